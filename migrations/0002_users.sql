@@ -1,0 +1,12 @@
+-- Users are the people an agent works for. A row appears when a request first names an identifier.
+
+create table users (
+    id         uuid primary key default gen_random_uuid(),
+    project_id uuid not null references projects on delete cascade,
+    identifier text not null,
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now()
+);
+
+create unique index users_identifier on users (project_id, identifier);
+create index users_created on users (project_id, created_at, id);

@@ -1,0 +1,131 @@
+//! The program as a value: what every handler and every job is given, and the three lists that know all features.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::auth::KeyCache;
+use crate::blob::Blobs;
+use crate::blob::spool::SpoolDir;
+use crate::blob::sweep::{self, SweepBlobs};
+use crate::config::Config;
+use crate::crypto::LinkKey;
+use crate::jobs::periodic::{self, Reconciler};
+use crate::jobs::{Jobs, Kinds};
+use crate::{db, disks, http, projects};
+
+/// A handle to everything; cheap to clone, and an extractor.
+#[derive(Clone)]
+pub struct App(Arc<Services>);
+
+pub struct Services {
+    pub config: Config,
+    pub db: PgPool,
+    pub blobs: Arc<dyn Blobs>,
+    pub spool: SpoolDir,
+    pub keys: KeyCache,
+    pub link_key: LinkKey,
+    /// The beginning of public links, without a slash at its end.
+    pub public_url: String,
+    pub jobs: Jobs,
+    pub greps: disks::search::Greps,
+    /// Everything that runs beside the requests. A stop waits for it.
+    pub tasks: TaskTracker,
+    /// The process stops: take nothing new on.
+    pub shutdown: CancellationToken,
+    /// The time for an orderly stop is over.
+    pub hard_stop: CancellationToken,
+}
+
+impl Deref for App {
+    type Target = Services;
+
+    fn deref(&self) -> &Services {
+        &self.0
+    }
+}
+
+/// What a start has found out or made before there can be an [`App`].
+pub struct Parts {
+    pub config: Config,
+    pub database: PgConnectOptions,
+    pub blobs: Arc<dyn Blobs>,
+    pub spool: SpoolDir,
+    /// The port that is listened on, which the configured one may leave open.
+    pub port: u16,
+    pub kinds: Kinds,
+}
+
+impl App {
+    pub fn new(parts: Parts) -> Self {
+        let Parts {
+            config,
+            database,
+            blobs,
+            spool,
+            port,
+            kinds,
+        } = parts;
+        let connections = u32::try_from(config.database.connections).unwrap_or(u32::MAX);
+        Self(Arc::new(Services {
+            db: db::pool(database, connections),
+            link_key: LinkKey::derive(config.keys.pepper()),
+            public_url: config.server.public_url(port),
+            greps: disks::search::Greps::default(),
+            keys: KeyCache::default(),
+            jobs: Jobs::new(kinds),
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+            hard_stop: CancellationToken::new(),
+            config,
+            blobs,
+            spool,
+        }))
+    }
+
+    /// The HTTP surface.
+    pub fn router(&self) -> Router {
+        http::surface(self, routes())
+    }
+}
+
+/// Every feature's routes.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .merge(http::router())
+        .merge(projects::router())
+        .merge(disks::router())
+}
+
+/// Every kind of job that this program can run.
+pub fn kinds() -> Kinds {
+    Kinds::default().with::<SweepBlobs>()
+}
+
+/// Everything that is done from time to time.
+pub fn reconcilers(config: &Config) -> Vec<Reconciler> {
+    vec![
+        Reconciler {
+            name: "take_over_jobs",
+            every: config.jobs.lease / 3,
+            run: |app| Box::pin(periodic::take_over(app)),
+        },
+        Reconciler {
+            name: "forget_failed_jobs",
+            every: Duration::from_hours(1),
+            run: |app| Box::pin(periodic::forget_failed(app)),
+        },
+        Reconciler {
+            name: "sweep_blobs",
+            every: config.jobs.sweep_every,
+            run: |app| Box::pin(sweep::request(app)),
+        },
+    ]
+}

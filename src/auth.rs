@@ -1,0 +1,247 @@
+//! Who is calling. Default-deny: [`require_key`] stands before every route, and only the constant list [`OPEN`] passes without
+//! a key. A test walks the OpenAPI document and wants 401 everywhere else.
+//!
+//! Verified keys are remembered for up to a minute, so that a warm request asks the database nothing. A change of a
+//! project's row is told to every process (see `migrations/0001_projects.sql`) and forgets that project's keys at once; a
+//! process that loses the connection it hears this on forgets all. A key that opens nothing is never remembered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use moka::sync::Cache;
+use secrecy::ExposeSecret;
+use tokio::sync::Semaphore;
+
+use crate::app::App;
+use crate::crypto::{KEY_PREFIX, MasterKey, ProjectKey, same};
+use crate::error::{Error, Result};
+use crate::ids::ProjectId;
+use crate::projects;
+
+/// Routes without a key, as they are spelled in the router.
+pub const OPEN: [&str; 9] = [
+    "/",
+    "/health",
+    "/ready",
+    "/openapi.json",
+    "/swagger",
+    "/swagger/doc.json",
+    "/swagger/{*file}",
+    "/api/v1/material/{token}",
+    "/favicon.ico",
+];
+/// Routes under here are the operator's and want `ADMIN_API_TOKEN`.
+const ADMIN: &str = "/admin/v1/";
+
+const UNKNOWN: Error = Error::Unauthorized("Unauthorized");
+
+/// The project that a request's key opened.
+#[derive(Clone)]
+pub struct Caller {
+    pub project: ProjectId,
+    pub encrypted: bool,
+    /// Inside the key, if it is a compact one.
+    pub master_key: Option<Arc<MasterKey>>,
+}
+
+impl Caller {
+    /// Refuses to store bytes that would have to be sealed.
+    ///
+    /// # Errors
+    /// 403 if the key has no master key, 503 as long as sealing is not there.
+    pub fn may_store_plain(&self) -> Result<()> {
+        match (self.encrypted, &self.master_key) {
+            (false, _) => Ok(()),
+            (true, None) => Err(Error::KeyRequired),
+            (true, Some(_)) => Err(Error::unavailable(
+                "this version does not store files of encrypted projects",
+            )),
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        let caller = parts.extensions.get::<Self>().cloned();
+        caller.ok_or_else(|| Error::internal(anyhow::anyhow!("an open route asks for a project")))
+    }
+}
+
+/// For the log line: which project a response belongs to.
+#[derive(Clone, Copy)]
+pub struct ResponseProject(pub ProjectId);
+
+/// The middleware before every route.
+pub async fn require_key(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    // Without a match the router answers 404.
+    let Some(route) = request.extensions().get::<MatchedPath>() else {
+        return next.run(request).await;
+    };
+    if OPEN.contains(&route.as_str()) {
+        return next.run(request).await;
+    }
+    if route.as_str().starts_with(ADMIN) {
+        return match admin(&app, request.headers()) {
+            Ok(()) => next.run(request).await,
+            Err(refusal) => refusal.into_response(),
+        };
+    }
+    match caller(&app, request.headers()).await {
+        Ok(caller) => {
+            let project = ResponseProject(caller.project);
+            request.extensions_mut().insert(caller);
+            let mut response = next.run(request).await;
+            response.extensions_mut().insert(project);
+            response
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+fn admin(app: &App, headers: &HeaderMap) -> Result<()> {
+    let Some(token) = &app.config.keys.admin_token else {
+        return Err(Error::Forbidden(
+            "administration is off: the server was started without ADMIN_API_TOKEN",
+        ));
+    };
+    let access_token = headers.get("x-access-token").and_then(|value| value.to_str().ok());
+    let sent = access_token.or_else(|| bearer(headers));
+    if sent.is_some_and(|sent| same(sent, token.expose_secret())) {
+        Ok(())
+    } else {
+        Err(UNKNOWN)
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .strip_prefix("Bearer ")
+}
+
+async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
+    let body = bearer(headers)
+        .and_then(|token| token.strip_prefix(KEY_PREFIX))
+        .filter(|body| !body.is_empty());
+    let key = ProjectKey::parse(body.ok_or(UNKNOWN)?);
+    let pepper = app.config.keys.pepper();
+    let lookup = key.lookup(pepper);
+    let verified = match app.keys.get(&lookup) {
+        Some(verified) => verified,
+        None => verify(app, &key, &lookup).await?,
+    };
+    let master_key = key
+        .master_key(pepper)
+        .map_err(|_| Error::Unauthorized("invalid API key: failed to unwrap compact token"))?
+        .map(Arc::new);
+    Ok(Caller {
+        project: verified.project,
+        encrypted: verified.encrypted,
+        master_key,
+    })
+}
+
+async fn verify(app: &App, key: &ProjectKey, lookup: &str) -> Result<Verified> {
+    let generation = app.keys.generation();
+    let mut conn = app.db.acquire().await?;
+    let found = projects::store::get_by_lookup(&mut conn, lookup)
+        .await?
+        .ok_or(UNKNOWN)?;
+    drop(conn);
+    if app.config.keys.argon2 && !app.keys.check_hash(app, key, found.secret_key_hash_phc).await? {
+        return Err(UNKNOWN);
+    }
+    let verified = Verified {
+        project: found.id,
+        encrypted: found.encryption_enabled,
+    };
+    app.keys.remember(lookup, verified, generation);
+    Ok(verified)
+}
+
+/// What a verified key opens.
+#[derive(Clone, Copy)]
+struct Verified {
+    project: ProjectId,
+    encrypted: bool,
+}
+
+/// The keys that were verified lately, by their look-up value.
+pub struct KeyCache {
+    verified: Cache<String, Verified>,
+    /// Counts the times something was forgotten: what was read before must not be remembered after.
+    generation: AtomicU64,
+    /// Each check of a hash takes 16 MiB for some milliseconds.
+    hashing: Semaphore,
+}
+
+impl Default for KeyCache {
+    fn default() -> Self {
+        let verified = Cache::builder()
+            .max_capacity(100_000)
+            .time_to_live(Duration::from_mins(1))
+            .support_invalidation_closures()
+            .build();
+        Self {
+            verified,
+            generation: AtomicU64::new(0),
+            hashing: Semaphore::new(4),
+        }
+    }
+}
+
+impl KeyCache {
+    /// Forgets the keys of one project.
+    pub fn forget(&self, project: ProjectId) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        if self
+            .verified
+            .invalidate_entries_if(move |_, verified| verified.project == project)
+            .is_err()
+        {
+            self.verified.invalidate_all();
+        }
+    }
+
+    /// Forgets every key: what may have changed was not heard.
+    pub fn forget_all(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.verified.invalidate_all();
+    }
+
+    fn get(&self, lookup: &str) -> Option<Verified> {
+        self.verified.get(lookup)
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    fn remember(&self, lookup: &str, verified: Verified, read_at: u64) {
+        if self.generation() == read_at {
+            self.verified.insert(lookup.to_owned(), verified);
+            // Something was forgotten between the check and the insert.
+            if self.generation() != read_at {
+                self.verified.invalidate(lookup);
+            }
+        }
+    }
+
+    async fn check_hash(&self, app: &App, key: &ProjectKey, phc: String) -> Result<bool> {
+        let _permit = self.hashing.acquire().await.map_err(Error::internal)?;
+        let (key, app) = (key.clone(), app.clone());
+        tokio::task::spawn_blocking(move || key.matches(app.config.keys.pepper(), &phc))
+            .await
+            .map_err(Error::internal)
+    }
+}

@@ -1,0 +1,66 @@
+//! Stored objects: bytes under a key that is used once and never overwritten.
+//!
+//! [`Blobs`] is the world outside, in two forms: a folder ([`local`]) and a bucket ([`s3`]). [`refs`] keeps the row of each
+//! object, so that no row points to nothing and no object is unknown. [`spool`] holds an upload until it is whole, [`links`]
+//! makes public links, [`sweep`] removes what nothing refers to any more.
+
+pub mod links;
+pub mod local;
+pub mod refs;
+pub mod s3;
+pub mod spool;
+pub mod sweep;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+
+use spool::Spool;
+
+/// The bytes of an object as they come in.
+pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// Is called with an object's place in the list and its bytes, from several threads at once. What it answers tells whether
+/// the scan goes on.
+pub type Visit = Arc<dyn Fn(usize, &[u8]) -> std::ops::ControlFlow<()> + Send + Sync>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// A row names an object that is not there.
+    #[error("object {0} is missing")]
+    Missing(String),
+    /// The store does not answer, is full, or answers wrongly.
+    #[error("the object store failed")]
+    Unavailable(#[source] anyhow::Error),
+}
+
+pub type Result<T> = std::result::Result<T, BlobError>;
+
+/// Where objects are kept. Keys are made by [`refs`]: `<project>/<blob id>`.
+#[async_trait]
+pub trait Blobs: Send + Sync {
+    /// Stores an object; when this returns it survives a loss of power.
+    async fn put(&self, key: &str, content: &Spool) -> Result<()>;
+
+    /// Reads the bytes of `range`, which lies within the object.
+    async fn open(&self, key: &str, range: Range<u64>) -> Result<ByteStream>;
+
+    /// Reads a whole object into memory.
+    async fn read(&self, key: &str) -> Result<Bytes>;
+
+    /// Reads many whole objects, several at a time and in no order; missing ones are an error.
+    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<()>;
+
+    /// Removes an object; one that is not there is fine.
+    async fn delete(&self, key: &str) -> Result<()>;
+
+    /// Whether the store can be reached now.
+    async fn check(&self) -> Result<()>;
+}
+
+fn unavailable(fault: impl Into<anyhow::Error>) -> BlobError {
+    BlobError::Unavailable(fault.into())
+}

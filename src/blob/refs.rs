@@ -1,0 +1,109 @@
+//! The rows of stored objects. Every stored file goes through [`upload`] and then, in the transaction that inserts the rows
+//! which refer to it, through [`claim`].
+//!
+//! The order makes a crash harmless at any point: a `pending` row, the object, then one transaction with `live` and the
+//! reference. What is left over is a row that the sweep finds.
+
+use sqlx::PgConnection;
+
+use super::spool::Spool;
+use crate::app::App;
+use crate::error::{Error, OnConstraint, Result};
+use crate::ids::{BlobId, ProjectId};
+
+/// Content that is stored but that no row refers to yet.
+#[derive(Debug)]
+pub struct Upload {
+    blob: BlobId,
+    project: ProjectId,
+    /// Whether this upload put the object there, or found it.
+    fresh: bool,
+}
+
+/// Sees to it that the content is in the object store: found there, or put there.
+pub async fn upload(app: &App, project: ProjectId, content: &Spool) -> Result<Upload> {
+    let known = sqlx::query_scalar!(
+        r#"select id as "id: BlobId" from blobs where project_id = $1 and sha256 = $2 and state = 'live'"#,
+        project as _,
+        content.sha256,
+    );
+    if let Some(blob) = known.fetch_optional(&app.db).await? {
+        return Ok(Upload {
+            blob,
+            project,
+            fresh: false,
+        });
+    }
+    let blob = BlobId::new();
+    let object_key = format!("{project}/{blob}");
+    let size = i64::try_from(content.size).map_err(Error::internal)?;
+    sqlx::query!(
+        "insert into blobs (id, project_id, object_key, sha256, size) values ($1, $2, $3, $4, $5)",
+        blob as _,
+        project as _,
+        object_key,
+        content.sha256,
+        size,
+    )
+    .execute(&app.db)
+    .await?;
+    app.blobs.put(&object_key, content).await?;
+    Ok(Upload {
+        blob,
+        project,
+        fresh: true,
+    })
+}
+
+/// Makes the upload's blob one that rows of this transaction may refer to, and holds it there until the transaction ends.
+/// `None` if another one took its place meanwhile (an equal content that came first, or the sweep): begin again with
+/// [`upload`], in a new transaction.
+pub async fn claim(conn: &mut PgConnection, upload: &Upload) -> Result<Option<BlobId>> {
+    if !upload.fresh {
+        // The share lock keeps the sweep from calling it dead before this transaction has ended.
+        let found = sqlx::query_scalar!(
+            r#"select id as "id: BlobId" from blobs where id = $1 and project_id = $2 and state = 'live' for share"#,
+            upload.blob as _,
+            upload.project as _,
+        );
+        return Ok(found.fetch_optional(conn).await?);
+    }
+    let made = sqlx::query_scalar!(
+        r#"update blobs set state = 'live' where id = $1 and project_id = $2 and state = 'pending' returning id as "id: BlobId""#,
+        upload.blob as _,
+        upload.project as _,
+    );
+    let made = made
+        .fetch_optional(conn)
+        .await
+        .on_constraint("blobs_live", || Error::Conflict(LOST.into()));
+    match made {
+        Err(Error::Conflict(_)) => Ok(None),
+        other => other,
+    }
+}
+
+/// Never seen by a client: [`claim`] turns it into `None`.
+const LOST: &str = "an equal content came first";
+
+/// Where a stored content is, if rows of the project still refer to it.
+pub struct Stored {
+    pub object_key: String,
+    pub size: u64,
+}
+
+/// Finds content by its hash.
+pub async fn get_by_sha256(conn: &mut PgConnection, project: ProjectId, sha256: &str) -> Result<Option<Stored>> {
+    let row = sqlx::query!(
+        "select object_key, size from blobs b
+         where project_id = $1 and sha256 = $2 and state = 'live'
+           and exists (select 1 from blob_references r where r.blob_id = b.id)",
+        project as _,
+        sha256,
+    );
+    let row = row.fetch_optional(conn).await?;
+    Ok(row.map(|row| Stored {
+        object_key: row.object_key,
+        size: row.size.cast_unsigned(),
+    }))
+}

@@ -1,0 +1,163 @@
+//! Objects in a bucket, through `aws-sdk-s3`. All that is particular to S3 and its imitations is here.
+
+use std::ops::Range;
+
+use anyhow::Context;
+use async_trait::async_trait;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    BehaviorVersion, Builder, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::ByteStream as S3Body;
+use aws_sdk_s3::types::ServerSideEncryption;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio_util::io::ReaderStream;
+
+use super::spool::{Body, Spool};
+use super::{BlobError, Blobs, ByteStream, Result, Visit, unavailable};
+use crate::config::S3;
+
+/// How many objects a scan reads at once: enough to hide the way to the store, few enough to bound memory.
+const SCAN_OBJECTS: usize = 16;
+
+pub struct S3Blobs {
+    client: Client,
+    bucket: String,
+    sse: Option<ServerSideEncryption>,
+}
+
+impl S3Blobs {
+    /// A client for the configured bucket; nothing is asked of the store yet.
+    pub fn new(settings: &S3) -> Self {
+        use secrecy::ExposeSecret;
+        let credentials = Credentials::new(
+            settings.access_key.clone().unwrap_or_default(),
+            settings
+                .secret_key
+                .as_ref()
+                .map(|key| key.expose_secret().to_owned())
+                .unwrap_or_default(),
+            None,
+            None,
+            "settings",
+        );
+        let mut config = Builder::new()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new(settings.region.clone()))
+            .credentials_provider(credentials)
+            .force_path_style(settings.use_path_style)
+            // Many S3-compatible stores refuse checksums they do not know.
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .retry_config(RetryConfig::standard().with_max_attempts(3))
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(std::time::Duration::from_secs(5))
+                    .read_timeout(std::time::Duration::from_secs(30))
+                    .build(),
+            );
+        if let Some(endpoint) = settings.endpoint() {
+            config = config.endpoint_url(endpoint);
+        }
+        let sse = settings
+            .sse
+            .as_deref()
+            .filter(|sse| !sse.is_empty())
+            .map(ServerSideEncryption::from);
+        Self {
+            client: Client::from_conf(config.build()),
+            bucket: settings.bucket.clone().unwrap_or_default(),
+            sse,
+        }
+    }
+
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<S3Body> {
+        let range = range.map(|range| format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+        let reply = self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .set_range(range)
+            .send()
+            .await;
+        Ok(reply.map_err(|fault| named(fault, key))?.body)
+    }
+}
+
+/// Stores answer an absent object as `NoSuchKey` or, some of them, as a bare 404.
+fn named<E>(fault: SdkError<E>, key: &str) -> BlobError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let status = fault.raw_response().map(|response| response.status().as_u16());
+    let absent =
+        matches!(fault.code(), Some("NoSuchKey" | "NotFound")) || (status == Some(404) && fault.code().is_none());
+    if absent {
+        return BlobError::Missing(key.to_owned());
+    }
+    unavailable(anyhow::Error::new(fault).context(format!("object {key}")))
+}
+
+#[async_trait]
+impl Blobs for S3Blobs {
+    async fn put(&self, key: &str, content: &Spool) -> Result<()> {
+        let body = match content.body() {
+            Body::Memory(bytes) => S3Body::from(bytes.clone()),
+            // From the path, so that a retry can read it again.
+            Body::File(path) => S3Body::from_path(&path.0).await.map_err(unavailable)?,
+        };
+        let put = self.client.put_object().bucket(&self.bucket).key(key);
+        let put = put.set_server_side_encryption(self.sse.clone()).body(body);
+        put.send().await.map(drop).map_err(|fault| match named(fault, key) {
+            BlobError::Missing(_) => unavailable(anyhow::anyhow!("bucket {} is missing", self.bucket)),
+            fault @ BlobError::Unavailable(_) => fault,
+        })
+    }
+
+    async fn open(&self, key: &str, range: Range<u64>) -> Result<ByteStream> {
+        if range.is_empty() {
+            return Ok(stream::empty().boxed());
+        }
+        let body = self.get(key, Some(range)).await?;
+        Ok(ReaderStream::with_capacity(body.into_async_read(), 64 * 1024).boxed())
+    }
+
+    async fn read(&self, key: &str) -> Result<Bytes> {
+        let body = self.get(key, None).await?;
+        Ok(body.collect().await.map_err(unavailable)?.into_bytes())
+    }
+
+    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<()> {
+        let mut objects = stream::iter(keys.into_iter().enumerate())
+            .map(|(at, key)| async move { Ok::<_, BlobError>((at, self.read(&key).await?)) })
+            .buffer_unordered(SCAN_OBJECTS);
+        while let Some((at, bytes)) = objects.try_next().await? {
+            if visit(at, &bytes).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        match self.client.delete_object().bucket(&self.bucket).key(key).send().await {
+            Ok(_) => Ok(()),
+            Err(fault) => match named(fault, key) {
+                BlobError::Missing(_) => Ok(()),
+                fault @ BlobError::Unavailable(_) => Err(fault),
+            },
+        }
+    }
+
+    async fn check(&self) -> Result<()> {
+        let head = self.client.head_bucket().bucket(&self.bucket).send().await;
+        head.with_context(|| format!("bucket {}", self.bucket))
+            .map(drop)
+            .map_err(unavailable)
+    }
+}

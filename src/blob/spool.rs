@@ -1,0 +1,186 @@
+//! An upload while it comes in: hashed as it flows, kept in memory while it is small and in a file beyond that, so that
+//! memory does not grow with what is uploaded.
+//!
+//! The files of a process lie in a folder of its own under `<data folder>/tmp`, which it locks. What a killed process left
+//! behind is removed by the next one that starts there. A file is gone when its [`Spool`] is dropped.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWriteExt;
+use uuid::Uuid;
+
+/// Up to here an upload stays in memory.
+const MEMORY: usize = 128 * 1024;
+/// How much of the beginning is kept at hand, to tell what kind of content it is.
+pub const HEAD: usize = 3072;
+
+/// The folder that uploads of this process go through.
+#[derive(Clone)]
+pub struct SpoolDir {
+    path: Arc<PathBuf>,
+    _lock: Arc<File>,
+}
+
+impl SpoolDir {
+    /// Makes a folder for this process and removes those of processes that are gone.
+    ///
+    /// # Errors
+    /// The folder cannot be made or locked.
+    pub fn open(data_dir: &Path) -> io::Result<Self> {
+        let root = data_dir.join("tmp");
+        std::fs::create_dir_all(&root)?;
+        remove_orphans(&root)?;
+        let path = root.join(Uuid::now_v7().simple().to_string());
+        std::fs::create_dir(&path)?;
+        let lock = File::create(path.join("lock"))?;
+        lock.try_lock().map_err(io::Error::other)?;
+        Ok(Self {
+            path: Arc::new(path),
+            _lock: Arc::new(lock),
+        })
+    }
+
+    /// Begins an upload.
+    pub fn writer(&self) -> SpoolWriter {
+        SpoolWriter {
+            dir: self.clone(),
+            hash: digest::Context::new(&digest::SHA256),
+            size: 0,
+            head: Vec::new(),
+            memory: BytesMut::new(),
+            file: None,
+        }
+    }
+
+    /// A name for a file of the moment; what is made there goes when this is dropped.
+    pub(super) fn temp_path(&self) -> TempPath {
+        TempPath(self.path.join(Uuid::now_v7().simple().to_string()))
+    }
+
+    /// A spool of bytes that are at hand.
+    pub fn of_bytes(bytes: Bytes) -> Spool {
+        Spool {
+            sha256: hex::encode(digest::digest(&digest::SHA256, &bytes)),
+            size: bytes.len() as u64,
+            head: bytes[..bytes.len().min(HEAD)].to_vec(),
+            body: Body::Memory(bytes),
+        }
+    }
+}
+
+/// Folders whose owner no longer holds the lock. One that another process is making right now has no lock file yet, or one
+/// that is a moment old: it is left alone.
+fn remove_orphans(root: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(root)? {
+        let folder = entry?.path();
+        let Ok(lock) = File::open(folder.join("lock")) else {
+            continue;
+        };
+        let settled = lock
+            .metadata()?
+            .modified()?
+            .elapsed()
+            .is_ok_and(|age| age.as_secs() >= 2);
+        if settled && lock.try_lock().is_ok() {
+            std::fs::remove_dir_all(&folder)?;
+        }
+    }
+    Ok(())
+}
+
+/// An upload that is still coming in.
+pub struct SpoolWriter {
+    dir: SpoolDir,
+    hash: digest::Context,
+    size: u64,
+    head: Vec<u8>,
+    memory: BytesMut,
+    file: Option<(tokio::fs::File, TempPath)>,
+}
+
+impl SpoolWriter {
+    /// Bytes so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Takes the next bytes in.
+    ///
+    /// # Errors
+    /// The file cannot be written, for instance because the disk is full.
+    pub async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
+        self.hash.update(chunk);
+        self.size += chunk.len() as u64;
+        let wanted = HEAD.saturating_sub(self.head.len()).min(chunk.len());
+        self.head.extend_from_slice(&chunk[..wanted]);
+        if let Some((file, _)) = &mut self.file {
+            return file.write_all(chunk).await;
+        }
+        self.memory.extend_from_slice(chunk);
+        if self.memory.len() > MEMORY {
+            let path = self.dir.temp_path();
+            let mut file = tokio::fs::File::create(&path.0).await?;
+            file.set_max_buf_size(MEMORY);
+            file.write_all(&std::mem::take(&mut self.memory)).await?;
+            self.file = Some((file, path));
+        }
+        Ok(())
+    }
+
+    /// The upload is whole.
+    ///
+    /// # Errors
+    /// As for [`SpoolWriter::write`].
+    pub async fn finish(self) -> io::Result<Spool> {
+        let body = match self.file {
+            None => Body::Memory(self.memory.freeze()),
+            Some((mut file, path)) => {
+                file.flush().await?;
+                Body::File(path)
+            }
+        };
+        Ok(Spool {
+            sha256: hex::encode(self.hash.finish()),
+            size: self.size,
+            head: self.head,
+            body,
+        })
+    }
+}
+
+/// An upload that is whole.
+pub struct Spool {
+    /// Of the content, in lower-case hex.
+    pub sha256: String,
+    /// In bytes.
+    pub size: u64,
+    /// The first bytes, [`HEAD`] at most.
+    pub head: Vec<u8>,
+    body: Body,
+}
+
+pub(super) enum Body {
+    Memory(Bytes),
+    File(TempPath),
+}
+
+impl Spool {
+    pub(super) fn body(&self) -> &Body {
+        &self.body
+    }
+}
+
+/// A file that is removed when this is dropped.
+pub(super) struct TempPath(pub(super) PathBuf);
+
+impl Drop for TempPath {
+    fn drop(&mut self) {
+        // If it stays, the next start removes it.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,272 @@
+//! Keys: the forms of a project's key, how one is looked up and verified, and what is derived from the server's pepper.
+//!
+//! A compact key is `sk-ac-` and 76 characters: base64url of a version byte, 16 bytes of secret, and the project's master key
+//! wrapped (RFC 3394) under a key that only secret and pepper together give. Any other text after the prefix is an old-style
+//! key: the text itself is the secret, and there is no master key. All of it byte by byte as Acontext does it.
+
+use anyhow::{Context, anyhow};
+use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
+use argon2::{Algorithm, Argon2, Params, Version};
+use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrap};
+use aws_lc_rs::{hkdf, hmac, rand};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use zeroize::Zeroizing;
+
+/// What every project key begins with.
+pub const KEY_PREFIX: &str = "sk-ac-";
+
+const COMPACT_VERSION: u8 = 1;
+const COMPACT_TEXT: usize = 76;
+const SECRET: usize = 16;
+const WRAPPED: usize = 40;
+
+/// The key that a project's content is sealed with; it exists only inside of compact keys and in memory.
+pub type MasterKey = Zeroizing<[u8; 32]>;
+
+/// A project key as a client sends it, taken apart.
+#[derive(Clone)]
+pub struct ProjectKey {
+    /// Proves who is calling.
+    secret: Zeroizing<String>,
+    wrapped: Option<[u8; WRAPPED]>,
+}
+
+impl ProjectKey {
+    /// Takes the text after the prefix apart. Any text is a key; whether it opens anything is another question.
+    pub fn parse(body: &str) -> Self {
+        Self::parse_compact(body).unwrap_or_else(|| Self {
+            secret: Zeroizing::new(body.to_owned()),
+            wrapped: None,
+        })
+    }
+
+    fn parse_compact(body: &str) -> Option<Self> {
+        if body.len() != COMPACT_TEXT {
+            return None;
+        }
+        let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(body).ok()?);
+        let (version, rest) = bytes.split_first()?;
+        let (secret, wrapped) = rest.split_at_checked(SECRET)?;
+        let wrapped = wrapped.try_into().ok()?;
+        (*version == COMPACT_VERSION).then(|| Self {
+            secret: Zeroizing::new(hex::encode(secret)),
+            wrapped: Some(wrapped),
+        })
+    }
+
+    /// A new compact key around a new master key: the key and its text, without the prefix.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn generate(pepper: &str) -> anyhow::Result<(Self, Zeroizing<String>)> {
+        let mut secret = Zeroizing::new([0; SECRET]);
+        let mut master = MasterKey::new([0; 32]);
+        rand::fill(&mut *secret)?;
+        rand::fill(&mut *master)?;
+        let hex_secret = Zeroizing::new(hex::encode(*secret));
+        let wrapped = wrap(&*wrapping_key(&hex_secret, pepper)?, &master)?;
+        let mut bytes = Zeroizing::new(vec![COMPACT_VERSION]);
+        bytes.extend_from_slice(&*secret);
+        bytes.extend_from_slice(&wrapped);
+        let body = Zeroizing::new(URL_SAFE_NO_PAD.encode(&*bytes));
+        Ok((
+            Self {
+                secret: hex_secret,
+                wrapped: Some(wrapped),
+            },
+            body,
+        ))
+    }
+
+    /// What the project is found by: hex HMAC-SHA256 of the secret under the pepper.
+    pub fn lookup(&self, pepper: &str) -> String {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, pepper.as_bytes());
+        hex::encode(hmac::sign(&key, self.secret.as_bytes()))
+    }
+
+    /// The master key inside, `None` for an old-style key.
+    ///
+    /// # Errors
+    /// The key was damaged, or made under another pepper.
+    pub fn master_key(&self, pepper: &str) -> anyhow::Result<Option<MasterKey>> {
+        let Some(wrapped) = &self.wrapped else { return Ok(None) };
+        let kek = AesKek::new(&AES_256, &*wrapping_key(&self.secret, pepper)?)?;
+        let mut master = MasterKey::new([0; 32]);
+        let length = kek.unwrap(wrapped, &mut *master)?.len();
+        if length == master.len() {
+            Ok(Some(master))
+        } else {
+            Err(anyhow!("a wrapped key of {length} bytes"))
+        }
+    }
+
+    /// The hash that is stored beside the look-up. Slow by design: not for an async thread.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn hash(&self, pepper: &str) -> anyhow::Result<String> {
+        let mut salt = [0; 16];
+        rand::fill(&mut salt)?;
+        let salt = SaltString::encode_b64(&salt).map_err(|fault| anyhow!("{fault}"))?;
+        let params = Params::new(16 * 1024, 2, 1, Some(32)).map_err(|fault| anyhow!("{fault}"))?;
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let hash = argon2
+            .hash_password(self.peppered(pepper).as_bytes(), &salt)
+            .map_err(|fault| anyhow!("{fault}"))?;
+        Ok(hash.to_string())
+    }
+
+    /// Whether a stored hash is of this key; the parameters come from the hash. Slow by design: not for an async thread.
+    pub fn matches(&self, pepper: &str, phc: &str) -> bool {
+        let Ok(hash) = PasswordHash::new(phc) else { return false };
+        Argon2::default()
+            .verify_password(self.peppered(pepper).as_bytes(), &hash)
+            .is_ok()
+    }
+
+    fn peppered(&self, pepper: &str) -> Zeroizing<String> {
+        Zeroizing::new(format!("{}{pepper}", *self.secret))
+    }
+}
+
+fn wrapping_key(secret: &str, pepper: &str) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+    let input = Zeroizing::new(format!("{secret}{pepper}"));
+    let salt = Zeroizing::new(format!("{pepper}-master-key-wrap"));
+    let info = Zeroizing::new(format!("{pepper} master key wrapping"));
+    derive(salt.as_bytes(), input.as_bytes(), info.as_bytes())
+}
+
+fn wrap(wrapping_key: &[u8; 32], master: &MasterKey) -> anyhow::Result<[u8; WRAPPED]> {
+    let mut wrapped = [0; WRAPPED];
+    AesKek::new(&AES_256, wrapping_key)?
+        .wrap(&**master, &mut wrapped)
+        .context("cannot wrap the master key")?;
+    Ok(wrapped)
+}
+
+/// HKDF-SHA256 to 32 bytes.
+fn derive(salt: &[u8], input: &[u8], info: &[u8]) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+    struct Length;
+    impl hkdf::KeyType for Length {
+        fn len(&self) -> usize {
+            32
+        }
+    }
+    let mut key = Zeroizing::new([0; 32]);
+    hkdf::Salt::new(hkdf::HKDF_SHA256, salt)
+        .extract(input)
+        .expand(&[info], Length)?
+        .fill(&mut *key)?;
+    Ok(key)
+}
+
+/// Signs public links. Derived from the pepper, so that every process of an installation has the same one.
+pub struct LinkKey(hmac::Key);
+
+impl LinkKey {
+    pub fn derive(pepper: &str) -> Self {
+        let input = hmac::Key::new(hmac::HMAC_SHA256, pepper.as_bytes());
+        Self(hmac::Key::new(
+            hmac::HMAC_SHA256,
+            hmac::sign(&input, b"acontextd public links, first form").as_ref(),
+        ))
+    }
+
+    pub fn sign(&self, bytes: &[u8]) -> [u8; 32] {
+        let tag = hmac::sign(&self.0, bytes);
+        let mut out = [0; 32];
+        out.copy_from_slice(tag.as_ref());
+        out
+    }
+}
+
+/// Compares two secrets in a time that does not depend on where they differ.
+pub fn same(one: &str, other: &str) -> bool {
+    use subtle::ConstantTimeEq;
+    one.as_bytes().ct_eq(other.as_bytes()).into()
+}
+
+/// A secret of 32 random bytes, in hex.
+///
+/// # Errors
+/// The system gives no random bytes.
+pub fn random_secret() -> anyhow::Result<Zeroizing<String>> {
+    let mut bytes = Zeroizing::new([0_u8; 32]);
+    rand::fill(&mut *bytes)?;
+    Ok(Zeroizing::new(hex::encode(*bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BODY: &str = "AQABAgMEBQYHCAkKCwwNDg-yiVI_UwOmeAB81C3NJqQFOQ7emn0VZgFRX8lNwXENcevkvKBBY2hS";
+    const MASTER: &str = "202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f";
+
+    #[test]
+    fn a_compact_key_is_taken_apart_as_upstream_does() {
+        let key = ProjectKey::parse(BODY);
+        assert_eq!(*key.secret, "000102030405060708090a0b0c0d0e0f");
+        assert_eq!(
+            key.lookup("test-pepper"),
+            "1282c7aab3a743695466fde6adbce57bddb7d67dd9ab0c04bec8861dee6a14f2"
+        );
+        let wrapping = wrapping_key(&key.secret, "test-pepper").unwrap();
+        assert_eq!(
+            hex::encode(*wrapping),
+            "6e7a45a06d338af3616c533dbf443245e88c6cd4ac263eb8ab100d74a96f53a0"
+        );
+        assert_eq!(hex::encode(*key.master_key("test-pepper").unwrap().unwrap()), MASTER);
+    }
+
+    #[test]
+    fn the_published_compact_key_opens_under_the_published_pepper() {
+        let key = ProjectKey::parse("AaGyw9Tl9qe4ydDh8qO0xdZNkrobQvwHWFRsnp5a3QtfbaDSDJQeRHxXPr4bGpc0g130EqBSjRNF");
+        assert_eq!(
+            key.lookup("your-secret-pepper"),
+            "fa7e5fe0f1ab1a66a1bfd1c4a5081e13d128cad5c2d41dfdc592fb42c25e373e"
+        );
+        assert_eq!(
+            hex::encode(*key.master_key("your-secret-pepper").unwrap().unwrap()),
+            "0123456789abcdef".repeat(4)
+        );
+    }
+
+    #[test]
+    fn a_damaged_key_or_another_pepper_is_noticed() {
+        assert!(ProjectKey::parse(BODY).master_key("other-pepper").is_err());
+        let mut damaged = BODY.to_owned();
+        damaged.replace_range(70..71, "A");
+        assert!(ProjectKey::parse(&damaged).master_key("test-pepper").is_err());
+    }
+
+    #[test]
+    fn any_other_text_is_an_old_style_key() {
+        for body in [
+            "plain",
+            "",
+            &BODY[1..],
+            &format!("{BODY}A"),
+            &BODY.replace('A', "!"),
+            &BODY.replacen("AQ", "Ag", 1),
+        ] {
+            let key = ProjectKey::parse(body);
+            assert_eq!(*key.secret, body);
+            assert!(key.master_key("test-pepper").unwrap().is_none(), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_generated_key_opens_and_is_verified() {
+        let (key, body) = ProjectKey::generate("pepper").unwrap();
+        let read = ProjectKey::parse(&body);
+        assert_eq!(read.lookup("pepper"), key.lookup("pepper"));
+        assert!(read.master_key("pepper").unwrap().is_some());
+        let phc = key.hash("pepper").unwrap();
+        assert!(phc.starts_with("$argon2id$v=19$m=16384,t=2,p=1$"), "{phc}");
+        assert!(read.matches("pepper", &phc));
+        assert!(!read.matches("salt", &phc));
+        assert!(!read.matches("pepper", "dummy-phc"));
+    }
+}

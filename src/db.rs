@@ -1,0 +1,31 @@
+//! The connection pool and the migrations.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+/// One for the program and all its tests: each use of the macro would embed another copy.
+pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// Opens the pool. Connections are made when they are needed.
+pub fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(5))
+        .max_lifetime(Duration::from_hours(1))
+        .idle_timeout(Duration::from_mins(5))
+        .connect_lazy_with(options.options([("TimeZone", "UTC")]).application_name("acontextd"))
+}
+
+/// Brings the database up to date. Takes an advisory lock, so two processes may do this at once.
+///
+/// # Errors
+/// The database does not answer, or has migrations that this program does not know.
+pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
+    MIGRATOR
+        .run(pool)
+        .await
+        .context("the database could not be brought up to date")
+}

@@ -1,0 +1,93 @@
+//! The routes of disks.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Deserialize;
+
+use super::Disk;
+use super::store::{self, Filter};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Params, Path, Query};
+use crate::http::openapi::Refusals;
+use crate::http::page::{Page, PageOf, PageQuery, Position};
+use crate::http::reply::{self, Done, Envelope};
+use crate::ids::DiskId;
+use crate::users::{self, Identifier};
+
+/// The refusal of a disk that is not the caller's, where upstream has a 404.
+pub const NOT_FOUND: Error = Error::NotFound("disk not found or access denied");
+
+#[derive(Deserialize, utoipa::ToSchema)]
+pub struct CreateDisk {
+    /// Whose disk it is; made if there is no such user.
+    #[serde(default, deserialize_with = "users::optional")]
+    #[schema(value_type = Option<String>, max_length = 1024)]
+    user: Option<Identifier>,
+}
+
+/// Create a disk
+#[utoipa::path(post, path = "/api/v1/disk", tag = "disk", request_body = Option<CreateDisk>,
+    responses((status = 201, body = Envelope<Disk>), Refusals))]
+pub async fn create_disk(State(app): State<App>, caller: Caller, Params(body): Params<CreateDisk>) -> Result<Response> {
+    let mut tx = app.db.begin().await?;
+    let user = match &body.user {
+        Some(user) => Some(users::store::get_or_insert(&mut tx, caller.project, user).await?),
+        None => None,
+    };
+    let disk = store::insert(&mut tx, caller.project, user).await?;
+    tx.commit().await?;
+    Ok(reply::created(disk))
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListDisks {
+    /// Only disks of this user.
+    #[serde(default)]
+    user: Option<String>,
+    /// Only the disk with this id.
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(flatten)]
+    #[param(ignore)]
+    page: PageQuery,
+}
+
+/// List disks
+#[utoipa::path(get, path = "/api/v1/disk", tag = "disk", params(ListDisks, PageQuery),
+    responses((status = 200, body = Envelope<PageOf<Disk>>), Refusals))]
+pub async fn list_disks(State(app): State<App>, caller: Caller, Query(query): Query<ListDisks>) -> Result<Response> {
+    let page: Page = query.page.parse(20, 200)?;
+    let id = query
+        .id
+        .as_deref()
+        .filter(|id| !id.is_empty())
+        .map(str::parse)
+        .transpose();
+    let id = id.map_err(|wrong| Error::field("id", wrong))?;
+    let user = query.user.as_deref().filter(|user| !user.is_empty());
+    if user.is_some_and(|user| user.contains('\0')) {
+        return Err(Error::field("user", "must not contain the character NUL"));
+    }
+    let mut conn = app.db.acquire().await?;
+    let disks = store::list(&mut conn, caller.project, &Filter { user, id }, &page).await?;
+    let position = |disk: &Disk| Position {
+        created_at: disk.created_at.0,
+        id: disk.id.0,
+    };
+    Ok(reply::ok(PageOf::new(disks, &page, position)))
+}
+
+/// Delete a disk
+///
+/// With every file on it.
+#[utoipa::path(delete, path = "/api/v1/disk/{disk_id}", tag = "disk", params(("disk_id" = DiskId, Path)),
+    responses((status = 200, body = Done), Refusals))]
+pub async fn delete_disk(State(app): State<App>, caller: Caller, Path(disk): Path<DiskId>) -> Result<Response> {
+    let mut tx = app.db.begin().await?;
+    let deleted = store::delete(&mut tx, caller.project, disk).await?;
+    tx.commit().await?;
+    if deleted { Ok(reply::done()) } else { Err(NOT_FOUND) }
+}

@@ -1,0 +1,525 @@
+//! The routes of files.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method};
+use axum::response::Response;
+use chrono::Utc;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::api::NOT_FOUND;
+use super::files::{self, Author, Change, Content, File, FileChange, Located};
+use super::parse::Kind;
+use super::path::{Directory, FilePath};
+use super::{Artifact, INFO, search, store};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::blob::links::{self, Link};
+use crate::blob::refs::{self, Stored};
+use crate::blob::spool::Spool;
+use crate::error::{Error, Result};
+use crate::http::download::{self, Presented};
+use crate::http::extract::{Flag, Int, Params, Path, Query};
+use crate::http::json::storable_object;
+use crate::http::openapi::Refusals;
+use crate::http::reply::{self, Done, Envelope};
+use crate::http::upload::Form;
+use crate::ids::{DiskId, ProjectId};
+use crate::media;
+
+/// The refusal of a disk that is not the caller's, where upstream has a 403.
+const DENIED: Error = Error::Forbidden("access denied: disk does not belong to this project");
+const NO_FILE: Error = Error::NotFound("artifact not found");
+/// How often an upload begins again because an equal content came first, or the sweep.
+const UPLOAD_TRIES: usize = 5;
+
+/// The form of an upload.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes a form that is read field by field")]
+pub struct UpsertArtifact {
+    /// The content; its name is the file's name.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+    /// The directory, with a slash at its end; what follows the last slash is ignored.
+    #[schema(default = "/")]
+    file_path: Option<String>,
+    /// A JSON object to keep with the file, as text.
+    meta: Option<String>,
+}
+
+/// Store a file
+///
+/// Replaces the one of that name, if there is one: readers see the old content until the new one is stored.
+#[utoipa::path(post, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact", params(("disk_id" = DiskId, Path)),
+    request_body(content = UpsertArtifact, content_type = "multipart/form-data"),
+    responses((status = 201, body = Envelope<Artifact>), Refusals))]
+pub async fn upsert_artifact(
+    State(app): State<App>,
+    caller: Caller,
+    Path(disk): Path<DiskId>,
+    request: Request,
+) -> Result<Response> {
+    let mut conn = app.db.acquire().await?;
+    let there = store::exists(&mut conn, caller.project, disk).await?;
+    drop(conn);
+    if !there {
+        return Err(NOT_FOUND);
+    }
+    caller.may_store_plain()?;
+    let form = Form::read(request, &app).await?.unwrap_or_default();
+    let file = form.file.ok_or(Error::bad("file is required"))?;
+    let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
+    let at = FilePath::of_upload(text("file_path"), &file.name)?;
+    let meta = user_meta(text("meta"), app.config.limits.meta)?;
+    let stored = store_file(&app, caller.project, disk, at, &file.content, meta).await?;
+    Ok(reply::created(Artifact::from(stored)))
+}
+
+/// Puts the bytes into the object store and then, in one short transaction, the file on its disk.
+async fn store_file(
+    app: &App,
+    project: ProjectId,
+    disk: DiskId,
+    at: FilePath,
+    content: &Spool,
+    meta: Map<String, Value>,
+) -> Result<File> {
+    let whole = content.head.len() as u64 == content.size;
+    let mime = media::detect(&content.head, whole, at.filename());
+    for _ in 0..UPLOAD_TRIES {
+        let upload = refs::upload(app, project, content).await?;
+        let mut tx = app.db.begin().await?;
+        let Some(blob) = refs::claim(&mut tx, &upload).await? else {
+            continue;
+        };
+        let size = i64::try_from(content.size).map_err(Error::internal)?;
+        let content = Content {
+            blob,
+            mime: mime.clone(),
+            size,
+            sha256: content.sha256.clone(),
+        };
+        let change = FileChange {
+            at: at.clone(),
+            change: Change::Put {
+                content,
+                meta: meta.clone(),
+            },
+        };
+        let changed = files::apply(&mut tx, project, disk, &[change], by_api(app)).await?;
+        let file = changed.map_err(|_| NOT_FOUND)?.pop().flatten();
+        tx.commit().await?;
+        return file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")));
+    }
+    Err(Error::unavailable(
+        "equal files are being stored and removed at once; try again in a moment",
+    ))
+}
+
+fn by_api(app: &App) -> Author<'static> {
+    Author {
+        made_by: "api",
+        reason: None,
+        keep: app.config.limits.file_versions,
+    }
+}
+
+/// What a client keeps with a file: a JSON object as text, or nothing.
+fn user_meta(text: &str, limit: u64) -> Result<Map<String, Value>> {
+    let invalid =
+        |why: &dyn std::fmt::Display| Error::bad_because("invalid meta JSON format", format_args!("meta: {why}"));
+    let value = if text.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_str(text).map_err(|why| invalid(&why))?
+    };
+    let meta = match value {
+        Value::Null => Map::new(),
+        Value::Object(meta) => meta,
+        _ => return Err(invalid(&"must be a JSON object")),
+    };
+    if meta.contains_key(INFO) {
+        return Err(Error::field(
+            "meta",
+            format_args!("reserved key '{INFO}' is not allowed in user meta"),
+        ));
+    }
+    storable_object("meta", &meta, limit)?;
+    Ok(meta)
+}
+
+/// Reads a full path out of a parameter that must be there.
+fn required_path(text: Option<&str>) -> Result<FilePath> {
+    match text {
+        None | Some("") => Err(Error::field("file_path", "is required")),
+        Some(text) => FilePath::parse(text),
+    }
+}
+
+/// The file of that path on a disk of the caller's.
+async fn find(app: &App, caller: &Caller, disk: DiskId, at: &FilePath) -> Result<Located> {
+    let mut conn = app.db.acquire().await?;
+    match files::get(&mut conn, caller.project, disk, at).await? {
+        Some(found) => Ok(found),
+        None if store::exists(&mut conn, caller.project, disk).await? => Err(NO_FILE),
+        None => Err(DENIED),
+    }
+}
+
+/// Before a path is looked at, whose disk it is.
+async fn check_disk(app: &App, caller: &Caller, disk: DiskId) -> Result<()> {
+    let mut conn = app.db.acquire().await?;
+    if store::exists(&mut conn, caller.project, disk).await? {
+        Ok(())
+    } else {
+        Err(DENIED)
+    }
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct GetArtifact {
+    /// Directory and name.
+    #[param(required = true, example = "/docs/notes.md")]
+    #[serde(default)]
+    file_path: Option<String>,
+    /// Whether to answer with a link that needs no key.
+    #[serde(default)]
+    #[param(value_type = Option<bool>, default = true)]
+    with_public_url: Option<Flag>,
+    /// Whether to answer with the text, if it is one.
+    #[serde(default)]
+    #[param(value_type = Option<bool>, default = true)]
+    with_content: Option<Flag>,
+    /// How long the link works, in seconds.
+    #[serde(default)]
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 604_800, default = 3600)]
+    expire: Option<Int>,
+}
+
+/// The text of a file.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct FileContent {
+    /// `text`, `json`, `csv` or `code`.
+    r#type: &'static str,
+    raw: String,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct GotArtifact {
+    artifact: Artifact,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public_url: Option<String>,
+    /// Left out of a file that is no text, or does not parse as what it claims to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<FileContent>,
+}
+
+/// Get a file's description, link and text
+#[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact",
+    params(("disk_id" = DiskId, Path), GetArtifact),
+    responses((status = 200, body = Envelope<GotArtifact>), Refusals))]
+pub async fn get_artifact(
+    State(app): State<App>,
+    caller: Caller,
+    Path(disk): Path<DiskId>,
+    Query(query): Query<GetArtifact>,
+) -> Result<Response> {
+    check_disk(&app, &caller, disk).await?;
+    let at = required_path(query.file_path.as_deref())?;
+    let life = query.expire.and_then(Int::given).unwrap_or(3600);
+    let end = links::end(Utc::now().timestamp(), life)?;
+    let found = find(&app, &caller, disk, &at).await?;
+    let with_url = Flag::or(query.with_public_url, true);
+    let public_url = with_url
+        .then(|| public_url(&app, &caller, &found.file, end))
+        .transpose()?;
+    let content = if Flag::or(query.with_content, true) {
+        content(&app, &found).await?
+    } else {
+        None
+    };
+    Ok(reply::ok(GotArtifact {
+        artifact: found.file.into(),
+        public_url,
+        content,
+    }))
+}
+
+fn public_url(app: &App, caller: &Caller, file: &File, end: i64) -> Result<String> {
+    let link = Link {
+        project: caller.project,
+        sha256: file.sha256.clone(),
+        mime: file.mime.clone(),
+        filename: file.filename.clone(),
+    };
+    Ok(format!(
+        "{}/api/v1/material/{}",
+        app.public_url,
+        link.sign(&app.link_key, end)?
+    ))
+}
+
+async fn content(app: &App, found: &Located) -> Result<Option<FileContent>> {
+    let Some(kind) = Kind::of(&found.file.filename, &found.file.mime) else {
+        return Ok(None);
+    };
+    let bytes = app.blobs.read(&found.object_key).await?;
+    let parse = move || {
+        kind.parses(&bytes)
+            .then(|| String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let raw = tokio::task::spawn_blocking(parse).await.map_err(Error::internal)?;
+    Ok(raw.map(|raw| FileContent {
+        r#type: kind.name(),
+        raw,
+    }))
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct DownloadArtifact {
+    /// Directory and name.
+    #[param(required = true, example = "/docs/notes.md")]
+    #[serde(default)]
+    file_path: Option<String>,
+}
+
+/// Download a file
+///
+/// Knows `Range`, `If-None-Match` (the ETag is the content's SHA-256) and HEAD.
+#[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/download", tag = "artifact",
+    params(("disk_id" = DiskId, Path), DownloadArtifact),
+    responses((status = 200, description = "The bytes", content_type = "application/octet-stream"),
+        (status = 206, description = "The bytes of `Range`", content_type = "application/octet-stream"),
+        (status = 304, description = "`If-None-Match` names these bytes"), Refusals))]
+pub async fn download_artifact(
+    State(app): State<App>,
+    caller: Caller,
+    Path(disk): Path<DiskId>,
+    Query(query): Query<DownloadArtifact>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response> {
+    check_disk(&app, &caller, disk).await?;
+    let found = find(&app, &caller, disk, &required_path(query.file_path.as_deref())?).await?;
+    let file = &found.file;
+    let stored = Stored {
+        object_key: found.object_key,
+        size: file.size.cast_unsigned(),
+    };
+    let as_ = Presented {
+        mime: &file.mime,
+        filename: &file.filename,
+        sha256: &file.sha256,
+        public: false,
+    };
+    download::serve(&app, &stored, &as_, &method, &headers).await
+}
+
+#[derive(Deserialize, utoipa::ToSchema)]
+pub struct UpdateArtifact {
+    /// Directory and name.
+    #[schema(required = true, example = "/docs/notes.md")]
+    #[serde(default)]
+    file_path: Option<String>,
+    /// A JSON object as text. It takes the place of all that was kept with the file.
+    #[schema(required = true, example = "{\"author\": \"alice\"}")]
+    #[serde(default)]
+    meta: Option<String>,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct UpdatedArtifact {
+    artifact: Artifact,
+}
+
+/// Replace what is kept with a file
+#[utoipa::path(put, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact", params(("disk_id" = DiskId, Path)),
+    request_body = UpdateArtifact, responses((status = 200, body = Envelope<UpdatedArtifact>), Refusals))]
+pub async fn update_artifact(
+    State(app): State<App>,
+    caller: Caller,
+    Path(disk): Path<DiskId>,
+    Params(body): Params<UpdateArtifact>,
+) -> Result<Response> {
+    let Some(meta) = body.meta.as_deref().filter(|meta| !meta.is_empty()) else {
+        return Err(Error::field("meta", "is required, a JSON object as text"));
+    };
+    if body.file_path.as_deref().is_none_or(str::is_empty) {
+        return Err(Error::field("file_path", "is required"));
+    }
+    check_disk(&app, &caller, disk).await?;
+    let at = required_path(body.file_path.as_deref())?;
+    let meta = user_meta(meta, app.config.limits.meta)?;
+    let mut tx = app.db.begin().await?;
+    let change = FileChange {
+        at,
+        change: Change::SetMeta(meta),
+    };
+    let changed = files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?;
+    let file = changed.map_err(|_| DENIED)?.pop().flatten().ok_or(NO_FILE)?;
+    tx.commit().await?;
+    Ok(reply::ok(UpdatedArtifact { artifact: file.into() }))
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct DeleteArtifact {
+    /// Directory and name.
+    #[param(example = "/docs/notes.md")]
+    #[serde(default)]
+    file_path: Option<String>,
+    /// Another name of `file_path`.
+    #[serde(default)]
+    path: Option<String>,
+}
+
+/// Delete a file
+///
+/// With all its versions.
+#[utoipa::path(delete, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact",
+    params(("disk_id" = DiskId, Path), DeleteArtifact),
+    responses((status = 200, body = Done), Refusals))]
+pub async fn delete_artifact(
+    State(app): State<App>,
+    caller: Caller,
+    Path(disk): Path<DiskId>,
+    Params(query): Params<DeleteArtifact>,
+) -> Result<Response> {
+    let path = query.file_path.filter(|path| !path.is_empty()).or(query.path);
+    if path.as_deref().is_none_or(str::is_empty) {
+        return Err(Error::field("file_path", "is required"));
+    }
+    check_disk(&app, &caller, disk).await?;
+    let at = required_path(path.as_deref())?;
+    let mut tx = app.db.begin().await?;
+    if files::get(&mut tx, caller.project, disk, &at).await?.is_none() {
+        return Err(NO_FILE);
+    }
+    let change = FileChange {
+        at,
+        change: Change::Erase,
+    };
+    let changed = files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?;
+    changed.map_err(|_| DENIED)?;
+    tx.commit().await?;
+    Ok(reply::done())
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListArtifacts {
+    /// The directory, with a slash at both ends.
+    #[serde(default)]
+    #[param(default = "/", example = "/docs/")]
+    path: Option<String>,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct ListedArtifacts {
+    /// The files that lie directly in it, by name.
+    artifacts: Vec<Artifact>,
+    /// The names of the directories directly below it.
+    directories: Vec<String>,
+}
+
+/// List a directory
+#[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/ls", tag = "artifact",
+    params(("disk_id" = DiskId, Path), ListArtifacts),
+    responses((status = 200, body = Envelope<ListedArtifacts>), Refusals))]
+pub async fn list_artifacts(
+    State(app): State<App>,
+    caller: Caller,
+    Path(disk): Path<DiskId>,
+    Query(query): Query<ListArtifacts>,
+) -> Result<Response> {
+    check_disk(&app, &caller, disk).await?;
+    let within = Directory::parse(query.path.as_deref())?;
+    let limit = app.config.limits.list;
+    let mut conn = app.db.acquire().await?;
+    let found = files::list(&mut conn, disk, &within, limit.saturating_add(1)).await?;
+    if found.len() > limit {
+        return Err(Error::TooLarge(format!(
+            "the directory holds more than {limit} files; narrow it down with glob"
+        )));
+    }
+    let directories = files::list_directories(&mut conn, disk, &within).await?;
+    let artifacts = found.into_iter().map(Artifact::from).collect();
+    Ok(reply::ok(ListedArtifacts {
+        artifacts,
+        directories: directories.into_iter().collect(),
+    }))
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct SearchArtifacts {
+    /// What to look for.
+    #[param(required = true)]
+    #[serde(default)]
+    query: Option<String>,
+    /// How many files at most.
+    #[serde(default)]
+    #[param(value_type = Option<u16>, minimum = 0, maximum = 200, default = 100)]
+    limit: Option<Int>,
+}
+
+impl SearchArtifacts {
+    /// The pattern and the limit; 0 stands for the default.
+    fn parse(&self, longest: usize) -> Result<(&str, usize)> {
+        let pattern = self.query.as_deref().unwrap_or_default();
+        if pattern.is_empty() {
+            return Err(Error::field("query", "is required"));
+        }
+        if pattern.chars().count() > longest {
+            return Err(Error::field(
+                "query",
+                format_args!("must not be longer than {longest} characters"),
+            ));
+        }
+        match self.limit.and_then(Int::given).unwrap_or_default() {
+            0 => Ok((pattern, 100)),
+            limit @ 1..=200 => Ok((pattern, usize::try_from(limit).map_err(Error::internal)?)),
+            _ => Err(Error::field("limit", "must be from 0 to 200")),
+        }
+    }
+}
+
+/// Find files by their text
+///
+/// `query` is a regular expression of Rust's `regex` crate, case-insensitive, `^` and `$` at each line. Answers with the
+/// files that contain a match, by path and name.
+#[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/grep", tag = "artifact",
+    params(("disk_id" = DiskId, Path), SearchArtifacts),
+    responses((status = 200, body = Envelope<Vec<Artifact>>), Refusals))]
+pub async fn grep_artifacts(
+    State(app): State<App>,
+    caller: Caller,
+    Path(disk): Path<DiskId>,
+    Query(query): Query<SearchArtifacts>,
+) -> Result<Response> {
+    check_disk(&app, &caller, disk).await?;
+    let (pattern, limit) = query.parse(app.config.limits.pattern)?;
+    let found = search::grep(&app, disk, pattern, limit).await?;
+    Ok(reply::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
+}
+
+/// Find files by their names
+///
+/// `query` is matched against path and name together: `*` and `**` for any characters (slashes too), `?` for one, `[a-z]` and
+/// `[!a-z]` for one of a class. Answers by path and name.
+#[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/glob", tag = "artifact",
+    params(("disk_id" = DiskId, Path), SearchArtifacts),
+    responses((status = 200, body = Envelope<Vec<Artifact>>), Refusals))]
+pub async fn glob_artifacts(
+    State(app): State<App>,
+    caller: Caller,
+    Path(disk): Path<DiskId>,
+    Query(query): Query<SearchArtifacts>,
+) -> Result<Response> {
+    check_disk(&app, &caller, disk).await?;
+    let (pattern, limit) = query.parse(app.config.limits.pattern)?;
+    let found = search::glob(&app, disk, pattern, limit).await?;
+    Ok(reply::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
+}

@@ -1,0 +1,212 @@
+//! What can go wrong in a request, a variant for each status. The public text is chosen here and nowhere else; the cause of
+//! a fault of our own travels in the response's extensions to the one log line of the request, never to the client.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::blob::BlobError;
+use crate::http::reply;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// 400: the request cannot be understood. `detail` names the field and what would do.
+    #[error("{msg}")]
+    BadRequest {
+        msg: Cow<'static, str>,
+        detail: Option<String>,
+    },
+    /// 401: no key, or not one that opens anything.
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    /// 403: known, but not allowed.
+    #[error("{0}")]
+    Forbidden(&'static str),
+    /// 403 with a constant that clients look for: the request needs a key that carries the project's master key.
+    #[error("encryption enabled, API key required")]
+    KeyRequired,
+    /// 404: says what is not there.
+    #[error("{0}")]
+    NotFound(&'static str),
+    /// 409.
+    #[error("{0}")]
+    Conflict(Cow<'static, str>),
+    /// 413: says what is too large and what the limit is.
+    #[error("{0}")]
+    TooLarge(String),
+    /// 503: a dependency or a deadline; the same request may work in a moment.
+    #[error("{msg}")]
+    Unavailable {
+        msg: Cow<'static, str>,
+        cause: Option<anyhow::Error>,
+    },
+    /// 500: a bug.
+    #[error("internal error")]
+    Internal(#[source] anyhow::Error),
+}
+
+/// The cause of a fault, for the log line of the request it belongs to.
+#[derive(Clone)]
+pub struct Cause(pub Arc<anyhow::Error>);
+
+impl Error {
+    /// A refusal with the text that clients know for it.
+    pub fn bad(msg: impl Into<Cow<'static, str>>) -> Self {
+        Self::BadRequest {
+            msg: msg.into(),
+            detail: None,
+        }
+    }
+
+    /// A refusal of one field: which, and what is wrong with it.
+    pub fn field(name: &str, wrong: impl std::fmt::Display) -> Self {
+        Self::BadRequest {
+            msg: "parameter error".into(),
+            detail: Some(format!("{name}: {wrong}")),
+        }
+    }
+
+    /// A refusal with a known text and the reason.
+    pub fn bad_because(msg: &'static str, why: impl std::fmt::Display) -> Self {
+        Self::BadRequest {
+            msg: msg.into(),
+            detail: Some(why.to_string()),
+        }
+    }
+
+    pub fn unavailable(msg: impl Into<Cow<'static, str>>) -> Self {
+        Self::Unavailable {
+            msg: msg.into(),
+            cause: None,
+        }
+    }
+
+    pub fn internal(cause: impl Into<anyhow::Error>) -> Self {
+        Self::Internal(cause.into())
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
+            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) | Self::KeyRequired => StatusCode::FORBIDDEN,
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The text in `msg`.
+    fn public(&self) -> Cow<'_, str> {
+        match self {
+            Self::BadRequest {
+                msg,
+                detail: Some(detail),
+            } => format!("{msg}: {detail}").into(),
+            Self::BadRequest { msg, detail: None } | Self::Unavailable { msg, .. } | Self::Conflict(msg) => {
+                msg.as_ref().into()
+            }
+            Self::Unauthorized(msg) | Self::Forbidden(msg) | Self::NotFound(msg) => (*msg).into(),
+            Self::KeyRequired => "encryption enabled, API key required".into(),
+            Self::TooLarge(msg) => msg.as_str().into(),
+            Self::Internal(_) => "internal error; the request id names it in the server's log".into(),
+        }
+    }
+
+    /// The `error` key: only constants, never the text of an inner fault.
+    fn constant(&self) -> Option<&'static str> {
+        matches!(self, Self::KeyRequired).then_some("ENCRYPTION_KEY_REQUIRED")
+    }
+
+    fn into_cause(self) -> Option<anyhow::Error> {
+        match self {
+            Self::Internal(cause) => Some(cause),
+            Self::Unavailable { cause, .. } => cause,
+            _ => None,
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let mut response = reply::refusal(status, &self.public(), self.constant());
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, header::HeaderValue::from_static("2"));
+        }
+        if let Some(cause) = self.into_cause() {
+            response.extensions_mut().insert(Cause(Arc::new(cause)));
+        }
+        response
+    }
+}
+
+impl From<anyhow::Error> for Error {
+    fn from(cause: anyhow::Error) -> Self {
+        Self::Internal(cause)
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(cause: sqlx::Error) -> Self {
+        if is_outage(&cause) {
+            let msg = "the database does not answer; try again in a moment".into();
+            return Self::Unavailable {
+                msg,
+                cause: Some(cause.into()),
+            };
+        }
+        Self::Internal(cause.into())
+    }
+}
+
+impl From<BlobError> for Error {
+    fn from(cause: BlobError) -> Self {
+        match cause {
+            BlobError::Unavailable(_) => {
+                let msg = "the object store does not answer; try again in a moment".into();
+                Self::Unavailable {
+                    msg,
+                    cause: Some(cause.into()),
+                }
+            }
+            BlobError::Missing(_) => Self::Internal(cause.into()),
+        }
+    }
+}
+
+/// Whether a database error is a matter of the moment (it is down, full, restarting, or two writers met) and not of the
+/// statement. Codes: <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
+pub fn is_outage(error: &sqlx::Error) -> bool {
+    use sqlx::Error as E;
+    match error {
+        E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed | E::Protocol(_) => true,
+        E::Database(fault) => fault.code().is_some_and(|code| {
+            let class = code.get(..2).unwrap_or_default();
+            matches!(class, "08" | "53" | "57" | "58") || matches!(&*code, "40001" | "40P01" | "55P03" | "25006")
+        }),
+        _ => false,
+    }
+}
+
+/// Turns the violation of a named constraint into an answer of its own.
+pub trait OnConstraint<T> {
+    fn on_constraint(self, name: &str, answer: impl FnOnce() -> Error) -> Result<T>;
+}
+
+impl<T> OnConstraint<T> for Result<T, sqlx::Error> {
+    fn on_constraint(self, name: &str, answer: impl FnOnce() -> Error) -> Result<T> {
+        self.map_err(|fault| match &fault {
+            sqlx::Error::Database(inner) if inner.constraint() == Some(name) => answer(),
+            _ => fault.into(),
+        })
+    }
+}

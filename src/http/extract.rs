@@ -1,0 +1,346 @@
+//! What handlers take in. axum's own extractors answer refusals in their own words; these answer in ours, name the field,
+//! and bind parameters by the rules that the existing clients rely on:
+//!
+//! - [`Json`]: the body is JSON whatever its content type says; only its first value is read; `null` is an empty object.
+//! - [`Query`]: the query string; a repeated key counts once, the first.
+//! - [`Params`]: the query and the body together, as JSON or as a form, so that a DELETE may carry its parameters in either.
+//! - [`Path`]: one segment of the path.
+
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+use crate::app::App;
+use crate::error::{Error, Result};
+use crate::ids;
+
+/// A JSON body.
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self> {
+        let bytes = body_bytes(request, app.config.limits.json).await?;
+        if bytes.is_empty() {
+            return Err(Error::bad_because(
+                "parameter error",
+                "body: is empty, a JSON object is due",
+            ));
+        }
+        bind(first_value(&bytes)?).map(Self)
+    }
+}
+
+/// The query string.
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        bind(Value::Object(query_pairs(parts)?)).map(Self)
+    }
+}
+
+/// The query string and the body, whichever the client used; the body wins.
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Params<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self> {
+        let (mut parts, body) = request.into_parts();
+        let mut fields = query_pairs(&parts)?;
+        let limit = app.config.limits.json;
+        match media_type(&parts.headers).as_str() {
+            "multipart/form-data" => {
+                let request = Request::from_parts(parts, body);
+                fields.extend(super::upload::text_fields(request, app).await?);
+            }
+            "application/json" => {
+                let bytes = body_bytes(Request::from_parts(parts, body), limit).await?;
+                if !bytes.is_empty() {
+                    match first_value(&bytes)? {
+                        Value::Object(given) => fields.extend(given),
+                        Value::Null => {}
+                        _ => return Err(Error::bad_because("parameter error", "body: must be a JSON object")),
+                    }
+                }
+            }
+            _ if matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) => {
+                parts.headers.remove(header::CONTENT_TYPE);
+                let bytes = body_bytes(Request::from_parts(parts, body), limit).await?;
+                fields.extend(pairs(&bytes)?);
+            }
+            _ => {}
+        }
+        bind(Value::Object(fields)).map(Self)
+    }
+}
+
+/// One segment of the path.
+pub struct Path<T>(pub T);
+
+/// What can stand in a path: its name in the route and how it is read.
+pub trait PathParam: Sized {
+    const NAME: &'static str;
+    fn read(text: &str) -> Result<Self, &'static str>;
+}
+
+impl<T: PathParam, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        let params = RawPathParams::from_request_parts(parts, state)
+            .await
+            .map_err(|_| Error::field(T::NAME, "is not valid UTF-8"))?;
+        let text = params
+            .iter()
+            .find(|(name, _)| *name == T::NAME)
+            .map(|(_, text)| text)
+            .unwrap_or_default();
+        T::read(text).map(Self).map_err(|wrong| Error::field(T::NAME, wrong))
+    }
+}
+
+impl PathParam for ids::DiskId {
+    const NAME: &'static str = "disk_id";
+
+    fn read(text: &str) -> Result<Self, &'static str> {
+        text.parse()
+    }
+}
+
+impl PathParam for ids::ProjectId {
+    const NAME: &'static str = "project_id";
+
+    fn read(text: &str) -> Result<Self, &'static str> {
+        text.parse()
+    }
+}
+
+/// An integer from a query, a form or JSON. Present but empty counts as not given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Int(Option<i64>);
+
+impl Int {
+    pub fn given(self) -> Option<i64> {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Int {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        let wrong = || D::Error::custom("must be a whole number");
+        match Value::deserialize(input)? {
+            Value::Null => Ok(Self(None)),
+            Value::String(text) if text.trim().is_empty() => Ok(Self(None)),
+            Value::String(text) => text.trim().parse().map(|n| Self(Some(n))).map_err(|_| wrong()),
+            Value::Number(number) => number.as_i64().map(|n| Self(Some(n))).ok_or_else(wrong),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// A yes or no from a query, a form or JSON. Present but empty counts as not given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flag(Option<bool>);
+
+impl Flag {
+    pub fn is_set(self) -> bool {
+        self.0 == Some(true)
+    }
+
+    pub fn or(flag: Option<Self>, default: bool) -> bool {
+        flag.and_then(|flag| flag.0).unwrap_or(default)
+    }
+}
+
+impl<'de> Deserialize<'de> for Flag {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        match Value::deserialize(input)? {
+            Value::Bool(flag) => Ok(Self(Some(flag))),
+            Value::Null => Ok(Self(None)),
+            Value::String(text) => match text.trim() {
+                "" => Ok(Self(None)),
+                "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Self(Some(true))),
+                "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(Self(Some(false))),
+                _ => Err(D::Error::custom("must be true or false")),
+            },
+            _ => Err(D::Error::custom("must be true or false")),
+        }
+    }
+}
+
+/// The content type without its parameters, in lower case.
+pub fn media_type(headers: &HeaderMap) -> String {
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    value.split([';', ' ']).next().unwrap_or_default().to_ascii_lowercase()
+}
+
+/// The whole body, if it is no longer than `limit` bytes. A length that is announced too large is refused unread.
+pub async fn body_bytes(request: Request, limit: u64) -> Result<Bytes> {
+    let too_large = || Error::TooLarge(format!("the body is larger than the maximum of {limit} bytes"));
+    if announced_length(request.headers()).is_some_and(|length| length > limit) {
+        return Err(too_large());
+    }
+    let body: Body = request.into_body();
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(fault) if fault.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
+        Err(_) => Err(Error::bad_because("parameter error", "body: ended before it was whole")),
+    }
+}
+
+pub fn announced_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// The first JSON value of a body; what follows it is ignored.
+fn first_value(bytes: &[u8]) -> Result<Value> {
+    let mut input = serde_json::Deserializer::from_slice(bytes);
+    match Value::deserialize(&mut input) {
+        Ok(Value::Null) => Ok(Value::Object(Map::new())),
+        Ok(value) => Ok(value),
+        Err(fault) => Err(Error::bad_because(
+            "parameter error",
+            format_args!("body: is not valid JSON ({fault})"),
+        )),
+    }
+}
+
+fn bind<T: DeserializeOwned>(fields: Value) -> Result<T> {
+    serde_path_to_error::deserialize(fields).map_err(|fault| {
+        let path = fault.path().to_string();
+        let wrong = fault.into_inner();
+        match path.as_str() {
+            "." | "?" | "" => Error::bad_because("parameter error", wrong),
+            field => Error::field(field, wrong),
+        }
+    })
+}
+
+fn query_pairs(parts: &Parts) -> Result<Map<String, Value>> {
+    pairs(parts.uri.query().unwrap_or_default().as_bytes())
+}
+
+/// `a=1&b=2` as an object of strings; the first of equal keys counts.
+fn pairs(encoded: &[u8]) -> Result<Map<String, Value>> {
+    let mut fields = Map::new();
+    for pair in encoded.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
+        let at = pair.iter().position(|byte| *byte == b'=');
+        let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
+        let name = decode(name).ok_or_else(|| Error::field("query", "a name is not valid UTF-8 or badly escaped"))?;
+        let value = decode(value).ok_or_else(|| Error::field(&name, "is not valid UTF-8 or badly escaped"))?;
+        fields.entry(name).or_insert(Value::String(value));
+    }
+    Ok(fields)
+}
+
+/// Undoes form encoding (`+` and `%XX`).
+fn decode(text: &[u8]) -> Option<String> {
+    let spaced: Vec<u8> = text
+        .iter()
+        .map(|byte| if *byte == b'+' { b' ' } else { *byte })
+        .collect();
+    percent_decode(&spaced)
+}
+
+/// Undoes `%XX`; `None` for a broken escape or what is not UTF-8.
+pub fn percent_decode(text: &[u8]) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.iter();
+    while let Some(byte) = rest.next() {
+        out.push(if *byte == b'%' {
+            let mut digit = || {
+                char::from(*rest.next()?)
+                    .to_digit(16)
+                    .and_then(|n| u8::try_from(n).ok())
+            };
+            digit()? << 4 | digit()?
+        } else {
+            *byte
+        });
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    struct Sample {
+        name: Option<String>,
+        limit: Option<Int>,
+        deep: Option<Flag>,
+    }
+
+    fn query(text: &str) -> Result<Sample> {
+        bind(Value::Object(pairs(text.as_bytes())?))
+    }
+
+    fn refusal(text: &str) -> String {
+        match query(text) {
+            Err(Error::BadRequest { detail, .. }) => detail.unwrap_or_default(),
+            other => panic!("{text} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_query_is_bound_by_the_clients_rules() {
+        let sample = query("name=a+b%2Fc&limit=%2020%20&deep=T&name=second").unwrap();
+        assert_eq!(sample.name.as_deref(), Some("a b/c"));
+        assert_eq!(sample.limit, Some(Int(Some(20))));
+        assert_eq!(sample.deep, Some(Flag(Some(true))));
+        let empty = query("limit=&deep=").unwrap();
+        assert_eq!((empty.limit, empty.deep), (Some(Int(None)), Some(Flag(None))));
+    }
+
+    #[test]
+    fn a_refusal_names_the_field() {
+        assert!(refusal("limit=abc").starts_with("limit: "));
+        assert!(refusal("deep=maybe").starts_with("deep: "));
+        assert!(refusal("name=%zz").starts_with("name: "));
+        assert!(refusal("name=%ff").starts_with("name: "));
+        assert!(refusal("name=%e").starts_with("name: "));
+    }
+
+    #[test]
+    fn json_values_are_taken_in_their_own_types() {
+        let sample: Sample = bind(json!({"limit": 7, "deep": true, "name": null})).unwrap();
+        assert_eq!(
+            sample,
+            Sample {
+                name: None,
+                limit: Some(Int(Some(7))),
+                deep: Some(Flag(Some(true)))
+            }
+        );
+        assert!(bind::<Sample>(json!({"name": 7})).is_err());
+        assert!(bind::<Sample>(json!({"limit": 1.5})).is_err());
+        assert!(bind::<Sample>(json!(["a"])).is_err());
+    }
+
+    #[test]
+    fn only_the_first_json_value_counts_and_depth_is_bounded() {
+        assert_eq!(first_value(br#"{"a":1} trailing"#).unwrap(), json!({"a": 1}));
+        assert_eq!(first_value(b"null").unwrap(), json!({}));
+        assert!(first_value(b"{\"user\": ").is_err());
+        assert!(first_value("[".repeat(10_000).as_bytes()).is_err());
+    }
+}

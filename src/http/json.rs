@@ -1,0 +1,98 @@
+//! Free-form JSON that clients hand over to be kept: what of it Postgres can hold.
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// Longer numbers, or exponents beyond this, are no measure of anything and would blow up where they are stored.
+const MAX_DIGITS: usize = 1_000;
+const MAX_EXPONENT: i32 = 1_000;
+
+/// Refuses an object that cannot be kept as it is: too large, a NUL in a text, or a number beyond all measure.
+///
+/// # Errors
+/// 400 that names the field.
+pub fn storable_object(field: &str, object: &Map<String, Value>, max_bytes: u64) -> Result<()> {
+    let size = serde_json::to_vec(object).map_err(Error::internal)?.len() as u64;
+    if size > max_bytes {
+        return Err(Error::field(
+            field,
+            format_args!("must not be larger than {max_bytes} bytes"),
+        ));
+    }
+    object
+        .iter()
+        .try_for_each(|(key, value)| text(key).and_then(|()| storable(value)))
+        .map_err(|wrong| Error::field(field, wrong))
+}
+
+fn storable(value: &Value) -> Result<(), &'static str> {
+    match value {
+        Value::Null | Value::Bool(_) => Ok(()),
+        Value::String(inner) => text(inner),
+        Value::Number(number) => measure(&number.to_string()),
+        Value::Array(items) => items.iter().try_for_each(storable),
+        Value::Object(inner) => inner
+            .iter()
+            .try_for_each(|(key, value)| text(key).and_then(|()| storable(value))),
+    }
+}
+
+fn text(text: &str) -> Result<(), &'static str> {
+    if text.contains('\0') {
+        Err("must not contain the character NUL")
+    } else {
+        Ok(())
+    }
+}
+
+fn measure(number: &str) -> Result<(), &'static str> {
+    let exponent = number
+        .split_once(['e', 'E'])
+        .map_or(Some(0), |(_, exponent)| exponent.parse::<i32>().ok());
+    match exponent {
+        Some(n) if n.abs() <= MAX_EXPONENT && number.len() <= MAX_DIGITS => Ok(()),
+        _ => Err("contains a number that is too large or too long"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(json: &str) -> Result<()> {
+        storable_object(
+            "meta",
+            serde_json::from_str::<Value>(json).unwrap().as_object().unwrap(),
+            1_000_000,
+        )
+    }
+
+    #[test]
+    fn ordinary_objects_are_fine() {
+        assert!(check(r#"{"a": [1, 2.50, null, {"ü": true}], "": 12345678901234567890, "e": 1e300}"#).is_ok());
+    }
+
+    #[test]
+    fn what_postgres_cannot_hold_is_refused_by_name() {
+        let long = format!(r#"{{"n": {}}}"#, "9".repeat(2_000));
+        for json in [
+            r#"{"a": "\u0000"}"#,
+            r#"{"\u0000": 1}"#,
+            r#"{"a": [{"b": "\u0000"}]}"#,
+            r#"{"n": 1e200000}"#,
+            &long,
+        ] {
+            let refusal = check(json).unwrap_err();
+            assert!(matches!(refusal, Error::BadRequest { detail: Some(detail), .. } if detail.starts_with("meta: ")));
+        }
+        assert!(
+            storable_object(
+                "meta",
+                &Map::from_iter([("k".into(), Value::from("v".repeat(100)))]),
+                50
+            )
+            .is_err()
+        );
+    }
+}

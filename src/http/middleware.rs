@@ -1,0 +1,254 @@
+//! What stands around every route: the request's id, its span and its one log line; the time it may take; and that a write
+//! runs to its end even if the client hangs up.
+//!
+//! Neither bodies nor keys are logged, and no path of a route whose path is a secret.
+
+use std::any::Any;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, Response as HttpResponse, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use opentelemetry::global;
+use opentelemetry::propagation::Extractor;
+use opentelemetry::trace::TraceContextExt;
+use tracing::{Instrument, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use uuid::Uuid;
+
+use super::extract::media_type;
+use crate::app::App;
+use crate::auth::ResponseProject;
+use crate::error::{Cause, Error};
+
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
+
+/// How much of a refused body is read away, and for how long.
+const DRAIN_BYTES: usize = 64 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(10);
+
+/// The outermost layer: ids in and out, the span, the log line.
+pub async fn observe(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(|path| path.as_str().to_owned());
+    let method = request.method().clone();
+    let id = request_id(&request);
+    let path = shown_path(&request, route.as_deref());
+    let span = tracing::info_span!(
+        "request",
+        otel.name = format!("{method} {}", route.as_deref().unwrap_or("(no route)")),
+        otel.kind = "server",
+        http.request.method = %method,
+        http.route = route,
+        request.id = id.to_str().unwrap_or_default(),
+        project.id = tracing::field::Empty,
+        http.response.status_code = tracing::field::Empty,
+    );
+    if global::get_text_map_propagator(|propagator| propagator.fields().next().is_some()) {
+        let parent = global::get_text_map_propagator(|propagator| propagator.extract(&Headers(&request)));
+        // Without a trace of the client's there is nothing to follow.
+        let _ = span.set_parent(parent);
+    }
+
+    let mut response = next.run(request).instrument(span.clone()).await;
+
+    let status = response.status();
+    let project = response.extensions().get::<ResponseProject>().map(|project| project.0);
+    span.record("http.response.status_code", status.as_u16());
+    if let Some(project) = project {
+        span.record("project.id", project.to_string());
+    }
+    if let Some(trace) = trace_id(&span) {
+        response.headers_mut().insert(TRACE_ID.clone(), trace);
+    }
+    let line = Line {
+        id: &id,
+        method: &method,
+        path: &path,
+        project: project.map(|id| id.to_string()),
+        status,
+    };
+    span.in_scope(|| line.write(started, response.extensions().get::<Cause>()));
+    response.headers_mut().insert(REQUEST_ID.clone(), id);
+    response
+}
+
+/// The log line of a request.
+struct Line<'a> {
+    id: &'a HeaderValue,
+    method: &'a Method,
+    path: &'a str,
+    project: Option<String>,
+    status: StatusCode,
+}
+
+impl Line<'_> {
+    fn write(&self, started: Instant, cause: Option<&Cause>) {
+        let duration_ms = started.elapsed().as_secs_f64() * 1000.0;
+        let duration_ms = (duration_ms * 1000.0).round() / 1000.0;
+        let error = cause.map(|cause| format!("{:#}", cause.0));
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    request.id = self.id.to_str().unwrap_or_default(),
+                    project.id = self.project,
+                    method = %self.method,
+                    path = self.path,
+                    status = self.status.as_u16(),
+                    duration_ms,
+                    error,
+                    "request"
+                )
+            };
+        }
+        if self.status.is_server_error() {
+            line!(error)
+        } else {
+            line!(info)
+        }
+    }
+}
+
+/// The id sent by the client or a proxy, if it is one, else a new one.
+fn request_id(request: &Request) -> HeaderValue {
+    let sent = request.headers().get(&REQUEST_ID);
+    let fit =
+        |value: &&HeaderValue| (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
+    sent.filter(fit).cloned().unwrap_or_else(|| {
+        let id = Uuid::now_v7().to_string();
+        HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("none"))
+    })
+}
+
+/// The path for the log: the route where a segment of the path is itself a key.
+fn shown_path(request: &Request, route: Option<&str>) -> String {
+    match route {
+        Some(route) if route.contains("{token}") => route.to_owned(),
+        Some(_) => request.uri().path().to_owned(),
+        // May be anything, a mistyped link among it.
+        None => request.uri().path().chars().take(32).collect(),
+    }
+}
+
+fn trace_id(span: &Span) -> Option<HeaderValue> {
+    let context = span.context();
+    let context = context.span().span_context().clone();
+    context
+        .is_valid()
+        .then(|| HeaderValue::from_str(&context.trace_id().to_string()).ok())?
+}
+
+struct Headers<'a>(&'a Request);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.headers().get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.headers().keys().map(HeaderName::as_str).collect()
+    }
+}
+
+/// The time a request may take. What may write runs on a task of its own, which the stop of the process waits for: a client
+/// that hangs up cannot end it between two steps.
+pub async fn bound(State(app): State<App>, request: Request, next: Next) -> Response {
+    let upload = media_type(request.headers()) == "multipart/form-data";
+    let limit = if upload {
+        app.config.limits.upload
+    } else {
+        app.config.limits.request
+    };
+    let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let work = async move {
+        tokio::time::timeout(limit, next.run(request))
+            .await
+            .unwrap_or_else(|_| {
+                Error::unavailable(format!("the request took longer than {} seconds", limit.as_secs())).into_response()
+            })
+    };
+    if safe {
+        return work.await;
+    }
+    match app.tasks.spawn(work.in_current_span()).await {
+        Ok(response) => response,
+        Err(fault) => Error::internal(fault).into_response(),
+    }
+}
+
+/// Reads away what is left of a refused request's body, beside the answer and within limits. A client that is still sending
+/// would otherwise find its connection reset before it could read why.
+pub async fn drain(State(app): State<App>, request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let (parts, body) = request.into_parts();
+    let body = SharedBody(Arc::new(Mutex::new(body)));
+    let mut rest = body.clone();
+    let response = next.run(Request::from_parts(parts, Body::new(body))).await;
+    if response.status().as_u16() >= 400 && !rest.is_end_stream() {
+        app.tasks.spawn(async move {
+            let away = async {
+                let mut left = DRAIN_BYTES;
+                while let Some(Ok(frame)) = rest.frame().await {
+                    let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else {
+                        break;
+                    };
+                    left = rest;
+                }
+            };
+            // What is late is cut off.
+            let _ = tokio::time::timeout(DRAIN_TIME, away).await;
+        });
+    }
+    response
+}
+
+/// A request's body that two may read, one after the other.
+#[derive(Clone)]
+struct SharedBody(Arc<Mutex<Body>>);
+
+impl SharedBody {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Body> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HttpBody for SharedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut *self.lock()).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.lock().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.lock().size_hint()
+    }
+}
+
+/// The answer of a request whose handler panicked.
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands the panic over")]
+pub fn panicked(panic: Box<dyn Any + Send>) -> HttpResponse<Body> {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text
+        .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+        .unwrap_or_default();
+    Error::internal(anyhow::anyhow!("the handler panicked: {text}")).into_response()
+}

@@ -1,0 +1,57 @@
+//! The surface that every route shares: what comes in ([`extract`], [`upload`]), what goes out ([`reply`], [`download`]), what
+//! stands around ([`middleware`], [`server`]), and what describes it ([`openapi`]).
+
+pub mod download;
+pub mod extract;
+pub mod json;
+pub mod middleware;
+pub mod openapi;
+pub mod page;
+pub mod reply;
+pub mod server;
+pub mod status;
+pub mod time;
+pub mod upload;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::get;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::auth;
+use crate::error::{Error, Result};
+
+/// The routes that belong to no feature.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(status::health))
+        .routes(routes!(status::ready))
+        .routes(routes!(status::ping))
+        .routes(routes!(download::get_material))
+}
+
+/// The whole surface, from the features' routes.
+pub fn surface(app: &App, routes: OpenApiRouter<App>) -> Router {
+    let (surface, _) = routes.split_for_parts();
+    surface
+        .route("/openapi.json", get(openapi::serve))
+        .route("/swagger", get(openapi::to_swagger))
+        .route("/swagger/doc.json", get(openapi::serve))
+        .route("/swagger/{*file}", get(openapi::swagger))
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_found)
+        .layer(from_fn_with_state(app.clone(), auth::require_key))
+        .layer(CatchPanicLayer::custom(middleware::panicked))
+        .layer(from_fn_with_state(app.clone(), middleware::bound))
+        .layer(from_fn_with_state(app.clone(), middleware::drain))
+        .layer(from_fn(middleware::observe))
+        .with_state(app.clone())
+}
+
+/// Unknown paths, and known ones with another method.
+async fn not_found() -> Result<()> {
+    Err(Error::NotFound("no such route"))
+}

@@ -1,0 +1,111 @@
+//! The API's description. Each path stands once, above its handler; this file adds what they share. The document is compared
+//! with `openapi/openapi.json` by a test.
+
+use std::sync::{Arc, LazyLock};
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, RefOr, ResponseBuilder, Schema};
+use utoipa::{IntoResponses, PartialSchema};
+
+use super::extract::Path;
+use super::reply::Refusal;
+use crate::app;
+use crate::error::{Error, Result};
+
+/// The answers that every route may give besides its own.
+pub struct Refusals;
+
+impl IntoResponses for Refusals {
+    fn responses() -> std::collections::BTreeMap<String, RefOr<utoipa::openapi::response::Response>> {
+        let refusal = |text: &str| {
+            let schema: RefOr<Schema> = Refusal::schema();
+            let content = ContentBuilder::new().schema(Some(schema)).build();
+            ResponseBuilder::new()
+                .description(text)
+                .content("application/json", content)
+                .build()
+                .into()
+        };
+        std::collections::BTreeMap::from([
+            (
+                "4XX".to_owned(),
+                refusal("Refused; `code` is the status, `msg` names the field or what is missing"),
+            ),
+            (
+                "5XX".to_owned(),
+                refusal("A fault of the server; 503 may work in a moment"),
+            ),
+        ])
+    }
+}
+
+/// The document.
+pub fn document() -> OpenApi {
+    let mut api = app::routes().into_openapi();
+    api.info = InfoBuilder::new()
+        .title("Acontext API")
+        .version("1.0")
+        .description(Some("Data and memory backend for AI agents, served by acontextd."))
+        .build();
+    let bearer = |description: &str| {
+        let http = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some(description))
+            .build();
+        SecurityScheme::Http(http)
+    };
+    let components = api.components.get_or_insert_default();
+    components.add_security_scheme("BearerAuth", bearer("A project's key, `sk-ac-…`"));
+    components.add_security_scheme("AdminToken", bearer("`ADMIN_API_TOKEN`, here or in `X-Access-Token`"));
+    api.security = Some(vec![SecurityRequirement::new("BearerAuth", Vec::<String>::new())]);
+    api
+}
+
+static JSON: LazyLock<Result<String, serde_json::Error>> = LazyLock::new(|| document().to_json());
+
+/// Serves the document.
+pub async fn serve() -> Result<Response> {
+    let json = JSON
+        .as_deref()
+        .map_err(|fault| Error::internal(anyhow::anyhow!("{fault}")))?;
+    Ok(file("application/json", Body::from(json)))
+}
+
+/// Sends browsers to the page.
+pub async fn to_swagger() -> Response {
+    (
+        StatusCode::MOVED_PERMANENTLY,
+        [(header::LOCATION, "/swagger/index.html")],
+    )
+        .into_response()
+}
+
+impl super::extract::PathParam for String {
+    const NAME: &'static str = "file";
+
+    fn read(text: &str) -> Result<Self, &'static str> {
+        Ok(text.to_owned())
+    }
+}
+
+static SWAGGER: LazyLock<Arc<utoipa_swagger_ui::Config<'static>>> =
+    LazyLock::new(|| Arc::new(utoipa_swagger_ui::Config::from("/swagger/doc.json")));
+
+/// Serves the page that shows the document.
+pub async fn swagger(Path(name): Path<String>) -> Result<Response> {
+    let found = utoipa_swagger_ui::serve(&name, SWAGGER.clone());
+    let found = found.map_err(|fault| Error::internal(anyhow::anyhow!("{fault}")))?;
+    let page = found.ok_or(Error::NotFound("no such page"))?;
+    Ok(file(&page.content_type, Body::from(page.bytes.into_owned())))
+}
+
+fn file(content_type: &str, body: Body) -> Response {
+    let mut response = Response::new(body);
+    if let Ok(content_type) = HeaderValue::from_str(content_type) {
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    }
+    response
+}

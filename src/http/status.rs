@@ -1,0 +1,55 @@
+//! Whether the server lives, is ready, and knows the caller.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::Response;
+
+use super::openapi::Refusals;
+use super::reply::{self, Done};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+
+/// A dependency that takes longer is not ready.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Whether the server lives
+///
+/// Asks nothing of the database or the object store.
+#[utoipa::path(get, path = "/health", tag = "status", security(()), responses((status = 200, body = Done)))]
+pub async fn health() -> Response {
+    reply::said("ok")
+}
+
+/// Whether the server can work
+///
+/// 200 if the database and the object store answer, else 503 that names the one that does not.
+#[utoipa::path(get, path = "/ready", tag = "status", security(()),
+    responses((status = 200, body = Done), Refusals))]
+pub async fn ready(State(app): State<App>) -> Result<Response> {
+    let database = async { sqlx::query_scalar!("select 1 as one").fetch_one(&app.db).await };
+    match tokio::time::timeout(PATIENCE, database).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(fault)) => return Err(not_ready("the database does not answer", fault.into())),
+        Err(late) => return Err(not_ready("the database does not answer", late.into())),
+    }
+    match tokio::time::timeout(PATIENCE, app.blobs.check()).await {
+        Ok(Ok(())) => Ok(reply::said("ready")),
+        Ok(Err(fault)) => Err(not_ready("the object store does not answer", fault.into())),
+        Err(late) => Err(not_ready("the object store does not answer", late.into())),
+    }
+}
+
+fn not_ready(msg: &'static str, cause: anyhow::Error) -> Error {
+    Error::Unavailable {
+        msg: msg.into(),
+        cause: Some(cause),
+    }
+}
+
+/// Whether the key is known
+#[utoipa::path(get, path = "/api/v1/ping", tag = "status", responses((status = 200, body = Done), Refusals))]
+pub async fn ping(_: Caller) -> Response {
+    reply::said("pong")
+}

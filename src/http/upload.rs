@@ -1,0 +1,240 @@
+//! Multipart forms. Text fields are small and kept in memory; the one file flows through a spool, whatever its size.
+
+use std::io;
+use std::time::Duration;
+
+use axum::body::BodyDataStream;
+use axum::extract::Request;
+use axum::http::{HeaderMap, header};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use multer::{Field, Multipart};
+use serde_json::{Map, Value};
+
+use super::extract::announced_length;
+use crate::app::App;
+use crate::blob::spool::Spool;
+use crate::error::{Error, Result};
+
+/// What a form may add to the bytes of its file: boundaries and headers of its parts.
+const FRAME: u64 = 64 * 1024;
+/// No route needs more.
+const MAX_FIELDS: usize = 64;
+
+/// A form that was read to its end.
+#[derive(Default)]
+pub struct Form {
+    /// The text fields.
+    pub fields: Map<String, Value>,
+    pub file: Option<File>,
+}
+
+/// The file of a form.
+pub struct File {
+    /// As the client named it, directories and all.
+    pub name: String,
+    pub content: Spool,
+}
+
+impl Form {
+    /// Reads a form with at most one file, in the field `file`. `None` if the body is no multipart form.
+    ///
+    /// # Errors
+    /// 400 for a broken form and a field that stands twice, 413 for a file or a field that is too large.
+    pub async fn read(request: Request, app: &App) -> Result<Option<Self>> {
+        let limits = &app.config.limits;
+        let Ok(boundary) = multer::parse_boundary(content_type(request.headers())) else {
+            return Ok(None);
+        };
+        let largest = limits
+            .artifact
+            .saturating_add(limits.form_field.saturating_mul(2))
+            .saturating_add(FRAME);
+        if announced_length(request.headers()).is_some_and(|length| length > largest) {
+            return Err(file_too_large(limits.artifact));
+        }
+        let mut parts = parts(request, boundary, limits.idle);
+        let mut form = Self::default();
+        for _ in 0..MAX_FIELDS {
+            let Some(field) = parts.next_field().await.map_err(|fault| broken(&fault))? else {
+                return Ok(Some(form));
+            };
+            let name = field.name().unwrap_or_default().to_owned();
+            match file_name(&field)? {
+                Some(file) if name == "file" && !file.is_empty() => {
+                    if form.file.is_some() {
+                        return Err(twice(&name));
+                    }
+                    form.file = Some(File {
+                        name: file,
+                        content: spool(field, app).await?,
+                    });
+                }
+                // A file that nobody asked for, or one without a name.
+                Some(_) => skip(field, limits.artifact).await?,
+                None => {
+                    let text = text(field, &name, limits.form_field).await?;
+                    if form.fields.insert(name.clone(), Value::String(text)).is_some() {
+                        return Err(twice(&name));
+                    }
+                }
+            }
+        }
+        Err(Error::bad_because(
+            "parameter error",
+            format_args!("the form has more than {MAX_FIELDS} fields"),
+        ))
+    }
+}
+
+/// The text fields of a form that has no file.
+pub async fn text_fields(request: Request, app: &App) -> Result<Map<String, Value>> {
+    let form = Form::read(request, app).await?;
+    form.map(|form| form.fields)
+        .ok_or_else(|| Error::field("Content-Type", "has no boundary"))
+}
+
+fn content_type(headers: &HeaderMap) -> &str {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+}
+
+fn parts(request: Request, boundary: String, idle: Duration) -> Multipart<'static> {
+    let body: BodyDataStream = request.into_body().into_data_stream();
+    let chunks = futures_util::stream::unfold(body, move |mut body| async move {
+        let chunk = match tokio::time::timeout(idle, body.next()).await {
+            Ok(chunk) => chunk?.map_err(io::Error::other),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the bytes stopped coming")),
+        };
+        Some((chunk, body))
+    });
+    Multipart::new(Box::pin(chunks), boundary)
+}
+
+/// The name of a part that is a file.
+fn file_name(field: &Field<'_>) -> Result<Option<String>> {
+    let disposition = field
+        .headers()
+        .get(header::CONTENT_DISPOSITION)
+        .map_or(&[][..], |value| value.as_bytes());
+    let Ok(disposition) = std::str::from_utf8(disposition) else {
+        return Err(Error::field("file", "its name is not valid UTF-8"));
+    };
+    match extended_value(disposition) {
+        Some(value) => read_extended(value)
+            .map(Some)
+            .ok_or_else(|| Error::field("file", "its name is badly escaped")),
+        None => Ok(field.file_name().map(ToOwned::to_owned)),
+    }
+}
+
+/// What stands after `filename*=`.
+fn extended_value(disposition: &str) -> Option<&str> {
+    let at = disposition.to_ascii_lowercase().find("filename*=")? + "filename*=".len();
+    Some(
+        disposition[at..]
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .trim_matches('"'),
+    )
+}
+
+/// Reads `UTF-8''…` of RFC 5987.
+fn read_extended(value: &str) -> Option<String> {
+    let (charset, rest) = value.split_once('\'')?;
+    let (_, escaped) = rest.split_once('\'')?;
+    charset
+        .eq_ignore_ascii_case("utf-8")
+        .then(|| super::extract::percent_decode(escaped.as_bytes()))?
+}
+
+async fn spool(mut field: Field<'_>, app: &App) -> Result<Spool> {
+    let limit = app.config.limits.artifact;
+    let mut writer = app.spool.writer();
+    while let Some(chunk) = next_chunk(&mut field).await? {
+        writer.write(&chunk).await.map_err(no_room)?;
+        if writer.size() > limit {
+            return Err(file_too_large(limit));
+        }
+    }
+    writer.finish().await.map_err(no_room)
+}
+
+async fn text(mut field: Field<'_>, name: &str, limit: u64) -> Result<String> {
+    let mut text = Vec::new();
+    while let Some(chunk) = next_chunk(&mut field).await? {
+        text.extend_from_slice(&chunk);
+        if text.len() as u64 > limit {
+            return Err(Error::TooLarge(format!(
+                "{name}: is larger than the maximum of {limit} bytes"
+            )));
+        }
+    }
+    String::from_utf8(text).map_err(|_| Error::field(name, "is not valid UTF-8"))
+}
+
+async fn skip(mut field: Field<'_>, limit: u64) -> Result<()> {
+    let mut size = 0;
+    while let Some(chunk) = next_chunk(&mut field).await? {
+        size += chunk.len() as u64;
+        if size > limit {
+            return Err(file_too_large(limit));
+        }
+    }
+    Ok(())
+}
+
+async fn next_chunk(field: &mut Field<'_>) -> Result<Option<Bytes>> {
+    field.chunk().await.map_err(|fault| broken(&fault))
+}
+
+fn broken(fault: &multer::Error) -> Error {
+    Error::bad_because(
+        "parameter error",
+        format_args!("body: is no whole multipart form ({fault})"),
+    )
+}
+
+fn twice(name: &str) -> Error {
+    Error::field(name, "stands in the form twice")
+}
+
+fn no_room(fault: io::Error) -> Error {
+    let msg = "the server has no room for the upload; try again in a moment".into();
+    Error::Unavailable {
+        msg,
+        cause: Some(fault.into()),
+    }
+}
+
+/// The refusal of a file over the limit, as clients know it: in MiB with two decimals.
+#[expect(clippy::cast_precision_loss, reason = "two decimals are shown")]
+fn file_too_large(limit: u64) -> Error {
+    let mebibytes = limit as f64 / 1_048_576.0;
+    Error::TooLarge(format!("file size exceeds maximum allowed size of {mebibytes:.2}MB"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_the_extended_form_are_read() {
+        let read = |text: &str| extended_value(text).map(read_extended);
+        assert_eq!(
+            read("form-data; filename*=UTF-8''gr%C3%B6%C3%9Fe.txt"),
+            Some(Some("größe.txt".into()))
+        );
+        assert_eq!(
+            read("form-data; filename=\"a\"; filename*=utf-8'en'b%20c"),
+            Some(Some("b c".into()))
+        );
+        assert_eq!(read("form-data; filename*=latin1''a"), Some(None));
+        assert_eq!(read("form-data; filename*=UTF-8''%ff"), Some(None));
+        assert_eq!(read("form-data; filename=\"a\""), None);
+    }
+}

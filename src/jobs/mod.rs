@@ -1,0 +1,196 @@
+//! Background work on a queue in Postgres.
+//!
+//! A job is enqueued in the transaction that makes it necessary ([`enqueue`]); after the commit [`Jobs::wake`] tells this
+//! process and the others. The [`runner`] claims jobs in batches under a lease with an owner and a heartbeat. A job that has
+//! done its work completes in the transaction of its result ([`Running::complete`]), or is completed when it returns. One
+//! that fails is tried again later, a bounded number of times; one whose process died is taken over when its lease runs
+//! out. Between them, `lane` and `dedupe` take the place of a lock server and a delay queue. [`periodic`] is work that needs
+//! no input, [`wake`] carries the word between processes, [`store`] is the SQL.
+
+pub mod periodic;
+pub mod runner;
+pub mod store;
+pub mod wake;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::ids::{JobId, ProjectId};
+
+/// Whose work it is when it is no project's.
+pub const SERVER: ProjectId = ProjectId(Uuid::nil());
+
+/// A kind of background work. The value is what the queue keeps: ids, never content and never a secret.
+///
+/// A job may run twice (its process may die after the work and before the end), so it reads, works, and writes once, guarded
+/// by what it read.
+pub trait Job: Serialize + DeserializeOwned + Send + 'static {
+    /// The name of the kind in the queue.
+    const KIND: &'static str;
+    /// How long one try may take.
+    const TIMEOUT: Duration;
+    /// How many tries there are.
+    const MAX_ATTEMPTS: i32;
+
+    /// At most one job of a lane runs at a time, of whatever kind.
+    fn lane(&self) -> Option<String> {
+        None
+    }
+
+    /// At most one job of this kind and key waits at a time.
+    fn dedupe(&self) -> Option<String> {
+        None
+    }
+
+    fn run(self, app: App, running: &Running) -> impl Future<Output = Result<(), JobError>> + Send;
+}
+
+/// Why a job did not do its work.
+#[derive(Debug)]
+pub enum JobError {
+    /// Try again later; what `?` gives.
+    Retry(anyhow::Error),
+    /// No other try would do better.
+    GiveUp(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for JobError {
+    fn from(fault: E) -> Self {
+        Self::Retry(fault.into())
+    }
+}
+
+/// When a job is due.
+#[derive(Clone, Copy, Debug)]
+pub struct Delay(Duration);
+
+impl Delay {
+    pub const NONE: Self = Self(Duration::ZERO);
+
+    pub fn of(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
+/// Puts a job on the queue, in the caller's transaction. If an equal one waits already (same kind and key), that one's time
+/// may come nearer and nothing else happens; one that backs off after a failure keeps its time.
+///
+/// Tell [`Jobs::wake`] after the commit.
+pub async fn enqueue<J: Job>(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    job: &J,
+    delay: Delay,
+) -> crate::error::Result<()> {
+    let payload = serde_json::to_value(job).map_err(crate::error::Error::internal)?;
+    let new = store::NewJob {
+        kind: J::KIND,
+        payload,
+        lane: job.lane(),
+        dedupe: job.dedupe(),
+        delay: delay.0,
+    };
+    store::insert(conn, project, new).await?;
+    Ok(())
+}
+
+/// A job while it runs.
+pub struct Running {
+    pub id: JobId,
+    pub project: ProjectId,
+    /// The number of this try, from 1.
+    pub attempt: i32,
+    owner: Uuid,
+}
+
+/// The lease ran out and another process has the job: what this one did must not be kept.
+#[derive(Debug, thiserror::Error)]
+#[error("the job's lease was lost")]
+pub struct LeaseLost;
+
+impl Running {
+    /// Ends the job as done, in the transaction of its result.
+    ///
+    /// # Errors
+    /// [`LeaseLost`]: roll back.
+    pub async fn complete(&self, conn: &mut PgConnection) -> Result<(), JobError> {
+        if store::delete(conn, self.id, self.owner).await? {
+            Ok(())
+        } else {
+            Err(LeaseLost.into())
+        }
+    }
+}
+
+type RunFn = fn(Value, App, Arc<Running>) -> BoxFuture<'static, Result<(), JobError>>;
+
+/// What the runner must know of a kind.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    timeout: Duration,
+    max_attempts: i32,
+    run: RunFn,
+}
+
+/// The kinds that this process can run; jobs of others are left alone.
+#[derive(Clone, Default)]
+pub struct Kinds(HashMap<&'static str, Kind>);
+
+impl Kinds {
+    #[must_use]
+    pub fn with<J: Job>(mut self) -> Self {
+        let run: RunFn = |payload, app, running| {
+            Box::pin(async move {
+                let job: J = serde_json::from_value(payload).map_err(|fault| JobError::GiveUp(fault.into()))?;
+                job.run(app, &running).await
+            })
+        };
+        self.0.insert(
+            J::KIND,
+            Kind {
+                timeout: J::TIMEOUT,
+                max_attempts: J::MAX_ATTEMPTS,
+                run,
+            },
+        );
+        self
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.keys().map(ToString::to_string).collect()
+    }
+
+    fn get(&self, kind: &str) -> Option<Kind> {
+        self.0.get(kind).copied()
+    }
+}
+
+/// The process's side of the queue.
+pub struct Jobs {
+    kinds: Kinds,
+    wake: wake::Wake,
+}
+
+impl Jobs {
+    pub fn new(kinds: Kinds) -> Self {
+        Self {
+            kinds,
+            wake: wake::Wake::default(),
+        }
+    }
+
+    /// There may be work: tells the runner of this process at once, and the others soon. Call it after the commit.
+    pub fn wake(&self) {
+        self.wake.here_and_elsewhere();
+    }
+}

@@ -1,0 +1,250 @@
+//! Claims jobs and runs them, as many at once as there are slots.
+//!
+//! The order of its loop matters: wait for a free slot, claim, and only if nothing was due wait for word, the next due time or
+//! a second, whichever comes first. Word that comes between claim and wait is kept for the wait.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use rand::Rng;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::store::{self, Claimed};
+use super::{JobError, Kind, LeaseLost, Running};
+use crate::app::App;
+
+/// The first pause after a failure; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_mins(10);
+/// The safety net under the notifications.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the heartbeat looks whether the last job has ended while the process stops.
+const WHILE_STOPPING: Duration = Duration::from_millis(100);
+
+/// How long after try number `attempt` the next one is due, with jitter; `None` after the last one.
+pub fn retry_after(attempt: i32, max_attempts: i32) -> Option<Duration> {
+    if attempt >= max_attempts {
+        return None;
+    }
+    let doublings = u32::try_from(attempt - 1).unwrap_or(0).min(16);
+    let pause = (FIRST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE);
+    Some(pause.mul_f64(rand::rng().random_range(0.8..1.2)))
+}
+
+/// What runs here now.
+#[derive(Default)]
+struct Tries(Mutex<HashMap<Uuid, AbortHandle>>);
+
+impl Tries {
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<Uuid, AbortHandle>) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Runs jobs until the process stops; what runs then is waited for by the app's task tracker.
+pub async fn run(app: App) -> anyhow::Result<()> {
+    let slots = Arc::new(Semaphore::new(app.config.jobs.concurrency));
+    let owner = Uuid::now_v7();
+    let tries = Arc::new(Tries::default());
+    app.tasks.spawn(heartbeat(app.clone(), owner, Arc::clone(&tries)));
+    let kinds = app.jobs.kinds.names();
+    while !app.shutdown.is_cancelled() {
+        let Some(mut free) = free_slots(&app, &slots).await else {
+            break;
+        };
+        let claimed = match claim(&app, owner, &kinds, free.num_permits()).await {
+            Ok(claimed) => claimed,
+            Err(fault) => {
+                tracing::warn!(error = %fault, "jobs could not be claimed");
+                Vec::new()
+            }
+        };
+        let all_taken = claimed.len() == free.num_permits();
+        for job in claimed {
+            let Some(slot) = free.split(1) else { break };
+            start(&app, owner, job, slot, &tries);
+        }
+        drop(free);
+        if !all_taken {
+            wait(&app, &kinds).await;
+        }
+    }
+    Ok(())
+}
+
+/// Every slot that is free, at least one; `None` when the process stops.
+async fn free_slots(app: &App, slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    let mut free = tokio::select! {
+        () = app.shutdown.cancelled() => return None,
+        slot = Arc::clone(slots).acquire_owned() => slot.ok()?,
+    };
+    while let Ok(more) = Arc::clone(slots).try_acquire_owned() {
+        free.merge(more);
+    }
+    Some(free)
+}
+
+async fn claim(app: &App, owner: Uuid, kinds: &[String], limit: usize) -> sqlx::Result<Vec<Claimed>> {
+    let mut tx = app.db.begin().await?;
+    let claimed = store::claim(&mut tx, owner, kinds, limit, app.config.jobs.lease).await?;
+    tx.commit().await?;
+    Ok(claimed)
+}
+
+async fn wait(app: &App, kinds: &[String]) {
+    let due = async {
+        let mut conn = app.db.acquire().await?;
+        store::next_due(&mut conn, kinds).await
+    };
+    let pause = match due.await {
+        // A lane may be busy: what is due now is not claimed before that job ends, and its end wakes.
+        Ok(Some(due)) if due > Duration::ZERO => due.min(LOOK_EVERY),
+        _ => LOOK_EVERY,
+    };
+    tokio::select! {
+        () = app.shutdown.cancelled() => {}
+        () = app.jobs.wake.wait() => {}
+        () = tokio::time::sleep(pause) => {}
+    }
+}
+
+fn start(app: &App, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries: &Arc<Tries>) {
+    // The runner claims only kinds it knows.
+    let Some(kind) = app.jobs.kinds.get(&job.kind) else {
+        return;
+    };
+    let span = tracing::info_span!(
+        "job", job.kind, job.id = %job.id, project.id = %job.project, job.attempt = job.attempt
+    );
+    let (id, in_lane) = (job.id.0, job.lane.is_some());
+    let (app_, tries_) = (app.clone(), Arc::clone(tries));
+    let task = async move {
+        try_job(&app_, owner, job, kind).await;
+        tries_.change(|running| running.remove(&id));
+        drop(slot);
+        if in_lane {
+            // The next one of its lane may run now.
+            app_.jobs.wake.here();
+        }
+    };
+    // Registered before the task can end, as both happen under the lock.
+    tries.change(|running| running.insert(id, app.tasks.spawn(task.instrument(span)).abort_handle()));
+}
+
+/// One try, and what becomes of the job after it.
+async fn try_job(app: &App, owner: Uuid, job: Claimed, kind: Kind) {
+    let running = Arc::new(Running {
+        id: job.id,
+        project: job.project,
+        attempt: job.attempt,
+        owner,
+    });
+    let work = AssertUnwindSafe((kind.run)(job.payload, app.clone(), running)).catch_unwind();
+    let outcome = tokio::select! {
+        outcome = tokio::time::timeout(kind.timeout, work) => match outcome {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(JobError::Retry(anyhow::anyhow!("the job panicked"))),
+            Err(_) => Err(JobError::Retry(anyhow::anyhow!("the job took longer than {:?}", kind.timeout))),
+        },
+        () = app.hard_stop.cancelled() => {
+            give_back(app, owner, &job.id).await;
+            return;
+        }
+    };
+    let settled = match outcome {
+        Ok(()) => {
+            tracing::debug!("job done");
+            settle_done(app, owner, job.id).await
+        }
+        Err(JobError::Retry(fault) | JobError::GiveUp(fault)) if fault.is::<LeaseLost>() => {
+            tracing::warn!("the job's lease was lost; another process has it");
+            Ok(())
+        }
+        Err(JobError::Retry(fault)) => {
+            settle_failed(app, owner, job.id, retry_after(job.attempt, kind.max_attempts), &fault).await
+        }
+        Err(JobError::GiveUp(fault)) => settle_failed(app, owner, job.id, None, &fault).await,
+    };
+    if let Err(fault) = settled {
+        tracing::warn!(error = %fault, "the end of a job could not be written; its lease will run out");
+    }
+}
+
+async fn settle_done(app: &App, owner: Uuid, job: crate::ids::JobId) -> sqlx::Result<()> {
+    let mut conn = app.db.acquire().await?;
+    // False if the job has completed itself in its own transaction.
+    store::delete(&mut conn, job, owner).await.map(drop)
+}
+
+async fn settle_failed(
+    app: &App,
+    owner: Uuid,
+    job: crate::ids::JobId,
+    retry: Option<Duration>,
+    fault: &anyhow::Error,
+) -> sqlx::Result<()> {
+    if let Some(pause) = retry {
+        tracing::warn!(error = format!("{fault:#}"), ?pause, "job failed, will be tried again");
+    } else {
+        tracing::error!(error = format!("{fault:#}"), "job failed for good");
+    }
+    let mut tx = app.db.begin().await?;
+    store::fail(&mut tx, job, owner, retry, &format!("{fault:#}")).await?;
+    tx.commit().await
+}
+
+async fn give_back(app: &App, owner: Uuid, job: &crate::ids::JobId) {
+    let done = async {
+        let mut tx = app.db.begin().await?;
+        store::hand_back(&mut tx, *job, owner).await?;
+        tx.commit().await
+    };
+    if let Err(fault) = done.await {
+        tracing::warn!(error = %fault, "a job could not be handed back; its lease will run out");
+    }
+}
+
+/// Moves the leases of what runs here, and ends tries whose lease another process has taken over.
+async fn heartbeat(app: App, owner: Uuid, tries: Arc<Tries>) {
+    let mut timer = tokio::time::interval(app.config.jobs.lease / 3);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            () = app.hard_stop.cancelled() => return,
+            () = app.shutdown.cancelled(), if !stopping => {
+                stopping = true;
+                timer = tokio::time::interval(WHILE_STOPPING);
+            }
+            _ = timer.tick() => {}
+        }
+        if stopping && tries.change(|running| running.is_empty()) {
+            return;
+        }
+        let running: Vec<Uuid> = tries.change(|running| running.keys().copied().collect());
+        if running.is_empty() {
+            continue;
+        }
+        let kept = async {
+            let mut conn = app.db.acquire().await?;
+            store::extend(&mut conn, owner, &running, app.config.jobs.lease).await
+        };
+        match kept.await {
+            Ok(kept) => tries.change(|now| {
+                for lost in running.iter().filter(|id| !kept.contains(id)) {
+                    // A job that has just ended is in neither list any more.
+                    if let Some(handle) = now.remove(lost) {
+                        handle.abort();
+                    }
+                }
+            }),
+            Err(fault) => tracing::warn!(error = %fault, "the leases of running jobs could not be moved"),
+        }
+    }
+}

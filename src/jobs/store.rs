@@ -1,0 +1,263 @@
+//! SQL of the queue. Every statement about a running job is fenced by its owner.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::PgConnection;
+use sqlx::postgres::types::PgInterval;
+use uuid::Uuid;
+
+use crate::ids::{JobId, ProjectId};
+
+/// A job that is put on the queue.
+pub struct NewJob {
+    pub kind: &'static str,
+    pub payload: Value,
+    pub lane: Option<String>,
+    pub dedupe: Option<String>,
+    pub delay: Duration,
+}
+
+pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at)
+         values ($1, $2, $3, $4, $5, $6, now() + $7::interval)
+         on conflict (kind, dedupe) where state = 'ready' do update
+             set run_at = least(jobs.run_at, excluded.run_at), updated_at = now()
+             -- Writes nothing if nothing changes; a job in back-off keeps its time.
+             where jobs.attempt = 0 and excluded.run_at < jobs.run_at",
+        JobId::new() as _,
+        project as _,
+        job.kind,
+        job.payload,
+        job.lane,
+        job.dedupe,
+        interval(job.delay) as _,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// A job that this process has claimed.
+#[derive(Debug)]
+pub struct Claimed {
+    pub id: JobId,
+    pub project: ProjectId,
+    pub kind: String,
+    pub payload: Value,
+    pub lane: Option<String>,
+    pub attempt: i32,
+}
+
+/// Takes up to `limit` due jobs of these kinds for `owner`: fair between projects (each in turn, counting what runs already),
+/// oldest first within one, and never a second job of a lane.
+///
+/// Wants a transaction of its own. It stands in line with the other claims, so that none of them has to look twice; being
+/// lost in a crash does no harm (the jobs are simply ready again), so its commit does not wait for the disk.
+pub async fn claim(
+    conn: &mut PgConnection,
+    owner: Uuid,
+    kinds: &[String],
+    limit: usize,
+    lease: Duration,
+) -> sqlx::Result<Vec<Claimed>> {
+    sqlx::query!("select set_config('synchronous_commit', 'off', true)")
+        .fetch_one(&mut *conn)
+        .await?;
+    sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd claim jobs'))")
+        .fetch_one(&mut *conn)
+        .await?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    sqlx::query_as!(
+        Claimed,
+        r#"with recursive waiting (project_id) as (
+               (select project_id from jobs where state = 'ready' order by project_id limit 1)
+               union all
+               select (select j.project_id from jobs j
+                       where j.state = 'ready' and j.project_id > w.project_id order by j.project_id limit 1)
+               from waiting w where w.project_id is not null
+           ),
+           busy as (select project_id, count(*) as jobs from jobs where state = 'running' group by project_id),
+           due as (
+               select d.id, d.run_at,
+                      row_number() over (partition by d.project_id order by d.run_at, d.id)
+                          + coalesce(busy.jobs, 0) as turn,
+                      row_number() over (partition by coalesce(d.lane, d.id::text) order by d.run_at, d.id) as in_lane
+               from waiting w
+               cross join lateral (
+                   select j.id, j.project_id, j.run_at, j.lane from jobs j
+                   where j.state = 'ready' and j.project_id = w.project_id and j.run_at <= now() and j.kind = any($2)
+                     and not exists (select 1 from jobs r where r.state = 'running' and r.lane = j.lane)
+                   order by j.run_at, j.id limit $3
+               ) d
+               left join busy on busy.project_id = d.project_id
+           ),
+           taken as (select id from due where in_lane = 1 order by turn, run_at, id limit $3)
+           update jobs j
+           set state = 'running', attempt = j.attempt + 1, lease_owner = $1, lease_until = now() + $4::interval,
+               updated_at = now()
+           from taken where j.id = taken.id and j.state = 'ready'
+           returning j.id as "id: JobId", j.project_id as "project: ProjectId", j.kind, j.payload, j.lane, j.attempt"#,
+        owner,
+        kinds,
+        limit,
+        interval(lease) as _,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// How long until the next job of these kinds is due; `None` if none waits.
+pub async fn next_due(conn: &mut PgConnection, kinds: &[String]) -> sqlx::Result<Option<Duration>> {
+    let seconds = sqlx::query_scalar!(
+        r#"select extract(epoch from min(run_at) - now())::float8 as seconds from jobs
+           where state = 'ready' and kind = any($1)"#,
+        kinds,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()))
+}
+
+/// Moves the end of these jobs' leases; answers with those that are still the owner's.
+pub async fn extend(conn: &mut PgConnection, owner: Uuid, jobs: &[Uuid], lease: Duration) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar!(
+        "update jobs set lease_until = now() + $3::interval where id = any($1) and lease_owner = $2 returning id",
+        jobs,
+        owner,
+        interval(lease) as _,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// The job is done.
+pub async fn delete(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<bool> {
+    let gone = sqlx::query!("delete from jobs where id = $1 and lease_owner = $2", job as _, owner);
+    Ok(gone.execute(conn).await?.rows_affected() == 1)
+}
+
+/// The job goes back to the queue without having spent a try: its process stops.
+pub async fn hand_back(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<()> {
+    lock(conn, job, owner).await?;
+    make_ready(conn, job, owner, 1, Duration::ZERO, None).await
+}
+
+/// The job failed: it goes back to wait out its back-off, or ends as failed after its last try.
+pub async fn fail(
+    conn: &mut PgConnection,
+    job: JobId,
+    owner: Uuid,
+    retry_after: Option<Duration>,
+    reason: &str,
+) -> sqlx::Result<()> {
+    lock(conn, job, owner).await?;
+    match retry_after {
+        Some(delay) => make_ready(conn, job, owner, 0, delay, Some(reason)).await,
+        None => sqlx::query!(
+            "update jobs set state = 'failed', lease_owner = null, lease_until = null, sealed_key = null,
+                 last_error = $3, updated_at = now()
+             where id = $1 and lease_owner = $2",
+            job as _,
+            owner,
+            reason,
+        )
+        .execute(conn)
+        .await
+        .map(drop),
+    }
+}
+
+async fn lock(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<()> {
+    let row = sqlx::query!(
+        "select id from jobs where id = $1 and lease_owner = $2 for update",
+        job as _,
+        owner
+    );
+    row.fetch_optional(conn).await.map(drop)
+}
+
+/// Back to `ready`. If an equal job waits already, that one takes over: this row goes, and the waiting one inherits its tries
+/// and its back-off, or a steady stream of new jobs would retry without a pause and without an end.
+async fn make_ready(
+    conn: &mut PgConnection,
+    job: JobId,
+    owner: Uuid,
+    unspent: i32,
+    delay: Duration,
+    reason: Option<&str>,
+) -> sqlx::Result<()> {
+    let inherited = sqlx::query!(
+        "with old as (
+             delete from jobs o where o.id = $1 and o.lease_owner = $2 and exists (
+                 select 1 from jobs t where t.kind = o.kind and t.dedupe = o.dedupe and t.state = 'ready')
+             returning o.kind, o.dedupe, o.attempt)
+         update jobs t
+         set attempt = greatest(t.attempt, old.attempt - $3), last_error = coalesce($5, t.last_error),
+             run_at = case when $5::text is null then t.run_at else greatest(t.run_at, now() + $4::interval) end,
+             updated_at = now()
+         from old where t.kind = old.kind and t.dedupe = old.dedupe and t.state = 'ready'",
+        job as _,
+        owner,
+        unspent,
+        interval(delay) as _,
+        reason,
+    );
+    if inherited.execute(&mut *conn).await?.rows_affected() > 0 {
+        return Ok(());
+    }
+    sqlx::query!(
+        "update jobs set state = 'ready', lease_owner = null, lease_until = null, attempt = attempt - $3,
+             run_at = now() + $4::interval, last_error = coalesce($5, last_error), updated_at = now()
+         where id = $1 and lease_owner = $2",
+        job as _,
+        owner,
+        unspent,
+        interval(delay) as _,
+        reason,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// A job whose lease ran out.
+pub struct Expired {
+    pub id: JobId,
+    pub kind: String,
+    pub attempt: i32,
+    pub owner: Uuid,
+}
+
+/// Running jobs of these kinds whose process has not been heard of until the end of their lease; locked.
+pub async fn lock_expired(conn: &mut PgConnection, kinds: &[String], limit: i64) -> sqlx::Result<Vec<Expired>> {
+    sqlx::query_as!(
+        Expired,
+        r#"select id as "id: JobId", kind, attempt, lease_owner as "owner!" from jobs
+           where state = 'running' and lease_until < now() and kind = any($1)
+           order by lease_until limit $2 for update skip locked"#,
+        kinds,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Forgets jobs that failed longer ago than `age`.
+pub async fn delete_failed(conn: &mut PgConnection, age: Duration) -> sqlx::Result<u64> {
+    let gone = sqlx::query!(
+        "delete from jobs where state = 'failed' and updated_at < now() - $1::interval",
+        interval(age) as _
+    );
+    Ok(gone.execute(conn).await?.rows_affected())
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    PgInterval {
+        months: 0,
+        days: 0,
+        microseconds,
+    }
+}

@@ -1,0 +1,23 @@
+//! `acontextd`: an agent's data and memory backend in one process, wire-compatible with Acontext.
+//!
+//! Start reading at [`app`]: what the program is made of. Folders are the nouns of the API (`disks`, `projects`, `users`); in
+//! each, `mod.rs` has the types and rules, `api.rs` the HTTP, `store.rs` the SQL. What is no noun of the API (`http`, `blob`,
+//! `jobs`, `embedded`) is the platform below them and names no feature. [`start`] brings the parts together.
+
+pub mod app;
+pub mod auth;
+pub mod blob;
+pub mod config;
+pub mod crypto;
+pub mod db;
+pub mod disks;
+pub mod embedded;
+pub mod error;
+pub mod http;
+pub mod ids;
+pub mod jobs;
+pub mod media;
+pub mod projects;
+pub mod start;
+pub mod telemetry;
+pub mod users;

@@ -1,0 +1,50 @@
+//! The program: reads the settings, starts, says where it is, and serves until it is told to stop.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use acontextd::config::{Command, Config, Stop};
+use acontextd::start::Server;
+use acontextd::{http, telemetry};
+
+fn main() -> ExitCode {
+    let config = match Config::load() {
+        Ok(config) => config,
+        Err(Stop::Print(text)) => return say(&mut std::io::stdout(), &text, ExitCode::SUCCESS),
+        Err(Stop::Refuse(sentence)) => return refuse(&sentence),
+    };
+    match run(config) {
+        Ok(code) => code,
+        Err(fault) => refuse(&format!("{fault:#}")),
+    }
+}
+
+fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if let Some(Command::Health) = config.command {
+        let alive = runtime.block_on(http::server::is_alive(config.server.address()));
+        return Ok(if alive { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let traces = telemetry::init(&config.telemetry)?;
+    let outcome = runtime.block_on(async {
+        let server = Server::start(config).await?;
+        say(&mut std::io::stdout(), &server.welcome()?, ExitCode::SUCCESS);
+        server.run().await
+    });
+    traces.flush();
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn refuse(sentence: &str) -> ExitCode {
+    say(
+        &mut std::io::stderr(),
+        &format!("acontextd: {}\n", sentence.trim_end()),
+        ExitCode::FAILURE,
+    )
+}
+
+/// Writes to a terminal or a pipe that may be gone.
+fn say(out: &mut impl Write, text: &str, code: ExitCode) -> ExitCode {
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    code
+}

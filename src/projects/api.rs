@@ -1,0 +1,85 @@
+//! The operator's routes for projects.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::store::{self, NewKey};
+use crate::app::App;
+use crate::crypto::{KEY_PREFIX, ProjectKey};
+use crate::error::{Error, Result};
+use crate::http::extract::{Json, Path};
+use crate::http::json::storable_object;
+use crate::http::openapi::Refusals;
+use crate::http::reply::{self, Done, Envelope};
+use crate::ids::ProjectId;
+
+/// Marks the default project; not for anyone else's `configs`.
+const ROOT_MARK: &str = "__default_init_project__";
+
+#[derive(Deserialize, utoipa::ToSchema)]
+pub struct CreateProject {
+    /// Settings of the project, as they are kept.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    configs: Option<Map<String, Value>>,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct CreatedProject {
+    project_id: ProjectId,
+    /// The project's only key. It is shown here once and kept nowhere.
+    #[schema(example = "sk-ac-AQAB…")]
+    secret_key: String,
+}
+
+/// Create a project
+///
+/// Answers with the project's key, which cannot be shown again.
+#[utoipa::path(post, path = "/admin/v1/project", tag = "admin", request_body = CreateProject,
+    security(("AdminToken" = [])),
+    responses((status = 200, body = Envelope<CreatedProject>), Refusals))]
+pub async fn create_project(State(app): State<App>, Json(body): Json<CreateProject>) -> Result<Response> {
+    if let Some(configs) = &body.configs {
+        storable_object("configs", configs, app.config.limits.meta)?;
+        if configs.contains_key(ROOT_MARK) {
+            return Err(Error::field("configs", format_args!("must not contain {ROOT_MARK}")));
+        }
+    }
+    let (text, new) = tokio::task::spawn_blocking({
+        let app = app.clone();
+        move || -> anyhow::Result<_> {
+            let pepper = app.config.keys.pepper();
+            let (key, text) = ProjectKey::generate(pepper)?;
+            let new = NewKey {
+                secret_key_hmac: key.lookup(pepper),
+                secret_key_hash_phc: key.hash(pepper)?,
+            };
+            Ok((text, new))
+        }
+    })
+    .await
+    .map_err(Error::internal)??;
+    let mut tx = app.db.begin().await?;
+    let project_id = store::insert(&mut tx, &new, body.configs.map(Value::Object)).await?;
+    tx.commit().await?;
+    Ok(reply::ok(CreatedProject {
+        project_id,
+        secret_key: format!("{KEY_PREFIX}{}", *text),
+    }))
+}
+
+/// Delete a project
+///
+/// With everything that belongs to it. Its key is refused from then on; a project that does not exist is fine.
+#[utoipa::path(delete, path = "/admin/v1/project/{project_id}", tag = "admin",
+    params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])),
+    responses((status = 200, body = Done), Refusals))]
+pub async fn delete_project(State(app): State<App>, Path(project): Path<ProjectId>) -> Result<Response> {
+    let mut tx = app.db.begin().await?;
+    store::delete(&mut tx, project).await?;
+    tx.commit().await?;
+    app.keys.forget(project);
+    Ok(reply::said("project deleted"))
+}

@@ -1,0 +1,15 @@
+//! Projects: the tenants. [`api`] is the operator's side, [`root`] the default project that a start sees to.
+
+pub mod api;
+pub mod root;
+pub mod store;
+
+use crate::app::App;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(api::create_project))
+        .routes(routes!(api::delete_project))
+}

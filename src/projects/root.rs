@@ -1,0 +1,62 @@
+//! The default project: made at the first start with the configured root token as its key.
+//!
+//! A later start changes that key only if the configured token differs from the one applied last, so that a key rotated
+//! meanwhile survives a restart. It refuses to while the project is encrypted: the new key could not open its content.
+
+use anyhow::{Context, bail};
+use secrecy::ExposeSecret;
+use serde_json::json;
+
+use super::store::{self, NewKey};
+use crate::app::App;
+use crate::crypto::ProjectKey;
+use crate::ids::ProjectId;
+
+/// The look-up value of the token that was applied last.
+const APPLIED: &str = "root_key_hmac";
+
+/// Sees to the default project. Several processes may do this at once.
+///
+/// # Errors
+/// The database fails, or the token changed while the project is encrypted.
+pub async fn ensure(app: &App) -> anyhow::Result<ProjectId> {
+    let key = ProjectKey::parse(app.config.keys.root_token.expose_secret());
+    let pepper = app.config.keys.pepper();
+    let lookup = key.lookup(pepper);
+    key.master_key(pepper)
+        .context("ROOT_API_BEARER_TOKEN is a compact key that was made under another ROOT_SECRET_PEPPER")?;
+
+    let mut tx = app.db.begin().await?;
+    sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd root project'))")
+        .fetch_one(&mut *tx)
+        .await?;
+    let root = store::lock_root(&mut tx).await?;
+    let applied = store::get_state(&mut tx, APPLIED).await?;
+    let project = match root {
+        Some((project, _)) if applied.as_deref() == Some(lookup.as_str()) => project,
+        Some((_, true)) => bail!(
+            "ROOT_API_BEARER_TOKEN differs from the one applied last, but the default project is encrypted and a new \
+             token could not open its content; set the former token, or decrypt the project first"
+        ),
+        Some((project, false)) => {
+            store::update_key(&mut tx, project, &hashed(key, lookup.clone(), app).await?).await?;
+            project
+        }
+        None => {
+            let new = hashed(key, lookup.clone(), app).await?;
+            store::insert(&mut tx, &new, Some(json!({"__default_init_project__": true}))).await?
+        }
+    };
+    store::set_state(&mut tx, APPLIED, &lookup).await?;
+    tx.commit().await?;
+    Ok(project)
+}
+
+async fn hashed(key: ProjectKey, secret_key_hmac: String, app: &App) -> anyhow::Result<NewKey> {
+    let app = app.clone();
+    let hash = tokio::task::spawn_blocking(move || key.hash(app.config.keys.pepper())).await??;
+    Ok(NewKey {
+        secret_key_hmac,
+        secret_key_hash_phc: hash,
+    })
+}

@@ -1,0 +1,89 @@
+//! SQL of projects.
+
+use serde_json::Value;
+use sqlx::PgConnection;
+
+use crate::ids::ProjectId;
+
+/// What a key leads to.
+pub struct Found {
+    pub id: ProjectId,
+    pub secret_key_hash_phc: String,
+    pub encryption_enabled: bool,
+}
+
+/// Finds a project by what is derived from its key. The only look-up without a project: it is how one is found.
+pub async fn get_by_lookup(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<Found>> {
+    sqlx::query_as!(
+        Found,
+        r#"select id as "id: ProjectId", secret_key_hash_phc, encryption_enabled from projects where secret_key_hmac = $1"#,
+        secret_key_hmac,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// A key as the database keeps it.
+pub struct NewKey {
+    pub secret_key_hmac: String,
+    pub secret_key_hash_phc: String,
+}
+
+pub async fn insert(conn: &mut PgConnection, key: &NewKey, configs: Option<Value>) -> sqlx::Result<ProjectId> {
+    sqlx::query_scalar!(
+        r#"insert into projects (secret_key_hmac, secret_key_hash_phc, configs) values ($1, $2, $3) returning id as "id: ProjectId""#,
+        key.secret_key_hmac,
+        key.secret_key_hash_phc,
+        configs,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Deletes a project with everything that belongs to it; its stored objects are released to the sweep.
+pub async fn delete(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<bool> {
+    let gone = sqlx::query!("delete from projects where id = $1", project as _)
+        .execute(conn)
+        .await?;
+    Ok(gone.rows_affected() == 1)
+}
+
+/// The default project, and whether it is encrypted; locked.
+pub async fn lock_root(conn: &mut PgConnection) -> sqlx::Result<Option<(ProjectId, bool)>> {
+    let row = sqlx::query!(
+        r#"select id as "id: ProjectId", encryption_enabled from projects
+           where configs @> '{"__default_init_project__": true}' order by id limit 1 for update"#,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| (row.id, row.encryption_enabled)))
+}
+
+pub async fn update_key(conn: &mut PgConnection, project: ProjectId, key: &NewKey) -> sqlx::Result<bool> {
+    let changed = sqlx::query!(
+        "update projects set secret_key_hmac = $2, secret_key_hash_phc = $3, updated_at = now() where id = $1",
+        project as _,
+        key.secret_key_hmac,
+        key.secret_key_hash_phc,
+    );
+    Ok(changed.execute(conn).await?.rows_affected() == 1)
+}
+
+/// Reads a fact about this installation.
+pub async fn get_state(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!("select value from server_state where name = $1", name)
+        .fetch_optional(conn)
+        .await
+}
+
+pub async fn set_state(conn: &mut PgConnection, name: &str, value: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into server_state (name, value) values ($1, $2)
+         on conflict (name) do update set value = excluded.value, updated_at = now()",
+        name,
+        value,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

@@ -1,0 +1,335 @@
+//! From settings to a running server, and from a signal to its end.
+//!
+//! Start: the data folder and its lock, the private Postgres (or yours), the objects, the migrations, the default project,
+//! then the port. Stop: no new requests and jobs; what runs is waited for up to a deadline; then the database. If any part
+//! ends by itself, the process ends with an error.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, bail};
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+use crate::app::{self, App, Parts};
+use crate::blob::Blobs;
+use crate::blob::local::LocalBlobs;
+use crate::blob::s3::S3Blobs;
+use crate::blob::spool::SpoolDir;
+use crate::config::{Config, Database};
+use crate::crypto::random_secret;
+use crate::embedded::postgres::{Postgres, Tuning};
+use crate::http::server;
+use crate::jobs::{periodic, runner, wake};
+use crate::projects;
+
+/// A server that is ready to take requests.
+pub struct Server {
+    pub app: App,
+    pub listener: TcpListener,
+    postgres: Option<Postgres>,
+    _data_lock: Option<File>,
+}
+
+impl Server {
+    /// Brings everything up. `ready` with the listening socket is the last step.
+    ///
+    /// # Errors
+    /// A sentence that says what to do.
+    pub async fn start(mut config: Config) -> anyhow::Result<Self> {
+        let folder = data_folder(&config)?;
+        let embedded = !config.database.is_external();
+        let lock = (embedded || !config.s3.is_configured())
+            .then(|| lock(&folder))
+            .transpose()?;
+        if !config.keys.has_pepper() {
+            config.keys.set_pepper(kept_pepper(&folder)?);
+        }
+        let listener = bind(&config).await?;
+        let port = listener.local_addr()?.port();
+        let postgres = if embedded {
+            Some(Postgres::start(&folder, config.server.postgres_bin.as_deref(), Tuning::default()).await?)
+        } else {
+            None
+        };
+        let database = match &postgres {
+            Some(postgres) => postgres.options(),
+            None => external(&config.database)?,
+        };
+        let spool = SpoolDir::open(&folder).with_context(|| format!("{} cannot be written", folder.display()))?;
+        let blobs: Arc<dyn Blobs> = if config.s3.is_configured() {
+            Arc::new(S3Blobs::new(&config.s3))
+        } else {
+            Arc::new(LocalBlobs::open(&folder.join("objects"), spool.clone())?)
+        };
+        let kinds = app::kinds();
+        let app = App::new(Parts {
+            config,
+            database,
+            blobs,
+            spool,
+            port,
+            kinds,
+        });
+        prepare(&app, postgres.as_ref()).await?;
+        Ok(Self {
+            app,
+            listener,
+            postgres,
+            _data_lock: lock,
+        })
+    }
+
+    /// What to tell the user: where the server is, the key, the data, and a first call.
+    pub fn welcome(&self) -> anyhow::Result<String> {
+        let config = &self.app.config;
+        let base = format!("http://{}/api/v1", self.listener.local_addr()?);
+        let token = config.keys.root_token.expose_secret();
+        // A key of the operator's own is known to the operator and stays out of logs.
+        let key = if config.server.host.is_loopback() {
+            format!("sk-ac-{token}")
+        } else {
+            "(as configured)".into()
+        };
+        let database = match &self.postgres {
+            Some(postgres) => postgres.url(),
+            None => "yours".into(),
+        };
+        let objects = config
+            .s3
+            .bucket
+            .as_ref()
+            .map_or_else(|| "a folder in the data folder".into(), |b| format!("bucket {b}"));
+        Ok(format!(
+            "acontextd {}\n  base URL  {base}\n  key       {key}\n  data      {}\n  database  {database}\n  objects   \
+             {objects}\n  try       curl -H 'Authorization: Bearer {key}' {base}/ping\n",
+            env!("CARGO_PKG_VERSION"),
+            config.server.data_dir().display(),
+        ))
+    }
+
+    /// Serves until a signal comes or a part of the program ends.
+    ///
+    /// # Errors
+    /// A part ended by itself, or the stop took too long.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let Self {
+            app,
+            listener,
+            postgres,
+            _data_lock,
+        } = self;
+        let mut parts = parts(&app, listener);
+        let outcome = tokio::select! {
+            ended = parts.join_next() => Err(end_of(ended)),
+            exit = exited(postgres.as_ref()) => Err(exit),
+            signal = stop_signal() => signal.map(|name| tracing::info!(signal = name, "stopping")),
+        };
+        let stopped = stop(&app, parts).await;
+        app.db.close().await;
+        if let Some(postgres) = postgres {
+            postgres.stop().await?;
+        }
+        outcome.and(stopped)
+    }
+}
+
+/// Everything that must run as long as the server does.
+fn parts(app: &App, listener: TcpListener) -> JoinSet<(&'static str, anyhow::Result<()>)> {
+    let mut parts = JoinSet::new();
+    let mut part = |name, future: futures_util::future::BoxFuture<'static, anyhow::Result<()>>| {
+        parts.spawn(async move { (name, future.await) });
+    };
+    part(
+        "http server",
+        Box::pin(server::serve(app.clone(), listener, app.router())),
+    );
+    part("job runner", Box::pin(runner::run(app.clone())));
+    part("notifications in", Box::pin(wake::listen(app.clone())));
+    part("notifications out", Box::pin(wake::tell(app.clone())));
+    for reconciler in app::reconcilers(&app.config) {
+        part(reconciler.name, Box::pin(periodic::repeat(app.clone(), reconciler)));
+    }
+    parts
+}
+
+fn end_of(ended: Option<Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>>) -> anyhow::Error {
+    match ended {
+        Some(Ok((name, Ok(())))) => anyhow!("the {name} ended by itself"),
+        Some(Ok((name, Err(fault)))) => fault.context(format!("the {name} failed")),
+        Some(Err(fault)) => anyhow!(fault).context("a part of the program panicked"),
+        None => anyhow!("nothing was running"),
+    }
+}
+
+async fn exited(postgres: Option<&Postgres>) -> anyhow::Error {
+    match postgres {
+        Some(postgres) => postgres.exited().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The orderly end: nothing new, then wait for what runs, then cut off what is late.
+async fn stop(app: &App, mut parts: JoinSet<(&'static str, anyhow::Result<()>)>) -> anyhow::Result<()> {
+    app.shutdown.cancel();
+    let rest = async {
+        while let Some(ended) = parts.join_next().await {
+            if !matches!(ended, Ok((_, Ok(())))) {
+                tracing::error!(error = ?end_of(Some(ended)), "a part did not stop in order");
+            }
+        }
+        app.tasks.close();
+        app.tasks.wait().await;
+    };
+    tokio::pin!(rest);
+    let in_time = tokio::select! {
+        done = tokio::time::timeout(app.config.server.shutdown_timeout, &mut rest) => done.is_ok(),
+        _ = stop_signal() => false,
+    };
+    if in_time {
+        return Ok(());
+    }
+    app.hard_stop.cancel();
+    // Jobs that hear this hand themselves back.
+    if tokio::time::timeout(std::time::Duration::from_secs(2), rest)
+        .await
+        .is_ok()
+    {
+        Ok(())
+    } else {
+        bail!("some requests or jobs did not end in time and were cut off")
+    }
+}
+
+async fn stop_signal() -> anyhow::Result<&'static str> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
+
+async fn prepare(app: &App, postgres: Option<&Postgres>) -> anyhow::Result<()> {
+    let reached = async {
+        crate::db::migrate(&app.db).await?;
+        projects::root::ensure(app).await.map(drop)
+    };
+    tokio::select! {
+        reached = reached => reached,
+        exit = exited(postgres) => Err(exit),
+    }
+}
+
+async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
+    let address = config.server.address();
+    TcpListener::bind(address).await.map_err(|fault| match fault.kind() {
+        io::ErrorKind::AddrInUse => anyhow!(
+            "API_EXPORT_PORT is {}, but another program listens there: stop it, or choose another port such as {}",
+            address.port(),
+            address.port().saturating_add(1)
+        ),
+        io::ErrorKind::AddrNotAvailable => anyhow!(
+            "ACONTEXTD_HOST is {}, but this machine has no such address: choose one it has, such as 127.0.0.1",
+            address.ip()
+        ),
+        _ => anyhow!(fault).context(format!("cannot listen on {address}")),
+    })
+}
+
+/// Makes the data folder. The private Postgres runs as another user and must get through it.
+fn data_folder(config: &Config) -> anyhow::Result<std::path::PathBuf> {
+    let folder = config.server.data_dir();
+    let make = || -> io::Result<_> {
+        let new = !folder.exists();
+        fs::create_dir_all(&folder)?;
+        if new {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o711))?;
+        }
+        fs::canonicalize(&folder)
+    };
+    make().with_context(|| {
+        format!(
+            "ACONTEXTD_DATA_DIR is {}, but that folder cannot be made: choose one that can, such as ~/acontextd-data",
+            folder.display()
+        )
+    })
+}
+
+/// One server for one data folder.
+fn lock(folder: &Path) -> anyhow::Result<File> {
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(folder.join("lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "ACONTEXTD_DATA_DIR is {}, but another acontextd uses that folder: stop it, or choose another folder",
+            folder.display()
+        ),
+        Err(TryLockError::Error(fault)) => Err(fault.into()),
+    }
+}
+
+/// The pepper of this data folder, made on first use.
+fn kept_pepper(folder: &Path) -> anyhow::Result<SecretString> {
+    let path = folder.join("pepper");
+    let kept = match fs::read_to_string(&path) {
+        Ok(kept) => kept,
+        Err(fault) if fault.kind() == io::ErrorKind::NotFound => {
+            let new = random_secret()?;
+            let beside = folder.join("pepper.new");
+            let mut file = fs::OpenOptions::new()
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&beside)?;
+            file.write_all(new.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)?;
+            File::open(folder)?.sync_all()?;
+            new.to_string()
+        }
+        Err(fault) => return Err(fault).context(format!("{} cannot be read", path.display())),
+    };
+    let kept = kept.trim();
+    if kept.is_empty() {
+        bail!(
+            "{} is empty: put the pepper back that this folder was begun with",
+            path.display()
+        );
+    }
+    Ok(kept.into())
+}
+
+fn external(settings: &Database) -> anyhow::Result<PgConnectOptions> {
+    let options = if let Some(url) = &settings.database_url {
+        url.expose_secret().parse::<PgConnectOptions>().map_err(|fault| {
+            anyhow!("DATABASE_URL cannot be read ({fault}): write it like postgres://user:password@host:5432/name")
+        })?
+    } else {
+        let options = PgConnectOptions::new_without_pgpass()
+            .host(settings.database_host.as_deref().unwrap_or("localhost"))
+            .port(settings.database_port)
+            .username(&settings.database_user)
+            .database(&settings.database_name);
+        match &settings.database_password {
+            Some(password) => options.password(password.expose_secret()),
+            None => options,
+        }
+    };
+    Ok(if settings.database_tls {
+        options.ssl_mode(PgSslMode::Require)
+    } else {
+        options
+    })
+}
