@@ -65,14 +65,7 @@ pub struct Parts {
 
 impl App {
     pub fn new(parts: Parts) -> Self {
-        let Parts {
-            config,
-            database,
-            blobs,
-            spool,
-            port,
-            kinds,
-        } = parts;
+        let Parts { config, database, blobs, spool, port, kinds } = parts;
         let connections = u32::try_from(config.database.connections).unwrap_or(u32::MAX);
         Self(Arc::new(Services {
             db: db::pool(database, connections),
@@ -98,10 +91,7 @@ impl App {
 
 /// Every feature's routes.
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .merge(http::router())
-        .merge(projects::router())
-        .merge(disks::router())
+    OpenApiRouter::new().merge(http::router()).merge(projects::router()).merge(disks::router())
 }
 
 /// Every kind of job that this program can run.
@@ -122,10 +112,6 @@ pub fn reconcilers(config: &Config) -> Vec<Reconciler> {
             every: Duration::from_hours(1),
             run: |app| Box::pin(periodic::forget_failed(app)),
         },
-        Reconciler {
-            name: "sweep_blobs",
-            every: config.jobs.sweep_every,
-            run: |app| Box::pin(sweep::request(app)),
-        },
+        Reconciler { name: "sweep_blobs", every: config.jobs.sweep_every, run: |app| Box::pin(sweep::request(app)) },
     ]
 }

@@ -59,9 +59,7 @@ impl Caller {
         match (self.encrypted, &self.master_key) {
             (false, _) => Ok(()),
             (true, None) => Err(Error::KeyRequired),
-            (true, Some(_)) => Err(Error::unavailable(
-                "this version does not store files of encrypted projects",
-            )),
+            (true, Some(_)) => Err(Error::unavailable("this version does not store files of encrypted projects")),
         }
     }
 }
@@ -108,31 +106,19 @@ pub async fn require_key(State(app): State<App>, mut request: Request, next: Nex
 
 fn admin(app: &App, headers: &HeaderMap) -> Result<()> {
     let Some(token) = &app.config.keys.admin_token else {
-        return Err(Error::Forbidden(
-            "administration is off: the server was started without ADMIN_API_TOKEN",
-        ));
+        return Err(Error::Forbidden("administration is off: the server was started without ADMIN_API_TOKEN"));
     };
     let access_token = headers.get("x-access-token").and_then(|value| value.to_str().ok());
     let sent = access_token.or_else(|| bearer(headers));
-    if sent.is_some_and(|sent| same(sent, token.expose_secret())) {
-        Ok(())
-    } else {
-        Err(UNKNOWN)
-    }
+    if sent.is_some_and(|sent| same(sent, token.expose_secret())) { Ok(()) } else { Err(UNKNOWN) }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    headers
-        .get(header::AUTHORIZATION)?
-        .to_str()
-        .ok()?
-        .strip_prefix("Bearer ")
+    headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
 async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
-    let body = bearer(headers)
-        .and_then(|token| token.strip_prefix(KEY_PREFIX))
-        .filter(|body| !body.is_empty());
+    let body = bearer(headers).and_then(|token| token.strip_prefix(KEY_PREFIX)).filter(|body| !body.is_empty());
     let key = ProjectKey::parse(body.ok_or(UNKNOWN)?);
     let pepper = app.config.keys.pepper();
     let lookup = key.lookup(pepper);
@@ -144,27 +130,18 @@ async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
         .master_key(pepper)
         .map_err(|_| Error::Unauthorized("invalid API key: failed to unwrap compact token"))?
         .map(Arc::new);
-    Ok(Caller {
-        project: verified.project,
-        encrypted: verified.encrypted,
-        master_key,
-    })
+    Ok(Caller { project: verified.project, encrypted: verified.encrypted, master_key })
 }
 
 async fn verify(app: &App, key: &ProjectKey, lookup: &str) -> Result<Verified> {
     let generation = app.keys.generation();
     let mut conn = app.db.acquire().await?;
-    let found = projects::store::get_by_lookup(&mut conn, lookup)
-        .await?
-        .ok_or(UNKNOWN)?;
+    let found = projects::store::get_by_lookup(&mut conn, lookup).await?.ok_or(UNKNOWN)?;
     drop(conn);
     if app.config.keys.argon2 && !app.keys.check_hash(app, key, found.secret_key_hash_phc).await? {
         return Err(UNKNOWN);
     }
-    let verified = Verified {
-        project: found.id,
-        encrypted: found.encryption_enabled,
-    };
+    let verified = Verified { project: found.id, encrypted: found.encryption_enabled };
     app.keys.remember(lookup, verified, generation);
     Ok(verified)
 }
@@ -192,11 +169,7 @@ impl Default for KeyCache {
             .time_to_live(Duration::from_mins(1))
             .support_invalidation_closures()
             .build();
-        Self {
-            verified,
-            generation: AtomicU64::new(0),
-            hashing: Semaphore::new(4),
-        }
+        Self { verified, generation: AtomicU64::new(0), hashing: Semaphore::new(4) }
     }
 }
 
@@ -204,11 +177,7 @@ impl KeyCache {
     /// Forgets the keys of one project.
     pub fn forget(&self, project: ProjectId) {
         self.generation.fetch_add(1, Ordering::SeqCst);
-        if self
-            .verified
-            .invalidate_entries_if(move |_, verified| verified.project == project)
-            .is_err()
-        {
+        if self.verified.invalidate_entries_if(move |_, verified| verified.project == project).is_err() {
             self.verified.invalidate_all();
         }
     }
@@ -240,8 +209,6 @@ impl KeyCache {
     async fn check_hash(&self, app: &App, key: &ProjectKey, phc: String) -> Result<bool> {
         let _permit = self.hashing.acquire().await.map_err(Error::internal)?;
         let (key, app) = (key.clone(), app.clone());
-        tokio::task::spawn_blocking(move || key.matches(app.config.keys.pepper(), &phc))
-            .await
-            .map_err(Error::internal)
+        tokio::task::spawn_blocking(move || key.matches(app.config.keys.pepper(), &phc)).await.map_err(Error::internal)
     }
 }

@@ -35,10 +35,7 @@ pub struct ProjectKey {
 impl ProjectKey {
     /// Takes the text after the prefix apart. Any text is a key; whether it opens anything is another question.
     pub fn parse(body: &str) -> Self {
-        Self::parse_compact(body).unwrap_or_else(|| Self {
-            secret: Zeroizing::new(body.to_owned()),
-            wrapped: None,
-        })
+        Self::parse_compact(body).unwrap_or_else(|| Self { secret: Zeroizing::new(body.to_owned()), wrapped: None })
     }
 
     fn parse_compact(body: &str) -> Option<Self> {
@@ -49,10 +46,8 @@ impl ProjectKey {
         let (version, rest) = bytes.split_first()?;
         let (secret, wrapped) = rest.split_at_checked(SECRET)?;
         let wrapped = wrapped.try_into().ok()?;
-        (*version == COMPACT_VERSION).then(|| Self {
-            secret: Zeroizing::new(hex::encode(secret)),
-            wrapped: Some(wrapped),
-        })
+        (*version == COMPACT_VERSION)
+            .then(|| Self { secret: Zeroizing::new(hex::encode(secret)), wrapped: Some(wrapped) })
     }
 
     /// A new compact key around a new master key: the key and its text, without the prefix.
@@ -70,13 +65,7 @@ impl ProjectKey {
         bytes.extend_from_slice(&*secret);
         bytes.extend_from_slice(&wrapped);
         let body = Zeroizing::new(URL_SAFE_NO_PAD.encode(&*bytes));
-        Ok((
-            Self {
-                secret: hex_secret,
-                wrapped: Some(wrapped),
-            },
-            body,
-        ))
+        Ok((Self { secret: hex_secret, wrapped: Some(wrapped) }, body))
     }
 
     /// What the project is found by: hex HMAC-SHA256 of the secret under the pepper.
@@ -94,11 +83,7 @@ impl ProjectKey {
         let kek = AesKek::new(&AES_256, &*wrapping_key(&self.secret, pepper)?)?;
         let mut master = MasterKey::new([0; 32]);
         let length = kek.unwrap(wrapped, &mut *master)?.len();
-        if length == master.len() {
-            Ok(Some(master))
-        } else {
-            Err(anyhow!("a wrapped key of {length} bytes"))
-        }
+        if length == master.len() { Ok(Some(master)) } else { Err(anyhow!("a wrapped key of {length} bytes")) }
     }
 
     /// The hash that is stored beside the look-up. Slow by design: not for an async thread.
@@ -111,18 +96,14 @@ impl ProjectKey {
         let salt = SaltString::encode_b64(&salt).map_err(|fault| anyhow!("{fault}"))?;
         let params = Params::new(16 * 1024, 2, 1, Some(32)).map_err(|fault| anyhow!("{fault}"))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let hash = argon2
-            .hash_password(self.peppered(pepper).as_bytes(), &salt)
-            .map_err(|fault| anyhow!("{fault}"))?;
+        let hash = argon2.hash_password(self.peppered(pepper).as_bytes(), &salt).map_err(|fault| anyhow!("{fault}"))?;
         Ok(hash.to_string())
     }
 
     /// Whether a stored hash is of this key; the parameters come from the hash. Slow by design: not for an async thread.
     pub fn matches(&self, pepper: &str, phc: &str) -> bool {
         let Ok(hash) = PasswordHash::new(phc) else { return false };
-        Argon2::default()
-            .verify_password(self.peppered(pepper).as_bytes(), &hash)
-            .is_ok()
+        Argon2::default().verify_password(self.peppered(pepper).as_bytes(), &hash).is_ok()
     }
 
     fn peppered(&self, pepper: &str) -> Zeroizing<String> {
@@ -139,9 +120,7 @@ fn wrapping_key(secret: &str, pepper: &str) -> anyhow::Result<Zeroizing<[u8; 32]
 
 fn wrap(wrapping_key: &[u8; 32], master: &MasterKey) -> anyhow::Result<[u8; WRAPPED]> {
     let mut wrapped = [0; WRAPPED];
-    AesKek::new(&AES_256, wrapping_key)?
-        .wrap(&**master, &mut wrapped)
-        .context("cannot wrap the master key")?;
+    AesKek::new(&AES_256, wrapping_key)?.wrap(&**master, &mut wrapped).context("cannot wrap the master key")?;
     Ok(wrapped)
 }
 
@@ -154,10 +133,7 @@ fn derive(salt: &[u8], input: &[u8], info: &[u8]) -> anyhow::Result<Zeroizing<[u
         }
     }
     let mut key = Zeroizing::new([0; 32]);
-    hkdf::Salt::new(hkdf::HKDF_SHA256, salt)
-        .extract(input)
-        .expand(&[info], Length)?
-        .fill(&mut *key)?;
+    hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(input).expand(&[info], Length)?.fill(&mut *key)?;
     Ok(key)
 }
 
@@ -167,10 +143,7 @@ pub struct LinkKey(hmac::Key);
 impl LinkKey {
     pub fn derive(pepper: &str) -> Self {
         let input = hmac::Key::new(hmac::HMAC_SHA256, pepper.as_bytes());
-        Self(hmac::Key::new(
-            hmac::HMAC_SHA256,
-            hmac::sign(&input, b"acontextd public links, first form").as_ref(),
-        ))
+        Self(hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&input, b"acontextd public links, first form").as_ref()))
     }
 
     pub fn sign(&self, bytes: &[u8]) -> [u8; 32] {
@@ -208,15 +181,9 @@ mod tests {
     fn a_compact_key_is_taken_apart_as_upstream_does() {
         let key = ProjectKey::parse(BODY);
         assert_eq!(*key.secret, "000102030405060708090a0b0c0d0e0f");
-        assert_eq!(
-            key.lookup("test-pepper"),
-            "1282c7aab3a743695466fde6adbce57bddb7d67dd9ab0c04bec8861dee6a14f2"
-        );
+        assert_eq!(key.lookup("test-pepper"), "1282c7aab3a743695466fde6adbce57bddb7d67dd9ab0c04bec8861dee6a14f2");
         let wrapping = wrapping_key(&key.secret, "test-pepper").unwrap();
-        assert_eq!(
-            hex::encode(*wrapping),
-            "6e7a45a06d338af3616c533dbf443245e88c6cd4ac263eb8ab100d74a96f53a0"
-        );
+        assert_eq!(hex::encode(*wrapping), "6e7a45a06d338af3616c533dbf443245e88c6cd4ac263eb8ab100d74a96f53a0");
         assert_eq!(hex::encode(*key.master_key("test-pepper").unwrap().unwrap()), MASTER);
     }
 
@@ -227,10 +194,7 @@ mod tests {
             key.lookup("your-secret-pepper"),
             "fa7e5fe0f1ab1a66a1bfd1c4a5081e13d128cad5c2d41dfdc592fb42c25e373e"
         );
-        assert_eq!(
-            hex::encode(*key.master_key("your-secret-pepper").unwrap().unwrap()),
-            "0123456789abcdef".repeat(4)
-        );
+        assert_eq!(hex::encode(*key.master_key("your-secret-pepper").unwrap().unwrap()), "0123456789abcdef".repeat(4));
     }
 
     #[test]
@@ -243,14 +207,9 @@ mod tests {
 
     #[test]
     fn any_other_text_is_an_old_style_key() {
-        for body in [
-            "plain",
-            "",
-            &BODY[1..],
-            &format!("{BODY}A"),
-            &BODY.replace('A', "!"),
-            &BODY.replacen("AQ", "Ag", 1),
-        ] {
+        for body in
+            ["plain", "", &BODY[1..], &format!("{BODY}A"), &BODY.replace('A', "!"), &BODY.replacen("AQ", "Ag", 1)]
+        {
             let key = ProjectKey::parse(body);
             assert_eq!(*key.secret, body);
             assert!(key.master_key("test-pepper").unwrap().is_none(), "{body}");

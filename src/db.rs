@@ -24,8 +24,5 @@ pub fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
 /// # Errors
 /// The database does not answer, or has migrations that this program does not know.
 pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
-    MIGRATOR
-        .run(pool)
-        .await
-        .context("the database could not be brought up to date")
+    MIGRATOR.run(pool).await.context("the database could not be brought up to date")
 }

@@ -16,10 +16,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// 400: the request cannot be understood. `detail` names the field and what would do.
     #[error("{msg}")]
-    BadRequest {
-        msg: Cow<'static, str>,
-        detail: Option<String>,
-    },
+    BadRequest { msg: Cow<'static, str>, detail: Option<String> },
     /// 401: no key, or not one that opens anything.
     #[error("{0}")]
     Unauthorized(&'static str),
@@ -40,10 +37,7 @@ pub enum Error {
     TooLarge(String),
     /// 503: a dependency or a deadline; the same request may work in a moment.
     #[error("{msg}")]
-    Unavailable {
-        msg: Cow<'static, str>,
-        cause: Option<anyhow::Error>,
-    },
+    Unavailable { msg: Cow<'static, str>, cause: Option<anyhow::Error> },
     /// 500: a bug.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
@@ -56,33 +50,21 @@ pub struct Cause(pub Arc<anyhow::Error>);
 impl Error {
     /// A refusal with the text that clients know for it.
     pub fn bad(msg: impl Into<Cow<'static, str>>) -> Self {
-        Self::BadRequest {
-            msg: msg.into(),
-            detail: None,
-        }
+        Self::BadRequest { msg: msg.into(), detail: None }
     }
 
     /// A refusal of one field: which, and what is wrong with it.
     pub fn field(name: &str, wrong: impl std::fmt::Display) -> Self {
-        Self::BadRequest {
-            msg: "parameter error".into(),
-            detail: Some(format!("{name}: {wrong}")),
-        }
+        Self::BadRequest { msg: "parameter error".into(), detail: Some(format!("{name}: {wrong}")) }
     }
 
     /// A refusal with a known text and the reason.
     pub fn bad_because(msg: &'static str, why: impl std::fmt::Display) -> Self {
-        Self::BadRequest {
-            msg: msg.into(),
-            detail: Some(why.to_string()),
-        }
+        Self::BadRequest { msg: msg.into(), detail: Some(why.to_string()) }
     }
 
     pub fn unavailable(msg: impl Into<Cow<'static, str>>) -> Self {
-        Self::Unavailable {
-            msg: msg.into(),
-            cause: None,
-        }
+        Self::Unavailable { msg: msg.into(), cause: None }
     }
 
     pub fn internal(cause: impl Into<anyhow::Error>) -> Self {
@@ -105,10 +87,7 @@ impl Error {
     /// The text in `msg`.
     fn public(&self) -> Cow<'_, str> {
         match self {
-            Self::BadRequest {
-                msg,
-                detail: Some(detail),
-            } => format!("{msg}: {detail}").into(),
+            Self::BadRequest { msg, detail: Some(detail) } => format!("{msg}: {detail}").into(),
             Self::BadRequest { msg, detail: None } | Self::Unavailable { msg, .. } | Self::Conflict(msg) => {
                 msg.as_ref().into()
             }
@@ -138,9 +117,7 @@ impl IntoResponse for Error {
         let status = self.status();
         let mut response = reply::refusal(status, &self.public(), self.constant());
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, header::HeaderValue::from_static("2"));
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("2"));
         }
         if let Some(cause) = self.into_cause() {
             response.extensions_mut().insert(Cause(Arc::new(cause)));
@@ -159,10 +136,7 @@ impl From<sqlx::Error> for Error {
     fn from(cause: sqlx::Error) -> Self {
         if is_outage(&cause) {
             let msg = "the database does not answer; try again in a moment".into();
-            return Self::Unavailable {
-                msg,
-                cause: Some(cause.into()),
-            };
+            return Self::Unavailable { msg, cause: Some(cause.into()) };
         }
         Self::Internal(cause.into())
     }
@@ -173,10 +147,7 @@ impl From<BlobError> for Error {
         match cause {
             BlobError::Unavailable(_) => {
                 let msg = "the object store does not answer; try again in a moment".into();
-                Self::Unavailable {
-                    msg,
-                    cause: Some(cause.into()),
-                }
+                Self::Unavailable { msg, cause: Some(cause.into()) }
             }
             BlobError::Missing(_) => Self::Internal(cause.into()),
         }

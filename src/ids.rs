@@ -85,11 +85,7 @@ mod tests {
             format!("urn:uuid:{canonical}"),
             format!("{{{canonical}}}"),
         ] {
-            assert_eq!(
-                spelling.parse::<DiskId>().map(|id| id.to_string()).as_deref(),
-                Ok(canonical),
-                "{spelling}"
-            );
+            assert_eq!(spelling.parse::<DiskId>().map(|id| id.to_string()).as_deref(), Ok(canonical), "{spelling}");
         }
         assert!("123e4567".parse::<DiskId>().is_err());
         assert!("".parse::<DiskId>().is_err());

@@ -36,11 +36,7 @@ fn run(config: Config) -> anyhow::Result<ExitCode> {
 }
 
 fn refuse(sentence: &str) -> ExitCode {
-    say(
-        &mut std::io::stderr(),
-        &format!("acontextd: {}\n", sentence.trim_end()),
-        ExitCode::FAILURE,
-    )
+    say(&mut std::io::stderr(), &format!("acontextd: {}\n", sentence.trim_end()), ExitCode::FAILURE)
 }
 
 /// Writes to a terminal or a pipe that may be gone.

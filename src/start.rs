@@ -45,9 +45,7 @@ impl Server {
     pub async fn start(mut config: Config) -> anyhow::Result<Self> {
         let folder = data_folder(&config)?;
         let embedded = !config.database.is_external();
-        let lock = (embedded || !config.s3.is_configured())
-            .then(|| lock(&folder))
-            .transpose()?;
+        let lock = (embedded || !config.s3.is_configured()).then(|| lock(&folder)).transpose()?;
         if !config.keys.has_pepper() {
             config.keys.set_pepper(kept_pepper(&folder)?);
         }
@@ -69,21 +67,9 @@ impl Server {
             Arc::new(LocalBlobs::open(&folder.join("objects"), spool.clone())?)
         };
         let kinds = app::kinds();
-        let app = App::new(Parts {
-            config,
-            database,
-            blobs,
-            spool,
-            port,
-            kinds,
-        });
+        let app = App::new(Parts { config, database, blobs, spool, port, kinds });
         prepare(&app, postgres.as_ref()).await?;
-        Ok(Self {
-            app,
-            listener,
-            postgres,
-            _data_lock: lock,
-        })
+        Ok(Self { app, listener, postgres, _data_lock: lock })
     }
 
     /// What to tell the user: where the server is, the key, the data, and a first call.
@@ -92,20 +78,13 @@ impl Server {
         let base = format!("http://{}/api/v1", self.listener.local_addr()?);
         let token = config.keys.root_token.expose_secret();
         // A key of the operator's own is known to the operator and stays out of logs.
-        let key = if config.server.host.is_loopback() {
-            format!("sk-ac-{token}")
-        } else {
-            "(as configured)".into()
-        };
+        let key = if config.server.host.is_loopback() { format!("sk-ac-{token}") } else { "(as configured)".into() };
         let database = match &self.postgres {
             Some(postgres) => postgres.url(),
             None => "yours".into(),
         };
-        let objects = config
-            .s3
-            .bucket
-            .as_ref()
-            .map_or_else(|| "a folder in the data folder".into(), |b| format!("bucket {b}"));
+        let objects =
+            config.s3.bucket.as_ref().map_or_else(|| "a folder in the data folder".into(), |b| format!("bucket {b}"));
         Ok(format!(
             "acontextd {}\n  base URL  {base}\n  key       {key}\n  data      {}\n  database  {database}\n  objects   \
              {objects}\n  try       curl -H 'Authorization: Bearer {key}' {base}/ping\n",
@@ -119,12 +98,7 @@ impl Server {
     /// # Errors
     /// A part ended by itself, or the stop took too long.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self {
-            app,
-            listener,
-            postgres,
-            _data_lock,
-        } = self;
+        let Self { app, listener, postgres, _data_lock } = self;
         let mut parts = parts(&app, listener);
         let outcome = tokio::select! {
             ended = parts.join_next() => Err(end_of(ended)),
@@ -146,10 +120,7 @@ fn parts(app: &App, listener: TcpListener) -> JoinSet<(&'static str, anyhow::Res
     let mut part = |name, future: futures_util::future::BoxFuture<'static, anyhow::Result<()>>| {
         parts.spawn(async move { (name, future.await) });
     };
-    part(
-        "http server",
-        Box::pin(server::serve(app.clone(), listener, app.router())),
-    );
+    part("http server", Box::pin(server::serve(app.clone(), listener, app.router())));
     part("job runner", Box::pin(runner::run(app.clone())));
     part("notifications in", Box::pin(wake::listen(app.clone())));
     part("notifications out", Box::pin(wake::tell(app.clone())));
@@ -197,10 +168,7 @@ async fn stop(app: &App, mut parts: JoinSet<(&'static str, anyhow::Result<()>)>)
     }
     app.hard_stop.cancel();
     // Jobs that hear this hand themselves back.
-    if tokio::time::timeout(std::time::Duration::from_secs(2), rest)
-        .await
-        .is_ok()
-    {
+    if tokio::time::timeout(std::time::Duration::from_secs(2), rest).await.is_ok() {
         Ok(())
     } else {
         bail!("some requests or jobs did not end in time and were cut off")
@@ -263,12 +231,7 @@ fn data_folder(config: &Config) -> anyhow::Result<std::path::PathBuf> {
 
 /// One server for one data folder.
 fn lock(folder: &Path) -> anyhow::Result<File> {
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(folder.join("lock"))?;
+    let file = fs::OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(folder.join("lock"))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => bail!(
@@ -287,12 +250,7 @@ fn kept_pepper(folder: &Path) -> anyhow::Result<SecretString> {
         Err(fault) if fault.kind() == io::ErrorKind::NotFound => {
             let new = random_secret()?;
             let beside = folder.join("pepper.new");
-            let mut file = fs::OpenOptions::new()
-                .create(true)
-                .write(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&beside)?;
+            let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&beside)?;
             file.write_all(new.as_bytes())?;
             file.sync_all()?;
             fs::rename(&beside, &path)?;
@@ -303,10 +261,7 @@ fn kept_pepper(folder: &Path) -> anyhow::Result<SecretString> {
     };
     let kept = kept.trim();
     if kept.is_empty() {
-        bail!(
-            "{} is empty: put the pepper back that this folder was begun with",
-            path.display()
-        );
+        bail!("{} is empty: put the pepper back that this folder was begun with", path.display());
     }
     Ok(kept.into())
 }
@@ -327,9 +282,5 @@ fn external(settings: &Database) -> anyhow::Result<PgConnectOptions> {
             None => options,
         }
     };
-    Ok(if settings.database_tls {
-        options.ssl_mode(PgSslMode::Require)
-    } else {
-        options
-    })
+    Ok(if settings.database_tls { options.ssl_mode(PgSslMode::Require) } else { options })
 }

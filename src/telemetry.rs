@@ -36,54 +36,31 @@ impl Guard {
 /// # Errors
 /// The filter or the endpoint cannot be understood.
 pub fn init(settings: &config::Telemetry) -> anyhow::Result<Guard> {
-    let filter = EnvFilter::try_new(&settings.log_level).with_context(|| {
-        format!(
-            "LOG_LEVEL is '{}', but must be a level such as info",
-            settings.log_level
-        )
-    })?;
+    let filter = EnvFilter::try_new(&settings.log_level)
+        .with_context(|| format!("LOG_LEVEL is '{}', but must be a level such as info", settings.log_level))?;
     let json = match settings.log_format.as_str() {
         "json" => true,
         "text" => false,
         _ => !std::io::stderr().is_terminal(),
     };
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_target(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let lines = if json {
-        lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .boxed()
+        lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
     } else {
         lines.with_ansi(std::io::stderr().is_terminal()).boxed()
     };
-    let provider = settings
-        .otlp_endpoint
-        .as_deref()
-        .map(|endpoint| provider(endpoint, settings))
-        .transpose()?;
+    let provider = settings.otlp_endpoint.as_deref().map(|endpoint| provider(endpoint, settings)).transpose()?;
     let traces = provider.as_ref().map(|provider| {
         opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
         tracing_opentelemetry::layer().with_tracer(provider.tracer("acontextd"))
     });
-    tracing_subscriber::registry()
-        .with(filter)
-        .with(lines)
-        .with(traces)
-        .init();
+    tracing_subscriber::registry().with(filter).with(lines).with(traces).init();
     Ok(Guard { provider })
 }
 
 fn provider(endpoint: &str, settings: &config::Telemetry) -> anyhow::Result<SdkTracerProvider> {
     let endpoint = endpoint.trim_end_matches('/');
-    let endpoint = if endpoint.ends_with("/v1/traces") {
-        endpoint.to_owned()
-    } else {
-        format!("{endpoint}/v1/traces")
-    };
+    let endpoint = if endpoint.ends_with("/v1/traces") { endpoint.to_owned() } else { format!("{endpoint}/v1/traces") };
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
         .with_endpoint(endpoint)
@@ -92,9 +69,7 @@ fn provider(endpoint: &str, settings: &config::Telemetry) -> anyhow::Result<SdkT
     let resource = Resource::builder().with_service_name("acontextd").build();
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
-        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(
-            settings.sample_ratio,
-        ))))
+        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.sample_ratio))))
         .with_resource(resource)
         .build())
 }

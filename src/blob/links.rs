@@ -36,17 +36,10 @@ pub struct Link {
 /// 400 for a life outside of 1 second to 7 days.
 pub fn end(now: i64, life: i64) -> Result<i64> {
     if !(1..=MAX_LIFE).contains(&life) {
-        return Err(Error::field(
-            "expire",
-            format_args!("must be from 1 to {MAX_LIFE} seconds"),
-        ));
+        return Err(Error::field("expire", format_args!("must be from 1 to {MAX_LIFE} seconds")));
     }
     let end = now + life;
-    Ok(if life >= HOUR {
-        (end + HOUR - 1) / HOUR * HOUR
-    } else {
-        end
-    })
+    Ok(if life >= HOUR { (end + HOUR - 1) / HOUR * HOUR } else { end })
 }
 
 impl Link {

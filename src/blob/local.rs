@@ -39,10 +39,7 @@ impl LocalBlobs {
         if let Some(parent) = root.parent() {
             sync_folder(parent)?;
         }
-        Ok(Self {
-            root: root.into(),
-            spool,
-        })
+        Ok(Self { root: root.into(), spool })
     }
 
     /// Runs `work` with the object's path on a thread that may block.

@@ -28,11 +28,7 @@ pub async fn upload(app: &App, project: ProjectId, content: &Spool) -> Result<Up
         content.sha256,
     );
     if let Some(blob) = known.fetch_optional(&app.db).await? {
-        return Ok(Upload {
-            blob,
-            project,
-            fresh: false,
-        });
+        return Ok(Upload { blob, project, fresh: false });
     }
     let blob = BlobId::new();
     let object_key = format!("{project}/{blob}");
@@ -48,11 +44,7 @@ pub async fn upload(app: &App, project: ProjectId, content: &Spool) -> Result<Up
     .execute(&app.db)
     .await?;
     app.blobs.put(&object_key, content).await?;
-    Ok(Upload {
-        blob,
-        project,
-        fresh: true,
-    })
+    Ok(Upload { blob, project, fresh: true })
 }
 
 /// Makes the upload's blob one that rows of this transaction may refer to, and holds it there until the transaction ends.
@@ -73,10 +65,7 @@ pub async fn claim(conn: &mut PgConnection, upload: &Upload) -> Result<Option<Bl
         upload.blob as _,
         upload.project as _,
     );
-    let made = made
-        .fetch_optional(conn)
-        .await
-        .on_constraint("blobs_live", || Error::Conflict(LOST.into()));
+    let made = made.fetch_optional(conn).await.on_constraint("blobs_live", || Error::Conflict(LOST.into()));
     match made {
         Err(Error::Conflict(_)) => Ok(None),
         other => other,
@@ -102,8 +91,5 @@ pub async fn get_by_sha256(conn: &mut PgConnection, project: ProjectId, sha256: 
         sha256,
     );
     let row = row.fetch_optional(conn).await?;
-    Ok(row.map(|row| Stored {
-        object_key: row.object_key,
-        size: row.size.cast_unsigned(),
-    }))
+    Ok(row.map(|row| Stored { object_key: row.object_key, size: row.size.cast_unsigned() }))
 }

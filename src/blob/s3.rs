@@ -36,11 +36,7 @@ impl S3Blobs {
         use secrecy::ExposeSecret;
         let credentials = Credentials::new(
             settings.access_key.clone().unwrap_or_default(),
-            settings
-                .secret_key
-                .as_ref()
-                .map(|key| key.expose_secret().to_owned())
-                .unwrap_or_default(),
+            settings.secret_key.as_ref().map(|key| key.expose_secret().to_owned()).unwrap_or_default(),
             None,
             None,
             "settings",
@@ -63,28 +59,13 @@ impl S3Blobs {
         if let Some(endpoint) = settings.endpoint() {
             config = config.endpoint_url(endpoint);
         }
-        let sse = settings
-            .sse
-            .as_deref()
-            .filter(|sse| !sse.is_empty())
-            .map(ServerSideEncryption::from);
-        Self {
-            client: Client::from_conf(config.build()),
-            bucket: settings.bucket.clone().unwrap_or_default(),
-            sse,
-        }
+        let sse = settings.sse.as_deref().filter(|sse| !sse.is_empty()).map(ServerSideEncryption::from);
+        Self { client: Client::from_conf(config.build()), bucket: settings.bucket.clone().unwrap_or_default(), sse }
     }
 
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<S3Body> {
         let range = range.map(|range| format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
-        let reply = self
-            .client
-            .get_object()
-            .bucket(&self.bucket)
-            .key(key)
-            .set_range(range)
-            .send()
-            .await;
+        let reply = self.client.get_object().bucket(&self.bucket).key(key).set_range(range).send().await;
         Ok(reply.map_err(|fault| named(fault, key))?.body)
     }
 }
@@ -156,8 +137,6 @@ impl Blobs for S3Blobs {
 
     async fn check(&self) -> Result<()> {
         let head = self.client.head_bucket().bucket(&self.bucket).send().await;
-        head.with_context(|| format!("bucket {}", self.bucket))
-            .map(drop)
-            .map_err(unavailable)
+        head.with_context(|| format!("bucket {}", self.bucket)).map(drop).map_err(unavailable)
     }
 }

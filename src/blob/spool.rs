@@ -39,10 +39,7 @@ impl SpoolDir {
         std::fs::create_dir(&path)?;
         let lock = File::create(path.join("lock"))?;
         lock.try_lock().map_err(io::Error::other)?;
-        Ok(Self {
-            path: Arc::new(path),
-            _lock: Arc::new(lock),
-        })
+        Ok(Self { path: Arc::new(path), _lock: Arc::new(lock) })
     }
 
     /// Begins an upload.
@@ -81,11 +78,7 @@ fn remove_orphans(root: &Path) -> io::Result<()> {
         let Ok(lock) = File::open(folder.join("lock")) else {
             continue;
         };
-        let settled = lock
-            .metadata()?
-            .modified()?
-            .elapsed()
-            .is_ok_and(|age| age.as_secs() >= 2);
+        let settled = lock.metadata()?.modified()?.elapsed().is_ok_and(|age| age.as_secs() >= 2);
         if settled && lock.try_lock().is_ok() {
             std::fs::remove_dir_all(&folder)?;
         }
@@ -144,12 +137,7 @@ impl SpoolWriter {
                 Body::File(path)
             }
         };
-        Ok(Spool {
-            sha256: hex::encode(self.hash.finish()),
-            size: self.size,
-            head: self.head,
-            body,
-        })
+        Ok(Spool { sha256: hex::encode(self.hash.finish()), size: self.size, head: self.head, body })
     }
 }
 
@@ -170,6 +158,17 @@ pub(super) enum Body {
 }
 
 impl Spool {
+    /// The content, read into memory.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub async fn bytes(&self) -> io::Result<Bytes> {
+        match &self.body {
+            Body::Memory(bytes) => Ok(bytes.clone()),
+            Body::File(path) => tokio::fs::read(&path.0).await.map(Bytes::from),
+        }
+    }
+
     pub(super) fn body(&self) -> &Body {
         &self.body
     }

@@ -75,12 +75,9 @@ async fn mark_released(conn: &mut PgConnection, grace: &PgInterval) -> Result<u6
     if ids.is_empty() {
         return Ok(0);
     }
-    sqlx::query!(
-        "select id from blobs where id = any($1) and state = 'live' order by id for update",
-        &ids
-    )
-    .fetch_all(&mut *conn)
-    .await?;
+    sqlx::query!("select id from blobs where id = any($1) and state = 'live' order by id for update", &ids)
+        .fetch_all(&mut *conn)
+        .await?;
     sqlx::query!(
         "update blobs b set state = 'dead'
          where id = any($1) and state = 'live'
@@ -111,10 +108,7 @@ async fn mark_abandoned(conn: &mut PgConnection, grace: &PgInterval) -> Result<u
 
 /// Deletes the objects of dead blobs, then their rows.
 async fn remove_dead(app: &App) -> Result<u64> {
-    let dead = sqlx::query!(
-        "select id, object_key from blobs where state = 'dead' order by id limit $1",
-        BATCH
-    );
+    let dead = sqlx::query!("select id, object_key from blobs where state = 'dead' order by id limit $1", BATCH);
     let dead = dead.fetch_all(&app.db).await?;
     for blob in &dead {
         app.blobs.delete(&blob.object_key).await?;

@@ -69,9 +69,7 @@ impl Config {
         let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
         let settings = settings();
         // clap would read this process's environment; what was handed in is put before the flags instead.
-        let command = Self::command()
-            .disable_help_subcommand(true)
-            .mut_args(|arg| arg.env(None::<&str>));
+        let command = Self::command().disable_help_subcommand(true).mut_args(|arg| arg.env(None::<&str>));
         let matches = command
             .try_get_matches_from(with_environment(&args, &settings, environment))
             .map_err(|error| explain(&error, &settings))?;
@@ -119,12 +117,7 @@ impl Config {
             "ROOT_API_BEARER_TOKEN"
         } else if self.keys.has_pepper() && known(self.keys.pepper()) {
             "ROOT_SECRET_PEPPER"
-        } else if self
-            .keys
-            .admin_token
-            .as_ref()
-            .is_some_and(|token| known(token.expose_secret()))
-        {
+        } else if self.keys.admin_token.as_ref().is_some_and(|token| known(token.expose_secret())) {
             "ADMIN_API_TOKEN"
         } else {
             return Ok(());
@@ -146,10 +139,7 @@ struct Setting {
 fn settings() -> Vec<Setting> {
     let command = Config::command();
     let named = command.get_arguments().filter_map(|arg| {
-        Some(Setting {
-            flag: format!("--{}", arg.get_long()?),
-            name: arg.get_env()?.to_str()?.to_owned(),
-        })
+        Some(Setting { flag: format!("--{}", arg.get_long()?), name: arg.get_env()?.to_str()?.to_owned() })
     });
     named.collect()
 }
@@ -161,17 +151,10 @@ fn with_environment(
     environment: &HashMap<OsString, OsString>,
 ) -> Vec<OsString> {
     let set = |name: &str| environment.get(OsStr::new(name)).filter(|value| !value.is_empty());
-    let given = |flag: &str| {
-        args.iter()
-            .filter_map(|arg| arg.to_str()?.split('=').next())
-            .any(|arg| arg == flag)
-    };
+    let given = |flag: &str| args.iter().filter_map(|arg| arg.to_str()?.split('=').next()).any(|arg| arg == flag);
     let mut all: Vec<OsString> = args.iter().take(1).cloned().collect();
     for setting in settings.iter().filter(|setting| !given(&setting.flag)) {
-        let alias = ALIASES
-            .iter()
-            .find(|(name, _)| *name == setting.name)
-            .and_then(|(_, alias)| set(alias));
+        let alias = ALIASES.iter().find(|(name, _)| *name == setting.name).and_then(|(_, alias)| set(alias));
         if let Some(value) = alias.or_else(|| set(&setting.name)) {
             let mut flag = OsString::from(format!("{}=", setting.flag));
             flag.push(value);
@@ -185,9 +168,7 @@ fn with_environment(
 fn explain(error: &clap::Error, settings: &[Setting]) -> Stop {
     match error.kind() {
         ErrorKind::DisplayHelp => {
-            let mut command = Config::command()
-                .disable_help_subcommand(true)
-                .mut_args(|arg| arg.hide_env_values(true));
+            let mut command = Config::command().disable_help_subcommand(true).mut_args(|arg| arg.hide_env_values(true));
             Stop::Print(command.render_long_help().to_string())
         }
         ErrorKind::DisplayVersion => Stop::Print(error.to_string()),
@@ -195,19 +176,13 @@ fn explain(error: &clap::Error, settings: &[Setting]) -> Stop {
             let context = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
             let flag = context(ContextKind::InvalidArg);
             let flag = flag.split_whitespace().next().unwrap_or_default();
-            let name = settings
-                .iter()
-                .find(|setting| setting.flag == flag)
-                .map(|setting| setting.name.as_str());
+            let name = settings.iter().find(|setting| setting.flag == flag).map(|setting| setting.name.as_str());
             let wrong = match error.source() {
                 Some(source) => source.to_string(),
                 None => format!("must be one of {}", context(ContextKind::ValidValue)),
             };
             let value = context(ContextKind::InvalidValue);
-            Stop::Refuse(format!(
-                "{} ({flag}) is '{value}', but {wrong}",
-                name.unwrap_or_default()
-            ))
+            Stop::Refuse(format!("{} ({flag}) is '{value}', but {wrong}", name.unwrap_or_default()))
         }
         _ => Stop::Refuse(error.to_string()),
     }
@@ -220,10 +195,7 @@ mod tests {
     use super::*;
 
     fn load(environment: &[(&str, &str)], args: &[&str]) -> Result<Config, Stop> {
-        let environment = environment
-            .iter()
-            .map(|(name, value)| (name.into(), value.into()))
-            .collect();
+        let environment = environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
         Config::from_parts(std::iter::once("acontextd").chain(args.iter().copied()), &environment)
     }
 
@@ -252,10 +224,7 @@ mod tests {
     fn every_alias_is_of_a_setting_that_exists() {
         let settings = settings();
         for (name, alias) in ALIASES {
-            assert!(
-                settings.iter().any(|setting| setting.name == *name),
-                "{alias} stands for {name}"
-            );
+            assert!(settings.iter().any(|setting| setting.name == *name), "{alias} stands for {name}");
         }
     }
 
@@ -263,10 +232,7 @@ mod tests {
     fn the_long_form_wins_and_empty_is_not_set() {
         let config = loaded(&[("API_EXPORT_PORT", "1000"), ("APP_APP_PORT", "2000")], &[]);
         assert_eq!(config.server.port, 2000);
-        let config = loaded(
-            &[("API_EXPORT_PORT", "1000"), ("APP_APP_PORT", ""), ("S3_ENDPOINT", "")],
-            &[],
-        );
+        let config = loaded(&[("API_EXPORT_PORT", "1000"), ("APP_APP_PORT", ""), ("S3_ENDPOINT", "")], &[]);
         assert_eq!(config.server.port, 1000);
         let config = loaded(&[("API_EXPORT_PORT", "1000")], &["--port=3000"]);
         assert_eq!(config.server.port, 3000);
@@ -287,10 +253,7 @@ mod tests {
             ("OTEL_TRACES_SAMPLER_ARG", "2", "0.1"),
         ] {
             let sentence = refusal(&[(name, value)]);
-            assert!(
-                sentence.contains(name) && sentence.contains(value) && sentence.contains(hint),
-                "{sentence}"
-            );
+            assert!(sentence.contains(name) && sentence.contains(value) && sentence.contains(hint), "{sentence}");
         }
     }
 
@@ -301,10 +264,7 @@ mod tests {
         let own = ("ROOT_API_BEARER_TOKEN", "sk-ac-0123456789");
         let known = ("ROOT_SECRET_PEPPER", "your-secret-pepper");
         assert!(refusal(&[("ACONTEXTD_HOST", "10.0.0.1"), own, known]).contains("ROOT_SECRET_PEPPER"));
-        loaded(
-            &[("ACONTEXTD_HOST", "0.0.0.0"), own, ("ROOT_SECRET_PEPPER", "0123456789")],
-            &[],
-        );
+        loaded(&[("ACONTEXTD_HOST", "0.0.0.0"), own, ("ROOT_SECRET_PEPPER", "0123456789")], &[]);
         loaded(&[("ACONTEXTD_HOST", "127.0.0.2")], &[]);
         loaded(&[("ACONTEXTD_HOST", "::1")], &[]);
     }
@@ -318,12 +278,8 @@ mod tests {
         );
         assert!(refusal(&[("S3_ENDPOINT", "http://s3")]).contains("S3_BUCKET"));
         assert!(refusal(&[("S3_BUCKET", "assets")]).contains("S3_ACCESS_KEY"));
-        let s3 = [
-            ("S3_BUCKET", "assets"),
-            ("S3_ACCESS_KEY", "a"),
-            ("S3_SECRET_KEY", "b"),
-            ("S3_INTERNAL_ENDPOINT", "s3:1"),
-        ];
+        let s3 =
+            [("S3_BUCKET", "assets"), ("S3_ACCESS_KEY", "a"), ("S3_SECRET_KEY", "b"), ("S3_INTERNAL_ENDPOINT", "s3:1")];
         assert_eq!(loaded(&s3, &[]).s3.endpoint().as_deref(), Some("https://s3:1"));
     }
 
@@ -331,9 +287,7 @@ mod tests {
     fn help_and_secrets_show_no_values() {
         let config = loaded(&[("ROOT_SECRET_PEPPER", "0123456789")], &[]);
         assert!(!format!("{config:?}").contains("0123456789"));
-        let Err(Stop::Print(help)) = load(&[], &["--help"]) else {
-            panic!("no help")
-        };
+        let Err(Stop::Print(help)) = load(&[], &["--help"]) else { panic!("no help") };
         assert!(help.contains("[env: ROOT_API_BEARER_TOKEN]"), "{help}");
     }
 }

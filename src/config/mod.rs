@@ -35,15 +35,9 @@ pub struct Config {
     pub server: Server,
     #[command(flatten, next_help_heading = "Keys")]
     pub keys: Keys,
-    #[command(
-        flatten,
-        next_help_heading = "Database (without one of these: a private Postgres in the data folder)"
-    )]
+    #[command(flatten, next_help_heading = "Database (without one of these: a private Postgres in the data folder)")]
     pub database: Database,
-    #[command(
-        flatten,
-        next_help_heading = "Objects (without S3_BUCKET: a folder in the data folder)"
-    )]
+    #[command(flatten, next_help_heading = "Objects (without S3_BUCKET: a folder in the data folder)")]
     pub s3: S3,
     #[command(flatten, next_help_heading = "Limits")]
     pub limits: Limits,
@@ -166,12 +160,7 @@ pub struct S3 {
     #[arg(long = "s3-access-key", env = "S3_ACCESS_KEY", value_name = "KEY")]
     pub access_key: Option<String>,
     /// The secret key
-    #[arg(
-        long = "s3-secret-key",
-        env = "S3_SECRET_KEY",
-        value_name = "KEY",
-        hide_env_values = true
-    )]
+    #[arg(long = "s3-secret-key", env = "S3_SECRET_KEY", value_name = "KEY", hide_env_values = true)]
     pub secret_key: Option<SecretString>,
     /// Whether the bucket's name goes into the path instead of the host name
     #[arg(
@@ -291,10 +280,7 @@ impl Keys {
     /// # Panics
     /// Before [`Keys::set_pepper`] if none is configured: the start always sets one.
     pub fn pepper(&self) -> &str {
-        self.root_pepper
-            .as_ref()
-            .expect("the start has set a pepper")
-            .expose_secret()
+        self.root_pepper.as_ref().expect("the start has set a pepper").expose_secret()
     }
 
     pub fn has_pepper(&self) -> bool {
@@ -323,10 +309,6 @@ impl S3 {
     /// The address to talk to; `https://` where no scheme is given.
     pub fn endpoint(&self) -> Option<String> {
         let endpoint = self.internal_endpoint.as_ref().or(self.endpoint.as_ref())?;
-        Some(if endpoint.contains("://") {
-            endpoint.clone()
-        } else {
-            format!("https://{endpoint}")
-        })
+        Some(if endpoint.contains("://") { endpoint.clone() } else { format!("https://{endpoint}") })
     }
 }

@@ -8,17 +8,11 @@ use secrecy::SecretString;
 use crate::crypto::KEY_PREFIX;
 
 pub(super) fn port(text: &str) -> Result<u16, String> {
-    text.trim()
-        .parse()
-        .map_err(|_| "must be a port from 0 to 65535, such as 8029".into())
+    text.trim().parse().map_err(|_| "must be a port from 0 to 65535, such as 8029".into())
 }
 
 pub(super) fn count(text: &str) -> Result<usize, String> {
-    text.trim()
-        .parse()
-        .ok()
-        .filter(|n| *n > 0)
-        .ok_or_else(|| "must be a whole number above 0, such as 100".into())
+    text.trim().parse().ok().filter(|n| *n > 0).ok_or_else(|| "must be a whole number above 0, such as 100".into())
 }
 
 pub(super) fn flag(text: &str) -> Result<bool, String> {
@@ -30,11 +24,7 @@ pub(super) fn flag(text: &str) -> Result<bool, String> {
 }
 
 pub(super) fn ratio(text: &str) -> Result<f64, String> {
-    let ratio = text
-        .trim()
-        .parse()
-        .ok()
-        .filter(|ratio: &f64| (0.0..=1.0).contains(ratio));
+    let ratio = text.trim().parse().ok().filter(|ratio: &f64| (0.0..=1.0).contains(ratio));
     ratio.ok_or_else(|| "must be a number from 0 to 1, such as 0.1".into())
 }
 
@@ -51,11 +41,7 @@ pub(super) fn url(text: &str) -> Result<String, String> {
 pub(super) fn root_token(text: &str) -> Result<SecretString, String> {
     let body = text.trim().strip_prefix(KEY_PREFIX).unwrap_or(text.trim());
     let visible = !body.is_empty() && body.chars().all(|c| c.is_ascii_graphic());
-    if visible {
-        Ok(body.into())
-    } else {
-        Err("must be visible ASCII characters without spaces".into())
-    }
+    if visible { Ok(body.into()) } else { Err("must be visible ASCII characters without spaces".into()) }
 }
 
 /// A number of bytes, also as `32MiB`, `16KiB` or `1GiB`.
@@ -97,10 +83,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Where data is kept if no folder is named.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "HOME is no setting of ours, and this is where defaults are made"
-)]
+#[expect(clippy::disallowed_methods, reason = "HOME is no setting of ours, and this is where defaults are made")]
 pub(super) fn default_data_dir() -> PathBuf {
     if rustix::process::geteuid().is_root() {
         return "/var/lib/acontextd".into();
@@ -125,15 +108,7 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
-        for bad in [
-            "",
-            "x",
-            "0",
-            "-1",
-            "5 parsecs",
-            "99999999999999999999",
-            "18446744073709551615k",
-        ] {
+        for bad in ["", "x", "0", "-1", "5 parsecs", "99999999999999999999", "18446744073709551615k"] {
             assert!(bytes(bad).is_err(), "{bad}");
         }
         for bad in ["", "x", "-1s", "5y", "18446744073709551615h"] {

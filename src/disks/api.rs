@@ -50,22 +50,19 @@ pub struct ListDisks {
     /// Only the disk with this id.
     #[serde(default)]
     id: Option<String>,
-    #[serde(flatten)]
-    #[param(ignore)]
-    page: PageQuery,
 }
 
 /// List disks
 #[utoipa::path(get, path = "/api/v1/disk", tag = "disk", params(ListDisks, PageQuery),
     responses((status = 200, body = Envelope<PageOf<Disk>>), Refusals))]
-pub async fn list_disks(State(app): State<App>, caller: Caller, Query(query): Query<ListDisks>) -> Result<Response> {
-    let page: Page = query.page.parse(20, 200)?;
-    let id = query
-        .id
-        .as_deref()
-        .filter(|id| !id.is_empty())
-        .map(str::parse)
-        .transpose();
+pub async fn list_disks(
+    State(app): State<App>,
+    caller: Caller,
+    Query(query): Query<ListDisks>,
+    Query(page): Query<PageQuery>,
+) -> Result<Response> {
+    let page: Page = page.parse(20, 200)?;
+    let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
     let id = id.map_err(|wrong| Error::field("id", wrong))?;
     let user = query.user.as_deref().filter(|user| !user.is_empty());
     if user.is_some_and(|user| user.contains('\0')) {
@@ -73,10 +70,7 @@ pub async fn list_disks(State(app): State<App>, caller: Caller, Query(query): Qu
     }
     let mut conn = app.db.acquire().await?;
     let disks = store::list(&mut conn, caller.project, &Filter { user, id }, &page).await?;
-    let position = |disk: &Disk| Position {
-        created_at: disk.created_at.0,
-        id: disk.id.0,
-    };
+    let position = |disk: &Disk| Position { created_at: disk.created_at.0, id: disk.id.0 };
     Ok(reply::ok(PageOf::new(disks, &page, position)))
 }
 

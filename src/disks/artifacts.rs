@@ -93,56 +93,32 @@ async fn store_file(
             continue;
         };
         let size = i64::try_from(content.size).map_err(Error::internal)?;
-        let content = Content {
-            blob,
-            mime: mime.clone(),
-            size,
-            sha256: content.sha256.clone(),
-        };
-        let change = FileChange {
-            at: at.clone(),
-            change: Change::Put {
-                content,
-                meta: meta.clone(),
-            },
-        };
+        let content = Content { blob, mime: mime.clone(), size, sha256: content.sha256.clone() };
+        let change = FileChange { at: at.clone(), change: Change::Put { content, meta: meta.clone() } };
         let changed = files::apply(&mut tx, project, disk, &[change], by_api(app)).await?;
         let file = changed.map_err(|_| NOT_FOUND)?.pop().flatten();
         tx.commit().await?;
         return file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")));
     }
-    Err(Error::unavailable(
-        "equal files are being stored and removed at once; try again in a moment",
-    ))
+    Err(Error::unavailable("equal files are being stored and removed at once; try again in a moment"))
 }
 
 fn by_api(app: &App) -> Author<'static> {
-    Author {
-        made_by: "api",
-        reason: None,
-        keep: app.config.limits.file_versions,
-    }
+    Author { made_by: "api", reason: None, keep: app.config.limits.file_versions }
 }
 
 /// What a client keeps with a file: a JSON object as text, or nothing.
 fn user_meta(text: &str, limit: u64) -> Result<Map<String, Value>> {
     let invalid =
         |why: &dyn std::fmt::Display| Error::bad_because("invalid meta JSON format", format_args!("meta: {why}"));
-    let value = if text.is_empty() {
-        Value::Null
-    } else {
-        serde_json::from_str(text).map_err(|why| invalid(&why))?
-    };
+    let value = if text.is_empty() { Value::Null } else { serde_json::from_str(text).map_err(|why| invalid(&why))? };
     let meta = match value {
         Value::Null => Map::new(),
         Value::Object(meta) => meta,
         _ => return Err(invalid(&"must be a JSON object")),
     };
     if meta.contains_key(INFO) {
-        return Err(Error::field(
-            "meta",
-            format_args!("reserved key '{INFO}' is not allowed in user meta"),
-        ));
+        return Err(Error::field("meta", format_args!("reserved key '{INFO}' is not allowed in user meta")));
     }
     storable_object("meta", &meta, limit)?;
     Ok(meta)
@@ -169,11 +145,7 @@ async fn find(app: &App, caller: &Caller, disk: DiskId, at: &FilePath) -> Result
 /// Before a path is looked at, whose disk it is.
 async fn check_disk(app: &App, caller: &Caller, disk: DiskId) -> Result<()> {
     let mut conn = app.db.acquire().await?;
-    if store::exists(&mut conn, caller.project, disk).await? {
-        Ok(())
-    } else {
-        Err(DENIED)
-    }
+    if store::exists(&mut conn, caller.project, disk).await? { Ok(()) } else { Err(DENIED) }
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -231,19 +203,9 @@ pub async fn get_artifact(
     let end = links::end(Utc::now().timestamp(), life)?;
     let found = find(&app, &caller, disk, &at).await?;
     let with_url = Flag::or(query.with_public_url, true);
-    let public_url = with_url
-        .then(|| public_url(&app, &caller, &found.file, end))
-        .transpose()?;
-    let content = if Flag::or(query.with_content, true) {
-        content(&app, &found).await?
-    } else {
-        None
-    };
-    Ok(reply::ok(GotArtifact {
-        artifact: found.file.into(),
-        public_url,
-        content,
-    }))
+    let public_url = with_url.then(|| public_url(&app, &caller, &found.file, end)).transpose()?;
+    let content = if Flag::or(query.with_content, true) { content(&app, &found).await? } else { None };
+    Ok(reply::ok(GotArtifact { artifact: found.file.into(), public_url, content }))
 }
 
 fn public_url(app: &App, caller: &Caller, file: &File, end: i64) -> Result<String> {
@@ -253,11 +215,7 @@ fn public_url(app: &App, caller: &Caller, file: &File, end: i64) -> Result<Strin
         mime: file.mime.clone(),
         filename: file.filename.clone(),
     };
-    Ok(format!(
-        "{}/api/v1/material/{}",
-        app.public_url,
-        link.sign(&app.link_key, end)?
-    ))
+    Ok(format!("{}/api/v1/material/{}", app.public_url, link.sign(&app.link_key, end)?))
 }
 
 async fn content(app: &App, found: &Located) -> Result<Option<FileContent>> {
@@ -265,15 +223,9 @@ async fn content(app: &App, found: &Located) -> Result<Option<FileContent>> {
         return Ok(None);
     };
     let bytes = app.blobs.read(&found.object_key).await?;
-    let parse = move || {
-        kind.parses(&bytes)
-            .then(|| String::from_utf8_lossy(&bytes).into_owned())
-    };
+    let parse = move || kind.parses(&bytes).then(|| String::from_utf8_lossy(&bytes).into_owned());
     let raw = tokio::task::spawn_blocking(parse).await.map_err(Error::internal)?;
-    Ok(raw.map(|raw| FileContent {
-        r#type: kind.name(),
-        raw,
-    }))
+    Ok(raw.map(|raw| FileContent { r#type: kind.name(), raw }))
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -304,16 +256,8 @@ pub async fn download_artifact(
     check_disk(&app, &caller, disk).await?;
     let found = find(&app, &caller, disk, &required_path(query.file_path.as_deref())?).await?;
     let file = &found.file;
-    let stored = Stored {
-        object_key: found.object_key,
-        size: file.size.cast_unsigned(),
-    };
-    let as_ = Presented {
-        mime: &file.mime,
-        filename: &file.filename,
-        sha256: &file.sha256,
-        public: false,
-    };
+    let stored = Stored { object_key: found.object_key, size: file.size.cast_unsigned() };
+    let as_ = Presented { mime: &file.mime, filename: &file.filename, sha256: &file.sha256, public: false };
     download::serve(&app, &stored, &as_, &method, &headers).await
 }
 
@@ -353,10 +297,7 @@ pub async fn update_artifact(
     let at = required_path(body.file_path.as_deref())?;
     let meta = user_meta(meta, app.config.limits.meta)?;
     let mut tx = app.db.begin().await?;
-    let change = FileChange {
-        at,
-        change: Change::SetMeta(meta),
-    };
+    let change = FileChange { at, change: Change::SetMeta(meta) };
     let changed = files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?;
     let file = changed.map_err(|_| DENIED)?.pop().flatten().ok_or(NO_FILE)?;
     tx.commit().await?;
@@ -397,10 +338,7 @@ pub async fn delete_artifact(
     if files::get(&mut tx, caller.project, disk, &at).await?.is_none() {
         return Err(NO_FILE);
     }
-    let change = FileChange {
-        at,
-        change: Change::Erase,
-    };
+    let change = FileChange { at, change: Change::Erase };
     let changed = files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?;
     changed.map_err(|_| DENIED)?;
     tx.commit().await?;
@@ -440,16 +378,11 @@ pub async fn list_artifacts(
     let mut conn = app.db.acquire().await?;
     let found = files::list(&mut conn, disk, &within, limit.saturating_add(1)).await?;
     if found.len() > limit {
-        return Err(Error::TooLarge(format!(
-            "the directory holds more than {limit} files; narrow it down with glob"
-        )));
+        return Err(Error::TooLarge(format!("the directory holds more than {limit} files; narrow it down with glob")));
     }
     let directories = files::list_directories(&mut conn, disk, &within).await?;
     let artifacts = found.into_iter().map(Artifact::from).collect();
-    Ok(reply::ok(ListedArtifacts {
-        artifacts,
-        directories: directories.into_iter().collect(),
-    }))
+    Ok(reply::ok(ListedArtifacts { artifacts, directories: directories.into_iter().collect() }))
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -473,10 +406,7 @@ impl SearchArtifacts {
             return Err(Error::field("query", "is required"));
         }
         if pattern.chars().count() > longest {
-            return Err(Error::field(
-                "query",
-                format_args!("must not be longer than {longest} characters"),
-            ));
+            return Err(Error::field("query", format_args!("must not be longer than {longest} characters")));
         }
         match self.limit.and_then(Int::given).unwrap_or_default() {
             0 => Ok((pattern, 100)),

@@ -420,15 +420,9 @@ pub async fn list_candidates(
     .fetch_all(conn)
     .await?;
     let candidate = |row: (String, String, String, String)| Candidate {
-        name: Name {
-            path: row.0,
-            filename: row.1,
-        },
+        name: Name { path: row.0, filename: row.1 },
         mime: row.2,
         object_key: row.3,
     };
-    Ok(rows
-        .into_iter()
-        .map(|row| candidate((row.path, row.filename, row.mime, row.object_key)))
-        .collect())
+    Ok(rows.into_iter().map(|row| candidate((row.path, row.filename, row.mime, row.object_key))).collect())
 }

@@ -20,7 +20,6 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::http::time::Timestamp;
 use crate::ids::{DiskId, ProjectId, UserId};
-pub(self) use crate::media as mime;
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()

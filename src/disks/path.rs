@@ -22,12 +22,8 @@ impl FilePath {
     /// 400 `invalid path`.
     pub fn parse(full: &str) -> Result<Self> {
         let (path, filename) = split(full);
-        check_directory(&path).map_err(|why| Error::bad_because("invalid path", format_args!("file_path: {why}")))?;
-        check_length(filename).map_err(|why| Error::bad_because("invalid path", format_args!("file_path: {why}")))?;
-        Ok(Self {
-            path,
-            filename: filename.to_owned(),
-        })
+        check(&path, filename)?;
+        Ok(Self { path, filename: filename.to_owned() })
     }
 
     /// The place of an uploaded file: the directory part of `full`, and the last segment of the name it was sent with.
@@ -35,15 +31,12 @@ impl FilePath {
     /// # Errors
     /// 400 `invalid path`, or for a name that is none.
     pub fn of_upload(full: &str, sent_name: &str) -> Result<Self> {
-        let (path, _) = split(full);
-        check_directory(&path).map_err(|why| Error::bad_because("invalid path", format_args!("file_path: {why}")))?;
+        let (path, ignored) = split(full);
+        check(&path, ignored)?;
         let trimmed = sent_name.trim_end_matches('/');
         let filename = trimmed.rsplit('/').next().unwrap_or_default();
         check_name(filename).map_err(|why| Error::field("file", why))?;
-        Ok(Self {
-            path,
-            filename: filename.to_owned(),
-        })
+        Ok(Self { path, filename: filename.to_owned() })
     }
 
     pub fn path(&self) -> &str {
@@ -88,12 +81,15 @@ fn split(full: &str) -> (String, &str) {
     let full = full.trim();
     let at = full.rfind('/').map_or(0, |at| at + 1);
     let (path, filename) = full.split_at(at);
-    let path = if path.starts_with('/') {
-        path.to_owned()
-    } else {
-        format!("/{path}")
-    };
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     (path, filename)
+}
+
+fn check(path: &str, filename: &str) -> Result<()> {
+    check_directory(path)
+        .and_then(|()| check_length(filename))
+        .and_then(|()| check_windows(filename))
+        .map_err(|why| Error::bad_because("invalid path", format_args!("file_path: {why}")))
 }
 
 fn check_directory(path: &str) -> Result<(), &'static str> {
@@ -119,11 +115,7 @@ fn check_length(text: &str) -> Result<(), &'static str> {
     if text.contains('\0') {
         return Err("must not contain the character NUL");
     }
-    if text.len() > MAX_BYTES {
-        Err("directory and name must not be longer than 1024 bytes each")
-    } else {
-        Ok(())
-    }
+    if text.len() > MAX_BYTES { Err("directory and name must not be longer than 1024 bytes each") } else { Ok(()) }
 }
 
 /// `C:\` and `\\server` are absolute where these names may end up.
@@ -178,6 +170,8 @@ mod tests {
             "/a\0b/c",
             "C:\\docs/a",
             "/C:/docs/a",
+            "C:\\docs\\",
+            "/C:\\docs\\a",
             "\\\\srv/a",
         ] {
             assert!(FilePath::parse(full).is_err(), "{full:?}");
@@ -189,27 +183,13 @@ mod tests {
 
     #[test]
     fn an_upload_is_named_by_its_own_last_segment() {
-        let name = |sent: &str| {
-            FilePath::of_upload("/docs/x.txt", sent)
-                .map(|path| (path.path, path.filename))
-                .ok()
-        };
+        let name = |sent: &str| FilePath::of_upload("/docs/x.txt", sent).map(|path| (path.path, path.filename)).ok();
         let at = |filename: &str| Some(("/docs/".to_owned(), filename.to_owned()));
         assert_eq!(name("b.txt"), at("b.txt"));
         assert_eq!(name("dir/inner/b.txt"), at("b.txt"));
         assert_eq!(name("/etc/passwd"), at("passwd"));
         assert_eq!(name("with \"quotes\" & %22.txt"), at("with \"quotes\" & %22.txt"));
-        for sent in [
-            "",
-            "/",
-            "..",
-            "a/..",
-            ".",
-            "C:\\x\\y.txt",
-            "..\\y.txt",
-            "a\0b",
-            &"n".repeat(1025),
-        ] {
+        for sent in ["", "/", "..", "a/..", ".", "C:\\x\\y.txt", "..\\y.txt", "a\0b", &"n".repeat(1025)] {
             assert_eq!(name(sent), None, "{sent:?}");
         }
     }

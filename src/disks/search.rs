@@ -62,10 +62,7 @@ impl Pattern {
             .configure(meta::Config::new().nfa_size_limit(Some(max_bytes)).utf8_empty(false))
             .build(pattern)
             .map_err(|why| refuse(&last_line(&why)))?;
-        Ok(Self {
-            regex,
-            piece: (STEPS / states.max(1)).max(4 * OVERLAP),
-        })
+        Ok(Self { regex, piece: (STEPS / states.max(1)).max(4 * OVERLAP) })
     }
 
     /// Whether the text contains a match; `None` if the deadline came first.
@@ -97,11 +94,7 @@ fn last_line(fault: &dyn std::error::Error) -> String {
         deepest = source;
     }
     let text = deepest.to_string();
-    text.lines()
-        .last()
-        .unwrap_or_default()
-        .trim_start_matches("error: ")
-        .to_owned()
+    text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
 /// The files whose path and name match a glob pattern.
@@ -117,10 +110,7 @@ pub async fn glob(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Resul
         let Some(last) = names.last() else { break };
         after = last.clone();
         for name in names {
-            if pattern
-                .is_match(format!("{}{}", name.path, name.filename).as_bytes(), deadline)
-                .ok_or_else(late)?
-            {
+            if pattern.is_match(format!("{}{}", name.path, name.filename).as_bytes(), deadline).ok_or_else(late)? {
                 found.push(name);
             }
         }
@@ -138,10 +128,7 @@ pub async fn glob(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Resul
 /// The files whose text contains a match of a regular expression.
 pub async fn grep(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Result<Vec<File>> {
     let deadline = Instant::now() + app.config.limits.grep;
-    let syntax = syntax::Config::new()
-        .case_insensitive(true)
-        .multi_line(true)
-        .utf8(false);
+    let syntax = syntax::Config::new().case_insensitive(true).multi_line(true).utf8(false);
     let pattern = Arc::new(Pattern::compile(pattern, syntax, app.config.limits.regex)?);
     let work = async {
         let _turn = app.greps.0.acquire().await.map_err(Error::internal)?;
@@ -164,9 +151,7 @@ pub async fn grep(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Resul
         }
         Ok::<_, Error>(found)
     };
-    let found = tokio::time::timeout_at(deadline.into(), work)
-        .await
-        .map_err(|_| late())??;
+    let found = tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| late())??;
     let mut conn = app.db.acquire().await?;
     Ok(files::get_many(&mut conn, disk, &found).await?)
 }
@@ -248,11 +233,7 @@ fn class(chars: &[char]) -> Option<(String, usize)> {
     let mut class = String::from(if negated { "[^" } else { "[" });
     for (at, member) in chars[first..end].iter().enumerate() {
         let inner = at > 0 && first + at + 1 < end;
-        class.push_str(&if *member == '-' && inner {
-            "-".to_owned()
-        } else {
-            literal(*member)
-        });
+        class.push_str(&if *member == '-' && inner { "-".to_owned() } else { literal(*member) });
     }
     class.push(']');
     Some((class, end + 1))
@@ -281,14 +262,7 @@ mod tests {
     }
 
     fn greps(pattern: &str) -> Result<Pattern> {
-        Pattern::compile(
-            pattern,
-            syntax::Config::new()
-                .case_insensitive(true)
-                .multi_line(true)
-                .utf8(false),
-            10 << 20,
-        )
+        Pattern::compile(pattern, syntax::Config::new().case_insensitive(true).multi_line(true).utf8(false), 10 << 20)
     }
 
     #[test]
@@ -322,12 +296,7 @@ mod tests {
     #[test]
     fn a_pattern_that_does_not_compile_is_named() {
         for pattern in ["(", "[a-", "*x", "todo(?=:)", r"(a)\1", "a{1000}{1000}{100}"] {
-            let Err(Error::BadRequest {
-                detail: Some(detail), ..
-            }) = greps(pattern)
-            else {
-                panic!("{pattern}")
-            };
+            let Err(Error::BadRequest { detail: Some(detail), .. }) = greps(pattern) else { panic!("{pattern}") };
             assert!(detail.starts_with("query: ") && !detail.contains('\n'), "{detail}");
         }
     }

@@ -81,20 +81,13 @@ pub async fn list(
 
 /// Whether the project has this disk.
 pub async fn exists(conn: &mut PgConnection, project: ProjectId, disk: DiskId) -> sqlx::Result<bool> {
-    let found = sqlx::query_scalar!(
-        "select 1 as one from disks where id = $1 and project_id = $2",
-        disk as _,
-        project as _
-    );
+    let found =
+        sqlx::query_scalar!("select 1 as one from disks where id = $1 and project_id = $2", disk as _, project as _);
     Ok(found.fetch_optional(conn).await?.is_some())
 }
 
 /// Deletes a disk with everything on it; the stored bytes are released to the sweep.
 pub async fn delete(conn: &mut PgConnection, project: ProjectId, disk: DiskId) -> sqlx::Result<bool> {
-    let gone = sqlx::query!(
-        "delete from disks where id = $1 and project_id = $2",
-        disk as _,
-        project as _
-    );
+    let gone = sqlx::query!("delete from disks where id = $1 and project_id = $2", disk as _, project as _);
     Ok(gone.execute(conn).await?.rows_affected() == 1)
 }

@@ -38,10 +38,7 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self {
-            max_connections: 200,
-            fsync: true,
-        }
+        Self { max_connections: 200, fsync: true }
     }
 }
 
@@ -73,10 +70,7 @@ impl Postgres {
 
     /// How to connect.
     pub fn options(&self) -> PgConnectOptions {
-        PgConnectOptions::new_without_pgpass()
-            .socket(&self.socket_folder)
-            .username(NAME)
-            .database(NAME)
+        PgConnectOptions::new_without_pgpass().socket(&self.socket_folder).username(NAME).database(NAME)
     }
 
     /// The same for other programs, such as psql.
@@ -87,14 +81,8 @@ impl Postgres {
     /// Returns when it has ended, with how.
     pub async fn exited(&self) -> anyhow::Error {
         let mut exit = self.exit.clone();
-        let how = exit
-            .wait_for(Option::is_some)
-            .await
-            .map(|how| how.clone().unwrap_or_default());
-        anyhow!(
-            "the private Postgres ended by itself: {}",
-            how.unwrap_or_else(|_| "nobody saw how".into())
-        )
+        let how = exit.wait_for(Option::is_some).await.map(|how| how.clone().unwrap_or_default());
+        anyhow!("the private Postgres ended by itself: {}", how.unwrap_or_else(|_| "nobody saw how".into()))
     }
 
     /// Stops it in order: what is committed is on disk, connections are closed.
@@ -106,17 +94,11 @@ impl Postgres {
             // An error means that it is gone already.
             let _ = kill_process(self.pid, signal);
             let mut exit = self.exit.clone();
-            if tokio::time::timeout(patience, exit.wait_for(Option::is_some))
-                .await
-                .is_ok()
-            {
+            if tokio::time::timeout(patience, exit.wait_for(Option::is_some)).await.is_ok() {
                 return Ok(());
             }
         }
-        bail!(
-            "the private Postgres (process {}) does not end",
-            self.pid.as_raw_nonzero()
-        )
+        bail!("the private Postgres (process {}) does not end", self.pid.as_raw_nonzero())
     }
 
     async fn wait_until_ready(&self) -> anyhow::Result<()> {
@@ -157,14 +139,8 @@ fn find_programs(configured: Option<&Path>) -> anyhow::Result<PathBuf> {
         );
     }
     let version = |folder: &PathBuf| folder.file_name()?.to_str()?.parse::<u32>().ok();
-    let debian = fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
-    let newest = debian
-        .filter(|folder| complete(&folder.join("bin")))
-        .max_by_key(version);
+    let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
+    let newest = debian.filter(|folder| complete(&folder.join("bin"))).max_by_key(version);
     let on_path = || search_path().into_iter().find(|folder| complete(folder));
     newest.map(|folder| folder.join("bin")).or_else(on_path).ok_or_else(|| {
         anyhow!(
@@ -176,9 +152,7 @@ fn find_programs(configured: Option<&Path>) -> anyhow::Result<PathBuf> {
 
 #[expect(clippy::disallowed_methods, reason = "PATH is no setting of ours")]
 fn search_path() -> Vec<PathBuf> {
-    std::env::var_os("PATH")
-        .map(|path| std::env::split_paths(&path).collect())
-        .unwrap_or_default()
+    std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
 }
 
 /// Who runs it, if not we ourselves.
@@ -197,17 +171,9 @@ impl RunAs {
         }
         let users = fs::read_to_string("/etc/passwd").context("/etc/passwd cannot be read")?;
         let user = |name: &str| {
-            let mut fields = users
-                .lines()
-                .find(|line| line.split(':').next() == Some(name))?
-                .split(':')
-                .skip(2);
+            let mut fields = users.lines().find(|line| line.split(':').next() == Some(name))?.split(':').skip(2);
             let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-            Some(Self {
-                name: name.to_owned(),
-                uid,
-                gid,
-            })
+            Some(Self { name: name.to_owned(), uid, gid })
         };
         let found = user("postgres").or_else(|| user("nobody"));
         found
@@ -231,13 +197,7 @@ impl Place {
         let run_as = RunAs::find()?;
         let home = folder.join("postgres");
         let socket_folder = socket_folder(folder);
-        let place = Self {
-            bin,
-            data: home.join("data"),
-            home,
-            socket_folder,
-            run_as,
-        };
+        let place = Self { bin, data: home.join("data"), home, socket_folder, run_as };
         place.own_folder(&place.home)?;
         place.own_folder(&place.socket_folder)?;
         Ok(place)
@@ -260,10 +220,7 @@ impl Place {
         }
         let found = fs::symlink_metadata(folder)?;
         if !found.is_dir() || found.uid() != owner {
-            bail!(
-                "{} must be a folder that belongs to the user with the number {owner}",
-                folder.display()
-            );
+            bail!("{} must be a folder that belongs to the user with the number {owner}", folder.display());
         }
         fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
         Ok(())
@@ -273,20 +230,12 @@ impl Place {
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new("setpriv");
         if let Some(user) = &self.run_as {
-            command.args([
-                format!("--reuid={}", user.name),
-                format!("--regid={}", user.gid),
-                "--clear-groups".into(),
-            ]);
+            command.args([format!("--reuid={}", user.name), format!("--regid={}", user.gid), "--clear-groups".into()]);
         }
         command.args(["--pdeathsig", "INT", "--"]).arg(self.bin.join(program));
         // Ctrl-C in a terminal goes to our group: we stop it in order ourselves.
         command.process_group(0).current_dir("/").env_clear();
-        command
-            .env("PATH", "/usr/bin:/bin")
-            .env("LC_ALL", "C")
-            .env("TZ", "UTC")
-            .stdin(Stdio::null());
+        command.env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC").stdin(Stdio::null());
         command
     }
 
@@ -302,25 +251,12 @@ impl Place {
         tracing::info!(folder = %self.data.display(), "making the private database");
         let done = self
             .command("initdb")
-            .args([
-                "-U",
-                NAME,
-                "-A",
-                "trust",
-                "--no-locale",
-                "-E",
-                "UTF8",
-                "--data-checksums",
-                "-D",
-            ])
+            .args(["-U", NAME, "-A", "trust", "--no-locale", "-E", "UTF8", "--data-checksums", "-D"])
             .arg(&beside)
             .output()
             .map_err(no_setpriv)?;
         if !done.status.success() {
-            bail!(
-                "the private database could not be made: {}",
-                String::from_utf8_lossy(&done.stderr).trim()
-            );
+            bail!("the private database could not be made: {}", String::from_utf8_lossy(&done.stderr).trim());
         }
         fs::rename(&beside, &self.data)?;
         File::open(&self.home)?.sync_all()?;
@@ -329,15 +265,10 @@ impl Place {
 
     fn check_version(&self) -> anyhow::Result<()> {
         let made_with = fs::read_to_string(self.data.join("PG_VERSION"))?;
-        let said = Command::new(self.bin.join("postgres"))
-            .arg("--version")
-            .output()?
-            .stdout;
+        let said = Command::new(self.bin.join("postgres")).arg("--version").output()?.stdout;
         let said = String::from_utf8_lossy(&said);
-        let ours = said
-            .split_whitespace()
-            .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))
-            .unwrap_or_default();
+        let ours =
+            said.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap_or_default();
         if ours.split('.').next() == Some(made_with.trim()) {
             return Ok(());
         }
@@ -368,11 +299,7 @@ impl Place {
         })?;
         let pid = hear_pid.recv().context("the thread of the private Postgres ended")??;
         let pid = Pid::from_raw(pid).context("the private Postgres has no process number")?;
-        Ok(Postgres {
-            pid,
-            socket_folder,
-            exit,
-        })
+        Ok(Postgres { pid, socket_folder, exit })
     }
 
     fn server(&self, tuning: Tuning) -> Command {
@@ -425,11 +352,7 @@ fn end_former(data: &Path) -> anyhow::Result<()> {
     for signal in [None, Some(Signal::INT), Some(Signal::QUIT), Some(Signal::KILL)] {
         let Some(pid) = former(data) else { return Ok(()) };
         if let Some(signal) = signal {
-            tracing::warn!(
-                pid = pid.as_raw_nonzero(),
-                ?signal,
-                "a former private Postgres does not end; stopping it"
-            );
+            tracing::warn!(pid = pid.as_raw_nonzero(), ?signal, "a former private Postgres does not end; stopping it");
             let _ = kill_process(pid, signal);
         }
         let deadline = Instant::now() + ENDING;
@@ -442,10 +365,7 @@ fn end_former(data: &Path) -> anyhow::Result<()> {
     }
     match former(data) {
         None => Ok(()),
-        Some(pid) => bail!(
-            "a former private Postgres (process {}) cannot be stopped",
-            pid.as_raw_nonzero()
-        ),
+        Some(pid) => bail!("a former private Postgres (process {}) cannot be stopped", pid.as_raw_nonzero()),
     }
 }
 
@@ -456,10 +376,7 @@ fn former(data: &Path) -> Option<Pid> {
     let works_here =
         |pid: &Pid| fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).is_ok_and(|cwd| cwd == data);
     let lock = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let named = lock
-        .lines()
-        .next()
-        .and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?));
+    let named = lock.lines().next().and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?));
     named.filter(works_here).or_else(|| {
         let processes = fs::read_dir("/proc").ok()?.flatten();
         let pids = processes.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
@@ -473,10 +390,7 @@ mod tests {
 
     #[test]
     fn a_socket_path_is_never_too_long() {
-        assert_eq!(
-            socket_folder(Path::new("/var/lib/acontextd")),
-            Path::new("/var/lib/acontextd/run")
-        );
+        assert_eq!(socket_folder(Path::new("/var/lib/acontextd")), Path::new("/var/lib/acontextd/run"));
         let long = PathBuf::from(format!("/{}", "a".repeat(120)));
         let short = socket_folder(&long);
         assert!(short.starts_with("/tmp") && short.as_os_str().len() <= MAX_SOCKET_FOLDER);

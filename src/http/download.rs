@@ -53,16 +53,9 @@ pub async fn serve(
         Wanted::All => (StatusCode::OK, 0..stored.size),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         Wanted::None => {
-            let mut response = reply::refusal(
-                StatusCode::RANGE_NOT_SATISFIABLE,
-                "the range lies outside of the file",
-                None,
-            );
-            insert(
-                response.headers_mut(),
-                header::CONTENT_RANGE,
-                &format!("bytes */{}", stored.size),
-            );
+            let mut response =
+                reply::refusal(StatusCode::RANGE_NOT_SATISFIABLE, "the range lies outside of the file", None);
+            insert(response.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{}", stored.size));
             return Ok(response);
         }
     };
@@ -73,11 +66,7 @@ pub async fn serve(
     };
     let mut response = (status, body).into_response();
     describe(response.headers_mut(), as_, &etag);
-    insert(
-        response.headers_mut(),
-        header::CONTENT_LENGTH,
-        &(range.end - range.start).to_string(),
-    );
+    insert(response.headers_mut(), header::CONTENT_LENGTH, &(range.end - range.start).to_string());
     if status == StatusCode::PARTIAL_CONTENT {
         let range = format!("bytes {}-{}/{}", range.start, range.end - 1, stored.size);
         insert(response.headers_mut(), header::CONTENT_RANGE, &range);
@@ -92,15 +81,7 @@ fn describe(headers: &mut HeaderMap, as_: &Presented<'_>, etag: &str) {
     insert(headers, header::CONTENT_DISPOSITION, &disposition(as_));
     insert(headers, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     insert(headers, header::CONTENT_SECURITY_POLICY, "sandbox");
-    insert(
-        headers,
-        header::CACHE_CONTROL,
-        if as_.public {
-            "public, max-age=60"
-        } else {
-            "private, no-cache"
-        },
-    );
+    insert(headers, header::CACHE_CONTROL, if as_.public { "public, max-age=60" } else { "private, no-cache" });
 }
 
 fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: &str) {
@@ -111,23 +92,12 @@ fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: &str) {
 
 /// Types that browsers execute are saved and not shown.
 fn disposition(as_: &Presented<'_>) -> String {
-    let kind = if media::runs_in_browser(as_.mime) {
-        "attachment"
-    } else {
-        "inline"
-    };
+    let kind = if media::runs_in_browser(as_.mime) { "attachment" } else { "inline" };
     let plain = |c: char| {
-        if c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '%') || c == ' ' {
-            c
-        } else {
-            '_'
-        }
+        if c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '%') || c == ' ' { c } else { '_' }
     };
     let plain: String = as_.filename.chars().map(plain).collect();
-    format!(
-        "{kind}; filename=\"{plain}\"; filename*=UTF-8''{}",
-        percent_encode(as_.filename)
-    )
+    format!("{kind}; filename=\"{plain}\"; filename*=UTF-8''{}", percent_encode(as_.filename))
 }
 
 /// Everything but the characters that RFC 5987 leaves as they are.
@@ -145,9 +115,7 @@ fn percent_encode(text: &str) -> String {
 
 /// Whether `If-None-Match` names this ETag; the weak form counts too.
 fn matches(tags: &str, etag: &str) -> bool {
-    tags.split(',')
-        .map(str::trim)
-        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+    tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
 #[derive(Debug, PartialEq)]
@@ -159,11 +127,7 @@ enum Wanted {
 
 /// One range of bytes. Other units, several ranges and what cannot be read are ignored, as RFC 9110 allows.
 fn parse_range(text: &str, size: u64) -> Wanted {
-    let Some((first, last)) = text
-        .trim()
-        .strip_prefix("bytes=")
-        .and_then(|range| range.split_once('-'))
-    else {
+    let Some((first, last)) = text.trim().strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
         return Wanted::All;
     };
     let (first, last) = (first.trim(), last.trim());
@@ -173,11 +137,7 @@ fn parse_range(text: &str, size: u64) -> Wanted {
         (Err(_), Ok(count)) if first.is_empty() => size.saturating_sub(count)..size,
         _ => return Wanted::All,
     };
-    if range.is_empty() {
-        Wanted::None
-    } else {
-        Wanted::Part(range)
-    }
+    if range.is_empty() { Wanted::None } else { Wanted::Part(range) }
 }
 
 /// The token of a public link.
@@ -208,16 +168,9 @@ pub async fn get_material(
     const GONE: Error = Error::NotFound("material not found");
     let link = Link::verify(&token, &app.link_key, Utc::now().timestamp()).ok_or(GONE)?;
     let mut conn = app.db.acquire().await?;
-    let stored = refs::get_by_sha256(&mut conn, link.project, &link.sha256)
-        .await?
-        .ok_or(GONE)?;
+    let stored = refs::get_by_sha256(&mut conn, link.project, &link.sha256).await?.ok_or(GONE)?;
     drop(conn);
-    let as_ = Presented {
-        mime: &link.mime,
-        filename: &link.filename,
-        sha256: &link.sha256,
-        public: true,
-    };
+    let as_ = Presented { mime: &link.mime, filename: &link.filename, sha256: &link.sha256, public: true };
     serve(&app, &stored, &as_, &method, &headers).await
 }
 
@@ -247,23 +200,9 @@ mod tests {
 
     #[test]
     fn a_name_cannot_leave_its_header() {
-        let as_ = Presented {
-            mime: "text/plain",
-            filename: "a\"b\r\n;ü.txt",
-            sha256: "",
-            public: true,
-        };
-        assert_eq!(
-            disposition(&as_),
-            "inline; filename=\"a_b__;_.txt\"; filename*=UTF-8''a%22b%0D%0A%3B%C3%BC.txt"
-        );
-        assert!(
-            disposition(&Presented {
-                mime: "text/html; charset=utf-8",
-                ..as_
-            })
-            .starts_with("attachment; ")
-        );
+        let as_ = Presented { mime: "text/plain", filename: "a\"b\r\n;ü.txt", sha256: "", public: true };
+        assert_eq!(disposition(&as_), "inline; filename=\"a_b__;_.txt\"; filename*=UTF-8''a%22b%0D%0A%3B%C3%BC.txt");
+        assert!(disposition(&Presented { mime: "text/html; charset=utf-8", ..as_ }).starts_with("attachment; "));
     }
 
     #[test]

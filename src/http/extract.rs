@@ -29,10 +29,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
     async fn from_request(request: Request, app: &App) -> Result<Self> {
         let bytes = body_bytes(request, app.config.limits.json).await?;
         if bytes.is_empty() {
-            return Err(Error::bad_because(
-                "parameter error",
-                "body: is empty, a JSON object is due",
-            ));
+            return Err(Error::bad_because("parameter error", "body: is empty, a JSON object is due"));
         }
         bind(first_value(&bytes)?).map(Self)
     }
@@ -101,11 +98,7 @@ impl<T: PathParam, S: Send + Sync> FromRequestParts<S> for Path<T> {
         let params = RawPathParams::from_request_parts(parts, state)
             .await
             .map_err(|_| Error::field(T::NAME, "is not valid UTF-8"))?;
-        let text = params
-            .iter()
-            .find(|(name, _)| *name == T::NAME)
-            .map(|(_, text)| text)
-            .unwrap_or_default();
+        let text = params.iter().find(|(name, _)| *name == T::NAME).map(|(_, text)| text).unwrap_or_default();
         T::read(text).map(Self).map_err(|wrong| Error::field(T::NAME, wrong))
     }
 }
@@ -181,10 +174,7 @@ impl<'de> Deserialize<'de> for Flag {
 
 /// The content type without its parameters, in lower case.
 pub fn media_type(headers: &HeaderMap) -> String {
-    let value = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split([';', ' ']).next().unwrap_or_default().to_ascii_lowercase()
 }
 
@@ -213,10 +203,7 @@ fn first_value(bytes: &[u8]) -> Result<Value> {
     match Value::deserialize(&mut input) {
         Ok(Value::Null) => Ok(Value::Object(Map::new())),
         Ok(value) => Ok(value),
-        Err(fault) => Err(Error::bad_because(
-            "parameter error",
-            format_args!("body: is not valid JSON ({fault})"),
-        )),
+        Err(fault) => Err(Error::bad_because("parameter error", format_args!("body: is not valid JSON ({fault})"))),
     }
 }
 
@@ -250,10 +237,7 @@ fn pairs(encoded: &[u8]) -> Result<Map<String, Value>> {
 
 /// Undoes form encoding (`+` and `%XX`).
 fn decode(text: &[u8]) -> Option<String> {
-    let spaced: Vec<u8> = text
-        .iter()
-        .map(|byte| if *byte == b'+' { b' ' } else { *byte })
-        .collect();
+    let spaced: Vec<u8> = text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
     percent_decode(&spaced)
 }
 
@@ -263,11 +247,7 @@ pub fn percent_decode(text: &[u8]) -> Option<String> {
     let mut rest = text.iter();
     while let Some(byte) = rest.next() {
         out.push(if *byte == b'%' {
-            let mut digit = || {
-                char::from(*rest.next()?)
-                    .to_digit(16)
-                    .and_then(|n| u8::try_from(n).ok())
-            };
+            let mut digit = || char::from(*rest.next()?).to_digit(16).and_then(|n| u8::try_from(n).ok());
             digit()? << 4 | digit()?
         } else {
             *byte
@@ -323,14 +303,7 @@ mod tests {
     #[test]
     fn json_values_are_taken_in_their_own_types() {
         let sample: Sample = bind(json!({"limit": 7, "deep": true, "name": null})).unwrap();
-        assert_eq!(
-            sample,
-            Sample {
-                name: None,
-                limit: Some(Int(Some(7))),
-                deep: Some(Flag(Some(true)))
-            }
-        );
+        assert_eq!(sample, Sample { name: None, limit: Some(Int(Some(7))), deep: Some(Flag(Some(true))) });
         assert!(bind::<Sample>(json!({"name": 7})).is_err());
         assert!(bind::<Sample>(json!({"limit": 1.5})).is_err());
         assert!(bind::<Sample>(json!(["a"])).is_err());

@@ -15,10 +15,7 @@ const MAX_EXPONENT: i32 = 1_000;
 pub fn storable_object(field: &str, object: &Map<String, Value>, max_bytes: u64) -> Result<()> {
     let size = serde_json::to_vec(object).map_err(Error::internal)?.len() as u64;
     if size > max_bytes {
-        return Err(Error::field(
-            field,
-            format_args!("must not be larger than {max_bytes} bytes"),
-        ));
+        return Err(Error::field(field, format_args!("must not be larger than {max_bytes} bytes")));
     }
     object
         .iter()
@@ -32,24 +29,16 @@ fn storable(value: &Value) -> Result<(), &'static str> {
         Value::String(inner) => text(inner),
         Value::Number(number) => measure(&number.to_string()),
         Value::Array(items) => items.iter().try_for_each(storable),
-        Value::Object(inner) => inner
-            .iter()
-            .try_for_each(|(key, value)| text(key).and_then(|()| storable(value))),
+        Value::Object(inner) => inner.iter().try_for_each(|(key, value)| text(key).and_then(|()| storable(value))),
     }
 }
 
 fn text(text: &str) -> Result<(), &'static str> {
-    if text.contains('\0') {
-        Err("must not contain the character NUL")
-    } else {
-        Ok(())
-    }
+    if text.contains('\0') { Err("must not contain the character NUL") } else { Ok(()) }
 }
 
 fn measure(number: &str) -> Result<(), &'static str> {
-    let exponent = number
-        .split_once(['e', 'E'])
-        .map_or(Some(0), |(_, exponent)| exponent.parse::<i32>().ok());
+    let exponent = number.split_once(['e', 'E']).map_or(Some(0), |(_, exponent)| exponent.parse::<i32>().ok());
     match exponent {
         Some(n) if n.abs() <= MAX_EXPONENT && number.len() <= MAX_DIGITS => Ok(()),
         _ => Err("contains a number that is too large or too long"),
@@ -61,11 +50,7 @@ mod tests {
     use super::*;
 
     fn check(json: &str) -> Result<()> {
-        storable_object(
-            "meta",
-            serde_json::from_str::<Value>(json).unwrap().as_object().unwrap(),
-            1_000_000,
-        )
+        storable_object("meta", serde_json::from_str::<Value>(json).unwrap().as_object().unwrap(), 1_000_000)
     }
 
     #[test]
@@ -76,23 +61,12 @@ mod tests {
     #[test]
     fn what_postgres_cannot_hold_is_refused_by_name() {
         let long = format!(r#"{{"n": {}}}"#, "9".repeat(2_000));
-        for json in [
-            r#"{"a": "\u0000"}"#,
-            r#"{"\u0000": 1}"#,
-            r#"{"a": [{"b": "\u0000"}]}"#,
-            r#"{"n": 1e200000}"#,
-            &long,
-        ] {
+        for json in
+            [r#"{"a": "\u0000"}"#, r#"{"\u0000": 1}"#, r#"{"a": [{"b": "\u0000"}]}"#, r#"{"n": 1e200000}"#, &long]
+        {
             let refusal = check(json).unwrap_err();
             assert!(matches!(refusal, Error::BadRequest { detail: Some(detail), .. } if detail.starts_with("meta: ")));
         }
-        assert!(
-            storable_object(
-                "meta",
-                &Map::from_iter([("k".into(), Value::from("v".repeat(100)))]),
-                50
-            )
-            .is_err()
-        );
+        assert!(storable_object("meta", &Map::from_iter([("k".into(), Value::from("v".repeat(100)))]), 50).is_err());
     }
 }

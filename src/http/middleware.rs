@@ -39,10 +39,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(10);
 /// The outermost layer: ids in and out, the span, the log line.
 pub async fn observe(request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map(|path| path.as_str().to_owned());
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
     let id = request_id(&request);
     let path = shown_path(&request, route.as_deref());
@@ -73,13 +70,7 @@ pub async fn observe(request: Request, next: Next) -> Response {
     if let Some(trace) = trace_id(&span) {
         response.headers_mut().insert(TRACE_ID.clone(), trace);
     }
-    let line = Line {
-        id: &id,
-        method: &method,
-        path: &path,
-        project: project.map(|id| id.to_string()),
-        status,
-    };
+    let line = Line { id: &id, method: &method, path: &path, project: project.map(|id| id.to_string()), status };
     span.in_scope(|| line.write(started, response.extensions().get::<Cause>()));
     response.headers_mut().insert(REQUEST_ID.clone(), id);
     response
@@ -113,11 +104,7 @@ impl Line<'_> {
                 )
             };
         }
-        if self.status.is_server_error() {
-            line!(error)
-        } else {
-            line!(info)
-        }
+        if self.status.is_server_error() { line!(error) } else { line!(info) }
     }
 }
 
@@ -145,9 +132,7 @@ fn shown_path(request: &Request, route: Option<&str>) -> String {
 fn trace_id(span: &Span) -> Option<HeaderValue> {
     let context = span.context();
     let context = context.span().span_context().clone();
-    context
-        .is_valid()
-        .then(|| HeaderValue::from_str(&context.trace_id().to_string()).ok())?
+    context.is_valid().then(|| HeaderValue::from_str(&context.trace_id().to_string()).ok())?
 }
 
 struct Headers<'a>(&'a Request);
@@ -166,18 +151,12 @@ impl Extractor for Headers<'_> {
 /// that hangs up cannot end it between two steps.
 pub async fn bound(State(app): State<App>, request: Request, next: Next) -> Response {
     let upload = media_type(request.headers()) == "multipart/form-data";
-    let limit = if upload {
-        app.config.limits.upload
-    } else {
-        app.config.limits.request
-    };
+    let limit = if upload { app.config.limits.upload } else { app.config.limits.request };
     let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     let work = async move {
-        tokio::time::timeout(limit, next.run(request))
-            .await
-            .unwrap_or_else(|_| {
-                Error::unavailable(format!("the request took longer than {} seconds", limit.as_secs())).into_response()
-            })
+        tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
+            Error::unavailable(format!("the request took longer than {} seconds", limit.as_secs())).into_response()
+        })
     };
     if safe {
         return work.await;
@@ -199,7 +178,7 @@ pub async fn drain(State(app): State<App>, request: Request, next: Next) -> Resp
     let mut rest = body.clone();
     let response = next.run(Request::from_parts(parts, Body::new(body))).await;
     if response.status().as_u16() >= 400 && !rest.is_end_stream() {
-        app.tasks.spawn(async move {
+        app.clone().tasks.spawn(async move {
             let away = async {
                 let mut left = DRAIN_BYTES;
                 while let Some(Ok(frame)) = rest.frame().await {
@@ -210,7 +189,11 @@ pub async fn drain(State(app): State<App>, request: Request, next: Next) -> Resp
                 }
             };
             // What is late is cut off.
-            let _ = tokio::time::timeout(DRAIN_TIME, away).await;
+            tokio::select! {
+                () = app.shutdown.cancelled() => {}
+                () = tokio::time::sleep(DRAIN_TIME) => {}
+                () = away => {}
+            }
         });
     }
     response
@@ -247,8 +230,6 @@ impl HttpBody for SharedBody {
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands the panic over")]
 pub fn panicked(panic: Box<dyn Any + Send>) -> HttpResponse<Body> {
     let text = panic.downcast_ref::<String>().cloned();
-    let text = text
-        .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-        .unwrap_or_default();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
     Error::internal(anyhow::anyhow!("the handler panicked: {text}")).into_response()
 }

@@ -23,21 +23,11 @@ impl IntoResponses for Refusals {
         let refusal = |text: &str| {
             let schema: RefOr<Schema> = Refusal::schema();
             let content = ContentBuilder::new().schema(Some(schema)).build();
-            ResponseBuilder::new()
-                .description(text)
-                .content("application/json", content)
-                .build()
-                .into()
+            ResponseBuilder::new().description(text).content("application/json", content).build().into()
         };
         std::collections::BTreeMap::from([
-            (
-                "4XX".to_owned(),
-                refusal("Refused; `code` is the status, `msg` names the field or what is missing"),
-            ),
-            (
-                "5XX".to_owned(),
-                refusal("A fault of the server; 503 may work in a moment"),
-            ),
+            ("4XX".to_owned(), refusal("Refused; `code` is the status, `msg` names the field or what is missing")),
+            ("5XX".to_owned(), refusal("A fault of the server; 503 may work in a moment")),
         ])
     }
 }
@@ -51,10 +41,7 @@ pub fn document() -> OpenApi {
         .description(Some("Data and memory backend for AI agents, served by acontextd."))
         .build();
     let bearer = |description: &str| {
-        let http = HttpBuilder::new()
-            .scheme(HttpAuthScheme::Bearer)
-            .description(Some(description))
-            .build();
+        let http = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(description)).build();
         SecurityScheme::Http(http)
     };
     let components = api.components.get_or_insert_default();
@@ -68,19 +55,13 @@ static JSON: LazyLock<Result<String, serde_json::Error>> = LazyLock::new(|| docu
 
 /// Serves the document.
 pub async fn serve() -> Result<Response> {
-    let json = JSON
-        .as_deref()
-        .map_err(|fault| Error::internal(anyhow::anyhow!("{fault}")))?;
+    let json = JSON.as_deref().map_err(|fault| Error::internal(anyhow::anyhow!("{fault}")))?;
     Ok(file("application/json", Body::from(json)))
 }
 
 /// Sends browsers to the page.
 pub async fn to_swagger() -> Response {
-    (
-        StatusCode::MOVED_PERMANENTLY,
-        [(header::LOCATION, "/swagger/index.html")],
-    )
-        .into_response()
+    (StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, "/swagger/index.html")]).into_response()
 }
 
 impl super::extract::PathParam for String {

@@ -30,10 +30,7 @@ impl Position {
     /// Reads a cursor; `Ok(None)` for one that names no row (the nil id).
     pub fn decode(cursor: &str) -> Result<Option<Self>> {
         let position = Self::parse(cursor).ok_or_else(|| {
-            Error::field(
-                "cursor",
-                "cannot be read; send the next_cursor of the page before, or none",
-            )
+            Error::field("cursor", "cannot be read; send the next_cursor of the page before, or none")
         })?;
         Ok((!position.id.is_nil()).then_some(position))
     }
@@ -42,10 +39,7 @@ impl Position {
         let text = String::from_utf8(URL_SAFE_NO_PAD.decode(cursor).ok()?).ok()?;
         let (nanos, id) = text.split_once('|')?;
         let created_at = DateTime::from_timestamp_nanos(nanos.parse().ok()?);
-        Some(Self {
-            created_at,
-            id: Uuid::try_parse(id).ok()?,
-        })
+        Some(Self { created_at, id: Uuid::try_parse(id).ok()? })
     }
 }
 
@@ -88,11 +82,7 @@ impl PageQuery {
             None | Some("") => None,
             Some(cursor) => Position::decode(cursor)?,
         };
-        Ok(Page {
-            limit: usize::from(limit),
-            after,
-            newest_first: self.time_desc.is_some_and(Flag::is_set),
-        })
+        Ok(Page { limit: usize::from(limit), after, newest_first: self.time_desc.is_some_and(Flag::is_set) })
     }
 }
 
@@ -124,11 +114,7 @@ impl<T> PageOf<T> {
         let has_more = rows.len() > page.limit;
         rows.truncate(page.limit);
         let next_cursor = rows.last().filter(|_| has_more).map(|row| position(row).encode());
-        Self {
-            items: rows,
-            next_cursor,
-            has_more,
-        }
+        Self { items: rows, next_cursor, has_more }
     }
 }
 

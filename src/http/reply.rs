@@ -59,14 +59,7 @@ pub fn said(msg: &'static str) -> Response {
 
 /// An error's answer; [`crate::error::Error`] chooses status and text.
 pub fn refusal(status: StatusCode, msg: &str, error: Option<&str>) -> Response {
-    json(
-        status,
-        &Refusal {
-            code: status.as_u16(),
-            msg,
-            error,
-        },
-    )
+    json(status, &Refusal { code: status.as_u16(), msg, error })
 }
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {

@@ -30,9 +30,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 pub async fn serve(app: App, listener: TcpListener, router: Router) -> anyhow::Result<()> {
     let service = service(router);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD);
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
     let graceful = GracefulShutdown::new();
     loop {
         let stream = tokio::select! {
@@ -41,9 +39,7 @@ pub async fn serve(app: App, listener: TcpListener, router: Router) -> anyhow::R
         };
         // Answers are written in one piece; waiting for more to send would only add delay.
         let _ = stream.set_nodelay(true);
-        let service = service
-            .clone()
-            .map_request(|request: Request<Incoming>| request.map(Body::new));
+        let service = service.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
         let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let connection = graceful.watch(connection);
         app.tasks.spawn(async move {
@@ -85,9 +81,7 @@ pub async fn is_alive(address: SocketAddr) -> bool {
             ip => ip,
         };
         let mut stream = TcpStream::connect((ip, address.port())).await?;
-        stream
-            .write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            .await?;
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
         let mut status = [0; 12];
         stream.read_exact(&mut status).await?;
         std::io::Result::Ok(status == *b"HTTP/1.1 200")

@@ -42,10 +42,7 @@ pub async fn ready(State(app): State<App>) -> Result<Response> {
 }
 
 fn not_ready(msg: &'static str, cause: anyhow::Error) -> Error {
-    Error::Unavailable {
-        msg: msg.into(),
-        cause: Some(cause),
-    }
+    Error::Unavailable { msg: msg.into(), cause: Some(cause) }
 }
 
 /// Whether the key is known

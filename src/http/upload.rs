@@ -46,10 +46,7 @@ impl Form {
         let Ok(boundary) = multer::parse_boundary(content_type(request.headers())) else {
             return Ok(None);
         };
-        let largest = limits
-            .artifact
-            .saturating_add(limits.form_field.saturating_mul(2))
-            .saturating_add(FRAME);
+        let largest = limits.artifact.saturating_add(limits.form_field.saturating_mul(2)).saturating_add(FRAME);
         if announced_length(request.headers()).is_some_and(|length| length > largest) {
             return Err(file_too_large(limits.artifact));
         }
@@ -65,10 +62,7 @@ impl Form {
                     if form.file.is_some() {
                         return Err(twice(&name));
                     }
-                    form.file = Some(File {
-                        name: file,
-                        content: spool(field, app).await?,
-                    });
+                    form.file = Some(File { name: file, content: spool(field, app).await? });
                 }
                 // A file that nobody asked for, or one without a name.
                 Some(_) => skip(field, limits.artifact).await?,
@@ -80,25 +74,18 @@ impl Form {
                 }
             }
         }
-        Err(Error::bad_because(
-            "parameter error",
-            format_args!("the form has more than {MAX_FIELDS} fields"),
-        ))
+        Err(Error::bad_because("parameter error", format_args!("the form has more than {MAX_FIELDS} fields")))
     }
 }
 
 /// The text fields of a form that has no file.
 pub async fn text_fields(request: Request, app: &App) -> Result<Map<String, Value>> {
     let form = Form::read(request, app).await?;
-    form.map(|form| form.fields)
-        .ok_or_else(|| Error::field("Content-Type", "has no boundary"))
+    form.map(|form| form.fields).ok_or_else(|| Error::field("Content-Type", "has no boundary"))
 }
 
 fn content_type(headers: &HeaderMap) -> &str {
-    headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default()
+    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
 fn parts(request: Request, boundary: String, idle: Duration) -> Multipart<'static> {
@@ -115,17 +102,12 @@ fn parts(request: Request, boundary: String, idle: Duration) -> Multipart<'stati
 
 /// The name of a part that is a file.
 fn file_name(field: &Field<'_>) -> Result<Option<String>> {
-    let disposition = field
-        .headers()
-        .get(header::CONTENT_DISPOSITION)
-        .map_or(&[][..], |value| value.as_bytes());
+    let disposition = field.headers().get(header::CONTENT_DISPOSITION).map_or(&[][..], |value| value.as_bytes());
     let Ok(disposition) = std::str::from_utf8(disposition) else {
         return Err(Error::field("file", "its name is not valid UTF-8"));
     };
     match extended_value(disposition) {
-        Some(value) => read_extended(value)
-            .map(Some)
-            .ok_or_else(|| Error::field("file", "its name is badly escaped")),
+        Some(value) => read_extended(value).map(Some).ok_or_else(|| Error::field("file", "its name is badly escaped")),
         None => Ok(field.file_name().map(ToOwned::to_owned)),
     }
 }
@@ -133,23 +115,14 @@ fn file_name(field: &Field<'_>) -> Result<Option<String>> {
 /// What stands after `filename*=`.
 fn extended_value(disposition: &str) -> Option<&str> {
     let at = disposition.to_ascii_lowercase().find("filename*=")? + "filename*=".len();
-    Some(
-        disposition[at..]
-            .split(';')
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .trim_matches('"'),
-    )
+    Some(disposition[at..].split(';').next().unwrap_or_default().trim().trim_matches('"'))
 }
 
 /// Reads `UTF-8''…` of RFC 5987.
 fn read_extended(value: &str) -> Option<String> {
     let (charset, rest) = value.split_once('\'')?;
     let (_, escaped) = rest.split_once('\'')?;
-    charset
-        .eq_ignore_ascii_case("utf-8")
-        .then(|| super::extract::percent_decode(escaped.as_bytes()))?
+    charset.eq_ignore_ascii_case("utf-8").then(|| super::extract::percent_decode(escaped.as_bytes()))?
 }
 
 async fn spool(mut field: Field<'_>, app: &App) -> Result<Spool> {
@@ -169,9 +142,7 @@ async fn text(mut field: Field<'_>, name: &str, limit: u64) -> Result<String> {
     while let Some(chunk) = next_chunk(&mut field).await? {
         text.extend_from_slice(&chunk);
         if text.len() as u64 > limit {
-            return Err(Error::TooLarge(format!(
-                "{name}: is larger than the maximum of {limit} bytes"
-            )));
+            return Err(Error::TooLarge(format!("{name}: is larger than the maximum of {limit} bytes")));
         }
     }
     String::from_utf8(text).map_err(|_| Error::field(name, "is not valid UTF-8"))
@@ -193,10 +164,7 @@ async fn next_chunk(field: &mut Field<'_>) -> Result<Option<Bytes>> {
 }
 
 fn broken(fault: &multer::Error) -> Error {
-    Error::bad_because(
-        "parameter error",
-        format_args!("body: is no whole multipart form ({fault})"),
-    )
+    Error::bad_because("parameter error", format_args!("body: is no whole multipart form ({fault})"))
 }
 
 fn twice(name: &str) -> Error {
@@ -205,10 +173,7 @@ fn twice(name: &str) -> Error {
 
 fn no_room(fault: io::Error) -> Error {
     let msg = "the server has no room for the upload; try again in a moment".into();
-    Error::Unavailable {
-        msg,
-        cause: Some(fault.into()),
-    }
+    Error::Unavailable { msg, cause: Some(fault.into()) }
 }
 
 /// The refusal of a file over the limit, as clients know it: in MiB with two decimals.
@@ -225,14 +190,8 @@ mod tests {
     #[test]
     fn names_in_the_extended_form_are_read() {
         let read = |text: &str| extended_value(text).map(read_extended);
-        assert_eq!(
-            read("form-data; filename*=UTF-8''gr%C3%B6%C3%9Fe.txt"),
-            Some(Some("größe.txt".into()))
-        );
-        assert_eq!(
-            read("form-data; filename=\"a\"; filename*=utf-8'en'b%20c"),
-            Some(Some("b c".into()))
-        );
+        assert_eq!(read("form-data; filename*=UTF-8''gr%C3%B6%C3%9Fe.txt"), Some(Some("größe.txt".into())));
+        assert_eq!(read("form-data; filename=\"a\"; filename*=utf-8'en'b%20c"), Some(Some("b c".into())));
         assert_eq!(read("form-data; filename*=latin1''a"), Some(None));
         assert_eq!(read("form-data; filename*=UTF-8''%ff"), Some(None));
         assert_eq!(read("form-data; filename=\"a\""), None);

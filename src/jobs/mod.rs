@@ -93,13 +93,7 @@ pub async fn enqueue<J: Job>(
     delay: Delay,
 ) -> crate::error::Result<()> {
     let payload = serde_json::to_value(job).map_err(crate::error::Error::internal)?;
-    let new = store::NewJob {
-        kind: J::KIND,
-        payload,
-        lane: job.lane(),
-        dedupe: job.dedupe(),
-        delay: delay.0,
-    };
+    let new = store::NewJob { kind: J::KIND, payload, lane: job.lane(), dedupe: job.dedupe(), delay: delay.0 };
     store::insert(conn, project, new).await?;
     Ok(())
 }
@@ -124,11 +118,7 @@ impl Running {
     /// # Errors
     /// [`LeaseLost`]: roll back.
     pub async fn complete(&self, conn: &mut PgConnection) -> Result<(), JobError> {
-        if store::delete(conn, self.id, self.owner).await? {
-            Ok(())
-        } else {
-            Err(LeaseLost.into())
-        }
+        if store::delete(conn, self.id, self.owner).await? { Ok(()) } else { Err(LeaseLost.into()) }
     }
 }
 
@@ -155,14 +145,7 @@ impl Kinds {
                 job.run(app, &running).await
             })
         };
-        self.0.insert(
-            J::KIND,
-            Kind {
-                timeout: J::TIMEOUT,
-                max_attempts: J::MAX_ATTEMPTS,
-                run,
-            },
-        );
+        self.0.insert(J::KIND, Kind { timeout: J::TIMEOUT, max_attempts: J::MAX_ATTEMPTS, run });
         self
     }
 
@@ -183,10 +166,7 @@ pub struct Jobs {
 
 impl Jobs {
     pub fn new(kinds: Kinds) -> Self {
-        Self {
-            kinds,
-            wake: wake::Wake::default(),
-        }
+        Self { kinds, wake: wake::Wake::default() }
     }
 
     /// There may be work: tells the runner of this process at once, and the others soon. Call it after the commit.

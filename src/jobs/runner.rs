@@ -140,12 +140,7 @@ fn start(app: &App, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries
 
 /// One try, and what becomes of the job after it.
 async fn try_job(app: &App, owner: Uuid, job: Claimed, kind: Kind) {
-    let running = Arc::new(Running {
-        id: job.id,
-        project: job.project,
-        attempt: job.attempt,
-        owner,
-    });
+    let running = Arc::new(Running { id: job.id, project: job.project, attempt: job.attempt, owner });
     let work = AssertUnwindSafe((kind.run)(job.payload, app.clone(), running)).catch_unwind();
     let outcome = tokio::select! {
         outcome = tokio::time::timeout(kind.timeout, work) => match outcome {

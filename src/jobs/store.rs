@@ -62,12 +62,8 @@ pub async fn claim(
     limit: usize,
     lease: Duration,
 ) -> sqlx::Result<Vec<Claimed>> {
-    sqlx::query!("select set_config('synchronous_commit', 'off', true)")
-        .fetch_one(&mut *conn)
-        .await?;
-    sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd claim jobs'))")
-        .fetch_one(&mut *conn)
-        .await?;
+    sqlx::query!("select set_config('synchronous_commit', 'off', true)").fetch_one(&mut *conn).await?;
+    sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd claim jobs'))").fetch_one(&mut *conn).await?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     sqlx::query_as!(
         Claimed,
@@ -170,11 +166,7 @@ pub async fn fail(
 }
 
 async fn lock(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<()> {
-    let row = sqlx::query!(
-        "select id from jobs where id = $1 and lease_owner = $2 for update",
-        job as _,
-        owner
-    );
+    let row = sqlx::query!("select id from jobs where id = $1 and lease_owner = $2 for update", job as _, owner);
     row.fetch_optional(conn).await.map(drop)
 }
 
@@ -255,9 +247,5 @@ pub async fn delete_failed(conn: &mut PgConnection, age: Duration) -> sqlx::Resu
 
 fn interval(duration: Duration) -> PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-    PgInterval {
-        months: 0,
-        days: 0,
-        microseconds,
-    }
+    PgInterval { months: 0, days: 0, microseconds }
 }

@@ -52,10 +52,7 @@ pub async fn create_project(State(app): State<App>, Json(body): Json<CreateProje
         move || -> anyhow::Result<_> {
             let pepper = app.config.keys.pepper();
             let (key, text) = ProjectKey::generate(pepper)?;
-            let new = NewKey {
-                secret_key_hmac: key.lookup(pepper),
-                secret_key_hash_phc: key.hash(pepper)?,
-            };
+            let new = NewKey { secret_key_hmac: key.lookup(pepper), secret_key_hash_phc: key.hash(pepper)? };
             Ok((text, new))
         }
     })
@@ -64,10 +61,7 @@ pub async fn create_project(State(app): State<App>, Json(body): Json<CreateProje
     let mut tx = app.db.begin().await?;
     let project_id = store::insert(&mut tx, &new, body.configs.map(Value::Object)).await?;
     tx.commit().await?;
-    Ok(reply::ok(CreatedProject {
-        project_id,
-        secret_key: format!("{KEY_PREFIX}{}", *text),
-    }))
+    Ok(reply::ok(CreatedProject { project_id, secret_key: format!("{KEY_PREFIX}{}", *text) }))
 }
 
 /// Delete a project

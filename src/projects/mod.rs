@@ -9,7 +9,5 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(api::create_project))
-        .routes(routes!(api::delete_project))
+    OpenApiRouter::new().routes(routes!(api::create_project)).routes(routes!(api::delete_project))
 }

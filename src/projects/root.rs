@@ -27,9 +27,7 @@ pub async fn ensure(app: &App) -> anyhow::Result<ProjectId> {
         .context("ROOT_API_BEARER_TOKEN is a compact key that was made under another ROOT_SECRET_PEPPER")?;
 
     let mut tx = app.db.begin().await?;
-    sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd root project'))")
-        .fetch_one(&mut *tx)
-        .await?;
+    sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd root project'))").fetch_one(&mut *tx).await?;
     let root = store::lock_root(&mut tx).await?;
     let applied = store::get_state(&mut tx, APPLIED).await?;
     let project = match root {
@@ -55,8 +53,5 @@ pub async fn ensure(app: &App) -> anyhow::Result<ProjectId> {
 async fn hashed(key: ProjectKey, secret_key_hmac: String, app: &App) -> anyhow::Result<NewKey> {
     let app = app.clone();
     let hash = tokio::task::spawn_blocking(move || key.hash(app.config.keys.pepper())).await??;
-    Ok(NewKey {
-        secret_key_hmac,
-        secret_key_hash_phc: hash,
-    })
+    Ok(NewKey { secret_key_hmac, secret_key_hash_phc: hash })
 }

@@ -42,9 +42,7 @@ pub async fn insert(conn: &mut PgConnection, key: &NewKey, configs: Option<Value
 
 /// Deletes a project with everything that belongs to it; its stored objects are released to the sweep.
 pub async fn delete(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<bool> {
-    let gone = sqlx::query!("delete from projects where id = $1", project as _)
-        .execute(conn)
-        .await?;
+    let gone = sqlx::query!("delete from projects where id = $1", project as _).execute(conn).await?;
     Ok(gone.rows_affected() == 1)
 }
 
@@ -71,9 +69,7 @@ pub async fn update_key(conn: &mut PgConnection, project: ProjectId, key: &NewKe
 
 /// Reads a fact about this installation.
 pub async fn get_state(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<String>> {
-    sqlx::query_scalar!("select value from server_state where name = $1", name)
-        .fetch_optional(conn)
-        .await
+    sqlx::query_scalar!("select value from server_state where name = $1", name).fetch_optional(conn).await
 }
 
 pub async fn set_state(conn: &mut PgConnection, name: &str, value: &str) -> sqlx::Result<()> {

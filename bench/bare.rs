@@ -1,0 +1,72 @@
+//! The yardstick of `ping`: one axum route that says the same, without a key and without a database. It runs in a process of
+//! its own, this program once more.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::Arc;
+
+use acontextd::app::{App, Parts, kinds};
+use acontextd::blob::local::LocalBlobs;
+use acontextd::blob::spool::SpoolDir;
+use acontextd::config::{Config, Stop};
+use acontextd::http::{middleware, reply, server};
+use acontextd::telemetry;
+use anyhow::bail;
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::get;
+use clap::ValueEnum;
+use sqlx::postgres::PgConnectOptions;
+use tokio::net::TcpListener;
+use tower_http::catch_panic::CatchPanicLayer;
+
+/// What stands around the route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Layers {
+    /// What stands around the server's own: the id, the span and the log line, the time limit, the panics.
+    Ours,
+    /// Nothing, on axum's own loop of connections.
+    None,
+}
+
+/// Serves until it is killed.
+pub fn serve(layers: Layers, port: u16, folder: &Path) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let route = Router::new().route("/api/v1/ping", get(|| async { reply::said("pong") }));
+    runtime.block_on(async {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+        if layers == Layers::None {
+            return Ok(axum::serve(listener, route).await?);
+        }
+        let app = app(folder, port)?;
+        let traces = telemetry::init(&app.config.telemetry)?;
+        // As in `http::surface`, less the key.
+        let router = route
+            .layer(CatchPanicLayer::custom(middleware::panicked))
+            .layer(from_fn_with_state(app.clone(), middleware::bound))
+            .layer(from_fn_with_state(app.clone(), middleware::drain))
+            .layer(from_fn(middleware::observe));
+        let served = server::serve(app, listener, router).await;
+        traces.flush();
+        served
+    })
+}
+
+/// What the layers want to be given; its database is never asked.
+fn app(folder: &Path, port: u16) -> anyhow::Result<App> {
+    let (config, spool) = (settings(&[])?, SpoolDir::open(folder)?);
+    let blobs = Arc::new(LocalBlobs::open(&folder.join("objects"), spool.clone())?);
+    let database = PgConnectOptions::new_without_pgpass();
+    Ok(App::new(Parts { config, database, blobs, spool, port, kinds: kinds() }))
+}
+
+/// The settings of a server that nothing but these is configured for.
+pub fn settings(given: &[(&str, &str)]) -> anyhow::Result<Config> {
+    let given = given.iter().chain(&[("ROOT_SECRET_PEPPER", "a pepper for measuring")]);
+    let environment: HashMap<_, _> = given.map(|(name, value)| (name.into(), value.into())).collect();
+    match Config::from_parts(["acontextd"], &environment) {
+        Ok(config) => Ok(config),
+        Err(Stop::Print(why) | Stop::Refuse(why)) => bail!(why),
+    }
+}

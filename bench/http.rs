@@ -1,0 +1,172 @@
+//! A client that costs next to nothing: one connection, requests as bytes that are ready to send, answers read only as far as
+//! they must be. What the load generator spends, the server on the same cores does not get.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// The key of a server that nothing is configured for.
+const KEY: &str = "sk-ac-your-root-api-bearer-token";
+const BOUNDARY: &str = "a-boundary-that-no-content-has";
+/// An answer up to this size is kept, the bytes of a larger one are counted and dropped.
+const KEPT: usize = 1 << 20;
+/// A request up to this size leaves in one piece, as a client that knows its body would send it.
+const ONE_PIECE: usize = 64 << 10;
+/// What is read from the socket at once.
+const CHUNK: usize = 256 << 10;
+
+/// A request as it goes over the wire.
+#[derive(Clone)]
+pub struct Request {
+    /// What it is called in a table.
+    pub kind: &'static str,
+    pieces: Vec<Bytes>,
+}
+
+impl Request {
+    pub fn get(kind: &'static str, path: &str) -> Self {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\r\n");
+        Self { kind, pieces: vec![head.into()] }
+    }
+
+    /// A POST without a body.
+    pub fn post(kind: &'static str, path: &str) -> Self {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 0\r\n\r\n"
+        );
+        Self { kind, pieces: vec![head.into()] }
+    }
+
+    /// Stores a file whose content is the two parts, one after the other.
+    pub fn upload(kind: &'static str, disk: &str, directory: &str, name: &str, content: [Bytes; 2]) -> Self {
+        let before = format!(
+            "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file_path\"\r\n\r\n{directory}\r\n\
+             --{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\
+             Content-Type: application/octet-stream\r\n\r\n"
+        );
+        let after = format!("\r\n--{BOUNDARY}--\r\n");
+        let length = before.len() + content[0].len() + content[1].len() + after.len();
+        let head = format!(
+            "POST /api/v1/disk/{disk}/artifact HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\
+             Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {length}\r\n\r\n{before}"
+        );
+        let [first, second] = content;
+        let pieces = vec![head.into(), first, second, after.into()];
+        let in_one = || vec![pieces.concat().into()];
+        Self { kind, pieces: if length <= ONE_PIECE { in_one() } else { pieces } }
+    }
+}
+
+/// What the server said.
+pub struct Answer<'a> {
+    pub status: u16,
+    /// Empty if it was too large to be kept.
+    pub body: &'a [u8],
+}
+
+impl Answer<'_> {
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+}
+
+/// A connection that is kept alive.
+pub struct Client {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, buffer: Vec::new() })
+    }
+
+    /// Sends a request and reads its answer to the end.
+    pub async fn send(&mut self, request: &Request) -> io::Result<Answer<'_>> {
+        for piece in &request.pieces {
+            self.stream.write_all(piece).await?;
+        }
+        self.buffer.clear();
+        let head = loop {
+            if let Some(at) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at + 4;
+            }
+            self.read_more(4 << 10).await?;
+        };
+        let (status, length) = read_head(&self.buffer[..head])?;
+        if length > KEPT {
+            self.drop_body(length.saturating_sub(self.buffer.len() - head)).await?;
+            return Ok(Answer { status, body: &[] });
+        }
+        while self.buffer.len() < head + length {
+            self.read_more(head + length - self.buffer.len()).await?;
+        }
+        Ok(Answer { status, body: &self.buffer[head..] })
+    }
+
+    /// The `data` of an answer that must be a success.
+    pub async fn data(&mut self, request: &Request) -> anyhow::Result<Value> {
+        Ok(self.timed(request).await?.0)
+    }
+
+    /// The same, with how long the answer took to be here.
+    pub async fn timed(&mut self, request: &Request) -> anyhow::Result<(Value, Duration)> {
+        let start = Instant::now();
+        let answer = self.send(request).await.with_context(|| format!("{} got no answer", request.kind))?;
+        let time = start.elapsed();
+        let said = String::from_utf8_lossy(answer.body);
+        ensure!(answer.is_success(), "{} answered {}: {said}", request.kind, answer.status);
+        let mut envelope: Value = serde_json::from_slice(answer.body)?;
+        Ok((envelope["data"].take(), time))
+    }
+
+    /// A new disk's id.
+    pub async fn new_disk(&mut self) -> anyhow::Result<String> {
+        let disk = self.data(&Request::post("create a disk", "/api/v1/disk")).await?;
+        Ok(disk["id"].as_str().context("a new disk has no id")?.to_owned())
+    }
+
+    async fn read_more(&mut self, at_least: usize) -> io::Result<()> {
+        self.buffer.reserve(at_least.min(CHUNK));
+        match self.stream.read_buf(&mut self.buffer).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn drop_body(&mut self, mut left: usize) -> io::Result<()> {
+        while left > 0 {
+            self.buffer.clear();
+            self.read_more(left).await?;
+            left = left.saturating_sub(self.buffer.len());
+        }
+        Ok(())
+    }
+}
+
+/// The status, and how many bytes follow.
+fn read_head(head: &[u8]) -> io::Result<(u16, usize)> {
+    let wrong = || io::Error::other(format!("not understood: {}", String::from_utf8_lossy(head)));
+    let text = std::str::from_utf8(head).map_err(|_| wrong())?;
+    let status = text.get(9..12).and_then(|status| status.parse().ok()).ok_or_else(wrong)?;
+    let is_length = |line: &&str| line.get(..15).is_some_and(|name| name.eq_ignore_ascii_case("content-length:"));
+    let length = text.lines().find(is_length).and_then(|line| line[15..].trim().parse().ok());
+    Ok((status, length.ok_or_else(wrong)?))
+}
+
+/// Text as the value of a query parameter.
+pub fn percent_encode(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}

@@ -1,0 +1,179 @@
+//! kill -9 in the middle of uploads, again and again: what was acknowledged is there with its bytes, what was not is not half
+//! there.
+
+use aws_lc_rs::digest;
+use reqwest::multipart::{Form, Part};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::support::program::{Program, data_folder};
+
+const ROUNDS: usize = 20;
+const UPLOADERS: usize = 16;
+const KEY: &str = "sk-ac-your-root-api-bearer-token";
+
+/// What an uploader stores: its content follows from its name, so that it can be checked later.
+fn content(uploader: usize, number: usize) -> Vec<u8> {
+    let length = [10, 3_000, 200_000, 700_000][number % 4];
+    format!("{uploader}-{number} ").bytes().cycle().take(length + number).collect()
+}
+
+/// Uploads one file after the other until the server is gone; answers with the numbers that were acknowledged.
+async fn upload_until_the_end(
+    client: reqwest::Client,
+    url: String,
+    uploader: usize,
+    first: usize,
+    acknowledged: Arc<AtomicUsize>,
+) -> Vec<usize> {
+    let mut done = Vec::new();
+    for number in first.. {
+        let part = Part::bytes(content(uploader, number)).file_name(format!("{number}.txt"));
+        let form = Form::new().text("file_path", format!("/{uploader}/")).part("file", part);
+        let Ok(answer) = client.post(&url).bearer_auth(KEY).multipart(form).send().await else { break };
+        assert!(answer.status().is_success() || answer.status().as_u16() == 503, "{}", answer.status());
+        if answer.status().is_success() {
+            done.push(number);
+            acknowledged.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    done
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_in_the_middle_of_uploads_loses_nothing_that_was_acknowledged() {
+    let folder = data_folder();
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    let settings = [("ACONTEXTD_JOB_LEASE", "1s"), ("LOG_LEVEL", "warn")];
+    let mut program = Program::start(folder.path(), &settings);
+    let disk: serde_json::Value = client
+        .post(format!("{}/api/v1/disk", program.url))
+        .bearer_auth(KEY)
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let disk = disk["data"]["id"].as_str().unwrap().to_owned();
+    let mut kept: Vec<Vec<usize>> = vec![Vec::new(); UPLOADERS];
+    for round in 0..ROUNDS {
+        let acknowledged = Arc::new(AtomicUsize::new(0));
+        let url = format!("{}/api/v1/disk/{disk}/artifact", program.url);
+        let first = round * 10_000;
+        let uploaders = (0..UPLOADERS).map(|uploader| {
+            let (client, url, acknowledged) = (client.clone(), url.clone(), Arc::clone(&acknowledged));
+            upload_until_the_end(client, url, uploader, first, acknowledged)
+        });
+        let uploading = futures_util::future::join_all(uploaders);
+        let killing = async {
+            // Not at the same moment in every round.
+            let enough = 8 + 5 * round;
+            crate::support::eventually("enough is stored", async || acknowledged.load(Ordering::SeqCst) >= enough)
+                .await;
+            program.kill();
+        };
+        let (done, ()) = tokio::join!(uploading, killing);
+        for (all, new) in kept.iter_mut().zip(done) {
+            all.extend(new);
+        }
+        program = Program::start(folder.path(), &settings);
+        for (uploader, numbers) in kept.iter().enumerate() {
+            // The last ones of this round, and one of long ago.
+            for number in numbers.iter().rev().take(3).chain(numbers.first()) {
+                check(&client, &program.url, &disk, uploader, *number).await;
+            }
+        }
+    }
+    for (uploader, numbers) in kept.iter().enumerate() {
+        for number in numbers {
+            check(&client, &program.url, &disk, uploader, *number).await;
+        }
+    }
+    check_rows(folder.path()).await;
+    assert!(program.stop().success());
+}
+
+async fn check(client: &reqwest::Client, url: &str, disk: &str, uploader: usize, number: usize) {
+    let url = format!("{url}/api/v1/disk/{disk}/artifact/download?file_path=/{uploader}/{number}.txt");
+    let answer = client.get(url).bearer_auth(KEY).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200, "/{uploader}/{number}.txt was acknowledged");
+    let bytes = answer.bytes().await.unwrap();
+    assert!(bytes == content(uploader, number), "/{uploader}/{number}.txt has other bytes");
+}
+
+/// Every file has its version, every version its live blob, every blob its object with those bytes, and there is no object
+/// without a row.
+async fn check_rows(folder: &std::path::Path) {
+    let options =
+        PgConnectOptions::new_without_pgpass().socket(folder.join("run")).username("acontext").database("acontext");
+    let mut conn = options.connect().await.unwrap();
+    let half: i64 = sqlx::query_scalar(
+        "select count(*) from artifacts a
+         full join (select * from artifact_versions where to_no is null) v using (disk_id, path, filename)
+         left join blobs b on b.id = v.blob_id and b.state = 'live'
+         where a.id is null or v.blob_id is null or b.id is null",
+    )
+    .fetch_one(&mut conn)
+    .await
+    .unwrap();
+    assert_eq!(half, 0, "something is half there");
+    let rows: Vec<(String, String, String)> =
+        sqlx::query_as("select object_key, sha256, state from blobs").fetch_all(&mut conn).await.unwrap();
+    let mut objects = walk(&folder.join("objects"));
+    for (key, sha256, state) in rows {
+        let (project, id) = key.split_once('/').unwrap();
+        let path = folder.join("objects").join(project).join(&id[id.len() - 2..]).join(id);
+        match std::fs::read(&path) {
+            Ok(bytes) => assert_eq!(hex::encode(digest::digest(&digest::SHA256, &bytes)), sha256, "{key}, {state}"),
+            Err(_) => assert_ne!(state, "live", "{key} has no object"),
+        }
+        objects.retain(|object| *object != path);
+    }
+    assert_eq!(objects, [] as [std::path::PathBuf; 0], "objects without a row");
+    conn.close().await.unwrap();
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_lets_an_upload_finish() {
+    let folder = data_folder();
+    let program = Program::start(folder.path(), &[]);
+    let client = reqwest::Client::new();
+    let disk: serde_json::Value = client
+        .post(format!("{}/api/v1/disk", program.url))
+        .bearer_auth(KEY)
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let url = format!("{}/api/v1/disk/{}/artifact", program.url, disk["data"]["id"].as_str().unwrap());
+    // A body that comes in two halves, with the signal between them.
+    let (send, receive) = tokio::sync::mpsc::channel::<Result<bytes::Bytes, std::io::Error>>(1);
+    let body = futures_util::stream::unfold(receive, async |mut receive| Some((receive.recv().await?, receive)));
+    let part = Part::stream(reqwest::Body::wrap_stream(body)).file_name("halves.txt");
+    let upload = client.post(url).bearer_auth(KEY).multipart(Form::new().part("file", part)).send();
+    let signal = async move {
+        // Both are taken in before the signal comes.
+        send.send(Ok("first half, ".into())).await.unwrap();
+        send.send(Ok("still first, ".into())).await.unwrap();
+        let address = program.url.trim_start_matches("http://").to_owned();
+        let stop = tokio::task::spawn_blocking(move || program.stop());
+        let closed = async || tokio::net::TcpStream::connect(&address).await.is_err();
+        crate::support::eventually("the port is closed", closed).await;
+        send.send(Ok("second half".into())).await.unwrap();
+        drop(send);
+        stop.await.unwrap()
+    };
+    let (uploaded, stopped) = tokio::join!(upload, signal);
+    assert_eq!(uploaded.unwrap().status().as_u16(), 201);
+    assert!(stopped.success());
+}

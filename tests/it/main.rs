@@ -1,0 +1,23 @@
+//! The integration tests, as one binary: each further one would cost a link of everything.
+//!
+//! `support` has what they stand on: a Postgres for the whole run, a database for each test, the real surface called in
+//! process, and the worlds outside as fakes. Where the program itself is meant (start, stop, kill), the real binary is run.
+
+#![expect(unreachable_pub, reason = "nothing here can be reached from outside")]
+
+mod admin;
+mod artifacts;
+mod auth;
+mod blobs;
+mod crash;
+mod disks;
+mod frame;
+mod jobs;
+mod links;
+mod openapi;
+mod paging;
+mod schema;
+mod search;
+mod support;
+mod sweep;
+mod uploads;

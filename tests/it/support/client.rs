@@ -1,0 +1,176 @@
+//! A client that calls the surface in process, and its answers.
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::Value;
+use tower::ServiceExt;
+use uuid::Uuid;
+
+#[derive(Clone)]
+pub struct Client {
+    router: Router,
+    key: Option<(Uuid, String)>,
+}
+
+impl Client {
+    pub fn new(router: Router, key: Option<(Uuid, String)>) -> Self {
+        Self { router, key }
+    }
+
+    /// The same client with another key.
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { router: self.router.clone(), key: Some((Uuid::nil(), key.to_owned())) }
+    }
+
+    /// The project of the client's key.
+    pub fn project(&self) -> Uuid {
+        self.key.as_ref().expect("a client with a key").0
+    }
+
+    pub fn key(&self) -> &str {
+        &self.key.as_ref().expect("a client with a key").1
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> axum::http::request::Builder {
+        let request = Request::builder().method(method).uri(path);
+        match &self.key {
+            Some((_, key)) => request.header(header::AUTHORIZATION, format!("Bearer {key}")),
+            None => request,
+        }
+    }
+
+    /// The body is a plain parameter, so that this is compiled once.
+    pub async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes().to_vec();
+        Answer { status: parts.status, headers: parts.headers, bytes }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(self.request(Method::GET, path).body(Body::empty()).unwrap()).await
+    }
+
+    pub async fn get_with(&self, path: &str, name: &str, value: &str) -> Answer {
+        self.send(self.request(Method::GET, path).header(name, value).body(Body::empty()).unwrap()).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(self.request(Method::DELETE, path).body(Body::empty()).unwrap()).await
+    }
+
+    pub async fn post(&self, path: &str, json: Value) -> Answer {
+        self.json(Method::POST, path, &json.to_string()).await
+    }
+
+    pub async fn put(&self, path: &str, json: Value) -> Answer {
+        self.json(Method::PUT, path, &json.to_string()).await
+    }
+
+    pub async fn json(&self, method: Method, path: &str, text: &str) -> Answer {
+        let request = self.request(method, path).header(header::CONTENT_TYPE, "application/json");
+        self.send(request.body(Body::from(text.to_owned())).unwrap()).await
+    }
+
+    /// A new disk's id.
+    pub async fn new_disk(&self) -> String {
+        let answer = self.post("/api/v1/disk", serde_json::json!({})).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        answer.data()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Stores a file, and wants that to work.
+    pub async fn upload(&self, disk: &str, directory: &str, name: &str, content: impl AsRef<[u8]>) -> Value {
+        let answer = self.form(disk, Form::new().text("file_path", directory).file("file", name, content)).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        answer.data()
+    }
+
+    /// Sends an upload form to a disk.
+    pub async fn form(&self, disk: &str, form: Form) -> Answer {
+        let (kind, body) = form.end();
+        let request = self.request(Method::POST, &format!("/api/v1/disk/{disk}/artifact"));
+        self.send(request.header(header::CONTENT_TYPE, kind).body(Body::from(body)).unwrap()).await
+    }
+
+    /// The bytes of a file, or the status that came instead.
+    pub async fn download(&self, disk: &str, path: &str) -> Result<Vec<u8>, StatusCode> {
+        let answer = self.get(&format!("/api/v1/disk/{disk}/artifact/download?file_path={path}")).await;
+        if answer.status == StatusCode::OK { Ok(answer.bytes) } else { Err(answer.status) }
+    }
+}
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub bytes: Vec<u8>,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.bytes).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))
+    }
+
+    pub fn data(&self) -> Value {
+        self.json()["data"].clone()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// Wants a refusal in the envelope whose message contains a text.
+    #[track_caller]
+    pub fn assert_refused(&self, status: u16, text: &str) {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text());
+        let body = self.json();
+        assert_eq!(body["code"], status, "{body}");
+        assert!(body["msg"].as_str().unwrap().contains(text), "{body} does not say '{text}'");
+        assert_eq!(self.header("content-type"), "application/json; charset=utf-8");
+    }
+}
+
+/// A multipart form, byte by byte.
+#[derive(Default)]
+pub struct Form(Vec<u8>);
+
+const BOUNDARY: &str = "a-boundary-of-tests";
+
+impl Form {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn text(self, name: &str, value: &str) -> Self {
+        self.part(&format!("form-data; name=\"{name}\""), value.as_bytes())
+    }
+
+    pub fn file(self, name: &str, filename: &str, content: impl AsRef<[u8]>) -> Self {
+        self.part(&format!("form-data; name=\"{name}\"; filename=\"{filename}\""), content.as_ref())
+    }
+
+    pub fn part(self, disposition: &str, content: &[u8]) -> Self {
+        self.raw_part(disposition.as_bytes(), content)
+    }
+
+    pub fn raw_part(mut self, disposition: &[u8], content: &[u8]) -> Self {
+        self.0.extend_from_slice(format!("--{BOUNDARY}\r\nContent-Disposition: ").as_bytes());
+        self.0.extend_from_slice(disposition);
+        self.0.extend_from_slice(b"\r\n\r\n");
+        self.0.extend_from_slice(content);
+        self.0.extend_from_slice(b"\r\n");
+        self
+    }
+
+    /// The content type and the body.
+    pub fn end(mut self) -> (String, Vec<u8>) {
+        self.0.extend_from_slice(format!("--{BOUNDARY}--\r\n").as_bytes());
+        (format!("multipart/form-data; boundary={BOUNDARY}"), self.0)
+    }
+}

@@ -1,0 +1,185 @@
+//! What the tests stand on.
+
+pub mod client;
+pub mod memory;
+pub mod postgres;
+pub mod program;
+pub mod s3;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use acontextd::app::{self, App, Parts};
+use acontextd::blob::Blobs;
+use acontextd::blob::spool::SpoolDir;
+use acontextd::config::Config;
+use acontextd::crypto::ProjectKey;
+use acontextd::jobs::{self, Kinds};
+use serde_json::json;
+use sqlx::postgres::PgConnectOptions;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use client::Client;
+use memory::MemoryBlobs;
+
+pub const PEPPER: &str = "a pepper for tests";
+pub const ADMIN: &str = "an admin token for tests";
+
+/// Runs a test on an app of its own.
+pub async fn run<F: Future<Output = ()>>(test: impl FnOnce(TestApp) -> F) {
+    run_with(Setup::default(), test).await;
+}
+
+/// Runs a test on an app of its own that is set up otherwise.
+pub async fn run_with<F: Future<Output = ()>>(setup: Setup, test: impl FnOnce(TestApp) -> F) {
+    let app = TestApp::new(setup).await;
+    let (kept, stop) = (app.app.clone(), app.app.shutdown.clone());
+    test(app).await;
+    stop.cancel();
+    kept.tasks.close();
+    kept.tasks.wait().await;
+    kept.db.close().await;
+}
+
+/// How a test wants its app.
+pub struct Setup {
+    /// Environment names and values, besides those that all tests have.
+    pub settings: Vec<(&'static str, String)>,
+    pub kinds: Kinds,
+    /// Another app's database, to be a second process on it.
+    pub database: Option<PgConnectOptions>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { settings: Vec::new(), kinds: app::kinds(), database: None }
+    }
+}
+
+impl Setup {
+    pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.settings.push((name, value.to_string()));
+        self
+    }
+}
+
+/// An app with a database of its own and objects in memory.
+pub struct TestApp {
+    pub app: App,
+    pub blobs: Arc<MemoryBlobs>,
+    pub database: PgConnectOptions,
+    folder: Arc<TempDir>,
+}
+
+impl TestApp {
+    pub async fn new(setup: Setup) -> Self {
+        let blobs = Arc::new(MemoryBlobs::default());
+        Self::with_blobs(setup, Arc::clone(&blobs) as Arc<dyn Blobs>, blobs).await
+    }
+
+    async fn with_blobs(setup: Setup, store: Arc<dyn Blobs>, blobs: Arc<MemoryBlobs>) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let database = match setup.database {
+            Some(database) => database,
+            None => postgres::new_database().await,
+        };
+        let parts = Parts {
+            config: config(&setup.settings),
+            database: database.clone(),
+            blobs: store,
+            spool: SpoolDir::open(folder.path()).unwrap(),
+            port: 8029,
+            kinds: setup.kinds,
+        };
+        Self { app: App::new(parts), blobs, database, folder }
+    }
+
+    /// A second app on the same database and objects, as another process would be.
+    pub async fn twin(&self, setup: Setup) -> Self {
+        let setup = Setup { database: Some(self.database.clone()), ..setup };
+        Self::with_blobs(setup, Arc::clone(&self.blobs) as Arc<dyn Blobs>, Arc::clone(&self.blobs)).await
+    }
+
+    /// A client without a key.
+    pub fn client(&self) -> Client {
+        Client::new(self.app.router(), None)
+    }
+
+    /// A client of a new project, with an old-style key.
+    pub async fn project(&self) -> Client {
+        let secret = Uuid::new_v4().to_string();
+        let project = self.insert_project(&ProjectKey::parse(&secret), "not checked").await;
+        Client::new(self.app.router(), Some((project, format!("sk-ac-{secret}"))))
+    }
+
+    /// Puts a project into the database, as operators and other programs do.
+    pub async fn insert_project(&self, key: &ProjectKey, phc: &str) -> Uuid {
+        sqlx::query_scalar(
+            "insert into projects (secret_key_hmac, secret_key_hash_phc, configs) values ($1, $2, $3) returning id",
+        )
+        .bind(key.lookup(PEPPER))
+        .bind(phc)
+        .bind(json!({}))
+        .fetch_one(&self.app.db)
+        .await
+        .unwrap()
+    }
+
+    /// A client with the operator's token.
+    pub fn admin(&self) -> Client {
+        Client::new(self.app.router(), Some((Uuid::nil(), ADMIN.to_owned())))
+    }
+
+    /// How many uploads lie in files now.
+    pub fn spooled(&self) -> usize {
+        let folders = std::fs::read_dir(self.folder.path().join("tmp")).unwrap().flatten();
+        let files = folders.flat_map(|folder| std::fs::read_dir(folder.path()).unwrap().flatten());
+        files.filter(|file| file.file_name() != "lock").count()
+    }
+
+    /// What one value in the database is now.
+    pub async fn value<T>(&self, sql: &'static str) -> T
+    where
+        T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        sqlx::query_scalar(sql).fetch_one(&self.app.db).await.unwrap()
+    }
+
+    pub async fn execute(&self, sql: &'static str) {
+        sqlx::query(sql).execute(&self.app.db).await.unwrap();
+    }
+
+    /// Runs the queue of this app until nothing is due.
+    pub async fn drain_jobs(&self) {
+        let empty = eventually("the queue is empty", async || {
+            self.value::<i64>("select count(*) from jobs where state <> 'failed' and run_at <= now()").await == 0
+        });
+        tokio::select! {
+            ended = jobs::runner::run(self.app.clone()) => panic!("the runner ended: {ended:?}"),
+            () = empty => {}
+        }
+    }
+}
+
+/// The settings of a test's app.
+pub fn config(settings: &[(&'static str, String)]) -> Config {
+    let mut environment = HashMap::from([
+        ("ROOT_SECRET_PEPPER".into(), PEPPER.into()),
+        ("ADMIN_API_TOKEN".into(), ADMIN.into()),
+        ("ENABLE_ARGON2_VERIFICATION".into(), "false".into()),
+        ("ACONTEXTD_DATABASE_CONNECTIONS".into(), "20".into()),
+    ]);
+    environment.extend(settings.iter().map(|(name, value)| ((*name).into(), value.into())));
+    Config::from_parts(["acontextd"], &environment).unwrap_or_else(|_| panic!("{settings:?} are no settings"))
+}
+
+/// Waits until something is so; fails after a while that is long for a machine at work.
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !is_so().await {
+        assert!(std::time::Instant::now() < deadline, "it never came about that {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
