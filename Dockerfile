@@ -5,10 +5,13 @@ FROM rust:1.95-bookworm AS build
 WORKDIR /build
 # Queries are checked against the committed .sqlx: there is no database here.
 ENV SQLX_OFFLINE=true
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
 COPY .sqlx .sqlx
 COPY migrations migrations
 COPY src src
+# Not built here, but the manifest names them.
+COPY bench bench
+COPY tests/it tests/it
 # Crates and what was built of them are kept between builds. The sources are touched because cargo goes by their
 # times, and an older checkout would otherwise pass for built. The program is copied out of the kept folder.
 RUN --mount=type=cache,sharing=locked,target=/usr/local/cargo/registry \

@@ -50,10 +50,13 @@ pub async fn request(app: App) -> Result<()> {
 
 /// Removes what has been unreferenced (or never completed) for the configured time; done when a round finds nothing.
 pub async fn sweep(app: &App) -> Result<()> {
-    let grace = PgInterval::try_from(app.config.limits.blob_grace).unwrap_or_default();
+    let limits = &app.config.limits;
+    let grace = PgInterval::try_from(limits.blob_grace).unwrap_or_default();
+    // As long as an upload may run, its object may still be put.
+    let abandoned = PgInterval::try_from(limits.blob_grace + limits.upload).unwrap_or_default();
     while !app.shutdown.is_cancelled() {
         let mut tx = app.db.begin().await?;
-        let marked = mark_released(&mut tx, &grace).await? + mark_abandoned(&mut tx, &grace).await?;
+        let marked = mark_released(&mut tx, &grace).await? + mark_abandoned(&mut tx, &abandoned).await?;
         tx.commit().await?;
         let removed = remove_dead(app).await?;
         if marked + removed == 0 {
@@ -95,12 +98,12 @@ async fn mark_released(conn: &mut PgConnection, grace: &PgInterval) -> Result<u6
 }
 
 /// Marks uploads dead that were begun long ago and never completed.
-async fn mark_abandoned(conn: &mut PgConnection, grace: &PgInterval) -> Result<u64> {
+async fn mark_abandoned(conn: &mut PgConnection, age: &PgInterval) -> Result<u64> {
     let marked = sqlx::query!(
         "update blobs set state = 'dead' where id in (
              select id from blobs where state = 'pending' and created_at <= now() - $1::interval
              order by id limit $2 for update skip locked)",
-        grace as _,
+        age as _,
         BATCH,
     );
     Ok(marked.execute(conn).await?.rows_affected())

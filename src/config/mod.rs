@@ -65,7 +65,7 @@ pub struct Server {
     /// The port to listen on; 0 for any free one
     #[arg(long, env = "API_EXPORT_PORT", value_name = "PORT", default_value = "8029", value_parser = values::port)]
     pub port: u16,
-    /// How clients reach this server: the beginning of public links [default: http://localhost:<port>]
+    /// How clients reach this server: the beginning of public links [default: http://localhost with the port]
     #[arg(long, env = "APP_EXTERNALURL", value_name = "URL", value_parser = values::url)]
     pub external_url: Option<String>,
     /// How long a stop waits for what runs
@@ -221,7 +221,7 @@ pub struct Limits {
     /// How long a grep may take
     #[arg(long = "grep-timeout", env = "ACONTEXTD_GREP_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub grep: Duration,
-    /// How long stored bytes stay after the last row that refers to them is gone. Longer than an upload may take
+    /// How long stored bytes stay after the last row that refers to them is gone
     #[arg(long = "blob-grace", env = "ACONTEXTD_BLOB_GRACE", value_name = "TIME", default_value = "1h", value_parser = duration)]
     pub blob_grace: Duration,
 }

@@ -58,7 +58,7 @@ impl Postgres {
         let (folder, bin) = (folder.to_owned(), find_programs(bin)?);
         let started = tokio::task::spawn_blocking(move || {
             let place = Place::prepare(&folder, bin)?;
-            place.initialise()?;
+            place.initialise(tuning)?;
             place.check_version()?;
             end_former(&place.data)?;
             place.spawn(tuning)
@@ -240,7 +240,7 @@ impl Place {
     }
 
     /// Makes the data directory: beside its place and then moved there, so that a crash leaves no half of one.
-    fn initialise(&self) -> anyhow::Result<()> {
+    fn initialise(&self, tuning: Tuning) -> anyhow::Result<()> {
         if self.data.join("PG_VERSION").exists() {
             return Ok(());
         }
@@ -251,7 +251,9 @@ impl Place {
         tracing::info!(folder = %self.data.display(), "making the private database");
         let done = self
             .command("initdb")
-            .args(["-U", NAME, "-A", "trust", "--no-locale", "-E", "UTF8", "--data-checksums", "-D"])
+            .args(["-U", NAME, "-A", "trust", "--no-locale", "-E", "UTF8", "--data-checksums"])
+            .args((!tuning.fsync).then_some("--no-sync"))
+            .arg("-D")
             .arg(&beside)
             .output()
             .map_err(no_setpriv)?;

@@ -64,7 +64,7 @@ struct Act {
 }
 
 impl Act {
-    fn new(stage: Uuid, name: impl ToString) -> Self {
+    fn new(stage: Uuid, name: &str) -> Self {
         Self { stage, name: name.to_string(), lane: None, dedupe: None, ends: "ok".into() }
     }
 
@@ -151,7 +151,7 @@ async fn enqueue(app: &TestApp, project: ProjectId, act: &Act, delay: Delay) {
 /// Runs the queue of an app beside the test.
 async fn while_running<T>(app: &TestApp, test: impl Future<Output = T>) -> T {
     tokio::select! {
-        ended = runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+        ended = Box::pin(runner::run(app.app.clone())) => panic!("the runner ended: {ended:?}"),
         outcome = test => outcome,
     }
 }
@@ -229,10 +229,10 @@ async fn two_processes_never_run_two_jobs_of_a_lane_and_do_each_job_once() {
         let (id, stage) = Stage::open();
         for n in 0..120 {
             let lane = format!("lane {}", n % 5);
-            enqueue(&app, SERVER, &Act::new(id, n).lane(&lane), Delay::NONE).await;
+            enqueue(&app, SERVER, &Act::new(id, &n.to_string()).lane(&lane), Delay::NONE).await;
         }
         let done = eventually("all is done", async || app.value::<i64>(COUNT).await == 0);
-        while_running(&app, while_running(&twin, done)).await;
+        while_running(&app, Box::pin(while_running(&twin, done))).await;
         let mut log = stage.log();
         log.sort_by_key(|name| name.parse::<u32>().unwrap());
         assert_eq!(log, (0..120).map(|n| n.to_string()).collect::<Vec<_>>());
@@ -249,10 +249,10 @@ async fn a_project_with_much_work_does_not_keep_the_others_waiting() {
         let (id, stage) = Stage::gated();
         let (busy, small) = (ProjectId::new(), ProjectId::new());
         for n in 0..50 {
-            enqueue(&app, busy, &Act::new(id, format!("busy {n}")), Delay::NONE).await;
+            enqueue(&app, busy, &Act::new(id, &format!("busy {n}")), Delay::NONE).await;
         }
         for n in 0..2 {
-            enqueue(&app, small, &Act::new(id, format!("small {n}")), Delay::NONE).await;
+            enqueue(&app, small, &Act::new(id, &format!("small {n}")), Delay::NONE).await;
         }
         while_running(&app, async {
             let first: Vec<String> = stage.logged(4).await;
@@ -405,8 +405,8 @@ async fn a_stop_hands_back_what_does_not_end_without_spending_a_try() {
         app.app.hard_stop.cancel();
         app.app.tasks.close();
         app.app.tasks.wait().await;
-        let state = "select state || ' ' || attempt from jobs";
-        assert_eq!(app.value::<String>(state).await, "ready 0");
+        let row = "select state || ' ' || attempt from jobs";
+        assert_eq!(app.value::<String>(row).await, "ready 0");
     })
     .await;
 }
@@ -416,8 +416,8 @@ async fn word_of_new_work_reaches_another_process() {
     run_with(setup(), async |app| {
         let twin = app.twin(setup()).await;
         let (id, stage) = Stage::open();
-        let telling = jobs::wake::tell(app.app.clone());
-        let listening = jobs::wake::listen(twin.app.clone());
+        let telling = Box::pin(jobs::wake::tell(app.app.clone()));
+        let listening = Box::pin(jobs::wake::listen(twin.app.clone()));
         let test = async {
             let listeners =
                 "select count(*) from pg_stat_activity where datname = current_database() and query ilike 'listen%'";
@@ -428,7 +428,7 @@ async fn word_of_new_work_reaches_another_process() {
         tokio::select! {
             ended = telling => panic!("it stopped telling: {ended:?}"),
             ended = listening => panic!("it stopped listening: {ended:?}"),
-            () = while_running(&twin, test) => {}
+            () = Box::pin(while_running(&twin, test)) => {}
         }
     })
     .await;

@@ -4,6 +4,7 @@
 //! process, and the worlds outside as fakes. Where the program itself is meant (start, stop, kill), the real binary is run.
 
 #![expect(unreachable_pub, reason = "nothing here can be reached from outside")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod admin;
 mod artifacts;

@@ -18,16 +18,10 @@ async fn walk(client: &Client, query: &str) -> Vec<Value> {
         assert_eq!(page.status, StatusCode::OK, "{}", page.text());
         let page = page.data();
         items.extend(page["items"].as_array().unwrap().iter().cloned());
-        match page["next_cursor"].as_str() {
-            Some(next) => {
-                assert_eq!(page["has_more"], true);
-                next.clone_into(&mut cursor);
-            }
-            None => {
-                assert_eq!(page["has_more"], false);
-                return items;
-            }
-        }
+        let next = page["next_cursor"].as_str();
+        assert_eq!(page["has_more"], next.is_some());
+        let Some(next) = next else { return items };
+        next.clone_into(&mut cursor);
     }
 }
 

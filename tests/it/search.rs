@@ -6,7 +6,8 @@ use crate::support::client::Client;
 use crate::support::{Setup, run, run_with};
 
 async fn names(client: &Client, disk: &str, what: &str, query: &str) -> Vec<String> {
-    let query: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let query: Vec<String> = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let query = query.concat();
     let answer = client.get(&format!("/api/v1/disk/{disk}/artifact/{what}?query={query}")).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     let found = answer.data();

@@ -72,7 +72,7 @@ async fn uploads_that_never_completed_are_removed_after_the_time() {
         app.blobs.set_down(false);
         sweep::sweep(&app.app).await.unwrap();
         assert_eq!(blobs(&app).await, (2, 1), "they may still be on their way");
-        app.execute("update blobs set created_at = created_at - interval '1 hour'").await;
+        app.execute("update blobs set created_at = created_at - interval '2 hours'").await;
         sweep::sweep(&app.app).await.unwrap();
         assert_eq!(blobs(&app).await, (0, 0));
     })
@@ -170,6 +170,8 @@ async fn uploads_deletes_and_sweeps_of_the_same_bytes_at_once_lose_nothing() {
             _ = writers => {}
             () = sweeps => {}
         }
+        // Those that lost a race to be stored first never completed.
+        app.execute("update blobs set created_at = created_at - interval '1 day'").await;
         sweep::sweep(&app.app).await.unwrap();
         for name in 0..6 {
             assert_eq!(client.download(&disk, &format!("{name}.txt")).await.unwrap(), b"content 1");

@@ -8,7 +8,7 @@ pytest.register_assert_rewrite("support", "wire")
 
 import support  # noqa: E402
 
-# The SDK takes these from the environment: a proxy cannot reach this machine's own address, and the rest is the caller's.
+# The SDK takes settings from the environment: a proxy does not reach the server, and the rest is not meant for it.
 for name in [name for name in os.environ if name.startswith("ACONTEXT_") or name.lower().endswith("_proxy")]:
     del os.environ[name]
 

@@ -94,7 +94,8 @@ def test_a_download_link_opens_for_anybody(use):
     use("write_file_disk", file_path="/out/", filename="report.md", content="# Report\n")
     for arguments in ({}, {"expire": 60}):
         said = use("download_file_disk", file_path="/out/", filename="report.md", **arguments)
-        assert said.startswith(f"Public download URL for '/out/report.md' (expires in {arguments.get('expire', 3600)}s)")
+        life = arguments.get("expire", 3600)
+        assert said.startswith(f"Public download URL for '/out/report.md' (expires in {life}s)")
         assert open_link(said.splitlines()[-1]).text == "# Report\n"
 
 

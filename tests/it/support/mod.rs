@@ -36,7 +36,8 @@ pub async fn run<F: Future<Output = ()>>(test: impl FnOnce(TestApp) -> F) {
 pub async fn run_with<F: Future<Output = ()>>(setup: Setup, test: impl FnOnce(TestApp) -> F) {
     let app = TestApp::new(setup).await;
     let (kept, stop) = (app.app.clone(), app.app.shutdown.clone());
-    test(app).await;
+    // Boxed: the futures of whole tests are large.
+    Box::pin(test(app)).await;
     stop.cancel();
     kept.tasks.close();
     kept.tasks.wait().await;
@@ -59,8 +60,8 @@ impl Default for Setup {
 }
 
 impl Setup {
-    pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.settings.push((name, value.to_string()));
+    pub fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.settings.push((name, value.to_owned()));
         self
     }
 }
