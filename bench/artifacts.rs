@@ -82,6 +82,7 @@ impl Run<'_> {
                 stored.row(row(&format!("{label}, equal"), size, &ours, &disk));
             }
             new_folder(&self.bench.folder, "disk")?;
+            self.settle().await;
         }
         let files = self.files_to_read(size).await?;
         for clients in CLIENTS {
@@ -91,6 +92,12 @@ impl Run<'_> {
             read.row(row(&format!("{name} x {clients}"), size, &ours, &disk));
         }
         Ok(())
+    }
+
+    /// Lets the disk be done with what was removed.
+    async fn settle(&self) {
+        rustix::fs::sync();
+        tokio::time::sleep(self.bench.seconds(1)).await;
     }
 
     fn plan(&self, clients: usize) -> Plan {

@@ -34,16 +34,15 @@ pub type Source = Box<dyn FnMut() -> Option<Request> + Send>;
 /// What one client, or one thread, has done.
 #[derive(Default)]
 pub struct Lane {
-    /// What it was and how many microseconds it took.
-    samples: Vec<(&'static str, u64)>,
+    /// What it was and how long it took.
+    samples: Vec<(&'static str, Duration)>,
     span: Option<(Instant, Instant)>,
     failures: BTreeMap<String, u64>,
 }
 
 impl Lane {
     pub fn record(&mut self, kind: &'static str, start: Instant, end: Instant) {
-        let micros = u64::try_from((end - start).as_micros()).unwrap_or(u64::MAX);
-        self.samples.push((kind, micros));
+        self.samples.push((kind, end - start));
         self.span = Some((self.span.map_or(start, |span| span.0), end));
     }
 
@@ -85,25 +84,15 @@ impl Outcome {
 
     /// How long each took, of one kind or of all.
     pub fn times(&self, kind: Option<&str>) -> Times {
-        let wanted = |sample: &&(&'static str, u64)| kind.is_none_or(|kind| sample.0 == kind);
-        Times::new(self.0.iter().flat_map(|lane| &lane.samples).filter(wanted).map(|sample| sample.1).collect())
+        let wanted = |sample: &&(&'static str, Duration)| kind.is_none_or(|kind| sample.0 == kind);
+        self.0.iter().flat_map(|lane| &lane.samples).filter(wanted).map(|sample| sample.1).collect()
     }
 }
 
 /// Times in order.
-pub struct Times(Vec<u64>);
+pub struct Times(Vec<Duration>);
 
 impl Times {
-    /// From microseconds.
-    pub fn new(mut micros: Vec<u64>) -> Self {
-        micros.sort_unstable();
-        Self(micros)
-    }
-
-    pub fn of(durations: impl IntoIterator<Item = Duration>) -> Self {
-        Self::new(durations.into_iter().map(|one| u64::try_from(one.as_micros()).unwrap_or(u64::MAX)).collect())
-    }
-
     pub fn count(&self) -> usize {
         self.0.len()
     }
@@ -120,7 +109,15 @@ impl Times {
 
     fn at(&self, permille: usize) -> f64 {
         let at = self.0.len().saturating_sub(1) * permille / 1000;
-        real(self.0.get(at).copied().unwrap_or_default()) / 1000.0
+        self.0.get(at).map_or(0.0, Duration::as_secs_f64) * 1000.0
+    }
+}
+
+impl FromIterator<Duration> for Times {
+    fn from_iter<I: IntoIterator<Item = Duration>>(times: I) -> Self {
+        let mut times = Vec::from_iter(times);
+        times.sort_unstable();
+        Self(times)
     }
 }
 

@@ -1,13 +1,13 @@
-//! What the numbers were measured on.
+//! What the numbers were measured on, and whether anybody else was at work there.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::load::Times;
+use crate::load::{Times, real};
 
 /// The machine, the date and the command, as a section of a report. `folder` is on the disk that was used.
 pub fn describe(command: &str, folder: &Path) -> anyhow::Result<String> {
@@ -20,11 +20,26 @@ pub fn describe(command: &str, folder: &Path) -> anyhow::Result<String> {
         ("Memory", value_of("/proc/meminfo", "MemTotal")),
         ("Kernel", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()),
         ("Disk", disk(folder)?),
+        ("Others", format!("{:.2} cores busy in the second before", busy_cores())),
     ];
     for (name, value) in lines {
         let _ = writeln!(text, "- {name}: {value}");
     }
     Ok(text)
+}
+
+/// How many cores compute, over a second.
+fn busy_cores() -> f64 {
+    let (before, start) = (busy_ticks(), Instant::now());
+    std::thread::sleep(Duration::from_secs(1));
+    real(busy_ticks().saturating_sub(before)) / 100.0 / start.elapsed().as_secs_f64()
+}
+
+/// In hundredths of a second, of all cores together: everything but idle and waiting for the disk.
+fn busy_ticks() -> u64 {
+    let ticks = value_of("/proc/stat", "cpu ");
+    let ticks = ticks.split_whitespace().filter_map(|ticks| ticks.parse::<u64>().ok()).take(8).enumerate();
+    ticks.filter(|(at, _)| !matches!(at, 3 | 4)).map(|(_, ticks)| ticks).sum()
 }
 
 /// What stands after the first `name:` of a file.
@@ -62,5 +77,5 @@ fn sync_time(folder: &Path) -> anyhow::Result<Times> {
         times.push(start.elapsed());
     }
     fs::remove_file(&path)?;
-    Ok(Times::of(times))
+    Ok(times.into_iter().collect())
 }

@@ -126,8 +126,8 @@ fn measure(bench: &Bench, args: &Args, wanted: Vec<Measurement>) -> anyhow::Resu
     fs::set_permissions(&bench.folder, fs::Permissions::from_mode(0o711))?;
     for (name, title, run) in wanted {
         let mut report = Report::new(name, title);
-        run(bench, &mut report).with_context(|| format!("{name} could not be measured"))?;
         let machine = machine::describe(&format!("bench/run {name}"), &bench.folder)?;
+        run(bench, &mut report).with_context(|| format!("{name} could not be measured"))?;
         report.end(&machine, (!bench.quick).then_some(&args.results))?;
     }
     Ok(())

@@ -126,7 +126,7 @@ impl Site {
             from_begin.push(started - begin);
             from_commit.push(started.saturating_duration_since(committed));
         }
-        let [insert, from_begin, from_commit] = [insert, from_begin, from_commit].map(Times::of);
+        let [insert, from_begin, from_commit] = [insert, from_begin, from_commit].map(Times::from_iter);
         Ok(Single { insert, from_begin, from_commit })
     }
 }

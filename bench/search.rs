@@ -131,7 +131,7 @@ pub fn names(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
                 let lists = [&answer, &answer["artifacts"], &answer["directories"]];
                 answers = lists.iter().filter_map(|list| list.as_array()).map(Vec::len).sum();
             }
-            let times = Times::of(times);
+            let times: Times = times.into_iter().collect();
             table.row([name.to_owned(), answers.to_string(), number(times.p50()), number(times.p99())]);
             report.target(name, &format!("p50 {} ms", number(times.p50())), "p50 < 20 ms", times.p50() < LIST);
         }

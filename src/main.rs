@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use acontextd::config::{Command, Config, Stop};
-use acontextd::start::Server;
+use acontextd::start::{Server, Signals};
 use acontextd::{http, telemetry};
 
 fn main() -> ExitCode {
@@ -27,9 +27,14 @@ fn run(config: Config) -> anyhow::Result<ExitCode> {
     }
     let traces = telemetry::init(&config.telemetry)?;
     let outcome = runtime.block_on(async {
-        let server = Server::start(config).await?;
+        let mut signals = Signals::take()?;
+        let server = tokio::select! {
+            server = Server::start(config) => server?,
+            // Nothing was promised yet; the private Postgres ends with us.
+            _ = signals.next() => return Ok(()),
+        };
         say(&mut std::io::stdout(), &server.welcome()?, ExitCode::SUCCESS);
-        server.run().await
+        server.run(signals).await
     });
     traces.flush();
     outcome.map(|()| ExitCode::SUCCESS)

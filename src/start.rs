@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow, bail};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::app::{self, App, Parts};
@@ -97,15 +97,18 @@ impl Server {
     ///
     /// # Errors
     /// A part ended by itself, or the stop took too long.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
         let Self { app, listener, postgres, _data_lock } = self;
         let mut parts = parts(&app, listener);
         let outcome = tokio::select! {
             ended = parts.join_next() => Err(end_of(ended)),
             exit = exited(postgres.as_ref()) => Err(exit),
-            signal = stop_signal() => signal.map(|name| tracing::info!(signal = name, "stopping")),
+            name = signals.next() => {
+                tracing::info!(signal = name, "stopping");
+                Ok(())
+            }
         };
-        let stopped = stop(&app, parts).await;
+        let stopped = stop(&app, parts, &mut signals).await;
         app.db.close().await;
         if let Some(postgres) = postgres {
             postgres.stop().await?;
@@ -147,7 +150,11 @@ async fn exited(postgres: Option<&Postgres>) -> anyhow::Error {
 }
 
 /// The orderly end: nothing new, then wait for what runs, then cut off what is late.
-async fn stop(app: &App, mut parts: JoinSet<(&'static str, anyhow::Result<()>)>) -> anyhow::Result<()> {
+async fn stop(
+    app: &App,
+    mut parts: JoinSet<(&'static str, anyhow::Result<()>)>,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
     app.shutdown.cancel();
     let rest = async {
         while let Some(ended) = parts.join_next().await {
@@ -161,7 +168,7 @@ async fn stop(app: &App, mut parts: JoinSet<(&'static str, anyhow::Result<()>)>)
     tokio::pin!(rest);
     let in_time = tokio::select! {
         done = tokio::time::timeout(app.config.server.shutdown_timeout, &mut rest) => done.is_ok(),
-        _ = stop_signal() => false,
+        _ = signals.next() => false,
     };
     if in_time {
         return Ok(());
@@ -175,11 +182,25 @@ async fn stop(app: &App, mut parts: JoinSet<(&'static str, anyhow::Result<()>)>)
     }
 }
 
-async fn stop_signal() -> anyhow::Result<&'static str> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
+/// What tells the process to stop. From the moment this is made, the signals end nothing by themselves.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// # Errors
+    /// The system refuses.
+    pub fn take() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one; answers with its name.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
     }
 }
 

@@ -36,7 +36,8 @@ impl Guard {
 /// # Errors
 /// The filter or the endpoint cannot be understood.
 pub fn init(settings: &config::Telemetry) -> anyhow::Result<Guard> {
-    let filter = EnvFilter::try_new(&settings.log_level)
+    // Notices of the database are no news at this level; `LOG_LEVEL=info,sqlx=info` shows them.
+    let filter = EnvFilter::try_new(format!("sqlx=warn,{}", settings.log_level))
         .with_context(|| format!("LOG_LEVEL is '{}', but must be a level such as info", settings.log_level))?;
     let json = match settings.log_format.as_str() {
         "json" => true,

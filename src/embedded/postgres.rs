@@ -23,8 +23,6 @@ use tokio::sync::watch;
 const NAME: &str = "acontext";
 /// What the kernel allows for the path of a socket, less the name that Postgres gives it.
 const MAX_SOCKET_FOLDER: usize = 107 - "/.s.PGSQL.5432".len();
-/// How long one that is ending is waited for before it is told again.
-const ENDING: Duration = Duration::from_secs(15);
 /// How long one may take to answer; it may have to replay its log after a crash.
 const STARTING: Duration = Duration::from_mins(2);
 
@@ -34,11 +32,13 @@ pub struct Tuning {
     pub max_connections: u32,
     /// Off only where nothing is to be kept.
     pub fsync: bool,
+    /// How long one that is ending is waited for before it is told again.
+    pub patience: Duration,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { max_connections: 200, fsync: true }
+        Self { max_connections: 200, fsync: true, patience: Duration::from_secs(15) }
     }
 }
 
@@ -47,6 +47,7 @@ pub struct Postgres {
     pid: Pid,
     socket_folder: PathBuf,
     exit: watch::Receiver<Option<String>>,
+    patience: Duration,
 }
 
 impl Postgres {
@@ -60,7 +61,7 @@ impl Postgres {
             let place = Place::prepare(&folder, bin)?;
             place.initialise(tuning)?;
             place.check_version()?;
-            end_former(&place.data)?;
+            end_former(&place.data, tuning.patience)?;
             place.spawn(tuning)
         });
         let postgres = started.await??;
@@ -90,11 +91,11 @@ impl Postgres {
     /// # Errors
     /// It did not end.
     pub async fn stop(self) -> anyhow::Result<()> {
-        for (signal, patience) in [(Signal::INT, ENDING), (Signal::QUIT, ENDING), (Signal::KILL, ENDING)] {
+        for signal in [Signal::INT, Signal::QUIT, Signal::KILL] {
             // An error means that it is gone already.
             let _ = kill_process(self.pid, signal);
             let mut exit = self.exit.clone();
-            if tokio::time::timeout(patience, exit.wait_for(Option::is_some)).await.is_ok() {
+            if tokio::time::timeout(self.patience, exit.wait_for(Option::is_some)).await.is_ok() {
                 return Ok(());
             }
         }
@@ -275,11 +276,11 @@ impl Place {
             return Ok(());
         }
         bail!(
-            "{} was made by Postgres {}, but {} is version {ours}: install Postgres {0} and name its folder in \
-             ACONTEXTD_POSTGRES_BIN, or move the data over with pg_upgrade",
-            made_with.trim(),
-            self.data.display(),
-            self.bin.display()
+            "{data} was made by Postgres {made}, but {bin} is version {ours}: install Postgres {made} and name its folder \
+             in ACONTEXTD_POSTGRES_BIN, or move the data over with pg_upgrade",
+            data = self.data.display(),
+            made = made_with.trim(),
+            bin = self.bin.display()
         )
     }
 
@@ -301,7 +302,7 @@ impl Place {
         })?;
         let pid = hear_pid.recv().context("the thread of the private Postgres ended")??;
         let pid = Pid::from_raw(pid).context("the private Postgres has no process number")?;
-        Ok(Postgres { pid, socket_folder, exit })
+        Ok(Postgres { pid, socket_folder, exit, patience: tuning.patience })
     }
 
     fn server(&self, tuning: Tuning) -> Command {
@@ -350,14 +351,14 @@ fn socket_folder(folder: &Path) -> PathBuf {
 }
 
 /// Waits for one that a killed server left behind; tells it to end, ever more firmly, if it does not.
-fn end_former(data: &Path) -> anyhow::Result<()> {
+fn end_former(data: &Path, patience: Duration) -> anyhow::Result<()> {
     for signal in [None, Some(Signal::INT), Some(Signal::QUIT), Some(Signal::KILL)] {
         let Some(pid) = former(data) else { return Ok(()) };
         if let Some(signal) = signal {
             tracing::warn!(pid = pid.as_raw_nonzero(), ?signal, "a former private Postgres does not end; stopping it");
             let _ = kill_process(pid, signal);
         }
-        let deadline = Instant::now() + ENDING;
+        let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             if former(data).is_none() {
                 return Ok(());
@@ -372,11 +373,14 @@ fn end_former(data: &Path) -> anyhow::Result<()> {
 }
 
 /// The process that works on this data directory, if there is one: the number in its lock file may be stale and mean
-/// another process by now, but only Postgres itself has the data directory as its working directory. Its helpers have too,
-/// and outlive it for a moment if it is killed; then the lock file's number means nobody and they are looked for.
+/// another process by now, but only a Postgres at work has the data directory as its working directory. Its helpers are such
+/// too, and outlive it for a moment if it is killed; then the lock file's number means nobody and they are looked for.
 fn former(data: &Path) -> Option<Pid> {
-    let works_here =
-        |pid: &Pid| fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).is_ok_and(|cwd| cwd == data);
+    let link = |pid: &Pid, name| fs::read_link(format!("/proc/{}/{name}", pid.as_raw_nonzero())).unwrap_or_default();
+    // Its program may have been replaced by an update meanwhile, which the link tells behind the name.
+    let is_postgres =
+        |exe: PathBuf| exe.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"postgres"));
+    let works_here = |pid: &Pid| link(pid, "cwd") == data && is_postgres(link(pid, "exe"));
     let lock = fs::read_to_string(data.join("postmaster.pid")).ok()?;
     let named = lock.lines().next().and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?));
     named.filter(works_here).or_else(|| {

@@ -183,7 +183,8 @@ def accepts_connections(port):
     try:
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
         return True
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):
+        # Reset if it came in the moment in which the server stops to listen.
         return False
 
 

@@ -13,7 +13,7 @@ const TEMPLATE: &str = "template_of_tests";
 
 async fn start() -> Postgres {
     let folder = folder();
-    let tuning = Tuning { max_connections: 500, fsync: false };
+    let tuning = Tuning { max_connections: 500, fsync: false, ..Tuning::default() };
     let postgres = Postgres::start(&folder, None, tuning).await.unwrap();
     let mut conn = postgres.options().connect().await.unwrap();
     sqlx::query(AssertSqlSafe(format!("create database {TEMPLATE}"))).execute(&mut conn).await.unwrap();
@@ -54,4 +54,11 @@ pub async fn new_database() -> PgConnectOptions {
     }
     conn.close().await.unwrap();
     postgres.options().database(&name)
+}
+
+/// How another program connects to one.
+pub fn url_of(database: &PgConnectOptions) -> String {
+    let socket = database.get_socket().expect("a database of this Postgres").display().to_string();
+    let name = database.get_database().expect("a database of this Postgres");
+    format!("postgres://{}@localhost/{name}?host={socket}", database.get_username())
 }

@@ -1,7 +1,7 @@
 //! The real program, as its own process.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use tempfile::TempDir;
@@ -18,6 +18,7 @@ pub struct Program {
     child: Child,
     /// `http://127.0.0.1:<port>`.
     pub url: String,
+    log: PathBuf,
 }
 
 impl Program {
@@ -37,7 +38,7 @@ impl Program {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let base = lines.find_map(|line| Some(line.trim().strip_prefix("base URL")?.trim().to_owned()));
         let Some(base) = base else { panic!("it did not start: {}", std::fs::read_to_string(&log).unwrap()) };
-        Self { child, url: base.trim_end_matches("/api/v1").to_owned() }
+        Self { child, url: base.trim_end_matches("/api/v1").to_owned(), log }
     }
 
     /// kill -9.
@@ -51,6 +52,11 @@ impl Program {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         self.child.wait().unwrap()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
     }
 }
 
