@@ -56,10 +56,11 @@ create trigger artifact_versions_release
     for each statement execute function release_blobs();
 
 create view current_artifacts as
-select a.disk_id, a.path, a.filename, v.from_no, v.blob_id, v.meta, v.mime, v.size, v.sha256, a.created_at, a.updated_at
+select a.disk_id, a.path, a.filename, v.meta, v.mime, v.size, v.sha256, b.object_key, a.created_at, a.updated_at
 from artifacts a
 join artifact_versions v
-  on v.disk_id = a.disk_id and v.path = a.path and v.filename = a.filename and v.to_no is null;
+  on v.disk_id = a.disk_id and v.path = a.path and v.filename = a.filename and v.to_no is null
+join blobs b on b.id = v.blob_id;
 
 -- Every row that keeps a blob alive, whatever table it is in. A table that refers to blobs must be added here and have
 -- the trigger that tells when a reference goes; a test compares both with the foreign keys.

@@ -1,4 +1,4 @@
-//! The routes of files.
+//! The routes of one file. Those that answer with many are in `listing`.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method};
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::api::NOT_FOUND;
-use super::files::{self, Author, Change, Content, File, FileChange, Located};
+use super::files::{self, Author, Change, Content, File, FileChange};
 use super::parse::Kind;
-use super::path::{Directory, FilePath};
-use super::{Artifact, INFO, search, store};
+use super::path::FilePath;
+use super::{Artifact, INFO, store};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::blob::links::{self, Link};
@@ -95,8 +95,8 @@ async fn store_file(
         let size = i64::try_from(content.size).map_err(Error::internal)?;
         let content = Content { blob, mime: mime.clone(), size, sha256: content.sha256.clone() };
         let change = FileChange { at: at.clone(), change: Change::Put { content, meta: meta.clone() } };
-        let changed = files::apply(&mut tx, project, disk, &[change], by_api(app)).await?;
-        let file = changed.map_err(|_| NOT_FOUND)?.pop().flatten();
+        files::apply(&mut tx, project, disk, &[change], by_api(app)).await?.map_err(|_| NOT_FOUND)?;
+        let file = files::get(&mut tx, project, disk, &at).await?;
         tx.commit().await?;
         return file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")));
     }
@@ -133,7 +133,7 @@ fn required_path(text: Option<&str>) -> Result<FilePath> {
 }
 
 /// The file of that path on a disk of the caller's.
-async fn find(app: &App, caller: &Caller, disk: DiskId, at: &FilePath) -> Result<Located> {
+async fn find(app: &App, caller: &Caller, disk: DiskId, at: &FilePath) -> Result<File> {
     let mut conn = app.db.acquire().await?;
     match files::get(&mut conn, caller.project, disk, at).await? {
         Some(found) => Ok(found),
@@ -143,7 +143,7 @@ async fn find(app: &App, caller: &Caller, disk: DiskId, at: &FilePath) -> Result
 }
 
 /// Before a path is looked at, whose disk it is.
-async fn check_disk(app: &App, caller: &Caller, disk: DiskId) -> Result<()> {
+pub async fn check_disk(app: &App, caller: &Caller, disk: DiskId) -> Result<()> {
     let mut conn = app.db.acquire().await?;
     if store::exists(&mut conn, caller.project, disk).await? { Ok(()) } else { Err(DENIED) }
 }
@@ -203,9 +203,9 @@ pub async fn get_artifact(
     let end = links::end(Utc::now().timestamp(), life)?;
     let found = find(&app, &caller, disk, &at).await?;
     let with_url = Flag::or(query.with_public_url, true);
-    let public_url = with_url.then(|| public_url(&app, &caller, &found.file, end)).transpose()?;
+    let public_url = with_url.then(|| public_url(&app, &caller, &found, end)).transpose()?;
     let content = if Flag::or(query.with_content, true) { content(&app, &found).await? } else { None };
-    Ok(reply::ok(GotArtifact { artifact: found.file.into(), public_url, content }))
+    Ok(reply::ok(GotArtifact { artifact: found.into(), public_url, content }))
 }
 
 fn public_url(app: &App, caller: &Caller, file: &File, end: i64) -> Result<String> {
@@ -218,8 +218,8 @@ fn public_url(app: &App, caller: &Caller, file: &File, end: i64) -> Result<Strin
     Ok(format!("{}/api/v1/material/{}", app.public_url, link.sign(&app.link_key, end)?))
 }
 
-async fn content(app: &App, found: &Located) -> Result<Option<FileContent>> {
-    let Some(kind) = Kind::of(&found.file.filename, &found.file.mime) else {
+async fn content(app: &App, found: &File) -> Result<Option<FileContent>> {
+    let Some(kind) = Kind::of(&found.filename, &found.mime) else {
         return Ok(None);
     };
     let bytes = app.blobs.read(&found.object_key).await?;
@@ -254,9 +254,8 @@ pub async fn download_artifact(
     headers: HeaderMap,
 ) -> Result<Response> {
     check_disk(&app, &caller, disk).await?;
-    let found = find(&app, &caller, disk, &required_path(query.file_path.as_deref())?).await?;
-    let file = &found.file;
-    let stored = Stored { object_key: found.object_key, size: file.size.cast_unsigned() };
+    let file = find(&app, &caller, disk, &required_path(query.file_path.as_deref())?).await?;
+    let stored = Stored { object_key: file.object_key, size: file.size.cast_unsigned() };
     let as_ = Presented { mime: &file.mime, filename: &file.filename, sha256: &file.sha256, public: false };
     download::serve(&app, &stored, &as_, &method, &headers).await
 }
@@ -297,9 +296,9 @@ pub async fn update_artifact(
     let at = required_path(body.file_path.as_deref())?;
     let meta = user_meta(meta, app.config.limits.meta)?;
     let mut tx = app.db.begin().await?;
-    let change = FileChange { at, change: Change::SetMeta(meta) };
-    let changed = files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?;
-    let file = changed.map_err(|_| DENIED)?.pop().flatten().ok_or(NO_FILE)?;
+    let change = FileChange { at: at.clone(), change: Change::SetMeta(meta) };
+    files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
+    let file = files::get(&mut tx, caller.project, disk, &at).await?.ok_or(NO_FILE)?;
     tx.commit().await?;
     Ok(reply::ok(UpdatedArtifact { artifact: file.into() }))
 }
@@ -339,117 +338,7 @@ pub async fn delete_artifact(
         return Err(NO_FILE);
     }
     let change = FileChange { at, change: Change::Erase };
-    let changed = files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?;
-    changed.map_err(|_| DENIED)?;
+    files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
     tx.commit().await?;
     Ok(reply::done())
-}
-
-#[derive(Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct ListArtifacts {
-    /// The directory, with a slash at both ends.
-    #[serde(default)]
-    #[param(default = "/", example = "/docs/")]
-    path: Option<String>,
-}
-
-#[derive(Serialize, utoipa::ToSchema)]
-pub struct ListedArtifacts {
-    /// The files that lie directly in it, by name.
-    artifacts: Vec<Artifact>,
-    /// The names of the directories directly below it.
-    directories: Vec<String>,
-}
-
-/// List a directory
-#[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/ls", tag = "artifact",
-    params(("disk_id" = DiskId, Path), ListArtifacts),
-    responses((status = 200, body = Envelope<ListedArtifacts>), Refusals))]
-pub async fn list_artifacts(
-    State(app): State<App>,
-    caller: Caller,
-    Path(disk): Path<DiskId>,
-    Query(query): Query<ListArtifacts>,
-) -> Result<Response> {
-    check_disk(&app, &caller, disk).await?;
-    let within = Directory::parse(query.path.as_deref())?;
-    let limit = app.config.limits.list;
-    let mut conn = app.db.acquire().await?;
-    let found = files::list(&mut conn, disk, &within, limit.saturating_add(1)).await?;
-    if found.len() > limit {
-        return Err(Error::TooLarge(format!("the directory holds more than {limit} files; narrow it down with glob")));
-    }
-    let directories = files::list_directories(&mut conn, disk, &within).await?;
-    let artifacts = found.into_iter().map(Artifact::from).collect();
-    Ok(reply::ok(ListedArtifacts { artifacts, directories: directories.into_iter().collect() }))
-}
-
-#[derive(Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct SearchArtifacts {
-    /// What to look for.
-    #[param(required = true)]
-    #[serde(default)]
-    query: Option<String>,
-    /// How many files at most.
-    #[serde(default)]
-    #[param(value_type = Option<u16>, minimum = 0, maximum = 200, default = 100)]
-    limit: Option<Int>,
-}
-
-impl SearchArtifacts {
-    /// The pattern and the limit; 0 stands for the default.
-    fn parse(&self, longest: usize) -> Result<(&str, usize)> {
-        let pattern = self.query.as_deref().unwrap_or_default();
-        if pattern.is_empty() {
-            return Err(Error::field("query", "is required"));
-        }
-        if pattern.chars().count() > longest {
-            return Err(Error::field("query", format_args!("must not be longer than {longest} characters")));
-        }
-        match self.limit.and_then(Int::given).unwrap_or_default() {
-            0 => Ok((pattern, 100)),
-            limit @ 1..=200 => Ok((pattern, usize::try_from(limit).map_err(Error::internal)?)),
-            _ => Err(Error::field("limit", "must be from 0 to 200")),
-        }
-    }
-}
-
-/// Find files by their text
-///
-/// `query` is a regular expression of Rust's `regex` crate, case-insensitive, `^` and `$` at each line. Answers with the
-/// files that contain a match, by path and name.
-#[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/grep", tag = "artifact",
-    params(("disk_id" = DiskId, Path), SearchArtifacts),
-    responses((status = 200, body = Envelope<Vec<Artifact>>), Refusals))]
-pub async fn grep_artifacts(
-    State(app): State<App>,
-    caller: Caller,
-    Path(disk): Path<DiskId>,
-    Query(query): Query<SearchArtifacts>,
-) -> Result<Response> {
-    check_disk(&app, &caller, disk).await?;
-    let (pattern, limit) = query.parse(app.config.limits.pattern)?;
-    let found = search::grep(&app, disk, pattern, limit).await?;
-    Ok(reply::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
-}
-
-/// Find files by their names
-///
-/// `query` is matched against path and name together: `*` and `**` for any characters (slashes too), `?` for one, `[a-z]` and
-/// `[!a-z]` for one of a class. Answers by path and name.
-#[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/glob", tag = "artifact",
-    params(("disk_id" = DiskId, Path), SearchArtifacts),
-    responses((status = 200, body = Envelope<Vec<Artifact>>), Refusals))]
-pub async fn glob_artifacts(
-    State(app): State<App>,
-    caller: Caller,
-    Path(disk): Path<DiskId>,
-    Query(query): Query<SearchArtifacts>,
-) -> Result<Response> {
-    check_disk(&app, &caller, disk).await?;
-    let (pattern, limit) = query.parse(app.config.limits.pattern)?;
-    let found = search::glob(&app, disk, pattern, limit).await?;
-    Ok(reply::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
 }

@@ -22,6 +22,8 @@ pub struct File {
     pub size: i64,
     /// Of the content, in lower-case hex.
     pub sha256: String,
+    /// Where the bytes are.
+    pub object_key: String,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
@@ -65,15 +67,15 @@ pub struct Author<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct NoDisk;
 
-/// Changes files of one disk, in the order of their names, so that two transactions cannot wait for each other. The answer
-/// tells for each file, in that order, what it is now: `None` for one that is not there.
+/// Changes files of one disk, in the order of their names, so that two transactions cannot wait for each other. A change of
+/// a file that is not there does nothing.
 pub async fn apply(
     conn: &mut PgConnection,
     project: ProjectId,
     disk: DiskId,
     changes: &[FileChange],
     author: Author<'_>,
-) -> sqlx::Result<Result<Vec<Option<File>>, NoDisk>> {
+) -> sqlx::Result<Result<(), NoDisk>> {
     // Shared with other changes; whoever needs the disk to stand still takes it alone.
     let there = sqlx::query_scalar!(
         "select 1 as one from disks where id = $1 and project_id = $2 for key share",
@@ -85,18 +87,14 @@ pub async fn apply(
     }
     let mut in_order: Vec<&FileChange> = changes.iter().collect();
     in_order.sort_by(|one, other| one.at.cmp(&other.at));
-    let mut now = Vec::with_capacity(in_order.len());
     for FileChange { at, change } in in_order {
-        now.push(match change {
-            Change::Put { content, meta } => Some(put(conn, disk, at, content, meta, author).await?),
+        match change {
+            Change::Put { content, meta } => put(conn, disk, at, content, meta, author).await?,
             Change::SetMeta(meta) => set_meta(conn, disk, at, meta, author).await?,
-            Change::Erase => {
-                erase(conn, disk, at).await?;
-                None
-            }
-        });
+            Change::Erase => erase(conn, disk, at).await?,
+        }
     }
-    Ok(Ok(now))
+    Ok(Ok(()))
 }
 
 async fn put(
@@ -106,13 +104,12 @@ async fn put(
     content: &Content,
     meta: &Map<String, Value>,
     author: Author<'_>,
-) -> sqlx::Result<File> {
+) -> sqlx::Result<()> {
     // The number is drawn when the row is locked, so that the numbers of one file rise.
     let file = sqlx::query!(
         r#"insert into artifacts as a (disk_id, path, filename) values ($1, $2, $3)
            on conflict (disk_id, path, filename) do update set updated_at = greatest(now(), a.updated_at)
-           returning created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp",
-                     nextval('artifact_change_no') as "no!", (a.xmax = 0) as "new!""#,
+           returning nextval('artifact_change_no') as "no!", (a.xmax = 0) as "new!""#,
         disk as _,
         at.path(),
         at.filename(),
@@ -123,18 +120,7 @@ async fn put(
         end_current(conn, disk, at, file.no).await?;
         prune(conn, disk, at, author.keep).await?;
     }
-    insert_version(conn, disk, at, file.no, content, meta, author).await?;
-    Ok(File {
-        disk_id: disk,
-        path: at.path().to_owned(),
-        filename: at.filename().to_owned(),
-        meta: Json(meta.clone()),
-        mime: content.mime.clone(),
-        size: content.size,
-        sha256: content.sha256.clone(),
-        created_at: file.created_at,
-        updated_at: file.updated_at,
-    })
+    insert_version(conn, disk, at, file.no, content, meta, author).await
 }
 
 async fn set_meta(
@@ -143,8 +129,8 @@ async fn set_meta(
     at: &FilePath,
     meta: &Map<String, Value>,
     author: Author<'_>,
-) -> sqlx::Result<Option<File>> {
-    let file = sqlx::query!(
+) -> sqlx::Result<()> {
+    let no = sqlx::query_scalar!(
         r#"update artifacts a set updated_at = greatest(now(), a.updated_at)
            where disk_id = $1 and path = $2 and filename = $3
            returning nextval('artifact_change_no') as "no!""#,
@@ -152,15 +138,12 @@ async fn set_meta(
         at.path(),
         at.filename(),
     );
-    let Some(file) = file.fetch_optional(&mut *conn).await? else {
-        return Ok(None);
-    };
-    let Some(content) = end_current(conn, disk, at, file.no).await? else {
-        return Ok(None);
-    };
-    insert_version(conn, disk, at, file.no, &content, meta, author).await?;
-    prune(conn, disk, at, author.keep).await?;
-    get_on(conn, disk, at).await
+    let Some(no) = no.fetch_optional(&mut *conn).await? else { return Ok(()) };
+    if let Some(content) = end_current(conn, disk, at, no).await? {
+        prune(conn, disk, at, author.keep).await?;
+        insert_version(conn, disk, at, no, &content, meta, author).await?;
+    }
+    Ok(())
 }
 
 async fn erase(conn: &mut PgConnection, disk: DiskId, at: &FilePath) -> sqlx::Result<()> {
@@ -247,26 +230,19 @@ async fn prune(conn: &mut PgConnection, disk: DiskId, at: &FilePath, keep: usize
     .map(drop)
 }
 
-async fn get_on(conn: &mut PgConnection, disk: DiskId, at: &FilePath) -> sqlx::Result<Option<File>> {
-    sqlx::query_as!(
-        File,
-        r#"select disk_id as "disk_id!: DiskId", path as "path!", filename as "filename!",
-                  meta as "meta!: Json<Map<String, Value>>", mime as "mime!", size as "size!", sha256 as "sha256!",
-                  created_at as "created_at!: Timestamp", updated_at as "updated_at!: Timestamp"
-           from current_artifacts where disk_id = $1 and path = $2 and filename = $3"#,
-        disk as _,
-        at.path(),
-        at.filename(),
-    )
-    .fetch_optional(conn)
-    .await
-}
-
-/// A file and where its bytes are.
-#[derive(Debug)]
-pub struct Located {
-    pub file: File,
-    pub object_key: String,
+/// Files with their current content; what follows `from current_artifacts c` and the parameters are the caller's.
+macro_rules! select_files {
+    ($rest:literal, $($parameter:expr),* $(,)?) => {
+        sqlx::query_as!(
+            File,
+            r#"select c.disk_id as "disk_id!: DiskId", c.path as "path!", c.filename as "filename!",
+                      c.meta as "meta!: Json<Map<String, Value>>", c.mime as "mime!", c.size as "size!",
+                      c.sha256 as "sha256!", c.object_key as "object_key!", c.created_at as "created_at!: Timestamp",
+                      c.updated_at as "updated_at!: Timestamp"
+               from current_artifacts c "# + $rest,
+            $($parameter),*
+        )
+    };
 }
 
 /// A file of a project's disk.
@@ -275,51 +251,26 @@ pub async fn get(
     project: ProjectId,
     disk: DiskId,
     at: &FilePath,
-) -> sqlx::Result<Option<Located>> {
-    let row = sqlx::query!(
-        r#"select c.disk_id as "disk_id!: DiskId", c.path as "path!", c.filename as "filename!",
-                  c.meta as "meta!: Json<Map<String, Value>>", c.mime as "mime!", c.size as "size!", c.sha256 as "sha256!",
-                  c.created_at as "created_at!: Timestamp", c.updated_at as "updated_at!: Timestamp",
-                  b.object_key
-           from current_artifacts c
-           join disks d on d.id = c.disk_id
-           join blobs b on b.id = c.blob_id
-           where d.project_id = $1 and c.disk_id = $2 and c.path = $3 and c.filename = $4"#,
+) -> sqlx::Result<Option<File>> {
+    select_files!(
+        "join disks d on d.id = c.disk_id
+         where d.project_id = $1 and c.disk_id = $2 and c.path = $3 and c.filename = $4",
         project as _,
         disk as _,
         at.path(),
         at.filename(),
     )
     .fetch_optional(conn)
-    .await?;
-    Ok(row.map(|row| Located {
-        file: File {
-            disk_id: row.disk_id,
-            path: row.path,
-            filename: row.filename,
-            meta: row.meta,
-            mime: row.mime,
-            size: row.size,
-            sha256: row.sha256,
-            created_at: row.created_at,
-            updated_at: row.updated_at,
-        },
-        object_key: row.object_key,
-    }))
+    .await
 }
 
 /// The files of these names, in order; names that are not there (any more) are left out.
 pub async fn get_many(conn: &mut PgConnection, disk: DiskId, names: &[Name]) -> sqlx::Result<Vec<File>> {
     let paths: Vec<&str> = names.iter().map(|name| name.path.as_str()).collect();
     let filenames: Vec<&str> = names.iter().map(|name| name.filename.as_str()).collect();
-    sqlx::query_as!(
-        File,
-        r#"select c.disk_id as "disk_id!: DiskId", c.path as "path!", c.filename as "filename!",
-                  c.meta as "meta!: Json<Map<String, Value>>", c.mime as "mime!", c.size as "size!", c.sha256 as "sha256!",
-                  c.created_at as "created_at!: Timestamp", c.updated_at as "updated_at!: Timestamp"
-           from unnest($2::text[], $3::text[]) as n (path, filename)
-           join current_artifacts c on c.disk_id = $1 and c.path = n.path and c.filename = n.filename
-           order by c.path, c.filename"#,
+    select_files!(
+        "join unnest($2::text[], $3::text[]) as n (path, filename) on c.path = n.path and c.filename = n.filename
+         where c.disk_id = $1 order by c.path, c.filename",
         disk as _,
         &paths as _,
         &filenames as _,
@@ -330,12 +281,8 @@ pub async fn get_many(conn: &mut PgConnection, disk: DiskId, names: &[Name]) -> 
 
 /// The files that lie directly in a directory, by name; at most `limit`.
 pub async fn list(conn: &mut PgConnection, disk: DiskId, within: &Directory, limit: usize) -> sqlx::Result<Vec<File>> {
-    sqlx::query_as!(
-        File,
-        r#"select disk_id as "disk_id!: DiskId", path as "path!", filename as "filename!",
-                  meta as "meta!: Json<Map<String, Value>>", mime as "mime!", size as "size!", sha256 as "sha256!",
-                  created_at as "created_at!: Timestamp", updated_at as "updated_at!: Timestamp"
-           from current_artifacts where disk_id = $1 and path = $2 order by filename limit $3"#,
+    select_files!(
+        "where c.disk_id = $1 and c.path = $2 order by c.filename limit $3",
         disk as _,
         within.as_str(),
         i64::try_from(limit).unwrap_or(i64::MAX),

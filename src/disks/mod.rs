@@ -1,12 +1,14 @@
 //! Disks and the files (artifacts) on them.
 //!
-//! [`api`] has the routes of disks, [`artifacts`] those of files; [`path`] says what a file may be called; [`store`] is the
+//! [`api`] has the routes of disks, [`artifacts`] those of one file, [`listing`] those of many;
+//! [`path`] says what a file may be called; [`store`] is the
 //! SQL of disks, [`files`] that of files: every change of a file goes through [`files::apply`], which keeps each content
 //! as a version. [`search`] is glob and grep, [`parse`] what a file's text is shown as.
 
 pub mod api;
 pub mod artifacts;
 pub mod files;
+pub mod listing;
 pub mod parse;
 pub mod path;
 pub mod search;
@@ -32,9 +34,9 @@ pub fn router() -> OpenApiRouter<App> {
             artifacts::delete_artifact
         ))
         .routes(routes!(artifacts::download_artifact))
-        .routes(routes!(artifacts::list_artifacts))
-        .routes(routes!(artifacts::grep_artifacts))
-        .routes(routes!(artifacts::glob_artifacts))
+        .routes(routes!(listing::list_artifacts))
+        .routes(routes!(listing::grep_artifacts))
+        .routes(routes!(listing::glob_artifacts))
 }
 
 /// A disk.
