@@ -20,6 +20,8 @@ fn main() -> ExitCode {
 }
 
 fn run(config: Config) -> anyhow::Result<ExitCode> {
+    // What is kept is for this user alone, unless it is said otherwise where it is made.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let Some(Command::Health) = config.command {
         let alive = runtime.block_on(http::server::is_alive(config.server.address()));

@@ -9,10 +9,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::{ConnectOptions, Connection};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -25,9 +27,13 @@ use crate::blob::spool::SpoolDir;
 use crate::config::{Config, Database};
 use crate::crypto::random_secret;
 use crate::embedded::postgres::{Postgres, Tuning};
+use crate::error::is_outage;
 use crate::http::server;
 use crate::jobs::{periodic, runner, wake};
 use crate::projects;
+
+/// How long a database of the operator's may take to answer for the first time.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A server that is ready to take requests.
 pub struct Server {
@@ -175,7 +181,7 @@ async fn stop(
     }
     app.hard_stop.cancel();
     // Jobs that hear this hand themselves back.
-    if tokio::time::timeout(std::time::Duration::from_secs(2), rest).await.is_ok() {
+    if tokio::time::timeout(Duration::from_secs(2), rest).await.is_ok() {
         Ok(())
     } else {
         bail!("some requests or jobs did not end in time and were cut off")
@@ -206,12 +212,38 @@ impl Signals {
 
 async fn prepare(app: &App, postgres: Option<&Postgres>) -> anyhow::Result<()> {
     let reached = async {
+        if postgres.is_none() {
+            reach(app).await?;
+        }
         crate::db::migrate(&app.db).await?;
         projects::root::ensure(app).await.map(drop)
     };
     tokio::select! {
         reached = reached => reached,
         exit = exited(postgres) => Err(exit),
+    }
+}
+
+/// Waits a while for a database of the operator's that does not answer yet, as when both start together.
+async fn reach(app: &App) -> anyhow::Result<()> {
+    let options = app.db.connect_options();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let tried = tokio::time::timeout_at(deadline, options.connect()).await;
+        match tried {
+            Ok(Ok(conn)) => return Ok(conn.close().await?),
+            Ok(Err(fault)) if is_outage(&fault) && tokio::time::Instant::now() < deadline => {
+                tracing::warn!(error = %fault, "the database does not answer yet");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Ok(Err(fault)) => {
+                return Err(fault).context(
+                    "the database that DATABASE_URL (or DATABASE_HOST) names does not let us in: look at the address, the \
+                     user, the password and the name",
+                );
+            }
+            Err(_) => bail!("the database that DATABASE_URL (or DATABASE_HOST) names does not answer"),
+        }
     }
 }
 

@@ -134,12 +134,14 @@ impl Config {
 struct Setting {
     flag: String,
     name: String,
+    is_secret: bool,
 }
 
 fn settings() -> Vec<Setting> {
     let command = Config::command();
     let named = command.get_arguments().filter_map(|arg| {
-        Some(Setting { flag: format!("--{}", arg.get_long()?), name: arg.get_env()?.to_str()?.to_owned() })
+        let (flag, name) = (format!("--{}", arg.get_long()?), arg.get_env()?.to_str()?.to_owned());
+        Some(Setting { flag, name, is_secret: arg.is_hide_env_values_set() })
     });
     named.collect()
 }
@@ -176,13 +178,18 @@ fn explain(error: &clap::Error, settings: &[Setting]) -> Stop {
             let context = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
             let flag = context(ContextKind::InvalidArg);
             let flag = flag.split_whitespace().next().unwrap_or_default();
-            let name = settings.iter().find(|setting| setting.flag == flag).map(|setting| setting.name.as_str());
+            let setting = settings.iter().find(|setting| setting.flag == flag);
+            let name = setting.map_or(flag, |setting| setting.name.as_str());
             let wrong = match error.source() {
                 Some(source) => source.to_string(),
                 None => format!("must be one of {}", context(ContextKind::ValidValue)),
             };
+            // A secret that was mistyped is nearly the secret.
+            if setting.is_some_and(|setting| setting.is_secret) {
+                return Stop::Refuse(format!("{name} ({flag}) cannot be used: it {wrong}"));
+            }
             let value = context(ContextKind::InvalidValue);
-            Stop::Refuse(format!("{} ({flag}) is '{value}', but {wrong}", name.unwrap_or_default()))
+            Stop::Refuse(format!("{name} ({flag}) is '{value}', but {wrong}"))
         }
         _ => Stop::Refuse(error.to_string()),
     }
@@ -248,12 +255,20 @@ mod tests {
             ("ARTIFACT_MAX_UPLOAD_SIZE_BYTES", "big", "16MiB"),
             ("ACONTEXTD_GREP_TIMEOUT", "soon", "10s"),
             ("APP_EXTERNALURL", "example.org", "http://"),
-            ("ACONTEXTD_HOST", "localhost:1", ""),
+            ("ACONTEXTD_HOST", "localhost", "127.0.0.1"),
             ("ACONTEXTD_LOG_FORMAT", "xml", "json"),
             ("OTEL_TRACES_SAMPLER_ARG", "2", "0.1"),
         ] {
             let sentence = refusal(&[(name, value)]);
             assert!(sentence.contains(name) && sentence.contains(value) && sentence.contains(hint), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn a_secret_that_is_refused_is_not_repeated() {
+        for (name, value) in [("ROOT_API_BEARER_TOKEN", "two words"), ("DATABASE_URL", "mysql://me:two@db/words")] {
+            let sentence = refusal(&[(name, value)]);
+            assert!(sentence.contains(name) && !sentence.contains("two"), "{sentence}");
         }
     }
 

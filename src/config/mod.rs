@@ -60,7 +60,7 @@ pub struct Server {
     #[arg(long, env = "ACONTEXTD_DATA_DIR", value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
     /// The address to listen on. Any other than loopback wants a ROOT_API_BEARER_TOKEN of your own
-    #[arg(long, env = "ACONTEXTD_HOST", value_name = "IP", default_value = "127.0.0.1")]
+    #[arg(long, env = "ACONTEXTD_HOST", value_name = "IP", default_value = "127.0.0.1", value_parser = values::ip)]
     pub host: IpAddr,
     /// The port to listen on; 0 for any free one
     #[arg(long, env = "API_EXPORT_PORT", value_name = "PORT", default_value = "8029", value_parser = values::port)]
@@ -110,7 +110,7 @@ pub struct Keys {
 #[derive(Args, Clone, Debug)]
 pub struct Database {
     /// A Postgres 15 or newer of yours, like postgres://user:password@host:5432/name
-    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true, value_parser = values::postgres_url)]
     pub database_url: Option<SecretString>,
     /// Or its parts: the host
     #[arg(long, env = "DATABASE_HOST", value_name = "HOST")]

@@ -1,5 +1,6 @@
 //! How single values are read, each with a message that says what would do.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,18 @@ use crate::crypto::KEY_PREFIX;
 
 pub(super) fn port(text: &str) -> Result<u16, String> {
     text.trim().parse().map_err(|_| "must be a port from 0 to 65535, such as 8029".into())
+}
+
+pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
+    text.trim().parse().map_err(|_| "must be an IP address, such as 127.0.0.1 or 0.0.0.0".into())
+}
+
+pub(super) fn postgres_url(text: &str) -> Result<SecretString, String> {
+    let text = text.trim();
+    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+        return Ok(text.into());
+    }
+    Err("must begin with postgres://, such as postgres://user:password@host:5432/name".into())
 }
 
 pub(super) fn count(text: &str) -> Result<usize, String> {

@@ -4,6 +4,7 @@
 //! started it dies, and that thread is one that does nothing else. One that a killed server left behind is waited for, and
 //! stopped if it does not end. Where it starts as root it runs as the user `postgres`.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -78,7 +79,16 @@ impl Postgres {
 
     /// The same for other programs, such as psql.
     pub fn url(&self) -> String {
-        format!("postgresql:///{NAME}?host={}&user={NAME}", self.socket_folder.display())
+        let mut host = String::new();
+        for byte in self.socket_folder.as_os_str().as_encoded_bytes() {
+            match byte {
+                b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => host.push(char::from(*byte)),
+                other => {
+                    let _ = write!(host, "%{other:02X}");
+                }
+            }
+        }
+        format!("postgresql:///{NAME}?host={host}&user={NAME}")
     }
 
     /// Returns when it has ended, with how.
@@ -141,6 +151,9 @@ struct Place {
 impl Place {
     fn prepare(folder: &Path, bin: PathBuf) -> anyhow::Result<Self> {
         let run_as = RunAs::find()?;
+        if let Some(user) = &run_as {
+            user.check_way_to(folder)?;
+        }
         let home = folder.join("postgres");
         let socket_folder = socket_folder(folder);
         let place = Self { bin, data: home.join("data"), home, socket_folder, run_as };

@@ -1,6 +1,7 @@
 //! What is on this machine to run a Postgres with: its server programs, and the user that they run as.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
@@ -44,6 +45,31 @@ pub(super) struct RunAs {
 }
 
 impl RunAs {
+    /// Whether this user gets to a folder at all.
+    pub(super) fn check_way_to(&self, folder: &Path) -> anyhow::Result<()> {
+        for above in folder.ancestors() {
+            let found = fs::metadata(above)?;
+            let (mode, owner, group) = (found.mode(), found.uid(), found.gid());
+            let may_pass = if owner == self.uid {
+                mode & 0o100
+            } else if group == self.gid {
+                mode & 0o010
+            } else {
+                mode & 0o001
+            };
+            if may_pass == 0 {
+                bail!(
+                    "ACONTEXTD_DATA_DIR is {}, but the user {}, as which Postgres runs, may not pass through {}: choose a \
+                     folder that it can reach, such as /var/lib/acontextd",
+                    folder.display(),
+                    self.name,
+                    above.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// `postgres`, which the package makes, or else nobody.
     pub(super) fn find() -> anyhow::Result<Option<Self>> {
         if !geteuid().is_root() {

@@ -11,11 +11,11 @@ const MAX_EXPONENT: i32 = 1_000;
 /// Refuses an object that cannot be kept as it is: too large, a NUL in a text, or a number beyond all measure.
 ///
 /// # Errors
-/// 400 that names the field.
+/// 400 or, for its size, 413 that names the field.
 pub fn storable_object(field: &str, object: &Map<String, Value>, max_bytes: u64) -> Result<()> {
     let size = serde_json::to_vec(object).map_err(Error::internal)?.len() as u64;
     if size > max_bytes {
-        return Err(Error::field(field, format_args!("must not be larger than {max_bytes} bytes")));
+        return Err(Error::TooLarge(format!("{field}: is larger than the maximum of {max_bytes} bytes")));
     }
     object
         .iter()

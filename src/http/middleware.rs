@@ -25,6 +25,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
 use super::extract::media_type;
+use super::server;
 use crate::app::App;
 use crate::auth::ResponseProject;
 use crate::error::{Cause, Error};
@@ -145,6 +146,18 @@ impl Extractor for Headers<'_> {
     fn keys(&self) -> Vec<&str> {
         self.0.headers().keys().map(HeaderName::as_str).collect()
     }
+}
+
+/// Refuses a request line and headers over their limit. The server's own bound is for its buffer and not exact.
+pub async fn head_limit(request: Request, next: Next) -> Response {
+    let line = request.method().as_str().len() + request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    if line + headers > server::MAX_HEAD {
+        let limit = server::MAX_HEAD;
+        let msg = format!("the request line and headers are larger than the maximum of {limit} bytes");
+        return Error::TooLarge(msg).into_response();
+    }
+    next.run(request).await
 }
 
 /// The time a request may take. What may write runs on a task of its own, which the stop of the process waits for: a client

@@ -44,6 +44,7 @@ pub fn surface(app: &App, routes: OpenApiRouter<App>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
         .layer(from_fn_with_state(app.clone(), auth::require_key))
+        .layer(from_fn(middleware::head_limit))
         .layer(CatchPanicLayer::custom(middleware::panicked))
         .layer(from_fn_with_state(app.clone(), middleware::bound))
         .layer(from_fn_with_state(app.clone(), middleware::drain))

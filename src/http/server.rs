@@ -20,7 +20,7 @@ use tower_http::normalize_path::{NormalizePath, NormalizePathLayer};
 use crate::app::App;
 
 /// The request line and all headers.
-const MAX_HEAD: usize = 64 * 1024;
+pub const MAX_HEAD: usize = 64 * 1024;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves until the process stops; then takes no more connections and lets those that work finish.
