@@ -25,8 +25,7 @@ use crate::ids::ProjectId;
 use crate::projects;
 
 /// Routes without a key, as they are spelled in the router.
-pub const OPEN: [&str; 9] = [
-    "/",
+pub const OPEN: [&str; 7] = [
     "/health",
     "/ready",
     "/openapi.json",
@@ -34,7 +33,6 @@ pub const OPEN: [&str; 9] = [
     "/swagger/doc.json",
     "/swagger/{*file}",
     "/api/v1/material/{token}",
-    "/favicon.ico",
 ];
 /// Routes under here are the operator's and want `ADMIN_API_TOKEN`.
 const ADMIN: &str = "/admin/v1/";

@@ -142,7 +142,15 @@ async fn find(app: &App, caller: &Caller, disk: DiskId, at: &FilePath) -> Result
     }
 }
 
-/// Before a path is looked at, whose disk it is.
+/// What is wrong with a request is told only to the disk's owner; a right one is not looked at twice.
+async fn for_owner<T>(app: &App, caller: &Caller, disk: DiskId, parsed: Result<T>) -> Result<T> {
+    if parsed.is_err() {
+        check_disk(app, caller, disk).await?;
+    }
+    parsed
+}
+
+/// Whether the disk is the caller's.
 pub async fn check_disk(app: &App, caller: &Caller, disk: DiskId) -> Result<()> {
     let mut conn = app.db.acquire().await?;
     if store::exists(&mut conn, caller.project, disk).await? { Ok(()) } else { Err(DENIED) }
@@ -197,10 +205,11 @@ pub async fn get_artifact(
     Path(disk): Path<DiskId>,
     Query(query): Query<GetArtifact>,
 ) -> Result<Response> {
-    check_disk(&app, &caller, disk).await?;
-    let at = required_path(query.file_path.as_deref())?;
-    let life = query.expire.and_then(Int::given).unwrap_or(3600);
-    let end = links::end(Utc::now().timestamp(), life)?;
+    let parsed = || {
+        let life = query.expire.and_then(Int::given).unwrap_or(3600);
+        Ok((required_path(query.file_path.as_deref())?, links::end(Utc::now().timestamp(), life)?))
+    };
+    let (at, end) = for_owner(&app, &caller, disk, parsed()).await?;
     let found = find(&app, &caller, disk, &at).await?;
     let with_url = Flag::or(query.with_public_url, true);
     let public_url = with_url.then(|| public_url(&app, &caller, &found, end)).transpose()?;
@@ -253,8 +262,8 @@ pub async fn download_artifact(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response> {
-    check_disk(&app, &caller, disk).await?;
-    let file = find(&app, &caller, disk, &required_path(query.file_path.as_deref())?).await?;
+    let at = for_owner(&app, &caller, disk, required_path(query.file_path.as_deref())).await?;
+    let file = find(&app, &caller, disk, &at).await?;
     let stored = Stored { object_key: file.object_key, size: file.size.cast_unsigned() };
     let as_ = Presented { mime: &file.mime, filename: &file.filename, sha256: &file.sha256, public: false };
     download::serve(&app, &stored, &as_, &method, &headers).await
@@ -292,9 +301,8 @@ pub async fn update_artifact(
     if body.file_path.as_deref().is_none_or(str::is_empty) {
         return Err(Error::field("file_path", "is required"));
     }
-    check_disk(&app, &caller, disk).await?;
-    let at = required_path(body.file_path.as_deref())?;
-    let meta = user_meta(meta, app.config.limits.meta)?;
+    let parsed = || Ok((required_path(body.file_path.as_deref())?, user_meta(meta, app.config.limits.meta)?));
+    let (at, meta) = for_owner(&app, &caller, disk, parsed()).await?;
     let mut tx = app.db.begin().await?;
     let change = FileChange { at: at.clone(), change: Change::SetMeta(meta) };
     files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
@@ -331,12 +339,9 @@ pub async fn delete_artifact(
     if path.as_deref().is_none_or(str::is_empty) {
         return Err(Error::field("file_path", "is required"));
     }
-    check_disk(&app, &caller, disk).await?;
-    let at = required_path(path.as_deref())?;
+    let at = for_owner(&app, &caller, disk, required_path(path.as_deref())).await?;
+    find(&app, &caller, disk, &at).await?;
     let mut tx = app.db.begin().await?;
-    if files::get(&mut tx, caller.project, disk, &at).await?.is_none() {
-        return Err(NO_FILE);
-    }
     let change = FileChange { at, change: Change::Erase };
     files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
     tx.commit().await?;
