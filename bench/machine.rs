@@ -9,8 +9,14 @@ use std::time::{Duration, Instant};
 
 use crate::load::{Times, real};
 
+/// So many cores may be busy with something else.
+const QUIET: f64 = 0.1;
+
 /// The machine, the date and the command, as a section of a report. `folder` is on the disk that was used.
-pub fn describe(command: &str, folder: &Path) -> anyhow::Result<String> {
+///
+/// Waits for others to be quiet, up to `patience`.
+pub fn describe(command: &str, folder: &Path, patience: Duration) -> anyhow::Result<String> {
+    let others = busy_cores(patience);
     let mut text = String::from("## Measured on\n\n");
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let lines = [
@@ -20,7 +26,7 @@ pub fn describe(command: &str, folder: &Path) -> anyhow::Result<String> {
         ("Memory", value_of("/proc/meminfo", "MemTotal")),
         ("Kernel", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()),
         ("Disk", disk(folder)?),
-        ("Others", format!("{:.2} cores busy in the second before", busy_cores())),
+        ("Others", format!("{others:.2} cores busy in the second before")),
     ];
     for (name, value) in lines {
         let _ = writeln!(text, "- {name}: {value}");
@@ -28,11 +34,17 @@ pub fn describe(command: &str, folder: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// How many cores compute, over a second.
-fn busy_cores() -> f64 {
-    let (before, start) = (busy_ticks(), Instant::now());
-    std::thread::sleep(Duration::from_secs(1));
-    real(busy_ticks().saturating_sub(before)) / 100.0 / start.elapsed().as_secs_f64()
+/// How many cores others keep busy, over a second; waits a while for less.
+fn busy_cores(patience: Duration) -> f64 {
+    let deadline = Instant::now() + patience;
+    loop {
+        let (before, start) = (busy_ticks(), Instant::now());
+        std::thread::sleep(Duration::from_secs(1));
+        let busy = real(busy_ticks().saturating_sub(before)) / 100.0 / start.elapsed().as_secs_f64();
+        if busy <= QUIET || Instant::now() >= deadline {
+            return busy;
+        }
+    }
 }
 
 /// In hundredths of a second, of all cores together: everything but idle and waiting for the disk.

@@ -126,7 +126,8 @@ fn measure(bench: &Bench, args: &Args, wanted: Vec<Measurement>) -> anyhow::Resu
     fs::set_permissions(&bench.folder, fs::Permissions::from_mode(0o711))?;
     for (name, title, run) in wanted {
         let mut report = Report::new(name, title);
-        let machine = machine::describe(&format!("bench/run {name}"), &bench.folder)?;
+        let patience = bench.pick(Duration::from_mins(2), Duration::ZERO);
+        let machine = machine::describe(&format!("bench/run {name}"), &bench.folder, patience)?;
         run(bench, &mut report).with_context(|| format!("{name} could not be measured"))?;
         report.end(&machine, (!bench.quick).then_some(&args.results))?;
     }

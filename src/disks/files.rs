@@ -230,7 +230,7 @@ async fn prune(conn: &mut PgConnection, disk: DiskId, at: &FilePath, keep: usize
     .map(drop)
 }
 
-/// Files with their current content; what follows `from current_artifacts c` and the parameters are the caller's.
+/// Files with their current content, from whatever the caller calls `c`.
 macro_rules! select_files {
     ($rest:literal, $($parameter:expr),* $(,)?) => {
         sqlx::query_as!(
@@ -239,7 +239,7 @@ macro_rules! select_files {
                       c.meta as "meta!: Json<Map<String, Value>>", c.mime as "mime!", c.size as "size!",
                       c.sha256 as "sha256!", c.object_key as "object_key!", c.created_at as "created_at!: Timestamp",
                       c.updated_at as "updated_at!: Timestamp"
-               from current_artifacts c "# + $rest,
+               from "# + $rest,
             $($parameter),*
         )
     };
@@ -253,7 +253,7 @@ pub async fn get(
     at: &FilePath,
 ) -> sqlx::Result<Option<File>> {
     select_files!(
-        "join disks d on d.id = c.disk_id
+        "current_artifacts c join disks d on d.id = c.disk_id
          where d.project_id = $1 and c.disk_id = $2 and c.path = $3 and c.filename = $4",
         project as _,
         disk as _,
@@ -269,8 +269,11 @@ pub async fn get_many(conn: &mut PgConnection, disk: DiskId, names: &[Name]) -> 
     let paths: Vec<&str> = names.iter().map(|name| name.path.as_str()).collect();
     let filenames: Vec<&str> = names.iter().map(|name| name.filename.as_str()).collect();
     select_files!(
-        "join unnest($2::text[], $3::text[]) as n (path, filename) on c.path = n.path and c.filename = n.filename
-         where c.disk_id = $1 order by c.path, c.filename",
+        // One by one, also when the planner knows nothing of the table yet.
+        "unnest($2::text[], $3::text[]) as n (path, filename)
+         cross join lateral (select * from current_artifacts a
+                             where a.disk_id = $1 and a.path = n.path and a.filename = n.filename limit 1) c
+         order by c.path, c.filename",
         disk as _,
         &paths as _,
         &filenames as _,
@@ -282,7 +285,7 @@ pub async fn get_many(conn: &mut PgConnection, disk: DiskId, names: &[Name]) -> 
 /// The files that lie directly in a directory, by name; at most `limit`.
 pub async fn list(conn: &mut PgConnection, disk: DiskId, within: &Directory, limit: usize) -> sqlx::Result<Vec<File>> {
     select_files!(
-        "where c.disk_id = $1 and c.path = $2 order by c.filename limit $3",
+        "current_artifacts c where c.disk_id = $1 and c.path = $2 order by c.filename limit $3",
         disk as _,
         within.as_str(),
         i64::try_from(limit).unwrap_or(i64::MAX),
@@ -324,15 +327,22 @@ pub struct Name {
     pub filename: String,
 }
 
-/// Names of files after the given one, in order.
-pub async fn list_names(conn: &mut PgConnection, disk: DiskId, after: &Name, limit: i64) -> sqlx::Result<Vec<Name>> {
+/// Names of files after the given one, in order, as long as their path is before `end`.
+pub async fn list_names(
+    conn: &mut PgConnection,
+    disk: DiskId,
+    after: &Name,
+    end: &str,
+    limit: i64,
+) -> sqlx::Result<Vec<Name>> {
     sqlx::query_as!(
         Name,
         "select path, filename from artifacts
-         where disk_id = $1 and (path, filename) > ($2, $3) order by path, filename limit $4",
+         where disk_id = $1 and (path, filename) > ($2, $3) and path < $4 order by path, filename limit $5",
         disk as _,
         after.path,
         after.filename,
+        end,
         limit,
     )
     .fetch_all(conn)

@@ -66,6 +66,12 @@ impl Directory {
         Ok(Self(text.to_owned()))
     }
 
+    /// The directory that everything which begins with `text` lies in or below.
+    pub fn around(text: &str) -> Self {
+        let (path, _) = text.split_at(text.rfind('/').map_or(0, |at| at + 1));
+        Self(if path.starts_with('/') { path } else { "/" }.to_owned())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -199,6 +205,9 @@ mod tests {
         assert_eq!(Directory::parse(None).unwrap().as_str(), "/");
         assert_eq!(Directory::parse(Some("")).unwrap().as_str(), "/");
         assert_eq!(Directory::parse(Some("/docs/")).unwrap().end(), "/docs0");
+        assert_eq!(Directory::around("/docs/a").as_str(), "/docs/");
+        assert_eq!(Directory::around("docs/a").as_str(), "/");
+        assert_eq!(Directory::around("").end(), "0");
         for text in ["docs", "/docs", "docs/", " /docs/ ", "/a/../docs/", "/.../"] {
             assert!(Directory::parse(Some(text)).is_err(), "{text:?}");
         }

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::files::{self, Candidate, File, Name};
 use super::parse::Kind;
+use super::path::Directory;
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::ids::DiskId;
@@ -100,13 +101,16 @@ fn last_line(fault: &dyn std::error::Error) -> String {
 /// The files whose path and name match a glob pattern.
 pub async fn glob(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Result<Vec<File>> {
     let syntax = syntax::Config::new().dot_matches_new_line(true).utf8(false);
+    // What stands before the first special character bounds where to look.
+    let within = Directory::around(pattern.split(['*', '?', '[', '\\']).next().unwrap_or_default());
     let pattern = Pattern::compile(&glob_to_regex(pattern), syntax, app.config.limits.regex)?;
     let deadline = Instant::now() + app.config.limits.grep;
     let mut conn = app.db.acquire().await?;
     let mut found = Vec::new();
-    let mut after = Name::default();
+    let mut after = Name { path: within.as_str().to_owned(), filename: String::new() };
+    let end = within.end();
     loop {
-        let names = files::list_names(&mut conn, disk, &after, NAMES).await?;
+        let names = files::list_names(&mut conn, disk, &after, &end, NAMES).await?;
         let Some(last) = names.last() else { break };
         after = last.clone();
         for name in names {

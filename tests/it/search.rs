@@ -61,6 +61,10 @@ async fn glob_finds_names_over_batches_and_stops_at_the_limit() {
         assert_eq!(glob("*.txt").await, ["/a.txt", "/cafe.txt"]);
         assert_eq!(glob("/*/[bc].*").await, ["/docs/c.md", "/src/b.py"]);
         assert_eq!(glob("a.txt").await, [] as [&str; 0]);
+        assert_eq!(glob("/docs/c.md").await, ["/docs/c.md"]);
+        assert_eq!(glob("/docs/*").await, ["/docs/c.md"]);
+        assert_eq!(glob("/do*").await, ["/docs/c.md"]);
+        assert_eq!(glob(r"/docs\/c.md").await, ["/docs/c.md"]);
         // More files than one batch of names holds.
         sqlx::query(
             "with b as (select id from blobs where state = 'live' limit 1),
