@@ -16,7 +16,7 @@ const KEY: &str = "sk-ac-your-root-api-bearer-token";
 const BOUNDARY: &str = "a-boundary-that-no-content-has";
 /// An answer up to this size is kept, the bytes of a larger one are counted and dropped.
 const KEPT: usize = 1 << 20;
-/// A request up to this size leaves in one piece, as a client that knows its body would send it.
+/// A body up to this size leaves in one piece. The head always goes before it by itself, as most clients send it.
 const ONE_PIECE: usize = 64 << 10;
 /// What is read from the socket at once.
 const CHUNK: usize = 256 << 10;
@@ -54,12 +54,16 @@ impl Request {
         let length = before.len() + content[0].len() + content[1].len() + after.len();
         let head = format!(
             "POST /api/v1/disk/{disk}/artifact HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\
-             Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {length}\r\n\r\n{before}"
+             Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {length}\r\n\r\n"
         );
         let [first, second] = content;
-        let pieces = vec![head.into(), first, second, after.into()];
-        let in_one = || vec![pieces.concat().into()];
-        Self { kind, pieces: if length <= ONE_PIECE { in_one() } else { pieces } }
+        let body = [before.into(), first, second, after.into()];
+        let pieces = if length <= ONE_PIECE {
+            vec![head.into(), body.concat().into()]
+        } else {
+            [vec![head.into()], body.into()].concat()
+        };
+        Self { kind, pieces }
     }
 }
 

@@ -29,5 +29,6 @@ create table jobs (
 create unique index jobs_dedupe on jobs (kind, dedupe) where state = 'ready';
 create unique index jobs_lane on jobs (lane) where state = 'running';
 create index jobs_due on jobs (project_id, run_at, id) where state = 'ready';
+create index jobs_next on jobs (run_at) where state = 'ready';
 create index jobs_lease on jobs (lease_until) where state = 'running';
 create index jobs_failed on jobs (updated_at) where state = 'failed';

@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa_axum::router::OpenApiRouter;
@@ -20,6 +21,9 @@ use crate::crypto::LinkKey;
 use crate::jobs::periodic::{self, Reconciler};
 use crate::jobs::{Jobs, Kinds};
 use crate::{db, disks, http, projects};
+
+/// Of files that are shown as text at one time; a reply takes about three times as much.
+pub const SHOWN_KIB: u32 = 64 * 1024;
 
 /// A handle to everything; cheap to clone, and an extractor.
 #[derive(Clone)]
@@ -36,6 +40,8 @@ pub struct Services {
     pub public_url: String,
     pub jobs: Jobs,
     pub greps: disks::search::Greps,
+    /// How much of files is held in memory at once to be shown, in KiB.
+    pub shown: Semaphore,
     /// Everything that runs beside the requests. A stop waits for it.
     pub tasks: TaskTracker,
     /// The process stops: take nothing new on.
@@ -72,6 +78,7 @@ impl App {
             link_key: LinkKey::derive(config.keys.pepper()),
             public_url: config.server.public_url(port),
             greps: disks::search::Greps::default(),
+            shown: Semaphore::new(SHOWN_KIB as usize),
             keys: KeyCache::default(),
             jobs: Jobs::new(kinds),
             tasks: TaskTracker::new(),

@@ -5,8 +5,8 @@
 //! project's row is told to every process (see `migrations/0001_projects.sql`) and forgets that project's keys at once; a
 //! process that loses the connection it hears this on forgets all. A key that opens nothing is never remembered.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 use crate::app::App;
 use crate::crypto::{KEY_PREFIX, MasterKey, ProjectKey, same};
 use crate::error::{Error, Result};
+use crate::http::{NO_ROUTE, openapi};
 use crate::ids::ProjectId;
 use crate::projects;
 
@@ -71,9 +72,9 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// For the log line: which project a response belongs to.
-#[derive(Clone, Copy)]
-pub struct ResponseProject(pub ProjectId);
+/// Where the project of a request is noted for its log line, which is written even if there is no response.
+#[derive(Clone, Default)]
+pub struct ProjectNote(pub Arc<OnceLock<ProjectId>>);
 
 /// The middleware before every route.
 pub async fn require_key(State(app): State<App>, mut request: Request, next: Next) -> Response {
@@ -92,12 +93,14 @@ pub async fn require_key(State(app): State<App>, mut request: Request, next: Nex
     }
     match caller(&app, request.headers()).await {
         Ok(caller) => {
-            let project = ResponseProject(caller.project);
+            if let Some(note) = request.extensions().get::<ProjectNote>() {
+                let _ = note.0.set(caller.project);
+            }
             request.extensions_mut().insert(caller);
-            let mut response = next.run(request).await;
-            response.extensions_mut().insert(project);
-            response
+            next.run(request).await
         }
+        // What no key would open is not there, with or without one.
+        Err(_) if !openapi::has_operation(route.as_str(), request.method()) => NO_ROUTE.into_response(),
         Err(refusal) => refusal.into_response(),
     }
 }

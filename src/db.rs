@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sqlx::PgPool;
+use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 /// One for the program and all its tests: each use of the macro would embed another copy.
@@ -17,6 +18,12 @@ pub fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
         .max_lifetime(Duration::from_hours(1))
         .idle_timeout(Duration::from_mins(5))
         .connect_lazy_with(options.options([("TimeZone", "UTC")]).application_name("acontextd"))
+}
+
+/// A length of time as Postgres takes it.
+pub fn interval(duration: Duration) -> PgInterval {
+    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    PgInterval { months: 0, days: 0, microseconds }
 }
 
 /// Brings the database up to date. Takes an advisory lock, so two processes may do this at once.

@@ -17,6 +17,7 @@ pub mod http;
 pub mod ids;
 pub mod jobs;
 pub mod media;
+pub mod percent;
 pub mod projects;
 pub mod start;
 pub mod telemetry;

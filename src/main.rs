@@ -39,6 +39,8 @@ fn run(config: Config) -> anyhow::Result<ExitCode> {
         server.run(signals).await
     });
     traces.flush();
+    // Whatever still runs on a thread of its own was told to end, and had its time.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     outcome.map(|()| ExitCode::SUCCESS)
 }
 

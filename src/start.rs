@@ -1,7 +1,7 @@
 //! From settings to a running server, and from a signal to its end.
 //!
-//! Start: the data folder and its lock, the private Postgres (or yours), the objects, the migrations, the default project,
-//! then the port. Stop: no new requests and jobs; what runs is waited for up to a deadline; then the database. If any part
+//! Start: the data folder and its lock, the port (so that a second server is refused before anything else), the private
+//! Postgres (or yours), the objects, the migrations, the default project; then requests are taken. Stop: no new requests and jobs; what runs is waited for up to a deadline; then the database. If any part
 //! ends by itself, the process ends with an error.
 
 use std::fs::{self, File, TryLockError};
@@ -35,6 +35,9 @@ use crate::projects;
 /// How long a database of the operator's may take to answer for the first time.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long what was cut off may take to end.
+const CUT_OFF: Duration = Duration::from_secs(2);
+
 /// A server that is ready to take requests.
 pub struct Server {
     pub app: App,
@@ -44,7 +47,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Brings everything up. `ready` with the listening socket is the last step.
+    /// Brings everything up. What connects meanwhile waits.
     ///
     /// # Errors
     /// A sentence that says what to do.
@@ -115,7 +118,8 @@ impl Server {
             }
         };
         let stopped = stop(&app, parts, &mut signals).await;
-        app.db.close().await;
+        // What was cut off may still hold a connection; the database ends it.
+        let _ = tokio::time::timeout(CUT_OFF, app.db.close()).await;
         if let Some(postgres) = postgres {
             postgres.stop().await?;
         }
@@ -181,7 +185,7 @@ async fn stop(
     }
     app.hard_stop.cancel();
     // Jobs that hear this hand themselves back.
-    if tokio::time::timeout(Duration::from_secs(2), rest).await.is_ok() {
+    if tokio::time::timeout(CUT_OFF, rest).await.is_ok() {
         Ok(())
     } else {
         bail!("some requests or jobs did not end in time and were cut off")
@@ -216,6 +220,7 @@ async fn prepare(app: &App, postgres: Option<&Postgres>) -> anyhow::Result<()> {
             reach(app).await?;
         }
         crate::db::migrate(&app.db).await?;
+        reach_objects(app).await?;
         projects::root::ensure(app).await.map(drop)
     };
     tokio::select! {
@@ -243,6 +248,25 @@ async fn reach(app: &App) -> anyhow::Result<()> {
                 );
             }
             Err(_) => bail!("the database that DATABASE_URL (or DATABASE_HOST) names does not answer"),
+        }
+    }
+}
+
+async fn reach_objects(app: &App) -> anyhow::Result<()> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match app.blobs.check().await {
+            Ok(()) => return Ok(()),
+            Err(fault) if tokio::time::Instant::now() < deadline => {
+                tracing::warn!(error = format!("{:#}", anyhow!(fault)), "the object store does not answer yet");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(fault) => {
+                return Err(anyhow!(fault).context(
+                    "the objects cannot be reached: look at S3_BUCKET (it must exist), S3_ENDPOINT, S3_ACCESS_KEY and \
+                     S3_SECRET_KEY, or at the rights of the data folder",
+                ));
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Objects in a folder: `<root>/<project>/<two last hex digits>/<blob id>`.
 //!
-//! An object is complete or not there: it is written to the side, synced, linked into its place, and the folder is synced,
+//! An object is complete or not there: it is written to the side, synced, renamed into its place, and the folder is synced,
 //! in this order. Every call does its file work in one piece on a blocking thread.
 
 use std::fs::{self, File};
@@ -81,7 +81,7 @@ impl Blobs for LocalBlobs {
             Body::File(path) => Source::File(path.0.clone()),
         };
         let (root, beside) = (Arc::clone(&self.root), self.spool.temp_path());
-        self.on_disk(key, move |path| place(&root, beside, &source, path))
+        self.on_disk(key, move |path| place(&root, &beside, &source, path))
             .await
             // The folder was just made: that it is missing is no missing object.
             .map_err(|fault| match fault {
@@ -164,7 +164,7 @@ enum Source {
 }
 
 /// Writes to the side, syncs, puts in place, syncs the folder. A key is used once, so nothing is ever replaced.
-fn place(root: &Path, beside: TempPath, source: &Source, path: &Path) -> io::Result<()> {
+fn place(root: &Path, beside: &TempPath, source: &Source, path: &Path) -> io::Result<()> {
     let folder = path.parent().unwrap_or(root);
     make_folder(root, folder)?;
     match source {
@@ -172,14 +172,16 @@ fn place(root: &Path, beside: TempPath, source: &Source, path: &Path) -> io::Res
             let mut file = File::create(&beside.0)?;
             file.write_all(bytes)?;
             file.sync_data()?;
-            fs::hard_link(&beside.0, path)?;
         }
         Source::File(spooled) => {
-            File::open(spooled)?.sync_data()?;
-            fs::hard_link(spooled, path)?;
+            // A second name for the same bytes, or a copy where there is no such thing: who lost a race stores them again.
+            if fs::hard_link(spooled, &beside.0).is_err() {
+                fs::copy(spooled, &beside.0)?;
+            }
+            File::open(&beside.0)?.sync_data()?;
         }
     }
-    drop(beside);
+    fs::rename(&beside.0, path)?;
     sync_folder(folder)
 }
 

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 
 use super::spool::Spool;
 use crate::app::App;
-use crate::error::{Error, OnConstraint, Result};
+use crate::error::{Error, Result};
 use crate::ids::{BlobId, ProjectId};
 
 /// Content that is stored but that no row refers to yet.
@@ -65,15 +65,12 @@ pub async fn claim(conn: &mut PgConnection, upload: &Upload) -> Result<Option<Bl
         upload.blob as _,
         upload.project as _,
     );
-    let made = made.fetch_optional(conn).await.on_constraint("blobs_live", || Error::Conflict(LOST.into()));
-    match made {
-        Err(Error::Conflict(_)) => Ok(None),
-        other => other,
+    match made.fetch_optional(conn).await {
+        // An equal content came first.
+        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("blobs_live") => Ok(None),
+        other => Ok(other?),
     }
 }
-
-/// Never seen by a client: [`claim`] turns it into `None`.
-const LOST: &str = "an equal content came first";
 
 /// Where a stored content is, if rows of the project still refer to it.
 pub struct Stored {

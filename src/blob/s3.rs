@@ -1,6 +1,7 @@
 //! Objects in a bucket, through `aws-sdk-s3`. All that is particular to S3 and its imitations is here.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use anyhow::Context;
 use async_trait::async_trait;
@@ -22,7 +23,7 @@ use super::{BlobError, Blobs, ByteStream, Result, Visit, unavailable};
 use crate::config::S3;
 
 /// How many objects a scan reads at once: enough to hide the way to the store, few enough to bound memory.
-const SCAN_OBJECTS: usize = 16;
+const SCAN_OBJECTS: usize = 8;
 
 pub struct S3Blobs {
     client: Client,
@@ -115,10 +116,17 @@ impl Blobs for S3Blobs {
 
     async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<()> {
         let mut objects = stream::iter(keys.into_iter().enumerate())
-            .map(|(at, key)| async move { Ok::<_, BlobError>((at, self.read(&key).await?)) })
+            .map(|(at, key)| {
+                let visit = Arc::clone(&visit);
+                async move {
+                    let bytes = self.read(&key).await?;
+                    // To look into it may take long: not on a thread that serves others.
+                    tokio::task::spawn_blocking(move || visit(at, &bytes)).await.map_err(unavailable)
+                }
+            })
             .buffer_unordered(SCAN_OBJECTS);
-        while let Some((at, bytes)) = objects.try_next().await? {
-            if visit(at, &bytes).is_break() {
+        while let Some(goes_on) = objects.try_next().await? {
+            if goes_on.is_break() {
                 break;
             }
         }

@@ -76,14 +76,21 @@ fn remove_orphans(root: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(root)? {
         let folder = entry?.path();
         let Ok(lock) = File::open(folder.join("lock")) else {
+            // Works only on an empty one, whose owner then cannot make its lock and says so.
+            if is_settled(&std::fs::metadata(&folder)?) {
+                let _ = std::fs::remove_dir(&folder);
+            }
             continue;
         };
-        let settled = lock.metadata()?.modified()?.elapsed().is_ok_and(|age| age.as_secs() >= 2);
-        if settled && lock.try_lock().is_ok() {
+        if is_settled(&lock.metadata()?) && lock.try_lock().is_ok() {
             std::fs::remove_dir_all(&folder)?;
         }
     }
     Ok(())
+}
+
+fn is_settled(of: &std::fs::Metadata) -> bool {
+    of.modified().is_ok_and(|then| then.elapsed().is_ok_and(|age| age.as_secs() >= 2))
 }
 
 /// An upload that is still coming in.

@@ -4,13 +4,15 @@
 //! references, in a statement of its own: a reference that was committed before the lock is seen, one that comes later finds
 //! the blob dead. The object goes before its row, so that no object is ever unknown.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use sqlx::postgres::types::PgInterval;
+use uuid::Uuid;
 
 use crate::app::App;
+use crate::db::interval;
 use crate::error::Result;
 use crate::jobs::{self, Job, JobError, Running};
 
@@ -48,13 +50,15 @@ pub async fn request(app: App) -> Result<()> {
     Ok(())
 }
 
-/// Removes what has been unreferenced (or never completed) for the configured time; done when a round finds nothing.
+/// Removes what has been unreferenced (or never completed) for the configured time; done when a round finds nothing, or when
+/// there is enough for another job.
 pub async fn sweep(app: &App) -> Result<()> {
     let limits = &app.config.limits;
-    let grace = PgInterval::try_from(limits.blob_grace).unwrap_or_default();
+    let grace = interval(limits.blob_grace);
     // As long as an upload may run, its object may still be put.
-    let abandoned = PgInterval::try_from(limits.blob_grace + limits.upload).unwrap_or_default();
-    while !app.shutdown.is_cancelled() {
+    let abandoned = interval(limits.blob_grace + limits.upload);
+    let enough = Instant::now() + SweepBlobs::TIMEOUT / 2;
+    while !app.shutdown.is_cancelled() && Instant::now() < enough {
         let mut tx = app.db.begin().await?;
         let marked = mark_released(&mut tx, &grace).await? + mark_abandoned(&mut tx, &abandoned).await?;
         tx.commit().await?;
@@ -66,35 +70,31 @@ pub async fn sweep(app: &App) -> Result<()> {
     Ok(())
 }
 
-/// Marks blobs dead that were released long enough ago and that nothing refers to. Returns how many releases were settled.
+/// Settles releases that are due: marks those of their blobs dead that nothing refers to, and that no later release speaks
+/// for. Returns how many releases there were.
 async fn mark_released(conn: &mut PgConnection, grace: &PgInterval) -> Result<u64> {
-    let ids = sqlx::query_scalar!(
-        "select distinct blob_id from (
-             select blob_id from released_blobs where released_at <= now() - $1::interval order by released_at limit $2) r",
+    let released = sqlx::query_scalar!(
+        "delete from released_blobs where ctid in (
+             select ctid from released_blobs where released_at <= now() - $1::interval order by released_at limit $2)
+         returning blob_id",
         grace as _,
         BATCH,
     );
-    let ids = ids.fetch_all(&mut *conn).await?;
-    if ids.is_empty() {
-        return Ok(0);
-    }
-    sqlx::query!("select id from blobs where id = any($1) and state = 'live' order by id for update", &ids)
+    let released = released.fetch_all(&mut *conn).await?;
+    // As weak as can be: releases refer to blobs too, and must not wait for this.
+    sqlx::query!("select id from blobs where id = any($1) and state = 'live' order by id for no key update", &released)
         .fetch_all(&mut *conn)
         .await?;
     sqlx::query!(
         "update blobs b set state = 'dead'
          where id = any($1) and state = 'live'
-           and not exists (select 1 from blob_references r where r.blob_id = b.id)",
-        &ids,
+           and not exists (select 1 from blob_references r where r.blob_id = b.id)
+           and not exists (select 1 from released_blobs r where r.blob_id = b.id)",
+        &released,
     )
-    .execute(&mut *conn)
+    .execute(conn)
     .await?;
-    let settled = sqlx::query!(
-        "delete from released_blobs where blob_id = any($1) and released_at <= now() - $2::interval",
-        &ids,
-        grace as _,
-    );
-    Ok(settled.execute(conn).await?.rows_affected())
+    Ok(released.len() as u64)
 }
 
 /// Marks uploads dead that were begun long ago and never completed.
@@ -109,14 +109,31 @@ async fn mark_abandoned(conn: &mut PgConnection, age: &PgInterval) -> Result<u64
     Ok(marked.execute(conn).await?.rows_affected())
 }
 
-/// Deletes the objects of dead blobs, then their rows.
+/// Deletes the objects of dead blobs, then their rows. One that cannot be deleted does not keep the others.
 async fn remove_dead(app: &App) -> Result<u64> {
-    let dead = sqlx::query!("select id, object_key from blobs where state = 'dead' order by id limit $1", BATCH);
-    let dead = dead.fetch_all(&app.db).await?;
-    for blob in &dead {
-        app.blobs.delete(&blob.object_key).await?;
+    let (mut after, mut removed, mut failed) = (Uuid::nil(), 0, None);
+    loop {
+        let dead = sqlx::query!(
+            "select id, object_key from blobs where state = 'dead' and id > $1 order by id limit $2",
+            after,
+            BATCH,
+        );
+        let dead = dead.fetch_all(&app.db).await?;
+        let Some(last) = dead.last() else { break };
+        after = last.id;
+        let mut gone = Vec::with_capacity(dead.len());
+        for blob in &dead {
+            match app.blobs.delete(&blob.object_key).await {
+                Ok(()) => gone.push(blob.id),
+                Err(fault) => failed = Some(fault),
+            }
+        }
+        let rows = sqlx::query!("delete from blobs where id = any($1) and state = 'dead'", &gone);
+        removed += rows.execute(&app.db).await?.rows_affected();
+        if gone.is_empty() {
+            // The store is down: no use in asking for each of them.
+            break;
+        }
     }
-    let ids: Vec<_> = dead.iter().map(|blob| blob.id).collect();
-    let gone = sqlx::query!("delete from blobs where id = any($1) and state = 'dead'", &ids);
-    Ok(gone.execute(&app.db).await?.rows_affected())
+    failed.map_or(Ok(removed), |fault| Err(fault.into()))
 }

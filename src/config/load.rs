@@ -43,6 +43,9 @@ const WELL_KNOWN: &[&str] = &[
     "changeme",
 ];
 
+/// What the private Postgres has for one server, less what its operator may want.
+const MAX_CONNECTIONS: usize = 180;
+
 /// Why the program does not start, or what it prints instead (`--help`, `--version`).
 pub enum Stop {
     Print(String),
@@ -82,6 +85,13 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         if self.command.is_some() {
             return Ok(());
+        }
+        if !self.database.is_external() && self.database.connections > MAX_CONNECTIONS {
+            return Err(format!(
+                "ACONTEXTD_DATABASE_CONNECTIONS is {}, but the private Postgres has room for {MAX_CONNECTIONS}: set it to no \
+                 more than that",
+                self.database.connections
+            ));
         }
         if self.database.database_url.is_some() && self.database.database_host.is_some() {
             return Err("DATABASE_URL and DATABASE_HOST are both set: set only one of them".into());

@@ -19,7 +19,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use secrecy::{ExposeSecret, SecretString};
 
-use values::{bytes, count, duration, ratio};
+use values::{bytes, count, duration, ratio, span};
 
 /// Data and memory backend for AI agents, wire-compatible with Acontext.
 ///
@@ -210,16 +210,16 @@ pub struct Limits {
     #[arg(long = "file-versions", env = "ACONTEXTD_FILE_VERSIONS", value_name = "N", default_value = "50", value_parser = count)]
     pub file_versions: usize,
     /// How long a request may take
-    #[arg(long = "request-timeout", env = "ACONTEXTD_REQUEST_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = duration)]
+    #[arg(long = "request-timeout", env = "ACONTEXTD_REQUEST_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = span)]
     pub request: Duration,
     /// How long an upload may take
-    #[arg(long = "upload-timeout", env = "ACONTEXTD_UPLOAD_TIMEOUT", value_name = "TIME", default_value = "15m", value_parser = duration)]
+    #[arg(long = "upload-timeout", env = "ACONTEXTD_UPLOAD_TIMEOUT", value_name = "TIME", default_value = "15m", value_parser = span)]
     pub upload: Duration,
     /// How long the bytes of a body may stop coming
-    #[arg(long = "idle-timeout", env = "ACONTEXTD_IDLE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long = "idle-timeout", env = "ACONTEXTD_IDLE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = span)]
     pub idle: Duration,
     /// How long a grep may take
-    #[arg(long = "grep-timeout", env = "ACONTEXTD_GREP_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
+    #[arg(long = "grep-timeout", env = "ACONTEXTD_GREP_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = span)]
     pub grep: Duration,
     /// How long stored bytes stay after the last row that refers to them is gone
     #[arg(long = "blob-grace", env = "ACONTEXTD_BLOB_GRACE", value_name = "TIME", default_value = "1h", value_parser = duration)]
@@ -232,10 +232,10 @@ pub struct JobSettings {
     #[arg(long = "job-concurrency", env = "ACONTEXTD_JOB_CONCURRENCY", value_name = "N", default_value = "16", value_parser = count)]
     pub concurrency: usize,
     /// How long after the last sign of life of a process its jobs are taken over
-    #[arg(long = "job-lease", env = "ACONTEXTD_JOB_LEASE", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long = "job-lease", env = "ACONTEXTD_JOB_LEASE", value_name = "TIME", default_value = "30s", value_parser = span)]
     pub lease: Duration,
     /// How often stored bytes that nothing refers to are looked for
-    #[arg(long, env = "ACONTEXTD_SWEEP_EVERY", value_name = "TIME", default_value = "5m", value_parser = duration)]
+    #[arg(long, env = "ACONTEXTD_SWEEP_EVERY", value_name = "TIME", default_value = "5m", value_parser = span)]
     pub sweep_every: Duration,
 }
 

@@ -24,8 +24,20 @@ pub(super) fn postgres_url(text: &str) -> Result<SecretString, String> {
     Err("must begin with postgres://, such as postgres://user:password@host:5432/name".into())
 }
 
+/// More of anything than this is a slip of the keyboard.
+const MAX_COUNT: usize = 1_000_000;
+
 pub(super) fn count(text: &str) -> Result<usize, String> {
-    text.trim().parse().ok().filter(|n| *n > 0).ok_or_else(|| "must be a whole number above 0, such as 100".into())
+    let number = text.trim().parse().ok().filter(|n| (1..=MAX_COUNT).contains(n));
+    number.ok_or_else(|| format!("must be a whole number from 1 to {MAX_COUNT}, such as 100"))
+}
+
+/// As [`duration`], but not nothing.
+pub(super) fn span(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be longer than nothing, such as 10s".into()),
+        span => Ok(span),
+    }
 }
 
 pub(super) fn flag(text: &str) -> Result<bool, String> {
@@ -75,6 +87,8 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "must be a number of bytes, such as 16777216 or 16MiB".into())
 }
 
+const LONGEST: Duration = Duration::from_hours(24 * 1000);
+
 /// A length of time: `250ms`, `10s`, `15m`, `1h`, or a number of seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
@@ -92,7 +106,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .filter(|_| millis > 0)
         .and_then(|n| n.checked_mul(millis))
         .map(Duration::from_millis)
-        .ok_or_else(|| "must be a length of time, such as 250ms, 10s, 15m or 1h".into())
+        .filter(|time| *time <= LONGEST)
+        .ok_or_else(|| "must be a length of time of at most 1000 days, such as 250ms, 10s, 15m or 1h".into())
 }
 
 /// Where data is kept if no folder is named.
@@ -121,10 +136,12 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
+        assert!(span("0s").is_err() && span("1ms").is_ok());
+        assert!(count("0").is_err() && count("9999999999999999999").is_err());
         for bad in ["", "x", "0", "-1", "5 parsecs", "99999999999999999999", "18446744073709551615k"] {
             assert!(bytes(bad).is_err(), "{bad}");
         }
-        for bad in ["", "x", "-1s", "5y", "18446744073709551615h"] {
+        for bad in ["", "x", "-1s", "5y", "18446744073709551615h", "1001d"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

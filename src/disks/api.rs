@@ -8,7 +8,7 @@ use super::Disk;
 use super::store::{self, Filter};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::error::{Error, Result};
+use crate::error::{Error, OnConstraint, Result};
 use crate::http::extract::{Params, Path, Query};
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
@@ -32,11 +32,16 @@ pub struct CreateDisk {
     responses((status = 201, body = Envelope<Disk>), Refusals))]
 pub async fn create_disk(State(app): State<App>, caller: Caller, Params(body): Params<CreateDisk>) -> Result<Response> {
     let mut tx = app.db.begin().await?;
+    // The project may be deleted just now.
+    let gone = || Error::Unauthorized("Unauthorized");
     let user = match &body.user {
-        Some(user) => Some(users::store::get_or_insert(&mut tx, caller.project, user).await?),
+        Some(user) => {
+            let user = users::store::get_or_insert(&mut tx, caller.project, user).await;
+            Some(user.on_constraint("users_project_id_fkey", gone)?)
+        }
         None => None,
     };
-    let disk = store::insert(&mut tx, caller.project, user).await?;
+    let disk = store::insert(&mut tx, caller.project, user).await.on_constraint("disks_project_id_fkey", gone)?;
     tx.commit().await?;
     Ok(reply::created(disk))
 }

@@ -12,7 +12,7 @@ use super::files::{self, Author, Change, Content, File, FileChange};
 use super::parse::Kind;
 use super::path::FilePath;
 use super::{Artifact, INFO, store};
-use crate::app::App;
+use crate::app::{App, SHOWN_KIB};
 use crate::auth::Caller;
 use crate::blob::links::{self, Link};
 use crate::blob::refs::{self, Stored};
@@ -231,6 +231,8 @@ async fn content(app: &App, found: &File) -> Result<Option<FileContent>> {
     let Some(kind) = Kind::of(&found.filename, &found.mime) else {
         return Ok(None);
     };
+    let kib = u32::try_from(found.size / 1024).unwrap_or(u32::MAX).clamp(1, SHOWN_KIB);
+    let _turn = app.shown.acquire_many(kib).await.map_err(Error::internal)?;
     let bytes = app.blobs.read(&found.object_key).await?;
     let parse = move || kind.parses(&bytes).then(|| String::from_utf8_lossy(&bytes).into_owned());
     let raw = tokio::task::spawn_blocking(parse).await.map_err(Error::internal)?;

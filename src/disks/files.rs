@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::TryStreamExt;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use sqlx::types::Json;
@@ -147,23 +148,25 @@ async fn set_meta(
 }
 
 async fn erase(conn: &mut PgConnection, disk: DiskId, at: &FilePath) -> sqlx::Result<()> {
-    for statement in [
-        sqlx::query!(
-            "delete from artifacts where disk_id = $1 and path = $2 and filename = $3",
-            disk as _,
-            at.path(),
-            at.filename(),
-        ),
-        sqlx::query!(
-            "delete from artifact_versions where disk_id = $1 and path = $2 and filename = $3",
-            disk as _,
-            at.path(),
-            at.filename(),
-        ),
-    ] {
-        statement.execute(&mut *conn).await?;
+    let gone = sqlx::query!(
+        "delete from artifacts where disk_id = $1 and path = $2 and filename = $3",
+        disk as _,
+        at.path(),
+        at.filename(),
+    );
+    if gone.execute(&mut *conn).await?.rows_affected() == 0 {
+        // Without the row there is no lock either: the versions may be those of a file that comes back right now.
+        return Ok(());
     }
-    Ok(())
+    sqlx::query!(
+        "delete from artifact_versions where disk_id = $1 and path = $2 and filename = $3",
+        disk as _,
+        at.path(),
+        at.filename(),
+    )
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// Ends the current version at change number `no`; answers with its content.
@@ -282,16 +285,31 @@ pub async fn get_many(conn: &mut PgConnection, disk: DiskId, names: &[Name]) -> 
     .await
 }
 
-/// The files that lie directly in a directory, by name; at most `limit`.
-pub async fn list(conn: &mut PgConnection, disk: DiskId, within: &Directory, limit: usize) -> sqlx::Result<Vec<File>> {
-    select_files!(
+/// The files that lie directly in a directory, by name; `None` if there are more than `limit`, or more than `max_bytes` are
+/// kept with them.
+pub async fn list(
+    conn: &mut PgConnection,
+    disk: DiskId,
+    within: &Directory,
+    limit: usize,
+    max_bytes: usize,
+) -> sqlx::Result<Option<Vec<File>>> {
+    let mut rows = select_files!(
         "current_artifacts c where c.disk_id = $1 and c.path = $2 order by c.filename limit $3",
         disk as _,
         within.as_str(),
-        i64::try_from(limit).unwrap_or(i64::MAX),
+        i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1),
     )
-    .fetch_all(conn)
-    .await
+    .fetch(conn);
+    let (mut files, mut bytes) = (Vec::new(), 0);
+    while let Some(file) = rows.try_next().await? {
+        bytes += serde_json::to_vec(&file.meta).map_or(0, |meta| meta.len());
+        if files.len() == limit || bytes > max_bytes {
+            return Ok(None);
+        }
+        files.push(file);
+    }
+    Ok(Some(files))
 }
 
 /// The names of the directories directly below a directory. Jumps from one to the next in the index instead of reading all

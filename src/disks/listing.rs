@@ -15,6 +15,9 @@ use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Envelope};
 use crate::ids::DiskId;
 
+/// What the files of one listing may have in their `meta`, all together.
+const LIST_BYTES: usize = 64 << 20;
+
 #[derive(Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ListArtifacts {
@@ -46,10 +49,11 @@ pub async fn list_artifacts(
     let within = Directory::parse(query.path.as_deref())?;
     let limit = app.config.limits.list;
     let mut conn = app.db.acquire().await?;
-    let found = files::list(&mut conn, disk, &within, limit.saturating_add(1)).await?;
-    if found.len() > limit {
-        return Err(Error::TooLarge(format!("the directory holds more than {limit} files; narrow it down with glob")));
-    }
+    let Some(found) = files::list(&mut conn, disk, &within, limit, LIST_BYTES).await? else {
+        return Err(Error::TooLarge(format!(
+            "the directory holds more than {limit} files, or too much is kept with them; narrow it down with glob"
+        )));
+    };
     let directories = files::list_directories(&mut conn, disk, &within).await?;
     let artifacts = found.into_iter().map(Artifact::from).collect();
     Ok(reply::ok(ListedArtifacts { artifacts, directories: directories.into_iter().collect() }))

@@ -3,7 +3,7 @@
 //! The first kind whose extension or MIME type fits decides; if the file then does not parse it has no content, and no
 //! other kind is tried. JSON and CSV are what Go's standard library takes for them, for Acontext reads them with it.
 //!
-//! Next: `mime`, which makes the MIME types that are asked about here.
+//! Next: `media`, which makes the MIME types that are asked about here.
 
 use serde::de::IgnoredAny;
 

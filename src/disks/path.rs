@@ -34,7 +34,8 @@ impl FilePath {
         let (path, ignored) = split(full);
         check(&path, ignored)?;
         let trimmed = sent_name.trim_end_matches('/');
-        let filename = trimmed.rsplit('/').next().unwrap_or_default();
+        // White space at the end of a path is trimmed, so a name that ends in it would never be found again.
+        let filename = trimmed.rsplit('/').next().unwrap_or_default().trim_end();
         check_name(filename).map_err(|why| Error::field("file", why))?;
         Ok(Self { path, filename: filename.to_owned() })
     }
@@ -194,6 +195,7 @@ mod tests {
         assert_eq!(name("b.txt"), at("b.txt"));
         assert_eq!(name("dir/inner/b.txt"), at("b.txt"));
         assert_eq!(name("/etc/passwd"), at("passwd"));
+        assert_eq!(name("a.txt \t"), at("a.txt"));
         assert_eq!(name("with \"quotes\" & %22.txt"), at("with \"quotes\" & %22.txt"));
         for sent in ["", "/", "..", "a/..", ".", "C:\\x\\y.txt", "..\\y.txt", "a\0b", &"n".repeat(1025)] {
             assert_eq!(name(sent), None, "{sent:?}");

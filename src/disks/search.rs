@@ -11,7 +11,7 @@ use std::time::Instant;
 use regex_automata::nfa::thompson;
 use regex_automata::util::syntax;
 use regex_automata::{Input, meta};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::files::{self, Candidate, File, Name};
 use super::parse::Kind;
@@ -30,12 +30,15 @@ const STEPS: usize = 1 << 28;
 /// How far a match may reach over the end of a piece, where a file must be matched in pieces for the steps it takes.
 const OVERLAP: usize = 4 * 1024;
 
+/// For what is not stopped from outside.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
 /// The greps that run in this process.
-pub struct Greps(Semaphore);
+pub struct Greps(Arc<Semaphore>);
 
 impl Default for Greps {
     fn default() -> Self {
-        Self(Semaphore::new(4))
+        Self(Arc::new(Semaphore::new(4)))
     }
 }
 
@@ -66,11 +69,11 @@ impl Pattern {
         Ok(Self { regex, piece: (STEPS / states.max(1)).max(4 * OVERLAP) })
     }
 
-    /// Whether the text contains a match; `None` if the deadline came first.
+    /// Whether the text contains a match; `None` if the deadline came first, or nobody wants to know any more.
     ///
     /// A text is matched as a whole if that takes few enough steps, as it nearly always does. Otherwise in pieces that
     /// overlap, with the clock between them: then a match longer than the overlap can be missed.
-    fn is_match(&self, text: &[u8], deadline: Instant) -> Option<bool> {
+    fn is_match(&self, text: &[u8], deadline: Instant, stop: &AtomicBool) -> Option<bool> {
         let mut start = 0;
         loop {
             let end = text.len().min(start + self.piece);
@@ -80,7 +83,7 @@ impl Pattern {
             if end == text.len() {
                 return Some(false);
             }
-            if Instant::now() > deadline {
+            if Instant::now() > deadline || stop.load(Ordering::Relaxed) {
                 return None;
             }
             start = end - OVERLAP;
@@ -114,7 +117,8 @@ pub async fn glob(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Resul
         let Some(last) = names.last() else { break };
         after = last.clone();
         for name in names {
-            if pattern.is_match(format!("{}{}", name.path, name.filename).as_bytes(), deadline).ok_or_else(late)? {
+            let full = format!("{}{}", name.path, name.filename);
+            if pattern.is_match(full.as_bytes(), deadline, &NEVER).ok_or_else(late)? {
                 found.push(name);
             }
         }
@@ -135,7 +139,8 @@ pub async fn grep(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Resul
     let syntax = syntax::Config::new().case_insensitive(true).multi_line(true).utf8(false);
     let pattern = Arc::new(Pattern::compile(pattern, syntax, app.config.limits.regex)?);
     let work = async {
-        let _turn = app.greps.0.acquire().await.map_err(Error::internal)?;
+        let turn = Arc::clone(&app.greps.0).acquire_owned().await.map_err(Error::internal)?;
+        let run = Run { pattern, deadline, stop: StopOnDrop::default(), turn: Arc::new(turn) };
         let mut found = Vec::new();
         let mut after = Name::default();
         let mut batch = FIRST_FILES;
@@ -147,7 +152,7 @@ pub async fn grep(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Resul
             let Some(last) = files.last() else { break };
             after = last.name.clone();
             let text = |file: &Candidate| Kind::of(&file.name.filename, &file.mime).is_some();
-            found.extend(scan(app, files.into_iter().filter(text).collect(), &pattern, deadline).await?);
+            found.extend(scan(app, files.into_iter().filter(text).collect(), &run).await?);
             if found.len() >= limit {
                 found.truncate(limit);
                 break;
@@ -160,17 +165,37 @@ pub async fn grep(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Resul
     Ok(files::get_many(&mut conn, disk, &found).await?)
 }
 
+/// A grep at work. Its turn is held by the threads that read for it: a client that hangs up ends them, and until they have
+/// ended no other takes the turn.
+struct Run {
+    pattern: Arc<Pattern>,
+    deadline: Instant,
+    stop: StopOnDrop,
+    turn: Arc<OwnedSemaphorePermit>,
+}
+
+#[derive(Default)]
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Reads the files and answers with those that match, in their order.
-async fn scan(app: &App, files: Vec<Candidate>, pattern: &Arc<Pattern>, deadline: Instant) -> Result<Vec<Name>> {
+async fn scan(app: &App, files: Vec<Candidate>, run: &Run) -> Result<Vec<Name>> {
     let keys: Vec<String> = files.iter().map(|file| file.object_key.clone()).collect();
     let matches = Arc::new(Mutex::new(Vec::new()));
     let is_late = Arc::new(AtomicBool::new(false));
     let visit = {
-        let (matches, is_late, pattern) = (Arc::clone(&matches), Arc::clone(&is_late), Arc::clone(pattern));
+        let (matches, is_late, pattern) = (Arc::clone(&matches), Arc::clone(&is_late), Arc::clone(&run.pattern));
+        let (stop, turn, deadline) = (Arc::clone(&run.stop.0), Arc::clone(&run.turn), run.deadline);
         move |at: usize, text: &[u8]| {
-            match pattern.is_match(text, deadline) {
+            let _turn = &turn;
+            match pattern.is_match(text, deadline, &stop) {
                 Some(true) => matches.lock().unwrap_or_else(PoisonError::into_inner).push(at),
-                Some(false) if Instant::now() <= deadline => {}
+                Some(false) if Instant::now() <= deadline && !stop.load(Ordering::Relaxed) => {}
                 Some(false) | None => {
                     is_late.store(true, Ordering::Relaxed);
                     return ControlFlow::Break(());
@@ -262,7 +287,7 @@ mod tests {
     fn globs(pattern: &str, name: &str) -> bool {
         let syntax = syntax::Config::new().dot_matches_new_line(true).utf8(false);
         let pattern = Pattern::compile(&glob_to_regex(pattern), syntax, 10 << 20).unwrap();
-        pattern.is_match(name.as_bytes(), soon()).unwrap()
+        pattern.is_match(name.as_bytes(), soon(), &NEVER).unwrap()
     }
 
     fn greps(pattern: &str) -> Result<Pattern> {
@@ -312,11 +337,12 @@ mod tests {
         for at in [0, pattern.piece - 10, pattern.piece, 3 * pattern.piece - 7] {
             let mut text = "x\n".repeat(at / 2) + "Needle  FOUND\n";
             text.push_str(&"y\n".repeat(5 * pattern.piece));
-            assert_eq!(pattern.is_match(text.as_bytes(), soon()), Some(true), "{at}");
+            assert_eq!(pattern.is_match(text.as_bytes(), soon(), &NEVER), Some(true), "{at}");
         }
         let without = "needle\nlost\n".repeat(pattern.piece);
-        assert_eq!(pattern.is_match(without.as_bytes(), soon()), Some(false));
-        assert_eq!(pattern.is_match(without.as_bytes(), Instant::now()), None);
+        assert_eq!(pattern.is_match(without.as_bytes(), soon(), &NEVER), Some(false));
+        assert_eq!(pattern.is_match(without.as_bytes(), Instant::now(), &NEVER), None);
+        assert_eq!(pattern.is_match(without.as_bytes(), soon(), &AtomicBool::new(true)), None);
     }
 
     proptest! {

@@ -4,7 +4,6 @@
 //! started it dies, and that thread is one that does nothing else. One that a killed server left behind is waited for, and
 //! stopped if it does not end. Where it starts as root it runs as the user `postgres`.
 
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -21,6 +20,7 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::sync::watch;
 
 use super::programs::{RunAs, find_programs};
+use crate::percent;
 
 /// Database and user.
 const NAME: &str = "acontext";
@@ -59,7 +59,8 @@ impl Postgres {
     /// # Errors
     /// A sentence that says what is missing.
     pub async fn start(folder: &Path, bin: Option<&Path>, tuning: Tuning) -> anyhow::Result<Self> {
-        let (folder, bin) = (folder.to_owned(), find_programs(bin)?);
+        let made_with = fs::read_to_string(folder.join("postgres/data/PG_VERSION")).unwrap_or_default();
+        let (folder, bin) = (folder.to_owned(), find_programs(bin, made_with.trim())?);
         let started = tokio::task::spawn_blocking(move || {
             let place = Place::prepare(&folder, bin)?;
             place.initialise(tuning)?;
@@ -79,15 +80,7 @@ impl Postgres {
 
     /// The same for other programs, such as psql.
     pub fn url(&self) -> String {
-        let mut host = String::new();
-        for byte in self.socket_folder.as_os_str().as_encoded_bytes() {
-            match byte {
-                b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => host.push(char::from(*byte)),
-                other => {
-                    let _ = write!(host, "%{other:02X}");
-                }
-            }
-        }
+        let host = percent::encode(self.socket_folder.as_os_str().as_encoded_bytes(), b"/");
         format!("postgresql:///{NAME}?host={host}&user={NAME}")
     }
 
@@ -103,6 +96,10 @@ impl Postgres {
     /// # Errors
     /// It did not end.
     pub async fn stop(self) -> anyhow::Result<()> {
+        if self.exit.borrow().is_some() {
+            // It ended before; its number may be another process's by now.
+            return Ok(());
+        }
         for signal in [Signal::INT, Signal::QUIT, Signal::KILL] {
             // An error means that it is gone already.
             let _ = kill_process(self.pid, signal);
@@ -170,12 +167,12 @@ impl Place {
             Err(fault) if fault.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(fault).with_context(|| format!("{} cannot be made", folder.display()));
             }
-            Err(_) => {}
-            Ok(()) => {
-                if let Some(user) = &self.run_as {
-                    chown(folder, Some(user.uid), Some(user.gid))?;
-                }
-            }
+            _ => {}
+        }
+        // Just made, or by a start that was killed before it came to this.
+        let is_ours = fs::symlink_metadata(folder)?.uid() == getuid().as_raw();
+        if let Some(user) = self.run_as.as_ref().filter(|_| is_ours) {
+            chown(folder, Some(user.uid), Some(user.gid))?;
         }
         let found = fs::symlink_metadata(folder)?;
         if !found.is_dir() || found.uid() != owner {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use rustix::process::geteuid;
 
-/// The folder of the server programs.
-pub(super) fn find_programs(configured: Option<&Path>) -> anyhow::Result<PathBuf> {
+/// The folder of the server programs: the configured one, else the version that made the data, else the newest.
+pub(super) fn find_programs(configured: Option<&Path>, made_with: &str) -> anyhow::Result<PathBuf> {
     let complete = |folder: &Path| ["initdb", "postgres"].iter().all(|name| folder.join(name).is_file());
     if let Some(folder) = configured {
         if complete(folder) {
@@ -20,7 +20,10 @@ pub(super) fn find_programs(configured: Option<&Path>) -> anyhow::Result<PathBuf
             folder.display()
         );
     }
-    let version = |folder: &PathBuf| folder.file_name()?.to_str()?.parse::<u32>().ok();
+    let version = |folder: &PathBuf| {
+        let name = folder.file_name()?.to_str()?;
+        Some((name == made_with, name.parse::<u32>().ok()?))
+    };
     let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
     let newest = debian.filter(|folder| complete(&folder.join("bin"))).max_by_key(version);
     let on_path = || search_path().into_iter().find(|folder| complete(folder));

@@ -1,7 +1,6 @@
 //! Serves stored bytes: ranges, conditional requests, names, and the headers that keep a stored page from running on our
 //! origin.
 
-use std::fmt::Write as _;
 use std::ops::Range;
 
 use axum::body::Body;
@@ -18,6 +17,7 @@ use crate::blob::links::Link;
 use crate::blob::refs::{self, Stored};
 use crate::error::{Error, Result};
 use crate::media;
+use crate::percent;
 
 /// How stored bytes are presented.
 pub struct Presented<'a> {
@@ -97,20 +97,7 @@ fn disposition(as_: &Presented<'_>) -> String {
         if c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '%') || c == ' ' { c } else { '_' }
     };
     let plain: String = as_.filename.chars().map(plain).collect();
-    format!("{kind}; filename=\"{plain}\"; filename*=UTF-8''{}", percent_encode(as_.filename))
-}
-
-/// Everything but the characters that RFC 5987 leaves as they are.
-fn percent_encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"!#$&+-.^_`|~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
+    format!("{kind}; filename=\"{plain}\"; filename*=UTF-8''{}", percent::encode(as_.filename.as_bytes(), b""))
 }
 
 /// Whether `If-None-Match` names this ETag; the weak form counts too.
@@ -161,11 +148,12 @@ impl PathParam for Token {
         (status = 304, description = "`If-None-Match` names these bytes"), Refusals))]
 pub async fn get_material(
     State(app): State<App>,
-    Path(Token(token)): Path<Token>,
+    token: Result<Path<Token>>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response> {
     const GONE: Error = Error::NotFound("material not found");
+    let Path(Token(token)) = token.map_err(|_| GONE)?;
     let link = Link::verify(&token, &app.link_key, Utc::now().timestamp()).ok_or(GONE)?;
     let mut conn = app.db.acquire().await?;
     let stored = refs::get_by_sha256(&mut conn, link.project, &link.sha256).await?.ok_or(GONE)?;

@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::ids;
+use crate::percent;
 
 /// A JSON body.
 pub struct Json<T>(pub T);
@@ -238,22 +239,7 @@ fn pairs(encoded: &[u8]) -> Result<Map<String, Value>> {
 /// Undoes form encoding (`+` and `%XX`).
 fn decode(text: &[u8]) -> Option<String> {
     let spaced: Vec<u8> = text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
-    percent_decode(&spaced)
-}
-
-/// Undoes `%XX`; `None` for a broken escape or what is not UTF-8.
-pub fn percent_decode(text: &[u8]) -> Option<String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.iter();
-    while let Some(byte) = rest.next() {
-        out.push(if *byte == b'%' {
-            let mut digit = || char::from(*rest.next()?).to_digit(16).and_then(|n| u8::try_from(n).ok());
-            digit()? << 4 | digit()?
-        } else {
-            *byte
-        });
-    }
-    String::from_utf8(out).ok()
+    percent::decode(&spaced)
 }
 
 #[cfg(test)]

@@ -13,23 +13,27 @@ const MAX_EXPONENT: i32 = 1_000;
 /// # Errors
 /// 400 or, for its size, 413 that names the field.
 pub fn storable_object(field: &str, object: &Map<String, Value>, max_bytes: u64) -> Result<()> {
-    let size = serde_json::to_vec(object).map_err(Error::internal)?.len() as u64;
-    if size > max_bytes {
-        return Err(Error::TooLarge(format!("{field}: is larger than the maximum of {max_bytes} bytes")));
-    }
+    let mut size = serde_json::to_vec(object).map_err(Error::internal)?.len();
     object
         .iter()
-        .try_for_each(|(key, value)| text(key).and_then(|()| storable(value)))
-        .map_err(|wrong| Error::field(field, wrong))
+        .try_for_each(|(key, value)| text(key).and_then(|()| storable(value, &mut size)))
+        .map_err(|wrong| Error::field(field, wrong))?;
+    if size as u64 > max_bytes {
+        return Err(Error::TooLarge(format!("{field}: is larger than the maximum of {max_bytes} bytes")));
+    }
+    Ok(())
 }
 
-fn storable(value: &Value) -> Result<(), &'static str> {
+/// Adds to `size` what Postgres will write out that is not written here: it knows no exponents.
+fn storable(value: &Value, size: &mut usize) -> Result<(), &'static str> {
     match value {
         Value::Null | Value::Bool(_) => Ok(()),
         Value::String(inner) => text(inner),
-        Value::Number(number) => measure(&number.to_string()),
-        Value::Array(items) => items.iter().try_for_each(storable),
-        Value::Object(inner) => inner.iter().try_for_each(|(key, value)| text(key).and_then(|()| storable(value))),
+        Value::Number(number) => measure(&number.to_string()).map(|zeros| *size += zeros),
+        Value::Array(items) => items.iter().try_for_each(|item| storable(item, size)),
+        Value::Object(inner) => {
+            inner.iter().try_for_each(|(key, value)| text(key).and_then(|()| storable(value, size)))
+        }
     }
 }
 
@@ -37,10 +41,11 @@ fn text(text: &str) -> Result<(), &'static str> {
     if text.contains('\0') { Err("must not contain the character NUL") } else { Ok(()) }
 }
 
-fn measure(number: &str) -> Result<(), &'static str> {
+/// How many digits the exponent stands for.
+fn measure(number: &str) -> Result<usize, &'static str> {
     let exponent = number.split_once(['e', 'E']).map_or(Some(0), |(_, exponent)| exponent.parse::<i32>().ok());
     match exponent {
-        Some(n) if n.abs() <= MAX_EXPONENT && number.len() <= MAX_DIGITS => Ok(()),
+        Some(n) if n.abs() <= MAX_EXPONENT && number.len() <= MAX_DIGITS => Ok(n.unsigned_abs() as usize),
         _ => Err("contains a number that is too large or too long"),
     }
 }
@@ -67,6 +72,8 @@ mod tests {
             let refusal = check(json).unwrap_err();
             assert!(matches!(refusal, Error::BadRequest { detail: Some(detail), .. } if detail.starts_with("meta: ")));
         }
+        let grows = format!(r#"{{"n": [{}]}}"#, ["1e1000"; 1_000].join(","));
+        assert!(matches!(check(&grows), Err(Error::TooLarge(_))));
         assert!(storable_object("meta", &Map::from_iter([("k".into(), Value::from("v".repeat(100)))]), 50).is_err());
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, Response as HttpResponse, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, Response as HttpResponse, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use uuid::Uuid;
 use super::extract::media_type;
 use super::server;
 use crate::app::App;
-use crate::auth::ResponseProject;
+use crate::auth::ProjectNote;
 use crate::error::{Cause, Error};
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -37,8 +37,8 @@ static TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 const DRAIN_BYTES: usize = 64 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(10);
 
-/// The outermost layer: ids in and out, the span, the log line.
-pub async fn observe(request: Request, next: Next) -> Response {
+/// Ids in and out, the span, the log line.
+pub async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
@@ -60,52 +60,61 @@ pub async fn observe(request: Request, next: Next) -> Response {
         let _ = span.set_parent(parent);
     }
 
+    let project = ProjectNote::default();
+    request.extensions_mut().insert(project.clone());
+    let mut line = Line { id: id.clone(), method, path, project, started, span: span.clone(), answer: None };
+
     let mut response = next.run(request).instrument(span.clone()).await;
 
-    let status = response.status();
-    let project = response.extensions().get::<ResponseProject>().map(|project| project.0);
-    span.record("http.response.status_code", status.as_u16());
-    if let Some(project) = project {
-        span.record("project.id", project.to_string());
-    }
     if let Some(trace) = trace_id(&span) {
         response.headers_mut().insert(TRACE_ID.clone(), trace);
     }
-    let line = Line { id: &id, method: &method, path: &path, project: project.map(|id| id.to_string()), status };
-    span.in_scope(|| line.write(started, response.extensions().get::<Cause>()));
     response.headers_mut().insert(REQUEST_ID.clone(), id);
+    line.answer = Some((response.status(), response.extensions().get::<Cause>().cloned()));
     response
 }
 
-/// The log line of a request.
-struct Line<'a> {
-    id: &'a HeaderValue,
-    method: &'a Method,
-    path: &'a str,
-    project: Option<String>,
-    status: StatusCode,
+/// The log line of a request. It is written when this is dropped, so also for one whose client has hung up.
+struct Line {
+    id: HeaderValue,
+    method: Method,
+    path: String,
+    project: ProjectNote,
+    started: Instant,
+    span: Span,
+    answer: Option<(StatusCode, Option<Cause>)>,
 }
 
-impl Line<'_> {
-    fn write(&self, started: Instant, cause: Option<&Cause>) {
-        let duration_ms = started.elapsed().as_secs_f64() * 1000.0;
+/// What proxies write down for a client that did not wait for its answer.
+const HUNG_UP: u16 = 499;
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let duration_ms = self.started.elapsed().as_secs_f64() * 1000.0;
         let duration_ms = (duration_ms * 1000.0).round() / 1000.0;
-        let error = cause.map(|cause| format!("{:#}", cause.0));
+        let status = self.answer.as_ref().map_or(HUNG_UP, |(status, _)| status.as_u16());
+        let error = self.answer.as_ref().and_then(|(_, cause)| Some(format!("{:#}", cause.as_ref()?.0)));
+        let project = self.project.0.get().map(ToString::to_string);
+        self.span.record("http.response.status_code", status);
+        if let Some(project) = &project {
+            self.span.record("project.id", project);
+        }
+        let _entered = self.span.enter();
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
                     request.id = self.id.to_str().unwrap_or_default(),
-                    project.id = self.project,
+                    project.id = project,
                     method = %self.method,
                     path = self.path,
-                    status = self.status.as_u16(),
+                    status,
                     duration_ms,
                     error,
                     "request"
                 )
             };
         }
-        if self.status.is_server_error() { line!(error) } else { line!(info) }
+        if status >= 500 { line!(error) } else { line!(info) }
     }
 }
 
@@ -160,30 +169,32 @@ pub async fn head_limit(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// The time a request may take. What may write runs on a task of its own, which the stop of the process waits for: a client
+/// The outermost layer: what may write runs on a task of its own, which the stop of the process waits for, so that a client
 /// that hangs up cannot end it between two steps.
-pub async fn bound(State(app): State<App>, request: Request, next: Next) -> Response {
-    let upload = media_type(request.headers()) == "multipart/form-data";
-    let limit = if upload { app.config.limits.upload } else { app.config.limits.request };
-    let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let work = async move {
-        tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
-            Error::unavailable(format!("the request took longer than {} seconds", limit.as_secs())).into_response()
-        })
-    };
-    if safe {
-        return work.await;
+pub async fn detach(State(app): State<App>, request: Request, next: Next) -> Response {
+    if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
+        return next.run(request).await;
     }
-    match app.tasks.spawn(work.in_current_span()).await {
+    match app.tasks.spawn(next.run(request)).await {
         Ok(response) => response,
         Err(fault) => Error::internal(fault).into_response(),
     }
 }
 
+/// The time a request may take.
+pub async fn bound(State(app): State<App>, request: Request, next: Next) -> Response {
+    let upload = media_type(request.headers()) == "multipart/form-data";
+    let limit = if upload { app.config.limits.upload } else { app.config.limits.request };
+    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
+        Error::unavailable(format!("the request took longer than {} seconds", limit.as_secs())).into_response()
+    })
+}
+
 /// Reads away what is left of a refused request's body, beside the answer and within limits. A client that is still sending
 /// would otherwise find its connection reset before it could read why.
 pub async fn drain(State(app): State<App>, request: Request, next: Next) -> Response {
-    if request.body().is_end_stream() {
+    // A client that asks first has sent nothing yet, and reading would tell it to.
+    if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
         return next.run(request).await;
     }
     let (parts, body) = request.into_parts();

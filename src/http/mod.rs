@@ -49,10 +49,13 @@ pub fn surface(app: &App, routes: OpenApiRouter<App>) -> Router {
         .layer(from_fn_with_state(app.clone(), middleware::bound))
         .layer(from_fn_with_state(app.clone(), middleware::drain))
         .layer(from_fn(middleware::observe))
+        .layer(from_fn_with_state(app.clone(), middleware::detach))
         .with_state(app.clone())
 }
 
-/// Unknown paths, and known ones with another method.
+/// The answer to unknown paths, and to known ones with another method.
+pub const NO_ROUTE: Error = Error::NotFound("no such route");
+
 async fn not_found() -> Result<()> {
-    Err(Error::NotFound("no such route"))
+    Err(NO_ROUTE)
 }

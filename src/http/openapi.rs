@@ -4,7 +4,7 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, RefOr, ResponseBuilder, Schema};
@@ -52,6 +52,23 @@ pub fn document() -> OpenApi {
 }
 
 static JSON: LazyLock<Result<String, serde_json::Error>> = LazyLock::new(|| document().to_json());
+
+/// Every operation, for the question whether there is one.
+static OPERATIONS: LazyLock<Vec<(String, Method)>> = LazyLock::new(|| {
+    let document = serde_json::to_value(document()).unwrap_or_default();
+    let paths = document["paths"].as_object().into_iter().flatten();
+    let methods = |item: &serde_json::Value| {
+        let names = item.as_object().into_iter().flat_map(|item| item.keys());
+        names.filter_map(|name| name.to_uppercase().parse().ok()).collect::<Vec<Method>>()
+    };
+    paths.flat_map(|(path, item)| methods(item).into_iter().map(move |method| (path.clone(), method))).collect()
+});
+
+/// Whether the description has this operation; a HEAD is a GET.
+pub fn has_operation(route: &str, method: &Method) -> bool {
+    let method = if *method == Method::HEAD { &Method::GET } else { method };
+    OPERATIONS.iter().any(|(path, known)| path == route && known == method)
+}
 
 /// Serves the document.
 pub async fn serve() -> Result<Response> {

@@ -118,12 +118,6 @@ impl<T> PageOf<T> {
     }
 }
 
-impl<T: Serialize> PageOf<T> {
-    pub fn reply(self) -> axum::response::Response {
-        super::reply::ok(self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -8,7 +8,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use multer::{Field, Multipart};
+use multer::{Constraints, Field, Multipart, SizeLimit};
 use serde_json::{Map, Value};
 
 use super::extract::announced_length;
@@ -50,7 +50,7 @@ impl Form {
         if announced_length(request.headers()).is_some_and(|length| length > largest) {
             return Err(file_too_large(limits.artifact));
         }
-        let mut parts = parts(request, boundary, limits.idle);
+        let mut parts = parts(request, boundary, limits.idle, largest);
         let mut form = Self::default();
         for _ in 0..MAX_FIELDS {
             let Some(field) = parts.next_field().await.map_err(|fault| broken(&fault))? else {
@@ -88,7 +88,7 @@ fn content_type(headers: &HeaderMap) -> &str {
     headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-fn parts(request: Request, boundary: String, idle: Duration) -> Multipart<'static> {
+fn parts(request: Request, boundary: String, idle: Duration, largest: u64) -> Multipart<'static> {
     let body: BodyDataStream = request.into_body().into_data_stream();
     let chunks = futures_util::stream::unfold(body, move |mut body| async move {
         let chunk = match tokio::time::timeout(idle, body.next()).await {
@@ -97,7 +97,9 @@ fn parts(request: Request, boundary: String, idle: Duration) -> Multipart<'stati
         };
         Some((chunk, body))
     });
-    Multipart::new(Box::pin(chunks), boundary)
+    // A part's head that never ends would otherwise be kept as it comes.
+    let whole = SizeLimit::new().whole_stream(largest);
+    Multipart::with_constraints(Box::pin(chunks), boundary, Constraints::new().size_limit(whole))
 }
 
 /// The name of a part that is a file.
@@ -122,7 +124,7 @@ fn extended_value(disposition: &str) -> Option<&str> {
 fn read_extended(value: &str) -> Option<String> {
     let (charset, rest) = value.split_once('\'')?;
     let (_, escaped) = rest.split_once('\'')?;
-    charset.eq_ignore_ascii_case("utf-8").then(|| super::extract::percent_decode(escaped.as_bytes()))?
+    charset.eq_ignore_ascii_case("utf-8").then(|| crate::percent::decode(escaped.as_bytes()))?
 }
 
 async fn spool(mut field: Field<'_>, app: &App) -> Result<Spool> {
@@ -164,6 +166,9 @@ async fn next_chunk(field: &mut Field<'_>) -> Result<Option<Bytes>> {
 }
 
 fn broken(fault: &multer::Error) -> Error {
+    if let multer::Error::StreamSizeExceeded { limit } = fault {
+        return Error::TooLarge(format!("the form is larger than the maximum of {limit} bytes"));
+    }
     Error::bad_because("parameter error", format_args!("body: is no whole multipart form ({fault})"))
 }
 

@@ -15,6 +15,7 @@ pub mod wake;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -47,7 +48,7 @@ pub trait Job: Serialize + DeserializeOwned + Send + 'static {
         None
     }
 
-    /// At most one job of this kind and key waits at a time.
+    /// At most one job of this kind and key waits at a time, of whatever project: a key contains the id of what it is about.
     fn dedupe(&self) -> Option<String> {
         None
     }
@@ -105,6 +106,7 @@ pub struct Running {
     /// The number of this try, from 1.
     pub attempt: i32,
     owner: Uuid,
+    completed: AtomicBool,
 }
 
 /// The lease ran out and another process has the job: what this one did must not be kept.
@@ -118,7 +120,16 @@ impl Running {
     /// # Errors
     /// [`LeaseLost`]: roll back.
     pub async fn complete(&self, conn: &mut PgConnection) -> Result<(), JobError> {
-        if store::delete(conn, self.id, self.owner).await? { Ok(()) } else { Err(LeaseLost.into()) }
+        if !store::delete(conn, self.id, self.owner).await? {
+            return Err(LeaseLost.into());
+        }
+        // From here on it has no lease that could be lost.
+        self.completed.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn is_completed(&self) -> bool {
+        self.completed.load(Ordering::SeqCst)
     }
 }
 

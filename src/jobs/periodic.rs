@@ -38,23 +38,24 @@ pub async fn repeat(app: App, reconciler: Reconciler) -> anyhow::Result<()> {
 /// Gives back what processes that are gone have left running.
 pub async fn take_over(app: App) -> Result<()> {
     let kinds = app.jobs.kinds.names();
-    loop {
+    let mut conn = app.db.acquire().await?;
+    let expired = store::list_expired(&mut conn, &kinds, 1_000).await?;
+    drop(conn);
+    for job in &expired {
+        let Some(kind) = app.jobs.kinds.get(&job.kind) else { continue };
+        let retry = runner::retry_after(job.attempt, kind.max_attempts);
+        tracing::warn!(job.id = %job.id, job.kind = job.kind, "a job's process was lost");
         let mut tx = app.db.begin().await?;
-        let expired = store::lock_expired(&mut tx, &kinds, 100).await?;
-        for job in &expired {
-            let Some(kind) = app.jobs.kinds.get(&job.kind) else {
-                continue;
-            };
-            let retry = runner::retry_after(job.attempt, kind.max_attempts);
-            tracing::warn!(job.id = %job.id, job.kind = job.kind, "a job's process was lost");
+        // Its process may have come back to life since.
+        if store::lock_expired(&mut tx, job.id, job.owner).await? {
             store::fail(&mut tx, job.id, job.owner, retry, "the process that ran it was lost").await?;
         }
         tx.commit().await?;
-        app.jobs.wake();
-        if expired.is_empty() {
-            return Ok(());
-        }
     }
+    if !expired.is_empty() {
+        app.jobs.wake();
+    }
+    Ok(())
 }
 
 /// Forgets failures of long ago.

@@ -40,10 +40,10 @@ pub fn retry_after(attempt: i32, max_attempts: i32) -> Option<Duration> {
 
 /// What runs here now.
 #[derive(Default)]
-struct Tries(Mutex<HashMap<Uuid, AbortHandle>>);
+struct Tries(Mutex<HashMap<Uuid, (AbortHandle, Arc<Running>)>>);
 
 impl Tries {
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<Uuid, AbortHandle>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<Uuid, (AbortHandle, Arc<Running>)>) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -66,13 +66,13 @@ pub async fn run(app: App) -> anyhow::Result<()> {
                 Vec::new()
             }
         };
-        let all_taken = claimed.len() == free.num_permits();
+        let nothing_due = claimed.is_empty();
         for job in claimed {
             let Some(slot) = free.split(1) else { break };
             start(&app, owner, job, slot, &tries);
         }
         drop(free);
-        if !all_taken {
+        if nothing_due {
             wait(&app, &kinds).await;
         }
     }
@@ -124,9 +124,11 @@ fn start(app: &App, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries
         "job", job.kind, job.id = %job.id, project.id = %job.project, job.attempt = job.attempt
     );
     let (id, in_lane) = (job.id.0, job.lane.is_some());
-    let (app_, tries_) = (app.clone(), Arc::clone(tries));
+    let running = Running { id: job.id, project: job.project, attempt: job.attempt, owner, completed: false.into() };
+    let running = Arc::new(running);
+    let (app_, tries_, running_) = (app.clone(), Arc::clone(tries), Arc::clone(&running));
     let task = async move {
-        try_job(&app_, owner, job, kind).await;
+        try_job(&app_, running_, job, kind).await;
         tries_.change(|running| running.remove(&id));
         drop(slot);
         if in_lane {
@@ -135,12 +137,12 @@ fn start(app: &App, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries
         }
     };
     // Registered before the task can end, as both happen under the lock.
-    tries.change(|running| running.insert(id, app.tasks.spawn(task.instrument(span)).abort_handle()));
+    tries.change(|all| all.insert(id, (app.tasks.spawn(task.instrument(span)).abort_handle(), running)));
 }
 
 /// One try, and what becomes of the job after it.
-async fn try_job(app: &App, owner: Uuid, job: Claimed, kind: Kind) {
-    let running = Arc::new(Running { id: job.id, project: job.project, attempt: job.attempt, owner });
+async fn try_job(app: &App, running: Arc<Running>, job: Claimed, kind: Kind) {
+    let owner = running.owner;
     let work = AssertUnwindSafe((kind.run)(job.payload, app.clone(), running)).catch_unwind();
     let outcome = tokio::select! {
         outcome = tokio::time::timeout(kind.timeout, work) => match outcome {
@@ -190,9 +192,26 @@ async fn settle_failed(
     } else {
         tracing::error!(error = format!("{fault:#}"), "job failed for good");
     }
-    let mut tx = app.db.begin().await?;
-    store::fail(&mut tx, job, owner, retry, &format!("{fault:#}")).await?;
-    tx.commit().await
+    give_up_or_retry(app, owner, job, retry, &format!("{fault:#}")).await
+}
+
+/// Writes a failure down. An equal job may come between the look for one and the write; then once more.
+async fn give_up_or_retry(
+    app: &App,
+    owner: Uuid,
+    job: crate::ids::JobId,
+    retry: Option<Duration>,
+    reason: &str,
+) -> sqlx::Result<()> {
+    let write = async || {
+        let mut tx = app.db.begin().await?;
+        store::fail(&mut tx, job, owner, retry, reason).await?;
+        tx.commit().await
+    };
+    match write().await {
+        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("jobs_dedupe") => write().await,
+        other => other,
+    }
 }
 
 async fn give_back(app: &App, owner: Uuid, job: &crate::ids::JobId) {
@@ -222,7 +241,10 @@ async fn heartbeat(app: App, owner: Uuid, tries: Arc<Tries>) {
         if stopping && tries.change(|running| running.is_empty()) {
             return;
         }
-        let running: Vec<Uuid> = tries.change(|running| running.keys().copied().collect());
+        let leased = |running: &mut HashMap<Uuid, (AbortHandle, Arc<Running>)>| {
+            running.iter().filter(|(_, (_, job))| !job.is_completed()).map(|(id, _)| *id).collect()
+        };
+        let running: Vec<Uuid> = tries.change(leased);
         if running.is_empty() {
             continue;
         }
@@ -233,8 +255,10 @@ async fn heartbeat(app: App, owner: Uuid, tries: Arc<Tries>) {
         match kept.await {
             Ok(kept) => tries.change(|now| {
                 for lost in running.iter().filter(|id| !kept.contains(id)) {
-                    // A job that has just ended is in neither list any more.
-                    if let Some(handle) = now.remove(lost) {
+                    // One that has just completed or ended has no lease to lose.
+                    if now.get(lost).is_some_and(|(_, job)| !job.is_completed())
+                        && let Some((handle, _)) = now.remove(lost)
+                    {
                         handle.abort();
                     }
                 }

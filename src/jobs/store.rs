@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sqlx::PgConnection;
-use sqlx::postgres::types::PgInterval;
 use uuid::Uuid;
 
+use crate::db::interval;
 use crate::ids::{JobId, ProjectId};
 
 /// A job that is put on the queue.
@@ -89,7 +89,13 @@ pub async fn claim(
                ) d
                left join busy on busy.project_id = d.project_id
            ),
-           taken as (select id from due where in_lane = 1 order by turn, run_at, id limit $3)
+           -- A waiting row can be locked by a request that enqueues an equal job: that is no reason to wait here.
+           taken as (
+               select r.id from jobs r join due on due.id = r.id
+               where due.in_lane = 1 and r.state = 'ready'
+               order by due.turn, due.run_at, due.id limit $3
+               for update of r skip locked
+           )
            update jobs j
            set state = 'running', attempt = j.attempt + 1, lease_owner = $1, lease_until = now() + $4::interval,
                updated_at = now()
@@ -116,16 +122,22 @@ pub async fn next_due(conn: &mut PgConnection, kinds: &[String]) -> sqlx::Result
     Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()))
 }
 
-/// Moves the end of these jobs' leases; answers with those that are still the owner's.
+/// Moves the end of these jobs' leases; answers with those that are still the owner's. One that is just being completed is
+/// locked, and is left as it is.
 pub async fn extend(conn: &mut PgConnection, owner: Uuid, jobs: &[Uuid], lease: Duration) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
-        "update jobs set lease_until = now() + $3::interval where id = any($1) and lease_owner = $2 returning id",
+        "update jobs set lease_until = now() + $3::interval where id in (
+             select id from jobs where id = any($1) and lease_owner = $2 order by id for update skip locked)
+         returning id",
         jobs,
         owner,
         interval(lease) as _,
     )
-    .fetch_all(conn)
-    .await
+    .fetch_all(&mut *conn)
+    .await?;
+    sqlx::query_scalar!("select id from jobs where id = any($1) and lease_owner = $2", jobs, owner)
+        .fetch_all(conn)
+        .await
 }
 
 /// The job is done.
@@ -222,18 +234,28 @@ pub struct Expired {
     pub owner: Uuid,
 }
 
-/// Running jobs of these kinds whose process has not been heard of until the end of their lease; locked.
-pub async fn lock_expired(conn: &mut PgConnection, kinds: &[String], limit: i64) -> sqlx::Result<Vec<Expired>> {
+/// Running jobs of these kinds whose process has not been heard of until the end of their lease.
+pub async fn list_expired(conn: &mut PgConnection, kinds: &[String], limit: i64) -> sqlx::Result<Vec<Expired>> {
     sqlx::query_as!(
         Expired,
         r#"select id as "id: JobId", kind, attempt, lease_owner as "owner!" from jobs
            where state = 'running' and lease_until < now() and kind = any($1)
-           order by lease_until limit $2 for update skip locked"#,
+           order by lease_until limit $2"#,
         kinds,
         limit,
     )
     .fetch_all(conn)
     .await
+}
+
+/// Locks a job if its lease has run out and still is this owner's.
+pub async fn lock_expired(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<bool> {
+    let row = sqlx::query!(
+        "select id from jobs where id = $1 and lease_owner = $2 and lease_until < now() for update skip locked",
+        job as _,
+        owner,
+    );
+    Ok(row.fetch_optional(conn).await?.is_some())
 }
 
 /// Forgets jobs that failed longer ago than `age`.
@@ -243,9 +265,4 @@ pub async fn delete_failed(conn: &mut PgConnection, age: Duration) -> sqlx::Resu
         interval(age) as _
     );
     Ok(gone.execute(conn).await?.rows_affected())
-}
-
-fn interval(duration: Duration) -> PgInterval {
-    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-    PgInterval { months: 0, days: 0, microseconds }
 }
