@@ -1,14 +1,17 @@
 //! Logs and traces. A line goes to standard error for each request and each failure: text on a terminal, else JSON. Traces
 //! leave by OTLP over HTTP, only if an endpoint is configured.
 
+use std::collections::HashMap;
 use std::io::IsTerminal;
 
 use anyhow::Context;
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::global;
+use opentelemetry::trace::{TraceContextExt, TracerProvider as _};
 use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -52,7 +55,7 @@ pub fn init(settings: &config::Telemetry) -> anyhow::Result<Guard> {
     };
     let provider = settings.otlp_endpoint.as_deref().map(|endpoint| provider(endpoint, settings)).transpose()?;
     let traces = provider.as_ref().map(|provider| {
-        opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+        global::set_text_map_propagator(TraceContextPropagator::new());
         tracing_opentelemetry::layer().with_tracer(provider.tracer("acontextd"))
     });
     tracing_subscriber::registry().with(filter).with(lines).with(traces).init();
@@ -73,4 +76,19 @@ fn provider(endpoint: &str, settings: &config::Telemetry) -> anyhow::Result<SdkT
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.sample_ratio))))
         .with_resource(resource)
         .build())
+}
+
+/// Where the current work comes from, as a W3C traceparent, if traces are on.
+pub fn current_trace() -> Option<String> {
+    let mut carrier = HashMap::new();
+    let context = tracing::Span::current().context();
+    global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut carrier));
+    carrier.remove("traceparent")
+}
+
+/// Links a span to where its work came from.
+pub fn link(span: &tracing::Span, traceparent: &str) {
+    let carrier = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
+    let context = global::get_text_map_propagator(|propagator| propagator.extract(&carrier));
+    span.add_link(context.span().span_context().clone());
 }

@@ -268,6 +268,11 @@ mod tests {
             ("ACONTEXTD_HOST", "localhost", "127.0.0.1"),
             ("ACONTEXTD_LOG_FORMAT", "xml", "json"),
             ("OTEL_TRACES_SAMPLER_ARG", "2", "0.1"),
+            ("ACONTEXTD_JOB_LEASE", "0s", "10s"),
+            ("ACONTEXTD_SWEEP_EVERY", "0", "10s"),
+            ("ACONTEXTD_JOB_CONCURRENCY", "9999999999999999999", "100"),
+            ("ACONTEXTD_BLOB_GRACE", "99999d", "1h"),
+            ("ACONTEXTD_DATABASE_CONNECTIONS", "500", "180"),
         ] {
             let sentence = refusal(&[(name, value)]);
             assert!(sentence.contains(name) && sentence.contains(value) && sentence.contains(hint), "{sentence}");

@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::ids::{JobId, ProjectId};
+use crate::telemetry;
 
 /// Whose work it is when it is no project's.
 pub const SERVER: ProjectId = ProjectId(Uuid::nil());
@@ -94,7 +95,14 @@ pub async fn enqueue<J: Job>(
     delay: Delay,
 ) -> crate::error::Result<()> {
     let payload = serde_json::to_value(job).map_err(crate::error::Error::internal)?;
-    let new = store::NewJob { kind: J::KIND, payload, lane: job.lane(), dedupe: job.dedupe(), delay: delay.0 };
+    let new = store::NewJob {
+        kind: J::KIND,
+        payload,
+        lane: job.lane(),
+        dedupe: job.dedupe(),
+        delay: delay.0,
+        trace: telemetry::current_trace(),
+    };
     store::insert(conn, project, new).await?;
     Ok(())
 }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::store::{self, Claimed};
 use super::{JobError, Kind, LeaseLost, Running};
 use crate::app::App;
+use crate::telemetry;
 
 /// The first pause after a failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -123,6 +124,9 @@ fn start(app: &App, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries
     let span = tracing::info_span!(
         "job", job.kind, job.id = %job.id, project.id = %job.project, job.attempt = job.attempt
     );
+    if let Some(trace) = &job.trace {
+        telemetry::link(&span, trace);
+    }
     let (id, in_lane) = (job.id.0, job.lane.is_some());
     let running = Running { id: job.id, project: job.project, attempt: job.attempt, owner, completed: false.into() };
     let running = Arc::new(running);

@@ -16,12 +16,14 @@ pub struct NewJob {
     pub lane: Option<String>,
     pub dedupe: Option<String>,
     pub delay: Duration,
+    /// Where the work comes from, as a W3C traceparent.
+    pub trace: Option<String>,
 }
 
 pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) -> sqlx::Result<()> {
     sqlx::query!(
-        "insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at)
-         values ($1, $2, $3, $4, $5, $6, now() + $7::interval)
+        "insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at, trace)
+         values ($1, $2, $3, $4, $5, $6, now() + $7::interval, $8)
          on conflict (kind, dedupe) where state = 'ready' do update
              set run_at = least(jobs.run_at, excluded.run_at), updated_at = now()
              -- Writes nothing if nothing changes; a job in back-off keeps its time.
@@ -33,6 +35,7 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) ->
         job.lane,
         job.dedupe,
         interval(job.delay) as _,
+        job.trace,
     )
     .execute(conn)
     .await
@@ -48,6 +51,7 @@ pub struct Claimed {
     pub payload: Value,
     pub lane: Option<String>,
     pub attempt: i32,
+    pub trace: Option<String>,
 }
 
 /// Takes up to `limit` due jobs of these kinds for `owner`: fair between projects (each in turn, counting what runs already),
@@ -100,7 +104,7 @@ pub async fn claim(
            set state = 'running', attempt = j.attempt + 1, lease_owner = $1, lease_until = now() + $4::interval,
                updated_at = now()
            from taken where j.id = taken.id and j.state = 'ready'
-           returning j.id as "id: JobId", j.project_id as "project: ProjectId", j.kind, j.payload, j.lane, j.attempt"#,
+           returning j.id as "id: JobId", j.project_id as "project: ProjectId", j.kind, j.payload, j.lane, j.attempt, j.trace"#,
         owner,
         kinds,
         limit,

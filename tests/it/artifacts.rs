@@ -1,5 +1,8 @@
 //! Files: what is stored, shown, replaced, kept of the past and deleted.
 
+use acontextd::disks::files::{self, Author, Change, FileChange};
+use acontextd::disks::path::FilePath;
+use acontextd::ids::{DiskId, ProjectId};
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -306,6 +309,63 @@ async fn a_download_knows_ranges_conditions_names_and_head() {
         ] {
             client.get(&format!("{}/download{query}", at(&disk))).await.assert_refused(status, text);
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_delete_that_finds_nothing_takes_nothing_from_a_file_that_comes_back() {
+    run(async |app| {
+        let client = app.project().await;
+        let disk = client.new_disk().await;
+        client.upload(&disk, "/", "a.txt", "content").await;
+        let (project, disk_id) = (ProjectId(client.project()), DiskId(disk.parse().unwrap()));
+        let erase = [FileChange { at: FilePath::parse("/a.txt").unwrap(), change: Change::Erase }];
+        let author = Author { made_by: "a test", reason: None, keep: 50 };
+        // The row is gone for this delete, but the upload that brings it back is not committed before its second step.
+        app.execute("delete from artifacts").await;
+        let mut late = app.app.db.begin().await.unwrap();
+        files::apply(&mut late, project, disk_id, &erase, author).await.unwrap().unwrap();
+        late.commit().await.unwrap();
+        assert_eq!(app.value::<i64>("select count(*) from artifact_versions").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn uploads_and_deletes_of_one_name_at_once_leave_a_whole_file_or_none() {
+    run(async |app| {
+        let client = app.project().await;
+        let disk = client.new_disk().await;
+        let work = async |n: usize| {
+            for round in 0..12 {
+                if (n + round).is_multiple_of(3) {
+                    client.upload(&disk, "/", "a.txt", format!("content {n} {round}")).await;
+                } else {
+                    let deleted = client.delete(&format!("{}?file_path=a.txt", at(&disk))).await;
+                    assert!([200, 404].contains(&deleted.status.as_u16()), "{}", deleted.text());
+                }
+            }
+        };
+        futures_util::future::join_all((0..8).map(work)).await;
+        client.upload(&disk, "/", "a.txt", "the last one").await;
+        assert_eq!(client.download(&disk, "a.txt").await.unwrap(), b"the last one");
+        let half = "select count(*) from artifacts a full join artifact_versions v using (disk_id, path, filename)
+                    where a.id is null or v.blob_id is null";
+        assert_eq!(app.value::<i64>(half).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_grows_when_it_is_kept_counts_as_what_it_becomes() {
+    run(async |app| {
+        let client = app.project().await;
+        let disk = client.new_disk().await;
+        let meta = format!("{{\"a\": [{}]}}", vec!["1e1000"; 5_000].join(","));
+        client.form(&disk, Form::new().text("meta", &meta).file("file", "a", "x")).await.assert_refused(413, "meta");
+        let refused = client.put(&at(&disk), json!({"file_path": "a", "meta": meta})).await;
+        refused.assert_refused(413, "meta");
     })
     .await;
 }

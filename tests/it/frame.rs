@@ -49,7 +49,9 @@ async fn unknown_paths_and_wrong_methods_are_404_in_the_envelope() {
             (Method::POST, "/api/v1/ping"),
             (Method::PATCH, "/health"),
         ] {
-            client.json(method, path, "{}").await.assert_refused(404, "no such route");
+            for client in [&client, &app.client()] {
+                client.json(method.clone(), path, "{}").await.assert_refused(404, "no such route");
+            }
         }
     })
     .await;

@@ -23,22 +23,24 @@ struct Stage {
     /// How many run now, and the most there were, in each lane.
     running: Mutex<HashMap<String, (usize, usize)>>,
     gate: Option<Semaphore>,
+    /// What a job waits for after it has completed itself.
+    tail: Option<Semaphore>,
 }
 
 static STAGES: LazyLock<Mutex<HashMap<Uuid, Arc<Stage>>>> = LazyLock::new(Mutex::default);
 
 impl Stage {
     fn open() -> (Uuid, Arc<Self>) {
-        Self::put(None)
+        Self::put(None, None)
     }
 
     /// Its jobs wait for a permit.
     fn gated() -> (Uuid, Arc<Self>) {
-        Self::put(Some(Semaphore::new(0)))
+        Self::put(Some(Semaphore::new(0)), None)
     }
 
-    fn put(gate: Option<Semaphore>) -> (Uuid, Arc<Self>) {
-        let (id, stage) = (Uuid::new_v4(), Arc::new(Self { gate, ..Self::default() }));
+    fn put(gate: Option<Semaphore>, tail: Option<Semaphore>) -> (Uuid, Arc<Self>) {
+        let (id, stage) = (Uuid::new_v4(), Arc::new(Self { gate, tail, ..Self::default() }));
         STAGES.lock().unwrap().insert(id, Arc::clone(&stage));
         (id, stage)
     }
@@ -121,7 +123,12 @@ impl Job for Act {
                     .execute(&mut *tx)
                     .await?;
                 running.complete(&mut tx).await?;
-                Ok(tx.commit().await?)
+                tx.commit().await?;
+                if let Some(gate) = &stage.tail {
+                    gate.acquire().await.unwrap().forget();
+                    stage.log.lock().unwrap().push("its tail".into());
+                }
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -430,6 +437,52 @@ async fn word_of_new_work_reaches_another_process() {
             ended = listening => panic!("it stopped listening: {ended:?}"),
             () = Box::pin(while_running(&twin, test)) => {}
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_that_takes_its_time_over_an_equal_job_stops_no_other() {
+    run_with(setup(), async |app| {
+        let (id, stage) = Stage::open();
+        enqueue(&app, SERVER, &Act::new(id, "equal").dedupe("key"), Delay::NONE).await;
+        let mut slow = app.app.db.begin().await.unwrap();
+        jobs::enqueue(&mut slow, SERVER, &Act::new(id, "equal").dedupe("key"), Delay::NONE).await.unwrap();
+        enqueue(&app, SERVER, &Act::new(id, "other"), Delay::NONE).await;
+        while_running(&app, async {
+            assert_eq!(stage.logged(1).await, ["other"]);
+            slow.commit().await.unwrap();
+            assert_eq!(stage.logged(2).await, ["other", "equal"]);
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_that_has_completed_itself_may_go_on_without_a_lease() {
+    let setup = setup().with("ACONTEXTD_JOB_LEASE", "60ms");
+    run_with(setup, async |app| {
+        let (id, stage) = Stage::put(None, Some(Semaphore::new(0)));
+        let beats = Stage::gated();
+        enqueue(&app, SERVER, &Act::new(id, "done").ends("complete"), Delay::NONE).await;
+        enqueue(&app, SERVER, &Act::new(beats.0, "beats"), Delay::NONE).await;
+        while_running(&app, async {
+            eventually("it has completed", async || app.value::<i64>("select count(*) from server_state").await == 1)
+                .await;
+            // The heartbeat of another job shows that several have passed.
+            let until = "select coalesce(max(lease_until), now()) from jobs";
+            let first: chrono::DateTime<chrono::Utc> = app.value(until).await;
+            eventually("heartbeats have passed", async || {
+                app.value::<chrono::DateTime<chrono::Utc>>(until).await > first + chrono::TimeDelta::milliseconds(200)
+            })
+            .await;
+            stage.tail.as_ref().unwrap().add_permits(1);
+            assert_eq!(stage.logged(2).await, ["done", "its tail"]);
+            beats.1.gate.as_ref().unwrap().add_permits(1);
+            eventually("all is done", async || app.value::<i64>(COUNT).await == 0).await;
+        })
+        .await;
     })
     .await;
 }

@@ -8,6 +8,8 @@ use axum::extract::State;
 use axum::routing::post;
 use reqwest::multipart::{Form, Part};
 use serde_json::Value;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 
 use crate::support::program::{Program, data_folder};
 use crate::support::{eventually, postgres, s3};
@@ -135,4 +137,53 @@ async fn a_request_leaves_one_line_without_keys_tokens_or_content() {
     }
     assert!(lines.iter().any(|line| line["path"] == "/api/v1/material/{token}"));
     assert!(program.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_whose_client_hung_up_leaves_its_line_too() {
+    let database = postgres::url_of(&postgres::new_database().await);
+    let folder = data_folder();
+    let yours = [("DATABASE_URL", database.as_str()), ("ROOT_SECRET_PEPPER", "a pepper for tests")];
+    let program = Program::start(folder.path(), &yours);
+    let client = reqwest::Client::new();
+    let mut conn = database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
+    for (method, id) in [(reqwest::Method::POST, "a-write"), (reqwest::Method::GET, "a-read")] {
+        // The table is locked until the client has gone.
+        let mut lock = conn.begin().await.unwrap();
+        sqlx::query("lock table disks in access exclusive mode").execute(&mut *lock).await.unwrap();
+        let request = client.request(method, format!("{}/api/v1/disk", program.url)).bearer_auth(KEY);
+        let hung_up = request.header("x-request-id", id).timeout(std::time::Duration::from_millis(300)).send().await;
+        assert!(hung_up.is_err());
+        lock.commit().await.unwrap();
+        let has_line = || program.log().lines().any(|line| line.contains(id) && line.contains("\"project.id\""));
+        eventually("the line is there", async || has_line()).await;
+    }
+    let status = |id: &str| program.log().lines().find(|line| line.contains(id)).unwrap().to_owned();
+    assert!(status("a-write").contains("\"status\":201"), "{}", status("a-write"));
+    assert!(status("a-read").contains("\"status\":499"), "{}", status("a-read"));
+    assert!(program.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_ends_at_its_deadline_whatever_still_runs() {
+    let database = postgres::url_of(&postgres::new_database().await);
+    let folder = data_folder();
+    let settings = [
+        ("DATABASE_URL", database.as_str()),
+        ("ROOT_SECRET_PEPPER", "a pepper for tests"),
+        ("ACONTEXTD_SHUTDOWN_TIMEOUT", "1s"),
+    ];
+    let program = Program::start(folder.path(), &settings);
+    let client = reqwest::Client::new();
+    let mut conn = database.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
+    let mut lock = conn.begin().await.unwrap();
+    sqlx::query("lock table disks in access exclusive mode").execute(&mut *lock).await.unwrap();
+    let stuck = client.post(format!("{}/api/v1/disk", program.url)).bearer_auth(KEY);
+    let stuck = stuck.timeout(std::time::Duration::from_millis(300)).send().await;
+    assert!(stuck.is_err());
+    let began = std::time::Instant::now();
+    let ended = tokio::task::spawn_blocking(move || program.stop()).await.unwrap();
+    assert!(!ended.success(), "what was cut off is an error");
+    assert!(began.elapsed() < std::time::Duration::from_secs(20), "it took {:?}", began.elapsed());
+    lock.commit().await.unwrap();
 }

@@ -198,3 +198,62 @@ async fn the_sweep_is_a_job_and_only_one_waits() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_time_begins_anew_when_bytes_were_used_again() {
+    run(async |app| {
+        let client = app.project().await;
+        let disk = client.new_disk().await;
+        let use_and_delete = async || {
+            client.upload(&disk, "/", "a.txt", "bytes").await;
+            client.delete(&format!("/api/v1/disk/{disk}/artifact?file_path=a.txt")).await;
+        };
+        use_and_delete().await;
+        app.execute("update released_blobs set released_at = released_at - interval '61 minutes'").await;
+        use_and_delete().await;
+        sweep::sweep(&app.app).await.unwrap();
+        assert_eq!(blobs(&app).await, (1, 1), "in use a moment ago");
+        app.execute("update released_blobs set released_at = released_at - interval '61 minutes'").await;
+        sweep::sweep(&app.app).await.unwrap();
+        assert_eq!(blobs(&app).await, (0, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sweep_and_a_release_of_the_same_bytes_do_not_wait_for_each_other() {
+    run_with(at_once(), async |app| {
+        let client = app.project().await;
+        let (disk, other) = (client.new_disk().await, client.new_disk().await);
+        client.upload(&disk, "/", "a.txt", "bytes").await;
+        client.upload(&other, "/", "a.txt", "bytes").await;
+        client.delete(&format!("/api/v1/disk/{other}")).await;
+        // A transaction that has released the bytes and is not over yet.
+        let mut tx = app.app.db.begin().await.unwrap();
+        sqlx::query("delete from artifact_versions").execute(&mut *tx).await.unwrap();
+        let swept = tokio::time::timeout(Duration::from_secs(10), sweep::sweep(&app.app)).await;
+        swept.expect("the sweep waited").unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(blobs(&app).await, (1, 1), "the reference was still there");
+        sweep::sweep(&app.app).await.unwrap();
+        assert_eq!(blobs(&app).await, (0, 0), "and its release was not lost");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_deleted_does_not_keep_the_others() {
+    run_with(at_once(), async |app| {
+        let client = app.project().await;
+        let disk = client.new_disk().await;
+        client.upload(&disk, "/", "a.txt", "stuck").await;
+        client.upload(&disk, "/", "b.txt", "loose").await;
+        let stuck: String = app.value("select object_key from blobs order by id limit 1").await;
+        app.blobs.set_stuck(&stuck);
+        client.delete(&format!("/api/v1/disk/{disk}")).await;
+        sweep::sweep(&app.app).await.unwrap_err();
+        assert_eq!(app.blobs.keys(), [stuck]);
+        assert_eq!(app.value::<i64>("select count(*) from blobs").await, 1);
+    })
+    .await;
+}

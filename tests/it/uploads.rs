@@ -199,3 +199,19 @@ async fn large_uploads_go_through_files_that_are_removed() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_form_whose_head_never_ends_is_refused_and_not_kept() {
+    run_with(Setup::default().with("ARTIFACT_MAX_UPLOAD_SIZE_BYTES", "64KiB"), async |app| {
+        let client = app.project().await;
+        let disk = client.new_disk().await;
+        let (kind, _) = Form::new().end();
+        let head = "--a-boundary-of-tests\r\nContent-Disposition: form-data; name=\"";
+        let chunks =
+            std::iter::once(Bytes::from(head)).chain(std::iter::repeat_n(Bytes::from(vec![b'n'; 64 << 10]), 200));
+        let endless =
+            futures_util::stream::iter(chunks.map(Ok::<_, std::io::Error>)).chain(futures_util::stream::pending());
+        send(&client, &disk, &kind, Body::from_stream(endless)).await.assert_refused(413, "form");
+    })
+    .await;
+}

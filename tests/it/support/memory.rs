@@ -15,13 +15,20 @@ use tokio::sync::Semaphore;
 pub struct MemoryBlobs {
     objects: Mutex<BTreeMap<String, Bytes>>,
     down: AtomicBool,
+    /// An object that cannot be deleted.
+    stuck: Mutex<Option<String>>,
     /// A permit is wanted for each put; tests take them away to hold puts up.
     pub puts: Semaphore,
 }
 
 impl Default for MemoryBlobs {
     fn default() -> Self {
-        Self { objects: Mutex::default(), down: AtomicBool::new(false), puts: Semaphore::new(Self::PUTS as usize) }
+        Self {
+            objects: Mutex::default(),
+            down: AtomicBool::new(false),
+            stuck: Mutex::default(),
+            puts: Semaphore::new(Self::PUTS as usize),
+        }
     }
 }
 
@@ -32,6 +39,10 @@ impl MemoryBlobs {
     /// Makes every call fail, or work again.
     pub fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
+    }
+
+    pub fn set_stuck(&self, key: &str) {
+        *self.stuck.lock().unwrap() = Some(key.to_owned());
     }
 
     pub fn keys(&self) -> Vec<String> {
@@ -80,6 +91,9 @@ impl Blobs for MemoryBlobs {
 
     async fn delete(&self, key: &str) -> Result<()> {
         self.up()?;
+        if self.stuck.lock().unwrap().as_deref() == Some(key) {
+            return Err(BlobError::Unavailable(anyhow::anyhow!("stuck")));
+        }
         self.objects.lock().unwrap().remove(key);
         Ok(())
     }
