@@ -33,8 +33,8 @@ fn folder() -> PathBuf {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(process) = name.strip_prefix(PREFIX) else { continue };
         if !std::path::Path::new("/proc").join(process).exists() {
-            // Another run may be at it too.
-            let _ = std::fs::remove_dir_all(entry.path());
+            // Beside the tests, as it takes long; and another run may be at it too.
+            std::thread::spawn(move || std::fs::remove_dir_all(entry.path()));
         }
     }
     let folder = root.join(format!("{PREFIX}{}", std::process::id()));
