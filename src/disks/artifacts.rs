@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::api::NOT_FOUND;
-use super::files::{self, Author, Change, Content, File, FileChange};
+use super::changes::{self, Author, Change, Content, FileChange};
+use super::files::{self, File};
 use super::parse::Kind;
 use super::path::FilePath;
 use super::{Artifact, INFO, store};
@@ -95,7 +96,7 @@ async fn store_file(
         let size = i64::try_from(content.size).map_err(Error::internal)?;
         let content = Content { blob, mime: mime.clone(), size, sha256: content.sha256.clone() };
         let change = FileChange { at: at.clone(), change: Change::Put { content, meta: meta.clone() } };
-        files::apply(&mut tx, project, disk, &[change], by_api(app)).await?.map_err(|_| NOT_FOUND)?;
+        changes::apply(&mut tx, project, disk, &[change], by_api(app)).await?.map_err(|_| NOT_FOUND)?;
         let file = files::get(&mut tx, project, disk, &at).await?;
         tx.commit().await?;
         return file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")));
@@ -307,7 +308,7 @@ pub async fn update_artifact(
     let (at, meta) = for_owner(&app, &caller, disk, parsed()).await?;
     let mut tx = app.db.begin().await?;
     let change = FileChange { at: at.clone(), change: Change::SetMeta(meta) };
-    files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
+    changes::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
     let file = files::get(&mut tx, caller.project, disk, &at).await?.ok_or(NO_FILE)?;
     tx.commit().await?;
     Ok(reply::ok(UpdatedArtifact { artifact: file.into() }))
@@ -345,7 +346,7 @@ pub async fn delete_artifact(
     find(&app, &caller, disk, &at).await?;
     let mut tx = app.db.begin().await?;
     let change = FileChange { at, change: Change::Erase };
-    files::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
+    changes::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
     tx.commit().await?;
     Ok(reply::done())
 }

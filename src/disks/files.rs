@@ -1,5 +1,4 @@
-//! SQL of files. Every change of a disk's files, by whichever route or job, goes through [`apply`]: it draws the change's
-//! number and keeps each content as a version, so that the state of a disk at any number is one condition.
+//! SQL that reads files. What changes them is in `changes`.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +9,7 @@ use sqlx::types::Json;
 
 use super::path::{Directory, FilePath};
 use crate::http::time::Timestamp;
-use crate::ids::{BlobId, DiskId, ProjectId};
+use crate::ids::{DiskId, ProjectId};
 
 /// A file with its current content.
 #[derive(Debug)]
@@ -27,210 +26,6 @@ pub struct File {
     pub object_key: String,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
-}
-
-/// A stored content to put into a file; its blob is claimed in this transaction.
-#[derive(Clone, Debug)]
-pub struct Content {
-    pub blob: BlobId,
-    pub mime: String,
-    pub size: i64,
-    pub sha256: String,
-}
-
-/// What happens to a file.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// A new content, with what the client keeps with it; makes the file if it is not there.
-    Put { content: Content, meta: Map<String, Value> },
-    /// The same content, with something else kept with it.
-    SetMeta(Map<String, Value>),
-    /// The file goes, and all its versions with it.
-    Erase,
-}
-
-#[derive(Clone, Debug)]
-pub struct FileChange {
-    pub at: FilePath,
-    pub change: Change,
-}
-
-/// Who changes files and how much of the past is kept.
-#[derive(Clone, Copy, Debug)]
-pub struct Author<'a> {
-    pub made_by: &'a str,
-    pub reason: Option<&'a str>,
-    /// How many contents of a file are kept, the current one among them.
-    pub keep: usize,
-}
-
-/// The disk is not there, or is another project's.
-#[derive(Debug, PartialEq, Eq)]
-pub struct NoDisk;
-
-/// Changes files of one disk, in the order of their names, so that two transactions cannot wait for each other. A change of
-/// a file that is not there does nothing.
-pub async fn apply(
-    conn: &mut PgConnection,
-    project: ProjectId,
-    disk: DiskId,
-    changes: &[FileChange],
-    author: Author<'_>,
-) -> sqlx::Result<Result<(), NoDisk>> {
-    // Shared with other changes; whoever needs the disk to stand still takes it alone.
-    let there = sqlx::query_scalar!(
-        "select 1 as one from disks where id = $1 and project_id = $2 for key share",
-        disk as _,
-        project as _,
-    );
-    if there.fetch_optional(&mut *conn).await?.is_none() {
-        return Ok(Err(NoDisk));
-    }
-    let mut in_order: Vec<&FileChange> = changes.iter().collect();
-    in_order.sort_by(|one, other| one.at.cmp(&other.at));
-    for FileChange { at, change } in in_order {
-        match change {
-            Change::Put { content, meta } => put(conn, disk, at, content, meta, author).await?,
-            Change::SetMeta(meta) => set_meta(conn, disk, at, meta, author).await?,
-            Change::Erase => erase(conn, disk, at).await?,
-        }
-    }
-    Ok(Ok(()))
-}
-
-async fn put(
-    conn: &mut PgConnection,
-    disk: DiskId,
-    at: &FilePath,
-    content: &Content,
-    meta: &Map<String, Value>,
-    author: Author<'_>,
-) -> sqlx::Result<()> {
-    // The number is drawn when the row is locked, so that the numbers of one file rise.
-    let file = sqlx::query!(
-        r#"insert into artifacts as a (disk_id, path, filename) values ($1, $2, $3)
-           on conflict (disk_id, path, filename) do update set updated_at = greatest(now(), a.updated_at)
-           returning nextval('artifact_change_no') as "no!", (a.xmax = 0) as "new!""#,
-        disk as _,
-        at.path(),
-        at.filename(),
-    )
-    .fetch_one(&mut *conn)
-    .await?;
-    if !file.new {
-        end_current(conn, disk, at, file.no).await?;
-        prune(conn, disk, at, author.keep).await?;
-    }
-    insert_version(conn, disk, at, file.no, content, meta, author).await
-}
-
-async fn set_meta(
-    conn: &mut PgConnection,
-    disk: DiskId,
-    at: &FilePath,
-    meta: &Map<String, Value>,
-    author: Author<'_>,
-) -> sqlx::Result<()> {
-    let no = sqlx::query_scalar!(
-        r#"update artifacts a set updated_at = greatest(now(), a.updated_at)
-           where disk_id = $1 and path = $2 and filename = $3
-           returning nextval('artifact_change_no') as "no!""#,
-        disk as _,
-        at.path(),
-        at.filename(),
-    );
-    let Some(no) = no.fetch_optional(&mut *conn).await? else { return Ok(()) };
-    if let Some(content) = end_current(conn, disk, at, no).await? {
-        prune(conn, disk, at, author.keep).await?;
-        insert_version(conn, disk, at, no, &content, meta, author).await?;
-    }
-    Ok(())
-}
-
-async fn erase(conn: &mut PgConnection, disk: DiskId, at: &FilePath) -> sqlx::Result<()> {
-    let gone = sqlx::query!(
-        "delete from artifacts where disk_id = $1 and path = $2 and filename = $3",
-        disk as _,
-        at.path(),
-        at.filename(),
-    );
-    if gone.execute(&mut *conn).await?.rows_affected() == 0 {
-        // Without the row there is no lock either: the versions may be those of a file that comes back right now.
-        return Ok(());
-    }
-    sqlx::query!(
-        "delete from artifact_versions where disk_id = $1 and path = $2 and filename = $3",
-        disk as _,
-        at.path(),
-        at.filename(),
-    )
-    .execute(conn)
-    .await
-    .map(drop)
-}
-
-/// Ends the current version at change number `no`; answers with its content.
-async fn end_current(conn: &mut PgConnection, disk: DiskId, at: &FilePath, no: i64) -> sqlx::Result<Option<Content>> {
-    sqlx::query_as!(
-        Content,
-        r#"update artifact_versions set to_no = $4
-           where disk_id = $1 and path = $2 and filename = $3 and to_no is null
-           returning blob_id as "blob: BlobId", mime, size, sha256"#,
-        disk as _,
-        at.path(),
-        at.filename(),
-        no,
-    )
-    .fetch_optional(conn)
-    .await
-}
-
-async fn insert_version(
-    conn: &mut PgConnection,
-    disk: DiskId,
-    at: &FilePath,
-    no: i64,
-    content: &Content,
-    meta: &Map<String, Value>,
-    author: Author<'_>,
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        "insert into artifact_versions
-             (disk_id, path, filename, from_no, blob_id, meta, mime, size, sha256, made_by, reason)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-        disk as _,
-        at.path(),
-        at.filename(),
-        no,
-        content.blob as _,
-        Json(meta) as _,
-        content.mime,
-        content.size,
-        content.sha256,
-        author.made_by,
-        author.reason,
-    )
-    .execute(conn)
-    .await
-    .map(drop)
-}
-
-/// Forgets the oldest versions of a file, so that with the current one `keep` are left.
-async fn prune(conn: &mut PgConnection, disk: DiskId, at: &FilePath, keep: usize) -> sqlx::Result<()> {
-    sqlx::query!(
-        "delete from artifact_versions
-         where disk_id = $1 and path = $2 and filename = $3 and to_no is not null and from_no <= (
-             select from_no from artifact_versions
-             where disk_id = $1 and path = $2 and filename = $3 and to_no is not null
-             order by from_no desc offset $4 limit 1)",
-        disk as _,
-        at.path(),
-        at.filename(),
-        i64::try_from(keep.saturating_sub(1)).unwrap_or(i64::MAX),
-    )
-    .execute(conn)
-    .await
-    .map(drop)
 }
 
 /// Files with their current content, from whatever the caller calls `c`.
@@ -394,10 +189,10 @@ pub async fn list_candidates(
     )
     .fetch_all(conn)
     .await?;
-    let candidate = |row: (String, String, String, String)| Candidate {
-        name: Name { path: row.0, filename: row.1 },
-        mime: row.2,
-        object_key: row.3,
-    };
-    Ok(rows.into_iter().map(|row| candidate((row.path, row.filename, row.mime, row.object_key))).collect())
+    let candidate = rows.into_iter().map(|row| Candidate {
+        name: Name { path: row.path, filename: row.filename },
+        mime: row.mime,
+        object_key: row.object_key,
+    });
+    Ok(candidate.collect())
 }

@@ -1,6 +1,6 @@
 //! Files: what is stored, shown, replaced, kept of the past and deleted.
 
-use acontextd::disks::files::{self, Author, Change, FileChange};
+use acontextd::disks::changes::{self, Author, Change, FileChange};
 use acontextd::disks::path::FilePath;
 use acontextd::ids::{DiskId, ProjectId};
 use axum::http::{Method, StatusCode};
@@ -325,7 +325,7 @@ async fn a_delete_that_finds_nothing_takes_nothing_from_a_file_that_comes_back()
         // The row is gone for this delete, but the upload that brings it back is not committed before its second step.
         app.execute("delete from artifacts").await;
         let mut late = app.app.db.begin().await.unwrap();
-        files::apply(&mut late, project, disk_id, &erase, author).await.unwrap().unwrap();
+        changes::apply(&mut late, project, disk_id, &erase, author).await.unwrap().unwrap();
         late.commit().await.unwrap();
         assert_eq!(app.value::<i64>("select count(*) from artifact_versions").await, 1);
     })
