@@ -50,7 +50,7 @@ impl Form {
         if announced_length(request.headers()).is_some_and(|length| length > largest) {
             return Err(file_too_large(limits.artifact));
         }
-        let mut parts = parts(request, boundary, limits.idle, largest);
+        let mut parts = parts(request, boundary, limits.idle, largest).await;
         let mut form = Self::default();
         for _ in 0..MAX_FIELDS {
             let Some(field) = parts.next_field().await.map_err(|fault| broken(&fault))? else {
@@ -88,7 +88,7 @@ fn content_type(headers: &HeaderMap) -> &str {
     headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-fn parts(request: Request, boundary: String, idle: Duration, largest: u64) -> Multipart<'static> {
+async fn parts(request: Request, boundary: String, idle: Duration, largest: u64) -> Multipart<'static> {
     let body: BodyDataStream = request.into_body().into_data_stream();
     let chunks = futures_util::stream::unfold(body, move |mut body| async move {
         let chunk = match tokio::time::timeout(idle, body.next()).await {
@@ -97,9 +97,20 @@ fn parts(request: Request, boundary: String, idle: Duration, largest: u64) -> Mu
         };
         Some((chunk, body))
     });
+    let mut chunks = Box::pin(chunks.fuse());
+    // multer polls twice while it looks for the first boundary, and takes a body that arrives whole between the two for one
+    // that was cut short (rwf2/multer, pull request 70). So it begins with the boundary at hand.
+    let mut begun: Vec<io::Result<Bytes>> = Vec::new();
+    let mut wanted = boundary.len() + "--\r\n".len();
+    while wanted > 0 {
+        let Some(chunk) = chunks.next().await else { break };
+        wanted = chunk.as_ref().map_or(0, |chunk| wanted.saturating_sub(chunk.len()));
+        begun.push(chunk);
+    }
     // A part's head that never ends would otherwise be kept as it comes.
     let whole = SizeLimit::new().whole_stream(largest);
-    Multipart::with_constraints(Box::pin(chunks), boundary, Constraints::new().size_limit(whole))
+    let body = futures_util::stream::iter(begun).chain(chunks);
+    Multipart::with_constraints(body, boundary, Constraints::new().size_limit(whole))
 }
 
 /// The name of a part that is a file.

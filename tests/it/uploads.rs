@@ -215,3 +215,29 @@ async fn a_form_whose_head_never_ends_is_refused_and_not_kept() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_form_that_arrives_whole_after_a_wait_is_whole() {
+    run(async |app| {
+        let client = app.project().await;
+        let disk = client.new_disk().await;
+        let (kind, body) = Form::new().file("file", "a.txt", "content").end();
+        for pieces in [vec![body.clone()], vec![body[..3].to_vec(), body[3..].to_vec()]] {
+            // Nothing yet at the first poll, then everything, then the end.
+            let mut waited = false;
+            let mut pieces = pieces.into_iter();
+            let late = futures_util::stream::poll_fn(move |cx| {
+                if !waited {
+                    waited = true;
+                    cx.waker().wake_by_ref();
+                    return std::task::Poll::Pending;
+                }
+                std::task::Poll::Ready(pieces.next().map(|piece| Ok::<_, std::io::Error>(Bytes::from(piece))))
+            });
+            let answer = send(&client, &disk, &kind, Body::from_stream(late)).await;
+            assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        }
+        assert_eq!(client.download(&disk, "a.txt").await.unwrap(), b"content");
+    })
+    .await;
+}
