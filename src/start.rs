@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use anyhow::{Context, anyhow, bail};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
@@ -34,6 +35,9 @@ use crate::projects;
 
 /// How long a database of the operator's may take to answer for the first time.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How many connections may wait to be taken. With the usual 128 a crowd that comes at once is partly reset.
+const BACKLOG: u32 = 4096;
 
 /// How long what was cut off may take to end.
 const CUT_OFF: Duration = Duration::from_secs(2);
@@ -58,7 +62,7 @@ impl Server {
         if !config.keys.has_pepper() {
             config.keys.set_pepper(kept_pepper(&folder)?);
         }
-        let listener = bind(&config).await?;
+        let listener = bind(&config)?;
         let port = listener.local_addr()?.port();
         let postgres = if embedded {
             Some(Postgres::start(&folder, config.server.postgres_bin.as_deref(), Tuning::default()).await?)
@@ -271,9 +275,9 @@ async fn reach_objects(app: &App) -> anyhow::Result<()> {
     }
 }
 
-async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
+fn bind(config: &Config) -> anyhow::Result<TcpListener> {
     let address = config.server.address();
-    TcpListener::bind(address).await.map_err(|fault| match fault.kind() {
+    listen(address).map_err(|fault| match fault.kind() {
         io::ErrorKind::AddrInUse => anyhow!(
             "API_EXPORT_PORT is {}, but another program listens there: stop it, or choose another port such as {}",
             address.port(),
@@ -285,6 +289,13 @@ async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
         ),
         _ => anyhow!(fault).context(format!("cannot listen on {address}")),
     })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Makes the data folder. The private Postgres runs as another user and must get through it.

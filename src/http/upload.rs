@@ -1,13 +1,14 @@
 //! Multipart forms. Text fields are small and kept in memory; the one file flows through a spool, whatever its size.
 
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::BodyDataStream;
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use multer::{Constraints, Field, Multipart, SizeLimit};
 use serde_json::{Map, Value};
 
@@ -50,11 +51,22 @@ impl Form {
         if announced_length(request.headers()).is_some_and(|length| length > largest) {
             return Err(file_too_large(limits.artifact));
         }
-        let mut parts = parts(request, boundary, limits.idle, largest).await;
+        let mut chunks = chunks(request, limits.idle);
+        let begun = first_bytes(&mut chunks, &boundary).await;
+        // A part's head that never ends would otherwise be kept as it comes.
+        let whole = Constraints::new().size_limit(SizeLimit::new().whole_stream(largest));
+        let body = futures_util::stream::iter(begun).chain(chunks.by_ref());
+        let form = Self::read_parts(Multipart::with_constraints(body, boundary, whole), app).await?;
+        finish(&mut chunks).await;
+        Ok(Some(form))
+    }
+
+    async fn read_parts(mut parts: Multipart<'_>, app: &App) -> Result<Self> {
+        let limits = &app.config.limits;
         let mut form = Self::default();
         for _ in 0..MAX_FIELDS {
             let Some(field) = parts.next_field().await.map_err(|fault| broken(&fault))? else {
-                return Ok(Some(form));
+                return Ok(form);
             };
             let name = field.name().unwrap_or_default().to_owned();
             match file_name(&field)? {
@@ -88,7 +100,9 @@ fn content_type(headers: &HeaderMap) -> &str {
     headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-async fn parts(request: Request, boundary: String, idle: Duration, largest: u64) -> Multipart<'static> {
+type Chunks = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+
+fn chunks(request: Request, idle: Duration) -> Chunks {
     let body: BodyDataStream = request.into_body().into_data_stream();
     let chunks = futures_util::stream::unfold(body, move |mut body| async move {
         let chunk = match tokio::time::timeout(idle, body.next()).await {
@@ -97,20 +111,31 @@ async fn parts(request: Request, boundary: String, idle: Duration, largest: u64)
         };
         Some((chunk, body))
     });
-    let mut chunks = Box::pin(chunks.fuse());
-    // multer polls twice while it looks for the first boundary, and takes a body that arrives whole between the two for one
-    // that was cut short (rwf2/multer, pull request 70). So it begins with the boundary at hand.
-    let mut begun: Vec<io::Result<Bytes>> = Vec::new();
+    Box::pin(chunks.fuse())
+}
+
+/// Waits for as much as the first boundary takes. multer polls twice while it looks for it, and takes a body that arrives
+/// whole between the two for one that was cut short (rwf2/multer, pull request 70).
+async fn first_bytes(chunks: &mut Chunks, boundary: &str) -> Vec<io::Result<Bytes>> {
+    let mut begun = Vec::new();
     let mut wanted = boundary.len() + "--\r\n".len();
     while wanted > 0 {
         let Some(chunk) = chunks.next().await else { break };
         wanted = chunk.as_ref().map_or(0, |chunk| wanted.saturating_sub(chunk.len()));
         begun.push(chunk);
     }
-    // A part's head that never ends would otherwise be kept as it comes.
-    let whole = SizeLimit::new().whole_stream(largest);
-    let body = futures_util::stream::iter(begun).chain(chunks);
-    Multipart::with_constraints(body, boundary, Constraints::new().size_limit(whole))
+    begun
+}
+
+/// Takes in what follows the last boundary, within reason: a connection with unread bytes is not kept.
+async fn finish(chunks: &mut Chunks) {
+    let mut rest = 0;
+    while let Some(Ok(chunk)) = chunks.next().await {
+        rest += chunk.len() as u64;
+        if rest > FRAME {
+            break;
+        }
+    }
 }
 
 /// The name of a part that is a file.

@@ -1,6 +1,7 @@
 //! The program with a database and objects of the operator's, and with one of them alone; its stop; its traces.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -10,6 +11,8 @@ use reqwest::multipart::{Form, Part};
 use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::support::program::{Program, data_folder};
 use crate::support::{eventually, postgres, s3};
@@ -186,4 +189,27 @@ async fn a_stop_ends_at_its_deadline_whatever_still_runs() {
     assert!(!ended.success(), "what was cut off is an error");
     assert!(began.elapsed() < std::time::Duration::from_secs(20), "it took {:?}", began.elapsed());
     lock.commit().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_that_connects_at_once_is_let_in() {
+    let database = postgres::url_of(&postgres::new_database().await);
+    let folder = data_folder();
+    let yours = [("DATABASE_URL", database.as_str()), ("ROOT_SECRET_PEPPER", "a pepper for tests")];
+    let program = Program::start(folder.path(), &yours);
+    let address = program.url.trim_start_matches("http://").to_owned();
+    // As if it had no time to take connections: they have to wait in line.
+    program.pause();
+    let connect = |_| tokio::time::timeout(Duration::from_secs(10), TcpStream::connect(&address));
+    let crowd = futures_util::future::join_all((0..400).map(connect)).await;
+    program.go_on();
+    let connected = crowd.iter().filter(|one| matches!(one, Ok(Ok(_)))).count();
+    assert_eq!(connected, 400);
+    for mut stream in crowd.into_iter().flatten().flatten() {
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert!(program.stop().success());
 }
