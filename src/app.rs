@@ -20,7 +20,8 @@ use crate::config::Config;
 use crate::crypto::LinkKey;
 use crate::jobs::periodic::{self, Reconciler};
 use crate::jobs::{Jobs, Kinds};
-use crate::{db, disks, http, projects};
+use crate::messages::writer::Writer;
+use crate::{db, disks, http, messages, projects, sessions};
 
 /// Of files that are shown as text at one time; a reply takes about three times as much.
 pub const SHOWN_KIB: u32 = 64 * 1024;
@@ -39,6 +40,7 @@ pub struct Services {
     /// The beginning of public links, without a slash at its end.
     pub public_url: String,
     pub jobs: Jobs,
+    pub messages: Writer,
     pub greps: disks::search::Greps,
     /// How much of files is held in memory at once to be shown, in KiB.
     pub shown: Semaphore,
@@ -77,6 +79,7 @@ impl App {
             db: db::pool(database, connections),
             link_key: LinkKey::derive(config.keys.pepper()),
             public_url: config.server.public_url(port),
+            messages: Writer::default(),
             greps: disks::search::Greps::default(),
             shown: Semaphore::new(SHOWN_KIB as usize),
             keys: KeyCache::default(),
@@ -98,7 +101,12 @@ impl App {
 
 /// Every feature's routes.
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().merge(http::router()).merge(projects::router()).merge(disks::router())
+    OpenApiRouter::new()
+        .merge(http::router())
+        .merge(projects::router())
+        .merge(sessions::router())
+        .merge(messages::router())
+        .merge(disks::router())
 }
 
 /// Every kind of job that this program can run.

@@ -7,7 +7,19 @@ use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 macro_rules! id {
-    ($(#[$doc:meta])* $name:ident) => {
+    (@new) => {
+        /// A new id; the time is in its first bits, so that rows made together lie together.
+        pub fn new() -> Self {
+            Self(Uuid::now_v7())
+        }
+    };
+    (@new random) => {
+        /// A new id, at random.
+        pub fn new() -> Self {
+            Self(Uuid::new_v4())
+        }
+    };
+    ($(#[$doc:meta])* $name:ident $(, $version:ident)?) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, sqlx::Type, utoipa::ToSchema)]
         #[serde(transparent)]
@@ -15,10 +27,7 @@ macro_rules! id {
         pub struct $name(pub Uuid);
 
         impl $name {
-            /// A new id; the time is in its first bits, so that rows made together lie together.
-            pub fn new() -> Self {
-                Self(Uuid::now_v7())
-            }
+            id!(@new $($version)?);
         }
 
         impl Default for $name {
@@ -61,6 +70,15 @@ id!(
 id!(
     /// A disk of files.
     DiskId
+);
+id!(
+    /// A session. At random, because a client refuses to copy one whose id is of a newer kind.
+    SessionId,
+    random
+);
+id!(
+    /// A message.
+    MessageId
 );
 id!(
     /// A stored object's row.

@@ -1,6 +1,7 @@
 //! `acontextd`: an agent's data and memory backend in one process, wire-compatible with Acontext.
 //!
-//! Start reading at [`app`]: what the program is made of. Folders are the nouns of the API (`disks`, `projects`, `users`); in
+//! Start reading at [`app`]: what the program is made of. Folders are the nouns of the API (`sessions`, `messages`, `disks`, `projects`,
+//! `users`); in
 //! each, `mod.rs` has the types and rules, `api.rs` the HTTP, `store.rs` the SQL. What is no noun of the API (`http`, `blob`,
 //! `jobs`, `embedded`) is the platform below them and names no feature. [`start`] brings the parts together.
 
@@ -17,8 +18,10 @@ pub mod http;
 pub mod ids;
 pub mod jobs;
 pub mod media;
+pub mod messages;
 pub mod percent;
 pub mod projects;
+pub mod sessions;
 pub mod start;
 pub mod telemetry;
 pub mod users;

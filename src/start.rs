@@ -31,7 +31,7 @@ use crate::embedded::postgres::{Postgres, Tuning};
 use crate::error::is_outage;
 use crate::http::server;
 use crate::jobs::{periodic, runner, wake};
-use crate::projects;
+use crate::{messages, projects};
 
 /// How long a database of the operator's may take to answer for the first time.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -113,8 +113,12 @@ impl Server {
     pub async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
         let Self { app, listener, postgres, _data_lock } = self;
         let mut parts = parts(&app, listener);
+        // What still runs at a stop may have messages to store: this part is the last to go.
+        let mut writer = JoinSet::new();
+        writer.spawn(messages::writer::run(app.clone()));
         let outcome = tokio::select! {
             ended = parts.join_next() => Err(end_of(ended)),
+            _ = writer.join_next() => Err(anyhow!("the message writer ended by itself")),
             exit = exited(postgres.as_ref()) => Err(exit),
             name = signals.next() => {
                 tracing::info!(signal = name, "stopping");
@@ -122,6 +126,8 @@ impl Server {
             }
         };
         let stopped = stop(&app, parts, &mut signals).await;
+        app.messages.close();
+        let _ = tokio::time::timeout(CUT_OFF, writer.join_next()).await;
         // What was cut off may still hold a connection; the database ends it.
         let _ = tokio::time::timeout(CUT_OFF, app.db.close()).await;
         if let Some(postgres) = postgres {

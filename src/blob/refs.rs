@@ -90,3 +90,21 @@ pub async fn get_by_sha256(conn: &mut PgConnection, project: ProjectId, sha256: 
     let row = row.fetch_optional(conn).await?;
     Ok(row.map(|row| Stored { object_key: row.object_key, size: row.size.cast_unsigned() }))
 }
+
+/// The object keys of several contents by their hashes, in the order of the hashes.
+pub async fn list_by_sha256(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    hashes: &[String],
+) -> Result<Vec<(String, String)>> {
+    let rows = sqlx::query!(
+        "select b.sha256, b.object_key
+         from unnest($2::text[]) with ordinality as w (sha256, n)
+         join blobs b on b.project_id = $1 and b.sha256 = w.sha256 and b.state = 'live'
+         order by w.n",
+        project as _,
+        hashes,
+    );
+    let rows = rows.fetch_all(conn).await?;
+    Ok(rows.into_iter().map(|row| (row.sha256, row.object_key)).collect())
+}

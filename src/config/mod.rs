@@ -197,6 +197,24 @@ pub struct Limits {
     /// The largest free-form JSON object, as text
     #[arg(long = "meta-limit", env = "ACONTEXTD_META_LIMIT", value_name = "BYTES", default_value = "1MiB", value_parser = bytes)]
     pub meta: u64,
+    /// The largest message: its text and its files together
+    #[arg(long = "message-limit", env = "ACONTEXTD_MESSAGE_LIMIT", value_name = "BYTES", default_value = "128MiB", value_parser = bytes)]
+    pub message: u64,
+    /// The most files that come with one message
+    #[arg(long = "message-files", env = "ACONTEXTD_MESSAGE_FILES", value_name = "N", default_value = "64", value_parser = count)]
+    pub message_files: usize,
+    /// The most parts of one message
+    #[arg(long = "message-parts", env = "ACONTEXTD_MESSAGE_PARTS", value_name = "N", default_value = "1000", value_parser = count)]
+    pub message_parts: usize,
+    /// The most messages that a list without a limit of its own answers with
+    #[arg(long = "messages-limit", env = "ACONTEXTD_MESSAGES_LIMIT", value_name = "N", default_value = "10000", value_parser = count)]
+    pub messages: usize,
+    /// How much of stored messages one list answers with, before it says that there is more
+    #[arg(long = "messages-bytes", env = "ACONTEXTD_MESSAGES_BYTES", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
+    pub messages_bytes: u64,
+    /// How much of stored files one list of messages shows as part of itself; the rest is shown as links
+    #[arg(long = "inline-limit", env = "ACONTEXTD_INLINE_LIMIT", value_name = "BYTES", default_value = "32MiB", value_parser = bytes)]
+    pub inline: u64,
     /// The longest regular expression or glob pattern, in characters
     #[arg(long = "pattern-limit", env = "ACONTEXTD_PATTERN_LIMIT", value_name = "N", default_value = "1000", value_parser = count)]
     pub pattern: usize,

@@ -24,7 +24,7 @@ use crate::http::extract::{Flag, Int, Params, Path, Query};
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Done, Envelope};
-use crate::http::upload::Form;
+use crate::http::upload::{Form, Rules};
 use crate::ids::{DiskId, ProjectId};
 use crate::media;
 
@@ -67,8 +67,8 @@ pub async fn upsert_artifact(
         return Err(NOT_FOUND);
     }
     caller.may_store_plain()?;
-    let form = Form::read(request, &app).await?.unwrap_or_default();
-    let file = form.file.ok_or(Error::bad("file is required"))?;
+    let form = Form::read(request, &app, &Rules::one_file(&app.config.limits)).await?.unwrap_or_default();
+    let file = form.file("file").ok_or(Error::bad("file is required"))?;
     let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
     let at = FilePath::of_upload(text("file_path"), &file.name)?;
     let meta = user_meta(text("meta"), app.config.limits.meta)?;

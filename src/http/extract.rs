@@ -120,6 +120,22 @@ impl PathParam for ids::ProjectId {
     }
 }
 
+impl PathParam for ids::SessionId {
+    const NAME: &'static str = "session_id";
+
+    fn read(text: &str) -> Result<Self, &'static str> {
+        text.parse()
+    }
+}
+
+impl PathParam for ids::MessageId {
+    const NAME: &'static str = "message_id";
+
+    fn read(text: &str) -> Result<Self, &'static str> {
+        text.parse()
+    }
+}
+
 /// An integer from a query, a form or JSON. Present but empty counts as not given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Int(Option<i64>);
@@ -199,7 +215,7 @@ pub fn announced_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// The first JSON value of a body; what follows it is ignored.
-fn first_value(bytes: &[u8]) -> Result<Value> {
+pub fn first_value(bytes: &[u8]) -> Result<Value> {
     let mut input = serde_json::Deserializer::from_slice(bytes);
     match Value::deserialize(&mut input) {
         Ok(Value::Null) => Ok(Value::Object(Map::new())),

@@ -1,4 +1,4 @@
-//! Multipart forms. Text fields are small and kept in memory; the one file flows through a spool, whatever its size.
+//! Multipart forms. Text fields are kept in memory; files flow through a spool, whatever their size.
 
 use std::io;
 use std::pin::Pin;
@@ -15,84 +15,136 @@ use serde_json::{Map, Value};
 use super::extract::announced_length;
 use crate::app::App;
 use crate::blob::spool::Spool;
+use crate::config::Limits;
 use crate::error::{Error, Result};
 
-/// What a form may add to the bytes of its file: boundaries and headers of its parts.
+/// What a form may add to the bytes of its fields: boundaries and headers of its parts.
 const FRAME: u64 = 64 * 1024;
-/// No route needs more.
-const MAX_FIELDS: usize = 64;
+/// Beside the files, no route needs more.
+const MAX_TEXTS: usize = 64;
+
+/// What a route expects of a form.
+pub struct Rules {
+    /// The field of the one file that counts; `None` if files may come in any field.
+    only: Option<&'static str>,
+    /// How many files there may be.
+    files: usize,
+    /// Bytes of all fields.
+    whole: u64,
+    /// A text field that may be as long as a JSON body; the others are short.
+    long_text: Option<&'static str>,
+}
+
+impl Rules {
+    /// A form with at most one file, in the field `file`.
+    pub fn one_file(limits: &Limits) -> Self {
+        let whole = limits.artifact.saturating_add(limits.form_field.saturating_mul(2));
+        Self { only: Some("file"), files: 1, whole, long_text: None }
+    }
+
+    /// A message in the field `payload`, and its files.
+    pub fn message(limits: &Limits) -> Self {
+        Self { only: None, files: limits.message_files, whole: limits.message, long_text: Some("payload") }
+    }
+
+    fn text_limit(&self, name: &str, limits: &Limits) -> u64 {
+        if self.long_text == Some(name) { limits.json } else { limits.form_field }
+    }
+
+    fn too_large(&self, limits: &Limits) -> Error {
+        match self.only {
+            Some(_) => file_too_large(limits.artifact),
+            None => form_too_large(self.whole),
+        }
+    }
+}
 
 /// A form that was read to its end.
 #[derive(Default)]
 pub struct Form {
     /// The text fields.
     pub fields: Map<String, Value>,
-    pub file: Option<File>,
+    /// In the order they came.
+    pub files: Vec<File>,
 }
 
-/// The file of a form.
+/// A file of a form.
 pub struct File {
+    pub field: String,
     /// As the client named it, directories and all.
     pub name: String,
     pub content: Spool,
 }
 
 impl Form {
-    /// Reads a form with at most one file, in the field `file`. `None` if the body is no multipart form.
+    /// Reads a form. `None` if the body is no multipart form.
     ///
     /// # Errors
-    /// 400 for a broken form and a field that stands twice, 413 for a file or a field that is too large.
-    pub async fn read(request: Request, app: &App) -> Result<Option<Self>> {
+    /// 400 for a broken form and a text that stands twice, 413 for what is too large.
+    pub async fn read(request: Request, app: &App, rules: &Rules) -> Result<Option<Self>> {
         let limits = &app.config.limits;
         let Ok(boundary) = multer::parse_boundary(content_type(request.headers())) else {
             return Ok(None);
         };
-        let largest = limits.artifact.saturating_add(limits.form_field.saturating_mul(2)).saturating_add(FRAME);
+        let largest = rules.whole.saturating_add(FRAME);
         if announced_length(request.headers()).is_some_and(|length| length > largest) {
-            return Err(file_too_large(limits.artifact));
+            return Err(rules.too_large(limits));
         }
         let mut chunks = chunks(request, limits.idle);
         let begun = first_bytes(&mut chunks, &boundary).await;
         // A part's head that never ends would otherwise be kept as it comes.
         let whole = Constraints::new().size_limit(SizeLimit::new().whole_stream(largest));
         let body = futures_util::stream::iter(begun).chain(chunks.by_ref());
-        let form = Self::read_parts(Multipart::with_constraints(body, boundary, whole), app).await?;
+        let form = Self::read_parts(Multipart::with_constraints(body, boundary, whole), app, rules).await?;
         finish(&mut chunks).await;
         Ok(Some(form))
     }
 
-    async fn read_parts(mut parts: Multipart<'_>, app: &App) -> Result<Self> {
+    async fn read_parts(mut parts: Multipart<'_>, app: &App, rules: &Rules) -> Result<Self> {
         let limits = &app.config.limits;
         let mut form = Self::default();
-        for _ in 0..MAX_FIELDS {
-            let Some(field) = parts.next_field().await.map_err(|fault| broken(&fault))? else {
-                return Ok(form);
-            };
+        while let Some(field) = parts.next_field().await.map_err(|fault| broken(&fault))? {
             let name = field.name().unwrap_or_default().to_owned();
-            match file_name(&field)? {
-                Some(file) if name == "file" && !file.is_empty() => {
-                    if form.file.is_some() {
-                        return Err(twice(&name));
+            match file_name(&field, &name)? {
+                Some(file) if rules.only.is_none_or(|only| only == name) && !file.is_empty() => {
+                    if form.file(&name).is_some() {
+                        match rules.only {
+                            Some(_) => return Err(twice(&name)),
+                            None => skip(field, limits.artifact).await?,
+                        }
+                        continue;
                     }
-                    form.file = Some(File { name: file, content: spool(field, app).await? });
+                    if form.files.len() == rules.files {
+                        return Err(Error::field(&name, format_args!("is more than the {} files that may come", rules.files)));
+                    }
+                    let content = spool(field, app).await?;
+                    form.files.push(File { field: name, name: file, content });
                 }
                 // A file that nobody asked for, or one without a name.
                 Some(_) => skip(field, limits.artifact).await?,
                 None => {
-                    let text = text(field, &name, limits.form_field).await?;
+                    let text = text(field, &name, rules.text_limit(&name, limits)).await?;
+                    if form.fields.len() == MAX_TEXTS {
+                        return Err(Error::field(&name, format_args!("is more than the {MAX_TEXTS} texts that may come")));
+                    }
                     if form.fields.insert(name.clone(), Value::String(text)).is_some() {
                         return Err(twice(&name));
                     }
                 }
             }
         }
-        Err(Error::bad_because("parameter error", format_args!("the form has more than {MAX_FIELDS} fields")))
+        Ok(form)
+    }
+
+    /// The file that came in a field.
+    pub fn file(&self, field: &str) -> Option<&File> {
+        self.files.iter().find(|file| file.field == field)
     }
 }
 
-/// The text fields of a form that has no file.
+/// The text fields of a form whose files nobody wants.
 pub async fn text_fields(request: Request, app: &App) -> Result<Map<String, Value>> {
-    let form = Form::read(request, app).await?;
+    let form = Form::read(request, app, &Rules::one_file(&app.config.limits)).await?;
     form.map(|form| form.fields).ok_or_else(|| Error::field("Content-Type", "has no boundary"))
 }
 
@@ -139,13 +191,13 @@ async fn finish(chunks: &mut Chunks) {
 }
 
 /// The name of a part that is a file.
-fn file_name(field: &Field<'_>) -> Result<Option<String>> {
+fn file_name(field: &Field<'_>, name: &str) -> Result<Option<String>> {
     let disposition = field.headers().get(header::CONTENT_DISPOSITION).map_or(&[][..], |value| value.as_bytes());
     let Ok(disposition) = std::str::from_utf8(disposition) else {
-        return Err(Error::field("file", "its name is not valid UTF-8"));
+        return Err(Error::field(name, "its file name is not valid UTF-8"));
     };
     match extended_value(disposition) {
-        Some(value) => read_extended(value).map(Some).ok_or_else(|| Error::field("file", "its name is badly escaped")),
+        Some(value) => read_extended(value).map(Some).ok_or_else(|| Error::field(name, "its file name is badly escaped")),
         None => Ok(field.file_name().map(ToOwned::to_owned)),
     }
 }
@@ -203,9 +255,13 @@ async fn next_chunk(field: &mut Field<'_>) -> Result<Option<Bytes>> {
 
 fn broken(fault: &multer::Error) -> Error {
     if let multer::Error::StreamSizeExceeded { limit } = fault {
-        return Error::TooLarge(format!("the form is larger than the maximum of {limit} bytes"));
+        return form_too_large(*limit);
     }
     Error::bad_because("parameter error", format_args!("body: is no whole multipart form ({fault})"))
+}
+
+fn form_too_large(limit: u64) -> Error {
+    Error::TooLarge(format!("the form is larger than the maximum of {limit} bytes"))
 }
 
 fn twice(name: &str) -> Error {

@@ -94,7 +94,9 @@ impl TestApp {
             port: 8029,
             kinds: setup.kinds,
         };
-        Self { app: App::new(parts), blobs, database, folder }
+        let app = App::new(parts);
+        app.tasks.spawn(acontextd::messages::writer::run(app.clone()));
+        Self { app, blobs, database, folder }
     }
 
     /// A second app on the same database and objects, as another process would be.

@@ -1,0 +1,340 @@
+//! The routes of messages.
+
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use futures_util::TryStreamExt;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::format::{Answer, Call, Format, Surroundings};
+use super::incoming::{self, Draft, Ready, StoreMessage, format_of, on_the_side};
+use super::parts::{Asset, Kind, Part};
+use super::shown::{self, Item, Opened, Pieces, Rest};
+use super::store::{self, Lock, Row, Stored, Wanted};
+use super::{files, writer};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Flag, Int, Path, Query};
+use crate::http::openapi::Refusals;
+use crate::http::page::Position;
+use crate::http::reply::{self, Envelope};
+use crate::http::time::Timestamp;
+use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::sessions;
+
+/// A message that was stored.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct Message {
+    id: MessageId,
+    session_id: SessionId,
+    /// The message before.
+    parent_id: Option<MessageId>,
+    /// `user` or `assistant`.
+    role: &'static str,
+    /// What the client keeps with it.
+    #[schema(value_type = Object)]
+    meta: Map<String, Value>,
+    parts: Vec<Part>,
+    task_id: Option<Uuid>,
+    /// `pending`, or `disable_tracking` if the session's tasks are not tracked.
+    session_task_process_status: String,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+}
+
+/// Store a message
+///
+/// As JSON, or as a form with the same in the field `payload` and the files that parts of the format `acontext` name.
+#[utoipa::path(post, path = "/api/v1/session/{session_id}/messages", tag = "message",
+    params(("session_id" = SessionId, Path)), request_body = StoreMessage,
+    responses((status = 201, body = Envelope<Message>), Refusals))]
+pub async fn store_message(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+    request: Request,
+) -> Result<Response> {
+    caller.may_store_plain()?;
+    let draft = incoming::read(request, &app).await?;
+    let (ready, stored) = if !draft.message.file_fields().is_empty() {
+        files::store(&app, &caller, session, draft).await?
+    } else if draft.message.answers().is_empty() {
+        store(&app, draft.finish(caller.project, session).await?).await?
+    } else {
+        store_answers(&app, caller.project, session, draft).await?
+    };
+    let (message, parts) = ready.into_parts().await?;
+    Ok(reply::created(Message {
+        id: message.id,
+        session_id: session,
+        parent_id: stored.parent,
+        role: message.role.as_str(),
+        meta: message.user_meta,
+        parts,
+        task_id: None,
+        session_task_process_status: stored.status,
+        created_at: stored.created_at,
+        updated_at: stored.created_at,
+    }))
+}
+
+async fn store(app: &App, ready: Ready) -> Result<(Ready, Stored)> {
+    if ready.message.content.len() <= writer::LARGE
+        && let Some(stored) = app.messages.store(ready.message.clone()).await?
+    {
+        return Ok((ready, stored));
+    }
+    let mut conn = app.db.acquire().await?;
+    let stored = store::insert(&mut conn, std::slice::from_ref(&ready.message), Lock::Wait).await?;
+    Ok((ready, stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?))
+}
+
+/// Stores a message that answers calls of Gemini functions: each takes the id of its call, which then waits no longer.
+async fn store_answers(
+    app: &App,
+    project: ProjectId,
+    session: SessionId,
+    mut draft: Draft,
+) -> Result<(Ready, Stored)> {
+    let mut tx = app.db.begin().await?;
+    if !store::lock_session(&mut tx, project, session).await? {
+        return Err(sessions::NOT_FOUND);
+    }
+    let mut waiting = store::list_open_calls(&mut tx, session).await?;
+    let mut answered: Vec<MessageId> = Vec::new();
+    for answer in draft.message.answers() {
+        let (message, call) = take_call(&mut waiting, &answer).ok_or_else(|| unasked(&answer))?;
+        draft.message.set_answer_id(answer.part, &call.id);
+        answered.push(message);
+    }
+    for (message, calls) in waiting.iter().filter(|(message, _)| answered.contains(message)) {
+        store::set_open_calls(&mut tx, *message, calls).await?;
+    }
+    let ready = draft.finish(project, session).await?;
+    let stored = store::insert(&mut tx, std::slice::from_ref(&ready.message), Lock::Wait).await?;
+    let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
+    tx.commit().await?;
+    Ok((ready, stored))
+}
+
+/// The oldest waiting call that an answer fits: of the same name, and of the same id if it tells one.
+fn take_call(waiting: &mut [(MessageId, Vec<Call>)], answer: &Answer) -> Option<(MessageId, Call)> {
+    let fits = |call: &Call| call.name == answer.name && answer.id.as_ref().is_none_or(|id| *id == call.id);
+    waiting.iter_mut().find_map(|(message, calls)| {
+        let at = calls.iter().position(fits)?;
+        Some((*message, calls.remove(at)))
+    })
+}
+
+fn unasked(answer: &Answer) -> Error {
+    let Answer { part, name, id } = answer;
+    let id = id.as_ref().map(|id| format!(" and the id '{id}'")).unwrap_or_default();
+    let why = format_args!("no call of a function with the name '{name}'{id} waits in this session").to_string();
+    Error::field(&format!("parts[{part}].functionResponse"), why)
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct GetMessages {
+    /// How many messages at most; 0 or nothing for all.
+    #[serde(default)]
+    #[param(value_type = Option<u16>, minimum = 0, maximum = 200)]
+    limit: Option<Int>,
+    /// The `next_cursor` of the page before. Counts only with a limit.
+    #[serde(default)]
+    cursor: Option<String>,
+    /// With a limit: the newest messages. They still come oldest first.
+    #[serde(default)]
+    #[param(value_type = Option<bool>)]
+    time_desc: Option<Flag>,
+    /// The format of the messages; `openai` if it is left out.
+    #[serde(default)]
+    #[param(value_type = Option<Format>)]
+    format: Option<String>,
+    /// Whether files are shown by links that need no key.
+    #[serde(default)]
+    #[param(value_type = Option<bool>, default = true)]
+    with_asset_public_url: Option<Flag>,
+    /// Whether events between the messages are shown.
+    #[serde(default)]
+    #[param(value_type = Option<bool>)]
+    with_events: Option<Flag>,
+    /// How to shorten the conversation: a JSON list as text.
+    #[serde(default)]
+    edit_strategies: Option<String>,
+    /// The last message that is shortened, by its id.
+    #[serde(default)]
+    pin_editing_strategies_at_message: Option<String>,
+}
+
+/// Messages of a session.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes an answer that is written in pieces")]
+pub struct GotMessages<'a> {
+    /// Oldest first, in the format that was asked for.
+    items: Vec<Item<'a>>,
+    /// Of the message that each item is of, or is a piece of.
+    ids: Vec<MessageId>,
+    /// What the client keeps with each.
+    #[schema(value_type = Vec<Object>)]
+    metas: Vec<Value>,
+    /// Present only if there is more.
+    next_cursor: Option<String>,
+    has_more: bool,
+    /// Of these messages together.
+    this_time_tokens: i64,
+    /// The last message that was or would be edited; left out if there is none.
+    edit_at_message_id: Option<MessageId>,
+    /// In the format `acontext`: links to files by the SHA-256 of their content.
+    #[schema(value_type = Option<std::collections::HashMap<String, files::PublicUrl>>)]
+    public_urls: Option<Value>,
+}
+
+/// Get messages
+#[utoipa::path(get, path = "/api/v1/session/{session_id}/messages", tag = "message",
+    params(("session_id" = SessionId, Path), GetMessages),
+    responses((status = 200, body = Envelope<GotMessages<'_>>), Refusals))]
+pub async fn get_messages(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+    Query(query): Query<GetMessages>,
+) -> Result<Response> {
+    let format = query.format.as_deref().unwrap_or_default();
+    let target = format_of(format).ok_or_else(|| {
+        Error::field("format", "must be one of acontext, openai, anthropic or gemini")
+    })?;
+    check_strategies(query.edit_strategies.as_deref())?;
+    let wanted = wanted(&app, &query)?;
+    let (rows, next) = read(&app, caller.project, session, &wanted).await?;
+    let with_links = Flag::or(query.with_asset_public_url, true);
+    let length = rows.iter().map(|row| row.content.len()).sum();
+    let messages = on_the_side(length, move || shown::open(rows, target)).await?;
+    let rest = Rest { session, next_cursor: next.map(|at| at.encode()), public_urls: Default::default() };
+    let answer = answer(&app, caller.project, messages, target, with_links, length, rest).await?;
+    Ok(answer.into_response())
+}
+
+fn wanted(app: &App, query: &GetMessages) -> Result<Wanted> {
+    let limit = match query.limit.and_then(Int::given) {
+        None => 0,
+        Some(limit) => {
+            let limit = usize::try_from(limit).ok().filter(|limit| *limit <= 200);
+            limit.ok_or_else(|| Error::field("limit", "must be from 0 to 200"))?
+        }
+    };
+    if limit == 0 {
+        let newest_first = false;
+        return Ok(Wanted { after: None, newest_first, limit: app.config.limits.messages });
+    }
+    let after = match query.cursor.as_deref() {
+        None | Some("") => None,
+        Some(cursor) => Position::decode(cursor)?,
+    };
+    Ok(Wanted { after, newest_first: query.time_desc.is_some_and(Flag::is_set), limit })
+}
+
+/// The messages of a page, oldest first, and where the next one begins if there is one.
+async fn read(
+    app: &App,
+    project: ProjectId,
+    session: SessionId,
+    wanted: &Wanted,
+) -> Result<(Vec<Row>, Option<Position>)> {
+    let mut conn = app.db.acquire().await?;
+    let mut rows: Vec<Row> = Vec::new();
+    let (mut length, mut more) = (0, false);
+    {
+        let one_more = Wanted { limit: wanted.limit + 1, ..*wanted };
+        let mut stream = store::list(&mut conn, project, session, &one_more);
+        while let Some(row) = stream.try_next().await? {
+            length += row.content.len() as u64;
+            more = rows.len() == wanted.limit || (!rows.is_empty() && length > app.config.limits.messages_bytes);
+            if more {
+                break;
+            }
+            rows.push(row);
+        }
+    }
+    if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
+        return Err(sessions::NOT_FOUND);
+    }
+    let next = rows.last().filter(|_| more).map(Row::position);
+    if wanted.newest_first {
+        rows.reverse();
+    }
+    Ok((rows, next))
+}
+
+async fn answer(
+    app: &App,
+    project: ProjectId,
+    messages: Vec<Opened>,
+    target: Format,
+    with_links: bool,
+    length: usize,
+    mut rest: Rest,
+) -> Result<Pieces> {
+    let parts = || messages.iter().flat_map(Opened::parts);
+    let mut around = Surroundings { names: shown::call_names(&messages, target), ..Surroundings::default() };
+    if parts().any(|part| part.asset.is_some()) {
+        let urls = if with_links { files::public_urls(app, project, parts())? } else { Default::default() };
+        around.links = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
+        around.contents = files::contents(app, project, parts(), |asset, kind| {
+            shows_content(target, asset, kind, with_links)
+        })
+        .await?;
+        if target == Format::Acontext {
+            rest.public_urls = urls;
+        }
+    }
+    on_the_side(length, move || shown::write(messages, target, &around, &rest)).await
+}
+
+/// Whether a format shows this file by its content.
+fn shows_content(target: Format, asset: &Asset, kind: Kind, with_links: bool) -> bool {
+    let mime = asset.mime.split(';').next().unwrap_or_default();
+    match target {
+        Format::Acontext => false,
+        Format::OpenAi => kind != Kind::Image || !with_links,
+        Format::Anthropic => mime.starts_with("image/") || matches!(mime, "application/pdf" | "text/plain"),
+        Format::Gemini => true,
+    }
+}
+
+/// Nothing, `null` and an empty list edit nothing.
+fn check_strategies(text: Option<&str>) -> Result<()> {
+    let invalid = |why: &dyn std::fmt::Display| {
+        Error::bad_because("invalid edit_strategies JSON", format_args!("edit_strategies: {why}"))
+    };
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(());
+    };
+    match serde_json::from_str(text).map_err(|why| invalid(&why))? {
+        Value::Null => Ok(()),
+        Value::Array(strategies) if strategies.is_empty() => Ok(()),
+        Value::Array(_) => Err(Error::field("edit_strategies", "names a type that this version does not know")),
+        _ => Err(invalid(&"must be a list")),
+    }
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct TokenCounts {
+    total_tokens: i64,
+}
+
+/// Count the tokens of a session
+#[utoipa::path(get, path = "/api/v1/session/{session_id}/token_counts", tag = "message",
+    params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<TokenCounts>), Refusals))]
+pub async fn get_token_counts(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+) -> Result<Response> {
+    let mut conn = app.db.acquire().await?;
+    sessions::store::check_owned(&mut conn, caller.project, session).await?;
+    let total_tokens = store::sum_tokens(&mut conn, caller.project, session).await?;
+    Ok(reply::ok(TokenCounts { total_tokens }))
+}

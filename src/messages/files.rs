@@ -1,0 +1,240 @@
+//! The files of messages: stored once like any other, told in the message's parts, shown as links or as part of a list.
+
+use std::collections::HashMap;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, Method};
+use axum::response::Response;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, Datelike, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::incoming::{Draft, Ready};
+use super::parts::{Asset, Kind, Part};
+use super::store::{self, Lock, MessageFile, Stored};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::blob::links::{self, Link};
+use crate::blob::refs;
+use crate::blob::spool::Spool;
+use crate::error::{Error, Result};
+use crate::http::download::{self, Presented};
+use crate::http::extract::{Path, Query};
+use crate::http::openapi::Refusals;
+use crate::http::time::Timestamp;
+use crate::http::upload::File;
+use crate::ids::{ProjectId, SessionId};
+use crate::{media, sessions};
+
+/// How often a store begins again because an equal content came first, or the sweep.
+const TRIES: usize = 5;
+const MAX_NAME: usize = 1024;
+/// How long links to the files of messages work, in seconds.
+const LINK_LIFE: i64 = 24 * 3600;
+
+/// A file that parts of a message name, and how it will be known.
+struct Named {
+    file: File,
+    asset: Asset,
+    filename: String,
+}
+
+/// Stores a message whose parts name files of its form.
+///
+/// # Errors
+/// 400 for a part that names a file which did not come.
+pub async fn store(app: &App, caller: &Caller, session: SessionId, mut draft: Draft) -> Result<(Ready, Stored)> {
+    let named = name_files(app, caller.project, &mut draft)?;
+    let ready = draft.finish(caller.project, session).await?;
+    for _ in 0..TRIES {
+        let mut uploads = Vec::with_capacity(named.len());
+        for one in &named {
+            uploads.push(refs::upload(app, caller.project, &one.file.content).await?);
+        }
+        let mut tx = app.db.begin().await?;
+        let mut blobs = Vec::with_capacity(named.len());
+        for upload in &uploads {
+            blobs.extend(refs::claim(&mut tx, upload).await?);
+        }
+        if blobs.len() < named.len() {
+            continue;
+        }
+        let stored = store::insert(&mut tx, std::slice::from_ref(&ready.message), Lock::Wait).await?;
+        let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
+        for (one, blob) in named.iter().zip(blobs) {
+            let Asset { s3_key, sha256, mime, .. } = &one.asset;
+            let file = MessageFile { s3_key, blob, sha256, mime, filename: &one.filename };
+            store::insert_file(&mut tx, session, ready.message.id, &file).await?;
+        }
+        tx.commit().await?;
+        return Ok((ready, stored));
+    }
+    Err(Error::unavailable("equal files are being stored and removed at once; try again in a moment"))
+}
+
+/// Puts what is known of each file into the parts that name it, and leaves out files that none names.
+fn name_files(app: &App, project: ProjectId, draft: &mut Draft) -> Result<Vec<Named>> {
+    let mut came: HashMap<String, File> =
+        std::mem::take(&mut draft.files).into_iter().map(|file| (file.field.clone(), file)).collect();
+    let mut named: Vec<Named> = Vec::new();
+    for (part, field) in draft.message.file_fields() {
+        let known = named.iter().position(|one| one.file.field == field);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let file = came.remove(&field).ok_or_else(|| Error::bad(format!("missing file {field}")))?;
+                named.push(describe(app, project, file)?);
+                named.len() - 1
+            }
+        };
+        draft.message.set_file(part, &named[at].asset, &named[at].filename);
+    }
+    Ok(named)
+}
+
+fn describe(app: &App, project: ProjectId, file: File) -> Result<Named> {
+    let filename = file.name.rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
+    if filename.len() > MAX_NAME || filename.contains('\0') {
+        let wrong = format_args!("its file name must not be longer than {MAX_NAME} bytes, nor contain the character NUL");
+        return Err(Error::field(&file.field, wrong));
+    }
+    let Spool { sha256, size, head, .. } = &file.content;
+    let asset = Asset {
+        bucket: app.config.s3.bucket.clone().unwrap_or_else(|| "acontext".into()),
+        s3_key: s3_key(project, Utc::now(), sha256, &filename),
+        etag: String::new(),
+        sha256: sha256.clone(),
+        mime: media::detect(head, head.len() as u64 == *size, &filename),
+        size_b: *size,
+    };
+    Ok(Named { file, asset, filename })
+}
+
+/// The public name of a file: by project, day and content, with the last extension of its name in lower case.
+fn s3_key(project: ProjectId, now: DateTime<Utc>, sha256: &str, filename: &str) -> String {
+    let extension = filename.rfind('.').map(|at| filename[at..].to_lowercase()).unwrap_or_default();
+    format!("assets/{project}/{:04}/{:02}/{:02}/{sha256}{extension}", now.year(), now.month(), now.day())
+}
+
+/// A link that needs no key.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct PublicUrl {
+    pub url: String,
+    pub expire_at: Timestamp,
+}
+
+/// Links to the files of these parts, by the SHA-256 of their content.
+pub fn public_urls<'a>(
+    app: &App,
+    project: ProjectId,
+    parts: impl Iterator<Item = &'a Part>,
+) -> Result<HashMap<String, PublicUrl>> {
+    let end = links::end(Utc::now().timestamp(), LINK_LIFE)?;
+    let expire_at = Timestamp(DateTime::from_timestamp(end, 0).unwrap_or_default());
+    let mut urls = HashMap::new();
+    for part in parts {
+        let Some(asset) = &part.asset else { continue };
+        if urls.contains_key(&asset.sha256) {
+            continue;
+        }
+        let link = Link {
+            project,
+            sha256: asset.sha256.clone(),
+            mime: asset.mime.clone(),
+            filename: part.filename.clone(),
+        };
+        let url = format!("{}/api/v1/material/{}", app.public_url, link.sign(&app.link_key, end)?);
+        urls.insert(asset.sha256.clone(), PublicUrl { url, expire_at });
+    }
+    Ok(urls)
+}
+
+/// The contents of files that a list shows as part of itself, in base64 by their SHA-256: in the order of the parts, as far as
+/// the limit allows.
+pub async fn contents<'a>(
+    app: &App,
+    project: ProjectId,
+    parts: impl Iterator<Item = &'a Part>,
+    wanted: impl Fn(&Asset, Kind) -> bool,
+) -> Result<HashMap<String, String>> {
+    let mut left = app.config.limits.inline;
+    let mut hashes: Vec<String> = Vec::new();
+    for part in parts {
+        let Some(asset) = part.asset.as_ref().filter(|asset| wanted(asset, part.kind)) else { continue };
+        if !hashes.contains(&asset.sha256) && asset.size_b <= left {
+            left -= asset.size_b;
+            hashes.push(asset.sha256.clone());
+        }
+    }
+    let mut contents = HashMap::new();
+    if hashes.is_empty() {
+        return Ok(contents);
+    }
+    let mut conn = app.db.acquire().await?;
+    let stored = refs::list_by_sha256(&mut conn, project, &hashes).await?;
+    drop(conn);
+    for (sha256, object_key) in stored {
+        let bytes = app.blobs.read(&object_key).await?;
+        contents.insert(sha256, STANDARD.encode(bytes));
+    }
+    Ok(contents)
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct DownloadAsset {
+    /// The name that a message's part tells.
+    #[param(required = true)]
+    #[serde(default)]
+    s3_key: Option<String>,
+}
+
+/// Download a file of a message
+///
+/// Knows `Range`, `If-None-Match` (the ETag is the content's SHA-256) and HEAD.
+#[utoipa::path(get, path = "/api/v1/session/{session_id}/asset/download", tag = "message",
+    params(("session_id" = SessionId, Path), DownloadAsset),
+    responses((status = 200, description = "The bytes", content_type = "application/octet-stream"),
+        (status = 206, description = "The bytes of `Range`", content_type = "application/octet-stream"),
+        (status = 304, description = "`If-None-Match` names these bytes"), Refusals))]
+pub async fn download_asset(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+    Query(query): Query<DownloadAsset>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let mut conn = app.db.acquire().await?;
+    sessions::store::check_owned(&mut conn, caller.project, session).await?;
+    let key = query.s3_key.filter(|key| !key.is_empty()).ok_or_else(|| Error::field("s3_key", "is required"))?;
+    if !key.starts_with(&format!("assets/{}/", caller.project)) {
+        return Err(Error::Forbidden("access denied: asset does not belong to this project"));
+    }
+    // No text of the database holds a NUL.
+    let found = if key.contains('\0') { None } else { store::get_file(&mut conn, caller.project, session, &key).await? };
+    drop(conn);
+    let file = found.ok_or(Error::NotFound("asset not found"))?;
+    let stored = refs::Stored { object_key: file.object_key, size: file.size.cast_unsigned() };
+    let as_ = Presented {
+        mime: "application/octet-stream",
+        filename: &file.filename,
+        sha256: &file.sha256,
+        public: false,
+    };
+    download::serve(&app, &stored, &as_, &method, &headers).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_public_name_has_day_and_last_extension() {
+        let (project, day) = (ProjectId::new(), DateTime::from_timestamp(1_700_000_000, 0).unwrap());
+        for (name, extension) in [("a.PNG", ".png"), ("a.tar.gz", ".gz"), ("plain", ""), (".profile", ".profile")] {
+            assert_eq!(s3_key(project, day, "ab", name), format!("assets/{project}/2023/11/14/ab{extension}"));
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! What a client sends to be stored: `{"blob", "format", "meta"}` as a JSON body, or as the field `payload` of a form that
+//! brings files along.
+
+use axum::extract::Request;
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::format::{self, Call, Format, Incoming};
+use super::parts::Part;
+use super::store::NewMessage;
+use super::tokens;
+use crate::app::App;
+use crate::error::{Error, Result};
+use crate::http::extract::{body_bytes, first_value, media_type};
+use crate::http::json::storable_object;
+use crate::http::upload::{File, Form, Rules};
+use crate::ids::{MessageId, ProjectId, SessionId};
+
+/// Beyond this a message is worked on where it keeps no request waiting, in bytes.
+const SHORT: usize = 16 * 1024;
+/// Of what a client keeps with a message, in bytes.
+const MAX_USER_META: usize = 64 * 1024;
+
+/// The body of a request that stores a message.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes a body that is read field by field")]
+pub struct StoreMessage {
+    /// The message as its provider writes it.
+    #[schema(value_type = Object)]
+    blob: Value,
+    /// `openai` if it is left out.
+    format: Option<Format>,
+    /// An object to keep with the message, up to 64 KiB.
+    #[schema(value_type = Option<Object>)]
+    meta: Option<Map<String, Value>>,
+}
+
+/// A message that was read and checked.
+pub struct Draft {
+    pub message: Incoming,
+    pub user_meta: Map<String, Value>,
+    pub files: Vec<File>,
+    /// How long the JSON was, in bytes.
+    length: usize,
+}
+
+/// Reads and checks a request's body.
+///
+/// # Errors
+/// 400 that names the field, 413 for what is too large.
+pub async fn read(request: Request, app: &App) -> Result<Draft> {
+    let limits = &app.config.limits;
+    if media_type(request.headers()) == "multipart/form-data" {
+        let form = Form::read(request, app, &Rules::message(limits)).await?;
+        let mut form = form.ok_or_else(|| Error::field("Content-Type", "has no boundary"))?;
+        let payload = match form.fields.remove("payload") {
+            Some(Value::String(text)) => text,
+            _ => String::new(),
+        };
+        let (files, parts) = (form.files, limits.message_parts);
+        return on_the_side(payload.len(), move || Bound::of_payload(&payload)?.check(files, payload.len(), parts)).await;
+    }
+    let body = body_bytes(request, limits.json).await?;
+    let (length, parts) = (body.len(), limits.message_parts);
+    on_the_side(length, move || {
+        let fields = first_value(&body)?;
+        drop(body);
+        Bound::of_body(fields)?.check(Vec::new(), length, parts)
+    })
+    .await
+}
+
+/// Does what may take long for a long text in a thread of its own.
+pub async fn on_the_side<T: Send + 'static>(
+    length: usize,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    if length <= SHORT {
+        return work();
+    }
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+}
+
+/// The fields of a request.
+struct Bound {
+    blob: Value,
+    format: Format,
+    meta: Map<String, Value>,
+}
+
+impl Bound {
+    fn of_body(body: Value) -> Result<Self> {
+        let Value::Object(mut fields) = body else {
+            return Err(Error::bad_because("parameter error", "body: must be a JSON object"));
+        };
+        let blob = match fields.remove("blob") {
+            // A client of the command line sends the message itself.
+            None if fields.contains_key("role") && fields.contains_key("content") => {
+                let said = ["role", "content"].into_iter().filter_map(|key| fields.remove_entry(key));
+                Value::Object(said.collect())
+            }
+            None | Some(Value::Null) => return Err(Error::field("blob", "is required")),
+            Some(blob) => blob,
+        };
+        let format = match fields.get("format") {
+            None | Some(Value::Null) => Some(Format::OpenAi),
+            Some(Value::String(name)) => format_of(name),
+            Some(_) => None,
+        };
+        let format = format.ok_or_else(|| Error::field("format", FORMATS))?;
+        let meta = match fields.remove("meta") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(meta)) => meta,
+            Some(_) => return Err(Error::field("meta", "must be a JSON object")),
+        };
+        Ok(Self { blob, format, meta })
+    }
+
+    fn of_payload(text: &str) -> Result<Self> {
+        let invalid = |why: &dyn std::fmt::Display| Error::bad_because("invalid payload json", format_args!("payload: {why}"));
+        let payload = if text.is_empty() { Value::Null } else { serde_json::from_str(text).map_err(|why| invalid(&why))? };
+        let mut fields = match payload {
+            Value::Null => Map::new(),
+            Value::Object(fields) => fields,
+            _ => return Err(invalid(&"must be a JSON object")),
+        };
+        let format = match fields.get("format") {
+            None | Some(Value::Null) => Some(Format::OpenAi),
+            Some(Value::String(name)) => format_of(name),
+            Some(_) => return Err(invalid(&"format must be a string")),
+        };
+        let format = format.ok_or_else(|| Error::bad_because("invalid format", format_args!("format: {FORMATS}")))?;
+        let meta = match fields.remove("meta") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(meta)) => meta,
+            Some(_) => return Err(invalid(&"meta must be an object")),
+        };
+        Ok(Self { blob: fields.remove("blob").unwrap_or_default(), format, meta })
+    }
+
+    fn check(self, files: Vec<File>, length: usize, max_parts: usize) -> Result<Draft> {
+        check_user_meta(&self.meta)?;
+        let new_call_id = &mut || format!("call_{}", &Uuid::new_v4().simple().to_string()[..8]);
+        let message = format::read(self.format, self.blob, new_call_id).map_err(|refused| {
+            let why = format_args!("{}: {}", refused.field, refused.why).to_string();
+            Error::bad_because(not_of(self.format), why)
+        })?;
+        let key = if self.format == Format::OpenAi || self.format == Format::Anthropic { "content" } else { "parts" };
+        if message.body.get(key).and_then(Value::as_array).is_some_and(|parts| parts.len() > max_parts) {
+            return Err(Error::field(key, format_args!("must have no more than {max_parts} entries")));
+        }
+        let said = if self.format == Format::Acontext { "blob.meta" } else { "blob" };
+        storable_object(said, &message.meta, 1 << 20)?;
+        Ok(Draft { message, user_meta: self.meta, files, length })
+    }
+}
+
+const FORMATS: &str = "must be one of acontext, openai, anthropic or gemini";
+
+/// Reads the name of a format; the empty one is `openai`.
+pub fn format_of(name: &str) -> Option<Format> {
+    if name.is_empty() { Some(Format::OpenAi) } else { name.parse().ok() }
+}
+
+fn not_of(format: Format) -> &'static str {
+    match format {
+        Format::OpenAi => "failed to normalize openai message",
+        Format::Anthropic => "failed to normalize anthropic message",
+        Format::Gemini => "failed to normalize gemini message",
+        Format::Acontext => "failed to normalize acontext message",
+    }
+}
+
+/// What a client may keep with a message, or add to it.
+pub fn check_user_meta(meta: &Map<String, Value>) -> Result<()> {
+    if serde_json::to_vec(meta).map_err(Error::internal)?.len() > MAX_USER_META {
+        return Err(Error::bad("meta size exceeds 64KB limit"));
+    }
+    // Numbers take more room where they are stored.
+    storable_object("meta", meta, 1 << 20)
+}
+
+/// A message that is ready to be stored.
+pub struct Ready {
+    pub message: NewMessage,
+    /// Its parts, if it is not a long one.
+    parts: Option<Vec<Part>>,
+}
+
+impl Draft {
+    /// Counts the tokens and writes the content out.
+    pub async fn finish(self, project: ProjectId, session: SessionId) -> Result<Ready> {
+        let Self { message, user_meta, length, .. } = self;
+        on_the_side(length, move || {
+            let open_calls: Vec<Call> = message.calls();
+            let Incoming { format, role, meta, body } = message;
+            let content = Bytes::from(serde_json::to_vec(&body).map_err(Error::internal)?);
+            let parts = format::parts(format, body);
+            let tokens = i32::try_from(tokens::of_parts(&parts)).unwrap_or(i32::MAX);
+            // The memory of a long one is needed for other copies of it.
+            let parts = (length <= SHORT).then_some(parts);
+            let id = MessageId::new();
+            let message =
+                NewMessage { id, project, session, role, format, content, tokens, meta, user_meta, open_calls };
+            Ok(Ready { message, parts })
+        })
+        .await
+    }
+}
+
+impl Ready {
+    /// The message and its parts, to show them.
+    pub async fn into_parts(self) -> Result<(NewMessage, Vec<Part>)> {
+        let Self { message, parts } = self;
+        if let Some(parts) = parts {
+            return Ok((message, parts));
+        }
+        on_the_side(message.content.len(), move || {
+            let body = serde_json::from_slice(&message.content).map_err(Error::internal)?;
+            Ok((NewMessage { content: Bytes::new(), ..message.clone() }, format::parts(message.format, body)))
+        })
+        .await
+    }
+}

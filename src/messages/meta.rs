@@ -1,0 +1,65 @@
+//! What a client keeps with a message.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::incoming::check_user_meta;
+use super::store;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Json, Path};
+use crate::http::json::storable_object;
+use crate::http::openapi::Refusals;
+use crate::http::reply::{self, Envelope};
+use crate::ids::{MessageId, SessionId};
+use crate::sessions;
+
+#[derive(Deserialize, utoipa::ToSchema)]
+pub struct PatchMeta {
+    /// Keys to set; `null` removes one. Up to 64 KiB.
+    #[schema(value_type = Object, required = true)]
+    #[serde(default)]
+    meta: Option<Map<String, Value>>,
+}
+
+/// What is kept with the message now.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct PatchedMeta {
+    #[schema(value_type = Object)]
+    meta: Map<String, Value>,
+}
+
+/// Change what is kept with a message
+///
+/// Sets keys of the first level and removes those that are `null`; other keys stay.
+#[utoipa::path(patch, path = "/api/v1/session/{session_id}/messages/{message_id}/meta", tag = "message",
+    params(("session_id" = SessionId, Path), ("message_id" = MessageId, Path)), request_body = PatchMeta,
+    responses((status = 200, body = Envelope<PatchedMeta>), Refusals))]
+pub async fn patch_message_meta(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+    Path(message): Path<MessageId>,
+    Json(body): Json<PatchMeta>,
+) -> Result<Response> {
+    let patch = body.meta.ok_or_else(|| Error::field("meta", "is required, a JSON object"))?;
+    check_user_meta(&patch)?;
+    let mut tx = app.db.begin().await?;
+    let Some(mut meta) = store::lock_user_meta(&mut tx, caller.project, session, message).await? else {
+        let there = sessions::store::exists(&mut tx, caller.project, session).await?;
+        return Err(if there { Error::NotFound("message not found") } else { sessions::NOT_FOUND });
+    };
+    for (key, value) in patch {
+        match value {
+            Value::Null => drop(meta.remove(&key)),
+            value => drop(meta.insert(key, value)),
+        }
+    }
+    storable_object("meta", &meta, app.config.limits.meta)?;
+    store::set_user_meta(&mut tx, message, &meta).await?;
+    tx.commit().await?;
+    Ok(reply::ok(PatchedMeta { meta }))
+}

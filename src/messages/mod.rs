@@ -1,0 +1,31 @@
+//! Messages: what is said in a session, in four formats.
+//!
+//! [`api`] has the routes; [`incoming`] reads what a client sends, [`shown`] makes the answer of a list. [`format`] is the
+//! formats as pure functions, [`parts`] the model between them, [`tokens`] counts. [`store`] is the SQL and [`writer`] calls
+//! it for many messages at once; [`files`] are the files that come with messages.
+//!
+//! A message is one row, content and all, so a page of them is one query. What a 201 says is on disk.
+
+pub mod api;
+pub mod files;
+pub mod format;
+pub mod incoming;
+pub mod meta;
+pub mod parts;
+pub mod shown;
+pub mod store;
+pub mod tokens;
+pub mod writer;
+
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(api::store_message, api::get_messages))
+        .routes(routes!(meta::patch_message_meta))
+        .routes(routes!(files::download_asset))
+        .routes(routes!(api::get_token_counts))
+}

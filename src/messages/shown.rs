@@ -1,0 +1,258 @@
+//! The answer of a list of messages, in one of the four formats.
+//!
+//! A message that is asked for in the format it was stored in is passed on as it lies in the database. Otherwise it is taken
+//! apart and written anew. The answer is put together from pieces, so that a long message is not copied once more.
+
+use std::collections::HashMap;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::files::PublicUrl;
+use super::format::{self, Format, Surroundings};
+use super::parts::{Kind, Part, Role};
+use super::store::Row;
+use crate::error::{Error, Result};
+use crate::http::time::Timestamp;
+use crate::ids::{MessageId, SessionId};
+
+/// Longer ones are passed on as a piece of their own, in bytes.
+const PIECE: usize = 64 * 1024;
+
+/// A message on its way into the answer.
+pub struct Opened {
+    row: Row,
+    said: Said,
+}
+
+enum Said {
+    /// In the format that is asked for, as JSON text.
+    Whole(Vec<u8>),
+    Parts(Vec<Part>),
+}
+
+/// Takes those messages apart that are not in the format that is asked for.
+pub fn open(rows: Vec<Row>, target: Format) -> Result<Vec<Opened>> {
+    let mut opened = Vec::with_capacity(rows.len());
+    for mut row in rows {
+        let content = std::mem::take(&mut row.content);
+        let format: Format = row.format.parse().map_err(|()| unreadable(&row, &"an unknown format"))?;
+        let said = if format == target && target != Format::Acontext {
+            Said::Whole(content)
+        } else {
+            let body = serde_json::from_slice(&content).map_err(|why| unreadable(&row, &why))?;
+            drop(content);
+            Said::Parts(format::parts(format, body))
+        };
+        opened.push(Opened { row, said });
+    }
+    Ok(opened)
+}
+
+fn unreadable(row: &Row, why: &dyn std::fmt::Display) -> Error {
+    Error::internal(anyhow::anyhow!("message {} cannot be read: {why}", row.id))
+}
+
+impl Opened {
+    /// The parts, where it had to be taken apart.
+    pub fn parts(&self) -> &[Part] {
+        match &self.said {
+            Said::Whole(_) => &[],
+            Said::Parts(parts) => parts,
+        }
+    }
+}
+
+/// The names of functions by the ids of their calls, for results that are told by name.
+pub fn call_names(messages: &[Opened], target: Format) -> HashMap<String, String> {
+    let is_result = |part: &Part| part.kind == Kind::ToolResult;
+    let mut names = HashMap::new();
+    if target != Format::Gemini || !messages.iter().flat_map(Opened::parts).any(is_result) {
+        return names;
+    }
+    let text = |part: &Part, key: &str| part.meta.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
+    let mut note = |parts: &[Part]| {
+        let calls = parts.iter().filter(|part| part.kind == Kind::ToolCall);
+        names.extend(calls.filter_map(|part| Some((text(part, "id")?, text(part, "name")?))));
+    };
+    for message in messages {
+        match &message.said {
+            Said::Parts(parts) => note(parts),
+            // One that is passed on as it is may still have made the call.
+            Said::Whole(content) => {
+                let body = serde_json::from_slice(content).unwrap_or_default();
+                note(&format::parts(target, body));
+            }
+        }
+    }
+    names
+}
+
+/// What the answer says besides the messages.
+pub struct Rest {
+    pub session: SessionId,
+    pub next_cursor: Option<String>,
+    pub public_urls: HashMap<String, PublicUrl>,
+}
+
+/// Writes the answer.
+pub fn write(messages: Vec<Opened>, target: Format, around: &Surroundings, rest: &Rest) -> Result<Pieces> {
+    let mut out = Pieces::default();
+    let mut ids: Vec<MessageId> = Vec::with_capacity(messages.len());
+    let mut metas: Vec<Box<RawValue>> = Vec::with_capacity(messages.len());
+    let tokens: i64 = messages.iter().map(|message| i64::from(message.row.tokens)).sum();
+    let last = messages.last().map(|message| message.row.id);
+    out.text("{\"code\":0,\"data\":{\"items\":[");
+    for Opened { row, said } in messages {
+        let meta = RawValue::from_string(row.user_meta.clone()).map_err(Error::internal)?;
+        let mut say = |out: &mut Pieces| {
+            if !ids.is_empty() {
+                out.text(",");
+            }
+            ids.push(row.id);
+            metas.push(meta.clone());
+        };
+        match said {
+            Said::Whole(content) => {
+                say(&mut out);
+                out.whole(content);
+            }
+            Said::Parts(parts) if target == Format::Acontext => {
+                say(&mut out);
+                out.json(&Item::new(&row, rest.session, &parts)?)?;
+            }
+            Said::Parts(parts) => {
+                let meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
+                let role = if row.role == Role::Assistant.as_str() { Role::Assistant } else { Role::User };
+                for item in format::write(target, role, &meta, parts, around) {
+                    say(&mut out);
+                    out.json(&item)?;
+                }
+            }
+        }
+    }
+    let tail = Tail {
+        ids,
+        metas,
+        next_cursor: rest.next_cursor.as_deref(),
+        has_more: rest.next_cursor.is_some(),
+        this_time_tokens: tokens,
+        edit_at_message_id: last,
+        public_urls: &rest.public_urls,
+    };
+    out.text("],");
+    out.fields(&tail)?;
+    out.text(",\"msg\":\"\"}");
+    Ok(out)
+}
+
+/// A message in the format `acontext`.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct Item<'a> {
+    id: MessageId,
+    session_id: SessionId,
+    parent_id: Option<MessageId>,
+    /// `user` or `assistant`.
+    role: &'a str,
+    parts: &'a [Part],
+    /// `pending`, `running`, `success`, `failed`, `disable_tracking` or `limit_exceed`.
+    session_task_process_status: &'a str,
+    #[schema(value_type = Object)]
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    meta: Map<String, Value>,
+    task_id: Option<Uuid>,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+}
+
+impl<'a> Item<'a> {
+    fn new(row: &'a Row, session: SessionId, parts: &'a [Part]) -> Result<Self> {
+        let mut meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
+        let user: Map<String, Value> = serde_json::from_str(&row.user_meta).map_err(Error::internal)?;
+        if !user.is_empty() {
+            meta.insert("__user_meta__".into(), Value::Object(user));
+        }
+        if let Some(calls) = &row.open_calls {
+            meta.insert("__gemini_call_info__".into(), serde_json::from_str(calls).map_err(Error::internal)?);
+        }
+        Ok(Self {
+            id: row.id,
+            session_id: session,
+            parent_id: row.parent_id,
+            role: &row.role,
+            parts,
+            session_task_process_status: &row.status,
+            meta,
+            task_id: row.task_id,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+}
+
+/// What follows the messages.
+#[derive(Serialize)]
+struct Tail<'a> {
+    ids: Vec<MessageId>,
+    metas: Vec<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<&'a str>,
+    has_more: bool,
+    this_time_tokens: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edit_at_message_id: Option<MessageId>,
+    #[serde(skip_serializing_if = "HashMap::is_empty")]
+    public_urls: &'a HashMap<String, PublicUrl>,
+}
+
+/// A JSON text in pieces.
+#[derive(Default)]
+pub struct Pieces {
+    done: Vec<Bytes>,
+    last: Vec<u8>,
+}
+
+impl Pieces {
+    fn text(&mut self, text: &str) {
+        self.last.extend_from_slice(text.as_bytes());
+    }
+
+    fn whole(&mut self, json: Vec<u8>) {
+        if json.len() < PIECE {
+            self.last.extend_from_slice(&json);
+        } else {
+            self.done.push(std::mem::take(&mut self.last).into());
+            self.done.push(json.into());
+        }
+    }
+
+    fn json(&mut self, value: &impl Serialize) -> Result<()> {
+        serde_json::to_writer(&mut self.last, value).map_err(Error::internal)
+    }
+
+    /// The fields of an object, and its closing brace.
+    fn fields(&mut self, object: &impl Serialize) -> Result<()> {
+        let json = serde_json::to_vec(object).map_err(Error::internal)?;
+        self.last.extend_from_slice(&json[1..]);
+        Ok(())
+    }
+}
+
+impl IntoResponse for Pieces {
+    fn into_response(mut self) -> Response {
+        self.done.push(self.last.into());
+        let length: usize = self.done.iter().map(Bytes::len).sum();
+        let chunks = self.done.into_iter().map(Ok::<_, std::convert::Infallible>);
+        let mut response = (StatusCode::OK, Body::from_stream(futures_util::stream::iter(chunks))).into_response();
+        let kind = HeaderValue::from_static("application/json; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        response
+    }
+}

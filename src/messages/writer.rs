@@ -1,0 +1,148 @@
+//! Stores messages many at a time: one task with one connection takes whatever waits, commits it together, and only then
+//! answers. There is no timer: while one commit is on its way to the disk, the next batch gathers.
+//!
+//! A batch that is refused is done again one by one, so that a bad message fails alone. If the connection is lost while a
+//! commit is under way, the messages are looked for by their ids on a new one: what is found is stored.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::ConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use tokio::sync::{mpsc, oneshot};
+
+use super::store::{self, Lock, NewMessage, Stored};
+use crate::app::App;
+use crate::error::{Error, Result, is_outage};
+
+/// How many messages are committed together at most.
+const BATCH: usize = 256;
+/// How many may wait; more stand in line before the queue.
+const WAITING: usize = 1024;
+/// Larger ones are stored on a connection of their own, so that small ones need not wait for them, in bytes.
+pub const LARGE: usize = 256 * 1024;
+/// How often a batch is tried while the database comes and goes.
+const TRIES: usize = 3;
+
+type Answer = Result<Option<Stored>>;
+
+struct Waiting {
+    message: NewMessage,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// The way to the task that stores messages.
+pub struct Writer {
+    queue: Mutex<Option<mpsc::Sender<Waiting>>>,
+    /// The task's end of it, until [`run`] takes it.
+    inbox: Mutex<Option<mpsc::Receiver<Waiting>>>,
+}
+
+impl Default for Writer {
+    fn default() -> Self {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        Self { queue: Mutex::new(Some(sender)), inbox: Mutex::new(Some(receiver)) }
+    }
+}
+
+impl Writer {
+
+    /// Stores a message. When this answers, it is on disk. `None` if the project has no such session, or another transaction
+    /// holds the session: nobody else shall wait for that.
+    ///
+    /// # Errors
+    /// 503 if the database does not answer; the message may be stored or not.
+    pub async fn store(&self, message: NewMessage) -> Answer {
+        let gone = || Error::unavailable("the server is stopping; try again in a moment");
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(gone)?;
+        let (answer, answered) = oneshot::channel();
+        queue.send(Waiting { message, answer }).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Nothing more will come; the task ends when it has stored what waits.
+    pub fn close(&self) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Stores what comes until the queue is closed. There is one such task in a process; a second one ends at once.
+pub async fn run(app: App) {
+    let inbox = app.messages.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(mut inbox) = inbox else { return };
+    let mut line = Line { options: app.db.connect_options().as_ref().clone(), conn: None };
+    let mut batch = Vec::new();
+    while inbox.recv_many(&mut batch, BATCH).await > 0 {
+        let (messages, answers): (Vec<_>, Vec<_>) = batch.drain(..).map(|one| (one.message, one.answer)).unzip();
+        let outcomes = line.store(&messages).await;
+        for (answer, outcome) in answers.into_iter().zip(outcomes) {
+            // A request that was cut off meanwhile hears nothing any more.
+            let _ = answer.send(outcome);
+        }
+    }
+}
+
+/// The connection, made anew when it is lost.
+struct Line {
+    options: PgConnectOptions,
+    conn: Option<PgConnection>,
+}
+
+impl Line {
+    async fn store(&mut self, messages: &[NewMessage]) -> Vec<Answer> {
+        match self.try_store(messages).await {
+            Ok(stored) => stored.into_iter().map(Ok).collect(),
+            Err(fault) if messages.len() == 1 || is_outage(&fault) => {
+                let mut first = Some(fault);
+                messages.iter().map(|_| Err(first.take().map_or_else(outage, Error::from))).collect()
+            }
+            Err(_) => {
+                let mut outcomes = Vec::with_capacity(messages.len());
+                for message in messages {
+                    let one = self.try_store(std::slice::from_ref(message)).await;
+                    outcomes.push(one.map(|mut one| one.pop().flatten()).map_err(Error::from));
+                }
+                outcomes
+            }
+        }
+    }
+
+    /// Stores all of them or none. After a lost connection it first looks for what is there already.
+    async fn try_store(&mut self, messages: &[NewMessage]) -> sqlx::Result<Vec<Option<Stored>>> {
+        let mut unsure = false;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.attempt(messages, unsure).await {
+                Err(fault) if is_outage(&fault) && tries < TRIES => {
+                    unsure = true;
+                    self.conn = None;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Err(fault) => {
+                    self.conn = self.conn.take().filter(|_| !is_outage(&fault));
+                    return Err(fault);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn attempt(&mut self, messages: &[NewMessage], unsure: bool) -> sqlx::Result<Vec<Option<Stored>>> {
+        let conn = match &mut self.conn {
+            Some(conn) => conn,
+            none => none.insert(self.options.connect().await?),
+        };
+        if unsure {
+            let found = store::get_stored(conn, messages).await?;
+            if found.iter().any(Option::is_some) {
+                return Ok(found);
+            }
+        }
+        store::insert(conn, messages, Lock::Skip).await
+    }
+}
+
+fn outage() -> Error {
+    Error::unavailable("the database does not answer; try again in a moment")
+}

@@ -1,0 +1,176 @@
+//! The routes of sessions.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::store::{self, Filter, NewSession};
+use super::{NOT_FOUND, Session};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, OnConstraint, Result};
+use crate::http::extract::{Flag, Params, Path, Query};
+use crate::http::json::storable_object;
+use crate::http::openapi::Refusals;
+use crate::http::page::{Page, PageOf, PageQuery, Position};
+use crate::http::reply::{self, Done, Envelope};
+use crate::ids::SessionId;
+use crate::users::{self, Identifier};
+
+#[derive(Deserialize, utoipa::ToSchema)]
+pub struct CreateSession {
+    /// Whose session it is; made if there is no such user.
+    #[serde(default, deserialize_with = "users::optional")]
+    #[schema(value_type = Option<String>, max_length = 1024)]
+    user: Option<Identifier>,
+    /// No tasks are extracted from its messages.
+    #[serde(default)]
+    #[schema(value_type = Option<bool>)]
+    disable_task_tracking: Option<Flag>,
+    /// An object to keep with it.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    configs: Option<Map<String, Value>>,
+    /// The id it shall have. If the project has that session already, nothing else happens and that one is the answer.
+    #[serde(default)]
+    #[schema(value_type = Option<uuid::Uuid>)]
+    use_uuid: Option<String>,
+}
+
+/// Create a session
+#[utoipa::path(post, path = "/api/v1/session", tag = "session", request_body = Option<CreateSession>,
+    responses((status = 201, body = Envelope<Session>),
+        (status = 200, description = "It was there already", body = Envelope<Session>), Refusals))]
+pub async fn create_session(
+    State(app): State<App>,
+    caller: Caller,
+    Params(body): Params<CreateSession>,
+) -> Result<Response> {
+    let wanted = wanted_id(body.use_uuid.as_deref())?;
+    if let Some(configs) = &body.configs {
+        storable_object("configs", configs, app.config.limits.meta)?;
+    }
+    let mut tx = app.db.begin().await?;
+    // The project may be deleted just now.
+    let gone = || Error::Unauthorized("Unauthorized");
+    let user = match &body.user {
+        Some(user) => {
+            let user = users::store::get_or_insert(&mut tx, caller.project, user).await;
+            Some(user.on_constraint("users_project_id_fkey", gone)?)
+        }
+        None => None,
+    };
+    let id = wanted.unwrap_or_default();
+    let disable_task_tracking = Flag::or(body.disable_task_tracking, false);
+    let new = NewSession { id, user, disable_task_tracking, configs: body.configs };
+    let made = store::insert(&mut tx, caller.project, new).await.on_constraint("sessions_project_id_fkey", gone)?;
+    let there = match &made {
+        Some(_) => None,
+        None => store::get(&mut tx, caller.project, id).await?,
+    };
+    tx.commit().await?;
+    match (made, there) {
+        (Some(session), _) => Ok(reply::created(session)),
+        (None, Some(session)) => Ok(reply::ok(session)),
+        (None, None) => Err(Error::Conflict("session with this UUID already exists".into())),
+    }
+}
+
+/// Reads `use_uuid`; empty is as if it were not there. The nil UUID names nothing.
+fn wanted_id(text: Option<&str>) -> Result<Option<SessionId>> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let id: Option<SessionId> = text.parse().ok().filter(|id: &SessionId| !id.0.is_nil());
+    let invalid = || Error::bad_because("invalid UUID format for use_uuid", "use_uuid: must be a UUID and not the nil one");
+    id.map(Some).ok_or_else(invalid)
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListSessions {
+    /// Only sessions of this user.
+    #[serde(default)]
+    user: Option<String>,
+    /// Only the session with this id.
+    #[serde(default)]
+    id: Option<String>,
+    /// A JSON object as text: only sessions whose configs contain it.
+    #[serde(default)]
+    #[param(example = "{\"source\": \"cli\"}")]
+    filter_by_configs: Option<String>,
+}
+
+/// List sessions
+#[utoipa::path(get, path = "/api/v1/session", tag = "session", params(ListSessions, PageQuery),
+    responses((status = 200, body = Envelope<PageOf<Session>>), Refusals))]
+pub async fn list_sessions(
+    State(app): State<App>,
+    caller: Caller,
+    Query(query): Query<ListSessions>,
+    Query(page): Query<PageQuery>,
+) -> Result<Response> {
+    let page: Page = page.parse(20, 200)?;
+    let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
+    let id = id.map_err(|wrong| Error::field("id", wrong))?;
+    let user = query.user.as_deref().filter(|user| !user.is_empty());
+    if user.is_some_and(|user| user.contains('\0')) {
+        return Err(Error::field("user", "must not contain the character NUL"));
+    }
+    let configs = configs_filter(query.filter_by_configs.as_deref(), app.config.limits.meta)?;
+    let mut conn = app.db.acquire().await?;
+    let sessions = store::list(&mut conn, caller.project, Filter { user, id, configs }, &page).await?;
+    let position = |session: &Session| Position { created_at: session.created_at.0, id: session.id.0 };
+    Ok(reply::ok(PageOf::new(sessions, &page, position)))
+}
+
+/// Reads `filter_by_configs`: nothing, `null` and `{}` narrow nothing.
+fn configs_filter(text: Option<&str>, limit: u64) -> Result<Option<Map<String, Value>>> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let invalid = |why: &dyn std::fmt::Display| {
+        Error::bad_because("invalid filter_by_configs JSON", format_args!("filter_by_configs: {why}"))
+    };
+    match serde_json::from_str(text).map_err(|why| invalid(&why))? {
+        Value::Null => Ok(None),
+        Value::Object(filter) if filter.is_empty() => Ok(None),
+        Value::Object(filter) => {
+            storable_object("filter_by_configs", &filter, limit)?;
+            Ok(Some(filter))
+        }
+        _ => Err(invalid(&"must be a JSON object")),
+    }
+}
+
+/// Delete a session
+///
+/// With all its messages and their files.
+#[utoipa::path(delete, path = "/api/v1/session/{session_id}", tag = "session", params(("session_id" = SessionId, Path)),
+    responses((status = 200, body = Done), Refusals))]
+pub async fn delete_session(State(app): State<App>, caller: Caller, Path(session): Path<SessionId>) -> Result<Response> {
+    let mut tx = app.db.begin().await?;
+    store::check_owned(&mut tx, caller.project, session).await?;
+    let deleted = store::delete(&mut tx, caller.project, session).await?;
+    tx.commit().await?;
+    if deleted { Ok(reply::done()) } else { Err(NOT_FOUND) }
+}
+
+/// Get a session with its configs
+#[utoipa::path(get, path = "/api/v1/session/{session_id}/configs", tag = "session",
+    params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<Session>), Refusals))]
+pub async fn get_session_configs(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+) -> Result<Response> {
+    let mut conn = app.db.acquire().await?;
+    match store::get(&mut conn, caller.project, session).await? {
+        Some(found) => Ok(reply::ok(found)),
+        None => {
+            store::check_owned(&mut conn, caller.project, session).await?;
+            Err(NOT_FOUND)
+        }
+    }
+}

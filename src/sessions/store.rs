@@ -1,0 +1,150 @@
+//! SQL of sessions.
+
+use serde_json::{Map, Value};
+use sqlx::PgConnection;
+use sqlx::types::Json;
+
+use super::{DENIED, NOT_FOUND, Session};
+use crate::error::Result;
+use crate::http::page::Page;
+use crate::http::time::Timestamp;
+use crate::ids::{ProjectId, SessionId, UserId};
+
+/// A session that is to be.
+pub struct NewSession {
+    pub id: SessionId,
+    pub user: Option<UserId>,
+    pub disable_task_tracking: bool,
+    pub configs: Option<Map<String, Value>>,
+}
+
+/// Makes a session; `None` if the id is taken, in whatever project. Waits for a transaction that is taking it.
+pub async fn insert(conn: &mut PgConnection, project: ProjectId, new: NewSession) -> sqlx::Result<Option<Session>> {
+    sqlx::query_as!(
+        Session,
+        r#"insert into sessions (id, project_id, user_id, disable_task_tracking, configs) values ($1, $2, $3, $4, $5)
+           on conflict (id) do nothing
+           returning id as "id: SessionId", project_id as "project_id: ProjectId", user_id as "user_id: UserId",
+                     disable_task_tracking, configs as "configs: Json<Map<String, Value>>",
+                     created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp""#,
+        new.id as _,
+        project as _,
+        new.user as _,
+        new.disable_task_tracking,
+        new.configs.map(Json) as _,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// A session of the project; others are as if they were not there.
+pub async fn get(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<Option<Session>> {
+    sqlx::query_as!(
+        Session,
+        r#"select id as "id: SessionId", project_id as "project_id: ProjectId", user_id as "user_id: UserId",
+                  disable_task_tracking, configs as "configs: Json<Map<String, Value>>",
+                  created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
+           from sessions where id = $1 and project_id = $2"#,
+        session as _,
+        project as _,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// What a list of sessions is narrowed to.
+pub struct Filter<'a> {
+    pub user: Option<&'a str>,
+    pub id: Option<SessionId>,
+    /// Sessions whose configs contain this.
+    pub configs: Option<Map<String, Value>>,
+}
+
+pub async fn list(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    filter: Filter<'_>,
+    page: &Page,
+) -> sqlx::Result<Vec<Session>> {
+    let (time, id) = page.start();
+    let configs = filter.configs.map(Json);
+    if page.newest_first {
+        sqlx::query_as!(
+            Session,
+            r#"select id as "id: SessionId", project_id as "project_id: ProjectId", user_id as "user_id: UserId",
+                      disable_task_tracking, configs as "configs: Json<Map<String, Value>>",
+                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
+               from sessions
+               where project_id = $1
+                 and ($2::text is null
+                      or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
+                 and ($3::uuid is null or id = $3)
+                 and ($4::jsonb is null or configs @> $4)
+                 and ($5::timestamptz is null or (created_at, id) < ($5, $6::uuid))
+               order by created_at desc, id desc limit $7"#,
+            project as _,
+            filter.user,
+            filter.id as _,
+            configs as _,
+            time,
+            id,
+            page.fetch(),
+        )
+        .fetch_all(conn)
+        .await
+    } else {
+        sqlx::query_as!(
+            Session,
+            r#"select id as "id: SessionId", project_id as "project_id: ProjectId", user_id as "user_id: UserId",
+                      disable_task_tracking, configs as "configs: Json<Map<String, Value>>",
+                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
+               from sessions
+               where project_id = $1
+                 and ($2::text is null
+                      or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
+                 and ($3::uuid is null or id = $3)
+                 and ($4::jsonb is null or configs @> $4)
+                 and ($5::timestamptz is null or (created_at, id) > ($5, $6::uuid))
+               order by created_at, id limit $7"#,
+            project as _,
+            filter.user,
+            filter.id as _,
+            configs as _,
+            time,
+            id,
+            page.fetch(),
+        )
+        .fetch_all(conn)
+        .await
+    }
+}
+
+/// Whether the project has this session.
+pub async fn exists(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<bool> {
+    let found = sqlx::query_scalar!(
+        "select 1 as one from sessions where id = $1 and project_id = $2",
+        session as _,
+        project as _
+    );
+    Ok(found.fetch_optional(conn).await?.is_some())
+}
+
+/// Refuses a session that is not the caller's, and tells one of another project from one that is not there.
+///
+/// # Errors
+/// 404, or 403 for another project's.
+pub async fn check_owned(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> Result<()> {
+    let owner =
+        sqlx::query_scalar!(r#"select project_id as "id: ProjectId" from sessions where id = $1"#, session as _);
+    match owner.fetch_optional(conn).await? {
+        Some(owner) if owner == project => Ok(()),
+        Some(_) => Err(DENIED),
+        None => Err(NOT_FOUND),
+    }
+}
+
+/// Deletes a session with all that was said in it; the stored bytes are released to the sweep.
+pub async fn delete(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<bool> {
+    let gone = sqlx::query!("delete from sessions where id = $1 and project_id = $2", session as _, project as _);
+    Ok(gone.execute(conn).await?.rows_affected() == 1)
+}
