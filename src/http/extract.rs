@@ -4,6 +4,7 @@
 //! - [`Json`]: the body is JSON whatever its content type says; only its first value is read; `null` is an empty object.
 //! - [`Query`]: the query string; a repeated key counts once, the first.
 //! - [`Params`]: the query and the body together, as JSON or as a form, so that a DELETE may carry its parameters in either.
+//! - [`Fields`]: the body alone, as JSON or as a form.
 //! - [`Path`]: one segment of the path.
 
 use axum::body::Body;
@@ -54,32 +55,44 @@ impl<T: DeserializeOwned> FromRequest<App> for Params<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, app: &App) -> Result<Self> {
-        let (mut parts, body) = request.into_parts();
+        let (parts, body) = request.into_parts();
         let mut fields = query_pairs(&parts)?;
-        let limit = app.config.limits.json;
-        match media_type(&parts.headers).as_str() {
-            "multipart/form-data" => {
-                let request = Request::from_parts(parts, body);
-                fields.extend(super::upload::text_fields(request, app).await?);
-            }
-            "application/json" => {
-                let bytes = body_bytes(Request::from_parts(parts, body), limit).await?;
-                if !bytes.is_empty() {
-                    match first_value(&bytes)? {
-                        Value::Object(given) => fields.extend(given),
-                        Value::Null => {}
-                        _ => return Err(Error::bad_because("parameter error", "body: must be a JSON object")),
-                    }
-                }
-            }
-            _ if matches!(parts.method, Method::POST | Method::PUT | Method::PATCH) => {
-                parts.headers.remove(header::CONTENT_TYPE);
-                let bytes = body_bytes(Request::from_parts(parts, body), limit).await?;
-                fields.extend(pairs(&bytes)?);
-            }
-            _ => {}
-        }
+        fields.extend(body_fields(Request::from_parts(parts, body), app).await?);
         bind(Value::Object(fields)).map(Self)
+    }
+}
+
+/// The body alone, as JSON or as a form. Nothing at all is an empty form, but no JSON.
+pub struct Fields<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Fields<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self> {
+        match media_type(request.headers()).as_str() {
+            "application/json" => Json::from_request(request, app).await.map(|Json(fields)| Self(fields)),
+            _ => bind(Value::Object(body_fields(request, app).await?)).map(Self),
+        }
+    }
+}
+
+/// The fields of a body, which may be missing.
+async fn body_fields(request: Request, app: &App) -> Result<Map<String, Value>> {
+    let limit = app.config.limits.json;
+    match media_type(request.headers()).as_str() {
+        "multipart/form-data" => super::upload::text_fields(request, app).await,
+        "application/json" => {
+            let bytes = body_bytes(request, limit).await?;
+            let value = if bytes.is_empty() { Value::Object(Map::new()) } else { first_value(&bytes)? };
+            match value {
+                Value::Object(given) => Ok(given),
+                _ => Err(Error::bad_because("parameter error", "body: must be a JSON object")),
+            }
+        }
+        _ if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) => {
+            pairs(&body_bytes(request, limit).await?)
+        }
+        _ => Ok(Map::new()),
     }
 }
 

@@ -115,7 +115,10 @@ impl Form {
                         continue;
                     }
                     if form.files.len() == rules.files {
-                        return Err(Error::field(&name, format_args!("is more than the {} files that may come", rules.files)));
+                        return Err(Error::field(
+                            &name,
+                            format_args!("is more than the {} files that may come", rules.files),
+                        ));
                     }
                     let content = spool(field, app).await?;
                     form.files.push(File { field: name, name: file, content });
@@ -125,7 +128,10 @@ impl Form {
                 None => {
                     let text = text(field, &name, rules.text_limit(&name, limits)).await?;
                     if form.fields.len() == MAX_TEXTS {
-                        return Err(Error::field(&name, format_args!("is more than the {MAX_TEXTS} texts that may come")));
+                        return Err(Error::field(
+                            &name,
+                            format_args!("is more than the {MAX_TEXTS} texts that may come"),
+                        ));
                     }
                     if form.fields.insert(name.clone(), Value::String(text)).is_some() {
                         return Err(twice(&name));
@@ -197,7 +203,9 @@ fn file_name(field: &Field<'_>, name: &str) -> Result<Option<String>> {
         return Err(Error::field(name, "its file name is not valid UTF-8"));
     };
     match extended_value(disposition) {
-        Some(value) => read_extended(value).map(Some).ok_or_else(|| Error::field(name, "its file name is badly escaped")),
+        Some(value) => {
+            read_extended(value).map(Some).ok_or_else(|| Error::field(name, "its file name is badly escaped"))
+        }
         None => Ok(field.file_name().map(ToOwned::to_owned)),
     }
 }

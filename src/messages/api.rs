@@ -1,5 +1,7 @@
 //! The routes of messages.
 
+use std::collections::HashMap;
+
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::TryStreamExt;
@@ -92,12 +94,7 @@ async fn store(app: &App, ready: Ready) -> Result<(Ready, Stored)> {
 }
 
 /// Stores a message that answers calls of Gemini functions: each takes the id of its call, which then waits no longer.
-async fn store_answers(
-    app: &App,
-    project: ProjectId,
-    session: SessionId,
-    mut draft: Draft,
-) -> Result<(Ready, Stored)> {
+async fn store_answers(app: &App, project: ProjectId, session: SessionId, mut draft: Draft) -> Result<(Ready, Stored)> {
     let mut tx = app.db.begin().await?;
     if !store::lock_session(&mut tx, project, session).await? {
         return Err(sessions::NOT_FOUND);
@@ -157,16 +154,14 @@ pub struct GetMessages {
     #[serde(default)]
     #[param(value_type = Option<bool>, default = true)]
     with_asset_public_url: Option<Flag>,
-    /// Whether events between the messages are shown.
+    /// Whether events between the messages are shown. This version keeps no events.
     #[serde(default)]
     #[param(value_type = Option<bool>)]
+    #[expect(dead_code, reason = "only checked to be a flag")]
     with_events: Option<Flag>,
-    /// How to shorten the conversation: a JSON list as text.
+    /// How to shorten the conversation: a JSON list as text. This version knows no way yet.
     #[serde(default)]
     edit_strategies: Option<String>,
-    /// The last message that is shortened, by its id.
-    #[serde(default)]
-    pin_editing_strategies_at_message: Option<String>,
 }
 
 /// Messages of a session.
@@ -188,7 +183,7 @@ pub struct GotMessages<'a> {
     /// The last message that was or would be edited; left out if there is none.
     edit_at_message_id: Option<MessageId>,
     /// In the format `acontext`: links to files by the SHA-256 of their content.
-    #[schema(value_type = Option<std::collections::HashMap<String, files::PublicUrl>>)]
+    #[schema(value_type = Option<HashMap<String, files::PublicUrl>>)]
     public_urls: Option<Value>,
 }
 
@@ -203,16 +198,15 @@ pub async fn get_messages(
     Query(query): Query<GetMessages>,
 ) -> Result<Response> {
     let format = query.format.as_deref().unwrap_or_default();
-    let target = format_of(format).ok_or_else(|| {
-        Error::field("format", "must be one of acontext, openai, anthropic or gemini")
-    })?;
+    let target = format_of(format)
+        .ok_or_else(|| Error::field("format", "must be one of acontext, openai, anthropic or gemini"))?;
     check_strategies(query.edit_strategies.as_deref())?;
     let wanted = wanted(&app, &query)?;
     let (rows, next) = read(&app, caller.project, session, &wanted).await?;
     let with_links = Flag::or(query.with_asset_public_url, true);
     let length = rows.iter().map(|row| row.content.len()).sum();
     let messages = on_the_side(length, move || shown::open(rows, target)).await?;
-    let rest = Rest { session, next_cursor: next.map(|at| at.encode()), public_urls: Default::default() };
+    let rest = Rest { session, next_cursor: next.map(|at| at.encode()), public_urls: HashMap::new() };
     let answer = answer(&app, caller.project, messages, target, with_links, length, rest).await?;
     Ok(answer.into_response())
 }
@@ -280,12 +274,11 @@ async fn answer(
     let parts = || messages.iter().flat_map(Opened::parts);
     let mut around = Surroundings { names: shown::call_names(&messages, target), ..Surroundings::default() };
     if parts().any(|part| part.asset.is_some()) {
-        let urls = if with_links { files::public_urls(app, project, parts())? } else { Default::default() };
+        let urls = if with_links { files::public_urls(app, project, parts())? } else { HashMap::new() };
         around.links = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
-        around.contents = files::contents(app, project, parts(), |asset, kind| {
-            shows_content(target, asset, kind, with_links)
-        })
-        .await?;
+        around.contents =
+            files::contents(app, project, parts(), |asset, kind| shows_content(target, asset, kind, with_links))
+                .await?;
         if target == Format::Acontext {
             rest.public_urls = urls;
         }

@@ -79,16 +79,13 @@ fn name_files(app: &App, project: ProjectId, draft: &mut Draft) -> Result<Vec<Na
         std::mem::take(&mut draft.files).into_iter().map(|file| (file.field.clone(), file)).collect();
     let mut named: Vec<Named> = Vec::new();
     for (part, field) in draft.message.file_fields() {
-        let known = named.iter().position(|one| one.file.field == field);
-        let at = match known {
-            Some(at) => at,
-            None => {
-                let file = came.remove(&field).ok_or_else(|| Error::bad(format!("missing file {field}")))?;
-                named.push(describe(app, project, file)?);
-                named.len() - 1
-            }
-        };
-        draft.message.set_file(part, &named[at].asset, &named[at].filename);
+        if !named.iter().any(|one| one.file.field == field) {
+            let file = came.remove(&field).ok_or_else(|| Error::bad(format!("missing file {field}")))?;
+            named.push(describe(app, project, file)?);
+        }
+        if let Some(one) = named.iter().find(|one| one.file.field == field) {
+            draft.message.set_file(part, &one.asset, &one.filename);
+        }
     }
     Ok(named)
 }
@@ -96,7 +93,8 @@ fn name_files(app: &App, project: ProjectId, draft: &mut Draft) -> Result<Vec<Na
 fn describe(app: &App, project: ProjectId, file: File) -> Result<Named> {
     let filename = file.name.rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
     if filename.len() > MAX_NAME || filename.contains('\0') {
-        let wrong = format_args!("its file name must not be longer than {MAX_NAME} bytes, nor contain the character NUL");
+        let wrong =
+            format_args!("its file name must not be longer than {MAX_NAME} bytes, nor contain the character NUL");
         return Err(Error::field(&file.field, wrong));
     }
     let Spool { sha256, size, head, .. } = &file.content;
@@ -138,12 +136,8 @@ pub fn public_urls<'a>(
         if urls.contains_key(&asset.sha256) {
             continue;
         }
-        let link = Link {
-            project,
-            sha256: asset.sha256.clone(),
-            mime: asset.mime.clone(),
-            filename: part.filename.clone(),
-        };
+        let link =
+            Link { project, sha256: asset.sha256.clone(), mime: asset.mime.clone(), filename: part.filename.clone() };
         let url = format!("{}/api/v1/material/{}", app.public_url, link.sign(&app.link_key, end)?);
         urls.insert(asset.sha256.clone(), PublicUrl { url, expire_at });
     }
@@ -213,16 +207,13 @@ pub async fn download_asset(
         return Err(Error::Forbidden("access denied: asset does not belong to this project"));
     }
     // No text of the database holds a NUL.
-    let found = if key.contains('\0') { None } else { store::get_file(&mut conn, caller.project, session, &key).await? };
+    let found =
+        if key.contains('\0') { None } else { store::get_file(&mut conn, caller.project, session, &key).await? };
     drop(conn);
     let file = found.ok_or(Error::NotFound("asset not found"))?;
     let stored = refs::Stored { object_key: file.object_key, size: file.size.cast_unsigned() };
-    let as_ = Presented {
-        mime: "application/octet-stream",
-        filename: &file.filename,
-        sha256: &file.sha256,
-        public: false,
-    };
+    let as_ =
+        Presented { mime: "application/octet-stream", filename: &file.filename, sha256: &file.sha256, public: false };
     download::serve(&app, &stored, &as_, &method, &headers).await
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::format::{self, Call, Format, Incoming};
 use super::parts::Part;
 use super::store::NewMessage;
-use super::tokens;
+use super::{shown, tokens};
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::extract::{body_bytes, first_value, media_type};
@@ -59,7 +59,8 @@ pub async fn read(request: Request, app: &App) -> Result<Draft> {
             _ => String::new(),
         };
         let (files, parts) = (form.files, limits.message_parts);
-        return on_the_side(payload.len(), move || Bound::of_payload(&payload)?.check(files, payload.len(), parts)).await;
+        return on_the_side(payload.len(), move || Bound::of_payload(&payload)?.check(files, payload.len(), parts))
+            .await;
     }
     let body = body_bytes(request, limits.json).await?;
     let (length, parts) = (body.len(), limits.message_parts);
@@ -118,8 +119,10 @@ impl Bound {
     }
 
     fn of_payload(text: &str) -> Result<Self> {
-        let invalid = |why: &dyn std::fmt::Display| Error::bad_because("invalid payload json", format_args!("payload: {why}"));
-        let payload = if text.is_empty() { Value::Null } else { serde_json::from_str(text).map_err(|why| invalid(&why))? };
+        let invalid =
+            |why: &dyn std::fmt::Display| Error::bad_because("invalid payload json", format_args!("payload: {why}"));
+        let payload =
+            if text.is_empty() { Value::Null } else { serde_json::from_str(text).map_err(|why| invalid(&why))? };
         let mut fields = match payload {
             Value::Null => Map::new(),
             Value::Object(fields) => fields,
@@ -142,10 +145,13 @@ impl Bound {
     fn check(self, files: Vec<File>, length: usize, max_parts: usize) -> Result<Draft> {
         check_user_meta(&self.meta)?;
         let new_call_id = &mut || format!("call_{}", &Uuid::new_v4().simple().to_string()[..8]);
-        let message = format::read(self.format, self.blob, new_call_id).map_err(|refused| {
+        let mut message = format::read(self.format, self.blob, new_call_id).map_err(|refused| {
             let why = format_args!("{}: {}", refused.field, refused.why).to_string();
             Error::bad_because(not_of(self.format), why)
         })?;
+        for key in RESERVED {
+            message.meta.remove(key);
+        }
         let key = if self.format == Format::OpenAi || self.format == Format::Anthropic { "content" } else { "parts" };
         if message.body.get(key).and_then(Value::as_array).is_some_and(|parts| parts.len() > max_parts) {
             return Err(Error::field(key, format_args!("must have no more than {max_parts} entries")));
@@ -155,6 +161,9 @@ impl Bound {
         Ok(Draft { message, user_meta: self.meta, files, length })
     }
 }
+
+/// What the format `acontext` shows in a message's meta that is the server's, so a client's is left out.
+const RESERVED: [&str; 2] = [shown::USER_META, shown::OPEN_CALLS];
 
 const FORMATS: &str = "must be one of acontext, openai, anthropic or gemini";
 

@@ -25,6 +25,11 @@ use crate::ids::{MessageId, SessionId};
 /// Longer ones are passed on as a piece of their own, in bytes.
 const PIECE: usize = 64 * 1024;
 
+/// Where the format `acontext` shows what the client keeps with a message.
+pub const USER_META: &str = "__user_meta__";
+/// Where it shows calls of Gemini functions that wait for their answers.
+pub const OPEN_CALLS: &str = "__gemini_call_info__";
+
 /// A message on its way into the answer.
 pub struct Opened {
     row: Row,
@@ -176,10 +181,10 @@ impl<'a> Item<'a> {
         let mut meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
         let user: Map<String, Value> = serde_json::from_str(&row.user_meta).map_err(Error::internal)?;
         if !user.is_empty() {
-            meta.insert("__user_meta__".into(), Value::Object(user));
+            meta.insert(USER_META.into(), Value::Object(user));
         }
         if let Some(calls) = &row.open_calls {
-            meta.insert("__gemini_call_info__".into(), serde_json::from_str(calls).map_err(Error::internal)?);
+            meta.insert(OPEN_CALLS.into(), serde_json::from_str(calls).map_err(Error::internal)?);
         }
         Ok(Self {
             id: row.id,

@@ -56,6 +56,7 @@ pub enum Lock {
 /// and a time later than all before it, and leaves a job for each session whose tasks are tracked.
 ///
 /// The answer has an entry for each message; `None` if the project has no such session, or it was left out.
+#[expect(clippy::too_many_lines, reason = "one statement")]
 pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], lock: Lock) -> sqlx::Result<Vec<Option<Stored>>> {
     let Columns { ids, sessions, projects, roles, formats, contents, tokens, metas, user_metas, open_calls } =
         Columns::of(new);
@@ -289,14 +290,10 @@ pub async fn list_open_calls(conn: &mut PgConnection, session: SessionId) -> sql
 }
 
 pub async fn set_open_calls(conn: &mut PgConnection, message: MessageId, calls: &[Call]) -> sqlx::Result<()> {
-    sqlx::query!(
-        "update messages set open_calls = $2 where id = $1",
-        message as _,
-        shown_calls(calls).map(Json) as _
-    )
-    .execute(conn)
-    .await
-    .map(drop)
+    sqlx::query!("update messages set open_calls = $2 where id = $1", message as _, shown_calls(calls).map(Json) as _)
+        .execute(conn)
+        .await
+        .map(drop)
 }
 
 /// The tokens of all messages of a session.

@@ -114,7 +114,8 @@ mod tests {
             part(Kind::Image, "", json!({"url": "https://example.com/long/name.png"})),
             part(Kind::Image, "a caption", json!({})),
         ];
-        let told = "Hello, world!\n{\"arguments\":\"{\\\"a\\\":\\\"\\u003c\\u0026\\u003e\\\"}\",\"name\":\"f\"}\na caption\n";
+        let told =
+            "Hello, world!\n{\"arguments\":\"{\\\"a\\\":\\\"\\u003c\\u0026\\u003e\\\"}\",\"name\":\"f\"}\na caption\n";
         assert_eq!(of_parts(&parts), count(told));
         assert_eq!(of_parts(&[]), 0);
         assert_eq!(of_parts(&[part(Kind::ToolCall, "", json!({"id": "x"}))]), count("{}\n"));
@@ -136,7 +137,9 @@ mod tests {
             window in 1_usize..60,
         ) {
             let mut counter = Counter::new(window);
-            pieces.iter().for_each(|piece| counter.push(piece));
+            for piece in &pieces {
+                counter.push(piece);
+            }
             prop_assert_eq!(counter.finish(), count(&pieces.concat()));
         }
     }

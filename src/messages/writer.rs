@@ -46,7 +46,6 @@ impl Default for Writer {
 }
 
 impl Writer {
-
     /// Stores a message. When this answers, it is on disk. `None` if the project has no such session, or another transaction
     /// holds the session: nobody else shall wait for that.
     ///

@@ -10,7 +10,7 @@ use super::{NOT_FOUND, Session};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, OnConstraint, Result};
-use crate::http::extract::{Flag, Params, Path, Query};
+use crate::http::extract::{Fields, Flag, Path, Query};
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
@@ -45,7 +45,7 @@ pub struct CreateSession {
 pub async fn create_session(
     State(app): State<App>,
     caller: Caller,
-    Params(body): Params<CreateSession>,
+    Fields(body): Fields<CreateSession>,
 ) -> Result<Response> {
     let wanted = wanted_id(body.use_uuid.as_deref())?;
     if let Some(configs) = &body.configs {
@@ -83,7 +83,8 @@ fn wanted_id(text: Option<&str>) -> Result<Option<SessionId>> {
         return Ok(None);
     };
     let id: Option<SessionId> = text.parse().ok().filter(|id: &SessionId| !id.0.is_nil());
-    let invalid = || Error::bad_because("invalid UUID format for use_uuid", "use_uuid: must be a UUID and not the nil one");
+    let invalid =
+        || Error::bad_because("invalid UUID format for use_uuid", "use_uuid: must be a UUID and not the nil one");
     id.map(Some).ok_or_else(invalid)
 }
 
@@ -149,7 +150,11 @@ fn configs_filter(text: Option<&str>, limit: u64) -> Result<Option<Map<String, V
 /// With all its messages and their files.
 #[utoipa::path(delete, path = "/api/v1/session/{session_id}", tag = "session", params(("session_id" = SessionId, Path)),
     responses((status = 200, body = Done), Refusals))]
-pub async fn delete_session(State(app): State<App>, caller: Caller, Path(session): Path<SessionId>) -> Result<Response> {
+pub async fn delete_session(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+) -> Result<Response> {
     let mut tx = app.db.begin().await?;
     store::check_owned(&mut tx, caller.project, session).await?;
     let deleted = store::delete(&mut tx, caller.project, session).await?;
@@ -166,11 +171,9 @@ pub async fn get_session_configs(
     Path(session): Path<SessionId>,
 ) -> Result<Response> {
     let mut conn = app.db.acquire().await?;
-    match store::get(&mut conn, caller.project, session).await? {
-        Some(found) => Ok(reply::ok(found)),
-        None => {
-            store::check_owned(&mut conn, caller.project, session).await?;
-            Err(NOT_FOUND)
-        }
+    let found = store::get(&mut conn, caller.project, session).await?;
+    if found.is_none() {
+        store::check_owned(&mut conn, caller.project, session).await?;
     }
+    found.map(reply::ok).ok_or(NOT_FOUND)
 }

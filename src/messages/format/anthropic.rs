@@ -153,7 +153,10 @@ pub(super) fn write(role: Role, parts: Vec<Part>, around: &Surroundings) -> Valu
         let block = take_block(&mut part, Format::Anthropic).or_else(|| block(part, around).map(Value::Object));
         match result.and_then(|id| content_of_result(&mut content, &id)) {
             Some(inner) => {
-                inner.retain(|block| block["text"] != "");
+                // A result without words has an empty text, which is only needed as long as there is nothing else.
+                if inner.len() == 1 && inner[0]["text"] == "" {
+                    inner.clear();
+                }
                 inner.extend(block);
             }
             None => content.extend(block),

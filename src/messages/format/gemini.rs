@@ -59,12 +59,14 @@ pub(super) fn read(
 
 /// Gives keys their right spelling: `function_call` or `FunctionCall` becomes `functionCall`.
 fn in_camel_case(object: &mut Object, keys: &[&str]) {
-    let plain = |key: &str| key.replace('_', "").to_ascii_lowercase();
+    let plain = |key: &str| key.replace('_', "");
     let odd: Vec<_> = object.keys().filter(|key| !keys.contains(&key.as_str())).cloned().collect();
     for key in odd {
-        let right = keys.iter().find(|right| plain(right) == plain(&key) && !object.contains_key(**right));
-        if let (Some(right), true) = (right, object.contains_key(&key)) {
-            let value = object.remove(&key).unwrap_or_default();
+        let odd = plain(&key);
+        let right = keys.iter().find(|right| right.eq_ignore_ascii_case(&odd) && !object.contains_key(**right));
+        if let Some(right) = right
+            && let Some(value) = object.remove(&key)
+        {
             object.insert((*right).to_owned(), value);
         }
     }

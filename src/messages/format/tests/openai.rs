@@ -1,0 +1,288 @@
+use super::*;
+
+const OPENAI: Format = Format::OpenAi;
+
+#[test]
+fn texts_become_text_parts() {
+    for (blob, parts) in [
+        (json!({"role": "user", "content": "hi"}), json!([{"type": "text", "text": "hi"}])),
+        (json!({"role": "user", "content": ""}), json!([{"type": "text"}])),
+        (
+            json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}),
+            json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]),
+        ),
+        (json!({"role": "system", "content": [{"type": "text", "text": "s"}]}), json!([{"type": "text", "text": "s"}])),
+        (json!({"role": "assistant", "content": "hi"}), json!([{"type": "text", "text": "hi"}])),
+        (json!({"role": "assistant", "content": ""}), json!([])),
+        (json!({"role": "assistant", "content": null}), json!([])),
+        (json!({"role": "assistant"}), json!([])),
+        (json!({"role": "assistant", "content": []}), json!([])),
+        (json!({"role": "user", "content": [{"type": "text", "text": 5}]}), json!([{"type": "text", "text": "5"}])),
+    ] {
+        assert_eq!(parts_of(OPENAI, blob.clone()), parts, "{blob}");
+    }
+}
+
+#[test]
+fn who_asks_must_say_something() {
+    for role in ["user", "system", "developer"] {
+        for content in [json!(null), json!([]), json!(5), json!({"type": "text"})] {
+            assert_eq!(refused(OPENAI, json!({"role": role, "content": content})), "content");
+        }
+        assert_eq!(refused(OPENAI, json!({"role": role})), "content");
+        let content = json!([{"type": "text", "text": "a"}, null]);
+        assert_eq!(refused(OPENAI, json!({"role": role, "content": content})), "content[1]");
+    }
+}
+
+#[test]
+fn a_tool_call_must_call_something() {
+    let calls = json!([{"id": "a", "type": "function", "function": {}}, {"id": "b", "type": "function"}]);
+    assert_eq!(refused(OPENAI, json!({"role": "assistant", "tool_calls": calls})), "tool_calls[1].function");
+    let calls = json!([{"id": "a", "type": "custom", "custom": "x"}]);
+    assert_eq!(refused(OPENAI, json!({"role": "assistant", "tool_calls": calls})), "tool_calls[0].custom");
+    assert_eq!(refused(OPENAI, json!({"role": "assistant", "tool_calls": {}})), "tool_calls");
+}
+
+#[test]
+fn the_metadata_says_who_spoke() {
+    for (blob, meta) in [
+        (json!({"role": "user", "content": "x", "name": "ada"}), json!({"name": "ada", "source_format": "openai"})),
+        (json!({"role": "user", "content": "x", "name": null}), json!({"source_format": "openai"})),
+        (
+            json!({"role": "system", "content": "x", "name": "policy"}),
+            json!({"name": "policy", "original_role": "system", "source_format": "openai"}),
+        ),
+        (
+            json!({"role": "developer", "content": "x"}),
+            json!({"original_role": "developer", "source_format": "openai"}),
+        ),
+        (json!({"role": "tool", "name": "f", "content": "x"}), json!({"source_format": "openai"})),
+    ] {
+        let incoming = stored(OPENAI, blob);
+        assert_eq!((incoming.role, Value::Object(incoming.meta)), (Role::User, meta));
+    }
+}
+
+#[test]
+fn media_become_parts() {
+    for (item, part) in [
+        (
+            json!({"type": "image_url", "image_url": {"url": "https://x/c.png", "detail": "high"}}),
+            json!({"type": "image", "meta": {"url": "https://x/c.png", "detail": "high"}}),
+        ),
+        (
+            json!({"type": "image_url", "image_url": {"url": "https://x/c.png"}}),
+            json!({"type": "image", "meta": {"url": "https://x/c.png", "detail": ""}}),
+        ),
+        (
+            json!({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}),
+            json!({"type": "audio", "meta": {"data": "AAAA", "format": "wav"}}),
+        ),
+        (
+            json!({"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"}}),
+            json!({"type": "file", "meta": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"}}),
+        ),
+        (json!({"type": "file", "file": {"file_id": "f"}}), json!({"type": "file", "meta": {"file_id": "f"}})),
+        (
+            json!({"type": "video_url", "video_url": {"url": "https://x/v.mp4"}}),
+            json!({"type": "data", "meta": {"data_type": "openai",
+                "block": {"type": "video_url", "video_url": {"url": "https://x/v.mp4"}}}}),
+        ),
+    ] {
+        assert_eq!(parts_of(OPENAI, json!({"role": "user", "content": [item]})), json!([part]));
+    }
+}
+
+#[test]
+fn calls_become_parts() {
+    let calls = json!([
+        {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}},
+        {"id": "b", "type": "function", "function": {"name": "g", "arguments": {"b": 2.50, "a": ["<&>"]}}},
+        {"id": "c", "type": "custom", "custom": {"name": "shell", "input": "ls -l"}},
+        {"id": "d", "type": "unheard_of"},
+        {"id": "e", "function": {"name": "h", "arguments": ""}},
+    ]);
+    assert_eq!(
+        parts_of(OPENAI, json!({"role": "assistant", "content": "run", "tool_calls": calls})),
+        json!([
+            {"type": "text", "text": "run"},
+            {"type": "tool-call", "meta": {"id": "a", "name": "f", "arguments": "{\"x\": 1}", "type": "function"}},
+            {"type": "tool-call",
+                "meta": {"id": "b", "name": "g", "arguments": "{\"a\":[\"<&>\"],\"b\":2.5}", "type": "function"}},
+            {"type": "tool-call", "meta": {"id": "c", "name": "shell", "arguments": "ls -l", "type": "custom"}},
+            {"type": "data",
+                "meta": {"data_type": "openai", "block": {"id": "d", "type": "unheard_of"}, "place": "tool_calls"}},
+            {"type": "tool-call", "meta": {"id": "e", "name": "h", "arguments": "", "type": "function"}},
+        ])
+    );
+    assert_eq!(
+        parts_of(OPENAI, json!({"role": "assistant", "function_call": {"name": "old", "arguments": "{}"}})),
+        json!([{"type": "tool-call", "meta": {"name": "old", "arguments": "{}", "type": "function"}}])
+    );
+}
+
+#[test]
+fn results_become_parts() {
+    for (blob, text, meta) in [
+        (json!({"role": "tool", "tool_call_id": "t", "content": "rain"}), "rain", json!({"tool_call_id": "t"})),
+        (json!({"role": "tool", "content": "orphan"}), "orphan", json!({"tool_call_id": ""})),
+        (
+            json!({"role": "tool", "tool_call_id": "t", "content": [
+                {"type": "text", "text": "12:"}, {"type": "text", "text": "30"}]}),
+            "12:30",
+            json!({"tool_call_id": "t"}),
+        ),
+        (
+            json!({"role": "tool", "tool_call_id": "t", "content": {"b": 1, "a": 2}}),
+            "{\"a\":2,\"b\":1}",
+            json!({"tool_call_id": "t"}),
+        ),
+        (json!({"role": "function", "name": "old", "content": "done"}), "done", json!({"function_name": "old"})),
+    ] {
+        assert_eq!(parts_of(OPENAI, blob), json!([{"type": "tool-result", "text": text, "meta": meta}]));
+    }
+    let odd = json!({"role": "tool", "tool_call_id": "t", "content": [
+        {"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "https://x/c.png"}}]});
+    let kinds = parts_of(OPENAI, odd);
+    assert_eq!((&kinds[0]["text"], &kinds[1]["meta"]["tool_call_id"]), (&json!("see"), &json!("t")));
+}
+
+#[test]
+fn what_models_say_besides_becomes_parts() {
+    let refusal = json!({"type": "text", "text": "no", "meta": {"is_refusal": true}});
+    let content = json!([{"type": "refusal", "refusal": "no"}]);
+    assert_eq!(parts_of(OPENAI, json!({"role": "assistant", "content": content})), json!([refusal]));
+    assert_eq!(parts_of(OPENAI, json!({"role": "assistant", "content": null, "refusal": "no"})), json!([refusal]));
+    assert_eq!(
+        parts_of(OPENAI, json!({"role": "assistant", "reasoning_content": "hm", "content": "so"})),
+        json!([{"type": "thinking", "text": "hm"}, {"type": "text", "text": "so"}])
+    );
+    assert_eq!(
+        parts_of(OPENAI, json!({"role": "assistant", "audio": {"id": "a", "data": "AAAA", "transcript": "said"}})),
+        json!([{"type": "text", "text": "said"}])
+    );
+}
+
+#[test]
+fn a_body_is_the_message_without_what_is_null() {
+    for (blob, body) in [
+        (
+            json!({"role": "assistant", "content": "x", "refusal": null, "tool_calls": null, "audio": null,
+                "annotations": [], "weight": 0}),
+            json!({"role": "assistant", "content": "x", "annotations": [], "weight": 0}),
+        ),
+        (
+            json!({"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": "u", "detail": null}, "x": null},
+                {"type": "unheard_of", "x": null}]}),
+            json!({"role": "user", "content": [
+                {"type": "image_url", "image_url": {"url": "u"}}, {"type": "unheard_of", "x": null}]}),
+        ),
+        (
+            json!({"role": "assistant", "content": null, "tool_calls": [
+                {"id": "a", "type": "function", "index": null, "function": {"name": "f", "arguments": {"a": null}}}]}),
+            json!({"role": "assistant", "tool_calls": [
+                {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"a": null}}}]}),
+        ),
+        (
+            json!({"role": "tool", "tool_call_id": "t", "content": [
+                {"type": "text", "text": "12:", "x": null}, {"type": "text", "text": "30"}]}),
+            json!({"role": "tool", "tool_call_id": "t", "content": "12:30"}),
+        ),
+        (json!({"role": "tool", "content": null}), json!({"role": "tool", "content": "", "tool_call_id": ""})),
+    ] {
+        assert_eq!(stored(OPENAI, blob).body, body);
+    }
+}
+
+#[test]
+fn several_results_are_several_messages() {
+    let blob = json!({"role": "user", "parts": [
+        {"type": "text", "text": "look"},
+        {"type": "tool-result", "text": "one", "meta": {"tool_call_id": "a"}},
+        {"type": "tool-result", "text": "two", "meta": {"tool_call_id": "b"}},
+    ]});
+    assert_eq!(
+        shown(Format::Acontext, blob, OPENAI),
+        json!([
+            {"role": "tool", "tool_call_id": "a", "content": "one"},
+            {"role": "tool", "tool_call_id": "b", "content": "two"},
+            {"role": "user", "content": "look"},
+        ])
+    );
+    let blob = json!({"role": "assistant", "parts": [
+        {"type": "tool-call", "meta": {"id": "a", "name": "f", "arguments": {}}},
+        {"type": "tool-result", "text": "one", "meta": {"tool_call_id": "a"}},
+    ]});
+    assert_eq!(
+        shown(Format::Acontext, blob, OPENAI),
+        json!([
+            {"role": "assistant", "tool_calls": [
+                {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "a", "content": "one"},
+        ])
+    );
+}
+
+#[test]
+fn parts_become_messages() {
+    for (role, parts, message) in [
+        ("user", json!([]), json!({"role": "user", "content": []})),
+        ("assistant", json!([]), json!({"role": "assistant"})),
+        ("user", json!([{"type": "data", "meta": {"data_type": "x"}}]), json!({"role": "user", "content": []})),
+        (
+            "assistant",
+            json!([{"type": "thinking", "text": "hm"}, {"type": "redacted_thinking", "meta": {"data": "x"}},
+                {"type": "text", "text": "so"}]),
+            json!({"role": "assistant", "content": [{"type": "text", "text": "hm"}, {"type": "text", "text": "so"}]}),
+        ),
+        (
+            "assistant",
+            json!([
+                {"type": "tool-call", "meta": {"id": "a", "name": "f", "arguments": "null"}},
+                {"type": "tool-call", "meta": {"id": "b", "name": "g", "arguments": ""}},
+                {"type": "tool-call", "meta": {"id": "c", "name": "h", "arguments": "ls", "type": "custom"}},
+                {"type": "tool-call", "meta": {"name": "without an id", "arguments": "{}"}},
+            ]),
+            json!({"role": "assistant", "tool_calls": [
+                {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+                {"id": "b", "type": "function", "function": {"name": "g", "arguments": ""}},
+                {"id": "c", "type": "custom", "custom": {"name": "h", "input": "ls"}},
+            ]}),
+        ),
+        (
+            "assistant",
+            json!([{"type": "text", "text": "no", "meta": {"is_refusal": true}}]),
+            json!({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}),
+        ),
+        (
+            "user",
+            json!([{"type": "tool-call", "meta": {"id": "a", "name": "f", "arguments": {}}}]),
+            json!({"role": "user", "content": []}),
+        ),
+    ] {
+        let blob = json!({"role": role, "parts": parts});
+        assert_eq!(shown(Format::Acontext, blob, OPENAI), json!([message]));
+    }
+}
+
+#[test]
+fn a_system_message_is_one_text() {
+    let blob = json!({"role": "system", "name": "policy", "content": [
+        {"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]});
+    let message = json!({"role": "system", "name": "policy", "content": "Be brief."});
+    assert_eq!(shown(OPENAI, blob, OPENAI), json!([message]));
+}
+
+#[test]
+fn calls_without_ids_are_said_where_they_came_from() {
+    for blob in [
+        json!({"role": "assistant", "function_call": {"name": "old", "arguments": "{}"}}),
+        json!({"role": "function", "name": "old", "content": "done"}),
+    ] {
+        assert_eq!(shown(OPENAI, blob.clone(), OPENAI), json!([blob]));
+    }
+    let unknown = json!({"role": "assistant", "tool_calls": [{"id": "d", "type": "unheard_of"}]});
+    assert_eq!(shown(OPENAI, unknown.clone(), OPENAI), json!([unknown]));
+}
