@@ -30,10 +30,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self> {
         let bytes = body_bytes(request, app.config.limits.json).await?;
-        if bytes.is_empty() {
-            return Err(Error::bad_because("parameter error", "body: is empty, a JSON object is due"));
-        }
-        bind(first_value(&bytes)?).map(Self)
+        bind(Value::Object(first_object(&bytes)?)).map(Self)
     }
 }
 
@@ -83,11 +80,7 @@ async fn body_fields(request: Request, app: &App) -> Result<Map<String, Value>> 
         "multipart/form-data" => super::upload::text_fields(request, app).await,
         "application/json" => {
             let bytes = body_bytes(request, limit).await?;
-            let value = if bytes.is_empty() { Value::Object(Map::new()) } else { first_value(&bytes)? };
-            match value {
-                Value::Object(given) => Ok(given),
-                _ => Err(Error::bad_because("parameter error", "body: must be a JSON object")),
-            }
+            if bytes.is_empty() { Ok(Map::new()) } else { first_object(&bytes) }
         }
         _ if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) => {
             pairs(&body_bytes(request, limit).await?)
@@ -227,13 +220,18 @@ pub fn announced_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// The first JSON value of a body; what follows it is ignored.
-pub fn first_value(bytes: &[u8]) -> Result<Value> {
+/// The first JSON value of a body, which must be an object or `null`; what follows it is ignored.
+pub fn first_object(bytes: &[u8]) -> Result<Map<String, Value>> {
+    let wrong = |why: &dyn std::fmt::Display| Error::bad_because("parameter error", format_args!("body: {why}"));
+    if bytes.is_empty() {
+        return Err(wrong(&"is empty, a JSON object is due"));
+    }
     let mut input = serde_json::Deserializer::from_slice(bytes);
     match Value::deserialize(&mut input) {
-        Ok(Value::Null) => Ok(Value::Object(Map::new())),
-        Ok(value) => Ok(value),
-        Err(fault) => Err(Error::bad_because("parameter error", format_args!("body: is not valid JSON ({fault})"))),
+        Ok(Value::Null) => Ok(Map::new()),
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(wrong(&"must be a JSON object")),
+        Err(fault) => Err(wrong(&format_args!("is not valid JSON ({fault})"))),
     }
 }
 
@@ -326,9 +324,10 @@ mod tests {
 
     #[test]
     fn only_the_first_json_value_counts_and_depth_is_bounded() {
-        assert_eq!(first_value(br#"{"a":1} trailing"#).unwrap(), json!({"a": 1}));
-        assert_eq!(first_value(b"null").unwrap(), json!({}));
-        assert!(first_value(b"{\"user\": ").is_err());
-        assert!(first_value("[".repeat(10_000).as_bytes()).is_err());
+        assert_eq!(json!(first_object(br#"{"a":1} trailing"#).unwrap()), json!({"a": 1}));
+        assert_eq!(json!(first_object(b"null").unwrap()), json!({}));
+        for body in [&b""[..], b"[]", b"7", b"{\"user\": ", "[".repeat(10_000).as_bytes()] {
+            assert!(first_object(body).is_err());
+        }
     }
 }

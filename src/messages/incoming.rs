@@ -12,7 +12,7 @@ use super::store::NewMessage;
 use super::{shown, tokens};
 use crate::app::App;
 use crate::error::{Error, Result};
-use crate::http::extract::{body_bytes, first_value, media_type};
+use crate::http::extract::{body_bytes, first_object, media_type};
 use crate::http::json::storable_object;
 use crate::http::upload::{File, Form, Rules};
 use crate::ids::{MessageId, ProjectId, SessionId};
@@ -65,7 +65,7 @@ pub async fn read(request: Request, app: &App) -> Result<Draft> {
     let body = body_bytes(request, limits.json).await?;
     let (length, parts) = (body.len(), limits.message_parts);
     on_the_side(length, move || {
-        let fields = first_value(&body)?;
+        let fields = first_object(&body)?;
         drop(body);
         Bound::of_body(fields)?.check(Vec::new(), length, parts)
     })
@@ -91,10 +91,7 @@ struct Bound {
 }
 
 impl Bound {
-    fn of_body(body: Value) -> Result<Self> {
-        let Value::Object(mut fields) = body else {
-            return Err(Error::bad_because("parameter error", "body: must be a JSON object"));
-        };
+    fn of_body(mut fields: Map<String, Value>) -> Result<Self> {
         let blob = match fields.remove("blob") {
             // A client of the command line sends the message itself.
             None if fields.contains_key("role") && fields.contains_key("content") => {

@@ -141,6 +141,100 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
+/// Stores one message after the other until the server is gone; answers with the ids that were acknowledged, in order.
+async fn speak_until_the_end(
+    client: reqwest::Client,
+    urls: Vec<String>,
+    writer: usize,
+    acknowledged: Arc<AtomicUsize>,
+) -> Vec<(usize, String)> {
+    let mut said = Vec::new();
+    for number in 0.. {
+        // To the session that all share, and to one that few do.
+        let session = if number % 2 == 0 { 0 } else { 1 + writer % (urls.len() - 1) };
+        // Short ones are committed together, long ones alone.
+        let text = format!("{writer} ").repeat([10, 300, 200_000][number % 3]);
+        let body = serde_json::json!({"blob": {"role": "user", "content": text}});
+        let Ok(answer) = client.post(&urls[session]).bearer_auth(KEY).json(&body).send().await else { break };
+        let status = answer.status();
+        assert!(status.is_success() || status.as_u16() == 503, "{status}");
+        if status.is_success() {
+            // The answer may have been cut off: what came whole is a promise.
+            let Ok(stored) = answer.json::<serde_json::Value>().await else { break };
+            said.push((session, stored["data"]["id"].as_str().unwrap().to_owned()));
+            acknowledged.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    said
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_in_the_middle_of_conversations_loses_no_message_and_keeps_their_order() {
+    let folder = data_folder();
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    let settings = [("LOG_LEVEL", "warn")];
+    let mut program = Program::start(folder.path(), &settings);
+    let mut sessions: Vec<String> = Vec::new();
+    for _ in 0..4 {
+        let made = client.post(format!("{}/api/v1/session", program.url)).bearer_auth(KEY).send().await.unwrap();
+        let made: serde_json::Value = made.json().await.unwrap();
+        sessions.push(made["data"]["id"].as_str().unwrap().to_owned());
+    }
+    let mut kept: Vec<Vec<(usize, String)>> = vec![Vec::new(); UPLOADERS];
+    for round in 0..ROUNDS / 2 {
+        let acknowledged = Arc::new(AtomicUsize::new(0));
+        let url = |session: &String| format!("{}/api/v1/session/{session}/messages", program.url);
+        let urls: Vec<String> = sessions.iter().map(url).collect();
+        let writers = (0..UPLOADERS)
+            .map(|writer| speak_until_the_end(client.clone(), urls.clone(), writer, Arc::clone(&acknowledged)));
+        let killing = async {
+            // Not at the same moment in every round.
+            let enough = 20 + 13 * round;
+            crate::support::eventually("enough is said", async || acknowledged.load(Ordering::SeqCst) >= enough).await;
+            program.kill();
+        };
+        let (said, ()) = tokio::join!(futures_util::future::join_all(writers), killing);
+        for (all, new) in kept.iter_mut().zip(said) {
+            all.extend(new);
+        }
+        program = Program::start(folder.path(), &settings);
+    }
+    for (number, session) in sessions.iter().enumerate() {
+        let ids = conversation(&client, &program.url, session).await;
+        for said in &kept {
+            let places = said.iter().filter(|(of, _)| *of == number).map(|(_, id)| {
+                ids.iter().position(|known| known == id).unwrap_or_else(|| panic!("{id} was acknowledged"))
+            });
+            assert!(places.is_sorted(), "what one writer said is in the order it was said");
+        }
+    }
+    assert!(program.stop().success());
+}
+
+/// The ids of a session's messages, walked in pages; their chain must be whole and their texts too.
+async fn conversation(client: &reqwest::Client, url: &str, session: &str) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::new();
+    let mut query = "format=acontext&limit=20".to_owned();
+    loop {
+        let url = format!("{url}/api/v1/session/{session}/messages?{query}");
+        let page: serde_json::Value = client.get(url).bearer_auth(KEY).send().await.unwrap().json().await.unwrap();
+        for item in page["data"]["items"].as_array().unwrap() {
+            assert_eq!(item["parent_id"].as_str(), ids.last().map(String::as_str), "the chain is whole");
+            let text = item["parts"][0]["text"].as_str().unwrap();
+            let (writer, rest) = text.split_at(text.find(' ').unwrap() + 1);
+            assert!(text.len() % writer.len() == 0 && rest.starts_with(writer), "the text is whole");
+            ids.push(item["id"].as_str().unwrap().to_owned());
+        }
+        let Some(cursor) = page["data"]["next_cursor"].as_str() else { break };
+        query = format!("format=acontext&limit=20&cursor={cursor}");
+    }
+    let mut once = ids.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), ids.len(), "nothing is there twice");
+    ids
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_lets_an_upload_finish() {
     let folder = data_folder();

@@ -81,6 +81,40 @@ impl Client {
         answer.data()["id"].as_str().unwrap().to_owned()
     }
 
+    /// A new session's id.
+    pub async fn new_session(&self) -> String {
+        let answer = self.post("/api/v1/session", serde_json::json!({})).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        answer.data()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Asks for a message to be stored.
+    pub async fn say(&self, session: &str, format: &str, blob: Value) -> Answer {
+        let body = serde_json::json!({"format": format, "blob": blob});
+        self.post(&format!("/api/v1/session/{session}/messages"), body).await
+    }
+
+    /// Stores a text, and wants that to work; the message's id.
+    pub async fn say_text(&self, session: &str, text: &str) -> String {
+        let answer = self.say(session, "openai", serde_json::json!({"role": "user", "content": text})).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        answer.data()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Messages of a session, by the query of the request.
+    pub async fn messages(&self, session: &str, query: &str) -> Value {
+        let answer = self.get(&format!("/api/v1/session/{session}/messages?{query}")).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        answer.data()
+    }
+
+    /// Sends a message as a form.
+    pub async fn say_form(&self, session: &str, form: Form) -> Answer {
+        let (kind, body) = form.end();
+        let request = self.request(Method::POST, &format!("/api/v1/session/{session}/messages"));
+        self.send(request.header(header::CONTENT_TYPE, kind).body(Body::from(body)).unwrap()).await
+    }
+
     /// Stores a file, and wants that to work.
     pub async fn upload(&self, disk: &str, directory: &str, name: &str, content: impl AsRef<[u8]>) -> Value {
         let answer = self.form(disk, Form::new().text("file_path", directory).file("file", name, content)).await;

@@ -19,6 +19,7 @@ use acontextd::jobs::{self, Kinds};
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use client::Client;
@@ -72,6 +73,7 @@ pub struct TestApp {
     pub blobs: Arc<MemoryBlobs>,
     pub database: PgConnectOptions,
     folder: Arc<TempDir>,
+    _writer: JoinSet<()>,
 }
 
 impl TestApp {
@@ -95,8 +97,9 @@ impl TestApp {
             kinds: setup.kinds,
         };
         let app = App::new(parts);
-        app.tasks.spawn(acontextd::messages::writer::run(app.clone()));
-        Self { app, blobs, database, folder }
+        let mut writer = JoinSet::new();
+        writer.spawn(acontextd::messages::writer::run(app.clone()));
+        Self { app, blobs, database, folder, _writer: writer }
     }
 
     /// A second app on the same database and objects, as another process would be.

@@ -1,0 +1,465 @@
+//! Messages: stored in a format and read in all, in order and in pages.
+
+use std::collections::HashSet;
+
+use axum::http::{Method, StatusCode};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::client::{Client, Form};
+use crate::support::{Setup, run, run_with};
+
+const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC";
+
+async fn item(client: &Client, session: &str, format: &str) -> Value {
+    let page = client.messages(session, &format!("format={format}&limit=1&time_desc=true")).await;
+    page["items"][0].clone()
+}
+
+#[tokio::test]
+async fn what_was_stored_in_a_format_reads_back_equal() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let call = json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{ \"a\" : 1.50 }"}});
+        for (format, blob) in [
+            ("openai", json!({"role": "user", "content": "words\u{0} with a NUL"})),
+            ("openai", json!({"role": "assistant", "content": "both", "tool_calls": [call], "refusal": "no"})),
+            ("openai", json!({"role": "tool", "tool_call_id": "c1", "content": ""})),
+            ("openai", json!({"role": "developer", "name": "policy", "content": [{"type": "text", "text": "be brief"}]})),
+            ("anthropic", json!({"role": "user", "content": [
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}},
+                {"type": "unheard_of", "beam": {"x": [null]}},
+                {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "t"}, "title": "T"},
+            ]})),
+            ("anthropic", json!({"role": "assistant", "id": "msg_1", "content": [
+                {"type": "thinking", "thinking": "hm", "signature": "c2ln"},
+                {"type": "tool_use", "id": "t1", "name": "f", "input": {"n": 9_007_199_254_740_993_i64, "x": null},
+                 "cache_control": {"type": "ephemeral", "ttl": "1h"}},
+            ]})),
+            ("gemini", json!({"role": "model", "parts": [
+                {"text": "so", "thoughtSignature": "c2ln"},
+                {"functionCall": {"id": "g1", "name": "f", "args": {}}, "thoughtSignature": "c2ln"},
+                {"executableCode": {"language": "PYTHON", "code": "1"}},
+            ]})),
+        ] {
+            let stored = client.say(&session, format, blob.clone()).await;
+            assert_eq!(stored.status, StatusCode::CREATED, "{blob}: {}", stored.text());
+            assert_eq!(item(&client, &session, format).await, blob);
+            for other in ["openai", "anthropic", "gemini", "acontext"] {
+                assert!(item(&client, &session, other).await["role"].is_string(), "{blob} in {other}");
+            }
+        }
+        let parts = json!([
+            {"type": "text", "text": "a", "meta": {"n": 1.50}},
+            {"type": "data", "meta": {"data_type": "chart", "values": [1, null]}},
+        ]);
+        let blob = json!({"role": "assistant", "parts": parts, "meta": {"origin": "import"}});
+        client.say(&session, "acontext", blob).await;
+        let shown = item(&client, &session, "acontext").await;
+        assert_eq!((&shown["parts"], &shown["meta"]["origin"]), (&parts, &json!("import")));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn digits_stay_as_they_were_written() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let blob = r#"{"role":"assistant","content":[{"type":"tool_use","id":"t","name":"f","input":{"a":1.10,"b":1e+400,"c":-0.0}}]}"#;
+        let path = format!("/api/v1/session/{session}/messages");
+        let body = format!("{{\"format\":\"anthropic\",\"blob\":{blob}}}");
+        assert_eq!(client.json(Method::POST, &path, &body).await.status, StatusCode::CREATED);
+        for format in ["anthropic", "openai", "gemini"] {
+            let shown = client.get(&format!("{path}?format={format}")).await.text().replace('\\', "");
+            for number in ["1.10", "1e+400", "-0.0"] {
+                assert!(shown.contains(&format!(":{number}")), "{number} in {format}: {shown}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tool_result_each_keeps_ids_and_metas_aligned() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let calls = json!({"role": "assistant", "content": [
+            {"type": "tool_use", "id": "a", "name": "first", "input": {}},
+            {"type": "tool_use", "id": "b", "name": "second", "input": {}},
+        ]});
+        let results = json!({"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "a", "content": "one"},
+            {"type": "tool_result", "tool_use_id": "b", "content": "two"},
+            {"type": "text", "text": "go on"},
+        ]});
+        let first = client.say(&session, "anthropic", calls).await.data()["id"].clone();
+        let path = format!("/api/v1/session/{session}/messages");
+        let body = json!({"format": "anthropic", "blob": results, "meta": {"turn": 2}});
+        let second = client.post(&path, body).await.data()["id"].clone();
+        let page = client.messages(&session, "format=openai").await;
+        let roles: Vec<&str> = page["items"].as_array().unwrap().iter().map(|i| i["role"].as_str().unwrap()).collect();
+        assert_eq!(roles, ["assistant", "tool", "tool", "user"]);
+        assert_eq!(page["ids"], json!([first, second, second, second]));
+        assert_eq!(page["metas"], json!([{}, {"turn": 2}, {"turn": 2}, {"turn": 2}]));
+        assert_eq!(page["edit_at_message_id"], second);
+        // A function's name is taken from its call, also where that is shown as it was stored.
+        let gemini = json!({"role": "model", "parts": [{"functionCall": {"id": "c", "name": "third", "args": {}}}]});
+        client.say(&session, "gemini", gemini).await;
+        client.say(&session, "openai", json!({"role": "tool", "tool_call_id": "c", "content": "three"})).await;
+        let answer = item(&client, &session, "gemini").await;
+        // The last page has the answer alone; the whole conversation has the call too.
+        assert_eq!(answer["parts"][0]["functionResponse"]["response"], json!({"output": "three"}));
+        let all = client.messages(&session, "format=gemini").await;
+        assert_eq!(all["items"][3]["parts"][0]["functionResponse"]["name"], "third", "{all}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sixteen_writers_on_one_session_lose_nothing_and_keep_one_order() {
+    run(async |app| {
+        let client = app.project().await;
+        // Another process writes to the same session.
+        let twin = app.twin(Setup::default()).await;
+        let session = client.new_session().await;
+        let writer = |n: usize| {
+            let router = if n % 2 == 0 { app.app.router() } else { twin.app.router() };
+            let client = Client::new(router, Some((client.project(), client.key().to_owned())));
+            let session = session.clone();
+            async move {
+                let mut said = Vec::new();
+                for turn in 0..20 {
+                    said.push(client.say_text(&session, &format!("{n}-{turn}")).await);
+                }
+                said
+            }
+        };
+        let said = futures_util::future::join_all((0..16).map(writer)).await;
+        let page = client.messages(&session, "format=acontext").await;
+        let items = page["items"].as_array().unwrap();
+        assert_eq!(items.len(), 320);
+        let ids: Vec<&str> = items.iter().map(|item| item["id"].as_str().unwrap()).collect();
+        assert_eq!(ids.iter().collect::<HashSet<_>>().len(), 320);
+        for (at, item) in items.iter().enumerate() {
+            let parent = if at == 0 { Value::Null } else { items[at - 1]["id"].clone() };
+            assert_eq!(item["parent_id"], parent);
+        }
+        let times: Vec<i64> = sqlx::query_scalar(
+            "select (extract(epoch from created_at) * 1000000)::bigint from messages order by created_at",
+        )
+        .fetch_all(&app.app.db)
+        .await
+        .unwrap();
+        assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "times rise strictly");
+        for one in said {
+            let places: Vec<_> = one.iter().map(|id| ids.iter().position(|known| known == id).unwrap()).collect();
+            assert!(places.is_sorted(), "what one writer said comes in the order it was said");
+        }
+        assert_eq!(app.value::<i64>("select count(*) from jobs where kind = 'observe'").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pages_walk_both_ways_without_loss_or_overlap() {
+    run(async |app| {
+        let (client, stranger) = (app.project().await, app.project().await);
+        let (session, empty) = (client.new_session().await, client.new_session().await);
+        client.say_text(&client.new_session().await, "of another session").await;
+        let mut ids = Vec::new();
+        for n in 0..7 {
+            ids.push(client.say_text(&session, &format!("m{n}")).await);
+        }
+        for direction in ["false", "true"] {
+            let mut pages = Vec::new();
+            let mut query = format!("limit=3&time_desc={direction}");
+            loop {
+                let page = client.messages(&session, &query).await;
+                pages.push(page["ids"].as_array().unwrap().clone());
+                assert_eq!(page["has_more"], page["next_cursor"].is_string());
+                let Some(cursor) = page["next_cursor"].as_str() else { break };
+                query = format!("limit=3&time_desc={direction}&cursor={cursor}");
+            }
+            if direction == "true" {
+                assert_eq!(json!(pages[0]), json!(ids[4..]), "the newest, oldest first");
+                pages.reverse();
+            }
+            assert_eq!(json!(pages.concat()), json!(ids));
+        }
+        let nothing = client.messages(&empty, "").await;
+        assert_eq!(nothing, json!({"items": [], "ids": [], "metas": [], "has_more": false, "this_time_tokens": 0}));
+        let path = format!("/api/v1/session/{session}/messages");
+        for query in ["", "?limit=2"] {
+            stranger.get(&format!("{path}{query}")).await.assert_refused(404, "session not found");
+        }
+        for (query, field) in [
+            ("limit=-1", "limit"),
+            ("limit=201", "limit"),
+            ("limit=1&cursor=%21", "cursor"),
+            ("format=xml", "format"),
+            ("time_desc=yes", "time_desc"),
+            ("with_events=maybe", "with_events"),
+            ("with_asset_public_url=no", "with_asset_public_url"),
+            ("edit_strategies=%7B", "edit_strategies"),
+            ("edit_strategies=%5B%7B%22type%22%3A%22shrink%22%7D%5D", "edit_strategies"),
+        ] {
+            client.get(&format!("{path}?{query}")).await.assert_refused(400, field);
+        }
+        assert_eq!(client.messages(&session, "cursor=%21").await["ids"], json!(ids), "it counts only with a limit");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_list_without_a_limit_ends_somewhere_and_says_so() {
+    let setup = Setup::default().with("ACONTEXTD_MESSAGES_LIMIT", "3").with("ACONTEXTD_MESSAGES_BYTES", "1000");
+    run_with(setup, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        for n in 0..4 {
+            client.say_text(&session, &format!("m{n}")).await;
+        }
+        let page = client.messages(&session, "").await;
+        assert_eq!((page["ids"].as_array().unwrap().len(), &page["has_more"]), (3, &json!(true)));
+        let rest =
+            client.messages(&session, &format!("limit=9&cursor={}", page["next_cursor"].as_str().unwrap())).await;
+        assert_eq!((rest["ids"].as_array().unwrap().len(), &rest["has_more"]), (1, &json!(false)));
+        let long = client.new_session().await;
+        for _ in 0..2 {
+            client.say_text(&long, &"long ".repeat(300)).await;
+        }
+        let page = client.messages(&long, "").await;
+        assert_eq!((page["ids"].as_array().unwrap().len(), &page["has_more"]), (1, &json!(true)), "one always comes");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_takes_the_id_of_a_call_that_waits() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let call = |id: Value, name: &str| {
+            let call = match id {
+                Value::Null => json!({"name": name, "args": {"q": 1}}),
+                id => json!({"id": id, "name": name}),
+            };
+            json!({"functionCall": call})
+        };
+        let answer = |id: Value, name: &str| match id {
+            Value::Null => json!({"functionResponse": {"name": name, "response": {"n": 1}}}),
+            id => json!({"functionResponse": {"id": id, "name": name, "response": {"n": 1}}}),
+        };
+        let asked = json!({"role": "model", "parts": [call(Value::Null, "look"), call(json!("x2"), "listen")]});
+        let stored = client.say(&session, "gemini", asked).await.data();
+        let id = stored["parts"][0]["meta"]["id"].clone();
+        assert!(id.as_str().unwrap().starts_with("call_") && id.as_str().unwrap().len() == 13, "{id}");
+        let open = &item(&client, &session, "acontext").await["meta"]["__gemini_call_info__"];
+        assert_eq!(*open, json!([{"id": id, "name": "look"}, {"id": "x2", "name": "listen"}]));
+        for (wrong, why) in [
+            (answer(Value::Null, "smell"), "'smell'"),
+            (answer(json!("x9"), "listen"), "'x9'"),
+            (answer(json!("x2"), "look"), "'x2'"),
+        ] {
+            let refused =
+                client.say(&session, "gemini", json!({"role": "user", "parts": [{"text": "a"}, wrong]})).await;
+            refused.assert_refused(400, "parts[1].functionResponse");
+            refused.assert_refused(400, why);
+        }
+        // In another order than they were asked; nothing that was refused has used one up.
+        let both = json!({"role": "user", "parts": [answer(json!("x2"), "listen"), answer(Value::Null, "look")]});
+        assert_eq!(client.say(&session, "gemini", both.clone()).await.status, StatusCode::CREATED);
+        let shown = item(&client, &session, "gemini").await;
+        assert_eq!(shown["parts"][1]["functionResponse"]["id"], id);
+        client.say(&session, "gemini", both).await.assert_refused(400, "waits in this session");
+        assert!(
+            client.messages(&session, "format=acontext").await["items"][0]["meta"]["__gemini_call_info__"].is_null()
+        );
+        // Two answers at once to one call.
+        client.say(&session, "gemini", json!({"role": "model", "parts": [call(json!("y"), "taste")]})).await;
+        let once = json!({"role": "user", "parts": [answer(Value::Null, "taste")]});
+        let (one, other) =
+            tokio::join!(client.say(&session, "gemini", once.clone()), client.say(&session, "gemini", once.clone()));
+        let mut statuses = [one.status.as_u16(), other.status.as_u16()];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [201, 400]);
+        let elsewhere = client.new_session().await;
+        client.say(&elsewhere, "gemini", once).await.assert_refused(400, "waits in this session");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_client_keeps_with_a_message_is_changed_key_by_key() {
+    run(async |app| {
+        let (client, stranger) = (app.project().await, app.project().await);
+        let session = client.new_session().await;
+        let path = format!("/api/v1/session/{session}/messages");
+        let stored = client
+            .post(
+                &path,
+                json!({"blob": {"role": "user", "content": "p"}, "meta": {"keep": 1, "drop": 2, "deep": {"a": 1}}}),
+            )
+            .await
+            .data();
+        let at = format!("{path}/{}/meta", stored["id"].as_str().unwrap());
+        let patch = async |meta: Value| client.json(Method::PATCH, &at, &json!({"meta": meta}).to_string()).await;
+        let merged = patch(json!({"drop": null, "deep": {"b": null}, "new": [1]})).await;
+        assert_eq!(merged.data(), json!({"meta": {"keep": 1, "deep": {"b": null}, "new": [1]}}));
+        // At once, and none is lost.
+        let many = (0..16).map(|n| patch(json!({format!("k{n}"): n})));
+        for answer in futures_util::future::join_all(many).await {
+            assert_eq!(answer.status, StatusCode::OK);
+        }
+        let metas = client.messages(&session, "").await["metas"].clone();
+        assert_eq!(metas[0].as_object().unwrap().len(), 19, "{metas}");
+        for (body, text) in [
+            (json!({}), "meta"),
+            (json!({"meta": null}), "meta"),
+            (json!({"meta": []}), "meta"),
+            (json!({"meta": {"a": "\u{0}"}}), "meta"),
+            (json!({"meta": {"a": "x".repeat(65_536)}}), "meta size exceeds 64KB limit"),
+        ] {
+            client.json(Method::PATCH, &at, &body.to_string()).await.assert_refused(400, text);
+        }
+        for n in 0..16 {
+            patch(json!({format!("big{n}"): "x".repeat(65_000)})).await;
+        }
+        patch(json!({"more": "x".repeat(65_000), "and": "x"})).await.assert_refused(413, "meta");
+        let body = json!({"meta": {"a": 1}}).to_string();
+        stranger.json(Method::PATCH, &at, &body).await.assert_refused(404, "session not found");
+        let unknown = format!("{path}/{}/meta", Uuid::new_v4());
+        client.json(Method::PATCH, &unknown, &body).await.assert_refused(404, "message not found");
+        let elsewhere = at.replace(&session, &client.new_session().await);
+        client.json(Method::PATCH, &elsewhere, &body).await.assert_refused(404, "message not found");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bodies_that_are_no_message_are_refused_by_name_and_leave_nothing() {
+    let setup = Setup::default().with("ACONTEXTD_MESSAGE_PARTS", "3").with("ACONTEXTD_JSON_LIMIT", "100000");
+    run_with(setup, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let path = format!("/api/v1/session/{session}/messages");
+        let user = json!({"role": "user", "content": "x"});
+        let texts = json!({"role": "user", "content": vec![json!({"type": "text", "text": "t"}); 4]});
+        for (body, text) in [
+            (json!({}), "blob: is required"),
+            (json!({"blob": null}), "blob: is required"),
+            (json!({"blob": user, "format": "xml"}), "format: must be one of"),
+            (json!({"blob": user, "format": 5}), "format: must be one of"),
+            (json!({"blob": user, "meta": [1]}), "meta: must be"),
+            (json!({"blob": user, "meta": {"a": "\u{0}"}}), "meta: "),
+            (json!({"blob": user, "meta": {"a": "x".repeat(65_536)}}), "meta size exceeds 64KB limit"),
+            (json!({"blob": 0}), "failed to normalize openai message: blob: "),
+            (json!({"blob": {"role": "model"}}), "failed to normalize openai message: role: "),
+            (json!({"blob": {"role": "system", "content": "s"}, "format": "anthropic"}), "anthropic message: role: "),
+            (json!({"blob": {"role": "user", "parts": [{"text": 5}]}, "format": "gemini"}), "gemini message: parts[0]"),
+            (json!({"blob": {"role": "user", "parts": [{"type": "text"}]}, "format": "acontext"}), "parts[0].text: "),
+            (
+                json!({"blob": {"role": "user", "parts": [{"type": "file", "file_field": "f"}]}, "format": "acontext"}),
+                "missing file f",
+            ),
+            (json!({"blob": {"role": "user", "parts": [], "meta": {"a": "\u{0}"}}, "format": "acontext"}), "meta"),
+            (json!({"blob": texts}), "content: must have no more than 3 entries"),
+        ] {
+            client.post(&path, body).await.assert_refused(400, text);
+        }
+        for (text, why) in [("", "body: is empty"), ("[]", "body: "), ("{", "body: "), (&"[".repeat(9_999), "body: ")] {
+            client.json(Method::POST, &path, text).await.assert_refused(400, why);
+        }
+        let long = json!({"blob": {"role": "user", "content": "x".repeat(100_000)}}).to_string();
+        client.json(Method::POST, &path, &long).await.assert_refused(413, "the body is larger");
+        for (form, why) in [
+            (Form::new().text("payload", "{not json"), "invalid payload json: payload: "),
+            (Form::new().text("payload", "[]"), "invalid payload json: payload: "),
+            (Form::new().text("payload", r#"{"blob": {}, "meta": 1}"#), "invalid payload json: payload: "),
+            (Form::new().text("payload", r#"{"blob": {}, "format": "xml"}"#), "invalid format: format: "),
+            (Form::new().text("payload", ""), "failed to normalize openai message"),
+            (Form::new().text("payload", "{}").text("payload", "{}"), "payload: stands in the form twice"),
+        ] {
+            client.say_form(&session, form).await.assert_refused(400, why);
+        }
+        let nowhere = format!("/api/v1/session/{}/messages", Uuid::new_v4());
+        client.post(&nowhere, json!({"blob": user})).await.assert_refused(404, "session not found");
+        assert_eq!(app.value::<i64>("select count(*) from messages").await, 0);
+        // A client of the command line sends the message itself.
+        assert_eq!(client.post(&path, user.clone()).await.status, StatusCode::CREATED);
+        assert_eq!(client.messages(&session, "").await["items"], json!([user]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_long_message_is_stored_like_a_short_one() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.say_text(&session, "short").await;
+        let text = "A line with \"quotes\", an ü and a 寿司.\n".repeat(60_000);
+        let stored = client.say(&session, "openai", json!({"role": "user", "content": text})).await;
+        assert_eq!(stored.status, StatusCode::CREATED);
+        assert!(stored.data()["parts"][0]["text"] == text, "the answer tells it whole");
+        client.say_text(&session, "short again").await;
+        let page = client.messages(&session, "format=anthropic").await;
+        assert!(page["items"][1]["content"][0]["text"] == text);
+        let answer = client.get(&format!("/api/v1/session/{session}/messages")).await;
+        assert_eq!(answer.header("content-length"), answer.bytes.len().to_string());
+        assert!(answer.data()["items"][1]["content"] == text);
+        assert_eq!(answer.data()["items"][2]["content"], "short again");
+        let tokens =
+            client.get(&format!("/api/v1/session/{session}/token_counts")).await.data()["total_tokens"].clone();
+        assert_eq!(tokens, page["this_time_tokens"]);
+        assert!(tokens.as_u64().unwrap() > 500_000, "{tokens}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tracked_session_leaves_one_job_and_an_untracked_one_none() {
+    run(async |app| {
+        let client = app.project().await;
+        let tracked = client.new_session().await;
+        let untracked = client.post("/api/v1/session", json!({"disable_task_tracking": true})).await.data();
+        let untracked = untracked["id"].as_str().unwrap();
+        for _ in 0..3 {
+            client.say_text(&tracked, "watched").await;
+            client.say_text(untracked, "not watched").await;
+        }
+        let status =
+            async |session: &str| item(&client, session, "acontext").await["session_task_process_status"].clone();
+        assert_eq!(status(&tracked).await, "pending");
+        assert_eq!(status(untracked).await, "disable_tracking");
+        let jobs: Vec<(String, Option<String>)> =
+            sqlx::query_as("select payload ->> 'session', lane from jobs where kind = 'observe'")
+                .fetch_all(&app.app.db)
+                .await
+                .unwrap();
+        assert_eq!(jobs, [(tracked.clone(), Some(format!("session:{tracked}")))]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn token_counts_are_those_of_the_own_session() {
+    run(async |app| {
+        let (client, stranger) = (app.project().await, app.project().await);
+        let (session, other) = (client.new_session().await, client.new_session().await);
+        client.say_text(&session, "The quick brown fox jumps over the lazy dog.").await;
+        client.say_text(&session, "t1").await;
+        client.say_text(&other, "something else").await;
+        let path = format!("/api/v1/session/{session}/token_counts");
+        assert_eq!(client.get(&path).await.data(), json!({"total_tokens": 13}));
+        assert_eq!(client.messages(&session, "").await["this_time_tokens"], 13);
+        assert_eq!(client.messages(&session, "limit=1").await["this_time_tokens"], 10);
+        stranger.get(&path).await.assert_refused(403, "does not belong");
+        let nowhere = format!("/api/v1/session/{}/token_counts", Uuid::new_v4());
+        client.get(&nowhere).await.assert_refused(404, "session not found");
+    })
+    .await;
+}
