@@ -46,6 +46,12 @@ struct Named {
 /// 400 for a part that names a file which did not come.
 pub async fn store(app: &App, caller: &Caller, session: SessionId, mut draft: Draft) -> Result<(Ready, Stored)> {
     let named = name_files(app, caller.project, &mut draft)?;
+    let mut conn = app.db.acquire().await?;
+    let there = sessions::store::exists(&mut conn, caller.project, session).await?;
+    drop(conn);
+    if !there {
+        return Err(sessions::NOT_FOUND);
+    }
     let ready = draft.finish(caller.project, session).await?;
     for _ in 0..TRIES {
         let mut uploads = Vec::with_capacity(named.len());

@@ -149,9 +149,12 @@ impl Bound {
         for key in RESERVED {
             message.meta.remove(key);
         }
-        let key = if self.format == Format::OpenAi || self.format == Format::Anthropic { "content" } else { "parts" };
-        if message.body.get(key).and_then(Value::as_array).is_some_and(|parts| parts.len() > max_parts) {
-            return Err(Error::field(key, format_args!("must have no more than {max_parts} entries")));
+        let mut count = 0;
+        for key in ["content", "parts", "tool_calls"] {
+            count += message.body.get(key).and_then(Value::as_array).map_or(0, Vec::len);
+            if count > max_parts {
+                return Err(Error::field(key, format_args!("must not make it more than {max_parts} parts")));
+            }
         }
         let said = if self.format == Format::Acontext { "blob.meta" } else { "blob" };
         storable_object(said, &message.meta, 1 << 20)?;

@@ -32,7 +32,7 @@ async fn what_was_stored_in_a_format_reads_back_equal() {
                 {"type": "unheard_of", "beam": {"x": [null]}},
                 {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "t"}, "title": "T"},
             ]})),
-            ("anthropic", json!({"role": "assistant", "id": "msg_1", "content": [
+            ("anthropic", json!({"role": "assistant", "unheard_of": 1, "content": [
                 {"type": "thinking", "thinking": "hm", "signature": "c2ln"},
                 {"type": "tool_use", "id": "t1", "name": "f", "input": {"n": 9_007_199_254_740_993_i64, "x": null},
                  "cache_control": {"type": "ephemeral", "ttl": "1h"}},
@@ -347,6 +347,8 @@ async fn bodies_that_are_no_message_are_refused_by_name_and_leave_nothing() {
         let session = client.new_session().await;
         let path = format!("/api/v1/session/{session}/messages");
         let user = json!({"role": "user", "content": "x"});
+        let calls = vec![json!({"type": "function", "function": {"name": "f", "arguments": ""}}); 3];
+        let calls = json!({"role": "assistant", "content": [{"type": "text", "text": "t"}], "tool_calls": calls});
         let texts = json!({"role": "user", "content": vec![json!({"type": "text", "text": "t"}); 4]});
         for (body, text) in [
             (json!({}), "blob: is required"),
@@ -366,7 +368,8 @@ async fn bodies_that_are_no_message_are_refused_by_name_and_leave_nothing() {
                 "missing file f",
             ),
             (json!({"blob": {"role": "user", "parts": [], "meta": {"a": "\u{0}"}}, "format": "acontext"}), "meta"),
-            (json!({"blob": texts}), "content: must have no more than 3 entries"),
+            (json!({"blob": calls}), "tool_calls: must not make it more than 3 parts"),
+            (json!({"blob": texts}), "content: must not make it more than 3 parts"),
         ] {
             client.post(&path, body).await.assert_refused(400, text);
         }

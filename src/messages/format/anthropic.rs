@@ -19,7 +19,20 @@ pub(super) fn read(mut body: Object) -> Result<(Role, Object, Object), Refused> 
     };
     body.entry("content").or_insert_with(|| Value::Array(Vec::new()));
     objects(body.get_mut("content")).for_each(|(_, block)| clean(block));
-    Ok((role, Object::new(), body))
+    let meta = take_response(&mut body);
+    Ok((role, meta, body))
+}
+
+/// A model's answer as its SDK holds it has an id, token counts and more. The API refuses them in a message that is sent
+/// back, so they are kept beside it.
+fn take_response(body: &mut Object) -> Object {
+    if text_at(body, "type") != "message" {
+        return Object::new();
+    }
+    let message = |key: &String| matches!(key.as_str(), "role" | "content");
+    let (message, response): (Object, Object) = std::mem::take(body).into_iter().partition(|(key, _)| message(key));
+    *body = message;
+    object([("response", response.into())])
 }
 
 /// Drops what is `null` from a block of a known type.

@@ -126,9 +126,9 @@ impl Incoming {
 ///   block of a known type; never in what is free JSON (arguments, answers, metadata) or in a block of an unknown type;
 /// - a list that a message of the format always has (`content` of Anthropic, `parts` of Gemini and acontext) is there,
 ///   if only empty;
-/// - `OpenAI`: what a tool returns has `tool_call_id` and `content`, if only empty ones, and a list of mere texts is
+/// - `OpenAI`: arguments given as a value are a JSON text, and what a tool returns has `tool_call_id` and `content`, if only empty ones, and a list of mere texts is
 ///   one text;
-/// - Anthropic: a tool result always has `content`, and says whether it `is_error`;
+/// - Anthropic: what the answer of a model has besides the message is in its meta; a tool result always has `content`, and says whether it `is_error`;
 /// - Gemini: keys are in camel case, bytes are in standard base64, and each function call has an id;
 /// - acontext: `asset`, `filename` and an empty `file_field` are dropped from parts.
 pub fn read(format: Format, blob: Value, new_call_id: &mut dyn FnMut() -> String) -> Result<Incoming, Refused> {

@@ -31,6 +31,7 @@ pub(in super::super) fn read(mut body: Object) -> Result<(Role, Object, Object),
     for key in ["function_call", "audio"] {
         if let Some(Value::Object(inner)) = body.get_mut(key) {
             drop_nulls(inner, &[]);
+            write_arguments_out(inner);
         }
     }
     if said == "tool" {
@@ -76,10 +77,12 @@ fn complete_result(body: &mut Object) {
 fn check_content(content: Option<&Value>) -> Result<(), Refused> {
     match content {
         Some(Value::String(_)) => Ok(()),
-        Some(Value::Array(items)) if !items.is_empty() => match items.iter().position(|item| !item.is_object()) {
-            Some(at) => Err(refused(format!("content[{at}]"), "must be an object with a type")),
-            None => Ok(()),
-        },
+        Some(Value::Array(items)) if !items.is_empty() => {
+            match items.iter().position(|item| !item.get("type").is_some_and(Value::is_string)) {
+                Some(at) => Err(refused(format!("content[{at}]"), "must be an object with a type")),
+                None => Ok(()),
+            }
+        }
         _ => Err(refused("content", "must be a string, or a list that is not empty")),
     }
 }
@@ -110,8 +113,18 @@ fn clean(block: &mut Object) {
         kind @ ("image_url" | "input_audio" | "file" | "function" | "custom") => {
             let kind = kind.to_owned();
             drop_nulls(block, &[&kind, "cache_control"]);
+            if let Some(Value::Object(called)) = block.get_mut("function") {
+                write_arguments_out(called);
+            }
         }
         _ => {}
+    }
+}
+
+/// Arguments are a JSON text here. Given as a value they become one, which is always the same for the same value.
+fn write_arguments_out(function: &mut Object) {
+    if let Some(arguments @ (Value::Object(_) | Value::Array(_))) = function.get_mut("arguments") {
+        *arguments = arguments.to_string().into();
     }
 }
 

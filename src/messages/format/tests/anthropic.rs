@@ -111,12 +111,16 @@ fn content_may_be_anything() {
 }
 
 #[test]
-fn a_response_is_stored_with_its_extras() {
-    let blob = json!({"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_sequence": null,
-        "usage": {"input_tokens": 1, "cache": null}, "content": [{"type": "text", "text": "x", "citations": null}]});
-    let body = json!({"id": "msg_1", "type": "message", "role": "assistant", "model": "m",
-        "usage": {"input_tokens": 1, "cache": null}, "content": [{"type": "text", "text": "x"}]});
-    assert_eq!(stored(ANTHROPIC, blob).body, body);
+fn what_a_response_has_besides_the_message_is_kept_beside_it() {
+    let message = json!({"role": "assistant", "content": [{"type": "text", "text": "dumped"}]});
+    let mut blob = message.clone();
+    let rest = json!({"id": "msg_1", "type": "message", "model": "m", "usage": {"input_tokens": 1, "cache": null}});
+    blob.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+    blob["stop_sequence"] = Value::Null;
+    let incoming = stored(ANTHROPIC, blob);
+    assert_eq!((&incoming.body, &incoming.meta["response"]), (&message, &rest));
+    let other = json!({"role": "user", "content": [], "unheard_of": 1});
+    assert_eq!(stored(ANTHROPIC, other.clone()).body, other);
 }
 
 #[test]

@@ -123,6 +123,19 @@ fn calls_become_parts() {
 }
 
 #[test]
+fn arguments_that_are_a_value_become_its_text() {
+    let call = |arguments: Value| {
+        let function = json!({"name": "f", "arguments": arguments});
+        json!({"role": "assistant", "function_call": function,
+            "tool_calls": [{"id": "a", "type": "function", "function": function}, {"id": "b", "function": function}]})
+    };
+    let text = "{\"a\":[\"<&>\",null],\"b\":2.50}";
+    let value: Value = serde_json::from_str("{\"b\": 2.50, \"a\": [\"<&>\", null]}").unwrap();
+    assert_eq!(stored(OPENAI, call(value)).body, call(text.into()));
+    assert_eq!(stored(OPENAI, call("{ \"x\" : 1 }".into())).body, call("{ \"x\" : 1 }".into()));
+}
+
+#[test]
 fn results_become_parts() {
     for (blob, text, meta) in [
         (json!({"role": "tool", "tool_call_id": "t", "content": "rain"}), "rain", json!({"tool_call_id": "t"})),
@@ -181,9 +194,9 @@ fn a_body_is_the_message_without_what_is_null() {
         ),
         (
             json!({"role": "assistant", "content": null, "tool_calls": [
-                {"id": "a", "type": "function", "index": null, "function": {"name": "f", "arguments": {"a": null}}}]}),
+                {"id": "a", "type": "function", "index": null, "function": {"name": "f", "arguments": "null"}}]}),
             json!({"role": "assistant", "tool_calls": [
-                {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"a": null}}}]}),
+                {"id": "a", "type": "function", "function": {"name": "f", "arguments": "null"}}]}),
         ),
         (
             json!({"role": "tool", "tool_call_id": "t", "content": [
