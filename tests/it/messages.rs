@@ -126,7 +126,7 @@ async fn sixteen_writers_on_one_session_lose_nothing_and_keep_one_order() {
         let twin = app.twin(Setup::default()).await;
         let session = client.new_session().await;
         let writer = |n: usize| {
-            let router = if n % 2 == 0 { app.app.router() } else { twin.app.router() };
+            let router = if n.is_multiple_of(2) { app.app.router() } else { twin.app.router() };
             let client = Client::new(router, Some((client.project(), client.key().to_owned())));
             let session = session.clone();
             async move {
@@ -281,9 +281,9 @@ async fn an_answer_takes_the_id_of_a_call_that_waits() {
         // Two answers at once to one call.
         client.say(&session, "gemini", json!({"role": "model", "parts": [call(json!("y"), "taste")]})).await;
         let once = json!({"role": "user", "parts": [answer(Value::Null, "taste")]});
-        let (one, other) =
+        let (first, second) =
             tokio::join!(client.say(&session, "gemini", once.clone()), client.say(&session, "gemini", once.clone()));
-        let mut statuses = [one.status.as_u16(), other.status.as_u16()];
+        let mut statuses = [first.status.as_u16(), second.status.as_u16()];
         statuses.sort_unstable();
         assert_eq!(statuses, [201, 400]);
         let elsewhere = client.new_session().await;
@@ -306,11 +306,11 @@ async fn what_a_client_keeps_with_a_message_is_changed_key_by_key() {
             .await
             .data();
         let at = format!("{path}/{}/meta", stored["id"].as_str().unwrap());
-        let patch = async |meta: Value| client.json(Method::PATCH, &at, &json!({"meta": meta}).to_string()).await;
-        let merged = patch(json!({"drop": null, "deep": {"b": null}, "new": [1]})).await;
+        let change = async |meta: Value| client.json(Method::PATCH, &at, &json!({"meta": meta}).to_string()).await;
+        let merged = change(json!({"drop": null, "deep": {"b": null}, "new": [1]})).await;
         assert_eq!(merged.data(), json!({"meta": {"keep": 1, "deep": {"b": null}, "new": [1]}}));
         // At once, and none is lost.
-        let many = (0..16).map(|n| patch(json!({format!("k{n}"): n})));
+        let many = (0..16).map(|n| change(json!({format!("k{n}"): n})));
         for answer in futures_util::future::join_all(many).await {
             assert_eq!(answer.status, StatusCode::OK);
         }
@@ -326,9 +326,9 @@ async fn what_a_client_keeps_with_a_message_is_changed_key_by_key() {
             client.json(Method::PATCH, &at, &body.to_string()).await.assert_refused(400, text);
         }
         for n in 0..16 {
-            patch(json!({format!("big{n}"): "x".repeat(65_000)})).await;
+            change(json!({format!("big{n}"): "x".repeat(65_000)})).await;
         }
-        patch(json!({"more": "x".repeat(65_000), "and": "x"})).await.assert_refused(413, "meta");
+        change(json!({"more": "x".repeat(65_000), "and": "x"})).await.assert_refused(413, "meta");
         let body = json!({"meta": {"a": 1}}).to_string();
         stranger.json(Method::PATCH, &at, &body).await.assert_refused(404, "session not found");
         let unknown = format!("{path}/{}/meta", Uuid::new_v4());
