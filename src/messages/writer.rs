@@ -138,7 +138,13 @@ impl Line {
                 return Ok(found);
             }
         }
-        store::insert(conn, messages, Lock::Skip).await
+        match store::insert(conn, messages, Lock::Skip).await {
+            // The statement of the lost connection went on, and came first.
+            Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("messages_pkey") => {
+                store::get_stored(conn, messages).await
+            }
+            done => done,
+        }
     }
 }
 

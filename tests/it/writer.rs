@@ -154,6 +154,22 @@ async fn what_was_committed_is_found_again_by_its_id() {
 }
 
 #[tokio::test]
+async fn a_statement_that_outlived_its_connection_counts() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let new = message(client.project(), &session, "once");
+        let mut conn = app.app.db.acquire().await.unwrap();
+        store::insert(&mut conn, std::slice::from_ref(&new), Lock::Wait).await.unwrap();
+        // The writer has not heard of that, and stores the same message.
+        let again = app.app.messages.store(new).await.unwrap();
+        assert!(again.is_some());
+        assert_eq!(client.messages(&session, "").await["ids"].as_array().unwrap().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_session_that_is_held_up_holds_up_no_other() {
     run(async |app| {
         let client = app.project().await;
