@@ -21,7 +21,7 @@ use crate::crypto::LinkKey;
 use crate::jobs::periodic::{self, Reconciler};
 use crate::jobs::{Jobs, Kinds};
 use crate::messages::writer::Writer;
-use crate::{db, disks, http, messages, projects, sessions};
+use crate::{db, disks, http, messages, projects, sessions, tasks};
 
 /// Of files that are shown as text at one time; a reply takes about three times as much.
 pub const SHOWN_KIB: u32 = 64 * 1024;
@@ -106,6 +106,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(projects::router())
         .merge(sessions::router())
         .merge(messages::router())
+        .merge(tasks::router())
         .merge(disks::router())
 }
 

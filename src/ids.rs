@@ -81,6 +81,14 @@ id!(
     MessageId
 );
 id!(
+    /// A task in a session.
+    TaskId
+);
+id!(
+    /// An event in a session.
+    EventId
+);
+id!(
     /// A stored object's row.
     BlobId
 );

@@ -23,5 +23,6 @@ pub mod percent;
 pub mod projects;
 pub mod sessions;
 pub mod start;
+pub mod tasks;
 pub mod telemetry;
 pub mod users;

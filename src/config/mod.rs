@@ -212,6 +212,9 @@ pub struct Limits {
     /// How much of stored messages one list answers with, before it says that there is more
     #[arg(long = "messages-bytes", env = "ACONTEXTD_MESSAGES_BYTES", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
     pub messages_bytes: u64,
+    /// The most messages that a session may have to be copied
+    #[arg(long = "copy-limit", env = "ACONTEXTD_COPY_LIMIT", value_name = "N", default_value = "5000", value_parser = count)]
+    pub copy: usize,
     /// How much of stored files one list of messages shows as part of itself; the rest is shown as links
     #[arg(long = "inline-limit", env = "ACONTEXTD_INLINE_LIMIT", value_name = "BYTES", default_value = "32MiB", value_parser = bytes)]
     pub inline: u64,

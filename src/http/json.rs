@@ -24,6 +24,17 @@ pub fn storable_object(field: &str, object: &Map<String, Value>, max_bytes: u64)
     Ok(())
 }
 
+/// Sets keys of the first level; `null` removes one.
+pub fn merge(mut object: Map<String, Value>, patch: Map<String, Value>) -> Map<String, Value> {
+    for (key, value) in patch {
+        match value {
+            Value::Null => drop(object.remove(&key)),
+            value => drop(object.insert(key, value)),
+        }
+    }
+    object
+}
+
 /// Adds to `size` what Postgres will write out that is not written here: it knows no exponents.
 fn storable(value: &Value, size: &mut usize) -> Result<(), &'static str> {
     match value {

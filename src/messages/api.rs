@@ -24,7 +24,7 @@ use crate::http::page::Position;
 use crate::http::reply::{self, Envelope};
 use crate::http::time::Timestamp;
 use crate::ids::{MessageId, ProjectId, SessionId};
-use crate::sessions;
+use crate::sessions::{self, events};
 
 /// A message that was stored.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -154,10 +154,9 @@ pub struct GetMessages {
     #[serde(default)]
     #[param(value_type = Option<bool>, default = true)]
     with_asset_public_url: Option<Flag>,
-    /// Whether events between the messages are shown. This version keeps no events.
+    /// Whether the events between the first and the last of these messages are shown.
     #[serde(default)]
     #[param(value_type = Option<bool>)]
-    #[expect(dead_code, reason = "only checked to be a flag")]
     with_events: Option<Flag>,
     /// How to shorten the conversation: a JSON list as text. This version knows no way yet.
     #[serde(default)]
@@ -182,6 +181,8 @@ pub struct GotMessages<'a> {
     this_time_tokens: i64,
     /// The last message that was or would be edited; left out if there is none.
     edit_at_message_id: Option<MessageId>,
+    /// Left out if there are none.
+    events: Option<Vec<events::Event>>,
     /// In the format `acontext`: links to files by the SHA-256 of their content.
     #[schema(value_type = Option<HashMap<String, files::PublicUrl>>)]
     public_urls: Option<Value>,
@@ -204,9 +205,19 @@ pub async fn get_messages(
     let wanted = wanted(&app, &query)?;
     let (rows, next) = read(&app, caller.project, session, &wanted).await?;
     let with_links = Flag::or(query.with_asset_public_url, true);
+    let events = match (rows.first(), rows.last()) {
+        (Some(first), Some(last)) if query.with_events.is_some_and(Flag::is_set) => {
+            let mut conn = app.db.acquire().await?;
+            let limit = i64::try_from(app.config.limits.messages).unwrap_or(i64::MAX);
+            let (from, to) = (first.created_at, last.created_at);
+            events::store::list_between(&mut conn, caller.project, session, from, to, limit).await?
+        }
+        _ => Vec::new(),
+    };
     let length = rows.iter().map(|row| row.content.len()).sum();
     let messages = on_the_side(length, move || shown::open(rows, target)).await?;
-    let rest = Rest { session, next_cursor: next.map(|at| at.encode()), public_urls: HashMap::new() };
+    let next_cursor = next.map(|at| at.encode());
+    let rest = Rest { session, next_cursor, events, public_urls: HashMap::new() };
     let answer = answer(&app, caller.project, messages, target, with_links, length, rest).await?;
     Ok(answer.into_response())
 }

@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path};
-use crate::http::json::storable_object;
+use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Envelope};
 use crate::ids::{MessageId, SessionId};
@@ -48,16 +48,11 @@ pub async fn patch_message_meta(
     let patch = body.meta.ok_or_else(|| Error::field("meta", "is required, a JSON object"))?;
     check_user_meta(&patch)?;
     let mut tx = app.db.begin().await?;
-    let Some(mut meta) = store::lock_user_meta(&mut tx, caller.project, session, message).await? else {
+    let Some(meta) = store::lock_user_meta(&mut tx, caller.project, session, message).await? else {
         let there = sessions::store::exists(&mut tx, caller.project, session).await?;
         return Err(if there { Error::NotFound("message not found") } else { sessions::NOT_FOUND });
     };
-    for (key, value) in patch {
-        match value {
-            Value::Null => drop(meta.remove(&key)),
-            value => drop(meta.insert(key, value)),
-        }
-    }
+    let meta = merge(meta, patch);
     storable_object("meta", &meta, app.config.limits.meta)?;
     store::set_user_meta(&mut tx, message, &meta).await?;
     tx.commit().await?;

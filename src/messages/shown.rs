@@ -21,6 +21,7 @@ use super::store::Row;
 use crate::error::{Error, Result};
 use crate::http::time::Timestamp;
 use crate::ids::{MessageId, SessionId};
+use crate::sessions::events::Event;
 
 /// Longer ones are passed on as a piece of their own, in bytes.
 const PIECE: usize = 64 * 1024;
@@ -103,6 +104,7 @@ pub fn call_names(messages: &[Opened], target: Format) -> HashMap<String, String
 pub struct Rest {
     pub session: SessionId,
     pub next_cursor: Option<String>,
+    pub events: Vec<Event>,
     pub public_urls: HashMap<String, PublicUrl>,
 }
 
@@ -149,6 +151,7 @@ pub fn write(messages: Vec<Opened>, target: Format, around: &Surroundings, rest:
         has_more: rest.next_cursor.is_some(),
         this_time_tokens: tokens,
         edit_at_message_id: last,
+        events: &rest.events,
         public_urls: &rest.public_urls,
     };
     out.text("],");
@@ -212,6 +215,8 @@ struct Tail<'a> {
     this_time_tokens: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     edit_at_message_id: Option<MessageId>,
+    #[serde(skip_serializing_if = "<[Event]>::is_empty")]
+    events: &'a [Event],
     #[serde(skip_serializing_if = "HashMap::is_empty")]
     public_urls: &'a HashMap<String, PublicUrl>,
 }

@@ -17,7 +17,7 @@ use crate::http::time::Timestamp;
 use crate::ids::{BlobId, MessageId, ProjectId, SessionId};
 
 /// How long stored messages wait for more before tasks are looked for in them.
-const OBSERVE_AFTER: std::time::Duration = std::time::Duration::from_secs(8);
+pub const OBSERVE_AFTER: std::time::Duration = std::time::Duration::from_secs(8);
 
 /// A message that is to be stored.
 #[derive(Clone, Debug)]

@@ -161,19 +161,3 @@ pub async fn delete_session(
     tx.commit().await?;
     if deleted { Ok(reply::done()) } else { Err(NOT_FOUND) }
 }
-
-/// Get a session with its configs
-#[utoipa::path(get, path = "/api/v1/session/{session_id}/configs", tag = "session",
-    params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<Session>), Refusals))]
-pub async fn get_session_configs(
-    State(app): State<App>,
-    caller: Caller,
-    Path(session): Path<SessionId>,
-) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
-    let found = store::get(&mut conn, caller.project, session).await?;
-    if found.is_none() {
-        store::check_owned(&mut conn, caller.project, session).await?;
-    }
-    found.map(reply::ok).ok_or(NOT_FOUND)
-}

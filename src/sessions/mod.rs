@@ -1,8 +1,12 @@
 //! Sessions: the conversations of agents. What is said in them is in [`crate::messages`].
 //!
-//! [`api`] has the routes of a session itself, [`store`] the SQL.
+//! [`api`] has the routes of a session itself, [`configs`] and [`copy`] those that change and copy one, [`store`] the SQL.
+//! [`events`] are what else clients tell of a session.
 
 pub mod api;
+pub mod configs;
+pub mod copy;
+pub mod events;
 pub mod store;
 
 use serde::Serialize;
@@ -20,7 +24,9 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(api::create_session, api::list_sessions))
         .routes(routes!(api::delete_session))
-        .routes(routes!(api::get_session_configs))
+        .routes(routes!(configs::get_session_configs, configs::put_session_configs, configs::patch_session_configs))
+        .routes(routes!(copy::copy_session))
+        .routes(routes!(events::api::add_event, events::api::list_events))
 }
 
 /// The refusal of a session that is not there.

@@ -148,3 +148,35 @@ pub async fn delete(conn: &mut PgConnection, project: ProjectId, session: Sessio
     let gone = sqlx::query!("delete from sessions where id = $1 and project_id = $2", session as _, project as _);
     Ok(gone.execute(conn).await?.rows_affected() == 1)
 }
+
+/// What is kept with a session, nothing being an empty object; locks the session.
+pub async fn lock_configs(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    session: SessionId,
+) -> sqlx::Result<Option<Map<String, Value>>> {
+    let found = sqlx::query_scalar!(
+        r#"select configs as "configs: Json<Map<String, Value>>"
+           from sessions where id = $1 and project_id = $2 for no key update"#,
+        session as _,
+        project as _
+    );
+    Ok(found.fetch_optional(conn).await?.map(|configs| configs.map(|configs| configs.0).unwrap_or_default()))
+}
+
+pub async fn set_configs(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    session: SessionId,
+    configs: &Map<String, Value>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update sessions set configs = $3, updated_at = now() where id = $1 and project_id = $2",
+        session as _,
+        project as _,
+        Json(configs) as _
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

@@ -1,0 +1,99 @@
+//! What a client keeps with a session.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{NOT_FOUND, Session, store};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Json, Path};
+use crate::http::json::{merge, storable_object};
+use crate::http::openapi::Refusals;
+use crate::http::reply::{self, Done, Envelope};
+use crate::ids::SessionId;
+
+/// The largest patch, in bytes.
+const MAX_PATCH: usize = 64 * 1024;
+
+/// Get a session with its configs
+#[utoipa::path(get, path = "/api/v1/session/{session_id}/configs", tag = "session",
+    params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<Session>), Refusals))]
+pub async fn get_session_configs(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+) -> Result<Response> {
+    let mut conn = app.db.acquire().await?;
+    let found = store::get(&mut conn, caller.project, session).await?;
+    if found.is_none() {
+        store::check_owned(&mut conn, caller.project, session).await?;
+    }
+    found.map(reply::ok).ok_or(NOT_FOUND)
+}
+
+#[derive(Deserialize, utoipa::ToSchema)]
+pub struct SessionConfigs {
+    /// An object.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    configs: Option<Map<String, Value>>,
+}
+
+/// Replace a session's configs
+///
+/// As a whole. Without any, nothing changes.
+#[utoipa::path(put, path = "/api/v1/session/{session_id}/configs", tag = "session",
+    params(("session_id" = SessionId, Path)), request_body = SessionConfigs,
+    responses((status = 200, body = Done), Refusals))]
+pub async fn put_session_configs(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+    Json(body): Json<SessionConfigs>,
+) -> Result<Response> {
+    if let Some(configs) = &body.configs {
+        storable_object("configs", configs, app.config.limits.meta)?;
+    }
+    let mut tx = app.db.begin().await?;
+    store::check_owned(&mut tx, caller.project, session).await?;
+    if let Some(configs) = body.configs {
+        store::set_configs(&mut tx, caller.project, session, &configs).await?;
+    }
+    tx.commit().await?;
+    Ok(reply::done())
+}
+
+/// What is kept with the session now.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct PatchedConfigs {
+    #[schema(value_type = Object)]
+    configs: Map<String, Value>,
+}
+
+/// Change a session's configs
+///
+/// Sets keys of the first level and removes those that are `null`; other keys stay. Up to 64 KiB.
+#[utoipa::path(patch, path = "/api/v1/session/{session_id}/configs", tag = "session",
+    params(("session_id" = SessionId, Path)), request_body = SessionConfigs,
+    responses((status = 200, body = Envelope<PatchedConfigs>), Refusals))]
+pub async fn patch_session_configs(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+    Json(body): Json<SessionConfigs>,
+) -> Result<Response> {
+    let patch = body.configs.ok_or_else(|| Error::field("configs", "is required, a JSON object"))?;
+    if serde_json::to_vec(&patch).map_err(Error::internal)?.len() > MAX_PATCH {
+        return Err(Error::bad("configs size exceeds 64KB limit"));
+    }
+    let mut tx = app.db.begin().await?;
+    let configs = store::lock_configs(&mut tx, caller.project, session).await?.ok_or(NOT_FOUND)?;
+    let configs = merge(configs, patch);
+    storable_object("configs", &configs, app.config.limits.meta)?;
+    store::set_configs(&mut tx, caller.project, session, &configs).await?;
+    tx.commit().await?;
+    Ok(reply::ok(PatchedConfigs { configs }))
+}

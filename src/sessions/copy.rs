@@ -1,0 +1,131 @@
+//! Copies of sessions: a conversation that goes on in two ways.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use crate::app::App;
+use crate::auth::Caller;
+use crate::db::interval;
+use crate::error::{Error, Result};
+use crate::http::extract::{Path, PathParam};
+use crate::http::openapi::Refusals;
+use crate::http::reply::{self, Envelope};
+use crate::ids::{ProjectId, SessionId};
+use crate::messages::store::OBSERVE_AFTER;
+
+/// The id as it came: clients know a text of its own for one that cannot be read.
+pub struct Copied(String);
+
+impl PathParam for Copied {
+    const NAME: &'static str = "session_id";
+
+    fn read(text: &str) -> Result<Self, &'static str> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct CopiedSession {
+    old_session_id: SessionId,
+    new_session_id: SessionId,
+}
+
+/// Copy a session
+///
+/// With its messages, tasks and events, their order, times and states. Files are shared.
+#[utoipa::path(post, path = "/api/v1/session/{session_id}/copy", tag = "session",
+    params(("session_id" = SessionId, Path)),
+    responses((status = 200, body = Envelope<CopiedSession>), Refusals))]
+pub async fn copy_session(State(app): State<App>, caller: Caller, Path(id): Path<Copied>) -> Result<Response> {
+    let session: SessionId = id.0.parse().map_err(|_| Error::bad("INVALID_SESSION_ID"))?;
+    let mut tx = app.db.begin().await?;
+    let messages = lock(&mut tx, caller.project, session).await?.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;
+    if messages > app.config.limits.copy as u64 {
+        return Err(Error::TooLarge("SESSION_TOO_LARGE".into()));
+    }
+    let copy = SessionId::new();
+    insert(&mut tx, session, copy).await?;
+    insert_content(&mut tx, session, copy).await?;
+    tx.commit().await?;
+    app.jobs.wake();
+    Ok(reply::ok(CopiedSession { old_session_id: session, new_session_id: copy }))
+}
+
+/// Locks a session, and counts its messages; `None` if the project has no such session.
+async fn lock(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<Option<u64>> {
+    let locked = sqlx::query_scalar!(
+        "select 1 as one from sessions where id = $1 and project_id = $2 for no key update",
+        session as _,
+        project as _
+    );
+    if locked.fetch_optional(&mut *conn).await?.is_none() {
+        return Ok(None);
+    }
+    let count = sqlx::query_scalar!(r#"select count(*) as "count!" from messages where session_id = $1"#, session as _);
+    count.fetch_one(conn).await.map(|count| Some(count.cast_unsigned()))
+}
+
+async fn insert(conn: &mut PgConnection, session: SessionId, copy: SessionId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into sessions (id, project_id, user_id, disable_task_tracking, configs)
+         select $2, project_id, user_id, disable_task_tracking, configs from sessions where id = $1",
+        session as _,
+        copy as _
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Copies what is in a session: rows get new ids and refer to each other as the old ones did. What was looked at for tasks is
+/// not looked at again; what still waits for that waits in the copy too.
+async fn insert_content(conn: &mut PgConnection, session: SessionId, copy: SessionId) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"with task_ids as materialized (select id as old, gen_random_uuid() as new from tasks where session_id = $1),
+           message_ids as materialized (select id as old, gen_random_uuid() as new from messages where session_id = $1),
+           new_tasks as (
+               insert into tasks (id, session_id, project_id, "order", data, status, is_planning, created_at, updated_at)
+               select i.new, $2, t.project_id, t."order", t.data, t.status, t.is_planning, t.created_at, t.updated_at
+               from tasks t join task_ids i on i.old = t.id
+           ),
+           new_messages as (
+               insert into messages (id, session_id, parent_id, role, format, content, seal, tokens, meta, user_meta,
+                                     open_calls, task_id, session_task_process_status, created_at, updated_at)
+               select i.new, $2, p.new, m.role, m.format, m.content, m.seal, m.tokens, m.meta, m.user_meta, m.open_calls,
+                      t.new, case m.session_task_process_status when 'running' then 'pending'
+                             else m.session_task_process_status end, m.created_at, m.updated_at
+               from messages m
+               join message_ids i on i.old = m.id
+               left join message_ids p on p.old = m.parent_id
+               left join task_ids t on t.old = m.task_id
+               returning session_task_process_status as status
+           ),
+           new_files as (
+               insert into message_files (message_id, s3_key, session_id, blob_id, sha256, mime, filename)
+               select i.new, f.s3_key, $2, f.blob_id, f.sha256, f.mime, f.filename
+               from message_files f join message_ids i on i.old = f.message_id
+           ),
+           new_events as (
+               insert into session_events (id, session_id, project_id, type, data, created_at, updated_at)
+               select gen_random_uuid(), $2, project_id, type, data, created_at, updated_at
+               from session_events where session_id = $1
+           ),
+           queued as (
+               insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at)
+               select gen_random_uuid(), s.project_id, 'observe', jsonb_build_object('session', $2::uuid),
+                      'session:' || $2::uuid, $2::uuid::text, now() + $3::interval
+               from sessions s where s.id = $1 and exists (select 1 from new_messages where status = 'pending')
+           )
+           update sessions c set last_message_id = i.new, last_message_at = s.last_message_at
+           from sessions s left join message_ids i on i.old = s.last_message_id
+           where s.id = $1 and c.id = $2"#,
+        session as _,
+        copy as _,
+        interval(OBSERVE_AFTER) as _,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

@@ -1,0 +1,75 @@
+//! The routes of events.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{Event, store};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Json, Path, Query};
+use crate::http::json::storable_object;
+use crate::http::openapi::Refusals;
+use crate::http::page::{Page, PageOf, PageQuery, Position};
+use crate::http::reply::{self, Envelope};
+use crate::ids::SessionId;
+use crate::sessions;
+
+/// The longest type of an event, in bytes.
+const MAX_TYPE: usize = 255;
+
+#[derive(Deserialize, utoipa::ToSchema)]
+pub struct AddEvent {
+    /// What kind of event; any text of up to 255 bytes.
+    #[serde(default)]
+    #[schema(value_type = String, example = "text_event")]
+    r#type: Option<String>,
+    /// What happened.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    data: Option<Map<String, Value>>,
+}
+
+/// Tell an event
+#[utoipa::path(post, path = "/api/v1/session/{session_id}/events", tag = "session",
+    params(("session_id" = SessionId, Path)), request_body = AddEvent,
+    responses((status = 200, body = Envelope<Event>), Refusals))]
+pub async fn add_event(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+    Json(body): Json<AddEvent>,
+) -> Result<Response> {
+    let kind = body.r#type.filter(|kind| !kind.is_empty()).ok_or_else(|| Error::field("type", "is required"))?;
+    if kind.len() > MAX_TYPE || kind.contains('\0') {
+        let wrong = format_args!("must not be longer than {MAX_TYPE} bytes, nor contain the character NUL");
+        return Err(Error::field("type", wrong));
+    }
+    let data = body.data.ok_or_else(|| Error::field("data", "is required, a JSON object"))?;
+    storable_object("data", &data, app.config.limits.meta)?;
+    let mut conn = app.db.acquire().await?;
+    let event = store::insert(&mut conn, caller.project, session, &kind, data).await?;
+    event.map(reply::ok).ok_or(sessions::NOT_FOUND)
+}
+
+/// List events
+#[utoipa::path(get, path = "/api/v1/session/{session_id}/events", tag = "session",
+    params(("session_id" = SessionId, Path), PageQuery),
+    responses((status = 200, body = Envelope<PageOf<Event>>), Refusals))]
+pub async fn list_events(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+    Query(page): Query<PageQuery>,
+) -> Result<Response> {
+    let page: Page = page.parse(50, 200)?;
+    let mut conn = app.db.acquire().await?;
+    if !sessions::store::exists(&mut conn, caller.project, session).await? {
+        return Err(sessions::NOT_FOUND);
+    }
+    let events = store::list(&mut conn, caller.project, session, &page).await?;
+    let position = |event: &Event| Position { created_at: event.created_at.0, id: event.id.0 };
+    Ok(reply::ok(PageOf::new(events, &page, position)))
+}

@@ -1,0 +1,56 @@
+//! SQL of tasks.
+
+use sqlx::PgConnection;
+use sqlx::types::Json;
+
+use super::{Task, TaskData};
+use crate::http::page::Page;
+use crate::http::time::Timestamp;
+use crate::ids::{ProjectId, SessionId, TaskId};
+
+/// The tasks of a session that are work, in the order they were made.
+pub async fn list(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    session: SessionId,
+    page: &Page,
+) -> sqlx::Result<Vec<Task>> {
+    let (time, id) = page.start();
+    if page.newest_first {
+        sqlx::query_as!(
+            Task,
+            r#"select id as "id: TaskId", session_id as "session_id: SessionId", project_id as "project_id: ProjectId",
+                      "order", data as "data: Json<TaskData>", status, is_planning, created_at as "created_at: Timestamp",
+                      updated_at as "updated_at: Timestamp"
+               from tasks
+               where project_id = $1 and session_id = $2 and not is_planning
+                 and ($3::timestamptz is null or (created_at, id) < ($3, $4::uuid))
+               order by created_at desc, id desc limit $5"#,
+            project as _,
+            session as _,
+            time,
+            id,
+            page.fetch(),
+        )
+        .fetch_all(conn)
+        .await
+    } else {
+        sqlx::query_as!(
+            Task,
+            r#"select id as "id: TaskId", session_id as "session_id: SessionId", project_id as "project_id: ProjectId",
+                      "order", data as "data: Json<TaskData>", status, is_planning, created_at as "created_at: Timestamp",
+                      updated_at as "updated_at: Timestamp"
+               from tasks
+               where project_id = $1 and session_id = $2 and not is_planning
+                 and ($3::timestamptz is null or (created_at, id) > ($3, $4::uuid))
+               order by created_at, id limit $5"#,
+            project as _,
+            session as _,
+            time,
+            id,
+            page.fetch(),
+        )
+        .fetch_all(conn)
+        .await
+    }
+}
