@@ -8,10 +8,12 @@ create table sessions (
     configs               jsonb,
     created_at            timestamptz not null default now(),
     updated_at            timestamptz not null default now(),
-    -- The newest message. Every stored message moves these two, so no index may contain them, and pages keep room for
-    -- the row's next form.
+    -- The newest message, how many wait for their tasks to be looked for, and whether a job is there that will look. Every
+    -- stored message moves these, so no index may contain them, and pages keep room for the row's next form.
     last_message_id       uuid,
-    last_message_at       timestamptz
+    last_message_at       timestamptz,
+    unobserved            int not null default 0,
+    observing             boolean not null default false
 ) with (fillfactor = 70);
 
 create index sessions_created on sessions (project_id, created_at, id);

@@ -23,6 +23,18 @@ create index messages_task on messages (task_id) where task_id is not null;
 create index messages_unobserved on messages (session_id, created_at)
     where session_task_process_status in ('pending', 'running');
 
+-- How much was done for a project, a row for each day and tag.
+create table metrics (
+    id         uuid primary key default gen_random_uuid(),
+    project_id uuid not null references projects on delete cascade,
+    tag        text not null,
+    increment  bigint not null default 0,
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now()
+);
+
+create index metrics_tag on metrics (project_id, tag, created_at);
+
 create table session_events (
     id         uuid primary key,
     session_id uuid not null references sessions on delete cascade,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use utoipa_axum::router::OpenApiRouter;
@@ -20,8 +20,10 @@ use crate::config::Config;
 use crate::crypto::LinkKey;
 use crate::jobs::periodic::{self, Reconciler};
 use crate::jobs::{Jobs, Kinds};
+use crate::learn::observe::{self, Observe};
+use crate::llm::{self, Llm};
 use crate::messages::writer::Writer;
-use crate::{db, disks, http, messages, projects, sessions, tasks};
+use crate::{db, disks, http, learn, messages, projects, sessions, tasks};
 
 /// Of files that are shown as text at one time; a reply takes about three times as much.
 pub const SHOWN_KIB: u32 = 64 * 1024;
@@ -41,6 +43,9 @@ pub struct Services {
     pub public_url: String,
     pub jobs: Jobs,
     pub messages: Writer,
+    pub llm: Arc<dyn Llm>,
+    /// Told whenever messages were observed.
+    pub observed: Notify,
     pub greps: disks::search::Greps,
     /// How much of files is held in memory at once to be shown, in KiB.
     pub shown: Semaphore,
@@ -80,6 +85,8 @@ impl App {
             link_key: LinkKey::derive(config.keys.pepper()),
             public_url: config.server.public_url(port),
             messages: Writer::default(),
+            llm: llm::configured(&config.learning),
+            observed: Notify::new(),
             greps: disks::search::Greps::default(),
             shown: Semaphore::new(SHOWN_KIB as usize),
             keys: KeyCache::default(),
@@ -107,12 +114,13 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(sessions::router())
         .merge(messages::router())
         .merge(tasks::router())
+        .merge(learn::router())
         .merge(disks::router())
 }
 
 /// Every kind of job that this program can run.
 pub fn kinds() -> Kinds {
-    Kinds::default().with::<SweepBlobs>()
+    Kinds::default().with::<SweepBlobs>().with::<Observe>()
 }
 
 /// Everything that is done from time to time.
@@ -127,6 +135,11 @@ pub fn reconcilers(config: &Config) -> Vec<Reconciler> {
             name: "forget_failed_jobs",
             every: Duration::from_hours(1),
             run: |app| Box::pin(periodic::forget_failed(app)),
+        },
+        Reconciler {
+            name: "observe_forgotten",
+            every: Duration::from_mins(1),
+            run: |app| Box::pin(observe::find_forgotten(app)),
         },
         Reconciler { name: "sweep_blobs", every: config.jobs.sweep_every, run: |app| Box::pin(sweep::request(app)) },
     ]

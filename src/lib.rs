@@ -3,7 +3,7 @@
 //! Start reading at [`app`]: what the program is made of. Folders are the nouns of the API (`sessions`, `messages`, `disks`, `projects`,
 //! `users`); in
 //! each, `mod.rs` has the types and rules, `api.rs` the HTTP, `store.rs` the SQL. What is no noun of the API (`http`, `blob`,
-//! `jobs`, `embedded`) is the platform below them and names no feature. [`start`] brings the parts together.
+//! `jobs`, `llm`, `embedded`) is the platform below them and names no feature. [`start`] brings the parts together.
 
 pub mod app;
 pub mod auth;
@@ -17,6 +17,8 @@ pub mod error;
 pub mod http;
 pub mod ids;
 pub mod jobs;
+pub mod learn;
+pub mod llm;
 pub mod media;
 pub mod messages;
 pub mod percent;

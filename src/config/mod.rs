@@ -43,6 +43,8 @@ pub struct Config {
     pub limits: Limits,
     #[command(flatten, next_help_heading = "Background work")]
     pub jobs: JobSettings,
+    #[command(flatten, next_help_heading = "Learning")]
+    pub learning: Learning,
     #[command(flatten, next_help_heading = "Logs and traces")]
     pub telemetry: Telemetry,
 }
@@ -258,6 +260,43 @@ pub struct JobSettings {
     /// How often stored bytes that nothing refers to are looked for
     #[arg(long, env = "ACONTEXTD_SWEEP_EVERY", value_name = "TIME", default_value = "5m", value_parser = span)]
     pub sweep_every: Duration,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Learning {
+    /// Which model looks at messages: none, or mock (which finds nothing; for tests)
+    #[arg(long = "llm-sdk", env = "LLM_SDK", value_name = "NAME", default_value = "none", value_parser = ["none", "mock"])]
+    pub sdk: String,
+    /// How long stored messages wait for more before tasks are looked for in them
+    #[arg(
+        long = "buffer-ttl",
+        env = "SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS",
+        value_name = "SECONDS",
+        default_value = "8",
+        value_parser = duration
+    )]
+    pub buffer_ttl: Duration,
+    /// So many waiting messages of a session need not wait longer
+    #[arg(
+        long = "buffer-turns",
+        env = "PROJECT_SESSION_MESSAGE_BUFFER_MAX_TURNS",
+        value_name = "N",
+        default_value = "16",
+        value_parser = count
+    )]
+    pub buffer_turns: usize,
+    /// How many more than that are looked at together
+    #[arg(
+        long = "buffer-overflow",
+        env = "PROJECT_SESSION_MESSAGE_BUFFER_MAX_OVERFLOW",
+        value_name = "N",
+        default_value = "16",
+        value_parser = clap::value_parser!(u16)
+    )]
+    pub buffer_overflow: u16,
+    /// How long a flush waits for its outcome
+    #[arg(long = "flush-timeout", env = "ACONTEXTD_FLUSH_TIMEOUT", value_name = "TIME", default_value = "25s", value_parser = span)]
+    pub flush: Duration,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -64,6 +64,8 @@ pub enum JobError {
     Retry(anyhow::Error),
     /// No other try would do better.
     GiveUp(anyhow::Error),
+    /// It cannot be done now, and that is nobody's failure: look again after this time. Spends no try.
+    NotYet(anyhow::Error, Duration),
 }
 
 impl<E: Into<anyhow::Error>> From<E> for JobError {

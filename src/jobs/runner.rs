@@ -172,6 +172,7 @@ async fn try_job(app: &App, running: Arc<Running>, job: Claimed, kind: Kind) {
             settle_failed(app, owner, job.id, retry_after(job.attempt, kind.max_attempts), &fault).await
         }
         Err(JobError::GiveUp(fault)) => settle_failed(app, owner, job.id, None, &fault).await,
+        Err(JobError::NotYet(reason, pause)) => postpone(app, owner, job.id, pause, &format!("{reason:#}")).await,
     };
     if let Err(fault) = settled {
         tracing::warn!(error = %fault, "the end of a job could not be written; its lease will run out");
@@ -216,6 +217,12 @@ async fn give_up_or_retry(
         Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("jobs_dedupe") => write().await,
         other => other,
     }
+}
+
+async fn postpone(app: &App, owner: Uuid, job: crate::ids::JobId, pause: Duration, reason: &str) -> sqlx::Result<()> {
+    let mut tx = app.db.begin().await?;
+    store::postpone(&mut tx, job, owner, pause, reason).await?;
+    tx.commit().await
 }
 
 async fn give_back(app: &App, owner: Uuid, job: &crate::ids::JobId) {

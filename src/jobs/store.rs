@@ -156,6 +156,18 @@ pub async fn hand_back(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx
     make_ready(conn, job, owner, 1, Duration::ZERO, None).await
 }
 
+/// The job goes back to the queue to be looked at later, without having spent a try.
+pub async fn postpone(
+    conn: &mut PgConnection,
+    job: JobId,
+    owner: Uuid,
+    pause: Duration,
+    reason: &str,
+) -> sqlx::Result<()> {
+    lock(conn, job, owner).await?;
+    make_ready(conn, job, owner, 1, pause, Some(reason)).await
+}
+
 /// The job failed: it goes back to wait out its back-off, or ends as failed after its last try.
 pub async fn fail(
     conn: &mut PgConnection,

@@ -88,8 +88,9 @@ async fn store(app: &App, ready: Ready) -> Result<(Ready, Stored)> {
     {
         return Ok((ready, stored));
     }
+    let buffer = (&app.config.learning).into();
     let mut conn = app.db.acquire().await?;
-    let stored = store::insert(&mut conn, std::slice::from_ref(&ready.message), Lock::Wait).await?;
+    let stored = store::insert(&mut conn, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
     Ok((ready, stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?))
 }
 
@@ -110,7 +111,8 @@ async fn store_answers(app: &App, project: ProjectId, session: SessionId, mut dr
         store::set_open_calls(&mut tx, *message, calls).await?;
     }
     let ready = draft.finish(project, session).await?;
-    let stored = store::insert(&mut tx, std::slice::from_ref(&ready.message), Lock::Wait).await?;
+    let buffer = (&app.config.learning).into();
+    let stored = store::insert(&mut tx, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
     let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
     tx.commit().await?;
     Ok((ready, stored))

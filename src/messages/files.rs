@@ -53,6 +53,7 @@ pub async fn store(app: &App, caller: &Caller, session: SessionId, mut draft: Dr
         return Err(sessions::NOT_FOUND);
     }
     let ready = draft.finish(caller.project, session).await?;
+    let buffer = (&app.config.learning).into();
     for _ in 0..TRIES {
         let mut uploads = Vec::with_capacity(named.len());
         for one in &named {
@@ -66,7 +67,7 @@ pub async fn store(app: &App, caller: &Caller, session: SessionId, mut draft: Dr
         if blobs.len() < named.len() {
             continue;
         }
-        let stored = store::insert(&mut tx, std::slice::from_ref(&ready.message), Lock::Wait).await?;
+        let stored = store::insert(&mut tx, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
         let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
         for (one, blob) in named.iter().zip(blobs) {
             let Asset { s3_key, sha256, mime, .. } = &one.asset;

@@ -1,6 +1,7 @@
 //! SQL of messages. [`insert`] is the one way a message comes into being; [`super::writer`] calls it for many at once.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -11,13 +12,26 @@ use uuid::Uuid;
 
 use super::format::{Call, Format};
 use super::parts::Role;
+use crate::config::Learning;
 use crate::db::interval;
 use crate::http::page::Position;
 use crate::http::time::Timestamp;
 use crate::ids::{BlobId, MessageId, ProjectId, SessionId};
 
-/// How long stored messages wait for more before tasks are looked for in them.
-pub const OBSERVE_AFTER: std::time::Duration = std::time::Duration::from_secs(8);
+/// When tasks are looked for in stored messages.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer {
+    /// How long the oldest waits for more.
+    pub ttl: Duration,
+    /// So many need not wait longer.
+    pub turns: i64,
+}
+
+impl From<&Learning> for Buffer {
+    fn from(settings: &Learning) -> Self {
+        Self { ttl: settings.buffer_ttl, turns: i64::try_from(settings.buffer_turns).unwrap_or(i64::MAX) }
+    }
+}
 
 /// A message that is to be stored.
 #[derive(Clone, Debug)]
@@ -53,11 +67,17 @@ pub enum Lock {
 }
 
 /// Stores messages, in this order within each session, in one statement: locks their sessions, gives each message its parent
-/// and a time later than all before it, and leaves a job for each session whose tasks are tracked.
+/// and a time later than all before it, and leaves a job for each session whose tasks are
+/// tracked and that has none.
 ///
 /// The answer has an entry for each message; `None` if the project has no such session, or it was left out.
 #[expect(clippy::too_many_lines, reason = "one statement")]
-pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], lock: Lock) -> sqlx::Result<Vec<Option<Stored>>> {
+pub async fn insert(
+    conn: &mut PgConnection,
+    new: &[NewMessage],
+    buffer: Buffer,
+    lock: Lock,
+) -> sqlx::Result<Vec<Option<Stored>>> {
     let Columns { ids, sessions, projects, roles, formats, contents, tokens, metas, user_metas, open_calls } =
         Columns::of(new);
     let rows = sqlx::query!(
@@ -69,17 +89,17 @@ pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], lock: Lock) -> 
            ),
            -- In order of id, so that two writers never wait for each other. One of the two is empty.
            waited as (
-               select s.id, s.project_id, s.disable_task_tracking, s.last_message_id,
+               select s.id, s.project_id, s.disable_task_tracking, s.last_message_id, s.unobserved, s.observing,
                       greatest(clock_timestamp(), s.last_message_at + interval '1 microsecond') as time
                from sessions s where $12 and s.id = any($2) order by s.id for no key update
            ),
            skipped as (
-               select s.id, s.project_id, s.disable_task_tracking, s.last_message_id,
+               select s.id, s.project_id, s.disable_task_tracking, s.last_message_id, s.unobserved, s.observing,
                       greatest(clock_timestamp(), s.last_message_at + interval '1 microsecond') as time
                from sessions s where not $12 and s.id = any($2) order by s.id for no key update skip locked
            ),
            placed as (
-               select i.*, t.disable_task_tracking,
+               select i.*, t.disable_task_tracking, t.unobserved, t.observing,
                       coalesce(lag(i.id) over in_session, t.last_message_id) as parent_id,
                       t.time + (row_number() over in_session - 1) * interval '1 microsecond' as time
                from input i
@@ -87,17 +107,33 @@ pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], lock: Lock) -> 
                  on t.id = i.session_id and t.project_id = i.project_id
                window in_session as (partition by i.session_id order by i.n)
            ),
+           grown as (
+               select distinct on (session_id) session_id, project_id, id, time, disable_task_tracking, observing, unobserved,
+                      count(*) over (partition by session_id) as new
+               from placed order by session_id, n desc
+           ),
            moved as (
-               update sessions s set last_message_id = newest.id, last_message_at = newest.time
-               from (select distinct on (session_id) session_id, id, time from placed order by session_id, n desc) newest
-               where s.id = newest.session_id
+               update sessions s
+               set last_message_id = g.id, last_message_at = g.time,
+                   unobserved = case when g.disable_task_tracking then s.unobserved else g.unobserved + g.new end,
+                   observing = g.observing or not g.disable_task_tracking
+               from grown g where s.id = g.session_id
            ),
            queued as (
                insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at)
-               select gen_random_uuid(), p.project_id, 'observe', jsonb_build_object('session', p.session_id),
-                      'session:' || p.session_id, p.session_id::text, now() + $11::interval
-               from (select distinct session_id, project_id from placed where not disable_task_tracking) p
+               select gen_random_uuid(), g.project_id, 'observe', jsonb_build_object('session', g.session_id),
+                      'session:' || g.session_id, g.session_id::text,
+                      case when g.new >= $13 then now() else now() + $11::interval end
+               from grown g where not g.disable_task_tracking and not g.observing
                on conflict (kind, dedupe) where state = 'ready' do nothing
+           ),
+           -- Enough has gathered: the job that waits need not wait longer.
+           hurried as (
+               update jobs j set run_at = now(), updated_at = now()
+               from grown g
+               where not g.disable_task_tracking and g.observing and g.unobserved < $13 and g.unobserved + g.new >= $13
+                 and j.kind = 'observe' and j.dedupe = g.session_id::text and j.state = 'ready' and j.attempt = 0
+                 and j.run_at > now()
            )
            insert into messages (id, session_id, parent_id, role, format, content, tokens, meta, user_meta, open_calls,
                                  session_task_process_status, created_at, updated_at)
@@ -116,8 +152,9 @@ pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], lock: Lock) -> 
         &metas as _,
         &user_metas as _,
         &open_calls as _,
-        interval(OBSERVE_AFTER) as _,
+        interval(buffer.ttl) as _,
         matches!(lock, Lock::Wait),
+        buffer.turns,
     )
     .fetch_all(conn)
     .await?;

@@ -11,7 +11,7 @@ use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::store::{self, Lock, NewMessage, Stored};
+use super::store::{self, Buffer, Lock, NewMessage, Stored};
 use crate::app::App;
 use crate::error::{Error, Result, is_outage};
 
@@ -69,7 +69,8 @@ impl Writer {
 pub async fn run(app: App) {
     let inbox = app.messages.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(mut inbox) = inbox else { return };
-    let mut line = Line { options: app.db.connect_options().as_ref().clone(), conn: None };
+    let options = app.db.connect_options().as_ref().clone();
+    let mut line = Line { options, buffer: (&app.config.learning).into(), conn: None };
     let mut batch = Vec::new();
     while inbox.recv_many(&mut batch, BATCH).await > 0 {
         let (messages, answers): (Vec<_>, Vec<_>) = batch.drain(..).map(|one| (one.message, one.answer)).unzip();
@@ -84,6 +85,7 @@ pub async fn run(app: App) {
 /// The connection, made anew when it is lost.
 struct Line {
     options: PgConnectOptions,
+    buffer: Buffer,
     conn: Option<PgConnection>,
 }
 
@@ -138,7 +140,7 @@ impl Line {
                 return Ok(found);
             }
         }
-        match store::insert(conn, messages, Lock::Skip).await {
+        match store::insert(conn, messages, self.buffer, Lock::Skip).await {
             // The statement of the lost connection went on, and came first.
             Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("messages_pkey") => {
                 store::get_stored(conn, messages).await

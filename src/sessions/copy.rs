@@ -1,5 +1,7 @@
 //! Copies of sessions: a conversation that goes on in two ways.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
@@ -13,7 +15,6 @@ use crate::http::extract::{Path, PathParam};
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Envelope};
 use crate::ids::{ProjectId, SessionId};
-use crate::messages::store::OBSERVE_AFTER;
 
 /// The id as it came: clients know a text of its own for one that cannot be read.
 pub struct Copied(String);
@@ -47,7 +48,7 @@ pub async fn copy_session(State(app): State<App>, caller: Caller, Path(id): Path
     }
     let copy = SessionId::new();
     insert(&mut tx, session, copy).await?;
-    insert_content(&mut tx, session, copy).await?;
+    insert_content(&mut tx, session, copy, app.config.learning.buffer_ttl).await?;
     tx.commit().await?;
     app.jobs.wake();
     Ok(reply::ok(CopiedSession { old_session_id: session, new_session_id: copy }))
@@ -81,7 +82,12 @@ async fn insert(conn: &mut PgConnection, session: SessionId, copy: SessionId) ->
 
 /// Copies what is in a session: rows get new ids and refer to each other as the old ones did. What was looked at for tasks is
 /// not looked at again; what still waits for that waits in the copy too.
-async fn insert_content(conn: &mut PgConnection, session: SessionId, copy: SessionId) -> sqlx::Result<()> {
+async fn insert_content(
+    conn: &mut PgConnection,
+    session: SessionId,
+    copy: SessionId,
+    wait: Duration,
+) -> sqlx::Result<()> {
     sqlx::query!(
         r#"with task_ids as materialized (select id as old, gen_random_uuid() as new from tasks where session_id = $1),
            message_ids as materialized (select id as old, gen_random_uuid() as new from messages where session_id = $1),
@@ -118,12 +124,15 @@ async fn insert_content(conn: &mut PgConnection, session: SessionId, copy: Sessi
                       'session:' || $2::uuid, $2::uuid::text, now() + $3::interval
                from sessions s where s.id = $1 and exists (select 1 from new_messages where status = 'pending')
            )
-           update sessions c set last_message_id = i.new, last_message_at = s.last_message_at
-           from sessions s left join message_ids i on i.old = s.last_message_id
+           update sessions c
+           set last_message_id = i.new, last_message_at = s.last_message_at, unobserved = w.waiting, observing = w.waiting > 0
+           from sessions s
+           left join message_ids i on i.old = s.last_message_id
+           cross join (select count(*)::int as waiting from new_messages where status = 'pending') w
            where s.id = $1 and c.id = $2"#,
         session as _,
         copy as _,
-        interval(OBSERVE_AFTER) as _,
+        interval(wait) as _,
     )
     .execute(conn)
     .await

@@ -1,0 +1,120 @@
+//! The routes that tell how far observation is, and hurry it.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::Response;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::observe::Observe;
+use super::store;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::Result;
+use crate::http::extract::Path;
+use crate::http::openapi::Refusals;
+use crate::http::reply::{self, Envelope};
+use crate::http::time::Timestamp;
+use crate::ids::SessionId;
+use crate::jobs::{self, Delay};
+use crate::llm::LlmError;
+use crate::sessions;
+
+/// How often to look whether another process is done.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How many messages of a session were looked at.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct ObservingStatus {
+    observed: i64,
+    in_process: i64,
+    pending: i64,
+    /// Now.
+    updated_at: Timestamp,
+}
+
+/// Tell how far a session was observed
+#[utoipa::path(get, path = "/api/v1/session/{session_id}/observing_status", tag = "session",
+    params(("session_id" = SessionId, Path)),
+    responses((status = 200, body = Envelope<ObservingStatus>), Refusals))]
+pub async fn get_observing_status(
+    State(app): State<App>,
+    caller: Caller,
+    Path(session): Path<SessionId>,
+) -> Result<Response> {
+    let mut conn = app.db.acquire().await?;
+    sessions::store::check_owned(&mut conn, caller.project, session).await?;
+    let store::Counts { observed, in_process, pending } = store::count(&mut conn, caller.project, session).await?;
+    Ok(reply::ok(ObservingStatus { observed, in_process, pending, updated_at: Timestamp(Utc::now()) }))
+}
+
+/// What became of a flush.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct Flushed {
+    /// 200: all observed. 504: the time is up, the rest goes on. 502: the model failed. 503: there is no model.
+    status: u16,
+    /// Empty, or what is wrong and how many messages still wait.
+    errmsg: String,
+}
+
+/// Observe a session now
+///
+/// Takes up what waits and what has failed, and waits for the outcome. The answer is 200 whatever that is; `data.status`
+/// tells it.
+#[utoipa::path(post, path = "/api/v1/session/{session_id}/flush", tag = "session",
+    params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<Flushed>), Refusals))]
+pub async fn flush_session(State(app): State<App>, caller: Caller, Path(session): Path<SessionId>) -> Result<Response> {
+    let deadline = Instant::now() + app.config.learning.flush;
+    let mut tx = app.db.begin().await?;
+    sessions::store::check_owned(&mut tx, caller.project, session).await?;
+    let locked = store::lock(&mut tx, session).await?.ok_or(sessions::NOT_FOUND)?;
+    store::set_status(&mut tx, session, None, "failed", "pending").await?;
+    let waiting = store::count_unobserved(&mut tx, session, None).await?;
+    if waiting == 0 {
+        return Ok(answer(200, String::new()));
+    }
+    if !app.llm.is_configured() {
+        return Ok(answer(503, format!("{}; {waiting} messages wait", LlmError::NotConfigured)));
+    }
+    if !store::hurry(&mut tx, session).await? && store::find_job(&mut tx, session).await?.is_none() {
+        jobs::enqueue(&mut tx, caller.project, &Observe { session }, Delay::NONE).await?;
+    }
+    store::set_observing(&mut tx, session, true).await?;
+    tx.commit().await?;
+    app.jobs.wake();
+    wait(&app, session, locked.last_message_at, deadline).await
+}
+
+/// Waits until the messages up to a moment were looked at.
+async fn wait(app: &App, session: SessionId, until: Option<DateTime<Utc>>, deadline: Instant) -> Result<Response> {
+    loop {
+        // From here on no word is missed.
+        let told = app.observed.notified();
+        let mut conn = app.db.acquire().await?;
+        let waiting = store::count_unobserved(&mut conn, session, until).await?;
+        if waiting == 0 {
+            let failed = store::has_failed(&mut conn, session, until).await?;
+            let why = if failed { "LLM complete failed; the messages can be flushed again" } else { "" };
+            return Ok(answer(if failed { 502 } else { 200 }, why.into()));
+        }
+        let job = store::find_job(&mut conn, session).await?;
+        drop(conn);
+        if let Some(Some(reason)) = job {
+            return Ok(answer(502, format!("{reason}; {waiting} messages still wait")));
+        }
+        if Instant::now() >= deadline {
+            return Ok(answer(
+                504,
+                format!("the time is up; {waiting} messages still wait and go on in the background"),
+            ));
+        }
+        let pause = deadline.min(Instant::now() + LOOK_EVERY);
+        let _ = tokio::time::timeout_at(pause, told).await;
+    }
+}
+
+fn answer(status: u16, errmsg: String) -> Response {
+    reply::ok(Flushed { status, errmsg })
+}

@@ -1,0 +1,16 @@
+//! What is made of conversations in the background. So far: stored messages are observed in batches, by a job for each session.
+//!
+//! [`api`] has the routes that tell and hurry it, [`observe`] the job, [`store`] the SQL.
+
+pub mod api;
+pub mod observe;
+pub mod store;
+
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(api::get_observing_status)).routes(routes!(api::flush_session))
+}
