@@ -51,7 +51,7 @@ async fn messages_of_many_projects_are_stored_together_and_strangers_left_out() 
             mine(&one, "second"),
         ];
         let mut conn = app.app.db.acquire().await.unwrap();
-        let stored = store::insert(&mut conn, &new, Lock::Wait).await.unwrap();
+        let stored = store::insert(&mut conn, &new, (&app.app.config.learning).into(), Lock::Wait).await.unwrap();
         let there: Vec<bool> = stored.iter().map(Option::is_some).collect();
         assert_eq!(there, [true, false, true, false, true]);
         let (first, second) = (stored[0].as_ref().unwrap(), stored[4].as_ref().unwrap());
@@ -142,7 +142,7 @@ async fn what_was_committed_is_found_again_by_its_id() {
         let new = [message(client.project(), &session, "a"), message(client.project(), &session, "b")];
         let mut conn = app.app.db.acquire().await.unwrap();
         assert!(store::get_stored(&mut conn, &new).await.unwrap().iter().all(Option::is_none));
-        let stored = store::insert(&mut conn, &new, Lock::Wait).await.unwrap();
+        let stored = store::insert(&mut conn, &new, (&app.app.config.learning).into(), Lock::Wait).await.unwrap();
         let found = store::get_stored(&mut conn, &new).await.unwrap();
         for (stored, found) in stored.iter().zip(&found) {
             let (stored, found) = (stored.as_ref().unwrap(), found.as_ref().unwrap());
@@ -160,7 +160,9 @@ async fn a_statement_that_outlived_its_connection_counts() {
         let session = client.new_session().await;
         let new = message(client.project(), &session, "once");
         let mut conn = app.app.db.acquire().await.unwrap();
-        store::insert(&mut conn, std::slice::from_ref(&new), Lock::Wait).await.unwrap();
+        store::insert(&mut conn, std::slice::from_ref(&new), (&app.app.config.learning).into(), Lock::Wait)
+            .await
+            .unwrap();
         // The writer has not heard of that, and stores the same message.
         let again = app.app.messages.store(new).await.unwrap();
         assert!(again.is_some());

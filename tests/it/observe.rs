@@ -1,0 +1,248 @@
+//! Observation: stored messages are looked at in batches, each once, whatever fails in between.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::client::Client;
+use crate::support::{Setup, TestApp, eventually, run, run_with};
+
+fn with_model() -> Setup {
+    Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "0")
+}
+
+async fn status(client: &Client, session: &str) -> (Value, Value, Value) {
+    let data = client.get(&format!("/api/v1/session/{session}/observing_status")).await.data();
+    assert!(data["updated_at"].is_string());
+    (data["observed"].clone(), data["in_process"].clone(), data["pending"].clone())
+}
+
+async fn flush(client: &Client, session: &str) -> Value {
+    let answer = client.post(&format!("/api/v1/session/{session}/flush"), json!({})).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    answer.data()
+}
+
+async fn jobs(app: &TestApp) -> i64 {
+    app.value::<i64>("select count(*) from jobs where kind = 'observe'").await
+}
+
+/// Runs the queue beside something.
+async fn while_jobs_run<T>(app: &TestApp, work: impl Future<Output = T>) -> T {
+    tokio::select! {
+        ended = acontextd::jobs::runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+        done = work => done,
+    }
+}
+
+#[tokio::test]
+async fn messages_are_observed_by_themselves_and_leave_no_job() {
+    run_with(with_model(), async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        for n in 0..40 {
+            client.say_text(&session, &format!("m{n}")).await;
+        }
+        assert_eq!(jobs(&app).await, 1);
+        assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(40)));
+        app.drain_jobs().await;
+        assert_eq!(status(&client, &session).await, (json!(40), json!(0), json!(0)));
+        assert_eq!(jobs(&app).await, 0);
+        // Later ones get a job of their own.
+        client.say_text(&session, "later").await;
+        assert_eq!(jobs(&app).await, 1);
+        app.drain_jobs().await;
+        assert_eq!(status(&client, &session).await, (json!(41), json!(0), json!(0)));
+        let untracked = client.post("/api/v1/session", json!({"disable_task_tracking": true})).await.data();
+        let untracked = untracked["id"].as_str().unwrap();
+        client.say_text(untracked, "unseen").await;
+        assert_eq!((jobs(&app).await, status(&client, untracked).await), (0, (json!(0), json!(0), json!(0))));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_waits_for_the_oldest_message_or_for_enough_of_them() {
+    let setup = Setup::default()
+        .with("LLM_SDK", "mock")
+        .with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h")
+        .with("PROJECT_SESSION_MESSAGE_BUFFER_MAX_TURNS", "3");
+    run_with(setup, async |app| {
+        let client = app.project().await;
+        let (session, copied) = (client.new_session().await, client.new_session().await);
+        let due = "select count(*) from jobs where kind = 'observe' and run_at <= now()";
+        client.say_text(&session, "one").await;
+        let first = app.value::<chrono::DateTime<chrono::Utc>>("select run_at from jobs").await;
+        client.say_text(&session, "two").await;
+        assert_eq!(app.value::<chrono::DateTime<chrono::Utc>>("select run_at from jobs").await, first);
+        assert_eq!(app.value::<i64>(due).await, 0);
+        client.say_text(&session, "three").await;
+        assert_eq!((app.value::<i64>(due).await, jobs(&app).await), (1, 1));
+        app.drain_jobs().await;
+        assert_eq!(status(&client, &session).await, (json!(3), json!(0), json!(0)));
+        // What waits in a session waits in its copy too; what was observed is not observed again.
+        client.say_text(&copied, "waits").await;
+        let copy = client.post(&format!("/api/v1/session/{copied}/copy"), json!({})).await.data();
+        let copy = copy["new_session_id"].as_str().unwrap();
+        assert_eq!((jobs(&app).await, status(&client, copy).await), (2, (json!(0), json!(0), json!(1))));
+        let done = client.post(&format!("/api/v1/session/{session}/copy"), json!({})).await.data();
+        assert_eq!(jobs(&app).await, 2);
+        assert_eq!(status(&client, done["new_session_id"].as_str().unwrap()).await, (json!(3), json!(0), json!(0)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flush_waits_for_its_outcome() {
+    let setup = Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
+    run_with(setup, async |app| {
+        let (client, stranger) = (app.project().await, app.project().await);
+        let session = client.new_session().await;
+        assert_eq!(flush(&client, &session).await, json!({"status": 200, "errmsg": ""}), "nothing waits");
+        for n in 0..40 {
+            client.say_text(&session, &format!("m{n}")).await;
+        }
+        let flushed = while_jobs_run(&app, flush(&client, &session)).await;
+        assert_eq!(flushed, json!({"status": 200, "errmsg": ""}));
+        assert_eq!(status(&client, &session).await, (json!(40), json!(0), json!(0)));
+        let path = format!("/api/v1/session/{session}/flush");
+        stranger.post(&path, json!({})).await.assert_refused(403, "does not belong");
+        let nowhere = format!("/api/v1/session/{}/flush", Uuid::new_v4());
+        client.post(&nowhere, json!({})).await.assert_refused(404, "session not found");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flush_whose_time_is_up_says_what_still_waits() {
+    let setup = with_model().with("ACONTEXTD_FLUSH_TIMEOUT", "200ms");
+    run_with(setup, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.say_text(&session, "a").await;
+        client.say_text(&session, "b").await;
+        // Nothing runs the queue.
+        let flushed = flush(&client, &session).await;
+        assert_eq!(flushed["status"], 504);
+        assert!(flushed["errmsg"].as_str().unwrap().contains("2 messages still wait"), "{flushed}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_a_model_messages_wait_and_the_reason_can_be_read() {
+    let setup = Setup::default().with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "0");
+    run_with(setup, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.say_text(&session, "waits").await;
+        app.drain_jobs().await;
+        assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(1)));
+        let reason =
+            app.value::<String>("select last_error from jobs where kind = 'observe' and state = 'ready'").await;
+        assert!(reason.contains("no model is configured"), "{reason}");
+        assert_eq!(app.value::<i32>("select attempt from jobs").await, 0, "waiting is no failure");
+        let flushed = flush(&client, &session).await;
+        assert_eq!(flushed["status"], 503);
+        assert!(flushed["errmsg"].as_str().unwrap().contains("1 messages wait"), "{flushed}");
+        // A process with a model comes.
+        let twin = app.twin(with_model()).await;
+        acontextd::learn::observe::find_forgotten(twin.app.clone()).await.unwrap();
+        twin.drain_jobs().await;
+        assert_eq!(status(&client, &session).await, (json!(1), json!(0), json!(0)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_lost_process_held_is_looked_at_again() {
+    run_with(with_model(), async |app| {
+        let client = app.project().await;
+        let (held, forgotten) = (client.new_session().await, client.new_session().await);
+        client.say_text(&held, "held").await;
+        app.execute("update messages set session_task_process_status = 'running'").await;
+        app.drain_jobs().await;
+        assert_eq!(status(&client, &held).await, (json!(1), json!(0), json!(0)));
+        // A message whose job is gone.
+        client.say_text(&forgotten, "forgotten").await;
+        app.execute("delete from jobs").await;
+        app.execute("update messages set updated_at = now() - interval '2 minutes'").await;
+        acontextd::learn::observe::find_forgotten(app.app.clone()).await.unwrap();
+        app.drain_jobs().await;
+        assert_eq!(status(&client, &forgotten).await, (json!(1), json!(0), json!(0)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn failed_messages_are_taken_up_by_a_flush_and_by_nothing_else() {
+    run_with(with_model(), async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.say_text(&session, "failed").await;
+        app.drain_jobs().await;
+        app.execute("update messages set session_task_process_status = 'failed'").await;
+        assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(0)), "counted nowhere");
+        acontextd::learn::observe::find_forgotten(app.app.clone()).await.unwrap();
+        assert_eq!(jobs(&app).await, 0);
+        let flushed = while_jobs_run(&app, flush(&client, &session)).await;
+        assert_eq!(flushed["status"], 200, "{flushed}");
+        assert_eq!(status(&client, &session).await, (json!(1), json!(0), json!(0)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_project_over_its_quota_is_not_observed() {
+    run_with(with_model(), async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.say_text(&session, "too much").await;
+        app.execute(
+            "insert into metrics (project_id, tag, increment) select id, 'excess.task.created', 1 from projects",
+        )
+        .await;
+        app.drain_jobs().await;
+        let shown = client.messages(&session, "format=acontext").await;
+        assert_eq!(shown["items"][0]["session_task_process_status"], "limit_exceed");
+        assert_eq!((jobs(&app).await, status(&client, &session).await), (0, (json!(0), json!(0), json!(0))));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn messages_that_come_while_a_job_runs_are_not_forgotten() {
+    run_with(with_model(), async |app| {
+        let client = app.project().await;
+        let sessions = [client.new_session().await, client.new_session().await];
+        let speaking = async {
+            for n in 0..60 {
+                client.say_text(&sessions[n % 2], &format!("m{n}")).await;
+            }
+            for session in &sessions {
+                let all = || async { status(&client, session).await == (json!(30), json!(0), json!(0)) };
+                eventually("all are observed", async || all().await).await;
+            }
+            eventually("no job is left", async || jobs(&app).await == 0).await;
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(25), while_jobs_run(&app, speaking)).await;
+        assert!(in_time.is_ok());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deleted_session_ends_its_job() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.say_text(&session, "gone").await;
+        assert_eq!(client.delete(&format!("/api/v1/session/{session}")).await.status, StatusCode::OK);
+        app.execute("update jobs set run_at = now()").await;
+        app.drain_jobs().await;
+        assert_eq!(jobs(&app).await, 0);
+    })
+    .await;
+}
