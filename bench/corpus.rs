@@ -91,18 +91,7 @@ fn text(number: usize, files: usize) -> Bytes {
     let (mut word_due, mut numbered_due) = (is_one_of(WITH_WORD), is_one_of(WITH_NUMBERED));
     while text.len() < length {
         let half = text.len() > length / 2;
-        for at in 0..random.random_range(6..16) {
-            // Squared, so that the first words come far more often than the last, as in a language.
-            let pick = random.random::<f64>() * random.random::<f64>();
-            let word = words[index(pick, words.len())];
-            if at == 0 {
-                text.extend(word.chars().next().map(|first| first.to_ascii_uppercase()));
-                text.push_str(&word[1..]);
-            } else {
-                text.push(' ');
-                text.push_str(word);
-            }
-        }
+        sentence(&mut random, &words, &mut text);
         if half && std::mem::take(&mut word_due) {
             text.push_str(" Zirconium");
         }
@@ -112,6 +101,37 @@ fn text(number: usize, files: usize) -> Bytes {
         text.push_str(if random.random_bool(0.3) { ".\n" } else { ". " });
     }
     text.into()
+}
+
+/// Text of at least that length, the same for the same seed: sentences, quotation marks and line breaks.
+pub fn prose(seed: u64, length: usize) -> String {
+    let mut random = StdRng::seed_from_u64(seed);
+    let words: Vec<&str> = WORDS.split_whitespace().collect();
+    let mut text = String::with_capacity(length + 256);
+    while text.len() < length {
+        let quoted = random.random_bool(0.1);
+        text.push_str(if quoted { "\"" } else { "" });
+        sentence(&mut random, &words, &mut text);
+        text.push_str(if quoted { ".\"" } else { "." });
+        text.push_str(if random.random_bool(0.2) { "\n" } else { " " });
+    }
+    text
+}
+
+/// Without its full stop.
+fn sentence(random: &mut StdRng, words: &[&str], text: &mut String) {
+    for at in 0..random.random_range(6..16) {
+        // Squared, so that the first words come far more often than the last, as in a language.
+        let pick = random.random::<f64>() * random.random::<f64>();
+        let word = words[index(pick, words.len())];
+        if at == 0 {
+            text.extend(word.chars().next().map(|first| first.to_ascii_uppercase()));
+            text.push_str(&word[1..]);
+        } else {
+            text.push(' ');
+            text.push_str(word);
+        }
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a small number")]

@@ -43,6 +43,17 @@ impl Request {
         Self { kind, pieces: vec![head.into()] }
     }
 
+    /// A POST of JSON.
+    pub fn post_json(kind: &'static str, path: &str, body: impl Into<Bytes>) -> Self {
+        let body = body.into();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        Self { kind, pieces: vec![head.into(), body] }
+    }
+
     /// Stores a file whose content is the two parts, one after the other.
     pub fn upload(kind: &'static str, disk: &str, directory: &str, name: &str, content: [Bytes; 2]) -> Self {
         let before = format!(
@@ -136,6 +147,13 @@ impl Client {
     pub async fn new_disk(&mut self) -> anyhow::Result<String> {
         let disk = self.data(&Request::post("create a disk", "/api/v1/disk")).await?;
         Ok(disk["id"].as_str().context("a new disk has no id")?.to_owned())
+    }
+
+    /// A new session's id.
+    pub async fn new_session(&mut self, tracked: bool) -> anyhow::Result<String> {
+        let body = serde_json::json!({"disable_task_tracking": !tracked}).to_string();
+        let session = self.data(&Request::post_json("create a session", "/api/v1/session", body)).await?;
+        Ok(session["id"].as_str().context("a new session has no id")?.to_owned())
     }
 
     async fn read_more(&mut self, at_least: usize) -> io::Result<()> {

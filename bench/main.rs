@@ -2,20 +2,26 @@
 //! measured in the same run. Nothing here asserts on a time: it prints numbers, and the targets beside them.
 //!
 //! `README.md` says what each one measures. [`http`] and [`load`] are the load generator, [`server`] the program as a child
-//! process, [`disk`] and [`bare`] two of the yardsticks, [`report`] what is printed.
+//! process, [`disk`], [`bare`] and [`pgbench`] three of the yardsticks, [`report`] what is printed.
 
 #![expect(unreachable_pub, reason = "nothing here can be reached from outside")]
 
 mod artifacts;
 mod bare;
+mod conversation;
 mod corpus;
 mod crowd;
 mod disk;
+mod growth;
 mod http;
 mod load;
+mod long_message;
 mod machine;
 mod memory;
+mod messages;
+mod pgbench;
 mod ping;
+mod private;
 mod probe;
 mod queue;
 mod report;
@@ -85,7 +91,7 @@ impl Bench {
 /// A measurement: its name, its report's title, and itself.
 type Measurement = (&'static str, &'static str, fn(&Bench, &mut Report) -> anyhow::Result<()>);
 
-const ALL: [Measurement; 9] = [
+const ALL: [Measurement; 14] = [
     ("artifacts", "Storing and reading files", artifacts::run),
     ("upload-memory", "Memory while large files come in", memory::uploads),
     ("grep", "grep over 10 000 files", search::grep),
@@ -95,6 +101,11 @@ const ALL: [Measurement; 9] = [
     ("ping", "Requests that do nothing", ping::run),
     ("crowd", "500 clients at once", crowd::run),
     ("queue", "Background jobs", queue::run),
+    ("messages", "Storing messages", messages::run),
+    ("conversation", "Reading a conversation", conversation::run),
+    ("long-message", "Memory while a long message comes in and goes out", long_message::run),
+    ("tokenizer", "Memory of the tokenizer", long_message::tokenizer),
+    ("growth", "Few messages and many", growth::run),
 ];
 
 fn main() -> anyhow::Result<()> {

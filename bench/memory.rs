@@ -108,6 +108,6 @@ fn row(moment: &str, now: Memory, idle: Memory) -> Vec<String> {
     vec![moment.to_owned(), number(mib(now.resident)), number(mib(now.anonymous)), number(mib(now.peak)), number(above)]
 }
 
-fn mib(kib: u64) -> f64 {
+pub fn mib(kib: u64) -> f64 {
     real(kib) / 1024.0
 }

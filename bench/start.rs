@@ -2,16 +2,16 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::process::Signal;
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
 use crate::load::median;
+use crate::private::Private;
 use crate::report::{Report, Table, number};
 use crate::server::{Process, Server};
 use crate::{Bench, block_on};
@@ -25,12 +25,12 @@ pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let mut more = Vec::new();
     block_on(async {
         let server = Server::start(bench, "start").await?;
-        let postgres = ByHand::like_the_one_of(&server)?;
+        let postgres = Private::of(&server)?;
         server.stop()?;
         // The first round finds what was not in memory before.
         for run in 0..=RUNS {
             let (health, ready) = start_server(bench).await?;
-            let alone = postgres.start().await?;
+            let alone = start_by_hand(&postgres).await?;
             if run > 0 {
                 let numbers = [health, ready, alone, ready - alone].map(number);
                 table.row([run.to_string()].into_iter().chain(numbers));
@@ -61,50 +61,26 @@ async fn start_server(bench: &Bench) -> anyhow::Result<(f64, f64)> {
     Ok((health.as_secs_f64() * 1000.0, ready.as_secs_f64() * 1000.0))
 }
 
-/// The command that the server starts its Postgres with, as found in the list of processes.
-struct ByHand {
-    command: Vec<String>,
-    data: PathBuf,
-    socket_folder: PathBuf,
-}
-
-impl ByHand {
-    fn like_the_one_of(server: &Server) -> anyhow::Result<Self> {
-        let data = server.data.join("postgres/data");
-        let pid = fs::read_to_string(data.join("postmaster.pid"))?;
-        let pid = pid.lines().next().context("the private Postgres has no process number")?;
-        let command = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
-        let command: Vec<String> = command.split_terminator('\0').map(ToOwned::to_owned).collect();
-        let socket_folder = command.iter().find_map(|word| word.strip_prefix("unix_socket_directories="));
-        let socket_folder = PathBuf::from(socket_folder.context("the private Postgres has no socket")?);
-        Ok(Self { command, data, socket_folder })
-    }
-
-    /// Starts it, connects, stops it. In milliseconds.
-    async fn start(&self) -> anyhow::Result<f64> {
-        let mut command = as_owner_of(&self.data)?;
-        command.args(&self.command).current_dir("/").env_clear();
-        command.env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let start = Instant::now();
-        let mut process = Process::spawn(&mut command)?;
-        let options = PgConnectOptions::new_without_pgpass().socket(&self.socket_folder);
-        let options = options.username("acontext").database("acontext");
-        let connection = loop {
-            match options.connect().await {
-                Ok(connection) => break connection,
-                Err(fault) if process.has_ended() => return Err(fault).context("Postgres does not start by hand"),
-                Err(_) if start.elapsed() > Duration::from_mins(1) => {
-                    bail!("Postgres started by hand does not answer")
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-            }
-        };
-        let time = start.elapsed();
-        connection.close().await?;
-        process.stop(Signal::INT)?;
-        Ok(time.as_secs_f64() * 1000.0)
-    }
+/// Starts it by hand, connects, stops it. In milliseconds.
+async fn start_by_hand(postgres: &Private) -> anyhow::Result<f64> {
+    let mut command = as_owner_of(&postgres.data)?;
+    command.args(&postgres.command).current_dir("/").env_clear();
+    command.env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let start = Instant::now();
+    let mut process = Process::spawn(&mut command)?;
+    let connection = loop {
+        match postgres.options().connect().await {
+            Ok(connection) => break connection,
+            Err(fault) if process.has_ended() => return Err(fault).context("Postgres does not start by hand"),
+            Err(_) if start.elapsed() > Duration::from_mins(1) => bail!("Postgres started by hand does not answer"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
+    let time = start.elapsed();
+    connection.close().await?;
+    process.stop(Signal::INT)?;
+    Ok(time.as_secs_f64() * 1000.0)
 }
 
 /// Postgres refuses to run as root, so root lets it run as the owner of its data.

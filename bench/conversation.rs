@@ -1,0 +1,117 @@
+//! Reading the newest messages of a conversation, in each of the four formats.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use serde_json::{Value, json};
+
+use crate::corpus::prose;
+use crate::http::{Client, Request};
+use crate::load::{Outcome, Plan, Source, drive, real};
+use crate::messages::store;
+use crate::report::{Report, Table, number};
+use crate::server::Server;
+use crate::{Bench, block_on};
+
+const FORMATS: [&str; 4] = ["openai", "anthropic", "gemini", "acontext"];
+const MESSAGES: usize = 200;
+/// Of a message's text, in bytes.
+const SIZE: usize = 2_000;
+/// How many of the newest messages are read by how many clients, and what p50 may be, in milliseconds.
+const PAGES: [(usize, usize, f64); 2] = [(200, 4, 5.0), (20, 16, 3.0)];
+
+pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+    let heads = [
+        "messages x clients, format",
+        "answers/s",
+        "p50 ms",
+        "p99 ms",
+        "KB an answer",
+        "server CPU us/answer",
+        "failed",
+    ];
+    let mut table = Table::new(&heads);
+    block_on(async {
+        let server = Server::start(bench, "conversation").await?;
+        let mut client = server.client().await?;
+        let session = client.new_session(false).await?;
+        for number in 0..MESSAGES {
+            client.data(&store(&session, &said(number))).await?;
+        }
+        for (limit, clients, target) in PAGES {
+            for format in FORMATS {
+                let request = page(&session, limit, format);
+                let size = check(&mut client, &request, limit).await?;
+                let before = server.process.cpu_time()?;
+                let outcome = read(bench, &server, clients, &request).await;
+                let cpu = server.process.cpu_time()?.saturating_sub(before);
+                let label = format!("{limit} x {clients}, {format}");
+                table.row(row(&label, size, &outcome, cpu));
+                let p50 = outcome.times(None).p50();
+                let (measured, target_text) = (format!("p50 {} ms", number(p50)), format!("p50 < {target} ms"));
+                report.target(&label, &measured, &target_text, p50 < target && outcome.failed() == 0);
+            }
+        }
+        server.stop()
+    })?;
+    report.text(&format!(
+        "A session of {MESSAGES} messages of {SIZE} bytes, stored in the format `openai`: questions and answers by turns, \
+         and every fifth time a call of a tool and its result. The newest of them are read for 3 s."
+    ));
+    report.table("Conversation", &table);
+    Ok(())
+}
+
+/// Reads the newest messages.
+pub fn page(session: &str, limit: usize, format: &str) -> Request {
+    Request::get("GET", &format!("/api/v1/session/{session}/messages?limit={limit}&time_desc=true&format={format}"))
+}
+
+/// How long an answer is, in bytes; it must have all that was asked for.
+async fn check(client: &mut Client, request: &Request, limit: usize) -> anyhow::Result<usize> {
+    let page = client.data(request).await?;
+    let items = page["items"].as_array().map_or(0, Vec::len);
+    let ids = page["ids"].as_array().cloned().unwrap_or_default();
+    let different: std::collections::HashSet<&str> = ids.iter().filter_map(Value::as_str).collect();
+    ensure!(items == ids.len() && different.len() == limit, "{} messages instead of {limit}", different.len());
+    Ok(client.send(request).await?.body.len())
+}
+
+async fn read(bench: &Bench, server: &Server, clients: usize, request: &Request) -> Outcome {
+    let plan = Plan { clients, warm_up: Duration::from_millis(bench.pick(300, 100)), time: bench.seconds(3) };
+    drive(server.address, plan, |_| -> Source {
+        let request = request.clone();
+        Box::new(move || Some(request.clone()))
+    })
+    .await
+}
+
+fn row(label: &str, size: usize, outcome: &Outcome, cpu: Duration) -> Vec<String> {
+    let times = outcome.times(None);
+    vec![
+        label.to_owned(),
+        number(outcome.per_second()),
+        number(times.p50()),
+        number(times.p99()),
+        number(real(size as u64) / 1000.0),
+        number(cpu.as_secs_f64() * 1e6 / real(outcome.count())),
+        outcome.failed().to_string(),
+    ]
+}
+
+/// The message with that number.
+fn said(number: usize) -> Value {
+    let (turn, text) = (number / 2, &prose(number as u64, SIZE)[..SIZE]);
+    let is_tool = turn.is_multiple_of(5);
+    match (is_tool, number.is_multiple_of(2)) {
+        (false, true) => json!({"role": "user", "content": text}),
+        (false, false) => json!({"role": "assistant", "content": text}),
+        (true, true) => {
+            let arguments = json!({"text": text, "number": number}).to_string();
+            let function = json!({"name": "write_notes", "arguments": arguments});
+            let call = json!({"id": format!("call_{turn}"), "type": "function", "function": function});
+            json!({"role": "assistant", "content": null, "tool_calls": [call]})
+        }
+        (true, false) => json!({"role": "tool", "tool_call_id": format!("call_{turn}"), "content": text}),
+    }
+}
