@@ -46,7 +46,11 @@ create table messages (
     updated_at                  timestamptz not null
 );
 
-create unique index messages_order on messages (session_id, created_at);
+-- Short contents stay in the row as they are, long ones lie beside it: reading them costs more to unpack than to fetch.
+alter table messages alter column content set storage external;
+alter table messages set (toast_tuple_target = 8160);
+
+create unique index messages_order on messages (session_id, created_at) include (tokens);
 create index messages_open_calls on messages (session_id, created_at) where open_calls is not null;
 
 -- The files of a message, by the public name that its parts tell.

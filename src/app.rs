@@ -25,6 +25,9 @@ use crate::llm::{self, Llm};
 use crate::messages::writer::Writer;
 use crate::{db, disks, http, learn, messages, projects, sessions, tasks};
 
+/// Of the text of long messages that is worked on at one time. JSON takes many times its length while it is looked at.
+pub const WORKED_KIB: u32 = 32 * 1024;
+
 /// Of files that are shown as text at one time; a reply takes about three times as much.
 pub const SHOWN_KIB: u32 = 64 * 1024;
 
@@ -49,6 +52,10 @@ pub struct Services {
     pub greps: disks::search::Greps,
     /// How much of files is held in memory at once to be shown, in KiB.
     pub shown: Semaphore,
+    /// How much of long messages is worked on at once, in KiB.
+    pub worked: Semaphore,
+    /// Messages that wait on a connection of their own.
+    pub waiting_stores: Semaphore,
     /// Everything that runs beside the requests. A stop waits for it.
     pub tasks: TaskTracker,
     /// The process stops: take nothing new on.
@@ -89,6 +96,8 @@ impl App {
             observed: Notify::new(),
             greps: disks::search::Greps::default(),
             shown: Semaphore::new(SHOWN_KIB as usize),
+            worked: Semaphore::new(WORKED_KIB as usize),
+            waiting_stores: Semaphore::new((config.database.connections / 4).max(1)),
             keys: KeyCache::default(),
             jobs: Jobs::new(kinds),
             tasks: TaskTracker::new(),

@@ -17,6 +17,7 @@ pub mod error;
 pub mod http;
 pub mod ids;
 pub mod jobs;
+pub mod json;
 pub mod learn;
 pub mod llm;
 pub mod media;

@@ -118,7 +118,10 @@ impl Server {
         writer.spawn(messages::writer::run(app.clone()));
         let outcome = tokio::select! {
             ended = parts.join_next() => Err(end_of(ended)),
-            _ = writer.join_next() => Err(anyhow!("the message writer ended by itself")),
+            ended = writer.join_next() => Err(match ended {
+                Some(Err(fault)) => anyhow!(fault).context("the message writer panicked"),
+                _ => anyhow!("the message writer ended by itself"),
+            }),
             exit = exited(postgres.as_ref()) => Err(exit),
             name = signals.next() => {
                 tracing::info!(signal = name, "stopping");

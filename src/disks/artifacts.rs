@@ -26,7 +26,7 @@ use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Done, Envelope};
 use crate::http::upload::{Form, Rules};
 use crate::ids::{DiskId, ProjectId};
-use crate::media;
+use crate::{json, media};
 
 /// The refusal of a disk that is not the caller's, where upstream has a 403.
 const DENIED: Error = Error::Forbidden("access denied: disk does not belong to this project");
@@ -112,7 +112,8 @@ fn by_api(app: &App) -> Author<'static> {
 fn user_meta(text: &str, limit: u64) -> Result<Map<String, Value>> {
     let invalid =
         |why: &dyn std::fmt::Display| Error::bad_because("invalid meta JSON format", format_args!("meta: {why}"));
-    let value = if text.is_empty() { Value::Null } else { serde_json::from_str(text).map_err(|why| invalid(&why))? };
+    let value =
+        if text.is_empty() { Value::Null } else { json::parse(text.as_bytes()).map_err(|why| invalid(&why))? };
     let meta = match value {
         Value::Null => Map::new(),
         Value::Object(meta) => meta,

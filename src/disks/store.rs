@@ -44,7 +44,8 @@ pub async fn list(
                  and ($2::text is null
                       or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
                  and ($3::uuid is null or id = $3)
-                 and ($4::timestamptz is null or (created_at, id) < ($4, $5::uuid))
+                 and (created_at, id) < (coalesce($4, 'infinity'::timestamptz),
+                      coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
                order by created_at desc, id desc limit $6"#,
             project as _,
             filter.user,
@@ -65,7 +66,8 @@ pub async fn list(
                  and ($2::text is null
                       or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
                  and ($3::uuid is null or id = $3)
-                 and ($4::timestamptz is null or (created_at, id) > ($4, $5::uuid))
+                 and (created_at, id) > (coalesce($4, '-infinity'::timestamptz),
+                      coalesce($5, '00000000-0000-0000-0000-000000000000'::uuid))
                order by created_at, id limit $6"#,
             project as _,
             filter.user,

@@ -19,8 +19,7 @@ use serde_json::{Map, Value};
 
 use crate::app::App;
 use crate::error::{Error, Result};
-use crate::ids;
-use crate::percent;
+use crate::{ids, json, percent};
 
 /// A JSON body.
 pub struct Json<T>(pub T);
@@ -226,8 +225,7 @@ pub fn first_object(bytes: &[u8]) -> Result<Map<String, Value>> {
     if bytes.is_empty() {
         return Err(wrong(&"is empty, a JSON object is due"));
     }
-    let mut input = serde_json::Deserializer::from_slice(bytes);
-    match Value::deserialize(&mut input) {
+    match json::parse_first(bytes) {
         Ok(Value::Null) => Ok(Map::new()),
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err(wrong(&"must be a JSON object")),

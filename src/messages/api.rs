@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -24,6 +23,7 @@ use crate::http::page::Position;
 use crate::http::reply::{self, Envelope};
 use crate::http::time::Timestamp;
 use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::json;
 use crate::sessions::{self, events};
 
 /// A message that was stored.
@@ -63,12 +63,13 @@ pub async fn store_message(
     let (ready, stored) = if !draft.message.file_fields().is_empty() {
         files::store(&app, &caller, session, draft).await?
     } else if draft.message.answers().is_empty() {
-        store(&app, draft.finish(caller.project, session).await?).await?
+        store(&app, draft.finish(&app, caller.project, session).await?).await?
     } else {
         store_answers(&app, caller.project, session, draft).await?
     };
-    let (message, parts) = ready.into_parts().await?;
-    Ok(reply::created(Message {
+    let length = ready.message.content.len();
+    let (message, parts) = ready.into_parts(&app).await?;
+    let shown = Message {
         id: message.id,
         session_id: session,
         parent_id: stored.parent,
@@ -79,7 +80,8 @@ pub async fn store_message(
         session_task_process_status: stored.status,
         created_at: stored.created_at,
         updated_at: stored.created_at,
-    }))
+    };
+    on_the_side(&app, length, move || Ok(reply::created(shown))).await
 }
 
 async fn store(app: &App, ready: Ready) -> Result<(Ready, Stored)> {
@@ -89,28 +91,33 @@ async fn store(app: &App, ready: Ready) -> Result<(Ready, Stored)> {
         return Ok((ready, stored));
     }
     let buffer = (&app.config.learning).into();
+    // Those who wait for a session that is held up must leave connections to the others.
+    let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
     let mut conn = app.db.acquire().await?;
-    let stored = store::insert(&mut conn, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
+    let stored = store::insert_once(&mut conn, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
     Ok((ready, stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?))
 }
 
 /// Stores a message that answers calls of Gemini functions: each takes the id of its call, which then waits no longer.
-async fn store_answers(app: &App, project: ProjectId, session: SessionId, mut draft: Draft) -> Result<(Ready, Stored)> {
+async fn store_answers(app: &App, project: ProjectId, session: SessionId, draft: Draft) -> Result<(Ready, Stored)> {
+    // What takes long is done before the session is locked; the ids of calls change no tokens.
+    let ready = draft.finish(app, project, session).await?;
     let mut tx = app.db.begin().await?;
     if !store::lock_session(&mut tx, project, session).await? {
         return Err(sessions::NOT_FOUND);
     }
     let mut waiting = store::list_open_calls(&mut tx, session).await?;
     let mut answered: Vec<MessageId> = Vec::new();
-    for answer in draft.message.answers() {
-        let (message, call) = take_call(&mut waiting, &answer).ok_or_else(|| unasked(&answer))?;
-        draft.message.set_answer_id(answer.part, &call.id);
+    let mut ids = Vec::new();
+    for answer in &ready.answers {
+        let (message, call) = take_call(&mut waiting, answer).ok_or_else(|| unasked(answer))?;
+        ids.push((answer.part, call.id));
         answered.push(message);
     }
+    let ready = ready.with_answer_ids(app, ids).await?;
     for (message, calls) in waiting.iter().filter(|(message, _)| answered.contains(message)) {
         store::set_open_calls(&mut tx, *message, calls).await?;
     }
-    let ready = draft.finish(project, session).await?;
     let buffer = (&app.config.learning).into();
     let stored = store::insert(&mut tx, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
     let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
@@ -216,8 +223,8 @@ pub async fn get_messages(
         }
         _ => Vec::new(),
     };
-    let length = rows.iter().map(|row| row.content.len()).sum();
-    let messages = on_the_side(length, move || shown::open(rows, target)).await?;
+    let length = rows.iter().map(Row::length).sum();
+    let messages = on_the_side(&app, length, move || shown::open(rows, target)).await?;
     let next_cursor = next.map(|at| at.encode());
     let rest = Rest { session, next_cursor, events, public_urls: HashMap::new() };
     let answer = answer(&app, caller.project, messages, target, with_links, length, rest).await?;
@@ -232,15 +239,16 @@ fn wanted(app: &App, query: &GetMessages) -> Result<Wanted> {
             limit.ok_or_else(|| Error::field("limit", "must be from 0 to 200"))?
         }
     };
+    let bytes = app.config.limits.messages_bytes;
     if limit == 0 {
         let newest_first = false;
-        return Ok(Wanted { after: None, newest_first, limit: app.config.limits.messages });
+        return Ok(Wanted { after: None, newest_first, limit: app.config.limits.messages, bytes });
     }
     let after = match query.cursor.as_deref() {
         None | Some("") => None,
         Some(cursor) => Position::decode(cursor)?,
     };
-    Ok(Wanted { after, newest_first: query.time_desc.is_some_and(Flag::is_set), limit })
+    Ok(Wanted { after, newest_first: query.time_desc.is_some_and(Flag::is_set), limit, bytes })
 }
 
 /// The messages of a page, oldest first, and where the next one begins if there is one.
@@ -251,24 +259,13 @@ async fn read(
     wanted: &Wanted,
 ) -> Result<(Vec<Row>, Option<Position>)> {
     let mut conn = app.db.acquire().await?;
-    let mut rows: Vec<Row> = Vec::new();
-    let (mut length, mut more) = (0, false);
-    {
-        let one_more = Wanted { limit: wanted.limit + 1, ..*wanted };
-        let mut stream = store::list(&mut conn, project, session, &one_more);
-        while let Some(row) = stream.try_next().await? {
-            length += row.content.len() as u64;
-            more = rows.len() == wanted.limit || (!rows.is_empty() && length > app.config.limits.messages_bytes);
-            if more {
-                break;
-            }
-            rows.push(row);
-        }
-    }
+    let mut rows = store::list(&mut conn, project, session, wanted).await?;
     if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
         return Err(sessions::NOT_FOUND);
     }
-    let next = rows.last().filter(|_| more).map(Row::position);
+    rows.truncate(wanted.limit);
+    let more = |row: &&Row| usize::try_from(row.there).is_ok_and(|there| there > rows.len());
+    let next = rows.last().filter(more).map(Row::position);
     if wanted.newest_first {
         rows.reverse();
     }
@@ -285,7 +282,7 @@ async fn answer(
     mut rest: Rest,
 ) -> Result<Pieces> {
     let parts = || messages.iter().flat_map(Opened::parts);
-    let mut around = Surroundings { names: shown::call_names(&messages, target), ..Surroundings::default() };
+    let mut around = Surroundings::default();
     if parts().any(|part| part.asset.is_some()) {
         let urls = if with_links { files::public_urls(app, project, parts())? } else { HashMap::new() };
         around.links = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
@@ -296,7 +293,11 @@ async fn answer(
             rest.public_urls = urls;
         }
     }
-    on_the_side(length, move || shown::write(messages, target, &around, &rest)).await
+    on_the_side(app, length, move || {
+        around.names = shown::call_names(&messages, target);
+        shown::write(messages, target, &around, &rest)
+    })
+    .await
 }
 
 /// Whether a format shows this file by its content.
@@ -318,7 +319,7 @@ fn check_strategies(text: Option<&str>) -> Result<()> {
     let Some(text) = text.filter(|text| !text.is_empty()) else {
         return Ok(());
     };
-    match serde_json::from_str(text).map_err(|why| invalid(&why))? {
+    match json::parse(text.as_bytes()).map_err(|why| invalid(&why))? {
         Value::Null => Ok(()),
         Value::Array(strategies) if strategies.is_empty() => Ok(()),
         Value::Array(_) => Err(Error::field("edit_strategies", "names a type that this version does not know")),

@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
 
 use super::incoming::{Draft, Ready};
 use super::parts::{Asset, Kind, Part};
@@ -16,7 +17,7 @@ use super::store::{self, Lock, MessageFile, Stored};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::blob::links::{self, Link};
-use crate::blob::refs;
+use crate::blob::refs::{self, Upload};
 use crate::blob::spool::Spool;
 use crate::error::{Error, Result};
 use crate::http::download::{self, Presented};
@@ -24,7 +25,7 @@ use crate::http::extract::{Path, Query};
 use crate::http::openapi::Refusals;
 use crate::http::time::Timestamp;
 use crate::http::upload::File;
-use crate::ids::{ProjectId, SessionId};
+use crate::ids::{BlobId, ProjectId, SessionId};
 use crate::{media, sessions};
 
 /// How often a store begins again because an equal content came first, or the sweep.
@@ -45,28 +46,34 @@ struct Named {
 /// # Errors
 /// 400 for a part that names a file which did not come.
 pub async fn store(app: &App, caller: &Caller, session: SessionId, mut draft: Draft) -> Result<(Ready, Stored)> {
-    let named = name_files(app, caller.project, &mut draft)?;
+    let mut named = name_files(app, caller.project, &mut draft)?;
+    // In one order for all, so that two messages with the same files do not wait for each other.
+    named.sort_by(|one, other| one.asset.sha256.cmp(&other.asset.sha256));
     let mut conn = app.db.acquire().await?;
     let there = sessions::store::exists(&mut conn, caller.project, session).await?;
     drop(conn);
     if !there {
         return Err(sessions::NOT_FOUND);
     }
-    let ready = draft.finish(caller.project, session).await?;
+    let ready = draft.finish(app, caller.project, session).await?;
     let buffer = (&app.config.learning).into();
+    let mut uploads = Vec::with_capacity(named.len());
+    for one in &named {
+        uploads.push(refs::upload(app, caller.project, &one.file.content).await?);
+    }
     for _ in 0..TRIES {
-        let mut uploads = Vec::with_capacity(named.len());
-        for one in &named {
-            uploads.push(refs::upload(app, caller.project, &one.file.content).await?);
-        }
         let mut tx = app.db.begin().await?;
-        let mut blobs = Vec::with_capacity(named.len());
-        for upload in &uploads {
-            blobs.extend(refs::claim(&mut tx, upload).await?);
-        }
-        if blobs.len() < named.len() {
-            continue;
-        }
+        let blobs = match claim_all(&mut tx, &uploads).await {
+            Ok(Ok(blobs)) => blobs,
+            Ok(Err(lost)) => {
+                tx.rollback().await?;
+                uploads[lost] = refs::upload(app, caller.project, &named[lost].file.content).await?;
+                continue;
+            }
+            // Another message has the same files in another order.
+            Err(fault) if is_deadlock(&fault) => continue,
+            Err(fault) => return Err(fault),
+        };
         let stored = store::insert(&mut tx, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
         let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
         for (one, blob) in named.iter().zip(blobs) {
@@ -78,6 +85,25 @@ pub async fn store(app: &App, caller: &Caller, session: SessionId, mut draft: Dr
         return Ok((ready, stored));
     }
     Err(Error::unavailable("equal files are being stored and removed at once; try again in a moment"))
+}
+
+/// Claims what was uploaded, in order; the place of the first one that another has taken over, after which the transaction is
+/// of no more use.
+async fn claim_all(conn: &mut PgConnection, uploads: &[Upload]) -> Result<Result<Vec<BlobId>, usize>> {
+    let mut blobs = Vec::with_capacity(uploads.len());
+    for (at, upload) in uploads.iter().enumerate() {
+        match refs::claim(conn, upload).await? {
+            Some(blob) => blobs.push(blob),
+            None => return Ok(Err(at)),
+        }
+    }
+    Ok(Ok(blobs))
+}
+
+fn is_deadlock(fault: &Error) -> bool {
+    let Error::Unavailable { cause: Some(cause), .. } = fault else { return false };
+    let database = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+    database.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "40P01")
 }
 
 /// Puts what is known of each file into the parts that name it, and leaves out files that none names.
@@ -159,13 +185,22 @@ pub async fn contents<'a>(
     parts: impl Iterator<Item = &'a Part>,
     wanted: impl Fn(&Asset, Kind) -> bool,
 ) -> Result<HashMap<String, String>> {
+    // A content takes its size as often as it is shown.
+    let mut sizes: Vec<(&str, u64)> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for asset in parts.filter_map(|part| part.asset.as_ref().filter(|asset| wanted(asset, part.kind))) {
+        let at = *places.entry(&asset.sha256).or_insert(sizes.len());
+        if at == sizes.len() {
+            sizes.push((&asset.sha256, 0));
+        }
+        sizes[at].1 += asset.size_b;
+    }
     let mut left = app.config.limits.inline;
     let mut hashes: Vec<String> = Vec::new();
-    for part in parts {
-        let Some(asset) = part.asset.as_ref().filter(|asset| wanted(asset, part.kind)) else { continue };
-        if !hashes.contains(&asset.sha256) && asset.size_b <= left {
-            left -= asset.size_b;
-            hashes.push(asset.sha256.clone());
+    for (sha256, size) in sizes {
+        if size <= left {
+            left -= size;
+            hashes.push(sha256.to_owned());
         }
     }
     let mut contents = HashMap::new();
@@ -177,7 +212,8 @@ pub async fn contents<'a>(
     drop(conn);
     for (sha256, object_key) in stored {
         let bytes = app.blobs.read(&object_key).await?;
-        contents.insert(sha256, STANDARD.encode(bytes));
+        let base64 = tokio::task::spawn_blocking(move || STANDARD.encode(bytes)).await.map_err(Error::internal)?;
+        contents.insert(sha256, base64);
     }
     Ok(contents)
 }

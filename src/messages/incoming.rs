@@ -6,21 +6,24 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::format::{self, Call, Format, Incoming};
+use super::format::{self, Answer, Call, Format, Incoming};
 use super::parts::Part;
 use super::store::NewMessage;
 use super::{shown, tokens};
-use crate::app::App;
+use crate::app::{App, WORKED_KIB};
 use crate::error::{Error, Result};
 use crate::http::extract::{body_bytes, first_object, media_type};
 use crate::http::json::storable_object;
 use crate::http::upload::{File, Form, Rules};
 use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::json;
 
 /// Beyond this a message is worked on where it keeps no request waiting, in bytes.
 const SHORT: usize = 16 * 1024;
 /// Of what a client keeps with a message, in bytes.
 const MAX_USER_META: usize = 64 * 1024;
+/// Of the id of a tool's call, in bytes.
+const MAX_ID: usize = 1024;
 
 /// The body of a request that stores a message.
 #[derive(utoipa::ToSchema)]
@@ -59,12 +62,14 @@ pub async fn read(request: Request, app: &App) -> Result<Draft> {
             _ => String::new(),
         };
         let (files, parts) = (form.files, limits.message_parts);
-        return on_the_side(payload.len(), move || Bound::of_payload(&payload)?.check(files, payload.len(), parts))
-            .await;
+        return on_the_side(app, payload.len(), move || {
+            Bound::of_payload(&payload)?.check(files, payload.len(), parts)
+        })
+        .await;
     }
     let body = body_bytes(request, limits.json).await?;
     let (length, parts) = (body.len(), limits.message_parts);
-    on_the_side(length, move || {
+    on_the_side(app, length, move || {
         let fields = first_object(&body)?;
         drop(body);
         Bound::of_body(fields)?.check(Vec::new(), length, parts)
@@ -72,14 +77,17 @@ pub async fn read(request: Request, app: &App) -> Result<Draft> {
     .await
 }
 
-/// Does what may take long for a long text in a thread of its own.
+/// Does what may take long for a long text in a thread of its own, and no more of it at once than memory allows.
 pub async fn on_the_side<T: Send + 'static>(
+    app: &App,
     length: usize,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     if length <= SHORT {
         return work();
     }
+    let kib = u32::try_from(length / 1024).unwrap_or(u32::MAX).min(WORKED_KIB);
+    let _turn = app.worked.acquire_many(kib).await.map_err(Error::internal)?;
     tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
 }
 
@@ -119,7 +127,7 @@ impl Bound {
         let invalid =
             |why: &dyn std::fmt::Display| Error::bad_because("invalid payload json", format_args!("payload: {why}"));
         let payload =
-            if text.is_empty() { Value::Null } else { serde_json::from_str(text).map_err(|why| invalid(&why))? };
+            if text.is_empty() { Value::Null } else { json::parse(text.as_bytes()).map_err(|why| invalid(&why))? };
         let mut fields = match payload {
             Value::Null => Map::new(),
             Value::Object(fields) => fields,
@@ -149,17 +157,44 @@ impl Bound {
         for key in RESERVED {
             message.meta.remove(key);
         }
-        let mut count = 0;
-        for key in ["content", "parts", "tool_calls"] {
-            count += message.body.get(key).and_then(Value::as_array).map_or(0, Vec::len);
-            if count > max_parts {
-                return Err(Error::field(key, format_args!("must not make it more than {max_parts} parts")));
-            }
+        if let Some(key) = too_many(&message.body, max_parts) {
+            return Err(Error::field(key, format_args!("must not make it more than {max_parts} parts")));
+        }
+        if let Some(key) = long_id(&message.body) {
+            return Err(Error::field(key, format_args!("must not be longer than {MAX_ID} bytes")));
         }
         let said = if self.format == Format::Acontext { "blob.meta" } else { "blob" };
         storable_object(said, &message.meta, 1 << 20)?;
         Ok(Draft { message, user_meta: self.meta, files, length })
     }
+}
+
+/// The list that makes a message have more parts than it may, those inside of tool results among them.
+fn too_many(body: &Value, max_parts: usize) -> Option<&'static str> {
+    let length = |list: Option<&Value>| list.and_then(Value::as_array).map_or(0, Vec::len);
+    let inside = |block: &Value| {
+        length(block.get("content")) + length(block.get("functionResponse").and_then(|answer| answer.get("parts")))
+    };
+    let mut count = 0;
+    ["content", "parts", "tool_calls"].into_iter().find(|key| {
+        let list = body.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        count += list.len() + list.iter().map(inside).sum::<usize>();
+        count > max_parts
+    })
+}
+
+/// The id of a call that is too long. What a tool returns tells it with each of its parts.
+fn long_id(body: &Value) -> Option<&'static str> {
+    let is_long =
+        |of: Option<&Value>, key| of.and_then(|of| of.get(key)?.as_str()).is_some_and(|id: &str| id.len() > MAX_ID);
+    let blocks = ["content", "parts"].iter().filter_map(|key| body.get(key)?.as_array()).flatten();
+    let in_block = |block: &Value| {
+        if is_long(Some(block), "tool_use_id") {
+            return Some("tool_use_id");
+        }
+        is_long(block.get("functionResponse"), "id").then_some("functionResponse.id")
+    };
+    if is_long(Some(body), "tool_call_id") { Some("tool_call_id") } else { blocks.into_iter().find_map(in_block) }
 }
 
 /// What the format `acontext` shows in a message's meta that is the server's, so a client's is left out.
@@ -193,16 +228,18 @@ pub fn check_user_meta(meta: &Map<String, Value>) -> Result<()> {
 /// A message that is ready to be stored.
 pub struct Ready {
     pub message: NewMessage,
+    /// Answers to calls of Gemini functions, whose ids have still to be found.
+    pub answers: Vec<Answer>,
     /// Its parts, if it is not a long one.
     parts: Option<Vec<Part>>,
 }
 
 impl Draft {
     /// Counts the tokens and writes the content out.
-    pub async fn finish(self, project: ProjectId, session: SessionId) -> Result<Ready> {
+    pub async fn finish(self, app: &App, project: ProjectId, session: SessionId) -> Result<Ready> {
         let Self { message, user_meta, length, .. } = self;
-        on_the_side(length, move || {
-            let open_calls: Vec<Call> = message.calls();
+        on_the_side(app, length, move || {
+            let (open_calls, answers): (Vec<Call>, _) = (message.calls(), message.answers());
             let Incoming { format, role, meta, body } = message;
             let content = Bytes::from(serde_json::to_vec(&body).map_err(Error::internal)?);
             let parts = format::parts(format, body);
@@ -212,22 +249,39 @@ impl Draft {
             let id = MessageId::new();
             let message =
                 NewMessage { id, project, session, role, format, content, tokens, meta, user_meta, open_calls };
-            Ok(Ready { message, parts })
+            Ok(Ready { message, answers, parts })
         })
         .await
     }
 }
 
 impl Ready {
-    /// The message and its parts, to show them.
-    pub async fn into_parts(self) -> Result<(NewMessage, Vec<Part>)> {
-        let Self { message, parts } = self;
+    /// The same message whose answers tell the ids of their calls: (index of the part, id).
+    pub async fn with_answer_ids(self, app: &App, ids: Vec<(usize, String)>) -> Result<Self> {
+        let Self { mut message, answers, .. } = self;
+        on_the_side(app, message.content.len(), move || {
+            let body = serde_json::from_slice(&message.content).map_err(Error::internal)?;
+            let NewMessage { format, role, .. } = message;
+            let mut whole = Incoming { format, role, meta: Map::new(), body };
+            for (part, id) in &ids {
+                whole.set_answer_id(*part, id);
+            }
+            message.content = serde_json::to_vec(&whole.body).map_err(Error::internal)?.into();
+            Ok(Self { message, answers, parts: None })
+        })
+        .await
+    }
+
+    /// The message without its content, and its parts, to show them.
+    pub async fn into_parts(self, app: &App) -> Result<(NewMessage, Vec<Part>)> {
+        let Self { message, parts, .. } = self;
         if let Some(parts) = parts {
             return Ok((message, parts));
         }
-        on_the_side(message.content.len(), move || {
+        on_the_side(app, message.content.len(), move || {
             let body = serde_json::from_slice(&message.content).map_err(Error::internal)?;
-            Ok((NewMessage { content: Bytes::new(), ..message.clone() }, format::parts(message.format, body)))
+            let format = message.format;
+            Ok((NewMessage { content: Bytes::new(), ..message }, format::parts(format, body)))
         })
         .await
     }

@@ -10,7 +10,6 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
@@ -35,6 +34,8 @@ pub const OPEN_CALLS: &str = "__gemini_call_info__";
 pub struct Opened {
     row: Row,
     said: Said,
+    /// Of a message in the format `acontext` that is shown in it: its meta, and keys that nobody knows.
+    own: Option<(Map<String, Value>, Map<String, Value>)>,
 }
 
 enum Said {
@@ -48,17 +49,37 @@ pub fn open(rows: Vec<Row>, target: Format) -> Result<Vec<Opened>> {
     let mut opened = Vec::with_capacity(rows.len());
     for mut row in rows {
         let content = std::mem::take(&mut row.content);
+        let mut own = None;
         let format: Format = row.format.parse().map_err(|()| unreadable(&row, &"an unknown format"))?;
         let said = if format == target && target != Format::Acontext {
             Said::Whole(content)
         } else {
-            let body = serde_json::from_slice(&content).map_err(|why| unreadable(&row, &why))?;
+            let mut body: Value = serde_json::from_slice(&content).map_err(|why| unreadable(&row, &why))?;
             drop(content);
+            if format == target {
+                own = body.as_object_mut().map(take_own);
+            }
             Said::Parts(format::parts(format, body))
         };
-        opened.push(Opened { row, said });
+        opened.push(Opened { row, said, own });
     }
     Ok(opened)
+}
+
+/// What a message in the format `acontext` has besides its role and parts.
+fn take_own(body: &mut Map<String, Value>) -> (Map<String, Value>, Map<String, Value>) {
+    let (message, mut extra): (Map<_, _>, Map<_, _>) =
+        std::mem::take(body).into_iter().partition(|(key, _)| matches!(key.as_str(), "role" | "parts"));
+    *body = message;
+    let meta = match extra.remove("meta") {
+        Some(Value::Object(meta)) => meta,
+        _ => Map::new(),
+    };
+    // These are told by the server.
+    for key in ["id", "session_id", "parent_id", "session_task_process_status", "task_id", "created_at", "updated_at"] {
+        extra.remove(key);
+    }
+    (meta, extra)
 }
 
 fn unreadable(row: &Row, why: &dyn std::fmt::Display) -> Error {
@@ -112,12 +133,13 @@ pub struct Rest {
 pub fn write(messages: Vec<Opened>, target: Format, around: &Surroundings, rest: &Rest) -> Result<Pieces> {
     let mut out = Pieces::default();
     let mut ids: Vec<MessageId> = Vec::with_capacity(messages.len());
-    let mut metas: Vec<Box<RawValue>> = Vec::with_capacity(messages.len());
+    let mut metas: Vec<Bytes> = Vec::with_capacity(messages.len());
     let tokens: i64 = messages.iter().map(|message| i64::from(message.row.tokens)).sum();
     let last = messages.last().map(|message| message.row.id);
     out.text("{\"code\":0,\"data\":{\"items\":[");
-    for Opened { row, said } in messages {
-        let meta = RawValue::from_string(row.user_meta.clone()).map_err(Error::internal)?;
+    for Opened { mut row, said, own } in messages {
+        let meta = Bytes::from(std::mem::take(&mut row.user_meta));
+        let meta_text = meta.clone();
         let mut say = |out: &mut Pieces| {
             if !ids.is_empty() {
                 out.text(",");
@@ -128,11 +150,11 @@ pub fn write(messages: Vec<Opened>, target: Format, around: &Surroundings, rest:
         match said {
             Said::Whole(content) => {
                 say(&mut out);
-                out.whole(content);
+                out.piece(content.into());
             }
             Said::Parts(parts) if target == Format::Acontext => {
                 say(&mut out);
-                out.json(&Item::new(&row, rest.session, &parts)?)?;
+                out.json(&Item::new(&row, &meta_text, rest.session, &parts, own)?)?;
             }
             Said::Parts(parts) => {
                 let meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
@@ -144,9 +166,14 @@ pub fn write(messages: Vec<Opened>, target: Format, around: &Surroundings, rest:
             }
         }
     }
+    out.text("],\"ids\":");
+    out.json(&ids)?;
+    out.text(",\"metas\":[");
+    for (at, meta) in metas.into_iter().enumerate() {
+        out.text(if at == 0 { "" } else { "," });
+        out.piece(meta);
+    }
     let tail = Tail {
-        ids,
-        metas,
         next_cursor: rest.next_cursor.as_deref(),
         has_more: rest.next_cursor.is_some(),
         this_time_tokens: tokens,
@@ -177,12 +204,27 @@ pub struct Item<'a> {
     task_id: Option<Uuid>,
     created_at: Timestamp,
     updated_at: Timestamp,
+    /// Keys that nobody knows, as they were stored.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    extra: Map<String, Value>,
 }
 
 impl<'a> Item<'a> {
-    fn new(row: &'a Row, session: SessionId, parts: &'a [Part]) -> Result<Self> {
+    fn new(
+        row: &'a Row,
+        user_meta: &[u8],
+        session: SessionId,
+        parts: &'a [Part],
+        own: Option<(Map<String, Value>, Map<String, Value>)>,
+    ) -> Result<Self> {
         let mut meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
-        let user: Map<String, Value> = serde_json::from_str(&row.user_meta).map_err(Error::internal)?;
+        // As the client wrote it, where that is known.
+        let (written, extra) = own.unwrap_or_default();
+        meta.extend(written);
+        meta.remove(USER_META);
+        meta.remove(OPEN_CALLS);
+        let user: Map<String, Value> = serde_json::from_slice(user_meta).map_err(Error::internal)?;
         if !user.is_empty() {
             meta.insert(USER_META.into(), Value::Object(user));
         }
@@ -200,6 +242,7 @@ impl<'a> Item<'a> {
             task_id: row.task_id,
             created_at: row.created_at,
             updated_at: row.updated_at,
+            extra,
         })
     }
 }
@@ -207,8 +250,6 @@ impl<'a> Item<'a> {
 /// What follows the messages.
 #[derive(Serialize)]
 struct Tail<'a> {
-    ids: Vec<MessageId>,
-    metas: Vec<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<&'a str>,
     has_more: bool,
@@ -233,12 +274,12 @@ impl Pieces {
         self.last.extend_from_slice(text.as_bytes());
     }
 
-    fn whole(&mut self, json: Vec<u8>) {
+    fn piece(&mut self, json: Bytes) {
         if json.len() < PIECE {
             self.last.extend_from_slice(&json);
         } else {
             self.done.push(std::mem::take(&mut self.last).into());
-            self.done.push(json.into());
+            self.done.push(json);
         }
     }
 

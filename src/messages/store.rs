@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use sqlx::types::Json;
@@ -165,6 +164,20 @@ pub async fn insert(
     Ok(new.iter().map(|message| stored.remove(&message.id)).collect())
 }
 
+/// As [`insert`], in a transaction of its own, for a message that may be stored already: by a statement that went on after its
+/// connection was lost.
+pub async fn insert_once(
+    conn: &mut PgConnection,
+    new: &[NewMessage],
+    buffer: Buffer,
+    lock: Lock,
+) -> sqlx::Result<Vec<Option<Stored>>> {
+    match insert(conn, new, buffer, lock).await {
+        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("messages_pkey") => get_stored(conn, new).await,
+        done => done,
+    }
+}
+
 /// New messages as arrays, one for each column.
 struct Columns<'a> {
     ids: Vec<Uuid>,
@@ -236,9 +249,16 @@ pub struct Row {
     pub status: String,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+    /// Of the page that was asked for, before any was left out for its size.
+    pub there: i64,
 }
 
 impl Row {
+    /// How much text there is to work with, in bytes.
+    pub fn length(&self) -> usize {
+        self.content.len() + self.meta.len() + self.user_meta.len()
+    }
+
     pub fn position(&self) -> Position {
         Position { created_at: self.created_at.0, id: self.id.0 }
     }
@@ -249,58 +269,85 @@ pub struct Wanted {
     pub after: Option<Position>,
     pub newest_first: bool,
     pub limit: usize,
+    /// How much of them, in bytes; one message is always shown.
+    pub bytes: u64,
 }
 
-/// Messages of a session, in order of time.
-pub fn list<'a>(
-    conn: &'a mut PgConnection,
+/// Messages of a session, in order of time: one more than the limit if there are as many, but no more than the bytes allow.
+/// Beside each stands how many there are up to one over the limit.
+#[expect(clippy::too_many_lines, reason = "two statements")]
+pub async fn list(
+    conn: &mut PgConnection,
     project: ProjectId,
     session: SessionId,
     wanted: &Wanted,
-) -> BoxStream<'a, sqlx::Result<Row>> {
+) -> sqlx::Result<Vec<Row>> {
     let (time, id) = (wanted.after.map(|at| at.created_at), wanted.after.map(|at| at.id));
-    let limit = i64::try_from(wanted.limit).unwrap_or(i64::MAX);
+    let limit = i64::try_from(wanted.limit).unwrap_or(i64::MAX).saturating_add(1);
+    let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
     if wanted.newest_first {
-        Box::pin(sqlx::query_as!(
+        sqlx::query_as!(
             Row,
-            r#"select m.id as "id: MessageId", m.parent_id as "parent_id: MessageId", m.role, m.format, m.content, m.tokens,
-                      m.meta::text as "meta!", m.user_meta::text as "user_meta!", m.open_calls::text, m.task_id,
-                      m.session_task_process_status as status, m.created_at as "created_at: Timestamp",
-                      m.updated_at as "updated_at: Timestamp"
-               from messages m join sessions s on s.id = m.session_id and s.project_id = $1
-               where m.session_id = $2 and ($3::timestamptz is null or (m.created_at, m.id) < ($3, $4::uuid))
-               order by m.created_at desc limit $5"#,
+            r#"with page as (
+                   select m.*, octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
+                   from messages m join sessions s on s.id = m.session_id and s.project_id = $1
+                   where m.session_id = $2 and (m.created_at, m.id) < (coalesce($3, 'infinity'::timestamptz),
+                         coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+                   order by m.created_at desc limit $5
+               ),
+               summed as (
+                   select p.*, sum(size) over (order by created_at desc) - size as before, count(*) over () as there
+                   from page p
+               )
+               select id as "id!: MessageId", parent_id as "parent_id: MessageId", role as "role!", format as "format!",
+                      content as "content!", tokens as "tokens!", meta::text as "meta!", user_meta::text as "user_meta!",
+                      open_calls::text, task_id, session_task_process_status as "status!",
+                      created_at as "created_at!: Timestamp", updated_at as "updated_at!: Timestamp", there as "there!"
+               from summed where before <= $6 order by created_at desc"#,
             project as _,
             session as _,
             time,
             id,
             limit,
+            bytes as _,
         )
-        .fetch(conn))
+        .fetch_all(conn)
+        .await
     } else {
-        Box::pin(sqlx::query_as!(
+        sqlx::query_as!(
             Row,
-            r#"select m.id as "id: MessageId", m.parent_id as "parent_id: MessageId", m.role, m.format, m.content, m.tokens,
-                      m.meta::text as "meta!", m.user_meta::text as "user_meta!", m.open_calls::text, m.task_id,
-                      m.session_task_process_status as status, m.created_at as "created_at: Timestamp",
-                      m.updated_at as "updated_at: Timestamp"
-               from messages m join sessions s on s.id = m.session_id and s.project_id = $1
-               where m.session_id = $2 and ($3::timestamptz is null or (m.created_at, m.id) > ($3, $4::uuid))
-               order by m.created_at limit $5"#,
+            r#"with page as (
+                   select m.*, octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
+                   from messages m join sessions s on s.id = m.session_id and s.project_id = $1
+                   where m.session_id = $2 and (m.created_at, m.id) > (coalesce($3, '-infinity'::timestamptz),
+                         coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))
+                   order by m.created_at limit $5
+               ),
+               summed as (
+                   select p.*, sum(size) over (order by created_at) - size as before, count(*) over () as there
+                   from page p
+               )
+               select id as "id!: MessageId", parent_id as "parent_id: MessageId", role as "role!", format as "format!",
+                      content as "content!", tokens as "tokens!", meta::text as "meta!", user_meta::text as "user_meta!",
+                      open_calls::text, task_id, session_task_process_status as "status!",
+                      created_at as "created_at!: Timestamp", updated_at as "updated_at!: Timestamp", there as "there!"
+               from summed where before <= $6 order by created_at"#,
             project as _,
             session as _,
             time,
             id,
             limit,
+            bytes as _,
         )
-        .fetch(conn))
+        .fetch_all(conn)
+        .await
     }
 }
 
 /// Locks a session; whether the project has it.
 pub async fn lock_session(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<bool> {
     let found = sqlx::query_scalar!(
-        "select 1 as one from sessions where id = $1 and project_id = $2 for update",
+        "select 1 as one from sessions where id = $1 and project_id = $2 for no key update",
         session as _,
         project as _
     );
@@ -317,7 +364,7 @@ pub async fn list_open_calls(conn: &mut PgConnection, session: SessionId) -> sql
     }
     let rows = sqlx::query!(
         r#"select id as "id: MessageId", open_calls as "open_calls!: Json<Vec<Open>>"
-           from messages where session_id = $1 and open_calls is not null order by created_at"#,
+           from messages where session_id = $1 and open_calls is not null order by created_at limit 1000"#,
         session as _
     )
     .fetch_all(conn)

@@ -56,12 +56,14 @@ fn call(meta: &Map<String, Value>) -> String {
 struct Counter {
     window: usize,
     pending: String,
+    /// How far no place was found where `pending` can be cut.
+    searched: usize,
     counted: usize,
 }
 
 impl Counter {
     fn new(window: usize) -> Self {
-        Self { window, pending: String::new(), counted: 0 }
+        Self { window, pending: String::new(), searched: 0, counted: 0 }
     }
 
     fn push(&mut self, mut text: &str) {
@@ -69,11 +71,12 @@ impl Counter {
             let (piece, rest) = text.split_at(text.floor_char_boundary(self.window.max(4)));
             self.pending.push_str(piece);
             text = rest;
-            if self.pending.len() > self.window
-                && let Some(end) = safe_end(&self.pending)
-            {
-                self.counted += count(&self.pending[..end]);
-                self.pending.drain(..end);
+            if self.pending.len() > self.window {
+                if let Some(end) = safe_end(&self.pending, self.searched) {
+                    self.counted += count(&self.pending[..end]);
+                    self.pending.drain(..end);
+                }
+                self.searched = self.pending.len();
             }
         }
     }
@@ -83,11 +86,12 @@ impl Counter {
     }
 }
 
-/// The last place where a text can be cut without changing its tokens: a word never reaches over the blank after it, and
+/// The last place after what was searched where a text can be cut without changing its tokens: a word never reaches over the blank after it, and
 /// what follows is split the same way whatever stood before.
-fn safe_end(text: &str) -> Option<usize> {
+fn safe_end(text: &str, searched: usize) -> Option<usize> {
     let between = |pair: &[u8]| pair[0].is_ascii_alphabetic() && matches!(pair[1], b' ' | b'\n');
-    text.as_bytes().windows(2).rposition(between).map(|at| at + 1)
+    let from = searched.saturating_sub(1);
+    text.as_bytes()[from..].windows(2).rposition(between).map(|at| from + at + 1)
 }
 
 fn count(text: &str) -> usize {

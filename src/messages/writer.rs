@@ -4,11 +4,12 @@
 //! A batch that is refused is done again one by one, so that a bad message fails alone. If the connection is lost while a
 //! commit is under way, the messages are looked for by their ids on a new one: what is found is stored.
 
+use std::io;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection};
 use tokio::sync::{mpsc, oneshot};
 
 use super::store::{self, Buffer, Lock, NewMessage, Stored};
@@ -21,6 +22,10 @@ const BATCH: usize = 256;
 const WAITING: usize = 1024;
 /// Larger ones are stored on a connection of their own, so that small ones need not wait for them, in bytes.
 pub const LARGE: usize = 256 * 1024;
+/// How long one try may take. A batch takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// An unused connection is asked for a sign of life after this.
+const IDLE: Duration = Duration::from_secs(30);
 /// How often a batch is tried while the database comes and goes.
 const TRIES: usize = 3;
 
@@ -69,8 +74,10 @@ impl Writer {
 pub async fn run(app: App) {
     let inbox = app.messages.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(mut inbox) = inbox else { return };
+    // Each batch is planned alike: it is looked up by ids.
     let options = app.db.connect_options().as_ref().clone();
-    let mut line = Line { options, buffer: (&app.config.learning).into(), conn: None };
+    let options = options.options([("plan_cache_mode", "force_generic_plan"), ("lock_timeout", "5s")]);
+    let mut line = Line { options, buffer: (&app.config.learning).into(), used: Instant::now(), conn: None };
     let mut batch = Vec::new();
     while inbox.recv_many(&mut batch, BATCH).await > 0 {
         let (messages, answers): (Vec<_>, Vec<_>) = batch.drain(..).map(|one| (one.message, one.answer)).unzip();
@@ -86,6 +93,7 @@ pub async fn run(app: App) {
 struct Line {
     options: PgConnectOptions,
     buffer: Buffer,
+    used: Instant,
     conn: Option<PgConnection>,
 }
 
@@ -114,7 +122,9 @@ impl Line {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.attempt(messages, unsure).await {
+            // A silent network must not keep all who wait for good.
+            let attempt = tokio::time::timeout(PATIENCE, self.attempt(messages, unsure)).await;
+            match attempt.unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))) {
                 Err(fault) if is_outage(&fault) && tries < TRIES => {
                     unsure = true;
                     self.conn = None;
@@ -130,23 +140,24 @@ impl Line {
     }
 
     async fn attempt(&mut self, messages: &[NewMessage], unsure: bool) -> sqlx::Result<Vec<Option<Stored>>> {
-        let conn = match &mut self.conn {
-            Some(conn) => conn,
-            none => none.insert(self.options.connect().await?),
+        // A connection that nobody used for a while may be gone without a word.
+        let stale = self.used.elapsed() > IDLE;
+        let conn = match self.conn.take() {
+            Some(mut conn) if stale => conn.ping().await.ok().map(|()| conn),
+            conn => conn,
         };
+        let conn = match conn {
+            Some(conn) => self.conn.insert(conn),
+            None => self.conn.insert(self.options.connect().await?),
+        };
+        self.used = Instant::now();
         if unsure {
             let found = store::get_stored(conn, messages).await?;
             if found.iter().any(Option::is_some) {
                 return Ok(found);
             }
         }
-        match store::insert(conn, messages, self.buffer, Lock::Skip).await {
-            // The statement of the lost connection went on, and came first.
-            Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("messages_pkey") => {
-                store::get_stored(conn, messages).await
-            }
-            done => done,
-        }
+        store::insert_once(conn, messages, self.buffer, Lock::Skip).await
     }
 }
 

@@ -16,6 +16,7 @@ use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
 use crate::http::reply::{self, Done, Envelope};
 use crate::ids::SessionId;
+use crate::json;
 use crate::users::{self, Identifier};
 
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -134,7 +135,7 @@ fn configs_filter(text: Option<&str>, limit: u64) -> Result<Option<Map<String, V
     let invalid = |why: &dyn std::fmt::Display| {
         Error::bad_because("invalid filter_by_configs JSON", format_args!("filter_by_configs: {why}"))
     };
-    match serde_json::from_str(text).map_err(|why| invalid(&why))? {
+    match json::parse(text.as_bytes()).map_err(|why| invalid(&why))? {
         Value::Null => Ok(None),
         Value::Object(filter) if filter.is_empty() => Ok(None),
         Value::Object(filter) => {

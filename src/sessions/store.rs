@@ -80,7 +80,8 @@ pub async fn list(
                       or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
                  and ($3::uuid is null or id = $3)
                  and ($4::jsonb is null or configs @> $4)
-                 and ($5::timestamptz is null or (created_at, id) < ($5, $6::uuid))
+                 and (created_at, id) < (coalesce($5, 'infinity'::timestamptz),
+                      coalesce($6, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
                order by created_at desc, id desc limit $7"#,
             project as _,
             filter.user,
@@ -104,7 +105,8 @@ pub async fn list(
                       or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
                  and ($3::uuid is null or id = $3)
                  and ($4::jsonb is null or configs @> $4)
-                 and ($5::timestamptz is null or (created_at, id) > ($5, $6::uuid))
+                 and (created_at, id) > (coalesce($5, '-infinity'::timestamptz),
+                      coalesce($6, '00000000-0000-0000-0000-000000000000'::uuid))
                order by created_at, id limit $7"#,
             project as _,
             filter.user,

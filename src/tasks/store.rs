@@ -24,7 +24,8 @@ pub async fn list(
                       updated_at as "updated_at: Timestamp"
                from tasks
                where project_id = $1 and session_id = $2 and not is_planning
-                 and ($3::timestamptz is null or (created_at, id) < ($3, $4::uuid))
+                 and (created_at, id) < (coalesce($3, 'infinity'::timestamptz),
+                      coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
                order by created_at desc, id desc limit $5"#,
             project as _,
             session as _,
@@ -42,7 +43,8 @@ pub async fn list(
                       updated_at as "updated_at: Timestamp"
                from tasks
                where project_id = $1 and session_id = $2 and not is_planning
-                 and ($3::timestamptz is null or (created_at, id) > ($3, $4::uuid))
+                 and (created_at, id) > (coalesce($3, '-infinity'::timestamptz),
+                      coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))
                order by created_at, id limit $5"#,
             project as _,
             session as _,

@@ -153,16 +153,16 @@ async fn configs_are_replaced_as_a_whole_or_key_by_key() {
         let (client, stranger) = (app.project().await, app.project().await);
         let session = client.new_session().await;
         let path = format!("/api/v1/session/{session}/configs");
-        let patch = async |body: Value| client.json(Method::PATCH, &path, &body.to_string()).await;
+        let change = async |body: Value| client.json(Method::PATCH, &path, &body.to_string()).await;
         let shown = async || client.get(&path).await.data()["configs"].clone();
-        assert_eq!(patch(json!({"configs": {}})).await.data(), json!({"configs": {}}), "nothing becomes an object");
+        assert_eq!(change(json!({"configs": {}})).await.data(), json!({"configs": {}}), "nothing becomes an object");
         assert_eq!(client.put(&path, json!({"configs": {"a": 1, "deep": {"x": null}}})).await.status, StatusCode::OK);
         assert_eq!(client.put(&path, json!({})).await.json(), json!({"code": 0, "msg": ""}));
         assert_eq!(client.put(&path, json!({"configs": null})).await.status, StatusCode::OK);
         assert_eq!(shown().await, json!({"a": 1, "deep": {"x": null}}), "without configs nothing changes");
-        let merged = patch(json!({"configs": {"a": null, "deep": {"y": null}, "b": [1]}})).await;
+        let merged = change(json!({"configs": {"a": null, "deep": {"y": null}, "b": [1]}})).await;
         assert_eq!(merged.data(), json!({"configs": {"b": [1], "deep": {"y": null}}}));
-        let many = (0..16).map(|n| patch(json!({"configs": {format!("k{n}"): n}})));
+        let many = (0..16).map(|n| change(json!({"configs": {format!("k{n}"): n}})));
         for answer in futures_util::future::join_all(many).await {
             assert_eq!(answer.status, StatusCode::OK);
         }
@@ -174,7 +174,7 @@ async fn configs_are_replaced_as_a_whole_or_key_by_key() {
             (json!({"configs": {"a": "\u{0}"}}), "configs"),
             (json!({"configs": {"a": "x".repeat(65_536)}}), "configs size exceeds 64KB limit"),
         ] {
-            patch(body).await.assert_refused(400, text);
+            change(body).await.assert_refused(400, text);
         }
         client.put(&path, json!({"configs": "text"})).await.assert_refused(400, "configs");
         client.put(&path, json!({"configs": {"a": "x".repeat(1 << 20)}})).await.assert_refused(413, "configs");

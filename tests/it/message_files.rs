@@ -134,6 +134,44 @@ async fn equal_content_is_stored_once_and_goes_with_its_last_message() {
 }
 
 #[tokio::test]
+async fn messages_with_the_same_files_at_once_are_all_stored() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        for round in 0..8 {
+            let one = |n: usize| {
+                let (a, b) = (format!("a {round}"), format!("b {round}"));
+                let parts =
+                    if n.is_multiple_of(2) { [("file", "a"), ("file", "b")] } else { [("file", "b"), ("file", "a")] };
+                client.say_form(&session, form(&parts).file("a", "a.txt", a).file("b", "b.txt", b))
+            };
+            for answer in futures_util::future::join_all((0..6).map(one)).await {
+                assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+            }
+        }
+        assert_eq!(app.value::<i64>("select count(*) from blobs where state = 'live'").await, 16);
+        assert_eq!(app.value::<i64>("select count(*) from message_files").await, 96);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_shown_often_takes_its_size_as_often() {
+    let setup = Setup::default().with("ACONTEXTD_INLINE_LIMIT", "200");
+    run_with(setup, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        stored(&client, &session, form(&[("image", "f"); 2]).file("f", "red.png", pixel())).await;
+        let parts = client.messages(&session, "format=gemini").await["items"][0]["parts"].clone();
+        assert!(parts[0].get("inlineData").is_some() && parts[1].get("inlineData").is_some(), "{parts}");
+        stored(&client, &session, form(&[("image", "f"); 2]).file("f", "red.png", pixel())).await;
+        let parts = client.messages(&session, "format=gemini").await["items"][0]["parts"].clone();
+        assert!(parts[0].get("fileData").is_some(), "four times is too much: {parts}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_is_refused_leaves_neither_message_nor_reference() {
     let setup = Setup::default().with("ACONTEXTD_MESSAGE_FILES", "2").with("ARTIFACT_MAX_UPLOAD_SIZE_BYTES", "1000");
     run_with(setup, async |app| {

@@ -399,6 +399,69 @@ async fn bodies_that_are_no_message_are_refused_by_name_and_leave_nothing() {
 }
 
 #[tokio::test]
+async fn a_small_body_cannot_grow_large() {
+    let setup = Setup::default().with("ACONTEXTD_MESSAGE_PARTS", "100");
+    run_with(setup, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let result = |id: &str, inner: usize| {
+            let block = json!({"type": "tool_result", "tool_use_id": id, "content": vec![json!(1); inner]});
+            json!({"role": "user", "content": [block]})
+        };
+        client.say(&session, "anthropic", result("t", 100)).await.assert_refused(400, "content: must not make it more");
+        client.say(&session, "anthropic", result(&"t".repeat(1025), 1)).await.assert_refused(400, "tool_use_id");
+        assert_eq!(client.say(&session, "anthropic", result("t", 99)).await.status, StatusCode::CREATED);
+        let long = json!({"role": "tool", "tool_call_id": "t".repeat(1025), "content": "x"});
+        client.say(&session, "openai", long).await.assert_refused(400, "tool_call_id");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn keys_that_mean_something_to_the_parser_are_refused_or_are_mere_text() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let path = format!("/api/v1/session/{session}/messages");
+        let raw = r#"{"$serde_json::private::RawValue":"[[1]]"}"#;
+        for body in [
+            format!(r#"{{"format":"anthropic","blob":{{"role":"user","content":[{{"type":"x","a":{raw}}}]}}}}"#),
+            format!(r#"{{"blob":{{"role":"user","content":"x"}},"meta":{raw}}}"#),
+        ] {
+            client.json(Method::POST, &path, &body).await.assert_refused(400, "private");
+        }
+        let call = json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": raw}});
+        let blob = json!({"role": "assistant", "content": format!("about {raw}"), "tool_calls": [call]});
+        assert_eq!(client.say(&session, "openai", blob.clone()).await.status, StatusCode::CREATED);
+        for format in ["openai", "anthropic", "gemini", "acontext"] {
+            assert!(item(&client, &session, format).await["role"].is_string(), "{format}");
+        }
+        assert_eq!(item(&client, &session, "openai").await, blob);
+        let input = item(&client, &session, "anthropic").await["content"][1]["input"].clone();
+        assert_eq!(input, json!({"input": raw}), "what cannot be read is passed on as text");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_own_message_keeps_what_nobody_knows() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let body = r#"{"format":"acontext","blob":{"role":"user","parts":[{"type":"text","text":"a","x":1}],
+                       "meta":{"n":1E5,"z":-0.0,"__user_meta__":1},"weight":[2.50],"id":"mine"}}"#;
+        let path = format!("/api/v1/session/{session}/messages");
+        assert_eq!(client.json(Method::POST, &path, body).await.status, StatusCode::CREATED);
+        let text = client.get(&format!("{path}?format=acontext")).await.text();
+        for kept in [r#""weight":[2.50]"#, r#""n":1E+5"#, r#""z":-0.0"#, r#""x":1"#] {
+            assert!(text.contains(kept) || text.contains(&kept.replace("E+5", "e+5")), "{kept} in {text}");
+        }
+        assert!(!text.contains("mine") && !text.contains("__user_meta__"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_long_message_is_stored_like_a_short_one() {
     run(async |app| {
         let client = app.project().await;

@@ -144,6 +144,8 @@ async fn what_was_committed_is_found_again_by_its_id() {
         assert!(store::get_stored(&mut conn, &new).await.unwrap().iter().all(Option::is_none));
         let stored = store::insert(&mut conn, &new, (&app.app.config.learning).into(), Lock::Wait).await.unwrap();
         let found = store::get_stored(&mut conn, &new).await.unwrap();
+        let again = store::insert_once(&mut conn, &new, (&app.app.config.learning).into(), Lock::Wait).await.unwrap();
+        assert!(again.iter().all(Option::is_some), "stored is stored");
         for (stored, found) in stored.iter().zip(&found) {
             let (stored, found) = (stored.as_ref().unwrap(), found.as_ref().unwrap());
             assert_eq!((stored.parent, stored.created_at), (found.parent, found.created_at));

@@ -8,6 +8,7 @@ use super::value::{
     text_at, text_part, unknown,
 };
 use super::{Answer, Call, Format, Refused, Surroundings};
+use crate::json;
 use crate::messages::parts::{Kind, Part, Role};
 
 /// What a part has besides objects.
@@ -320,7 +321,7 @@ fn answer(mut part: Part, around: &Surroundings) -> Object {
     let name = name.or_else(|| around.names.get(id.as_ref()?).cloned()).or_else(|| id.clone());
     let mut answer = object([("name", name.unwrap_or_else(|| "unknown".into()).into())]);
     answer.extend(id.map(|id| ("id".to_owned(), id.into())));
-    let response = match serde_json::from_str(&part.text) {
+    let response = match json::parse(part.text.as_bytes()) {
         Ok(Value::Object(response)) => Some(response),
         Ok(Value::Null) => None,
         _ if part.text.is_empty() => None,

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{Format, Refused};
+use crate::json;
 use crate::messages::parts::{Kind, Part};
 
 pub(super) type Object = Map<String, Value>;
@@ -113,7 +114,7 @@ pub(super) fn arguments(meta: &mut Object) -> Object {
     let value = match value {
         Value::String(text) if text.trim().is_empty() => Value::Null,
         Value::String(text) if text_at(meta, "type") != "custom" => {
-            serde_json::from_str(&text).unwrap_or(Value::String(text))
+            json::parse(text.as_bytes()).unwrap_or(Value::String(text))
         }
         value => value,
     };
