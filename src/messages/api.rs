@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::edit::{self, ParseError};
 use super::format::{Answer, Call, Format, Surroundings};
 use super::incoming::{self, Draft, Ready, StoreMessage, format_of, on_the_side};
 use super::parts::{Asset, Kind, Part};
@@ -23,7 +24,6 @@ use crate::http::page::Position;
 use crate::http::reply::{self, Envelope};
 use crate::http::time::Timestamp;
 use crate::ids::{MessageId, ProjectId, SessionId};
-use crate::json;
 use crate::sessions::{self, events};
 
 /// A message that was stored.
@@ -167,9 +167,14 @@ pub struct GetMessages {
     #[serde(default)]
     #[param(value_type = Option<bool>)]
     with_events: Option<Flag>,
-    /// How to shorten the conversation: a JSON list as text. This version knows no way yet.
+    /// How to shorten the conversation: a JSON list of objects with `type` and `params`, as text. The types are
+    /// `remove_tool_result`, `remove_tool_call_params`, `middle_out` and `token_limit`.
     #[serde(default)]
+    #[param(example = "[{\"type\": \"token_limit\", \"params\": {\"limit_tokens\": 20000}}]")]
     edit_strategies: Option<String>,
+    /// The last message that is edited, by its id: what comes after it is shown as it is.
+    #[serde(default)]
+    pin_editing_strategies_at_message: Option<String>,
 }
 
 /// Messages of a session.
@@ -210,9 +215,19 @@ pub async fn get_messages(
     let format = query.format.as_deref().unwrap_or_default();
     let target = format_of(format)
         .ok_or_else(|| Error::field("format", "must be one of acontext, openai, anthropic or gemini"))?;
-    check_strategies(query.edit_strategies.as_deref())?;
+    let strategies = edit::parse(query.edit_strategies.as_deref().unwrap_or_default());
+    if let Err(ParseError::Malformed { field, why }) = &strategies {
+        return Err(Error::bad_because("invalid edit_strategies JSON", format_args!("{field}: {why}")));
+    }
     let wanted = wanted(&app, &query)?;
     let (rows, next) = read(&app, caller.project, session, &wanted).await?;
+    let strategies = strategies.map_err(|refused| {
+        let (ParseError::Malformed { field, why } | ParseError::Refused { field, why }) = refused;
+        Error::field(&field, why)
+    })?;
+    let pin = query.pin_editing_strategies_at_message.as_deref();
+    let pin = pin.and_then(|pin| rows.iter().position(|row| row.id.to_string() == pin));
+    let edited_at = edit::edited_at(&strategies, rows.len(), pin).map(|at| rows[at].id);
     let with_links = Flag::or(query.with_asset_public_url, true);
     let events = match (rows.first(), rows.last()) {
         (Some(first), Some(last)) if query.with_events.is_some_and(Flag::is_set) => {
@@ -224,9 +239,12 @@ pub async fn get_messages(
         _ => Vec::new(),
     };
     let length = rows.iter().map(Row::length).sum();
-    let messages = on_the_side(&app, length, move || shown::open(rows, target)).await?;
+    let messages = on_the_side(&app, length, move || {
+        if strategies.is_empty() { shown::open(rows, target) } else { shown::edit(rows, target, &strategies, pin) }
+    })
+    .await?;
     let next_cursor = next.map(|at| at.encode());
-    let rest = Rest { session, next_cursor, events, public_urls: HashMap::new() };
+    let rest = Rest { session, next_cursor, edited_at, events, public_urls: HashMap::new() };
     let answer = answer(&app, caller.project, messages, target, with_links, length, rest).await?;
     Ok(answer.into_response())
 }
@@ -308,22 +326,6 @@ fn shows_content(target: Format, asset: &Asset, kind: Kind, with_links: bool) ->
         Format::OpenAi => kind != Kind::Image || !with_links,
         Format::Anthropic => mime.starts_with("image/") || matches!(mime, "application/pdf" | "text/plain"),
         Format::Gemini => true,
-    }
-}
-
-/// Nothing, `null` and an empty list edit nothing.
-fn check_strategies(text: Option<&str>) -> Result<()> {
-    let invalid = |why: &dyn std::fmt::Display| {
-        Error::bad_because("invalid edit_strategies JSON", format_args!("edit_strategies: {why}"))
-    };
-    let Some(text) = text.filter(|text| !text.is_empty()) else {
-        return Ok(());
-    };
-    match json::parse(text.as_bytes()).map_err(|why| invalid(&why))? {
-        Value::Null => Ok(()),
-        Value::Array(strategies) if strategies.is_empty() => Ok(()),
-        Value::Array(_) => Err(Error::field("edit_strategies", "names a type that this version does not know")),
-        _ => Err(invalid(&"must be a list")),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Messages: what is said in a session, in four formats.
 //!
 //! [`api`] has the routes; [`incoming`] reads what a client sends, [`shown`] makes the answer of a list. [`format`] is the
-//! formats as pure functions, [`parts`] the model between them, [`tokens`] counts. [`store`] is the SQL and [`writer`] calls
+//! formats as pure functions, [`parts`] the model between them, [`tokens`] counts, [`edit`] makes a conversation shorter. [`store`] is the SQL and [`writer`] calls
 //! it for many messages at once; [`files`] are the files that come with messages.
 //!
 //! A message is one row, content and all, so a page of them is one query. What a 201 says is on disk.
 
 pub mod api;
+pub mod edit;
 pub mod files;
 pub mod format;
 pub mod incoming;

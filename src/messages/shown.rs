@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::edit::{self, Edited, Strategy};
 use super::files::PublicUrl;
 use super::format::{self, Format, Surroundings};
 use super::parts::{Kind, Part, Role};
@@ -44,13 +45,46 @@ enum Said {
     Parts(Vec<Part>),
 }
 
+/// Makes a conversation shorter; the page's messages before were `rows`.
+pub fn edit(rows: Vec<Row>, target: Format, strategies: &[Strategy], pin: Option<usize>) -> Result<Vec<Opened>> {
+    let mut messages = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let body = serde_json::from_slice(&row.content).map_err(|why| unreadable(row, &why))?;
+        let tokens = usize::try_from(row.tokens).unwrap_or_default();
+        messages.push(edit::Message { parts: format::parts(format_of(row)?, body), tokens });
+    }
+    let mut rows: Vec<_> = rows.into_iter().map(Some).collect();
+    let mut opened = Vec::with_capacity(rows.len());
+    for Edited { index, parts, tokens, changes } in edit::apply(strategies, messages, pin) {
+        let Some(mut row) = rows[index].take() else { continue };
+        row.tokens = i32::try_from(tokens).unwrap_or(i32::MAX);
+        let format = format_of(&row)?;
+        if format != target {
+            opened.push(Opened { row, said: Said::Parts(parts), own: None });
+            continue;
+        }
+        // Shown as it was stored, but for what was changed.
+        if !changes.is_empty() {
+            let mut body = serde_json::from_slice(&row.content).map_err(|why| unreadable(&row, &why))?;
+            format::edit(format, &mut body, &changes);
+            row.content = serde_json::to_vec(&body).map_err(Error::internal)?;
+        }
+        opened.extend(open(vec![row], target)?);
+    }
+    Ok(opened)
+}
+
+fn format_of(row: &Row) -> Result<Format> {
+    row.format.parse().map_err(|()| unreadable(row, &"an unknown format"))
+}
+
 /// Takes those messages apart that are not in the format that is asked for.
 pub fn open(rows: Vec<Row>, target: Format) -> Result<Vec<Opened>> {
     let mut opened = Vec::with_capacity(rows.len());
     for mut row in rows {
         let content = std::mem::take(&mut row.content);
         let mut own = None;
-        let format: Format = row.format.parse().map_err(|()| unreadable(&row, &"an unknown format"))?;
+        let format = format_of(&row)?;
         let said = if format == target && target != Format::Acontext {
             Said::Whole(content)
         } else {
@@ -125,6 +159,8 @@ pub fn call_names(messages: &[Opened], target: Format) -> HashMap<String, String
 pub struct Rest {
     pub session: SessionId,
     pub next_cursor: Option<String>,
+    /// The last message that was or would be edited.
+    pub edited_at: Option<MessageId>,
     pub events: Vec<Event>,
     pub public_urls: HashMap<String, PublicUrl>,
 }
@@ -135,7 +171,6 @@ pub fn write(messages: Vec<Opened>, target: Format, around: &Surroundings, rest:
     let mut ids: Vec<MessageId> = Vec::with_capacity(messages.len());
     let mut metas: Vec<Bytes> = Vec::with_capacity(messages.len());
     let tokens: i64 = messages.iter().map(|message| i64::from(message.row.tokens)).sum();
-    let last = messages.last().map(|message| message.row.id);
     out.text("{\"code\":0,\"data\":{\"items\":[");
     for Opened { mut row, said, own } in messages {
         let meta = Bytes::from(std::mem::take(&mut row.user_meta));
@@ -177,7 +212,7 @@ pub fn write(messages: Vec<Opened>, target: Format, around: &Surroundings, rest:
         next_cursor: rest.next_cursor.as_deref(),
         has_more: rest.next_cursor.is_some(),
         this_time_tokens: tokens,
-        edit_at_message_id: last,
+        edit_at_message_id: rest.edited_at,
         events: &rest.events,
         public_urls: &rest.public_urls,
     };

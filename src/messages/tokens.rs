@@ -3,6 +3,8 @@
 //! What is counted is what Acontext counts: the text of each part and the calls of tools as JSON, a line each, together.
 //! Special tokens are ordinary text. Pictures and other media count nothing.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use super::parts::{Kind, Part};
@@ -13,16 +15,49 @@ const WINDOW: usize = 64 * 1024;
 /// The tokens of a message. Takes about 20 ms for each MiB of text, and as much once in the life of the process.
 pub fn of_parts(parts: &[Part]) -> usize {
     let mut counter = Counter::new(WINDOW);
-    for part in parts {
-        if part.kind == Kind::ToolCall && !part.meta.is_empty() {
-            counter.push(&call(&part.meta));
-            counter.push("\n");
-        } else if !part.text.is_empty() {
-            counter.push(&part.text);
-            counter.push("\n");
-        }
+    for line in parts.iter().filter_map(line) {
+        counter.push(&line);
+        counter.push("\n");
     }
     counter.finish()
+}
+
+/// The tokens of the line of one part, if it can be counted apart from the others: with another such line in its place the
+/// message takes as many tokens more as that line does.
+pub fn of_line(parts: &[Part], at: usize) -> Option<usize> {
+    // The break of a line is read together with white space or slashes that begin the next.
+    let apart = |line: &str| line.starts_with(|c: char| !c.is_whitespace() && c != '/');
+    let line = line(&parts[at]).filter(|line| apart(line))?;
+    let next = parts[at + 1..].iter().find(|part| is_call(part) || !part.text.is_empty());
+    next.is_none_or(|next| is_call(next) || apart(&next.text)).then(|| {
+        let mut counter = Counter::new(WINDOW);
+        counter.push(&line);
+        counter.push("\n");
+        counter.finish()
+    })
+}
+
+fn is_call(part: &Part) -> bool {
+    part.kind == Kind::ToolCall && !part.meta.is_empty()
+}
+
+/// What a part adds to the text of its message.
+fn line(part: &Part) -> Option<Cow<'_, str>> {
+    if is_call(part) {
+        return Some(call(&part.meta).into());
+    }
+    (!part.text.is_empty()).then(|| part.text.as_str().into())
+}
+
+/// Whether a text alone, without the line break that it has in a message, takes more than so many tokens. Reads no more
+/// of it than that needs.
+pub fn exceeds(text: &str, tokens: usize) -> bool {
+    // A token is at least a byte, and no token reaches over the end of a word.
+    let word_ends = |pair: &[u8]| pair[0].is_ascii_alphabetic() && matches!(pair[1], b' '..=b'&' | b'('..=b'@' | b'\n');
+    let mut words = text.as_bytes().windows(2).filter(|pair| word_ends(pair));
+    let encoding = bpe_openai::o200k_base();
+    let is_more = || encoding.count_till_limit(&encoding.normalize(text), tokens).is_none();
+    text.len() > tokens && (words.nth(tokens.saturating_sub(1)).is_some() || is_more())
 }
 
 /// How much text there is to count, in bytes; a call's is an estimate.
@@ -132,6 +167,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_text_exceeds_what_it_does_not_fit_into() {
+        for text in ["", "a", "The quick brown fox.", "{\"a\":1,\"b_c\":[\"don't\"]}", "aaaa bbbb cccc dddd"] {
+            let tokens = count(text);
+            assert!(!exceeds(text, tokens) && !exceeds(text, tokens + 1) && !exceeds(text, usize::MAX), "{text}");
+            assert!(tokens == 0 || exceeds(text, tokens - 1), "{text}");
+            assert_eq!(exceeds(text, 0), !text.is_empty());
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
@@ -145,6 +190,36 @@ mod tests {
                 counter.push(piece);
             }
             prop_assert_eq!(counter.finish(), count(&pieces.concat()));
+        }
+
+        #[test]
+        fn exceeding_means_a_higher_count(
+            text in "(?s)([a-zA-Z' .,!\n\t0-9é寿/\"{}:\\\\_]|don't|  |\r\n|\\PC){0,60}",
+            limit in 0_usize..40,
+        ) {
+            prop_assert_eq!(exceeds(&text, limit), count(&text) > limit);
+        }
+
+        #[test]
+        fn a_line_that_can_be_counted_apart_adds_up(
+            texts in prop::collection::vec("(?s)([a-z' .\n\t0-9é/\"{]|\r\n|\\PC){0,12}", 1..6),
+            calls in prop::collection::vec(any::<bool>(), 6),
+            at in any::<prop::sample::Index>(),
+            other in "(?s)([a-z' .\n\t0-9é/\"{]|\r\n|\\PC){0,12}",
+        ) {
+            let one = |(text, is_call): (&String, &bool)| match is_call {
+                true => part(Kind::ToolCall, "", json!({"arguments": text})),
+                false => part(Kind::Text, text, json!({})),
+            };
+            let mut parts: Vec<_> = texts.iter().zip(&calls).map(one).collect();
+            let at = at.index(parts.len());
+            let (whole, line) = (of_parts(&parts), of_line(&parts, at));
+            parts[at] = one((&other, &calls[at]));
+            if let (Some(before), Some(after)) = (line, of_line(&parts, at)) {
+                prop_assert_eq!(of_parts(&parts) + before, whole + after);
+            } else {
+                prop_assert!(!parts[at..].iter().all(is_call));
+            }
         }
     }
 }

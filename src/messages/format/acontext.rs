@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::edit::{CameWith, Changes, no_arguments};
 use super::value::{
     Object, drop_nulls, has_nul, object, objects, part, refused, take_block, take_text, text_at, unknown,
 };
@@ -127,6 +128,42 @@ fn one_part(value: Value) -> Part {
     let filename = take_text(&mut from, "filename");
     let asset = from.remove("asset").and_then(|asset| serde_json::from_value(asset).ok());
     Part { asset, filename, extra: from, ..part(kind, text, meta) }
+}
+
+/// Makes changes in a stored message.
+pub(super) fn edit(body: &mut Object, changes: &mut Changes<'_>) {
+    let Some(Value::Array(parts)) = body.get_mut("parts") else { return };
+    let mut came_with = CameWith::default();
+    parts.retain_mut(|part| {
+        let known = part.as_object_mut().and_then(|part| Some((kind_of(part)?, part)));
+        let Some((kind, part)) = known else {
+            came_with = CameWith::default();
+            return true;
+        };
+        let nothing = Object::new();
+        if kind == Kind::ToolResult {
+            came_with = CameWith::default();
+            if let Some(text) = changes.next_result() {
+                came_with = CameWith::result(part.get("meta").and_then(Value::as_object).unwrap_or(&nothing));
+                part.insert("text".into(), text.into());
+            }
+            return true;
+        }
+        if kind == Kind::ToolCall && changes.next_call() {
+            empty_arguments(part);
+        }
+        !came_with.takes(kind, part.get("meta").and_then(Value::as_object).unwrap_or(&nothing))
+    });
+}
+
+fn empty_arguments(call: &mut Object) {
+    let mut meta = match call.remove("meta") {
+        Some(Value::Object(meta)) => meta,
+        _ => Object::new(),
+    };
+    let custom = text_at(&meta, "type") == "custom";
+    meta.insert("arguments".into(), no_arguments(custom).into());
+    call.insert("meta".into(), Value::Object(meta));
 }
 
 /// A message of these parts. Unlike a stored one it has no id and no times.

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::edit::Changes;
 use super::media::{Media, held};
 use super::value::{
     Object, arguments, drop_nulls, keep_cache_control, object, objects, part, refused, take_block, take_caption,
@@ -152,6 +153,43 @@ fn tool_result(mut block: Object, parts: &mut Vec<Part>) {
         other.meta.insert("tool_call_id".into(), id.as_str().into());
         parts.push(other);
     }
+}
+
+/// Makes changes in a stored message.
+pub(super) fn edit(body: &mut Object, changes: &mut Changes<'_>) {
+    for (_, block) in objects(body.get_mut("content")) {
+        match text_at(block, "type") {
+            "tool_use" => edit_call(block, changes),
+            "tool_result" => edit_result(block, changes),
+            _ => {}
+        }
+    }
+}
+
+fn edit_call(block: &mut Object, changes: &mut Changes<'_>) {
+    if changes.next_call() {
+        block.insert("input".into(), Value::Object(Object::new()));
+    }
+}
+
+/// A text stays a text, all else becomes a list. Calls do not belong into a result, but nothing else takes them out.
+fn edit_result(block: &mut Object, changes: &mut Changes<'_>) {
+    let text = changes.next_result();
+    for (_, inner) in objects(block.get_mut("content")).filter(|(_, inner)| text_at(inner, "type") == "tool_use") {
+        edit_call(inner, changes);
+    }
+    let Some(text) = text else { return };
+    let content = match block.remove("content") {
+        Some(Value::String(_)) => text.into(),
+        content => {
+            let mut said = vec![Value::Object(text_block(text.to_owned()))];
+            if let Some(Value::Array(inner)) = content {
+                said.extend(inner.into_iter().filter(|inner| type_of(inner) == "tool_use"));
+            }
+            Value::Array(said)
+        }
+    };
+    block.insert("content".into(), content);
 }
 
 /// The only images that Anthropic reads.

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::edit::Changes;
 use super::media::{self, Media};
 use super::value::{
     Object, arguments, drop_nulls, object, objects, part, refused, take_block, take_caption, take_filled, take_text,
@@ -261,6 +262,28 @@ fn kind_of(mime: &str) -> Kind {
     media::kind_by_mime(&media::plain(mime)).unwrap_or(Kind::File)
 }
 
+/// Makes changes in a stored message.
+pub(super) fn edit(body: &mut Object, changes: &mut Changes<'_>) {
+    for (_, part) in objects(body.get_mut("parts")) {
+        if let Some(Value::Object(call)) = part.get_mut("functionCall")
+            && changes.next_call()
+        {
+            call.remove("partialArgs");
+            call.insert("args".into(), Value::Object(Object::new()));
+        }
+        if let Some(Value::Object(answer)) = part.get_mut("functionResponse")
+            && let Some(text) = changes.next_result()
+        {
+            // What came with an answer that names no call cannot be told from the parts after it.
+            if !text_at(answer, "id").is_empty() {
+                answer.remove("parts");
+            }
+            answer.remove("response");
+            answer.extend(response(text.to_owned()).map(|response| ("response".to_owned(), Value::Object(response))));
+        }
+    }
+}
+
 /// A message of these parts; one without any has an empty list.
 pub(super) fn write(role: Role, parts: Vec<Part>, around: &Surroundings) -> Value {
     let mut said = Vec::new();
@@ -321,14 +344,18 @@ fn answer(mut part: Part, around: &Surroundings) -> Object {
     let name = name.or_else(|| around.names.get(id.as_ref()?).cloned()).or_else(|| id.clone());
     let mut answer = object([("name", name.unwrap_or_else(|| "unknown".into()).into())]);
     answer.extend(id.map(|id| ("id".to_owned(), id.into())));
-    let response = match json::parse(part.text.as_bytes()) {
+    answer.extend(response(part.text).map(|response| ("response".to_owned(), Value::Object(response))));
+    object([("functionResponse", Value::Object(answer))])
+}
+
+/// What a function returned, as the object that it has to be.
+fn response(text: String) -> Option<Object> {
+    match json::parse(text.as_bytes()) {
         Ok(Value::Object(response)) => Some(response),
         Ok(Value::Null) => None,
-        _ if part.text.is_empty() => None,
-        _ => Some(object([("output", part.text.into())])),
-    };
-    answer.extend(response.map(|response| ("response".to_owned(), Value::Object(response))));
-    object([("functionResponse", Value::Object(answer))])
+        _ if text.is_empty() => None,
+        _ => Some(object([("output", text.into())])),
+    }
 }
 
 fn media_part(mut media: Media) -> Option<Object> {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::messages::parts::Kind;
 
+mod edits;
 mod facts;
 mod samples;
 

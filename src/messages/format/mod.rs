@@ -11,6 +11,7 @@ use super::parts::{Asset, Part, Role};
 
 mod acontext;
 mod anthropic;
+pub(super) mod edit;
 mod gemini;
 #[cfg(test)]
 mod laws;
@@ -19,6 +20,8 @@ mod openai;
 #[cfg(test)]
 mod tests;
 mod value;
+
+pub use edit::{Change, edit};
 
 /// A provider's format, as clients name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, utoipa::ToSchema)]

@@ -1,8 +1,10 @@
 //! Messages of `OpenAI`'s chat completions: `{"role", "content", "name"?, "tool_calls"?, "tool_call_id"?, ...}`.
 
+mod edit;
 mod read;
 mod write;
 
+pub(super) use edit::edit;
 pub(super) use read::{parts, read};
 pub(super) use write::write;
 

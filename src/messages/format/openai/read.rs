@@ -129,7 +129,7 @@ fn write_arguments_out(function: &mut Object) {
 }
 
 /// The type of a block. A tool call without one is the call of a function if it has one.
-fn kind_of(block: &Object) -> &str {
+pub(super) fn kind_of(block: &Object) -> &str {
     match block.get("type") {
         None if block.get("function").is_some_and(Value::is_object) => "function",
         _ => text_at(block, "type"),

@@ -6,6 +6,7 @@ use super::*;
 
 mod acontext;
 mod anthropic;
+mod edit;
 mod gemini;
 mod media;
 mod openai;
