@@ -155,7 +155,8 @@ async fn a_request_whose_client_hung_up_leaves_its_line_too() {
         let mut lock = conn.begin().await.unwrap();
         sqlx::query("lock table disks in access exclusive mode").execute(&mut *lock).await.unwrap();
         let request = client.request(method, format!("{}/api/v1/disk", program.url)).bearer_auth(KEY);
-        let hung_up = request.header("x-request-id", id).timeout(std::time::Duration::from_millis(300)).send().await;
+        // Long enough for the key to be checked.
+        let hung_up = request.header("x-request-id", id).timeout(Duration::from_secs(2)).send().await;
         assert!(hung_up.is_err());
         lock.commit().await.unwrap();
         let has_line = || program.log().lines().any(|line| line.contains(id) && line.contains("\"project.id\""));
