@@ -1,9 +1,9 @@
 //! `acontextd`: an agent's data and memory backend in one process, wire-compatible with Acontext.
 //!
-//! Start reading at [`app`]: what the program is made of. Folders are the nouns of the API (`sessions`, `messages`, `disks`, `projects`,
-//! `users`); in
-//! each, `mod.rs` has the types and rules, `api.rs` the HTTP, `store.rs` the SQL. What is no noun of the API (`http`, `blob`,
-//! `jobs`, `llm`, `embedded`) is the platform below them and names no feature. [`start`] brings the parts together.
+//! Start reading at [`app`]: what the program is made of. Folders are the nouns of the API (`sessions`, `messages`, `tasks`,
+//! `disks`, `projects`, `users`); in each, `mod.rs` has the types and rules, `api.rs` the HTTP, `store.rs` the SQL. [`learn`] is
+//! what is made of conversations in the background. What is no noun of the API (`http`, `blob`, `jobs`, `llm`, `embedded`) is the
+//! platform below them and names no feature. [`start`] brings the parts together.
 
 pub mod app;
 pub mod auth;

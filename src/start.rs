@@ -1,8 +1,9 @@
 //! From settings to a running server, and from a signal to its end.
 //!
 //! Start: the data folder and its lock, the port (so that a second server is refused before anything else), the private
-//! Postgres (or yours), the objects, the migrations, the default project; then requests are taken. Stop: no new requests and jobs; what runs is waited for up to a deadline; then the database. If any part
-//! ends by itself, the process ends with an error.
+//! Postgres (or yours), the objects, the migrations, the default project; then requests are taken. Stop: no new requests and
+//! jobs; what runs is waited for up to a deadline; then the task that stores messages, and the database. If any part ends by
+//! itself, the process ends with an error.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};

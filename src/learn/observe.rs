@@ -17,7 +17,7 @@ use crate::jobs::{self, Delay, Job, JobError, Running};
 use crate::llm::{LlmError, Request};
 
 /// How soon to look again whether there is a model.
-const NO_MODEL: Duration = Duration::from_hours(1);
+const NO_MODEL: Duration = Duration::from_hours(24);
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Observe {
@@ -148,16 +148,15 @@ async fn settle(
     Err(if is_final { JobError::GiveUp(reason) } else { JobError::Retry(reason) })
 }
 
-/// Sees to it that no message waits without a job, whatever happened to it; and if there is a model now, that those which
-/// wait for one need not wait longer.
+/// Sees to it that no message waits without a job, whatever happened to it, and that those which wait for a model need not
+/// wait longer now that there is one. Without a model there is nothing to hurry.
 pub async fn find_forgotten(app: App) -> Result<()> {
+    if !app.llm.is_configured() {
+        return Ok(());
+    }
     let mut conn = app.db.acquire().await?;
     let forgotten = store::list_forgotten(&mut conn, 1_000).await?;
-    let hurried = if app.llm.is_configured() {
-        store::hurry_all(&mut conn, &LlmError::NotConfigured.to_string()).await?
-    } else {
-        0
-    };
+    let hurried = store::hurry_all(&mut conn, &LlmError::NotConfigured.to_string()).await?;
     drop(conn);
     for session in &forgotten {
         let mut tx = app.db.begin().await?;
