@@ -1,6 +1,6 @@
 //! Messages: what is said in a session, in four formats.
 //!
-//! [`api`] has the routes; [`incoming`] reads what a client sends, [`shown`] makes the answer of a list. [`format`] is the
+//! [`api`] has the routes; [`incoming`] reads what a client sends, [`shown`] makes the answer of a list. [`mod@format`] is the
 //! formats as pure functions, [`parts`] the model between them, [`tokens`] counts, [`edit`] makes a conversation shorter. [`store`] is the SQL and [`writer`] calls
 //! it for many messages at once; [`files`] are the files that come with messages.
 //!

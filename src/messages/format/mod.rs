@@ -153,7 +153,7 @@ pub fn read(format: Format, blob: Value, new_call_id: &mut dyn FnMut() -> String
 
 /// Takes a stored body apart. What is not understood becomes a part of the kind `data`, so nothing is lost.
 ///
-/// Such a part says in its meta of which format it is (`data_type`) and holds the `block` as it came; [`write`] to that
+/// Such a part says in its meta of which format it is (`data_type`) and holds the `block` as it came; [`write()`] to that
 /// format gives the block back.
 pub fn parts(format: Format, body: Value) -> Vec<Part> {
     match (format, body) {
