@@ -264,8 +264,8 @@ pub struct JobSettings {
 
 #[derive(Args, Clone, Debug)]
 pub struct Learning {
-    /// Which model looks at messages: none, or mock (which finds nothing; for tests)
-    #[arg(long = "llm-sdk", env = "LLM_SDK", value_name = "NAME", default_value = "none", value_parser = ["none", "mock"])]
+    /// Which model looks at messages: mock finds nothing; this version speaks to no other, so messages wait
+    #[arg(long = "llm-sdk", env = "LLM_SDK", value_name = "NAME", default_value = "none", value_parser = ["none", "mock", "openai", "anthropic"])]
     pub sdk: String,
     /// How long stored messages wait for more before tasks are looked for in them
     #[arg(

@@ -24,8 +24,8 @@ pub struct Reply {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum LlmError {
-    /// Somebody has to configure one; the text says how.
-    #[error("no model is configured: set LLM_SDK")]
+    /// There is nobody to ask.
+    #[error("no model is configured that this version can speak to (LLM_SDK)")]
     NotConfigured,
     /// The same question may be answered in a moment.
     #[error("{0}")]

@@ -11,9 +11,10 @@ use uuid::Uuid;
 use super::edit::{self, ParseError};
 use super::format::{Answer, Call, Format, Surroundings};
 use super::incoming::{self, Draft, Ready, StoreMessage, format_of, on_the_side};
+use super::page::{self, Row, Wanted};
 use super::parts::{Asset, Kind, Part};
 use super::shown::{self, Item, Opened, Pieces, Rest};
-use super::store::{self, Lock, Row, Stored, Wanted};
+use super::store::{self, Lock, Stored};
 use super::{files, writer};
 use crate::app::App;
 use crate::auth::Caller;
@@ -277,7 +278,7 @@ async fn read(
     wanted: &Wanted,
 ) -> Result<(Vec<Row>, Option<Position>)> {
     let mut conn = app.db.acquire().await?;
-    let mut rows = store::list(&mut conn, project, session, wanted).await?;
+    let mut rows = page::list(&mut conn, project, session, wanted).await?;
     if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
         return Err(sessions::NOT_FOUND);
     }

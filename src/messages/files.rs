@@ -70,7 +70,7 @@ pub async fn store(app: &App, caller: &Caller, session: SessionId, mut draft: Dr
                 uploads[lost] = refs::upload(app, caller.project, &named[lost].file.content).await?;
                 continue;
             }
-            // Another message has the same files in another order.
+            // The sweep takes them in another order.
             Err(fault) if is_deadlock(&fault) => continue,
             Err(fault) => return Err(fault),
         };

@@ -183,18 +183,24 @@ fn too_many(body: &Value, max_parts: usize) -> Option<&'static str> {
     })
 }
 
-/// The id of a call that is too long. What a tool returns tells it with each of its parts.
+/// The id of a call, or the name that stands for it, that is too long. What a tool returns tells it with each of its parts.
 fn long_id(body: &Value) -> Option<&'static str> {
-    let is_long =
-        |of: Option<&Value>, key| of.and_then(|of| of.get(key)?.as_str()).is_some_and(|id: &str| id.len() > MAX_ID);
+    // What is no text is taken as its JSON.
+    let is_long = |id: &Value| id.as_str().map_or_else(|| id.to_string().len(), str::len) > MAX_ID;
+    let has_long = |of: &Value, key| of.get(key).is_some_and(is_long);
+    if has_long(body, "tool_call_id") {
+        return Some("tool_call_id");
+    }
+    if body.get("role").is_some_and(|role| role == "function") && has_long(body, "name") {
+        return Some("name");
+    }
     let blocks = ["content", "parts"].iter().filter_map(|key| body.get(key)?.as_array()).flatten();
-    let in_block = |block: &Value| {
-        if is_long(Some(block), "tool_use_id") {
-            return Some("tool_use_id");
-        }
-        is_long(block.get("functionResponse"), "id").then_some("functionResponse.id")
-    };
-    if is_long(Some(body), "tool_call_id") { Some("tool_call_id") } else { blocks.into_iter().find_map(in_block) }
+    blocks.into_iter().find_map(|block| {
+        let answer = block.get("functionResponse").unwrap_or(&Value::Null);
+        [(block, "tool_use_id"), (answer, "id"), (answer, "name")]
+            .into_iter()
+            .find_map(|(of, key)| has_long(of, key).then_some(key))
+    })
 }
 
 /// What the format `acontext` shows in a message's meta that is the server's, so a client's is left out.

@@ -413,6 +413,11 @@ async fn a_small_body_cannot_grow_large() {
         assert_eq!(client.say(&session, "anthropic", result("t", 99)).await.status, StatusCode::CREATED);
         let long = json!({"role": "tool", "tool_call_id": "t".repeat(1025), "content": "x"});
         client.say(&session, "openai", long).await.assert_refused(400, "tool_call_id");
+        let named = json!({"role": "function", "name": "f".repeat(1025), "content": "x"});
+        client.say(&session, "openai", named).await.assert_refused(400, "name");
+        let mut no_text = result("t", 1);
+        no_text["content"][0]["tool_use_id"] = json!({"a": "t".repeat(1025)});
+        client.say(&session, "anthropic", no_text).await.assert_refused(400, "tool_use_id");
     })
     .await;
 }

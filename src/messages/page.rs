@@ -1,0 +1,120 @@
+//! A page of a session's messages, as it is read from the database: one query, whatever its size.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::http::page::Position;
+use crate::http::time::Timestamp;
+use crate::ids::{MessageId, ProjectId, SessionId};
+
+/// A message as it is stored.
+pub struct Row {
+    pub id: MessageId,
+    pub parent_id: Option<MessageId>,
+    pub role: String,
+    pub format: String,
+    /// JSON text.
+    pub content: Vec<u8>,
+    pub tokens: i32,
+    /// JSON text, like the next two.
+    pub meta: String,
+    pub user_meta: String,
+    pub open_calls: Option<String>,
+    pub task_id: Option<Uuid>,
+    pub status: String,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    /// Of the page that was asked for, before any was left out for its size.
+    pub there: i64,
+}
+
+impl Row {
+    /// How much text there is to work with, in bytes.
+    pub fn length(&self) -> usize {
+        self.content.len() + self.meta.len() + self.user_meta.len()
+    }
+
+    pub fn position(&self) -> Position {
+        Position { created_at: self.created_at.0, id: self.id.0 }
+    }
+}
+
+/// Which messages of a session are wanted.
+pub struct Wanted {
+    pub after: Option<Position>,
+    pub newest_first: bool,
+    pub limit: usize,
+    /// How much of them, in bytes; one message is always shown.
+    pub bytes: u64,
+}
+
+/// Messages of a session, in order of time: one more than the limit if there are as many, but no more than the bytes allow.
+/// Beside each stands how many there are up to one over the limit.
+#[expect(clippy::too_many_lines, reason = "two statements")]
+pub async fn list(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    session: SessionId,
+    wanted: &Wanted,
+) -> sqlx::Result<Vec<Row>> {
+    let (time, id) = (wanted.after.map(|at| at.created_at), wanted.after.map(|at| at.id));
+    let limit = i64::try_from(wanted.limit).unwrap_or(i64::MAX).saturating_add(1);
+    let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
+    if wanted.newest_first {
+        sqlx::query_as!(
+            Row,
+            r#"with page as (
+                   select m.*, octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
+                   from messages m join sessions s on s.id = m.session_id and s.project_id = $1
+                   where m.session_id = $2 and (m.created_at, m.id) < (coalesce($3, 'infinity'::timestamptz),
+                         coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+                   order by m.created_at desc limit $5
+               ),
+               summed as (
+                   select p.*, sum(size) over (order by created_at desc) - size as before, count(*) over () as there
+                   from page p
+               )
+               select id as "id!: MessageId", parent_id as "parent_id: MessageId", role as "role!", format as "format!",
+                      content as "content!", tokens as "tokens!", meta::text as "meta!", user_meta::text as "user_meta!",
+                      open_calls::text, task_id, session_task_process_status as "status!",
+                      created_at as "created_at!: Timestamp", updated_at as "updated_at!: Timestamp", there as "there!"
+               from summed where before <= $6 order by created_at desc"#,
+            project as _,
+            session as _,
+            time,
+            id,
+            limit,
+            bytes as _,
+        )
+        .fetch_all(conn)
+        .await
+    } else {
+        sqlx::query_as!(
+            Row,
+            r#"with page as (
+                   select m.*, octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
+                   from messages m join sessions s on s.id = m.session_id and s.project_id = $1
+                   where m.session_id = $2 and (m.created_at, m.id) > (coalesce($3, '-infinity'::timestamptz),
+                         coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))
+                   order by m.created_at limit $5
+               ),
+               summed as (
+                   select p.*, sum(size) over (order by created_at) - size as before, count(*) over () as there
+                   from page p
+               )
+               select id as "id!: MessageId", parent_id as "parent_id: MessageId", role as "role!", format as "format!",
+                      content as "content!", tokens as "tokens!", meta::text as "meta!", user_meta::text as "user_meta!",
+                      open_calls::text, task_id, session_task_process_status as "status!",
+                      created_at as "created_at!: Timestamp", updated_at as "updated_at!: Timestamp", there as "there!"
+               from summed where before <= $6 order by created_at"#,
+            project as _,
+            session as _,
+            time,
+            id,
+            limit,
+            bytes as _,
+        )
+        .fetch_all(conn)
+        .await
+    }
+}
