@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use sqlx::PgPool;
 use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgPool};
 
 /// One for the program and all its tests: each use of the macro would embed another copy.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// For so long a connection is taken to be as it was.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Opens the pool. Connections are made when they are needed.
 pub fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
@@ -17,6 +20,16 @@ pub fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
         .acquire_timeout(Duration::from_secs(5))
         .max_lifetime(Duration::from_hours(1))
         .idle_timeout(Duration::from_mins(5))
+        // A connection gives a sign of life when it comes back; one that was used a moment ago need not give another.
+        .test_before_acquire(false)
+        .before_acquire(|conn, about| {
+            Box::pin(async move {
+                if about.idle_for > FRESH {
+                    conn.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options.options([("TimeZone", "UTC")]).application_name("acontextd"))
 }
 

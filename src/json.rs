@@ -1,13 +1,14 @@
-//! JSON text that comes from outside.
+//! JSON text that comes from outside, and that goes there.
 //!
 //! `serde_json` has keys that mean something to itself: an object with the one key `$serde_json::private::RawValue` is read as
 //! the JSON that stands in its text, with a fresh count of how deep it goes. So whoever may choose keys could nest without an
 //! end, or have something else stored than what was sent. Such a key is refused here, and everything from outside is read
 //! here.
 
+use memchr::memmem;
 use serde::Deserialize;
 use serde::de::Error as _;
-use serde_json::{Deserializer, Error, Value};
+use serde_json::{Deserializer, Error, Map, Value};
 
 const PRIVATE: &str = "$serde_json::private::";
 
@@ -29,17 +30,63 @@ pub fn parse_first(text: &[u8]) -> Result<Value, Error> {
     Value::deserialize(&mut Deserializer::from_slice(text))
 }
 
+/// Writes a value at the end of a text, as `serde_json` would and in half the time: most of a message is long texts.
+pub fn write(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Null => out.extend_from_slice(b"null"),
+        Value::Bool(true) => out.extend_from_slice(b"true"),
+        Value::Bool(false) => out.extend_from_slice(b"false"),
+        Value::Number(number) => out.extend_from_slice(number.as_str().as_bytes()),
+        Value::String(text) => write_text(text, out),
+        Value::Array(list) => {
+            out.push(b'[');
+            for (at, value) in list.iter().enumerate() {
+                if at > 0 {
+                    out.push(b',');
+                }
+                write(value, out);
+            }
+            out.push(b']');
+        }
+        Value::Object(object) => {
+            out.push(b'{');
+            write_fields(object, out);
+            out.push(b'}');
+        }
+    }
+}
+
+/// Writes a text with its quotes.
+pub fn write_text(text: &str, out: &mut Vec<u8>) {
+    json_escape_simd::escape_into(text, out);
+}
+
+/// Writes the fields of an object, without its braces. They follow others if the text does not end with a brace.
+pub fn write_fields(object: &Map<String, Value>, out: &mut Vec<u8>) {
+    for (key, value) in object {
+        if out.last() != Some(&b'{') {
+            out.push(b',');
+        }
+        write_text(key, out);
+        out.push(b':');
+        write(value, out);
+    }
+}
+
+/// Writes a value.
+pub fn to_vec(value: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    write(value, &mut out);
+    out
+}
+
 fn check_keys(text: &[u8]) -> Result<(), Error> {
     // Spelled in full or with escapes; most texts have neither.
-    let suspicious = text.windows(2).any(|two| two == b"\\u") || contains(text, b"$serde_json::");
+    let suspicious = memmem::find(text, b"\\u").is_some() || memmem::find(text, b"$serde_json::").is_some();
     if suspicious && has_private_key(text) {
         return Err(Error::custom(format_args!("a key must not begin with {PRIVATE}")));
     }
     Ok(())
-}
-
-fn contains(text: &[u8], word: &[u8]) -> bool {
-    text.windows(word.len()).any(|window| window == word)
 }
 
 /// Whether a string that a colon follows begins with the private prefix, however it is escaped.
@@ -109,7 +156,29 @@ mod tests {
         assert!(parse(format!("{}{}", "[".repeat(100), "]".repeat(100)).as_bytes()).is_ok());
     }
 
+    fn any_value() -> impl Strategy<Value = Value> {
+        let number = "-?(0|[1-9][0-9]{0,30})(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?";
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            number.prop_map(|digits| parse(digits.as_bytes()).expect("a number")),
+            // Around the widths that are looked at together, with everything that is escaped.
+            "(?s)[a-z\"\\\\/\u{0}-\u{20}\u{7f}-\u{a0}\u{2028}é寿😀]{0,80}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 40, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::vec(("(?s).{0,6}", inner), 0..6).prop_map(|fields| fields.into_iter().collect()),
+            ]
+        })
+    }
+
     proptest! {
+        #[test]
+        fn what_is_written_is_what_serde_writes(value in any_value()) {
+            prop_assert_eq!(String::from_utf8(to_vec(&value)).expect("UTF-8"), value.to_string());
+        }
+
         #[test]
         fn any_text_is_looked_at_without_a_panic(text in "[\"\\\\u:{}$a0-9 \n]{0,60}") {
             let _ = parse(text.as_bytes());

@@ -12,12 +12,13 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::Layer;
 use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config;
 
@@ -43,7 +44,9 @@ impl Guard {
 /// The filter or the endpoint cannot be understood.
 pub fn init(settings: &config::Telemetry) -> anyhow::Result<Guard> {
     // Notices of the database are no news at this level; `LOG_LEVEL=info,sqlx=info` shows them.
-    let filter = EnvFilter::try_new(format!("sqlx=warn,{}", settings.log_level))
+    // (`EnvFilter` knows spans as well, and looks at them each time a request is polled.)
+    let filter: Targets = format!("sqlx=warn,{}", settings.log_level)
+        .parse()
         .with_context(|| format!("LOG_LEVEL is '{}', but must be a level such as info", settings.log_level))?;
     let json = match settings.log_format.as_str() {
         "json" => true,

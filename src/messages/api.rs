@@ -13,7 +13,8 @@ use super::format::{Answer, Call, Format, Surroundings};
 use super::incoming::{self, Draft, Ready, StoreMessage, format_of, on_the_side};
 use super::page::{self, Row, Wanted};
 use super::parts::{Asset, Kind, Part};
-use super::shown::{self, Item, Opened, Pieces, Rest};
+use super::pieces::Pieces;
+use super::shown::{self, Item, Opened, Rest};
 use super::store::{self, Lock, Stored};
 use super::{files, writer};
 use crate::app::App;
@@ -26,6 +27,9 @@ use crate::http::reply::{self, Envelope};
 use crate::http::time::Timestamp;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::sessions::{self, events};
+
+/// Up to this a page is converted right where it was read, in bytes.
+const QUICK: usize = 64 * 1024;
 
 /// A message that was stored.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -239,15 +243,50 @@ pub async fn get_messages(
         }
         _ => Vec::new(),
     };
-    let length = rows.iter().map(Row::length).sum();
-    let messages = on_the_side(&app, length, move || {
-        if strategies.is_empty() { shown::open(rows, target) } else { shown::edit(rows, target, &strategies, pin) }
-    })
-    .await?;
     let next_cursor = next.map(|at| at.encode());
     let rest = Rest { session, next_cursor, edited_at, events, public_urls: HashMap::new() };
-    let answer = answer(&app, caller.project, messages, target, with_links, length, rest).await?;
+    // What is passed on as it is makes no work.
+    let foreign = rows.iter().filter(|row| !strategies.is_empty() || row.format != target.as_str());
+    let length = foreign.map(Row::length).sum();
+    let progress = converted(&app, length, move || {
+        if strategies.is_empty() && shown::is_plain(&rows, target) {
+            return shown::write_plain(rows, target, &rest).map(Progress::Written);
+        }
+        let messages = if strategies.is_empty() {
+            shown::open(rows, target)?
+        } else {
+            shown::edit(rows, target, &strategies, pin)?
+        };
+        if messages.iter().flat_map(Opened::parts).any(|part| part.asset.is_some()) {
+            return Ok(Progress::WithFiles(messages, rest));
+        }
+        let names = shown::call_names(&messages, target);
+        let mut around = Surroundings { names, ..Surroundings::default() };
+        shown::write(messages, target, &mut around, &rest).map(Progress::Written)
+    })
+    .await?;
+    let answer = match progress {
+        Progress::Written(answer) => answer,
+        Progress::WithFiles(messages, rest) => {
+            with_files(&app, caller.project, messages, target, with_links, length, rest).await?
+        }
+    };
     Ok(answer.into_response())
+}
+
+/// How far an answer has come without looking for files.
+enum Progress {
+    Written(Pieces),
+    WithFiles(Vec<Opened>, Rest),
+}
+
+/// As [`on_the_side`], for work that takes some microseconds for each KiB.
+async fn converted<T: Send + 'static>(
+    app: &App,
+    length: usize,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    if length <= QUICK { work() } else { on_the_side(app, length, work).await }
 }
 
 fn wanted(app: &App, query: &GetMessages) -> Result<Wanted> {
@@ -291,7 +330,8 @@ async fn read(
     Ok((rows, next))
 }
 
-async fn answer(
+/// The answer to messages that have files.
+async fn with_files(
     app: &App,
     project: ProjectId,
     messages: Vec<Opened>,
@@ -302,19 +342,16 @@ async fn answer(
 ) -> Result<Pieces> {
     let parts = || messages.iter().flat_map(Opened::parts);
     let mut around = Surroundings::default();
-    if parts().any(|part| part.asset.is_some()) {
-        let urls = if with_links { files::public_urls(app, project, parts())? } else { HashMap::new() };
-        around.links = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
-        around.contents =
-            files::contents(app, project, parts(), |asset, kind| shows_content(target, asset, kind, with_links))
-                .await?;
-        if target == Format::Acontext {
-            rest.public_urls = urls;
-        }
+    let urls = if with_links { files::public_urls(app, project, parts())? } else { HashMap::new() };
+    around.links = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
+    around.contents =
+        files::contents(app, project, parts(), |asset, kind| shows_content(target, asset, kind, with_links)).await?;
+    if target == Format::Acontext {
+        rest.public_urls = urls;
     }
     on_the_side(app, length, move || {
         around.names = shown::call_names(&messages, target);
-        shown::write(messages, target, &around, &rest)
+        shown::write(messages, target, &mut around, &rest)
     })
     .await
 }

@@ -247,7 +247,7 @@ impl Draft {
         on_the_side(app, length, move || {
             let (open_calls, answers): (Vec<Call>, _) = (message.calls(), message.answers());
             let Incoming { format, role, meta, body } = message;
-            let content = Bytes::from(serde_json::to_vec(&body).map_err(Error::internal)?);
+            let content = Bytes::from(json::to_vec(&body));
             let parts = format::parts(format, body);
             let tokens = i32::try_from(tokens::of_parts(&parts)).unwrap_or(i32::MAX);
             // The memory of a long one is needed for other copies of it.
@@ -272,7 +272,7 @@ impl Ready {
             for (part, id) in &ids {
                 whole.set_answer_id(*part, id);
             }
-            message.content = serde_json::to_vec(&whole.body).map_err(Error::internal)?.into();
+            message.content = json::to_vec(&whole.body).into();
             Ok(Self { message, answers, parts: None })
         })
         .await

@@ -1,8 +1,9 @@
 //! Messages: what is said in a session, in four formats.
 //!
 //! [`api`] has the routes; [`incoming`] reads what a client sends, [`shown`] makes the answer of a list. [`mod@format`] is the
-//! formats as pure functions, [`parts`] the model between them, [`tokens`] counts, [`edit`] makes a conversation shorter. [`store`] is the SQL, [`page`] reads a page of messages, and [`writer`] calls
-//! it for many messages at once; [`files`] are the files that come with messages.
+//! formats as pure functions, [`parts`] the model between them, [`tokens`] counts, [`edit`] makes a conversation shorter.
+//! [`store`] is the SQL, [`page`] reads a page of messages, and [`writer`] stores many at once; [`files`] are the files that
+//! come with messages, [`pieces`] a long answer.
 //!
 //! A message is one row, content and all, so a page of them is one query. What a 201 says is on disk.
 
@@ -14,6 +15,7 @@ pub mod incoming;
 pub mod meta;
 pub mod page;
 pub mod parts;
+pub mod pieces;
 pub mod shown;
 pub mod store;
 pub mod tokens;

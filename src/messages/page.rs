@@ -50,6 +50,8 @@ pub struct Wanted {
 
 /// Messages of a session, in order of time: one more than the limit if there are as many, but no more than the bytes allow.
 /// Beside each stands how many there are up to one over the limit.
+///
+/// Where the page ends is found first, and without the contents: a sum that runs over whole rows would copy each of them.
 #[expect(clippy::too_many_lines, reason = "two statements")]
 pub async fn list(
     conn: &mut PgConnection,
@@ -64,21 +66,30 @@ pub async fn list(
         sqlx::query_as!(
             Row,
             r#"with page as (
-                   select m.*, octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
+                   select m.created_at,
+                          octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
                    from messages m join sessions s on s.id = m.session_id and s.project_id = $1
                    where m.session_id = $2 and (m.created_at, m.id) < (coalesce($3, 'infinity'::timestamptz),
                          coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
                    order by m.created_at desc limit $5
                ),
                summed as (
-                   select p.*, sum(size) over (order by created_at desc) - size as before, count(*) over () as there
-                   from page p
+                   select created_at,
+                          sum(size) over (order by created_at desc rows unbounded preceding) - size as before
+                   from page
+               ),
+               edges as materialized (
+                   select max(created_at) as first, min(created_at) filter (where before <= $6) as last,
+                          count(*) as there
+                   from summed
                )
-               select id as "id!: MessageId", parent_id as "parent_id: MessageId", role as "role!", format as "format!",
-                      content as "content!", tokens as "tokens!", meta::text as "meta!", user_meta::text as "user_meta!",
-                      open_calls::text, task_id, session_task_process_status as "status!",
-                      created_at as "created_at!: Timestamp", updated_at as "updated_at!: Timestamp", there as "there!"
-               from summed where before <= $6 order by created_at desc"#,
+               select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format, content, tokens,
+                      meta::text as "meta!", user_meta::text as "user_meta!", open_calls::text, task_id,
+                      session_task_process_status as status, created_at as "created_at: Timestamp",
+                      updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
+               from messages
+               where session_id = $2 and created_at between (select last from edges) and (select first from edges)
+               order by created_at desc"#,
             project as _,
             session as _,
             time,
@@ -92,21 +103,30 @@ pub async fn list(
         sqlx::query_as!(
             Row,
             r#"with page as (
-                   select m.*, octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
+                   select m.created_at,
+                          octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
                    from messages m join sessions s on s.id = m.session_id and s.project_id = $1
                    where m.session_id = $2 and (m.created_at, m.id) > (coalesce($3, '-infinity'::timestamptz),
                          coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))
                    order by m.created_at limit $5
                ),
                summed as (
-                   select p.*, sum(size) over (order by created_at) - size as before, count(*) over () as there
-                   from page p
+                   select created_at,
+                          sum(size) over (order by created_at rows unbounded preceding) - size as before
+                   from page
+               ),
+               edges as materialized (
+                   select min(created_at) as first, max(created_at) filter (where before <= $6) as last,
+                          count(*) as there
+                   from summed
                )
-               select id as "id!: MessageId", parent_id as "parent_id: MessageId", role as "role!", format as "format!",
-                      content as "content!", tokens as "tokens!", meta::text as "meta!", user_meta::text as "user_meta!",
-                      open_calls::text, task_id, session_task_process_status as "status!",
-                      created_at as "created_at!: Timestamp", updated_at as "updated_at!: Timestamp", there as "there!"
-               from summed where before <= $6 order by created_at"#,
+               select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format, content, tokens,
+                      meta::text as "meta!", user_meta::text as "user_meta!", open_calls::text, task_id,
+                      session_task_process_status as status, created_at as "created_at: Timestamp",
+                      updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
+               from messages
+               where session_id = $2 and created_at between (select first from edges) and (select last from edges)
+               order by created_at"#,
             project as _,
             session as _,
             time,

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::json;
+
 /// Who speaks. Other roles of a format are one of these, and its meta says which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -80,4 +82,73 @@ pub struct Part {
     #[serde(flatten)]
     #[schema(ignore)]
     pub extra: Map<String, Value>,
+}
+
+impl Part {
+    /// Writes the part as JSON at the end of a text, just as it is serialized.
+    pub fn write(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        out.extend_from_slice(b"{\"type\":");
+        serde_json::to_writer(&mut *out, &self.kind)?;
+        for (key, text) in [(",\"text\":", &self.text), (",\"filename\":", &self.filename)] {
+            if !text.is_empty() {
+                out.extend_from_slice(key.as_bytes());
+                json::write_text(text, out);
+            }
+        }
+        if let Some(asset) = &self.asset {
+            out.extend_from_slice(b",\"asset\":");
+            serde_json::to_writer(&mut *out, asset)?;
+        }
+        if !self.meta.is_empty() {
+            out.extend_from_slice(b",\"meta\":{");
+            json::write_fields(&self.meta, out);
+            out.push(b'}');
+        }
+        json::write_fields(&self.extra, out);
+        out.push(b'}');
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_part_is_written_as_it_is_serialized() {
+        let object = |value: Value| value.as_object().cloned().unwrap_or_default();
+        let bare = Part {
+            kind: Kind::RedactedThinking,
+            text: String::new(),
+            asset: None,
+            filename: String::new(),
+            meta: Map::new(),
+            extra: Map::new(),
+        };
+        let asset = Asset {
+            bucket: "b".into(),
+            s3_key: "assets/\"x\"".into(),
+            etag: String::new(),
+            sha256: "ab".into(),
+            mime: "text/plain".into(),
+            size_b: u64::MAX,
+        };
+        let full = Part {
+            kind: Kind::ToolCall,
+            text: "a \"text\"\n".into(),
+            asset: Some(asset),
+            filename: "f.txt".into(),
+            meta: object(json!({"name": "f", "arguments": {"a": [1, 2.50, null]}})),
+            extra: object(json!({"unknown": true, "also": {}})),
+        };
+        let extra = Part { extra: full.extra.clone(), ..bare.clone() };
+        for part in [bare, full, extra] {
+            let mut written = Vec::new();
+            part.write(&mut written).expect("can be written");
+            let written: Value = serde_json::from_slice(&written).expect("is JSON");
+            assert_eq!(written, serde_json::to_value(&part).expect("can be serialized"));
+        }
+    }
 }

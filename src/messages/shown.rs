@@ -5,9 +5,6 @@
 
 use std::collections::HashMap;
 
-use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -18,13 +15,12 @@ use super::files::PublicUrl;
 use super::format::{self, Format, Surroundings};
 use super::page::Row;
 use super::parts::{Kind, Part, Role};
+use super::pieces::{PIECE, Pieces};
 use crate::error::{Error, Result};
 use crate::http::time::Timestamp;
 use crate::ids::{MessageId, SessionId};
+use crate::json;
 use crate::sessions::events::Event;
-
-/// Longer ones are passed on as a piece of their own, in bytes.
-const PIECE: usize = 64 * 1024;
 
 /// Where the format `acontext` shows what the client keeps with a message.
 pub const USER_META: &str = "__user_meta__";
@@ -67,7 +63,7 @@ pub fn edit(rows: Vec<Row>, target: Format, strategies: &[Strategy], pin: Option
         if !changes.is_empty() {
             let mut body = serde_json::from_slice(&row.content).map_err(|why| unreadable(&row, &why))?;
             format::edit(format, &mut body, &changes);
-            row.content = serde_json::to_vec(&body).map_err(Error::internal)?;
+            row.content = json::to_vec(&body);
         }
         opened.extend(open(vec![row], target)?);
     }
@@ -80,24 +76,44 @@ fn format_of(row: &Row) -> Result<Format> {
 
 /// Takes those messages apart that are not in the format that is asked for.
 pub fn open(rows: Vec<Row>, target: Format) -> Result<Vec<Opened>> {
-    let mut opened = Vec::with_capacity(rows.len());
-    for mut row in rows {
-        let content = std::mem::take(&mut row.content);
-        let mut own = None;
-        let format = format_of(&row)?;
-        let said = if format == target && target != Format::Acontext {
-            Said::Whole(content)
-        } else {
-            let mut body: Value = serde_json::from_slice(&content).map_err(|why| unreadable(&row, &why))?;
-            drop(content);
-            if format == target {
-                own = body.as_object_mut().map(take_own);
-            }
-            Said::Parts(format::parts(format, body))
-        };
-        opened.push(Opened { row, said, own });
+    rows.into_iter().map(|row| open_one(row, target)).collect()
+}
+
+fn open_one(mut row: Row, target: Format) -> Result<Opened> {
+    let content = std::mem::take(&mut row.content);
+    let format = format_of(&row)?;
+    if format == target && target != Format::Acontext {
+        return Ok(Opened { row, said: Said::Whole(content), own: None });
     }
-    Ok(opened)
+    let mut body: Value = serde_json::from_slice(&content).map_err(|why| unreadable(&row, &why))?;
+    drop(content);
+    let own = if format == target { body.as_object_mut().map(take_own) } else { None };
+    Ok(Opened { row, said: Said::Parts(format::parts(format, body)), own })
+}
+
+/// Whether messages can be shown one after the other: none has files, and none is shown otherwise for what stands in a later
+/// one.
+pub fn is_plain(rows: &[Row], target: Format) -> bool {
+    let alone = |row: &Row| {
+        // Only this format has files; and of two that are passed on, only Gemini's have calls that others need to know.
+        row.format != Format::Acontext.as_str() && (target != Format::Gemini || row.format != target.as_str())
+    };
+    rows.iter().all(alone) || (target != Format::Acontext && rows.iter().all(|row| row.format == target.as_str()))
+}
+
+/// Writes the answer to messages that [are plain](is_plain). Each is done with before the next is looked at, so the memory of
+/// one serves them all.
+pub fn write_plain(rows: Vec<Row>, target: Format, rest: &Rest) -> Result<Pieces> {
+    let room = rows.iter().map(|row| room(row, row.content.len())).sum();
+    let opened = rows.into_iter().map(|row| open_one(row, target));
+    write_all(opened, room, target, &mut Surroundings::default(), rest)
+}
+
+/// About how much of the answer a message takes, in bytes, if its text is so long.
+fn room(row: &Row, text: usize) -> usize {
+    // Longer ones are a piece of their own. Its id and meta stand beside it.
+    let text = if text < PIECE { text } else { 0 };
+    text + text / 32 + row.user_meta.len() + 128
 }
 
 /// What a message in the format `acontext` has besides its role and parts.
@@ -137,22 +153,23 @@ pub fn call_names(messages: &[Opened], target: Format) -> HashMap<String, String
     if target != Format::Gemini || !messages.iter().flat_map(Opened::parts).any(is_result) {
         return names;
     }
-    let text = |part: &Part, key: &str| part.meta.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
-    let mut note = |parts: &[Part]| {
-        let calls = parts.iter().filter(|part| part.kind == Kind::ToolCall);
-        names.extend(calls.filter_map(|part| Some((text(part, "id")?, text(part, "name")?))));
-    };
     for message in messages {
         match &message.said {
-            Said::Parts(parts) => note(parts),
+            Said::Parts(parts) => note_calls(parts, &mut names),
             // One that is passed on as it is may still have made the call.
             Said::Whole(content) => {
                 let body = serde_json::from_slice(content).unwrap_or_default();
-                note(&format::parts(target, body));
+                note_calls(&format::parts(target, body), &mut names);
             }
         }
     }
     names
+}
+
+fn note_calls(parts: &[Part], names: &mut HashMap<String, String>) {
+    let text = |part: &Part, key: &str| part.meta.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
+    let calls = parts.iter().filter(|part| part.kind == Kind::ToolCall);
+    names.extend(calls.filter_map(|part| Some((text(part, "id")?, text(part, "name")?))));
 }
 
 /// What the answer says besides the messages.
@@ -166,13 +183,27 @@ pub struct Rest {
 }
 
 /// Writes the answer.
-pub fn write(messages: Vec<Opened>, target: Format, around: &Surroundings, rest: &Rest) -> Result<Pieces> {
-    let mut out = Pieces::default();
-    let mut ids: Vec<MessageId> = Vec::with_capacity(messages.len());
-    let mut metas: Vec<Bytes> = Vec::with_capacity(messages.len());
-    let tokens: i64 = messages.iter().map(|message| i64::from(message.row.tokens)).sum();
+pub fn write(messages: Vec<Opened>, target: Format, around: &mut Surroundings, rest: &Rest) -> Result<Pieces> {
+    let text = |message: &Opened| message.parts().iter().map(|part| part.text.len()).sum();
+    let room = messages.iter().map(|message| room(&message.row, text(message))).sum();
+    write_all(messages.into_iter().map(Ok), room, target, around, rest)
+}
+
+fn write_all(
+    messages: impl Iterator<Item = Result<Opened>>,
+    room: usize,
+    target: Format,
+    around: &mut Surroundings,
+    rest: &Rest,
+) -> Result<Pieces> {
+    let mut out = Pieces::with_room(room + 1024);
+    let mut ids: Vec<MessageId> = Vec::new();
+    let mut metas: Vec<Bytes> = Vec::new();
+    let mut tokens = 0;
     out.text("{\"code\":0,\"data\":{\"items\":[");
-    for Opened { mut row, said, own } in messages {
+    for message in messages {
+        let Opened { mut row, said, own } = message?;
+        tokens += i64::from(row.tokens);
         let meta = Bytes::from(std::mem::take(&mut row.user_meta));
         let meta_text = meta.clone();
         let mut say = |out: &mut Pieces| {
@@ -189,14 +220,19 @@ pub fn write(messages: Vec<Opened>, target: Format, around: &Surroundings, rest:
             }
             Said::Parts(parts) if target == Format::Acontext => {
                 say(&mut out);
-                out.json(&Item::new(&row, &meta_text, rest.session, &parts, own)?)?;
+                write_item(&mut out, &row, &meta_text, rest.session, &parts, own)?;
             }
             Said::Parts(parts) => {
-                let meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
+                // The others have no place for it.
+                let meta = if target == Format::OpenAi { row.meta.as_str() } else { "{}" };
+                let meta: Map<String, Value> = serde_json::from_str(meta).map_err(Error::internal)?;
+                if target == Format::Gemini {
+                    note_calls(&parts, &mut around.names);
+                }
                 let role = if row.role == Role::Assistant.as_str() { Role::Assistant } else { Role::User };
                 for item in format::write(target, role, &meta, parts, around) {
                     say(&mut out);
-                    out.json(&item)?;
+                    json::write(&item, out.end());
                 }
             }
         }
@@ -223,14 +259,22 @@ pub fn write(messages: Vec<Opened>, target: Format, around: &Surroundings, rest:
 }
 
 /// A message in the format `acontext`.
-#[derive(Serialize, utoipa::ToSchema)]
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes what is written in pieces")]
 pub struct Item<'a> {
+    #[serde(flatten)]
+    about: About<'a>,
+    parts: &'a [Part],
+}
+
+/// All of a message but its parts.
+#[derive(Serialize, utoipa::ToSchema)]
+struct About<'a> {
     id: MessageId,
     session_id: SessionId,
     parent_id: Option<MessageId>,
     /// `user` or `assistant`.
     role: &'a str,
-    parts: &'a [Part],
     /// `pending`, `running`, `success`, `failed`, `disable_tracking` or `limit_exceed`.
     session_task_process_status: &'a str,
     #[schema(value_type = Object)]
@@ -239,47 +283,50 @@ pub struct Item<'a> {
     task_id: Option<Uuid>,
     created_at: Timestamp,
     updated_at: Timestamp,
-    /// Keys that nobody knows, as they were stored.
-    #[serde(flatten)]
-    #[schema(ignore)]
-    extra: Map<String, Value>,
 }
 
-impl<'a> Item<'a> {
-    fn new(
-        row: &'a Row,
-        user_meta: &[u8],
-        session: SessionId,
-        parts: &'a [Part],
-        own: Option<(Map<String, Value>, Map<String, Value>)>,
-    ) -> Result<Self> {
-        let mut meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
-        // As the client wrote it, where that is known.
-        let (written, extra) = own.unwrap_or_default();
-        meta.extend(written);
-        meta.remove(USER_META);
-        meta.remove(OPEN_CALLS);
-        let user: Map<String, Value> = serde_json::from_slice(user_meta).map_err(Error::internal)?;
-        if !user.is_empty() {
-            meta.insert(USER_META.into(), Value::Object(user));
-        }
-        if let Some(calls) = &row.open_calls {
-            meta.insert(OPEN_CALLS.into(), serde_json::from_str(calls).map_err(Error::internal)?);
-        }
-        Ok(Self {
-            id: row.id,
-            session_id: session,
-            parent_id: row.parent_id,
-            role: &row.role,
-            parts,
-            session_task_process_status: &row.status,
-            meta,
-            task_id: row.task_id,
-            created_at: row.created_at,
-            updated_at: row.updated_at,
-            extra,
-        })
+fn write_item(
+    out: &mut Pieces,
+    row: &Row,
+    user_meta: &[u8],
+    session: SessionId,
+    parts: &[Part],
+    own: Option<(Map<String, Value>, Map<String, Value>)>,
+) -> Result<()> {
+    let mut meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
+    // As the client wrote it, where that is known.
+    let (written, extra) = own.unwrap_or_default();
+    meta.extend(written);
+    meta.remove(USER_META);
+    meta.remove(OPEN_CALLS);
+    let user: Map<String, Value> = serde_json::from_slice(user_meta).map_err(Error::internal)?;
+    if !user.is_empty() {
+        meta.insert(USER_META.into(), Value::Object(user));
     }
+    if let Some(calls) = &row.open_calls {
+        meta.insert(OPEN_CALLS.into(), serde_json::from_str(calls).map_err(Error::internal)?);
+    }
+    let about = About {
+        id: row.id,
+        session_id: session,
+        parent_id: row.parent_id,
+        role: &row.role,
+        session_task_process_status: &row.status,
+        meta,
+        task_id: row.task_id,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+    };
+    out.text("{\"parts\":[");
+    for (at, part) in parts.iter().enumerate() {
+        out.text(if at == 0 { "" } else { "," });
+        part.write(out.end()).map_err(Error::internal)?;
+    }
+    out.text("]");
+    // Keys that nobody knows, as they were stored.
+    json::write_fields(&extra, out.end());
+    out.text(",");
+    out.fields(&about)
 }
 
 /// What follows the messages.
@@ -295,50 +342,4 @@ struct Tail<'a> {
     events: &'a [Event],
     #[serde(skip_serializing_if = "HashMap::is_empty")]
     public_urls: &'a HashMap<String, PublicUrl>,
-}
-
-/// A JSON text in pieces.
-#[derive(Default)]
-pub struct Pieces {
-    done: Vec<Bytes>,
-    last: Vec<u8>,
-}
-
-impl Pieces {
-    fn text(&mut self, text: &str) {
-        self.last.extend_from_slice(text.as_bytes());
-    }
-
-    fn piece(&mut self, json: Bytes) {
-        if json.len() < PIECE {
-            self.last.extend_from_slice(&json);
-        } else {
-            self.done.push(std::mem::take(&mut self.last).into());
-            self.done.push(json);
-        }
-    }
-
-    fn json(&mut self, value: &impl Serialize) -> Result<()> {
-        serde_json::to_writer(&mut self.last, value).map_err(Error::internal)
-    }
-
-    /// The fields of an object, and its closing brace.
-    fn fields(&mut self, object: &impl Serialize) -> Result<()> {
-        let json = serde_json::to_vec(object).map_err(Error::internal)?;
-        self.last.extend_from_slice(&json[1..]);
-        Ok(())
-    }
-}
-
-impl IntoResponse for Pieces {
-    fn into_response(mut self) -> Response {
-        self.done.push(self.last.into());
-        let length: usize = self.done.iter().map(Bytes::len).sum();
-        let chunks = self.done.into_iter().map(Ok::<_, std::convert::Infallible>);
-        let mut response = (StatusCode::OK, Body::from_stream(futures_util::stream::iter(chunks))).into_response();
-        let kind = HeaderValue::from_static("application/json; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-        response
-    }
 }
