@@ -1,5 +1,6 @@
 """Starts, watches and ends the real program, and a few things that several test files want."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from acontext import AcontextClient
+from acontext import AcontextAsyncClient, AcontextClient
 from acontext.errors import APIError
 
 PROGRAM = Path(
@@ -199,3 +200,18 @@ def new_project(server, **configs):
 def open_link(url, **headers):
     """What anybody gets who opens a public link: no key is sent."""
     return httpx.get(url, headers=headers, trust_env=False)
+
+
+def say(client, session, text="hello", **how):
+    """Stores a message of one text."""
+    return client.sessions.store_message(session.id, blob={"role": "user", "content": text}, **how)
+
+
+def asynchronously(server, steps):
+    """Runs `steps`, a coroutine function that takes a client."""
+
+    async def run():
+        async with AcontextAsyncClient(base_url=server.base_url, api_key=server.key) as client:
+            return await steps(client)
+
+    return asyncio.run(run())

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from acontext import AcontextAsyncClient, FileUpload
-from support import ADMIN_TOKEN, eventually, new_project, open_link, refused
+from acontext import FileUpload
+from support import ADMIN_TOKEN, asynchronously, eventually, new_project, open_link, refused
 
 MIB = 1 << 20
 # The smallest PNG: one pixel.
@@ -617,16 +617,6 @@ def test_projects_are_made_by_the_operator_only(server, client):
 
 
 # ----- the asynchronous client -----
-
-
-def asynchronously(server, steps):
-    """Runs `steps`, a coroutine function that takes a client."""
-
-    async def run():
-        async with AcontextAsyncClient(base_url=server.base_url, api_key=server.key) as client:
-            return await steps(client)
-
-    return asyncio.run(run())
 
 
 def test_async_quickstart(server):

@@ -15,10 +15,10 @@ import pytest
 from anthropic.types import Message as AnthropicMessage
 from openai.types.chat import ChatCompletionMessage
 
-from acontext import AcontextAsyncClient, FileUpload
+from acontext import FileUpload
 from acontext.integrations.claude_agent import ClaudeAgentStorage
 from acontext.messages import AcontextMessage, MessagePart, build_acontext_message
-from support import open_link, refused
+from support import asynchronously, open_link, refused, say
 
 FORMATS = ["openai", "anthropic", "gemini", "acontext"]
 NOBODYS = "00000000-0000-4000-8000-000000000000"
@@ -42,10 +42,6 @@ def store(client, session, *blobs, format="openai", **how):
     for blob in blobs:
         message = client.sessions.store_message(session.id, blob=blob, format=format, **how)
     return message
-
-
-def say(client, session, text, **how):
-    return store(client, session, {"role": "user", "content": text}, **how)
 
 
 def read(client, session, format="openai", **how):
@@ -74,16 +70,6 @@ def send(client, session, *parts, file, field="file", **how):
     return client.sessions.store_message(
         session.id, blob={"role": "user", "parts": parts}, format="acontext", file_field=field, file=file, **how
     )
-
-
-def asynchronously(server, steps):
-    """Runs `steps`, a coroutine function that takes a client."""
-
-    async def run():
-        async with AcontextAsyncClient(base_url=server.base_url, api_key=server.key) as client:
-            return await steps(client)
-
-    return asyncio.run(run())
 
 
 # ----- one conversation in the words of each provider -----

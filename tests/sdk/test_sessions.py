@@ -7,18 +7,15 @@ import uuid
 import httpx
 import pytest
 
-from acontext import AcontextAsyncClient, FileUpload
+from acontext import FileUpload
 from acontext.errors import APIError
-from support import ADMIN_TOKEN, new_project, open_link, refused
+from acontext.event import TextEvent
+from support import ADMIN_TOKEN, asynchronously, new_project, open_link, refused, say
 from wire import exchange
 
 NOBODYS = "00000000-0000-4000-8000-000000000000"
 NIL = "00000000-0000-0000-0000-000000000000"
 JSON = {"Content-Type": "application/json"}
-
-
-def say(client, session, text="hello", **how):
-    return client.sessions.store_message(session.id, blob={"role": "user", "content": text}, **how)
 
 
 def send_file(client, session, content=b"content", name="a.txt"):
@@ -63,16 +60,6 @@ def all_are_refused(calls, status, *words):
                 done[name] = str(error)
     # Those that worked, or were refused otherwise.
     assert done == {}
-
-
-def asynchronously(server, steps):
-    """Runs `steps`, a coroutine function that takes a client."""
-
-    async def run():
-        async with AcontextAsyncClient(base_url=server.base_url, api_key=server.key) as client:
-            return await steps(client)
-
-    return asyncio.run(run())
 
 
 # ----- making -----
@@ -417,11 +404,18 @@ def test_messages_say_whether_their_session_is_tracked(client):
 
 
 def every_call(client, session_id, message_id):
-    """All that can be done with a session, by name."""
+    """All that can be done with a session, by name; but for copying, which has words of its own."""
     sessions = client.sessions
     return {
         "get_configs": lambda: sessions.get_configs(session_id),
+        "update_configs": lambda: sessions.update_configs(session_id, configs={"late": True}),
+        "patch_configs": lambda: sessions.patch_configs(session_id, configs={"late": True}),
         "delete": lambda: sessions.delete(session_id),
+        "get_tasks": lambda: sessions.get_tasks(session_id),
+        "add_event": lambda: sessions.add_event(session_id, TextEvent(text="late")),
+        "get_events": lambda: sessions.get_events(session_id),
+        "flush": lambda: sessions.flush(session_id),
+        "messages_observing_status": lambda: sessions.messages_observing_status(session_id),
         "get_token_counts": lambda: sessions.get_token_counts(session_id),
         "download": lambda: client.request(
             "GET", f"/session/{session_id}/asset/download", params={"s3_key": "assets/x"}
@@ -496,8 +490,17 @@ def test_a_deleted_project_takes_its_sessions_along(server, client):
 # ----- sessions of others -----
 
 
-# What a client may be told of a session that another project has. The routes of messages tell nothing.
-TELLS_OF_FOREIGN = ["get_configs", "delete", "get_token_counts", "download"]
+# What a client may be told of a session that another project has. The routes of messages and events tell nothing.
+TELLS_OF_FOREIGN = [
+    "get_configs",
+    "update_configs",
+    "delete",
+    "get_tasks",
+    "flush",
+    "messages_observing_status",
+    "get_token_counts",
+    "download",
+]
 
 
 def test_a_session_of_another_project_is_closed(client, stranger):
