@@ -13,7 +13,7 @@ use crate::report::{Report, Table, number};
 use crate::server::Server;
 use crate::{Bench, block_on};
 
-const FORMATS: [&str; 4] = ["openai", "anthropic", "gemini", "acontext"];
+pub const FORMATS: [&str; 4] = ["openai", "anthropic", "gemini", "acontext"];
 const MESSAGES: usize = 200;
 /// Of a message's text, in bytes.
 const SIZE: usize = 2_000;
@@ -36,14 +36,14 @@ pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         let mut client = server.client().await?;
         let session = client.new_session(false).await?;
         for number in 0..MESSAGES {
-            client.data(&store(&session, &said(number))).await?;
+            client.data(&store(&session, &said(number, SIZE))).await?;
         }
         for (limit, clients, target) in PAGES {
             for format in FORMATS {
                 let request = page(&session, limit, format);
                 let size = check(&mut client, &request, limit).await?;
                 let before = server.process.cpu_time()?;
-                let outcome = read(bench, &server, clients, &request).await;
+                let outcome = read(bench, &server, clients, &request, 3).await;
                 let cpu = server.process.cpu_time()?.saturating_sub(before);
                 let label = format!("{limit} x {clients}, {format}");
                 table.row(row(&label, size, &outcome, cpu));
@@ -77,8 +77,9 @@ async fn check(client: &mut Client, request: &Request, limit: usize) -> anyhow::
     Ok(client.send(request).await?.body.len())
 }
 
-async fn read(bench: &Bench, server: &Server, clients: usize, request: &Request) -> Outcome {
-    let plan = Plan { clients, warm_up: Duration::from_millis(bench.pick(300, 100)), time: bench.seconds(3) };
+/// Lets so many clients read for so many seconds.
+pub async fn read(bench: &Bench, server: &Server, clients: usize, request: &Request, seconds: u64) -> Outcome {
+    let plan = Plan { clients, warm_up: Duration::from_millis(bench.pick(300, 100)), time: bench.seconds(seconds) };
     drive(server.address, plan, |_| -> Source {
         let request = request.clone();
         Box::new(move || Some(request.clone()))
@@ -86,7 +87,7 @@ async fn read(bench: &Bench, server: &Server, clients: usize, request: &Request)
     .await
 }
 
-fn row(label: &str, size: usize, outcome: &Outcome, cpu: Duration) -> Vec<String> {
+pub fn row(label: &str, size: usize, outcome: &Outcome, cpu: Duration) -> Vec<String> {
     let times = outcome.times(None);
     vec![
         label.to_owned(),
@@ -99,9 +100,9 @@ fn row(label: &str, size: usize, outcome: &Outcome, cpu: Duration) -> Vec<String
     ]
 }
 
-/// The message with that number.
-fn said(number: usize) -> Value {
-    let (turn, text) = (number / 2, &prose(number as u64, SIZE)[..SIZE]);
+/// The message with that number: questions and answers by turns, and every fifth time a call of a tool and its result.
+pub fn said(number: usize, size: usize) -> Value {
+    let (turn, text) = (number / 2, &prose(number as u64, size)[..size]);
     let is_tool = turn.is_multiple_of(5);
     match (is_tool, number.is_multiple_of(2)) {
         (false, true) => json!({"role": "user", "content": text}),

@@ -9,9 +9,11 @@
 mod artifacts;
 mod bare;
 mod conversation;
+mod copy;
 mod corpus;
 mod crowd;
 mod disk;
+mod edits;
 mod growth;
 mod http;
 mod load;
@@ -91,7 +93,7 @@ impl Bench {
 /// A measurement: its name, its report's title, and itself.
 type Measurement = (&'static str, &'static str, fn(&Bench, &mut Report) -> anyhow::Result<()>);
 
-const ALL: [Measurement; 14] = [
+const ALL: [Measurement; 16] = [
     ("artifacts", "Storing and reading files", artifacts::run),
     ("upload-memory", "Memory while large files come in", memory::uploads),
     ("grep", "grep over 10 000 files", search::grep),
@@ -103,6 +105,8 @@ const ALL: [Measurement; 14] = [
     ("queue", "Background jobs", queue::run),
     ("messages", "Storing messages", messages::run),
     ("conversation", "Reading a conversation", conversation::run),
+    ("edits", "Reading a conversation that is made shorter", edits::run),
+    ("copy", "Copying a session", copy::run),
     ("long-message", "Memory while a long message comes in and goes out", long_message::run),
     ("tokenizer", "Memory of the tokenizer", long_message::tokenizer),
     ("growth", "Few messages and many", growth::run),
