@@ -38,6 +38,8 @@ pub struct App(Arc<Services>);
 pub struct Services {
     pub config: Config,
     pub db: PgPool,
+    /// Connections that read pages of messages.
+    pub pages: PgPool,
     pub blobs: Arc<dyn Blobs>,
     pub spool: SpoolDir,
     pub keys: KeyCache,
@@ -87,8 +89,10 @@ impl App {
     pub fn new(parts: Parts) -> Self {
         let Parts { config, database, blobs, spool, port, kinds } = parts;
         let connections = u32::try_from(config.database.connections).unwrap_or(u32::MAX);
+        let for_pages = (connections / 3).max(1);
         Self(Arc::new(Services {
-            db: db::pool(database, connections),
+            pages: db::page_pool(database.clone(), for_pages),
+            db: db::pool(database, connections.saturating_sub(for_pages).max(1)),
             link_key: LinkKey::derive(config.keys.pepper()),
             public_url: config.server.public_url(port),
             messages: Writer::default(),

@@ -33,6 +33,15 @@ pub fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
         .connect_lazy_with(options.options([("TimeZone", "UTC")]).application_name("acontextd"))
 }
 
+/// Opens a pool for pages of messages alone: one statement, which goes along one index whatever the session, so it is planned
+/// once for each connection. Planning it takes longer than running it, and with a limit that it does not know yet Postgres
+/// plans it anew each time, or reads all of a session and sorts it.
+pub fn page_pool(options: PgConnectOptions, connections: u32) -> PgPool {
+    let settings = ["enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "enable_seqscan", "enable_sort"];
+    let options = options.options(settings.map(|setting| (setting, "off")));
+    pool(options.options([("plan_cache_mode", "force_generic_plan")]), connections)
+}
+
 /// A length of time as Postgres takes it.
 pub fn interval(duration: Duration) -> PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);

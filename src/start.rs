@@ -133,7 +133,7 @@ impl Server {
         app.messages.close();
         let _ = tokio::time::timeout(CUT_OFF, writer.join_next()).await;
         // What was cut off may still hold a connection; the database ends it.
-        let _ = tokio::time::timeout(CUT_OFF, app.db.close()).await;
+        let _ = tokio::time::timeout(CUT_OFF, futures_util::future::join(app.pages.close(), app.db.close())).await;
         if let Some(postgres) = postgres {
             postgres.stop().await?;
         }

@@ -316,7 +316,7 @@ async fn read(
     session: SessionId,
     wanted: &Wanted,
 ) -> Result<(Vec<Row>, Option<Position>)> {
-    let mut conn = app.db.acquire().await?;
+    let mut conn = app.pages.acquire().await?;
     let mut rows = page::list(&mut conn, project, session, wanted).await?;
     if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
         return Err(sessions::NOT_FOUND);

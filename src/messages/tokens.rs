@@ -133,12 +133,39 @@ fn safe_end(text: &str, searched: usize) -> Option<usize> {
 fn count(text: &str) -> usize {
     let encoding = bpe_openai::o200k_base();
     let text = encoding.normalize(text);
-    WORDS.with_borrow_mut(|words| encoding.split(text.as_str()).map(|word| words.count(word)).sum())
+    let mut text = text.as_str();
+    WORDS.with_borrow_mut(|words| {
+        let mut count = 0;
+        while !text.is_empty() {
+            let length = plain_word(text).or_else(|| Some(encoding.split(text).next()?.len()));
+            let (word, rest) = text.split_at(length.unwrap_or(text.len()));
+            count += words.count(word);
+            text = rest;
+        }
+        count
+    })
+}
+
+/// How long the word is that a text begins with, if that is plain to see: one ASCII character at most that is no letter, digit
+/// or end of a line, then letters, first large and then small ones, and after them neither an apostrophe nor anything that is not
+/// ASCII. It is what the encoding's first pattern takes, without its regular expression.
+fn plain_word(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let run = |from: usize, fits: fn(&u8) -> bool| from + bytes[from..].iter().take_while(|byte| fits(byte)).count();
+    let first = *bytes.first()?;
+    let before = first.is_ascii() && !first.is_ascii_alphanumeric() && !matches!(first, b'\r' | b'\n');
+    let small = run(before.into(), u8::is_ascii_uppercase);
+    let end = run(small, u8::is_ascii_lowercase);
+    let ends = bytes.get(end).is_none_or(|byte| byte.is_ascii() && *byte != b'\'');
+    (end > small && ends).then_some(end)
 }
 
 thread_local! {
     static WORDS: RefCell<Words> = RefCell::new(Words(vec![(0, 0); 2048]));
 }
+
+/// An odd number without a pattern (the fraction of the golden ratio): its multiples spread over the upper bits.
+const HASH: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
 
 /// What short words were found to take. Most of a text is a few hundred words over and over, and looking one up takes a
 /// tenth of the time. A word has one place, which it takes from the one that was there.
@@ -148,9 +175,8 @@ impl Words {
     fn count(&mut self, word: &str) -> usize {
         let count = || bpe_openai::o200k_base().bpe.count(word.as_bytes());
         let Some(key) = Self::key(word) else { return count() };
-        let hash = (key as u64 ^ (key >> 64) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
-        let places = self.0.len();
-        let place = &mut self.0[hash as usize % places];
+        let place = usize::try_from(HASH.wrapping_mul(key) >> 112).unwrap_or_default() % self.0.len();
+        let place = &mut self.0[place];
         if place.0 != key {
             *place = (key, u8::try_from(count()).unwrap_or(u8::MAX));
         }
