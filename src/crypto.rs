@@ -7,6 +7,7 @@
 use anyhow::{Context, anyhow};
 use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
 use argon2::{Algorithm, Argon2, Params, Version};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrap};
 use aws_lc_rs::{hkdf, hmac, rand};
 use base64::Engine;
@@ -137,6 +138,47 @@ fn derive(salt: &[u8], input: &[u8], info: &[u8]) -> anyhow::Result<Zeroizing<[u
     Ok(key)
 }
 
+/// Seals the answer that is kept for one request, which may contain a secret: opens with the pepper and the key that the
+/// client sent, which is kept nowhere.
+pub struct AnswerKey(RandomizedNonceKey);
+
+impl AnswerKey {
+    /// # Errors
+    /// None that can be helped.
+    pub fn derive(request: &[u8], sent: &str, pepper: &str) -> anyhow::Result<Self> {
+        let input = Zeroizing::new(format!("{sent}{pepper}"));
+        let key = derive(request, input.as_bytes(), b"acontextd kept answers, first form")?;
+        Ok(Self(RandomizedNonceKey::new(&AES_256_GCM, &*key)?))
+    }
+
+    /// The nonce, the sealed bytes, and their tag.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn seal(&self, plain: &[u8]) -> anyhow::Result<Vec<u8>> {
+        let mut sealed = Vec::with_capacity(NONCE_LEN + plain.len() + AES_256_GCM.tag_len());
+        sealed.extend_from_slice(&[0; NONCE_LEN]);
+        sealed.extend_from_slice(plain);
+        let (nonce, tag) = self.0.seal_in_place_separate_tag(Aad::empty(), &mut sealed[NONCE_LEN..])?;
+        sealed[..NONCE_LEN].copy_from_slice(nonce.as_ref());
+        sealed.extend_from_slice(tag.as_ref());
+        Ok(sealed)
+    }
+
+    /// What was sealed.
+    ///
+    /// # Errors
+    /// It was damaged, or sealed under another pepper.
+    pub fn open(&self, mut sealed: Vec<u8>) -> anyhow::Result<Vec<u8>> {
+        let (nonce, rest) = sealed.split_first_chunk_mut().context("a sealed answer is too short")?;
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let length = self.0.open_in_place(nonce, Aad::empty(), rest).context("cannot open a kept answer")?.len();
+        sealed.truncate(NONCE_LEN + length);
+        sealed.drain(..NONCE_LEN);
+        Ok(sealed)
+    }
+}
+
 /// Signs public links. Derived from the pepper, so that every process of an installation has the same one.
 pub struct LinkKey(hmac::Key);
 
@@ -227,5 +269,19 @@ mod tests {
         assert!(read.matches("pepper", &phc));
         assert!(!read.matches("salt", &phc));
         assert!(!read.matches("pepper", "dummy-phc"));
+    }
+
+    #[test]
+    fn a_kept_answer_opens_only_with_pepper_key_and_request() {
+        let key = |request: &[u8], sent, pepper| AnswerKey::derive(request, sent, pepper).unwrap();
+        let sealed = key(b"request", "key", "pepper").seal(b"an answer").unwrap();
+        assert_ne!(sealed, key(b"request", "key", "pepper").seal(b"an answer").unwrap());
+        assert_eq!(key(b"request", "key", "pepper").open(sealed.clone()).unwrap(), b"an answer");
+        for other in [key(b"other", "key", "pepper"), key(b"request", "kex", "pepper"), key(b"request", "key", "salt")]
+        {
+            assert!(other.open(sealed.clone()).is_err());
+        }
+        assert!(key(b"request", "key", "pepper").open(sealed[1..].to_vec()).is_err());
+        assert!(key(b"request", "key", "pepper").open(Vec::new()).is_err());
     }
 }

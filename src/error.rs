@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 
 use crate::blob::BlobError;
 use crate::http::reply;
@@ -35,6 +36,13 @@ pub enum Error {
     /// 413: says what is too large and what the limit is.
     #[error("{0}")]
     TooLarge(String),
+    /// 422: understood, but it contradicts what was sent before.
+    #[error("{0}")]
+    Unprocessable(&'static str),
+    /// No fault at all: the request was answered before, and this was the answer. It ends a handler wherever that turns out,
+    /// as errors do.
+    #[error("answered before")]
+    Replay { status: StatusCode, body: Bytes },
     /// 503: a dependency or a deadline; the same request may work in a moment.
     #[error("{msg}")]
     Unavailable { msg: Cow<'static, str>, cause: Option<anyhow::Error> },
@@ -79,6 +87,8 @@ impl Error {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Replay { status, .. } => *status,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -91,7 +101,10 @@ impl Error {
             Self::BadRequest { msg, detail: None } | Self::Unavailable { msg, .. } | Self::Conflict(msg) => {
                 msg.as_ref().into()
             }
-            Self::Unauthorized(msg) | Self::Forbidden(msg) | Self::NotFound(msg) => (*msg).into(),
+            Self::Unauthorized(msg) | Self::Forbidden(msg) | Self::NotFound(msg) | Self::Unprocessable(msg) => {
+                (*msg).into()
+            }
+            Self::Replay { .. } => "".into(),
             Self::KeyRequired => "encryption enabled, API key required".into(),
             Self::TooLarge(msg) => msg.as_str().into(),
             Self::Internal(_) => "internal error; the request id names it in the server's log".into(),
@@ -114,6 +127,9 @@ impl Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
+        if let Self::Replay { status, body } = self {
+            return reply::again(status, body);
+        }
         let status = self.status();
         let mut response = reply::refusal(status, &self.public(), self.constant());
         if status == StatusCode::SERVICE_UNAVAILABLE {

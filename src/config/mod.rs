@@ -241,6 +241,9 @@ pub struct Limits {
     /// How long the bytes of a body may stop coming
     #[arg(long = "idle-timeout", env = "ACONTEXTD_IDLE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = span)]
     pub idle: Duration,
+    /// How long a request waits for another one with the same Idempotency-Key
+    #[arg(long = "idempotency-wait", env = "ACONTEXTD_IDEMPOTENCY_WAIT", value_name = "TIME", default_value = "10s", value_parser = span)]
+    pub idempotency_wait: Duration,
     /// How long a grep may take
     #[arg(long = "grep-timeout", env = "ACONTEXTD_GREP_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = span)]
     pub grep: Duration,

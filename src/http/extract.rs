@@ -17,6 +17,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::idempotency::fingerprint::Fingerprint;
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::{ids, json, percent};
@@ -206,10 +207,17 @@ pub async fn body_bytes(request: Request, limit: u64) -> Result<Bytes> {
     if announced_length(request.headers()).is_some_and(|length| length > limit) {
         return Err(too_large());
     }
+    let fingerprint = Fingerprint::wanted_by(&request);
     let body: Body = request.into_body();
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     match Limited::new(body, limit).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
+        Ok(collected) => {
+            let bytes = collected.to_bytes();
+            if let Some(fingerprint) = fingerprint {
+                fingerprint.add_body(&bytes).await;
+            }
+            Ok(bytes)
+        }
         Err(fault) if fault.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
         Err(_) => Err(Error::bad_because("parameter error", "body: ended before it was whole")),
     }

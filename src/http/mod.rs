@@ -1,8 +1,10 @@
 //! The surface that every route shares: what comes in ([`extract`], [`upload`]), what goes out ([`reply`], [`download`]), what
-//! stands around ([`middleware`], [`server`]), and what describes it ([`openapi`]).
+//! makes a request act once ([`idempotency`]), what stands around ([`middleware`], [`server`]), and what describes it
+//! ([`openapi`]).
 
 pub mod download;
 pub mod extract;
+pub mod idempotency;
 pub mod json;
 pub mod middleware;
 pub mod openapi;

@@ -1,9 +1,13 @@
 //! The envelope that every JSON answer has: `{"code":0,"data":…,"msg":""}`, or `{"code":<status>,"msg":…,"error":…}`.
 
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use serde::Serialize;
+
+/// Says that an answer was given before.
+static REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The answer of a request that worked.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -62,15 +66,24 @@ pub fn refusal(status: StatusCode, msg: &str, error: Option<&str>) -> Response {
     json(status, &Refusal { code: status.as_u16(), msg, error })
 }
 
+/// An answer that was given before, byte for byte.
+pub fn again(status: StatusCode, body: Bytes) -> Response {
+    let mut response = written(status, Body::from(body));
+    response.headers_mut().insert(REPLAYED.clone(), HeaderValue::from_static("true"));
+    response
+}
+
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
-        Ok(bytes) => {
-            let mut response = (status, Body::from(bytes)).into_response();
-            let kind = HeaderValue::from_static("application/json; charset=utf-8");
-            response.headers_mut().insert(header::CONTENT_TYPE, kind);
-            response
-        }
+        Ok(bytes) => written(status, Body::from(bytes)),
         // Only a `Serialize` that fails by itself gets here; none of ours does.
         Err(fault) => crate::error::Error::internal(fault).into_response(),
     }
+}
+
+fn written(status: StatusCode, body: Body) -> Response {
+    let mut response = (status, body).into_response();
+    let kind = HeaderValue::from_static("application/json; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }

@@ -13,6 +13,7 @@ use multer::{Constraints, Field, Multipart, SizeLimit};
 use serde_json::{Map, Value};
 
 use super::extract::announced_length;
+use super::idempotency::fingerprint::Fingerprint;
 use crate::app::App;
 use crate::blob::spool::Spool;
 use crate::config::Limits;
@@ -90,6 +91,7 @@ impl Form {
         if announced_length(request.headers()).is_some_and(|length| length > largest) {
             return Err(rules.too_large(limits));
         }
+        let fingerprint = Fingerprint::wanted_by(&request);
         let mut chunks = chunks(request, limits.idle);
         let begun = first_bytes(&mut chunks, &boundary).await;
         // A part's head that never ends would otherwise be kept as it comes.
@@ -97,6 +99,9 @@ impl Form {
         let body = futures_util::stream::iter(begun).chain(chunks.by_ref());
         let form = Self::read_parts(Multipart::with_constraints(body, boundary, whole), app, rules).await?;
         finish(&mut chunks).await;
+        if let Some(fingerprint) = fingerprint {
+            fingerprint.add_form(&form).await;
+        }
         Ok(Some(form))
     }
 
