@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, OnConstraint, Result};
 use crate::http::extract::{Params, Path, Query};
+use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
 use crate::http::reply::{self, Done, Envelope};
@@ -30,20 +31,24 @@ pub struct CreateDisk {
 /// Create a disk
 #[utoipa::path(post, path = "/api/v1/disk", tag = "disk", request_body = Option<CreateDisk>,
     responses((status = 201, body = Envelope<Disk>), Refusals))]
-pub async fn create_disk(State(app): State<App>, caller: Caller, Params(body): Params<CreateDisk>) -> Result<Response> {
-    let mut tx = app.db.begin().await?;
+pub async fn create_disk(
+    State(app): State<App>,
+    caller: Caller,
+    once: Once,
+    Params(body): Params<CreateDisk>,
+) -> Result<Response> {
+    let mut act = once.begin(&app).await?;
     // The project may be deleted just now.
     let gone = || Error::Unauthorized("Unauthorized");
     let user = match &body.user {
         Some(user) => {
-            let user = users::store::get_or_insert(&mut tx, caller.project, user).await;
+            let user = users::store::get_or_insert(&mut act, caller.project, user).await;
             Some(user.on_constraint("users_project_id_fkey", gone)?)
         }
         None => None,
     };
-    let disk = store::insert(&mut tx, caller.project, user).await.on_constraint("disks_project_id_fkey", gone)?;
-    tx.commit().await?;
-    Ok(reply::created(disk))
+    let disk = store::insert(&mut act, caller.project, user).await.on_constraint("disks_project_id_fkey", gone)?;
+    act.commit(reply::created(disk)).await
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -84,9 +89,13 @@ pub async fn list_disks(
 /// With every file on it.
 #[utoipa::path(delete, path = "/api/v1/disk/{disk_id}", tag = "disk", params(("disk_id" = DiskId, Path)),
     responses((status = 200, body = Done), Refusals))]
-pub async fn delete_disk(State(app): State<App>, caller: Caller, Path(disk): Path<DiskId>) -> Result<Response> {
-    let mut tx = app.db.begin().await?;
-    let deleted = store::delete(&mut tx, caller.project, disk).await?;
-    tx.commit().await?;
-    if deleted { Ok(reply::done()) } else { Err(NOT_FOUND) }
+pub async fn delete_disk(
+    State(app): State<App>,
+    caller: Caller,
+    once: Once,
+    Path(disk): Path<DiskId>,
+) -> Result<Response> {
+    let mut act = once.begin(&app).await?;
+    let deleted = store::delete(&mut act, caller.project, disk).await?;
+    if deleted { act.commit(reply::done()).await } else { Err(NOT_FOUND) }
 }

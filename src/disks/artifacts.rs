@@ -6,6 +6,7 @@ use axum::response::Response;
 use chrono::Utc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sqlx::PgConnection;
 
 use super::api::NOT_FOUND;
 use super::changes::{self, Author, Change, Content, FileChange};
@@ -21,6 +22,7 @@ use crate::blob::spool::Spool;
 use crate::error::{Error, Result};
 use crate::http::download::{self, Presented};
 use crate::http::extract::{Flag, Int, Params, Path, Query};
+use crate::http::idempotency::Once;
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Done, Envelope};
@@ -57,49 +59,53 @@ pub struct UpsertArtifact {
 pub async fn upsert_artifact(
     State(app): State<App>,
     caller: Caller,
+    once: Once,
     Path(disk): Path<DiskId>,
     request: Request,
 ) -> Result<Response> {
     let mut conn = app.db.acquire().await?;
-    let there = store::exists(&mut conn, caller.project, disk).await?;
+    // What was answered before is answered again, even if the disk is gone.
+    let there = store::exists(&mut conn, caller.project, disk).await? || once.is_answered(&mut conn).await?;
     drop(conn);
     if !there {
         return Err(NOT_FOUND);
     }
     caller.may_store_plain()?;
     let form = Form::read(request, &app, &Rules::one_file(&app.config.limits)).await?.unwrap_or_default();
+    once.look(&app).await?;
     let file = form.file("file").ok_or(Error::bad("file is required"))?;
     let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
     let at = FilePath::of_upload(text("file_path"), &file.name)?;
     let meta = user_meta(text("meta"), app.config.limits.meta)?;
-    let stored = store_file(&app, caller.project, disk, at, &file.content, meta).await?;
-    Ok(reply::created(Artifact::from(stored)))
+    store_file(&app, &once, caller.project, disk, at, &file.content, meta).await
 }
 
 /// Puts the bytes into the object store and then, in one short transaction, the file on its disk.
 async fn store_file(
     app: &App,
+    once: &Once,
     project: ProjectId,
     disk: DiskId,
     at: FilePath,
     content: &Spool,
     meta: Map<String, Value>,
-) -> Result<File> {
+) -> Result<Response> {
     let whole = content.head.len() as u64 == content.size;
     let mime = media::detect(&content.head, whole, at.filename());
     for _ in 0..UPLOAD_TRIES {
         let upload = refs::upload(app, project, content).await?;
-        let mut tx = app.db.begin().await?;
-        let Some(blob) = refs::claim(&mut tx, &upload).await? else {
+        let mut act = once.begin(app).await?;
+        let Some(blob) = refs::claim(&mut act, &upload).await? else {
+            act.rollback().await?;
             continue;
         };
         let size = i64::try_from(content.size).map_err(Error::internal)?;
         let content = Content { blob, mime: mime.clone(), size, sha256: content.sha256.clone() };
         let change = FileChange { at: at.clone(), change: Change::Put { content, meta: meta.clone() } };
-        changes::apply(&mut tx, project, disk, &[change], by_api(app)).await?.map_err(|_| NOT_FOUND)?;
-        let file = files::get(&mut tx, project, disk, &at).await?;
-        tx.commit().await?;
-        return file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")));
+        changes::apply(&mut act, project, disk, &[change], by_api(app)).await?.map_err(|_| NOT_FOUND)?;
+        let file = files::get(&mut act, project, disk, &at).await?;
+        let file = file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")))?;
+        return act.commit(reply::created(Artifact::from(file))).await;
     }
     Err(Error::unavailable("equal files are being stored and removed at once; try again in a moment"))
 }
@@ -135,11 +141,10 @@ fn required_path(text: Option<&str>) -> Result<FilePath> {
 }
 
 /// The file of that path on a disk of the caller's.
-async fn find(app: &App, caller: &Caller, disk: DiskId, at: &FilePath) -> Result<File> {
-    let mut conn = app.db.acquire().await?;
-    match files::get(&mut conn, caller.project, disk, at).await? {
+async fn find(conn: &mut PgConnection, caller: &Caller, disk: DiskId, at: &FilePath) -> Result<File> {
+    match files::get(conn, caller.project, disk, at).await? {
         Some(found) => Ok(found),
-        None if store::exists(&mut conn, caller.project, disk).await? => Err(NO_FILE),
+        None if store::exists(conn, caller.project, disk).await? => Err(NO_FILE),
         None => Err(DENIED),
     }
 }
@@ -212,7 +217,9 @@ pub async fn get_artifact(
         Ok((required_path(query.file_path.as_deref())?, links::end(Utc::now().timestamp(), life)?))
     };
     let (at, end) = for_owner(&app, &caller, disk, parsed()).await?;
-    let found = find(&app, &caller, disk, &at).await?;
+    let mut conn = app.db.acquire().await?;
+    let found = find(&mut conn, &caller, disk, &at).await?;
+    drop(conn);
     let with_url = Flag::or(query.with_public_url, true);
     let public_url = with_url.then(|| public_url(&app, &caller, &found, end)).transpose()?;
     let content = if Flag::or(query.with_content, true) { content(&app, &found).await? } else { None };
@@ -267,7 +274,9 @@ pub async fn download_artifact(
     headers: HeaderMap,
 ) -> Result<Response> {
     let at = for_owner(&app, &caller, disk, required_path(query.file_path.as_deref())).await?;
-    let file = find(&app, &caller, disk, &at).await?;
+    let mut conn = app.db.acquire().await?;
+    let file = find(&mut conn, &caller, disk, &at).await?;
+    drop(conn);
     let stored = Stored { object_key: file.object_key, size: file.size.cast_unsigned() };
     let as_ = Presented { mime: &file.mime, filename: &file.filename, sha256: &file.sha256, public: false };
     download::serve(&app, &stored, &as_, &method, &headers).await
@@ -296,6 +305,7 @@ pub struct UpdatedArtifact {
 pub async fn update_artifact(
     State(app): State<App>,
     caller: Caller,
+    once: Once,
     Path(disk): Path<DiskId>,
     Params(body): Params<UpdateArtifact>,
 ) -> Result<Response> {
@@ -307,12 +317,11 @@ pub async fn update_artifact(
     }
     let parsed = || Ok((required_path(body.file_path.as_deref())?, user_meta(meta, app.config.limits.meta)?));
     let (at, meta) = for_owner(&app, &caller, disk, parsed()).await?;
-    let mut tx = app.db.begin().await?;
+    let mut act = once.begin(&app).await?;
     let change = FileChange { at: at.clone(), change: Change::SetMeta(meta) };
-    changes::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
-    let file = files::get(&mut tx, caller.project, disk, &at).await?.ok_or(NO_FILE)?;
-    tx.commit().await?;
-    Ok(reply::ok(UpdatedArtifact { artifact: file.into() }))
+    changes::apply(&mut act, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
+    let file = files::get(&mut act, caller.project, disk, &at).await?.ok_or(NO_FILE)?;
+    act.commit(reply::ok(UpdatedArtifact { artifact: file.into() })).await
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -336,6 +345,7 @@ pub struct DeleteArtifact {
 pub async fn delete_artifact(
     State(app): State<App>,
     caller: Caller,
+    once: Once,
     Path(disk): Path<DiskId>,
     Params(query): Params<DeleteArtifact>,
 ) -> Result<Response> {
@@ -344,10 +354,9 @@ pub async fn delete_artifact(
         return Err(Error::field("file_path", "is required"));
     }
     let at = for_owner(&app, &caller, disk, required_path(path.as_deref())).await?;
-    find(&app, &caller, disk, &at).await?;
-    let mut tx = app.db.begin().await?;
+    let mut act = once.begin(&app).await?;
+    find(&mut act, &caller, disk, &at).await?;
     let change = FileChange { at, change: Change::Erase };
-    changes::apply(&mut tx, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
-    tx.commit().await?;
-    Ok(reply::done())
+    changes::apply(&mut act, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
+    act.commit(reply::done()).await
 }

@@ -6,11 +6,15 @@ use std::sync::{Arc, LazyLock};
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use utoipa::openapi::header::Header;
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, RefOr, ResponseBuilder, Schema};
+use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, Ref, RefOr, ResponseBuilder, Schema};
 use utoipa::{IntoResponses, PartialSchema};
 
 use super::extract::Path;
+use super::idempotency;
 use super::reply::Refusal;
 use crate::app;
 use crate::error::{Error, Result};
@@ -20,16 +24,68 @@ pub struct Refusals;
 
 impl IntoResponses for Refusals {
     fn responses() -> std::collections::BTreeMap<String, RefOr<utoipa::openapi::response::Response>> {
-        let refusal = |text: &str| {
-            let schema: RefOr<Schema> = Refusal::schema();
-            let content = ContentBuilder::new().schema(Some(schema)).build();
-            ResponseBuilder::new().description(text).content("application/json", content).build().into()
-        };
         std::collections::BTreeMap::from([
             ("4XX".to_owned(), refusal("Refused; `code` is the status, `msg` names the field or what is missing")),
             ("5XX".to_owned(), refusal("A fault of the server; 503 may work in a moment")),
         ])
     }
+}
+
+fn refusal(text: &str) -> RefOr<utoipa::openapi::response::Response> {
+    let schema: RefOr<Schema> = Refusal::schema();
+    let content = ContentBuilder::new().schema(Some(schema)).build();
+    ResponseBuilder::new().description(text).content("application/json", content).build().into()
+}
+
+/// The refusals that a key may cause: status, name in the document, text.
+const KEY_REFUSALS: [(&str, &str, &str); 2] = [
+    (
+        "409",
+        "Conflict",
+        "It does not fit what is there, or a request with its `Idempotency-Key` is still being worked on",
+    ),
+    ("422", "AnotherRequest", "Its `Idempotency-Key` came with another request before"),
+];
+
+/// Adds to every operation that acts what a key makes of it.
+fn describe_keys(api: &mut OpenApi) {
+    let responses = &mut api.components.get_or_insert_default().responses;
+    responses.extend(KEY_REFUSALS.map(|(_, name, text)| (name.to_owned(), refusal(text))));
+    for item in api.paths.paths.values_mut() {
+        let PathItem { post, put, patch, delete, .. } = item;
+        for operation in [post, put, patch, delete].into_iter().flatten() {
+            describe_key(operation);
+        }
+    }
+}
+
+fn describe_key(operation: &mut Operation) {
+    operation.parameters.get_or_insert_default().push(key_parameter().into());
+    let responses = &mut operation.responses.responses;
+    for (status, response) in responses.iter_mut() {
+        if let RefOr::T(response) = response
+            && status.starts_with('2')
+        {
+            let mut header = Header::new(ObjectBuilder::new().schema_type(Type::Boolean));
+            header.description = Some("`true` if this is what the request was answered before; else left out".into());
+            response.headers.insert("Idempotent-Replayed".into(), header.into());
+        }
+    }
+    for (status, name, _) in KEY_REFUSALS {
+        responses.entry(status.into()).or_insert_with(|| Ref::from_response_name(name).into());
+    }
+}
+
+fn key_parameter() -> Parameter {
+    let text = "Sent again within 24 hours with the same key, the same request gets the same answer and does nothing more. \
+                Only successes are kept.";
+    let schema = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(255));
+    ParameterBuilder::new()
+        .name(idempotency::HEADER)
+        .parameter_in(ParameterIn::Header)
+        .description(Some(text))
+        .schema(Some(schema.pattern(Some("^[!-~]+$"))))
+        .build()
 }
 
 /// The document.
@@ -44,6 +100,7 @@ pub fn document() -> OpenApi {
         let http = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(description)).build();
         SecurityScheme::Http(http)
     };
+    describe_keys(&mut api);
     let components = api.components.get_or_insert_default();
     components.add_security_scheme("BearerAuth", bearer("A project's key, `sk-ac-…`"));
     components.add_security_scheme("AdminToken", bearer("`ADMIN_API_TOKEN`, here or in `X-Access-Token`"));

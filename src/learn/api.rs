@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::Path;
+use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Envelope};
 use crate::http::time::Timestamp;
@@ -62,10 +63,25 @@ pub struct Flushed {
 /// Observe a session now
 ///
 /// Takes up what waits and what has failed, and waits for the outcome. The answer is 200 whatever that is; `data.status`
-/// tells it.
+/// tells it. With an `Idempotency-Key` only a flush that observed all is kept; two with one key at once wait for the same
+/// work, and another that did not come to its end can be sent again.
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/flush", tag = "session",
     params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<Flushed>), Refusals))]
-pub async fn flush_session(State(app): State<App>, caller: Caller, Path(session): Path<SessionId>) -> Result<Response> {
+pub async fn flush_session(
+    State(app): State<App>,
+    caller: Caller,
+    once: Once,
+    Path(session): Path<SessionId>,
+) -> Result<Response> {
+    once.look(&app).await?;
+    let flushed = flush(&app, &caller, session).await?;
+    let worked = flushed.status == 200;
+    let answer = reply::ok(flushed);
+    // No transaction is held while the work goes on, which may be done twice: each message is observed once.
+    if worked { once.keep(&app, answer).await } else { Ok(answer) }
+}
+
+async fn flush(app: &App, caller: &Caller, session: SessionId) -> Result<Flushed> {
     let deadline = Instant::now() + app.config.learning.flush;
     let mut tx = app.db.begin().await?;
     sessions::store::check_owned(&mut tx, caller.project, session).await?;
@@ -84,11 +100,11 @@ pub async fn flush_session(State(app): State<App>, caller: Caller, Path(session)
     store::set_observing(&mut tx, session, true).await?;
     tx.commit().await?;
     app.jobs.wake();
-    wait(&app, session, locked.last_message_at, deadline).await
+    wait(app, session, locked.last_message_at, deadline).await
 }
 
 /// Waits until the messages up to a moment were looked at.
-async fn wait(app: &App, session: SessionId, until: Option<DateTime<Utc>>, deadline: Instant) -> Result<Response> {
+async fn wait(app: &App, session: SessionId, until: Option<DateTime<Utc>>, deadline: Instant) -> Result<Flushed> {
     loop {
         // From here on no word is missed.
         let told = app.observed.notified();
@@ -115,6 +131,6 @@ async fn wait(app: &App, session: SessionId, until: Option<DateTime<Utc>>, deadl
     }
 }
 
-fn answer(status: u16, errmsg: String) -> Response {
-    reply::ok(Flushed { status, errmsg })
+fn answer(status: u16, errmsg: String) -> Flushed {
+    Flushed { status, errmsg }
 }

@@ -9,18 +9,19 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::edit::{self, ParseError};
-use super::format::{Answer, Call, Format, Surroundings};
-use super::incoming::{self, Draft, Ready, StoreMessage, format_of, on_the_side};
+use super::format::{Format, Surroundings};
+use super::incoming::{self, Ready, StoreMessage, format_of, on_the_side};
 use super::page::{self, Row, Wanted};
 use super::parts::{Asset, Kind, Part};
 use super::pieces::Pieces;
 use super::shown::{self, Item, Opened, Rest};
-use super::store::{self, Lock, Stored};
-use super::{files, writer};
+use super::store::{self, Lock};
+use super::{Written, answers, files, writer};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Flag, Int, Path, Query};
+use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::page::Position;
 use crate::http::reply::{self, Envelope};
@@ -60,17 +61,20 @@ pub struct Message {
 pub async fn store_message(
     State(app): State<App>,
     caller: Caller,
+    once: Once,
     Path(session): Path<SessionId>,
     request: Request,
 ) -> Result<Response> {
     caller.may_store_plain()?;
     let draft = incoming::read(request, &app).await?;
-    let (ready, stored) = if !draft.message.file_fields().is_empty() {
-        files::store(&app, &caller, session, draft).await?
+    once.look(&app).await?;
+    let Written { ready, stored, act } = if !draft.message.file_fields().is_empty() {
+        files::store(&app, &caller, &once, session, draft).await?
     } else if draft.message.answers().is_empty() {
-        store(&app, draft.finish(&app, caller.project, session).await?).await?
+        let ready = draft.finish(&app, caller.project, session).await?;
+        if once.has_key() { store_once(&app, &once, ready).await? } else { store(&app, ready).await? }
     } else {
-        store_answers(&app, caller.project, session, draft).await?
+        answers::store(&app, &once, caller.project, session, draft).await?
     };
     let length = ready.message.content.len();
     let (message, parts) = ready.into_parts(&app).await?;
@@ -86,64 +90,43 @@ pub async fn store_message(
         created_at: stored.created_at,
         updated_at: stored.created_at,
     };
-    on_the_side(&app, length, move || Ok(reply::created(shown))).await
+    let answer = on_the_side(&app, length, move || Ok(reply::created(shown))).await?;
+    match act {
+        Some(act) => act.commit(answer).await,
+        None => Ok(answer),
+    }
 }
 
-async fn store(app: &App, ready: Ready) -> Result<(Ready, Stored)> {
+async fn store(app: &App, ready: Ready) -> Result<Written> {
     if ready.message.content.len() <= writer::LARGE
         && let Some(stored) = app.messages.store(ready.message.clone()).await?
     {
-        return Ok((ready, stored));
+        return Ok(Written { ready, stored, act: None });
     }
     let buffer = (&app.config.learning).into();
     // Those who wait for a session that is held up must leave connections to the others.
     let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
     let mut conn = app.db.acquire().await?;
     let stored = store::insert_once(&mut conn, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
-    Ok((ready, stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?))
-}
-
-/// Stores a message that answers calls of Gemini functions: each takes the id of its call, which then waits no longer.
-async fn store_answers(app: &App, project: ProjectId, session: SessionId, draft: Draft) -> Result<(Ready, Stored)> {
-    // What takes long is done before the session is locked; the ids of calls change no tokens.
-    let ready = draft.finish(app, project, session).await?;
-    let mut tx = app.db.begin().await?;
-    if !store::lock_session(&mut tx, project, session).await? {
-        return Err(sessions::NOT_FOUND);
-    }
-    let mut waiting = store::list_open_calls(&mut tx, session).await?;
-    let mut answered: Vec<MessageId> = Vec::new();
-    let mut ids = Vec::new();
-    for answer in &ready.answers {
-        let (message, call) = take_call(&mut waiting, answer).ok_or_else(|| unasked(answer))?;
-        ids.push((answer.part, call.id));
-        answered.push(message);
-    }
-    let ready = ready.with_answer_ids(app, ids).await?;
-    for (message, calls) in waiting.iter().filter(|(message, _)| answered.contains(message)) {
-        store::set_open_calls(&mut tx, *message, calls).await?;
-    }
-    let buffer = (&app.config.learning).into();
-    let stored = store::insert(&mut tx, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
     let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
-    tx.commit().await?;
-    Ok((ready, stored))
+    Ok(Written { ready, stored, act: None })
 }
 
-/// The oldest waiting call that an answer fits: of the same name, and of the same id if it tells one.
-fn take_call(waiting: &mut [(MessageId, Vec<Call>)], answer: &Answer) -> Option<(MessageId, Call)> {
-    let fits = |call: &Call| call.name == answer.name && answer.id.as_ref().is_none_or(|id| *id == call.id);
-    waiting.iter_mut().find_map(|(message, calls)| {
-        let at = calls.iter().position(fits)?;
-        Some((*message, calls.remove(at)))
-    })
-}
-
-fn unasked(answer: &Answer) -> Error {
-    let Answer { part, name, id } = answer;
-    let id = id.as_ref().map(|id| format!(" and the id '{id}'")).unwrap_or_default();
-    let why = format_args!("no call of a function with the name '{name}'{id} waits in this session").to_string();
-    Error::field(&format!("parts[{part}].functionResponse"), why)
+/// Stores a message in the transaction that its answer is kept in.
+async fn store_once(app: &App, once: &Once, ready: Ready) -> Result<Written> {
+    let buffer = (&app.config.learning).into();
+    let new = std::slice::from_ref(&ready.message);
+    let mut act = once.begin(app).await?;
+    if let Some(stored) = store::insert(&mut act, new, buffer, Lock::Skip).await?.into_iter().next().flatten() {
+        return Ok(Written { ready, stored, act: Some(act) });
+    }
+    act.rollback().await?;
+    // As above: those who wait must leave connections to the others.
+    let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
+    let mut act = once.begin(app).await?;
+    let stored = store::insert(&mut act, new, buffer, Lock::Wait).await?;
+    let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
+    Ok(Written { ready, stored, act: Some(act) })
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]

@@ -11,9 +11,10 @@ use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
-use super::incoming::{Draft, Ready};
+use super::Written;
+use super::incoming::Draft;
 use super::parts::{Asset, Kind, Part};
-use super::store::{self, Lock, MessageFile, Stored};
+use super::store::{self, Lock, MessageFile};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::blob::links::{self, Link};
@@ -22,6 +23,7 @@ use crate::blob::spool::Spool;
 use crate::error::{Error, Result};
 use crate::http::download::{self, Presented};
 use crate::http::extract::{Path, Query};
+use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::time::Timestamp;
 use crate::http::upload::File;
@@ -45,7 +47,7 @@ struct Named {
 ///
 /// # Errors
 /// 400 for a part that names a file which did not come.
-pub async fn store(app: &App, caller: &Caller, session: SessionId, mut draft: Draft) -> Result<(Ready, Stored)> {
+pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, mut draft: Draft) -> Result<Written> {
     let mut named = name_files(app, caller.project, &mut draft)?;
     // In one order for all, so that two messages with the same files do not wait for each other.
     named.sort_by(|one, other| one.asset.sha256.cmp(&other.asset.sha256));
@@ -62,27 +64,29 @@ pub async fn store(app: &App, caller: &Caller, session: SessionId, mut draft: Dr
         uploads.push(refs::upload(app, caller.project, &one.file.content).await?);
     }
     for _ in 0..TRIES {
-        let mut tx = app.db.begin().await?;
-        let blobs = match claim_all(&mut tx, &uploads).await {
+        let mut act = once.begin(app).await?;
+        let blobs = match claim_all(&mut act, &uploads).await {
             Ok(Ok(blobs)) => blobs,
             Ok(Err(lost)) => {
-                tx.rollback().await?;
+                act.rollback().await?;
                 uploads[lost] = refs::upload(app, caller.project, &named[lost].file.content).await?;
                 continue;
             }
             // The sweep takes them in another order.
-            Err(fault) if is_deadlock(&fault) => continue,
+            Err(fault) if is_deadlock(&fault) => {
+                act.rollback().await?;
+                continue;
+            }
             Err(fault) => return Err(fault),
         };
-        let stored = store::insert(&mut tx, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
+        let stored = store::insert(&mut act, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
         let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
         for (one, blob) in named.iter().zip(blobs) {
             let Asset { s3_key, sha256, mime, .. } = &one.asset;
             let file = MessageFile { s3_key, blob, sha256, mime, filename: &one.filename };
-            store::insert_file(&mut tx, session, ready.message.id, &file).await?;
+            store::insert_file(&mut act, session, ready.message.id, &file).await?;
         }
-        tx.commit().await?;
-        return Ok((ready, stored));
+        return Ok(Written { ready, stored, act: act.commit_without_key().await? });
     }
     Err(Error::unavailable("equal files are being stored and removed at once; try again in a moment"))
 }

@@ -11,6 +11,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path};
+use crate::http::idempotency::Once;
 use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Envelope};
@@ -41,20 +42,20 @@ pub struct PatchedMeta {
 pub async fn patch_message_meta(
     State(app): State<App>,
     caller: Caller,
+    once: Once,
     Path(session): Path<SessionId>,
     Path(message): Path<MessageId>,
     Json(body): Json<PatchMeta>,
 ) -> Result<Response> {
     let patch = body.meta.ok_or_else(|| Error::field("meta", "is required, a JSON object"))?;
     check_user_meta(&patch)?;
-    let mut tx = app.db.begin().await?;
-    let Some(meta) = store::lock_user_meta(&mut tx, caller.project, session, message).await? else {
-        let there = sessions::store::exists(&mut tx, caller.project, session).await?;
+    let mut act = once.begin(&app).await?;
+    let Some(meta) = store::lock_user_meta(&mut act, caller.project, session, message).await? else {
+        let there = sessions::store::exists(&mut act, caller.project, session).await?;
         return Err(if there { Error::NotFound("message not found") } else { sessions::NOT_FOUND });
     };
     let meta = merge(meta, patch);
     storable_object("meta", &meta, app.config.limits.meta)?;
-    store::set_user_meta(&mut tx, message, &meta).await?;
-    tx.commit().await?;
-    Ok(reply::ok(PatchedMeta { meta }))
+    store::set_user_meta(&mut act, message, &meta).await?;
+    act.commit(reply::ok(PatchedMeta { meta })).await
 }

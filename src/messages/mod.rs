@@ -3,10 +3,11 @@
 //! [`api`] has the routes; [`incoming`] reads what a client sends, [`shown`] makes the answer of a list. [`mod@format`] is the
 //! formats as pure functions, [`parts`] the model between them, [`tokens`] counts, [`edit`] makes a conversation shorter.
 //! [`store`] is the SQL, [`page`] reads a page of messages, and [`writer`] stores many at once; [`files`] are the files that
-//! come with messages, [`pieces`] a long answer.
+//! come with messages, [`answers`] messages that answer calls, [`pieces`] a long answer.
 //!
 //! A message is one row, content and all, so a page of them is one query. What a 201 says is on disk.
 
+pub mod answers;
 pub mod api;
 pub mod edit;
 pub mod files;
@@ -25,6 +26,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
+use crate::http::idempotency::Act;
+use incoming::Ready;
+use store::Stored;
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -32,4 +36,12 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(meta::patch_message_meta))
         .routes(routes!(files::download_asset))
         .routes(routes!(api::get_token_counts))
+}
+
+/// A message that was written to the database.
+pub struct Written {
+    pub ready: Ready,
+    pub stored: Stored,
+    /// What is still to be committed, together with the answer.
+    pub act: Option<Act>,
 }

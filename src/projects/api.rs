@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::crypto::{KEY_PREFIX, ProjectKey};
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path};
+use crate::http::idempotency::Once;
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Done, Envelope};
@@ -29,7 +30,8 @@ pub struct CreateProject {
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct CreatedProject {
     project_id: ProjectId,
-    /// The project's only key. It is shown here once and kept nowhere.
+    /// The project's only key. It is shown here, and to a request that comes again with its `Idempotency-Key`; only that
+    /// opens what is kept for it.
     #[schema(example = "sk-ac-AQAB…")]
     secret_key: String,
 }
@@ -40,13 +42,14 @@ pub struct CreatedProject {
 #[utoipa::path(post, path = "/admin/v1/project", tag = "admin", request_body = CreateProject,
     security(("AdminToken" = [])),
     responses((status = 200, body = Envelope<CreatedProject>), Refusals))]
-pub async fn create_project(State(app): State<App>, Json(body): Json<CreateProject>) -> Result<Response> {
+pub async fn create_project(State(app): State<App>, once: Once, Json(body): Json<CreateProject>) -> Result<Response> {
     if let Some(configs) = &body.configs {
         storable_object("configs", configs, app.config.limits.meta)?;
         if configs.contains_key(ROOT_MARK) {
             return Err(Error::field("configs", format_args!("must not contain {ROOT_MARK}")));
         }
     }
+    once.look(&app).await?;
     let (text, new) = tokio::task::spawn_blocking({
         let app = app.clone();
         move || -> anyhow::Result<_> {
@@ -58,10 +61,9 @@ pub async fn create_project(State(app): State<App>, Json(body): Json<CreateProje
     })
     .await
     .map_err(Error::internal)??;
-    let mut tx = app.db.begin().await?;
-    let project_id = store::insert(&mut tx, &new, body.configs.map(Value::Object)).await?;
-    tx.commit().await?;
-    Ok(reply::ok(CreatedProject { project_id, secret_key: format!("{KEY_PREFIX}{}", *text) }))
+    let mut act = once.begin(&app).await?;
+    let project_id = store::insert(&mut act, &new, body.configs.map(Value::Object)).await?;
+    act.commit(reply::ok(CreatedProject { project_id, secret_key: format!("{KEY_PREFIX}{}", *text) })).await
 }
 
 /// Delete a project
@@ -70,10 +72,10 @@ pub async fn create_project(State(app): State<App>, Json(body): Json<CreateProje
 #[utoipa::path(delete, path = "/admin/v1/project/{project_id}", tag = "admin",
     params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])),
     responses((status = 200, body = Done), Refusals))]
-pub async fn delete_project(State(app): State<App>, Path(project): Path<ProjectId>) -> Result<Response> {
-    let mut tx = app.db.begin().await?;
-    store::delete(&mut tx, project).await?;
-    tx.commit().await?;
+pub async fn delete_project(State(app): State<App>, once: Once, Path(project): Path<ProjectId>) -> Result<Response> {
+    let mut act = once.begin(&app).await?;
+    store::delete(&mut act, project).await?;
+    let answer = act.commit(reply::said("project deleted")).await?;
     app.keys.forget(project);
-    Ok(reply::said("project deleted"))
+    Ok(answer)
 }

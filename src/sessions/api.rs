@@ -11,6 +11,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, OnConstraint, Result};
 use crate::http::extract::{Fields, Flag, Path, Query};
+use crate::http::idempotency::Once;
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
@@ -46,18 +47,19 @@ pub struct CreateSession {
 pub async fn create_session(
     State(app): State<App>,
     caller: Caller,
+    once: Once,
     Fields(body): Fields<CreateSession>,
 ) -> Result<Response> {
     let wanted = wanted_id(body.use_uuid.as_deref())?;
     if let Some(configs) = &body.configs {
         storable_object("configs", configs, app.config.limits.meta)?;
     }
-    let mut tx = app.db.begin().await?;
+    let mut act = once.begin(&app).await?;
     // The project may be deleted just now.
     let gone = || Error::Unauthorized("Unauthorized");
     let user = match &body.user {
         Some(user) => {
-            let user = users::store::get_or_insert(&mut tx, caller.project, user).await;
+            let user = users::store::get_or_insert(&mut act, caller.project, user).await;
             Some(user.on_constraint("users_project_id_fkey", gone)?)
         }
         None => None,
@@ -65,17 +67,14 @@ pub async fn create_session(
     let id = wanted.unwrap_or_default();
     let disable_task_tracking = Flag::or(body.disable_task_tracking, false);
     let new = NewSession { id, user, disable_task_tracking, configs: body.configs };
-    let made = store::insert(&mut tx, caller.project, new).await.on_constraint("sessions_project_id_fkey", gone)?;
-    let there = match &made {
-        Some(_) => None,
-        None => store::get(&mut tx, caller.project, id).await?,
+    let made = store::insert(&mut act, caller.project, new).await.on_constraint("sessions_project_id_fkey", gone)?;
+    let answer = if let Some(session) = made {
+        reply::created(session)
+    } else {
+        let there = store::get(&mut act, caller.project, id).await?;
+        reply::ok(there.ok_or(Error::Conflict("session with this UUID already exists".into()))?)
     };
-    tx.commit().await?;
-    match (made, there) {
-        (Some(session), _) => Ok(reply::created(session)),
-        (None, Some(session)) => Ok(reply::ok(session)),
-        (None, None) => Err(Error::Conflict("session with this UUID already exists".into())),
-    }
+    act.commit(answer).await
 }
 
 /// Reads `use_uuid`; empty is as if it were not there. The nil UUID names nothing.
@@ -154,11 +153,11 @@ fn configs_filter(text: Option<&str>, limit: u64) -> Result<Option<Map<String, V
 pub async fn delete_session(
     State(app): State<App>,
     caller: Caller,
+    once: Once,
     Path(session): Path<SessionId>,
 ) -> Result<Response> {
-    let mut tx = app.db.begin().await?;
-    store::check_owned(&mut tx, caller.project, session).await?;
-    let deleted = store::delete(&mut tx, caller.project, session).await?;
-    tx.commit().await?;
-    if deleted { Ok(reply::done()) } else { Err(NOT_FOUND) }
+    let mut act = once.begin(&app).await?;
+    store::check_owned(&mut act, caller.project, session).await?;
+    let deleted = store::delete(&mut act, caller.project, session).await?;
+    if deleted { act.commit(reply::done()).await } else { Err(NOT_FOUND) }
 }

@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path};
+use crate::http::idempotency::Once;
 use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Done, Envelope};
@@ -51,19 +52,19 @@ pub struct SessionConfigs {
 pub async fn put_session_configs(
     State(app): State<App>,
     caller: Caller,
+    once: Once,
     Path(session): Path<SessionId>,
     Json(body): Json<SessionConfigs>,
 ) -> Result<Response> {
     if let Some(configs) = &body.configs {
         storable_object("configs", configs, app.config.limits.meta)?;
     }
-    let mut tx = app.db.begin().await?;
-    store::check_owned(&mut tx, caller.project, session).await?;
+    let mut act = once.begin(&app).await?;
+    store::check_owned(&mut act, caller.project, session).await?;
     if let Some(configs) = body.configs {
-        store::set_configs(&mut tx, caller.project, session, &configs).await?;
+        store::set_configs(&mut act, caller.project, session, &configs).await?;
     }
-    tx.commit().await?;
-    Ok(reply::done())
+    act.commit(reply::done()).await
 }
 
 /// What is kept with the session now.
@@ -82,6 +83,7 @@ pub struct PatchedConfigs {
 pub async fn patch_session_configs(
     State(app): State<App>,
     caller: Caller,
+    once: Once,
     Path(session): Path<SessionId>,
     Json(body): Json<SessionConfigs>,
 ) -> Result<Response> {
@@ -89,11 +91,10 @@ pub async fn patch_session_configs(
     if serde_json::to_vec(&patch).map_err(Error::internal)?.len() > MAX_PATCH {
         return Err(Error::bad("configs size exceeds 64KB limit"));
     }
-    let mut tx = app.db.begin().await?;
-    let configs = store::lock_configs(&mut tx, caller.project, session).await?.ok_or(NOT_FOUND)?;
+    let mut act = once.begin(&app).await?;
+    let configs = store::lock_configs(&mut act, caller.project, session).await?.ok_or(NOT_FOUND)?;
     let configs = merge(configs, patch);
     storable_object("configs", &configs, app.config.limits.meta)?;
-    store::set_configs(&mut tx, caller.project, session, &configs).await?;
-    tx.commit().await?;
-    Ok(reply::ok(PatchedConfigs { configs }))
+    store::set_configs(&mut act, caller.project, session, &configs).await?;
+    act.commit(reply::ok(PatchedConfigs { configs })).await
 }

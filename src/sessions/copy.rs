@@ -12,6 +12,7 @@ use crate::auth::Caller;
 use crate::db::interval;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, PathParam};
+use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Envelope};
 use crate::ids::{ProjectId, SessionId};
@@ -39,19 +40,25 @@ pub struct CopiedSession {
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/copy", tag = "session",
     params(("session_id" = SessionId, Path)),
     responses((status = 200, body = Envelope<CopiedSession>), Refusals))]
-pub async fn copy_session(State(app): State<App>, caller: Caller, Path(id): Path<Copied>) -> Result<Response> {
+pub async fn copy_session(
+    State(app): State<App>,
+    caller: Caller,
+    once: Once,
+    Path(id): Path<Copied>,
+) -> Result<Response> {
     let session: SessionId = id.0.parse().map_err(|_| Error::bad("INVALID_SESSION_ID"))?;
-    let mut tx = app.db.begin().await?;
-    let messages = lock(&mut tx, caller.project, session).await?.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;
+    let mut act = once.begin(&app).await?;
+    let messages = lock(&mut act, caller.project, session).await?.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;
     if messages > app.config.limits.copy as u64 {
         return Err(Error::TooLarge("SESSION_TOO_LARGE".into()));
     }
     let copy = SessionId::new();
-    insert(&mut tx, session, copy).await?;
-    insert_content(&mut tx, session, copy, app.config.learning.buffer_ttl).await?;
-    tx.commit().await?;
+    insert(&mut act, session, copy).await?;
+    insert_content(&mut act, session, copy, app.config.learning.buffer_ttl).await?;
+    let answer = reply::ok(CopiedSession { old_session_id: session, new_session_id: copy });
+    let answer = act.commit(answer).await?;
     app.jobs.wake();
-    Ok(reply::ok(CopiedSession { old_session_id: session, new_session_id: copy }))
+    Ok(answer)
 }
 
 /// Locks a session, and counts its messages; `None` if the project has no such session.

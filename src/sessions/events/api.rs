@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path, Query};
+use crate::http::idempotency::Once;
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
@@ -39,6 +40,7 @@ pub struct AddEvent {
 pub async fn add_event(
     State(app): State<App>,
     caller: Caller,
+    once: Once,
     Path(session): Path<SessionId>,
     Json(body): Json<AddEvent>,
 ) -> Result<Response> {
@@ -49,9 +51,9 @@ pub async fn add_event(
     }
     let data = body.data.ok_or_else(|| Error::field("data", "is required, a JSON object"))?;
     storable_object("data", &data, app.config.limits.meta)?;
-    let mut conn = app.db.acquire().await?;
-    let event = store::insert(&mut conn, caller.project, session, &kind, data).await?;
-    event.map(reply::ok).ok_or(sessions::NOT_FOUND)
+    let mut act = once.begin_statement(&app).await?;
+    let event = store::insert(&mut act, caller.project, session, &kind, data).await?;
+    act.commit(reply::ok(event.ok_or(sessions::NOT_FOUND)?)).await
 }
 
 /// List events
