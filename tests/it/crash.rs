@@ -271,3 +271,77 @@ async fn a_stop_lets_an_upload_finish() {
     assert_eq!(uploaded.unwrap().status().as_u16(), 201);
     assert!(stopped.success());
 }
+
+/// Sends one request after the other, each with a key of its own and again until it is answered, as clients do; ends when the
+/// server is gone. What is not answered then is the first thing that is sent to the next one.
+async fn act_until_the_end(
+    client: reqwest::Client,
+    session: String,
+    worker: usize,
+    first: usize,
+    answered: Arc<AtomicUsize>,
+) -> usize {
+    for number in first.. {
+        let key = format!("{worker}-{number}");
+        let (path, body) = match number % 2 {
+            0 => ("events", serde_json::json!({"type": "t", "data": {"key": key}})),
+            _ => ("messages", serde_json::json!({"blob": {"role": "user", "content": key}})),
+        };
+        let request = client.post(format!("{session}/{path}")).bearer_auth(KEY).header("idempotency-key", &key);
+        let Ok(answer) = request.json(&body).send().await else { return number };
+        let status = answer.status();
+        // The answer may have been cut off.
+        if !status.is_success() || answer.bytes().await.is_err() {
+            assert!(status.is_success() || status.as_u16() == 503, "{status}");
+            return number;
+        }
+        answered.fetch_add(1, Ordering::SeqCst);
+    }
+    first
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_in_the_middle_of_requests_with_keys_makes_none_act_twice() {
+    let folder = data_folder();
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    let settings = [("LOG_LEVEL", "warn")];
+    let mut program = Program::start(folder.path(), &settings);
+    let made = client.post(format!("{}/api/v1/session", program.url)).bearer_auth(KEY).send().await.unwrap();
+    let made: serde_json::Value = made.json().await.unwrap();
+    let session = made["data"]["id"].as_str().unwrap().to_owned();
+    let mut next = vec![0; UPLOADERS];
+    for round in 0..ROUNDS / 4 {
+        let answered = Arc::new(AtomicUsize::new(0));
+        let url = format!("{}/api/v1/session/{session}", program.url);
+        let workers = next.iter().enumerate().map(|(worker, first)| {
+            act_until_the_end(client.clone(), url.clone(), worker, *first, Arc::clone(&answered))
+        });
+        let killing = async {
+            // Not at the same moment in every round.
+            let enough = 20 + 13 * round;
+            crate::support::eventually("enough is done", async || answered.load(Ordering::SeqCst) >= enough).await;
+            program.kill();
+        };
+        let (ends, ()) = tokio::join!(futures_util::future::join_all(workers), killing);
+        next = ends;
+        program = Program::start(folder.path(), &settings);
+    }
+    let options = PgConnectOptions::new_without_pgpass().socket(folder.path().join("run"));
+    let mut conn = options.username("acontext").database("acontext").connect().await.unwrap();
+    let keys: Vec<String> = sqlx::query_scalar(
+        "select data ->> 'key' from session_events
+         union all select convert_from(content, 'utf8')::jsonb ->> 'content' from messages",
+    )
+    .fetch_all(&mut conn)
+    .await
+    .unwrap();
+    conn.close().await.unwrap();
+    for (worker, end) in next.into_iter().enumerate() {
+        for number in 0..=end {
+            let key = format!("{worker}-{number}");
+            let times = keys.iter().filter(|known| **known == key).count();
+            assert!(times == 1 || (number == end && times == 0), "{key} acted {times} times");
+        }
+    }
+    assert!(program.stop().success());
+}

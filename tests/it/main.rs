@@ -15,6 +15,7 @@ mod disks;
 mod embedded;
 mod events;
 mod frame;
+mod idempotency;
 mod jobs;
 mod links;
 mod message_files;

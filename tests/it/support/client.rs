@@ -74,6 +74,18 @@ impl Client {
         self.send(request.body(Body::from(text.to_owned())).unwrap()).await
     }
 
+    /// Sends a request with an `Idempotency-Key`.
+    pub async fn send_once(&self, key: &str, method: Method, path: &str, (kind, body): (String, Vec<u8>)) -> Answer {
+        let key = header::HeaderValue::from_bytes(key.as_bytes()).unwrap();
+        let request = self.request(method, path).header("idempotency-key", key).header(header::CONTENT_TYPE, kind);
+        self.send(request.body(Body::from(body)).unwrap()).await
+    }
+
+    /// As [`Client::send_once`], with JSON.
+    pub async fn json_once(&self, key: &str, method: Method, path: &str, json: &Value) -> Answer {
+        self.send_once(key, method, path, ("application/json".into(), json.to_string().into_bytes())).await
+    }
+
     /// A new disk's id.
     pub async fn new_disk(&self) -> String {
         let answer = self.post("/api/v1/disk", serde_json::json!({})).await;
@@ -151,6 +163,11 @@ impl Answer {
         self.json()["data"].clone()
     }
 
+    /// Whether this is what a former request was answered.
+    pub fn is_replay(&self) -> bool {
+        self.header("idempotent-replayed") == "true"
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
@@ -200,6 +217,13 @@ impl Form {
         self.0.extend_from_slice(content);
         self.0.extend_from_slice(b"\r\n");
         self
+    }
+
+    /// The same form with another boundary, as a client writes it that sends it again.
+    pub fn end_otherwise(self) -> (String, Vec<u8>) {
+        let (kind, body) = self.end();
+        let again = String::from_utf8(body).expect("a form of text").replace(BOUNDARY, "another-boundary");
+        (kind.replace(BOUNDARY, "another-boundary"), again.into_bytes())
     }
 
     /// The content type and the body.
