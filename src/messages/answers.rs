@@ -3,7 +3,7 @@
 use super::Written;
 use super::format::{Answer, Call};
 use super::incoming::Draft;
-use super::store::{self, Lock};
+use super::store;
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::idempotency::Once;
@@ -34,7 +34,7 @@ pub async fn store(app: &App, once: &Once, project: ProjectId, session: SessionI
         store::set_open_calls(&mut act, *message, calls).await?;
     }
     let buffer = (&app.config.learning).into();
-    let stored = store::insert(&mut act, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
+    let stored = store::insert(&mut act, std::slice::from_ref(&ready.message), buffer).await?;
     let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
     Ok(Written { ready, stored, act: act.commit_without_key().await? })
 }

@@ -15,7 +15,7 @@ use super::page::{self, Row, Wanted};
 use super::parts::{Asset, Kind, Part};
 use super::pieces::Pieces;
 use super::shown::{self, Item, Opened, Rest};
-use super::store::{self, Lock};
+use super::store;
 use super::{Written, answers, files, writer};
 use crate::app::App;
 use crate::auth::Caller;
@@ -107,8 +107,7 @@ async fn store(app: &App, ready: Ready) -> Result<Written> {
     // Those who wait for a session that is held up must leave connections to the others.
     let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
     let mut conn = app.db.acquire().await?;
-    let stored = store::insert_once(&mut conn, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
-    let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
+    let stored = store::insert_waiting(&mut conn, &ready.message, buffer).await?.ok_or(sessions::NOT_FOUND)?;
     Ok(Written { ready, stored, act: None })
 }
 
@@ -117,14 +116,17 @@ async fn store_once(app: &App, once: &Once, ready: Ready) -> Result<Written> {
     let buffer = (&app.config.learning).into();
     let new = std::slice::from_ref(&ready.message);
     let mut act = once.begin(app).await?;
-    if let Some(stored) = store::insert(&mut act, new, buffer, Lock::Skip).await?.into_iter().next().flatten() {
+    if let Some(stored) = store::insert(&mut act, new, buffer).await?.into_iter().next().flatten() {
         return Ok(Written { ready, stored, act: Some(act) });
     }
     act.rollback().await?;
     // As above: those who wait must leave connections to the others.
     let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
     let mut act = once.begin(app).await?;
-    let stored = store::insert(&mut act, new, buffer, Lock::Wait).await?;
+    if !store::lock_session(&mut act, ready.message.project, ready.message.session).await? {
+        return Err(sessions::NOT_FOUND);
+    }
+    let stored = store::insert(&mut act, new, buffer).await?;
     let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
     Ok(Written { ready, stored, act: Some(act) })
 }

@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 use super::Written;
 use super::incoming::Draft;
 use super::parts::{Asset, Kind, Part};
-use super::store::{self, Lock, MessageFile};
+use super::store::{self, MessageFile};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::blob::links::{self, Link};
@@ -79,7 +79,10 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
             }
             Err(fault) => return Err(fault),
         };
-        let stored = store::insert(&mut act, std::slice::from_ref(&ready.message), buffer, Lock::Wait).await?;
+        if !store::lock_session(&mut act, caller.project, session).await? {
+            return Err(sessions::NOT_FOUND);
+        }
+        let stored = store::insert(&mut act, std::slice::from_ref(&ready.message), buffer).await?;
         let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
         for (one, blob) in named.iter().zip(blobs) {
             let Asset { s3_key, sha256, mime, .. } = &one.asset;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
-use sqlx::PgConnection;
 use sqlx::types::Json;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::format::{Call, Format};
@@ -56,93 +56,68 @@ pub struct Stored {
     pub created_at: Timestamp,
 }
 
-/// What to do about a session that another transaction holds.
-#[derive(Clone, Copy, Debug)]
-pub enum Lock {
-    Wait,
-    /// Leave its messages out.
-    Skip,
-}
-
 /// Stores messages, in this order within each session, in one statement: locks their sessions, gives each message its parent
 /// and a time later than all before it, and leaves a job for each session whose tasks are
 /// tracked and that has none.
 ///
-/// The answer has an entry for each message; `None` if the project has no such session, or it was left out.
+/// The answer has an entry for each message; `None` if the project has no such session, or another transaction holds it:
+/// who wants to wait for it calls [`lock_session`] before.
 #[expect(clippy::too_many_lines, reason = "one statement")]
-pub async fn insert(
-    conn: &mut PgConnection,
-    new: &[NewMessage],
-    buffer: Buffer,
-    lock: Lock,
-) -> sqlx::Result<Vec<Option<Stored>>> {
-    let Columns { ids, sessions, projects, roles, formats, contents, tokens, metas, user_metas, open_calls } =
-        Columns::of(new);
+pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer) -> sqlx::Result<Vec<Option<Stored>>> {
+    let Places { sessions, projects, counts, newest, of, nth, previous } = Places::of(new);
+    let Columns { ids, roles, formats, contents, tokens, metas, user_metas, open_calls } = Columns::of(new);
     let rows = sqlx::query!(
-        r#"with input as (
-               select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::bytea[], $7::int[],
-                                    $8::jsonb[], $9::jsonb[], $10::jsonb[])
-                   with ordinality as i (id, session_id, project_id, role, format, content, tokens,
-                                         meta, user_meta, open_calls, n)
-           ),
-           -- In order of id, so that two writers never wait for each other. One of the two is empty.
-           waited as (
-               select s.id, s.project_id, s.disable_task_tracking, s.last_message_id, s.unobserved, s.observing,
-                      greatest(clock_timestamp(), s.last_message_at + interval '1 microsecond') as time
-               from sessions s where $12 and s.id = any($2) order by s.id for no key update
-           ),
-           skipped as (
-               select s.id, s.project_id, s.disable_task_tracking, s.last_message_id, s.unobserved, s.observing,
-                      greatest(clock_timestamp(), s.last_message_at + interval '1 microsecond') as time
-               from sessions s where not $12 and s.id = any($2) order by s.id for no key update skip locked
-           ),
-           placed as (
-               select i.*, t.disable_task_tracking, t.unobserved, t.observing,
-                      coalesce(lag(i.id) over in_session, t.last_message_id) as parent_id,
-                      t.time + (row_number() over in_session - 1) * interval '1 microsecond' as time
-               from input i
-               join (select * from waited union all select * from skipped) t
-                 on t.id = i.session_id and t.project_id = i.project_id
-               window in_session as (partition by i.session_id order by i.n)
-           ),
-           grown as (
-               select distinct on (session_id) session_id, project_id, id, time, disable_task_tracking, observing, unobserved,
-                      count(*) over (partition by session_id) as new
-               from placed order by session_id, n desc
+        r#"with held as materialized (
+               select w.at, w.new, w.newest, s.id, s.project_id, s.disable_task_tracking, s.last_message_id, s.unobserved,
+                      s.observing, greatest(clock_timestamp(), s.last_message_at + interval '1 microsecond') as time
+               from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[])
+                   with ordinality as w (session_id, project_id, new, newest, at)
+               join sessions s on s.id = w.session_id and s.project_id = w.project_id
+               -- In one order, so that two writers never wait for each other.
+               order by s.id for no key update of s skip locked
            ),
            moved as (
                update sessions s
-               set last_message_id = g.id, last_message_at = g.time,
-                   unobserved = case when g.disable_task_tracking then s.unobserved else g.unobserved + g.new end,
-                   observing = g.observing or not g.disable_task_tracking
-               from grown g where s.id = g.session_id
+               set last_message_id = h.newest, last_message_at = h.time + (h.new - 1) * interval '1 microsecond',
+                   unobserved = case when h.disable_task_tracking then s.unobserved else h.unobserved + h.new end,
+                   observing = h.observing or not h.disable_task_tracking
+               from held h where s.id = h.id
            ),
            queued as (
                insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at)
-               select gen_random_uuid(), g.project_id, 'observe', jsonb_build_object('session', g.session_id),
-                      'session:' || g.session_id, g.session_id::text,
-                      case when g.new >= $13 then now() else now() + $11::interval end
-               from grown g where not g.disable_task_tracking and not g.observing
+               select gen_random_uuid(), h.project_id, 'observe', jsonb_build_object('session', h.id),
+                      'session:' || h.id, h.id::text,
+                      case when h.new >= $17 then now() else now() + $16::interval end
+               from held h where not h.disable_task_tracking and not h.observing
                on conflict (kind, dedupe) where state = 'ready' do nothing
            ),
            -- Enough has gathered: the job that waits need not wait longer.
            hurried as (
                update jobs j set run_at = now(), updated_at = now()
-               from grown g
-               where not g.disable_task_tracking and g.observing and g.unobserved < $13 and g.unobserved + g.new >= $13
-                 and j.kind = 'observe' and j.dedupe = g.session_id::text and j.state = 'ready' and j.attempt = 0
+               from held h
+               where not h.disable_task_tracking and h.observing and h.unobserved < $17 and h.unobserved + h.new >= $17
+                 and j.kind = 'observe' and j.dedupe = h.id::text and j.state = 'ready' and j.attempt = 0
                  and j.run_at > now()
            )
            insert into messages (id, session_id, parent_id, role, format, content, tokens, meta, user_meta, open_calls,
                                  session_task_process_status, created_at, updated_at)
-           select id, session_id, parent_id, role, format, content, tokens, meta, user_meta, open_calls,
-                  case when disable_task_tracking then 'disable_tracking' else 'pending' end, time, time
-           from placed
+           select m.id, h.id, coalesce(m.previous, h.last_message_id), m.role, m.format, m.content, m.tokens, m.meta,
+                  m.user_meta, m.open_calls, case when h.disable_task_tracking then 'disable_tracking' else 'pending' end,
+                  h.time + m.nth * interval '1 microsecond', h.time + m.nth * interval '1 microsecond'
+           from unnest($5::bigint[], $6::bigint[], $7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::bytea[],
+                       $12::int[], $13::jsonb[], $14::jsonb[], $15::jsonb[])
+                   as m (at, nth, previous, id, role, format, content, tokens, meta, user_meta, open_calls)
+           join held h on h.at = m.at
            returning id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as status,
                      created_at as "created_at: Timestamp""#,
-        &ids,
         &sessions,
         &projects,
+        &counts,
+        &newest,
+        &of,
+        &nth,
+        &previous as _,
+        &ids,
         &roles as _,
         &formats as _,
         &contents as _,
@@ -151,7 +126,6 @@ pub async fn insert(
         &user_metas as _,
         &open_calls as _,
         interval(buffer.ttl) as _,
-        matches!(lock, Lock::Wait),
         buffer.turns,
     )
     .fetch_all(conn)
@@ -169,19 +143,78 @@ pub async fn insert_once(
     conn: &mut PgConnection,
     new: &[NewMessage],
     buffer: Buffer,
-    lock: Lock,
 ) -> sqlx::Result<Vec<Option<Stored>>> {
-    match insert(conn, new, buffer, lock).await {
-        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("messages_pkey") => get_stored(conn, new).await,
+    match insert(conn, new, buffer).await {
+        Err(fault) if is_there(&fault) => get_stored(conn, new).await,
         done => done,
+    }
+}
+
+/// As [`insert_once`] for one message, but waits for its session.
+pub async fn insert_waiting(conn: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<Option<Stored>> {
+    let mut tx = conn.begin().await?;
+    if !lock_session(&mut tx, new.project, new.session).await? {
+        return Ok(None);
+    }
+    let new = std::slice::from_ref(new);
+    let stored = match insert(&mut tx, new, buffer).await {
+        Err(fault) if is_there(&fault) => {
+            tx.rollback().await?;
+            get_stored(conn, new).await
+        }
+        Ok(stored) => tx.commit().await.map(|()| stored),
+        fault => fault,
+    };
+    Ok(stored?.pop().flatten())
+}
+
+fn is_there(fault: &sqlx::Error) -> bool {
+    matches!(fault, sqlx::Error::Database(fault) if fault.constraint() == Some("messages_pkey"))
+}
+
+/// The sessions of new messages, each once, and where in its session each message stands, as arrays.
+#[derive(Default)]
+struct Places {
+    sessions: Vec<Uuid>,
+    projects: Vec<Uuid>,
+    /// How many messages are new.
+    counts: Vec<i64>,
+    newest: Vec<Uuid>,
+    /// Of each message: which session it is for, counted from 1.
+    of: Vec<i64>,
+    /// How many come before it in its session.
+    nth: Vec<i64>,
+    /// The last one of them.
+    previous: Vec<Option<Uuid>>,
+}
+
+impl Places {
+    fn of(new: &[NewMessage]) -> Self {
+        let mut places = Self::default();
+        // Of a session that is another project's nothing is stored, so it counts apart.
+        let mut known: HashMap<(SessionId, ProjectId), usize> = HashMap::new();
+        for message in new {
+            let at = *known.entry((message.session, message.project)).or_insert_with(|| {
+                places.sessions.push(message.session.0);
+                places.projects.push(message.project.0);
+                places.counts.push(0);
+                places.newest.push(message.id.0);
+                places.sessions.len() - 1
+            });
+            let before = places.counts[at];
+            places.of.push(i64::try_from(at + 1).unwrap_or(i64::MAX));
+            places.nth.push(before);
+            places.previous.push((before > 0).then_some(places.newest[at]));
+            places.counts[at] += 1;
+            places.newest[at] = message.id.0;
+        }
+        places
     }
 }
 
 /// New messages as arrays, one for each column.
 struct Columns<'a> {
     ids: Vec<Uuid>,
-    sessions: Vec<Uuid>,
-    projects: Vec<Uuid>,
     roles: Vec<&'static str>,
     formats: Vec<&'static str>,
     contents: Vec<&'a [u8]>,
@@ -195,8 +228,6 @@ impl<'a> Columns<'a> {
     fn of(new: &'a [NewMessage]) -> Self {
         Self {
             ids: new.iter().map(|message| message.id.0).collect(),
-            sessions: new.iter().map(|message| message.session.0).collect(),
-            projects: new.iter().map(|message| message.project.0).collect(),
             roles: new.iter().map(|message| message.role.as_str()).collect(),
             formats: new.iter().map(|message| message.format.as_str()).collect(),
             contents: new.iter().map(|message| message.content.as_ref()).collect(),

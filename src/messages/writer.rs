@@ -12,7 +12,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::store::{self, Buffer, Lock, NewMessage, Stored};
+use super::store::{self, Buffer, NewMessage, Stored};
 use crate::app::App;
 use crate::error::{Error, Result, is_outage};
 
@@ -157,7 +157,7 @@ impl Line {
                 return Ok(found);
             }
         }
-        store::insert_once(conn, messages, self.buffer, Lock::Skip).await
+        store::insert_once(conn, messages, self.buffer).await
     }
 }
 
