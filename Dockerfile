@@ -6,6 +6,7 @@ WORKDIR /build
 # Queries are checked against the committed .sqlx: there is no database here.
 ENV SQLX_OFFLINE=true
 COPY Cargo.toml Cargo.lock build.rs ./
+COPY .cargo .cargo
 COPY .sqlx .sqlx
 COPY migrations migrations
 COPY src src

@@ -11,7 +11,7 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
@@ -204,23 +204,39 @@ pub fn media_type(headers: &HeaderMap) -> String {
 /// The whole body, if it is no longer than `limit` bytes. A length that is announced too large is refused unread.
 pub async fn body_bytes(request: Request, limit: u64) -> Result<Bytes> {
     let too_large = || Error::TooLarge(format!("the body is larger than the maximum of {limit} bytes"));
-    if announced_length(request.headers()).is_some_and(|length| length > limit) {
+    let announced = announced_length(request.headers());
+    if announced.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
     let fingerprint = Fingerprint::wanted_by(&request);
     let body: Body = request.into_body();
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    match Limited::new(body, limit).collect().await {
-        Ok(collected) => {
-            let bytes = collected.to_bytes();
-            if let Some(fingerprint) = fingerprint {
-                fingerprint.add_body(&bytes).await;
-            }
-            Ok(bytes)
+    let bytes = whole(body, announced, limit).await.map_err(|fault| {
+        if fault.downcast_ref::<LengthLimitError>().is_some() {
+            too_large()
+        } else {
+            Error::bad_because("parameter error", "body: ended before it was whole")
         }
-        Err(fault) if fault.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
-        Err(_) => Err(Error::bad_because("parameter error", "body: ended before it was whole")),
+    })?;
+    if let Some(fingerprint) = fingerprint {
+        fingerprint.add_body(&bytes).await;
     }
+    Ok(bytes)
+}
+
+/// A body in one piece, with room made once for what was announced.
+async fn whole(body: Body, announced: Option<u64>, limit: u64) -> std::result::Result<Bytes, axum::BoxError> {
+    let mut body = Limited::new(body, usize::try_from(limit).unwrap_or(usize::MAX));
+    let announced = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if bytes.is_empty() && data.len() == announced {
+            return Ok(data);
+        }
+        bytes.reserve(announced.saturating_sub(bytes.len()).max(data.len()));
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes.freeze())
 }
 
 pub fn announced_length(headers: &HeaderMap) -> Option<u64> {

@@ -34,8 +34,7 @@ pub async fn store(app: &App, once: &Once, project: ProjectId, session: SessionI
         store::set_open_calls(&mut act, *message, calls).await?;
     }
     let buffer = (&app.config.learning).into();
-    let stored = store::insert(&mut act, std::slice::from_ref(&ready.message), buffer).await?;
-    let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
+    let stored = store::insert_one(&mut act, &ready.message, buffer).await?.ok_or(sessions::NOT_FOUND)?;
     Ok(Written { ready, stored, act: act.commit_without_key().await? })
 }
 

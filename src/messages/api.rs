@@ -6,6 +6,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sqlx::Connection;
 use uuid::Uuid;
 
 use super::edit::{self, ParseError};
@@ -114,20 +115,18 @@ async fn store(app: &App, ready: Ready) -> Result<Written> {
 /// Stores a message in the transaction that its answer is kept in.
 async fn store_once(app: &App, once: &Once, ready: Ready) -> Result<Written> {
     let buffer = (&app.config.learning).into();
-    let new = std::slice::from_ref(&ready.message);
-    let mut act = once.begin(app).await?;
-    if let Some(stored) = store::insert(&mut act, new, buffer).await?.into_iter().next().flatten() {
-        return Ok(Written { ready, stored, act: Some(act) });
+    if ready.message.content.len() <= writer::LARGE {
+        let mut act = once.begin(app).await?;
+        let mut stored = store::insert(&mut act, std::slice::from_ref(&ready.message), buffer).await?;
+        if let Some(stored) = stored.pop().flatten() {
+            return Ok(Written { ready, stored, act: Some(act) });
+        }
+        act.rollback().await?;
     }
-    act.rollback().await?;
     // As above: those who wait must leave connections to the others.
     let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
     let mut act = once.begin(app).await?;
-    if !store::lock_session(&mut act, ready.message.project, ready.message.session).await? {
-        return Err(sessions::NOT_FOUND);
-    }
-    let stored = store::insert(&mut act, new, buffer).await?;
-    let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
+    let stored = store::insert_one(&mut act, &ready.message, buffer).await?.ok_or(sessions::NOT_FOUND)?;
     Ok(Written { ready, stored, act: Some(act) })
 }
 
@@ -305,6 +304,10 @@ async fn read(
     let mut rows = page::list(&mut conn, project, session, wanted).await?;
     if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
         return Err(sessions::NOT_FOUND);
+    }
+    for row in rows.iter_mut().take(wanted.limit).filter(|row| !row.is_whole()) {
+        row.content = page::long_content(&mut conn, row).await?.ok_or(sessions::NOT_FOUND)?;
+        conn.shrink_buffers();
     }
     rows.truncate(wanted.limit);
     let more = |row: &&Row| usize::try_from(row.there).is_ok_and(|there| there > rows.len());

@@ -79,11 +79,7 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
             }
             Err(fault) => return Err(fault),
         };
-        if !store::lock_session(&mut act, caller.project, session).await? {
-            return Err(sessions::NOT_FOUND);
-        }
-        let stored = store::insert(&mut act, std::slice::from_ref(&ready.message), buffer).await?;
-        let stored = stored.into_iter().next().flatten().ok_or(sessions::NOT_FOUND)?;
+        let stored = store::insert_one(&mut act, &ready.message, buffer).await?.ok_or(sessions::NOT_FOUND)?;
         for (one, blob) in named.iter().zip(blobs) {
             let Asset { s3_key, sha256, mime, .. } = &one.asset;
             let file = MessageFile { s3_key, blob, sha256, mime, filename: &one.filename };

@@ -266,7 +266,7 @@ impl Ready {
     pub async fn with_answer_ids(self, app: &App, ids: Vec<(usize, String)>) -> Result<Self> {
         let Self { mut message, answers, .. } = self;
         on_the_side(app, message.content.len(), move || {
-            let body = serde_json::from_slice(&message.content).map_err(Error::internal)?;
+            let body = json::parse_own(&message.content).map_err(Error::internal)?;
             let NewMessage { format, role, .. } = message;
             let mut whole = Incoming { format, role, meta: Map::new(), body };
             for (part, id) in &ids {
@@ -285,7 +285,7 @@ impl Ready {
             return Ok((message, parts));
         }
         on_the_side(app, message.content.len(), move || {
-            let body = serde_json::from_slice(&message.content).map_err(Error::internal)?;
+            let body = json::parse_own(&message.content).map_err(Error::internal)?;
             let format = message.format;
             Ok((NewMessage { content: Bytes::new(), ..message }, format::parts(format, body)))
         })

@@ -9,6 +9,7 @@
 
 pub mod answers;
 pub mod api;
+mod columns;
 pub mod edit;
 pub mod files;
 pub mod format;

@@ -3,6 +3,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::store::SLICE;
 use crate::http::page::Position;
 use crate::http::time::Timestamp;
 use crate::ids::{MessageId, ProjectId, SessionId};
@@ -13,8 +14,10 @@ pub struct Row {
     pub parent_id: Option<MessageId>,
     pub role: String,
     pub format: String,
-    /// JSON text.
+    /// JSON text; nothing as long as it [is not whole](Self::is_whole).
     pub content: Vec<u8>,
+    /// How long it is.
+    pub content_length: i32,
     pub tokens: i32,
     /// JSON text, like the next two.
     pub meta: String,
@@ -32,6 +35,11 @@ impl Row {
     /// How much text there is to work with, in bytes.
     pub fn length(&self) -> usize {
         self.content.len() + self.meta.len() + self.user_meta.len()
+    }
+
+    /// Whether the content came with the row; a long one is read with [`long_content`].
+    pub fn is_whole(&self) -> bool {
+        usize::try_from(self.content_length).is_ok_and(|length| length == self.content.len())
     }
 
     pub fn position(&self) -> Position {
@@ -83,7 +91,9 @@ pub async fn list(
                           count(*) as there
                    from summed
                )
-               select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format, content, tokens,
+               select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format,
+                      case when octet_length(content) <= $7 then content else '' end as "content!",
+                      octet_length(content) as "content_length!", tokens,
                       meta::text as "meta!", user_meta::text as "user_meta!", open_calls::text, task_id,
                       session_task_process_status as status, created_at as "created_at: Timestamp",
                       updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
@@ -96,6 +106,7 @@ pub async fn list(
             id,
             limit,
             bytes as _,
+            i32::try_from(SLICE).unwrap_or(i32::MAX),
         )
         .fetch_all(conn)
         .await
@@ -120,7 +131,9 @@ pub async fn list(
                           count(*) as there
                    from summed
                )
-               select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format, content, tokens,
+               select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format,
+                      case when octet_length(content) <= $7 then content else '' end as "content!",
+                      octet_length(content) as "content_length!", tokens,
                       meta::text as "meta!", user_meta::text as "user_meta!", open_calls::text, task_id,
                       session_task_process_status as status, created_at as "created_at: Timestamp",
                       updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
@@ -133,8 +146,29 @@ pub async fn list(
             id,
             limit,
             bytes as _,
+            i32::try_from(SLICE).unwrap_or(i32::MAX),
         )
         .fetch_all(conn)
         .await
     }
+}
+
+/// The content of a message whose row came without it; `None` if the message is gone.
+pub async fn long_content(conn: &mut PgConnection, row: &Row) -> sqlx::Result<Option<Vec<u8>>> {
+    let length = usize::try_from(row.content_length).unwrap_or_default();
+    let mut content = Vec::with_capacity(length);
+    while content.len() < length {
+        let from = i32::try_from(content.len() + 1).unwrap_or(i32::MAX);
+        let slice = sqlx::query_scalar!(
+            r#"select substring(content from $2 for $3) as "slice!" from messages where id = $1"#,
+            row.id as _,
+            from,
+            i32::try_from(SLICE).unwrap_or(i32::MAX)
+        );
+        match slice.fetch_optional(&mut *conn).await? {
+            Some(slice) if !slice.is_empty() => content.extend_from_slice(&slice),
+            _ => return Ok(None),
+        }
+    }
+    Ok(Some(content))
 }

@@ -45,7 +45,7 @@ enum Said {
 pub fn edit(rows: Vec<Row>, target: Format, strategies: &[Strategy], pin: Option<usize>) -> Result<Vec<Opened>> {
     let mut messages = Vec::with_capacity(rows.len());
     for row in &rows {
-        let body = serde_json::from_slice(&row.content).map_err(|why| unreadable(row, &why))?;
+        let body = json::parse_own(&row.content).map_err(|why| unreadable(row, &why))?;
         let tokens = usize::try_from(row.tokens).unwrap_or_default();
         messages.push(edit::Message { parts: format::parts(format_of(row)?, body), tokens });
     }
@@ -61,7 +61,7 @@ pub fn edit(rows: Vec<Row>, target: Format, strategies: &[Strategy], pin: Option
         }
         // Shown as it was stored, but for what was changed.
         if !changes.is_empty() {
-            let mut body = serde_json::from_slice(&row.content).map_err(|why| unreadable(&row, &why))?;
+            let mut body = json::parse_own(&row.content).map_err(|why| unreadable(&row, &why))?;
             format::edit(format, &mut body, &changes);
             row.content = json::to_vec(&body);
         }
@@ -85,7 +85,7 @@ fn open_one(mut row: Row, target: Format) -> Result<Opened> {
     if format == target && target != Format::Acontext {
         return Ok(Opened { row, said: Said::Whole(content), own: None });
     }
-    let mut body: Value = serde_json::from_slice(&content).map_err(|why| unreadable(&row, &why))?;
+    let mut body: Value = json::parse_own(&content).map_err(|why| unreadable(&row, &why))?;
     drop(content);
     let own = if format == target { body.as_object_mut().map(take_own) } else { None };
     Ok(Opened { row, said: Said::Parts(format::parts(format, body)), own })
@@ -158,7 +158,7 @@ pub fn call_names(messages: &[Opened], target: Format) -> HashMap<String, String
             Said::Parts(parts) => note_calls(parts, &mut names),
             // One that is passed on as it is may still have made the call.
             Said::Whole(content) => {
-                let body = serde_json::from_slice(content).unwrap_or_default();
+                let body = json::parse_own(content).unwrap_or_default();
                 note_calls(&format::parts(target, body), &mut names);
             }
         }

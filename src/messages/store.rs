@@ -7,14 +7,17 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
-use uuid::Uuid;
 
+use super::columns::{Columns, Places};
 use super::format::{Call, Format};
 use super::parts::Role;
 use crate::config::Learning;
 use crate::db::interval;
 use crate::http::time::Timestamp;
 use crate::ids::{BlobId, MessageId, ProjectId, SessionId};
+
+/// Longer contents come and go in slices, in bytes: what the driver makes of a value takes three and a half times its length.
+pub const SLICE: usize = 1024 * 1024;
 
 /// When tasks are looked for in stored messages.
 #[derive(Clone, Copy, Debug)]
@@ -132,9 +135,9 @@ pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer)
     .await?;
     let mut stored: HashMap<_, _> = rows
         .into_iter()
-        .map(|row| (row.id, Stored { parent: row.parent, status: row.status, created_at: row.created_at }))
+        .map(|row| (row.id.0, Stored { parent: row.parent, status: row.status, created_at: row.created_at }))
         .collect();
-    Ok(new.iter().map(|message| stored.remove(&message.id)).collect())
+    Ok(ids.iter().map(|id| stored.remove(id)).collect())
 }
 
 /// As [`insert`], in a transaction of its own, for a message that may be stored already: by a statement that went on after its
@@ -145,121 +148,79 @@ pub async fn insert_once(
     buffer: Buffer,
 ) -> sqlx::Result<Vec<Option<Stored>>> {
     match insert(conn, new, buffer).await {
-        Err(fault) if is_there(&fault) => get_stored(conn, new).await,
+        Err(fault) if is_there(&fault) => {
+            let ids: Vec<_> = new.iter().map(|message| message.id).collect();
+            get_stored(conn, &ids).await
+        }
         done => done,
     }
 }
 
-/// As [`insert_once`] for one message, but waits for its session.
-pub async fn insert_waiting(conn: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<Option<Stored>> {
-    let mut tx = conn.begin().await?;
-    if !lock_session(&mut tx, new.project, new.session).await? {
+/// Stores one message, of any length, in a transaction; waits for its session. `None` if the project has no such session.
+pub async fn insert_one(tx: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<Option<Stored>> {
+    if !lock_session(tx, new.project, new.session).await? {
         return Ok(None);
     }
-    let new = std::slice::from_ref(new);
-    let stored = match insert(&mut tx, new, buffer).await {
+    if new.content.len() <= SLICE {
+        return Ok(insert(tx, std::slice::from_ref(new), buffer).await?.pop().flatten());
+    }
+    let without = NewMessage { content: Bytes::new(), ..new.clone() };
+    let stored = insert(tx, &[without], buffer).await?.pop().flatten();
+    for (n, slice) in (0..).zip(new.content.chunks(SLICE)) {
+        sqlx::query!("insert into message_slices (message_id, n, slice) values ($1, $2, $3)", new.id as _, n, slice)
+            .execute(&mut *tx)
+            .await?;
+    }
+    sqlx::query!(
+        "with slices as (delete from message_slices where message_id = $1 returning n, slice)
+         update messages set content = (select string_agg(slice, ''::bytea order by n) from slices) where id = $1",
+        new.id as _
+    )
+    .execute(&mut *tx)
+    .await?;
+    tx.shrink_buffers();
+    Ok(stored)
+}
+
+/// As [`insert_one`], in a transaction of its own, for a message that may be stored already; see [`insert_once`].
+pub async fn insert_waiting(conn: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<Option<Stored>> {
+    let mut tx = conn.begin().await?;
+    match insert_one(&mut tx, new, buffer).await {
         Err(fault) if is_there(&fault) => {
             tx.rollback().await?;
-            get_stored(conn, new).await
+            Ok(get_stored(conn, &[new.id]).await?.pop().flatten())
         }
-        Ok(stored) => tx.commit().await.map(|()| stored),
-        fault => fault,
-    };
-    Ok(stored?.pop().flatten())
+        done => {
+            tx.commit().await?;
+            done
+        }
+    }
 }
 
 fn is_there(fault: &sqlx::Error) -> bool {
     matches!(fault, sqlx::Error::Database(fault) if fault.constraint() == Some("messages_pkey"))
 }
 
-/// The sessions of new messages, each once, and where in its session each message stands, as arrays.
-#[derive(Default)]
-struct Places {
-    sessions: Vec<Uuid>,
-    projects: Vec<Uuid>,
-    /// How many messages are new.
-    counts: Vec<i64>,
-    newest: Vec<Uuid>,
-    /// Of each message: which session it is for, counted from 1.
-    of: Vec<i64>,
-    /// How many come before it in its session.
-    nth: Vec<i64>,
-    /// The last one of them.
-    previous: Vec<Option<Uuid>>,
-}
-
-impl Places {
-    fn of(new: &[NewMessage]) -> Self {
-        let mut places = Self::default();
-        // Of a session that is another project's nothing is stored, so it counts apart.
-        let mut known: HashMap<(SessionId, ProjectId), usize> = HashMap::new();
-        for message in new {
-            let at = *known.entry((message.session, message.project)).or_insert_with(|| {
-                places.sessions.push(message.session.0);
-                places.projects.push(message.project.0);
-                places.counts.push(0);
-                places.newest.push(message.id.0);
-                places.sessions.len() - 1
-            });
-            let before = places.counts[at];
-            places.of.push(i64::try_from(at + 1).unwrap_or(i64::MAX));
-            places.nth.push(before);
-            places.previous.push((before > 0).then_some(places.newest[at]));
-            places.counts[at] += 1;
-            places.newest[at] = message.id.0;
-        }
-        places
-    }
-}
-
-/// New messages as arrays, one for each column.
-struct Columns<'a> {
-    ids: Vec<Uuid>,
-    roles: Vec<&'static str>,
-    formats: Vec<&'static str>,
-    contents: Vec<&'a [u8]>,
-    tokens: Vec<i32>,
-    metas: Vec<Json<&'a Map<String, Value>>>,
-    user_metas: Vec<Json<&'a Map<String, Value>>>,
-    open_calls: Vec<Option<Json<Value>>>,
-}
-
-impl<'a> Columns<'a> {
-    fn of(new: &'a [NewMessage]) -> Self {
-        Self {
-            ids: new.iter().map(|message| message.id.0).collect(),
-            roles: new.iter().map(|message| message.role.as_str()).collect(),
-            formats: new.iter().map(|message| message.format.as_str()).collect(),
-            contents: new.iter().map(|message| message.content.as_ref()).collect(),
-            tokens: new.iter().map(|message| message.tokens).collect(),
-            metas: new.iter().map(|message| Json(&message.meta)).collect(),
-            user_metas: new.iter().map(|message| Json(&message.user_meta)).collect(),
-            open_calls: new.iter().map(|message| shown_calls(&message.open_calls).map(Json)).collect(),
-        }
-    }
-}
-
-fn shown_calls(calls: &[Call]) -> Option<Value> {
+pub(super) fn shown_calls(calls: &[Call]) -> Option<Value> {
     let call = |call: &Call| serde_json::json!({"id": call.id, "name": call.name});
     (!calls.is_empty()).then(|| calls.iter().map(call).collect())
 }
 
 /// What of these messages is stored: after a connection was lost, nobody knows.
-pub async fn get_stored(conn: &mut PgConnection, new: &[NewMessage]) -> sqlx::Result<Vec<Option<Stored>>> {
-    let ids: Vec<_> = new.iter().map(|message| message.id.0).collect();
+pub async fn get_stored(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::Result<Vec<Option<Stored>>> {
     let rows = sqlx::query!(
         r#"select id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as status,
                   created_at as "created_at: Timestamp"
            from messages where id = any($1)"#,
-        &ids
+        ids as _
     )
     .fetch_all(conn)
     .await?;
-    let find = |message: &NewMessage| {
-        let row = rows.iter().find(|row| row.id == message.id)?;
+    let find = |id: &MessageId| {
+        let row = rows.iter().find(|row| row.id == *id)?;
         Some(Stored { parent: row.parent, status: row.status.clone(), created_at: row.created_at })
     };
-    Ok(new.iter().map(find).collect())
+    Ok(ids.iter().map(find).collect())
 }
 
 /// Locks a session; whether the project has it.

@@ -152,7 +152,8 @@ impl Line {
         };
         self.used = Instant::now();
         if unsure {
-            let found = store::get_stored(conn, messages).await?;
+            let ids: Vec<_> = messages.iter().map(|message| message.id).collect();
+            let found = store::get_stored(conn, &ids).await?;
             if found.iter().any(Option::is_some) {
                 return Ok(found);
             }

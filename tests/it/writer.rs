@@ -5,7 +5,7 @@ use std::time::Duration;
 use acontextd::ids::{MessageId, ProjectId, SessionId};
 use acontextd::messages::format::Format;
 use acontextd::messages::parts::Role;
-use acontextd::messages::store::{self, Lock, NewMessage};
+use acontextd::messages::store::{self, NewMessage};
 use axum::http::StatusCode;
 use serde_json::{Map, json};
 use uuid::Uuid;
@@ -27,11 +27,12 @@ fn message(project: Uuid, session: &str, text: &str) -> NewMessage {
     }
 }
 
-/// Whether the writer's connection waits for a lock.
+/// Whether a message waits for a lock: with the writer, or alone for its session.
 async fn writer_waits(app: &TestApp) -> bool {
     app.value::<i64>(
         "select count(*) from pg_stat_activity
-         where datname = current_database() and wait_event_type = 'Lock' and query like 'with input as%'",
+         where datname = current_database() and wait_event_type = 'Lock'
+           and (query like 'with held as%' or query like 'select 1 as one from sessions%')",
     )
     .await
         > 0
@@ -51,7 +52,7 @@ async fn messages_of_many_projects_are_stored_together_and_strangers_left_out() 
             mine(&one, "second"),
         ];
         let mut conn = app.app.db.acquire().await.unwrap();
-        let stored = store::insert(&mut conn, &new, (&app.app.config.learning).into(), Lock::Wait).await.unwrap();
+        let stored = store::insert(&mut conn, &new, (&app.app.config.learning).into()).await.unwrap();
         let there: Vec<bool> = stored.iter().map(Option::is_some).collect();
         assert_eq!(there, [true, false, true, false, true]);
         let (first, second) = (stored[0].as_ref().unwrap(), stored[4].as_ref().unwrap());
@@ -120,7 +121,7 @@ async fn a_lost_connection_loses_and_doubles_nothing() {
             eventually("the writer waits", async || writer_waits(&app).await).await;
             app.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity
-                 where datname = current_database() and query like 'with input as%' and wait_event_type = 'Lock'",
+                 where datname = current_database() and query like 'with held as%' and wait_event_type = 'Lock'",
             )
             .await;
             lock.commit().await.unwrap();
@@ -141,10 +142,11 @@ async fn what_was_committed_is_found_again_by_its_id() {
         let session = client.new_session().await;
         let new = [message(client.project(), &session, "a"), message(client.project(), &session, "b")];
         let mut conn = app.app.db.acquire().await.unwrap();
-        assert!(store::get_stored(&mut conn, &new).await.unwrap().iter().all(Option::is_none));
-        let stored = store::insert(&mut conn, &new, (&app.app.config.learning).into(), Lock::Wait).await.unwrap();
-        let found = store::get_stored(&mut conn, &new).await.unwrap();
-        let again = store::insert_once(&mut conn, &new, (&app.app.config.learning).into(), Lock::Wait).await.unwrap();
+        let ids: Vec<_> = new.iter().map(|message| message.id).collect();
+        assert!(store::get_stored(&mut conn, &ids).await.unwrap().iter().all(Option::is_none));
+        let stored = store::insert(&mut conn, &new, (&app.app.config.learning).into()).await.unwrap();
+        let found = store::get_stored(&mut conn, &ids).await.unwrap();
+        let again = store::insert_once(&mut conn, &new, (&app.app.config.learning).into()).await.unwrap();
         assert!(again.iter().all(Option::is_some), "stored is stored");
         for (stored, found) in stored.iter().zip(&found) {
             let (stored, found) = (stored.as_ref().unwrap(), found.as_ref().unwrap());
@@ -162,9 +164,7 @@ async fn a_statement_that_outlived_its_connection_counts() {
         let session = client.new_session().await;
         let new = message(client.project(), &session, "once");
         let mut conn = app.app.db.acquire().await.unwrap();
-        store::insert(&mut conn, std::slice::from_ref(&new), (&app.app.config.learning).into(), Lock::Wait)
-            .await
-            .unwrap();
+        store::insert(&mut conn, std::slice::from_ref(&new), (&app.app.config.learning).into()).await.unwrap();
         // The writer has not heard of that, and stores the same message.
         let again = app.app.messages.store(new).await.unwrap();
         assert!(again.is_some());

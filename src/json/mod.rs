@@ -10,6 +10,8 @@ use serde::Deserialize;
 use serde::de::Error as _;
 use serde_json::{Deserializer, Error, Map, Value};
 
+mod long;
+
 const PRIVATE: &str = "$serde_json::private::";
 
 /// Reads a JSON text. It may nest 127 deep.
@@ -18,7 +20,15 @@ const PRIVATE: &str = "$serde_json::private::";
 /// It is no JSON, is more than one value, or has a key that begins with `$serde_json::private::`.
 pub fn parse(text: &[u8]) -> Result<Value, Error> {
     check_keys(text)?;
-    serde_json::from_slice(text)
+    long::parse(text)
+}
+
+/// Reads a JSON text that was written here.
+///
+/// # Errors
+/// It is no JSON.
+pub fn parse_own(text: &[u8]) -> Result<Value, Error> {
+    long::parse(text)
 }
 
 /// Reads the first JSON value of a text; what follows it is ignored.
@@ -27,7 +37,8 @@ pub fn parse(text: &[u8]) -> Result<Value, Error> {
 /// As for [`parse`].
 pub fn parse_first(text: &[u8]) -> Result<Value, Error> {
     check_keys(text)?;
-    Value::deserialize(&mut Deserializer::from_slice(text))
+    // Hardly ever does something follow.
+    long::parse(text).or_else(|_| Value::deserialize(&mut Deserializer::from_slice(text)))
 }
 
 /// Writes a value at the end of a text, as `serde_json` would and in half the time: most of a message is long texts.

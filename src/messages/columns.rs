@@ -1,0 +1,77 @@
+//! New messages as arrays, which is how one statement takes many.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use super::store::{NewMessage, shown_calls};
+use crate::ids::{ProjectId, SessionId};
+
+/// The sessions of new messages, each once, and where in its session each message stands, as arrays.
+#[derive(Default)]
+pub(super) struct Places {
+    pub(super) sessions: Vec<Uuid>,
+    pub(super) projects: Vec<Uuid>,
+    /// How many messages are new.
+    pub(super) counts: Vec<i64>,
+    pub(super) newest: Vec<Uuid>,
+    /// Of each message: which session it is for, counted from 1.
+    pub(super) of: Vec<i64>,
+    /// How many come before it in its session.
+    pub(super) nth: Vec<i64>,
+    /// The last one of them.
+    pub(super) previous: Vec<Option<Uuid>>,
+}
+
+impl Places {
+    pub(super) fn of(new: &[NewMessage]) -> Self {
+        let mut places = Self::default();
+        // Of a session that is another project's nothing is stored, so it counts apart.
+        let mut known: HashMap<(SessionId, ProjectId), usize> = HashMap::new();
+        for message in new {
+            let at = *known.entry((message.session, message.project)).or_insert_with(|| {
+                places.sessions.push(message.session.0);
+                places.projects.push(message.project.0);
+                places.counts.push(0);
+                places.newest.push(message.id.0);
+                places.sessions.len() - 1
+            });
+            let before = places.counts[at];
+            places.of.push(i64::try_from(at + 1).unwrap_or(i64::MAX));
+            places.nth.push(before);
+            places.previous.push((before > 0).then_some(places.newest[at]));
+            places.counts[at] += 1;
+            places.newest[at] = message.id.0;
+        }
+        places
+    }
+}
+
+/// New messages as arrays, one for each column.
+pub(super) struct Columns<'a> {
+    pub(super) ids: Vec<Uuid>,
+    pub(super) roles: Vec<&'static str>,
+    pub(super) formats: Vec<&'static str>,
+    pub(super) contents: Vec<&'a [u8]>,
+    pub(super) tokens: Vec<i32>,
+    pub(super) metas: Vec<Json<&'a Map<String, Value>>>,
+    pub(super) user_metas: Vec<Json<&'a Map<String, Value>>>,
+    pub(super) open_calls: Vec<Option<Json<Value>>>,
+}
+
+impl<'a> Columns<'a> {
+    pub(super) fn of(new: &'a [NewMessage]) -> Self {
+        Self {
+            ids: new.iter().map(|message| message.id.0).collect(),
+            roles: new.iter().map(|message| message.role.as_str()).collect(),
+            formats: new.iter().map(|message| message.format.as_str()).collect(),
+            contents: new.iter().map(|message| message.content.as_ref()).collect(),
+            tokens: new.iter().map(|message| message.tokens).collect(),
+            metas: new.iter().map(|message| Json(&message.meta)).collect(),
+            user_metas: new.iter().map(|message| Json(&message.user_meta)).collect(),
+            open_calls: new.iter().map(|message| shown_calls(&message.open_calls).map(Json)).collect(),
+        }
+    }
+}
