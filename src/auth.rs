@@ -45,6 +45,8 @@ const UNKNOWN: Error = Error::Unauthorized("Unauthorized");
 pub struct Caller {
     pub project: ProjectId,
     pub encrypted: bool,
+    /// So many messages of a session need not wait longer to be observed, if the project has set it.
+    pub buffer_turns: Option<i64>,
     /// Inside the key, if it is a compact one.
     pub master_key: Option<Arc<MasterKey>>,
 }
@@ -131,7 +133,8 @@ async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
         .master_key(pepper)
         .map_err(|_| Error::Unauthorized("invalid API key: failed to unwrap compact token"))?
         .map(Arc::new);
-    Ok(Caller { project: verified.project, encrypted: verified.encrypted, master_key })
+    let Verified { project, encrypted, buffer_turns } = verified;
+    Ok(Caller { project, encrypted, buffer_turns, master_key })
 }
 
 async fn verify(app: &App, key: &ProjectKey, lookup: &str) -> Result<Verified> {
@@ -142,7 +145,9 @@ async fn verify(app: &App, key: &ProjectKey, lookup: &str) -> Result<Verified> {
     if app.config.keys.argon2 && !app.keys.check_hash(app, key, found.secret_key_hash_phc).await? {
         return Err(UNKNOWN);
     }
-    let verified = Verified { project: found.id, encrypted: found.encryption_enabled };
+    // A value of another type is as if it were not there.
+    let buffer_turns = found.buffer_turns.and_then(|turns| turns.as_i64());
+    let verified = Verified { project: found.id, encrypted: found.encryption_enabled, buffer_turns };
     app.keys.remember(lookup, verified, generation);
     Ok(verified)
 }
@@ -152,6 +157,7 @@ async fn verify(app: &App, key: &ProjectKey, lookup: &str) -> Result<Verified> {
 struct Verified {
     project: ProjectId,
     encrypted: bool,
+    buffer_turns: Option<i64>,
 }
 
 /// The keys that were verified lately, by their look-up value.

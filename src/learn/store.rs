@@ -162,10 +162,11 @@ pub async fn hurry(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<
     Ok(moved.execute(conn).await?.rows_affected() > 0)
 }
 
-/// Whether a job of the session runs or waits, and why it failed last.
+/// Whether a job of the session runs or waits; and if it waits, why it failed. What a try that still runs will come to is not
+/// known, whatever the one before it came to.
 pub async fn find_job(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<Option<String>>> {
     sqlx::query_scalar!(
-        "select last_error from jobs
+        "select case when state = 'ready' then last_error end from jobs
          where kind = 'observe' and dedupe = $1::uuid::text and state in ('ready', 'running')
          order by state desc limit 1",
         session as _

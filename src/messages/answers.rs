@@ -5,18 +5,20 @@ use super::format::{Answer, Call};
 use super::incoming::Draft;
 use super::store;
 use crate::app::App;
+use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::idempotency::Once;
-use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::ids::{MessageId, SessionId};
 use crate::sessions;
 
 /// Stores a message that answers calls: each answer takes the id of its call, which then waits no longer.
 ///
 /// # Errors
 /// 400 for an answer to a call that does not wait.
-pub async fn store(app: &App, once: &Once, project: ProjectId, session: SessionId, draft: Draft) -> Result<Written> {
+pub async fn store(app: &App, once: &Once, caller: &Caller, session: SessionId, draft: Draft) -> Result<Written> {
+    let project = caller.project;
     // What takes long is done before the session is locked; the ids of calls change no tokens.
-    let ready = draft.finish(app, project, session).await?;
+    let ready = draft.finish(app, caller, session).await?;
     let mut act = once.begin(app).await?;
     if !store::lock_session(&mut act, project, session).await? {
         return Err(sessions::NOT_FOUND);

@@ -72,10 +72,10 @@ pub async fn store_message(
     let Written { ready, stored, act } = if !draft.message.file_fields().is_empty() {
         files::store(&app, &caller, &once, session, draft).await?
     } else if draft.message.answers().is_empty() {
-        let ready = draft.finish(&app, caller.project, session).await?;
+        let ready = draft.finish(&app, &caller, session).await?;
         if once.has_key() { store_once(&app, &once, ready).await? } else { store(&app, ready).await? }
     } else {
-        answers::store(&app, &once, caller.project, session, draft).await?
+        answers::store(&app, &once, &caller, session, draft).await?
     };
     let length = ready.message.content.len();
     let (message, parts) = ready.into_parts(&app).await?;

@@ -14,6 +14,8 @@ use crate::ids::{ProjectId, SessionId};
 pub(super) struct Places {
     pub(super) sessions: Vec<Uuid>,
     pub(super) projects: Vec<Uuid>,
+    /// See [`NewMessage::buffer_turns`].
+    pub(super) turns: Vec<Option<i64>>,
     /// How many messages are new.
     pub(super) counts: Vec<i64>,
     pub(super) newest: Vec<Uuid>,
@@ -34,6 +36,7 @@ impl Places {
             let at = *known.entry((message.session, message.project)).or_insert_with(|| {
                 places.sessions.push(message.session.0);
                 places.projects.push(message.project.0);
+                places.turns.push(message.buffer_turns);
                 places.counts.push(0);
                 places.newest.push(message.id.0);
                 places.sessions.len() - 1

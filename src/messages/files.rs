@@ -57,7 +57,7 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
     if !there {
         return Err(sessions::NOT_FOUND);
     }
-    let ready = draft.finish(app, caller.project, session).await?;
+    let ready = draft.finish(app, caller, session).await?;
     let buffer = (&app.config.learning).into();
     let mut uploads = Vec::with_capacity(named.len());
     for one in &named {

@@ -11,11 +11,12 @@ use super::parts::Part;
 use super::store::NewMessage;
 use super::{shown, tokens};
 use crate::app::{App, WORKED_KIB};
+use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{body_bytes, first_object, media_type};
 use crate::http::json::storable_object;
 use crate::http::upload::{File, Form, Rules};
-use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::ids::{MessageId, SessionId};
 use crate::json;
 
 /// Beyond this a message is worked on where it keeps no request waiting, in bytes.
@@ -242,8 +243,9 @@ pub struct Ready {
 
 impl Draft {
     /// Counts the tokens and writes the content out.
-    pub async fn finish(self, app: &App, project: ProjectId, session: SessionId) -> Result<Ready> {
+    pub async fn finish(self, app: &App, caller: &Caller, session: SessionId) -> Result<Ready> {
         let Self { message, user_meta, length, .. } = self;
+        let (project, buffer_turns) = (caller.project, caller.buffer_turns);
         on_the_side(app, length, move || {
             let (open_calls, answers): (Vec<Call>, _) = (message.calls(), message.answers());
             let Incoming { format, role, meta, body } = message;
@@ -253,8 +255,19 @@ impl Draft {
             // The memory of a long one is needed for other copies of it.
             let parts = (length <= SHORT).then_some(parts);
             let id = MessageId::new();
-            let message =
-                NewMessage { id, project, session, role, format, content, tokens, meta, user_meta, open_calls };
+            let message = NewMessage {
+                id,
+                project,
+                session,
+                role,
+                format,
+                content,
+                tokens,
+                meta,
+                user_meta,
+                open_calls,
+                buffer_turns,
+            };
             Ok(Ready { message, answers, parts })
         })
         .await

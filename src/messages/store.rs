@@ -49,6 +49,8 @@ pub struct NewMessage {
     pub user_meta: Map<String, Value>,
     /// Calls of Gemini functions that wait for their answers.
     pub open_calls: Vec<Call>,
+    /// The project's own setting of [`Buffer::turns`].
+    pub buffer_turns: Option<i64>,
 }
 
 /// What the database adds to a message.
@@ -67,14 +69,14 @@ pub struct Stored {
 /// who wants to wait for it calls [`lock_session`] before.
 #[expect(clippy::too_many_lines, reason = "one statement")]
 pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer) -> sqlx::Result<Vec<Option<Stored>>> {
-    let Places { sessions, projects, counts, newest, of, nth, previous } = Places::of(new);
+    let Places { sessions, projects, turns, counts, newest, of, nth, previous } = Places::of(new);
     let Columns { ids, roles, formats, contents, tokens, metas, user_metas, open_calls } = Columns::of(new);
     let rows = sqlx::query!(
         r#"with held as materialized (
-               select w.at, w.new, w.newest, s.id, s.project_id, s.disable_task_tracking, s.last_message_id, s.unobserved,
+               select w.at, w.new, w.newest, greatest(coalesce(w.turns, $17), 1) as turns, s.id, s.project_id, s.disable_task_tracking, s.last_message_id, s.unobserved,
                       s.observing, greatest(clock_timestamp(), s.last_message_at + interval '1 microsecond') as time
-               from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[])
-                   with ordinality as w (session_id, project_id, new, newest, at)
+               from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[], $18::bigint[])
+                   with ordinality as w (session_id, project_id, new, newest, turns, at)
                join sessions s on s.id = w.session_id and s.project_id = w.project_id
                -- In one order, so that two writers never wait for each other.
                order by s.id for no key update of s skip locked
@@ -90,7 +92,7 @@ pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer)
                insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at)
                select gen_random_uuid(), h.project_id, 'observe', jsonb_build_object('session', h.id),
                       'session:' || h.id, h.id::text,
-                      case when h.new >= $17 then now() else now() + $16::interval end
+                      case when h.new >= h.turns then now() else now() + $16::interval end
                from held h where not h.disable_task_tracking and not h.observing
                on conflict (kind, dedupe) where state = 'ready' do nothing
            ),
@@ -98,7 +100,8 @@ pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer)
            hurried as (
                update jobs j set run_at = now(), updated_at = now()
                from held h
-               where not h.disable_task_tracking and h.observing and h.unobserved < $17 and h.unobserved + h.new >= $17
+               where not h.disable_task_tracking and h.observing and h.unobserved < h.turns
+                 and h.unobserved + h.new >= h.turns
                  and j.kind = 'observe' and j.dedupe = h.id::text and j.state = 'ready' and j.attempt = 0
                  and j.run_at > now()
            )
@@ -130,6 +133,7 @@ pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer)
         &open_calls as _,
         interval(buffer.ttl) as _,
         buffer.turns,
+        &turns as _,
     )
     .fetch_all(conn)
     .await?;

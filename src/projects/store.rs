@@ -10,13 +10,17 @@ pub struct Found {
     pub id: ProjectId,
     pub secret_key_hash_phc: String,
     pub encryption_enabled: bool,
+    /// So many messages of a session need not wait longer to be observed, if the project has set it.
+    pub buffer_turns: Option<Value>,
 }
 
 /// Finds a project by what is derived from its key. The only look-up without a project: it is how one is found.
 pub async fn get_by_lookup(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<Found>> {
     sqlx::query_as!(
         Found,
-        r#"select id as "id: ProjectId", secret_key_hash_phc, encryption_enabled from projects where secret_key_hmac = $1"#,
+        r#"select id as "id: ProjectId", secret_key_hash_phc, encryption_enabled,
+                  configs #> '{project_config,project_session_message_buffer_max_turns}' as buffer_turns
+           from projects where secret_key_hmac = $1"#,
         secret_key_hmac,
     )
     .fetch_optional(conn)

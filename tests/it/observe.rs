@@ -132,6 +132,70 @@ async fn a_flush_whose_time_is_up_says_what_still_waits() {
 }
 
 #[tokio::test]
+async fn what_an_earlier_try_came_to_is_not_the_outcome_of_a_flush() {
+    let setup = with_model().with("ACONTEXTD_FLUSH_TIMEOUT", "200ms");
+    run_with(setup, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.say_text(&session, "a").await;
+        app.execute(
+            "update jobs set state = 'running', lease_owner = gen_random_uuid(), lease_until = now() + interval '1 hour',
+                             attempt = 2, last_error = 'LLM complete failed: 429'",
+        )
+        .await;
+        assert_eq!(flush(&client, &session).await["status"], 504);
+        app.execute(
+            "update jobs set state = 'ready', lease_owner = null, lease_until = null, run_at = now() + interval '1 hour'",
+        )
+        .await;
+        assert_eq!(flush(&client, &session).await["status"], 504);
+        // Nobody else makes the next try, so this is what it came to.
+        let fails = async {
+            eventually("the flush has begun", async || {
+                app.value::<i64>("select count(*) from jobs where run_at <= now()").await == 1
+            })
+            .await;
+            app.execute("update jobs set last_error = 'LLM complete failed: 429', run_at = now() + interval '1 hour'")
+                .await;
+        };
+        app.execute("update jobs set run_at = now() + interval '1 hour'").await;
+        let (flushed, ()) = tokio::join!(flush(&client, &session), fails);
+        assert_eq!(flushed["status"], 502);
+        assert!(flushed["errmsg"].as_str().unwrap().starts_with("LLM complete failed: 429"), "{flushed}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_project_says_itself_how_many_messages_are_enough() {
+    let setup = Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
+    run_with(setup, async |app| {
+        let client = app.project().await;
+        let due = "select count(*) from jobs where kind = 'observe' and run_at <= now()";
+        for (turns, enough) in [(json!(2), 2), (json!("3"), 16), (json!(0), 1)] {
+            sqlx::query(
+                "update projects set configs = jsonb_build_object('project_config', jsonb_build_object(
+                     'project_session_message_buffer_max_turns', $1::jsonb))",
+            )
+            .bind(&turns)
+            .execute(&app.app.db)
+            .await
+            .unwrap();
+            // As the process does when it is told of the change.
+            app.app.keys.forget_all();
+            app.execute("delete from jobs").await;
+            let session = client.new_session().await;
+            for n in 1..=enough {
+                assert_eq!(app.value::<i64>(due).await, 0, "{turns}: after {n}");
+                client.say_text(&session, "m").await;
+            }
+            assert_eq!(app.value::<i64>(due).await, 1, "{turns}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn without_a_model_messages_wait_and_the_reason_can_be_read() {
     let setup = Setup::default().with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "0");
     run_with(setup, async |app| {

@@ -24,6 +24,7 @@ fn message(project: Uuid, session: &str, text: &str) -> NewMessage {
         meta: Map::new(),
         user_meta: Map::new(),
         open_calls: Vec::new(),
+        buffer_turns: None,
     }
 }
 
