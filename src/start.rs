@@ -121,6 +121,7 @@ impl Server {
             ended = parts.join_next() => Err(end_of(ended)),
             ended = writer.join_next() => Err(match ended {
                 Some(Err(fault)) => anyhow!(fault).context("the message writer panicked"),
+                Some(Ok(Err(fault))) => fault.context("the message writer failed"),
                 _ => anyhow!("the message writer ended by itself"),
             }),
             exit = exited(postgres.as_ref()) => Err(exit),

@@ -8,9 +8,11 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::store::{self, Buffer, NewMessage, Stored};
 use crate::app::App;
@@ -70,10 +72,28 @@ impl Writer {
     }
 }
 
-/// Stores what comes until the queue is closed. There is one such task in a process; a second one ends at once.
-pub async fn run(app: App) {
+/// Stores what comes until the queue is closed, or this is dropped. It is done once in a process; a second call ends at once.
+///
+/// It has a thread of its own: the next batch must not wait until all who were answered have had their turn.
+///
+/// # Errors
+/// There is no thread to be had, or it has panicked.
+pub async fn run(app: App) -> anyhow::Result<()> {
     let inbox = app.messages.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(mut inbox) = inbox else { return };
+    let Some(inbox) = inbox else { return Ok(()) };
+    let cut_off = CancellationToken::new();
+    let _cut_off_when_dropped = cut_off.clone().drop_guard();
+    let (done, ended) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("message-writer".into()).spawn(move || {
+        runtime.block_on(cut_off.run_until_cancelled(serve(app, inbox)));
+        // Nobody listens any more if this was cut off.
+        let _ = done.send(());
+    })?;
+    ended.await.context("it panicked")
+}
+
+async fn serve(app: App, mut inbox: mpsc::Receiver<Waiting>) {
     // Each batch is planned alike: it is looked up by ids.
     let options = app.db.connect_options().as_ref().clone();
     let options = options.options([("plan_cache_mode", "force_generic_plan"), ("lock_timeout", "5s")]);

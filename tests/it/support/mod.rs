@@ -73,7 +73,7 @@ pub struct TestApp {
     pub blobs: Arc<MemoryBlobs>,
     pub database: PgConnectOptions,
     folder: Arc<TempDir>,
-    _writer: JoinSet<()>,
+    _writer: JoinSet<anyhow::Result<()>>,
 }
 
 impl TestApp {
