@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use opentelemetry::global;
@@ -38,6 +39,14 @@ impl Guard {
     }
 }
 
+/// Whether anybody sees spans. A JSON line does not show them.
+static SPANS_ARE_SEEN: AtomicBool = AtomicBool::new(true);
+
+/// Whether it is worth while to make a span: that, and entering it at each poll, is a tenth of a short request.
+pub fn spans_are_seen() -> bool {
+    SPANS_ARE_SEEN.load(Ordering::Relaxed)
+}
+
 /// Sets logs and traces up for the whole process.
 ///
 /// # Errors
@@ -64,6 +73,7 @@ pub fn init(settings: &config::Telemetry) -> anyhow::Result<Guard> {
         global::set_text_map_propagator(TraceContextPropagator::new());
         tracing_opentelemetry::layer().with_tracer(provider.tracer("acontextd"))
     });
+    SPANS_ARE_SEEN.store(!json || traces.is_some(), Ordering::Relaxed);
     tracing_subscriber::registry().with(filter).with(lines).with(traces).init();
     Ok(Guard { provider })
 }

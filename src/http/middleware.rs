@@ -29,6 +29,7 @@ use super::server;
 use crate::app::App;
 use crate::auth::ProjectNote;
 use crate::error::{Cause, Error};
+use crate::telemetry;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
@@ -44,16 +45,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let id = request_id(&request);
     let path = shown_path(&request, route.as_deref());
-    let span = tracing::info_span!(
-        "request",
-        otel.name = format!("{method} {}", route.as_deref().unwrap_or("(no route)")),
-        otel.kind = "server",
-        http.request.method = %method,
-        http.route = route,
-        request.id = id.to_str().unwrap_or_default(),
-        project.id = tracing::field::Empty,
-        http.response.status_code = tracing::field::Empty,
-    );
+    let span = if telemetry::spans_are_seen() { new_span(&method, route.as_deref(), &id) } else { Span::none() };
     if global::get_text_map_propagator(|propagator| propagator.fields().next().is_some()) {
         let parent = global::get_text_map_propagator(|propagator| propagator.extract(&Headers(&request)));
         // Without a trace of the client's there is nothing to follow.
@@ -72,6 +64,19 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     response.headers_mut().insert(REQUEST_ID.clone(), id);
     line.answer = Some((response.status(), response.extensions().get::<Cause>().cloned()));
     response
+}
+
+fn new_span(method: &Method, route: Option<&str>, id: &HeaderValue) -> Span {
+    tracing::info_span!(
+        "request",
+        otel.name = format!("{method} {}", route.unwrap_or("(no route)")),
+        otel.kind = "server",
+        http.request.method = %method,
+        http.route = route,
+        request.id = id.to_str().unwrap_or_default(),
+        project.id = tracing::field::Empty,
+        http.response.status_code = tracing::field::Empty,
+    )
 }
 
 /// The log line of a request. It is written when this is dropped, so also for one whose client has hung up.
