@@ -70,12 +70,13 @@ pub async fn store_message(
     let draft = incoming::read(request, &app).await?;
     once.look(&app).await?;
     let Written { ready, stored, act } = if !draft.message.file_fields().is_empty() {
-        files::store(&app, &caller, &once, session, draft).await?
+        // Boxed, because the usual way should not carry the room for these.
+        Box::pin(files::store(&app, &caller, &once, session, draft)).await?
     } else if draft.message.answers().is_empty() {
         let ready = draft.finish(&app, &caller, session).await?;
-        if once.has_key() { store_once(&app, &once, ready).await? } else { store(&app, ready).await? }
+        if once.has_key() { Box::pin(store_once(&app, &once, ready)).await? } else { store(&app, ready).await? }
     } else {
-        answers::store(&app, &once, &caller, session, draft).await?
+        Box::pin(answers::store(&app, &once, &caller, session, draft)).await?
     };
     let length = ready.message.content.len();
     let (message, parts) = ready.into_parts(&app).await?;
@@ -104,6 +105,10 @@ async fn store(app: &App, ready: Ready) -> Result<Written> {
     {
         return Ok(Written { ready, stored, act: None });
     }
+    Box::pin(store_waiting(app, ready)).await
+}
+
+async fn store_waiting(app: &App, ready: Ready) -> Result<Written> {
     let buffer = (&app.config.learning).into();
     // Those who wait for a session that is held up must leave connections to the others.
     let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;

@@ -168,14 +168,14 @@ thread_local! {
 const HASH: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
 
 /// What short words were found to take. Most of a text is a few hundred words over and over, and looking one up takes a
-/// tenth of the time. A word has one place, which it takes from the one that was there.
+/// tenth of the time. A word has one place, which it takes from the one that was there. The number of places is a power of two.
 struct Words(Vec<(u128, u8)>);
 
 impl Words {
     fn count(&mut self, word: &str) -> usize {
         let count = || bpe_openai::o200k_base().bpe.count(word.as_bytes());
         let Some(key) = Self::key(word) else { return count() };
-        let place = usize::try_from(HASH.wrapping_mul(key) >> 112).unwrap_or_default() % self.0.len();
+        let place = usize::try_from(HASH.wrapping_mul(key) >> 112).unwrap_or_default() & (self.0.len() - 1);
         let place = &mut self.0[place];
         if place.0 != key {
             *place = (key, u8::try_from(count()).unwrap_or(u8::MAX));
