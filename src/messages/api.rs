@@ -235,8 +235,8 @@ pub async fn get_messages(
     let next_cursor = next.map(|at| at.encode());
     let rest = Rest { session, next_cursor, edited_at, events, public_urls: HashMap::new() };
     // What is passed on as it is makes no work.
-    let foreign = rows.iter().filter(|row| !strategies.is_empty() || row.format != target.as_str());
-    let length = foreign.map(Row::length).sum();
+    let passed_on = strategies.is_empty() && shown::is_passed_on(&rows, target);
+    let length = if passed_on { 0 } else { rows.iter().map(Row::length).sum() };
     let progress = converted(&app, length, move || {
         if strategies.is_empty() && shown::is_plain(&rows, target) {
             return shown::write_plain(rows, target, &rest).map(Progress::Written);

@@ -91,14 +91,19 @@ fn open_one(mut row: Row, target: Format) -> Result<Opened> {
     Ok(Opened { row, said: Said::Parts(format::parts(format, body)), own })
 }
 
-/// Whether messages can be shown one after the other: none has files, and none is shown otherwise for what stands in a later
-/// one.
+/// Whether all messages lie in the database as they are shown.
+pub fn is_passed_on(rows: &[Row], target: Format) -> bool {
+    target != Format::Acontext && rows.iter().all(|row| row.format == target.as_str())
+}
+
+/// Whether messages can be shown one after the other: none has files, and what one needs to know of others (the name of a
+/// function whose result it is) stands before it.
 pub fn is_plain(rows: &[Row], target: Format) -> bool {
     let alone = |row: &Row| {
         // Only this format has files; and of two that are passed on, only Gemini's have calls that others need to know.
         row.format != Format::Acontext.as_str() && (target != Format::Gemini || row.format != target.as_str())
     };
-    rows.iter().all(alone) || (target != Format::Acontext && rows.iter().all(|row| row.format == target.as_str()))
+    rows.iter().all(alone) || is_passed_on(rows, target)
 }
 
 /// Writes the answer to messages that [are plain](is_plain). Each is done with before the next is looked at, so the memory of

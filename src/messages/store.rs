@@ -194,10 +194,9 @@ pub async fn insert_waiting(conn: &mut PgConnection, new: &NewMessage, buffer: B
             tx.rollback().await?;
             Ok(get_stored(conn, &[new.id]).await?.pop().flatten())
         }
-        done => {
-            tx.commit().await?;
-            done
-        }
+        Ok(stored) => tx.commit().await.map(|()| stored),
+        // Whatever stands there by now, a part of a long message perhaps, goes with the transaction.
+        fault => fault,
     }
 }
 

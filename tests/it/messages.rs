@@ -479,6 +479,9 @@ async fn a_long_message_is_stored_like_a_short_one() {
         client.say_text(&session, "short again").await;
         let page = client.messages(&session, "format=anthropic").await;
         assert!(page["items"][1]["content"][0]["text"] == text);
+        let page = client.messages(&session, "format=acontext").await;
+        assert!(page["items"][1]["parts"][0]["text"] == text);
+        assert_eq!(app.value::<i64>("select count(*) from message_slices").await, 0);
         let answer = client.get(&format!("/api/v1/session/{session}/messages")).await;
         assert_eq!(answer.header("content-length"), answer.bytes.len().to_string());
         assert!(answer.data()["items"][1]["content"] == text);
@@ -487,6 +490,24 @@ async fn a_long_message_is_stored_like_a_short_one() {
             client.get(&format!("/api/v1/session/{session}/token_counts")).await.data()["total_tokens"].clone();
         assert_eq!(tokens, page["this_time_tokens"]);
         assert!(tokens.as_u64().unwrap() > 500_000, "{tokens}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_long_message_is_stored_whole_or_not_at_all() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let said = json!({"role": "user", "content": "x".repeat(3 << 20)});
+        app.execute("alter table message_slices add constraint no_third check (n < 2)").await;
+        let failed = client.say(&session, "openai", said.clone()).await;
+        assert_eq!(failed.status, StatusCode::INTERNAL_SERVER_ERROR);
+        let left = "select (select count(*) from messages) + (select count(*) from message_slices)";
+        assert_eq!(app.value::<i64>(left).await, 0);
+        app.execute("alter table message_slices drop constraint no_third").await;
+        assert_eq!(client.say(&session, "openai", said).await.status, StatusCode::CREATED);
+        assert_eq!(app.value::<i64>(left).await, 1);
     })
     .await;
 }
