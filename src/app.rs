@@ -20,10 +20,12 @@ use crate::config::Config;
 use crate::crypto::LinkKey;
 use crate::jobs::periodic::{self, Reconciler};
 use crate::jobs::{Jobs, Kinds};
+use crate::learn::conclude::Conclude;
+use crate::learn::distill::Distill;
 use crate::learn::observe::{self, Observe};
 use crate::llm::{self, Llm};
 use crate::messages::writer::Writer;
-use crate::{db, disks, http, learn, messages, projects, sessions, tasks};
+use crate::{db, disks, http, learn, messages, projects, sessions, skills, spaces, tasks, users};
 
 /// Of the text of long messages that is worked on at one time. JSON takes many times its length while it is looked at.
 pub const WORKED_KIB: u32 = 32 * 1024;
@@ -129,11 +131,14 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(tasks::router())
         .merge(learn::router())
         .merge(disks::router())
+        .merge(skills::router())
+        .merge(spaces::router())
+        .merge(users::router())
 }
 
 /// Every kind of job that this program can run.
 pub fn kinds() -> Kinds {
-    Kinds::default().with::<SweepBlobs>().with::<Observe>()
+    Kinds::default().with::<SweepBlobs>().with::<Observe>().with::<Conclude>().with::<Distill>()
 }
 
 /// Everything that is done from time to time.

@@ -79,6 +79,13 @@ impl Error {
         Self::Internal(cause.into())
     }
 
+    /// Whether two transactions waited for each other, and this one was ended for it: begin it again.
+    pub fn is_deadlock(&self) -> bool {
+        let Self::Unavailable { cause: Some(cause), .. } = self else { return false };
+        let database = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+        database.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "40P01")
+    }
+
     fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest { .. } => StatusCode::BAD_REQUEST,

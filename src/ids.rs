@@ -89,6 +89,22 @@ id!(
     EventId
 );
 id!(
+    /// An agent skill.
+    SkillId
+);
+id!(
+    /// A learning space.
+    SpaceId
+);
+id!(
+    /// A skill in a learning space.
+    SpaceSkillId
+);
+id!(
+    /// A session in a learning space.
+    SpaceSessionId
+);
+id!(
     /// A stored object's row.
     BlobId
 );

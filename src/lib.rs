@@ -1,7 +1,7 @@
 //! `acontextd`: an agent's data and memory backend in one process, wire-compatible with Acontext.
 //!
 //! Start reading at [`app`]: what the program is made of. Folders are the nouns of the API (`sessions`, `messages`, `tasks`,
-//! `disks`, `projects`, `users`); in each, `mod.rs` has the types and rules, `api.rs` the HTTP, `store.rs` the SQL. [`learn`] is
+//! `disks`, `skills`, `spaces`, `projects`, `users`); in each, `mod.rs` has the types and rules, `api.rs` the HTTP, `store.rs` the SQL. [`learn`] is
 //! what is made of conversations in the background. What is no noun of the API (`http`, `blob`, `jobs`, `llm`, `embedded`) is the
 //! platform below them and names no feature. [`start`] brings the parts together.
 
@@ -25,6 +25,8 @@ pub mod messages;
 pub mod percent;
 pub mod projects;
 pub mod sessions;
+pub mod skills;
+pub mod spaces;
 pub mod start;
 pub mod tasks;
 pub mod telemetry;

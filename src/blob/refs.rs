@@ -15,7 +15,6 @@ use crate::ids::{BlobId, ProjectId};
 #[derive(Debug)]
 pub struct Upload {
     blob: BlobId,
-    project: ProjectId,
     /// Whether this upload put the object there, or found it.
     fresh: bool,
 }
@@ -28,7 +27,7 @@ pub async fn upload(app: &App, project: ProjectId, content: &Spool) -> Result<Up
         content.sha256,
     );
     if let Some(blob) = known.fetch_optional(&app.db).await? {
-        return Ok(Upload { blob, project, fresh: false });
+        return Ok(Upload { blob, fresh: false });
     }
     let blob = BlobId::new();
     let object_key = format!("{project}/{blob}");
@@ -44,32 +43,45 @@ pub async fn upload(app: &App, project: ProjectId, content: &Spool) -> Result<Up
     .execute(&app.db)
     .await?;
     app.blobs.put(&object_key, content).await?;
-    Ok(Upload { blob, project, fresh: true })
+    Ok(Upload { blob, fresh: true })
 }
 
 /// Makes the upload's blob one that rows of this transaction may refer to, and holds it there until the transaction ends.
 /// `None` if another one took its place meanwhile (an equal content that came first, or the sweep): begin again with
 /// [`upload`], in a new transaction.
 pub async fn claim(conn: &mut PgConnection, upload: &Upload) -> Result<Option<BlobId>> {
-    if !upload.fresh {
-        // The share lock keeps the sweep from calling it dead before this transaction has ended.
-        let found = sqlx::query_scalar!(
-            r#"select id as "id: BlobId" from blobs where id = $1 and project_id = $2 and state = 'live' for share"#,
-            upload.blob as _,
-            upload.project as _,
+    Ok(claim_all(conn, std::slice::from_ref(upload)).await?.and_then(|blobs| blobs.first().copied()))
+}
+
+/// As [`claim`], for several contents of a project, no two of them equal: all of them or none.
+pub async fn claim_all(conn: &mut PgConnection, uploads: &[Upload]) -> Result<Option<Vec<BlobId>>> {
+    let ids = |fresh: bool| {
+        let of_kind = uploads.iter().filter(|upload| upload.fresh == fresh).map(|upload| upload.blob);
+        of_kind.collect::<Vec<BlobId>>()
+    };
+    let (fresh, found) = (ids(true), ids(false));
+    if !found.is_empty() {
+        // The share lock keeps the sweep from calling it dead before this transaction has ended. In one order, so that two
+        // transactions do not wait for each other.
+        let held = sqlx::query_scalar!(
+            "select 1 as one from blobs where id = any($1) and state = 'live' order by id for share",
+            &found as _,
         );
-        return Ok(found.fetch_optional(conn).await?);
+        if held.fetch_all(&mut *conn).await?.len() < found.len() {
+            return Ok(None);
+        }
     }
-    let made = sqlx::query_scalar!(
-        r#"update blobs set state = 'live' where id = $1 and project_id = $2 and state = 'pending' returning id as "id: BlobId""#,
-        upload.blob as _,
-        upload.project as _,
-    );
-    match made.fetch_optional(conn).await {
-        // An equal content came first.
-        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("blobs_live") => Ok(None),
-        other => Ok(other?),
+    if !fresh.is_empty() {
+        let made =
+            sqlx::query!("update blobs set state = 'live' where id = any($1) and state = 'pending'", &fresh as _);
+        match made.execute(conn).await {
+            Ok(made) if made.rows_affected() < fresh.len() as u64 => return Ok(None),
+            // An equal content came first.
+            Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("blobs_live") => return Ok(None),
+            made => made?,
+        };
     }
+    Ok(Some(uploads.iter().map(|upload| upload.blob).collect()))
 }
 
 /// Where a stored content is, if rows of the project still refer to it.

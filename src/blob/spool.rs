@@ -5,7 +5,7 @@
 //! behind is removed by the next one that starts there. A file is gone when its [`Spool`] is dropped.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -52,6 +52,41 @@ impl SpoolDir {
             memory: BytesMut::new(),
             file: None,
         }
+    }
+
+    /// Takes in all that `source` gives, as [`SpoolWriter`] does. Blocks: not for an async thread.
+    ///
+    /// # Errors
+    /// The source cannot be read, or the file not be written.
+    pub fn take_in(&self, source: &mut dyn Read) -> io::Result<Spool> {
+        let mut hash = digest::Context::new(&digest::SHA256);
+        let (mut memory, mut file) = (Vec::new(), None);
+        let (mut head, mut size) = (Vec::new(), 0);
+        let mut chunk = vec![0; MEMORY / 2];
+        loop {
+            let read = match source.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(read) => &chunk[..read],
+                Err(fault) if fault.kind() == io::ErrorKind::Interrupted => continue,
+                Err(fault) => return Err(fault),
+            };
+            hash.update(read);
+            size += read.len() as u64;
+            head.extend_from_slice(&read[..HEAD.saturating_sub(head.len()).min(read.len())]);
+            if let Some((file, _)) = &mut file {
+                std::io::Write::write_all(file, read)?;
+                continue;
+            }
+            memory.extend_from_slice(read);
+            if memory.len() > MEMORY {
+                let path = self.temp_path();
+                let mut begun = File::create(&path.0)?;
+                std::io::Write::write_all(&mut begun, &std::mem::take(&mut memory))?;
+                file = Some((begun, path));
+            }
+        }
+        let body = file.map_or_else(|| Body::Memory(memory.into()), |(_, path)| Body::File(path));
+        Ok(Spool { sha256: hex::encode(hash.finish()), size, head, body })
     }
 
     /// A name for a file of the moment; what is made there goes when this is dropped.
@@ -176,8 +211,43 @@ impl Spool {
         }
     }
 
+    /// The content, to be read from any place of it. Blocks: not for an async thread.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn reader(&self) -> io::Result<Reader> {
+        match &self.body {
+            Body::Memory(bytes) => Ok(Reader::Memory(io::Cursor::new(bytes.clone()))),
+            Body::File(path) => File::open(&path.0).map(io::BufReader::new).map(Reader::File),
+        }
+    }
+
     pub(super) fn body(&self) -> &Body {
         &self.body
+    }
+}
+
+/// Reads a [`Spool`].
+pub enum Reader {
+    Memory(io::Cursor<Bytes>),
+    File(io::BufReader<File>),
+}
+
+impl Read for Reader {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Memory(bytes) => bytes.read(into),
+            Self::File(file) => file.read(into),
+        }
+    }
+}
+
+impl Seek for Reader {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        match self {
+            Self::Memory(bytes) => bytes.seek(to),
+            Self::File(file) => file.seek(to),
+        }
     }
 }
 

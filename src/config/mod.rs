@@ -232,6 +232,24 @@ pub struct Limits {
     /// How many contents of a file are kept, the current one among them
     #[arg(long = "file-versions", env = "ACONTEXTD_FILE_VERSIONS", value_name = "N", default_value = "50", value_parser = count)]
     pub file_versions: usize,
+    /// The largest archive that a skill comes in
+    #[arg(long = "skill-limit", env = "ACONTEXTD_SKILL_LIMIT", value_name = "BYTES", default_value = "50MiB", value_parser = bytes)]
+    pub skill: u64,
+    /// How much the files of such an archive may be together
+    #[arg(long = "skill-unpacked", env = "ACONTEXTD_SKILL_UNPACKED", value_name = "BYTES", default_value = "50MiB", value_parser = bytes)]
+    pub skill_unpacked: u64,
+    /// The most files in such an archive
+    #[arg(long = "skill-files", env = "ACONTEXTD_SKILL_FILES", value_name = "N", default_value = "1000", value_parser = count)]
+    pub skill_files: usize,
+    /// The largest SKILL.md
+    #[arg(long = "skill-md-limit", env = "ACONTEXTD_SKILL_MD_LIMIT", value_name = "BYTES", default_value = "1MiB", value_parser = bytes)]
+    pub skill_md: u64,
+    /// The most files of a skill that is downloaded as an archive
+    #[arg(long = "skill-download-files", env = "ACONTEXTD_SKILL_DOWNLOAD_FILES", value_name = "N", default_value = "200", value_parser = count)]
+    pub skill_download_files: usize,
+    /// How much the files of such a skill may be together
+    #[arg(long = "skill-download", env = "ACONTEXTD_SKILL_DOWNLOAD", value_name = "BYTES", default_value = "50MiB", value_parser = bytes)]
+    pub skill_download: u64,
     /// How long a request may take
     #[arg(long = "request-timeout", env = "ACONTEXTD_REQUEST_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = span)]
     pub request: Duration,

@@ -74,10 +74,7 @@ pub async fn list_disks(
     let page: Page = page.parse(20, 200)?;
     let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
     let id = id.map_err(|wrong| Error::field("id", wrong))?;
-    let user = query.user.as_deref().filter(|user| !user.is_empty());
-    if user.is_some_and(|user| user.contains('\0')) {
-        return Err(Error::field("user", "must not contain the character NUL"));
-    }
+    let user = users::filter(query.user.as_deref())?;
     let mut conn = app.db.acquire().await?;
     let disks = store::list(&mut conn, caller.project, &Filter { user, id }, &page).await?;
     let position = |disk: &Disk| Position { created_at: disk.created_at.0, id: disk.id.0 };

@@ -3,6 +3,7 @@
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method};
 use axum::response::Response;
+use bytes::Bytes;
 use chrono::Utc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -192,6 +193,12 @@ pub struct FileContent {
     raw: String,
 }
 
+impl FileContent {
+    pub(crate) fn new(kind: Kind, raw: String) -> Self {
+        Self { r#type: kind.name(), raw }
+    }
+}
+
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct GotArtifact {
     artifact: Artifact,
@@ -226,7 +233,8 @@ pub async fn get_artifact(
     Ok(reply::ok(GotArtifact { artifact: found.into(), public_url, content }))
 }
 
-fn public_url(app: &App, caller: &Caller, file: &File, end: i64) -> Result<String> {
+/// A link to a file that needs no key, until `end` (Unix seconds).
+pub fn public_url(app: &App, caller: &Caller, file: &File, end: i64) -> Result<String> {
     let link = Link {
         project: caller.project,
         sha256: file.sha256.clone(),
@@ -237,15 +245,21 @@ fn public_url(app: &App, caller: &Caller, file: &File, end: i64) -> Result<Strin
 }
 
 async fn content(app: &App, found: &File) -> Result<Option<FileContent>> {
-    let Some(kind) = Kind::of(&found.filename, &found.mime) else {
+    let text = readable(app, found).await?;
+    Ok(text.map(|(kind, bytes)| FileContent::new(kind, String::from_utf8_lossy(&bytes).into_owned())))
+}
+
+/// The bytes of a file that is for reading, and as what; `None` for another one, and for one that does not parse as what it
+/// claims to be.
+pub(crate) async fn readable(app: &App, file: &File) -> Result<Option<(Kind, Bytes)>> {
+    let Some(kind) = Kind::of(&file.filename, &file.mime) else {
         return Ok(None);
     };
-    let kib = u32::try_from(found.size / 1024).unwrap_or(u32::MAX).clamp(1, SHOWN_KIB);
+    let kib = u32::try_from(file.size / 1024).unwrap_or(u32::MAX).clamp(1, SHOWN_KIB);
     let _turn = app.shown.acquire_many(kib).await.map_err(Error::internal)?;
-    let bytes = app.blobs.read(&found.object_key).await?;
-    let parse = move || kind.parses(&bytes).then(|| String::from_utf8_lossy(&bytes).into_owned());
-    let raw = tokio::task::spawn_blocking(parse).await.map_err(Error::internal)?;
-    Ok(raw.map(|raw| FileContent { r#type: kind.name(), raw }))
+    let bytes = app.blobs.read(&file.object_key).await?;
+    let parse = move || kind.parses(&bytes).then_some((kind, bytes));
+    tokio::task::spawn_blocking(parse).await.map_err(Error::internal)
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]

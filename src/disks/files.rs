@@ -107,6 +107,17 @@ pub async fn list(
     Ok(Some(files))
 }
 
+/// The files of a disk, by path and name, up to a number of them.
+pub async fn list_all(conn: &mut PgConnection, disk: DiskId, limit: usize) -> sqlx::Result<Vec<File>> {
+    select_files!(
+        "current_artifacts c where c.disk_id = $1 order by c.path, c.filename limit $2",
+        disk as _,
+        i64::try_from(limit).unwrap_or(i64::MAX),
+    )
+    .fetch_all(conn)
+    .await
+}
+
 /// The names of the directories directly below a directory. Jumps from one to the next in the index instead of reading all
 /// that lies in them.
 pub async fn list_directories(

@@ -40,6 +40,27 @@ impl FilePath {
         Ok(Self { path, filename: filename.to_owned() })
     }
 
+    /// The place of a file by the folders on the way to it and its own name, neither empty nor with a slash in them.
+    ///
+    /// # Errors
+    /// What is wrong with it, if no file may be called so.
+    pub fn of_segments(segments: &[impl AsRef<str>]) -> Result<Self, &'static str> {
+        let Some((filename, folders)) = segments.split_last() else { return Err("its name is empty") };
+        let path = folders.iter().fold("/".to_owned(), |path, folder| path + folder.as_ref() + "/");
+        let filename = filename.as_ref();
+        check_directory(&path)?;
+        check_name(filename)?;
+        if filename.trim_end() != filename {
+            return Err("its name must not end in white space");
+        }
+        Ok(Self { path, filename: filename.to_owned() })
+    }
+
+    /// The path without the slash at its beginning, as files of skills are named.
+    pub fn relative(&self) -> String {
+        format!("{}{}", &self.path[1..], self.filename)
+    }
+
     pub fn path(&self) -> &str {
         &self.path
     }

@@ -110,37 +110,27 @@ impl<T: PathParam, S: Send + Sync> FromRequestParts<S> for Path<T> {
     }
 }
 
-impl PathParam for ids::DiskId {
-    const NAME: &'static str = "disk_id";
+/// Ids by their names in routes.
+macro_rules! id_params {
+    ($($id:ident $name:literal),* $(,)?) => {
+        $(impl PathParam for ids::$id {
+            const NAME: &'static str = $name;
 
-    fn read(text: &str) -> Result<Self, &'static str> {
-        text.parse()
-    }
+            fn read(text: &str) -> Result<Self, &'static str> {
+                text.parse()
+            }
+        })*
+    };
 }
 
-impl PathParam for ids::ProjectId {
-    const NAME: &'static str = "project_id";
-
-    fn read(text: &str) -> Result<Self, &'static str> {
-        text.parse()
-    }
-}
-
-impl PathParam for ids::SessionId {
-    const NAME: &'static str = "session_id";
-
-    fn read(text: &str) -> Result<Self, &'static str> {
-        text.parse()
-    }
-}
-
-impl PathParam for ids::MessageId {
-    const NAME: &'static str = "message_id";
-
-    fn read(text: &str) -> Result<Self, &'static str> {
-        text.parse()
-    }
-}
+id_params!(
+    DiskId "disk_id",
+    MessageId "message_id",
+    ProjectId "project_id",
+    SessionId "session_id",
+    SkillId "skill_id",
+    SpaceId "space_id",
+);
 
 /// An integer from a query, a form or JSON. Present but empty counts as not given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::json;
 
 /// Longer numbers, or exponents beyond this, are no measure of anything and would blow up where they are stored.
 const MAX_DIGITS: usize = 1_000;
@@ -22,6 +23,29 @@ pub fn storable_object(field: &str, object: &Map<String, Value>, max_bytes: u64)
         return Err(Error::TooLarge(format!("{field}: is larger than the maximum of {max_bytes} bytes")));
     }
     Ok(())
+}
+
+/// Reads what the objects of a list must contain, a JSON object as text: nothing, `null` and `{}` narrow nothing.
+///
+/// # Errors
+/// 400 `invalid <field> JSON`, or what [`storable_object`] says.
+pub fn contained_object(field: &str, text: Option<&str>, max_bytes: u64) -> Result<Option<Map<String, Value>>> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let invalid = |why: &dyn std::fmt::Display| Error::BadRequest {
+        msg: format!("invalid {field} JSON").into(),
+        detail: Some(format!("{field}: {why}")),
+    };
+    match json::parse(text.as_bytes()).map_err(|why| invalid(&why))? {
+        Value::Null => Ok(None),
+        Value::Object(filter) if filter.is_empty() => Ok(None),
+        Value::Object(filter) => {
+            storable_object(field, &filter, max_bytes)?;
+            Ok(Some(filter))
+        }
+        _ => Err(invalid(&"must be a JSON object")),
+    }
 }
 
 /// Sets keys of the first level; `null` removes one.

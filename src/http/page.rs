@@ -71,18 +71,29 @@ pub struct Page {
 impl PageQuery {
     /// `default` entries if no limit is given; from 1 to `max`.
     pub fn parse(self, default: u16, max: u16) -> Result<Page> {
+        self.parse_within(default.into(), 1, max)
+    }
+
+    /// `all` entries if no limit is given, or 0; up to `max` otherwise.
+    pub fn parse_or_all(mut self, all: usize, max: u16) -> Result<Page> {
+        self.limit = self.limit.filter(|limit| limit.given() != Some(0));
+        self.parse_within(all, 0, max)
+    }
+
+    fn parse_within(self, default: usize, min: u16, max: u16) -> Result<Page> {
         let limit = match self.limit.and_then(Int::given) {
             None => default,
             Some(n) => u16::try_from(n)
                 .ok()
-                .filter(|n| (1..=max).contains(n))
-                .ok_or_else(|| Error::field("limit", format_args!("must be from 1 to {max}")))?,
+                .filter(|n| (min..=max).contains(n))
+                .ok_or_else(|| Error::field("limit", format_args!("must be from {min} to {max}")))?
+                .into(),
         };
         let after = match self.cursor.as_deref() {
             None | Some("") => None,
             Some(cursor) => Position::decode(cursor)?,
         };
-        Ok(Page { limit: usize::from(limit), after, newest_first: self.time_desc.is_some_and(Flag::is_set) })
+        Ok(Page { limit, after, newest_first: self.time_desc.is_some_and(Flag::is_set) })
     }
 }
 
@@ -115,6 +126,14 @@ impl<T> PageOf<T> {
         rows.truncate(page.limit);
         let next_cursor = rows.last().filter(|_| has_more).map(|row| position(row).encode());
         Self { items: rows, next_cursor, has_more }
+    }
+
+    /// Ends a page earlier than its limit says: after `n` rows, at least one.
+    #[must_use]
+    pub fn end_after(mut self, n: usize, position: impl Fn(&T) -> Position) -> Self {
+        self.items.truncate(n.max(1));
+        let next_cursor = self.items.last().map(|row| position(row).encode());
+        Self { items: self.items, next_cursor, has_more: true }
     }
 }
 

@@ -46,6 +46,11 @@ pub fn ok<T: Serialize>(data: T) -> Response {
     json(StatusCode::OK, &Envelope { code: 0, data, msg: "" })
 }
 
+/// 200 with data and with a word in `msg`.
+pub fn ok_saying<T: Serialize>(msg: &'static str, data: T) -> Response {
+    json(StatusCode::OK, &Envelope { code: 0, data, msg })
+}
+
 /// 201 with data.
 pub fn created<T: Serialize>(data: T) -> Response {
     json(StatusCode::CREATED, &Envelope { code: 0, data, msg: "" })

@@ -30,6 +30,8 @@ pub struct Rules {
     only: Option<&'static str>,
     /// How many files there may be.
     files: usize,
+    /// Bytes of each file.
+    file: u64,
     /// Bytes of all fields.
     whole: u64,
     /// A text field that may be as long as a JSON body; the others are short.
@@ -39,22 +41,32 @@ pub struct Rules {
 impl Rules {
     /// A form with at most one file, in the field `file`.
     pub fn one_file(limits: &Limits) -> Self {
-        let whole = limits.artifact.saturating_add(limits.form_field.saturating_mul(2));
-        Self { only: Some("file"), files: 1, whole, long_text: None }
+        Self::one(limits, limits.artifact)
+    }
+
+    /// A form with at most one archive, in the field `file`.
+    pub fn archive(limits: &Limits) -> Self {
+        Self::one(limits, limits.skill)
+    }
+
+    fn one(limits: &Limits, file: u64) -> Self {
+        let whole = file.saturating_add(limits.form_field.saturating_mul(2));
+        Self { only: Some("file"), files: 1, file, whole, long_text: None }
     }
 
     /// A message in the field `payload`, and its files.
     pub fn message(limits: &Limits) -> Self {
-        Self { only: None, files: limits.message_files, whole: limits.message, long_text: Some("payload") }
+        let whole = limits.message;
+        Self { only: None, files: limits.message_files, file: limits.artifact, whole, long_text: Some("payload") }
     }
 
     fn text_limit(&self, name: &str, limits: &Limits) -> u64 {
         if self.long_text == Some(name) { limits.json } else { limits.form_field }
     }
 
-    fn too_large(&self, limits: &Limits) -> Error {
+    fn too_large(&self) -> Error {
         match self.only {
-            Some(_) => file_too_large(limits.artifact),
+            Some(_) => file_too_large(self.file),
             None => form_too_large(self.whole),
         }
     }
@@ -89,7 +101,7 @@ impl Form {
         };
         let largest = rules.whole.saturating_add(FRAME);
         if announced_length(request.headers()).is_some_and(|length| length > largest) {
-            return Err(rules.too_large(limits));
+            return Err(rules.too_large());
         }
         let fingerprint = Fingerprint::wanted_by(&request);
         let mut chunks = chunks(request, limits.idle);
@@ -115,7 +127,7 @@ impl Form {
                     if form.file(&name).is_some() {
                         match rules.only {
                             Some(_) => return Err(twice(&name)),
-                            None => skip(field, limits.artifact).await?,
+                            None => skip(field, rules.file).await?,
                         }
                         continue;
                     }
@@ -125,11 +137,11 @@ impl Form {
                             format_args!("is more than the {} files that may come", rules.files),
                         ));
                     }
-                    let content = spool(field, app).await?;
+                    let content = spool(field, app, rules.file).await?;
                     form.files.push(File { field: name, name: file, content });
                 }
                 // A file that nobody asked for, or one without a name.
-                Some(_) => skip(field, limits.artifact).await?,
+                Some(_) => skip(field, rules.file).await?,
                 None => {
                     let text = text(field, &name, rules.text_limit(&name, limits)).await?;
                     if form.fields.len() == MAX_TEXTS {
@@ -228,8 +240,7 @@ fn read_extended(value: &str) -> Option<String> {
     charset.eq_ignore_ascii_case("utf-8").then(|| crate::percent::decode(escaped.as_bytes()))?
 }
 
-async fn spool(mut field: Field<'_>, app: &App) -> Result<Spool> {
-    let limit = app.config.limits.artifact;
+async fn spool(mut field: Field<'_>, app: &App, limit: u64) -> Result<Spool> {
     let mut writer = app.spool.writer();
     while let Some(chunk) = next_chunk(&mut field).await? {
         writer.write(&chunk).await.map_err(no_room)?;

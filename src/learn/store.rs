@@ -5,7 +5,8 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use crate::ids::{MessageId, ProjectId, SessionId};
+use super::conclude::Learned;
+use crate::ids::{MessageId, ProjectId, SessionId, SpaceId};
 
 /// How many messages of a session are in which state.
 pub struct Counts {
@@ -226,4 +227,42 @@ pub async fn list_said(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Ve
     )
     .fetch_all(conn)
     .await
+}
+
+/// What is known of a session; `None` if it is not learned, or something has come of it already.
+pub async fn get_learned(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<Learned>> {
+    sqlx::query_as!(
+        Learned,
+        r#"select session_id as "session!: SessionId", waits as "waits!",
+                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_ended_tasks as "has_ended_tasks!"
+           from pending_learning_sessions where session_id = $1"#,
+        session as _
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// As [`get_learned`], for all sessions of a space, oldest first.
+pub async fn list_learned(conn: &mut PgConnection, space: SpaceId) -> sqlx::Result<Vec<Learned>> {
+    sqlx::query_as!(
+        Learned,
+        r#"select session_id as "session!: SessionId", waits as "waits!",
+                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_ended_tasks as "has_ended_tasks!"
+           from pending_learning_sessions where learning_space_id = $1 order by created_at, id"#,
+        space as _
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Says what has come of learning a session.
+pub async fn set_learned(conn: &mut PgConnection, session: SessionId, status: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update learning_space_sessions set status = $2, updated_at = now() where session_id = $1",
+        session as _,
+        status
+    )
+    .execute(conn)
+    .await
+    .map(drop)
 }

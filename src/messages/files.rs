@@ -73,7 +73,7 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
                 continue;
             }
             // The sweep takes them in another order.
-            Err(fault) if is_deadlock(&fault) => {
+            Err(fault) if fault.is_deadlock() => {
                 act.rollback().await?;
                 continue;
             }
@@ -101,12 +101,6 @@ async fn claim_all(conn: &mut PgConnection, uploads: &[Upload]) -> Result<Result
         }
     }
     Ok(Ok(blobs))
-}
-
-fn is_deadlock(fault: &Error) -> bool {
-    let Error::Unavailable { cause: Some(cause), .. } = fault else { return false };
-    let database = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
-    database.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "40P01")
 }
 
 /// Puts what is known of each file into the parts that name it, and leaves out files that none names.

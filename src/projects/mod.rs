@@ -1,6 +1,8 @@
-//! Projects: the tenants. [`api`] is the operator's side, [`root`] the default project that a start sees to.
+//! Projects: the tenants. [`api`] is the operator's side, [`configs`] what a project sets for itself, [`root`] the default
+//! project that a start sees to.
 
 pub mod api;
+pub mod configs;
 pub mod root;
 pub mod store;
 
@@ -9,5 +11,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(api::create_project)).routes(routes!(api::delete_project))
+    OpenApiRouter::new()
+        .routes(routes!(api::create_project))
+        .routes(routes!(api::delete_project))
+        .routes(routes!(configs::get_project_configs, configs::update_project_configs))
 }

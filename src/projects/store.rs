@@ -1,7 +1,8 @@
 //! SQL of projects.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sqlx::PgConnection;
+use sqlx::types::Json;
 
 use crate::ids::ProjectId;
 
@@ -48,6 +49,53 @@ pub async fn insert(conn: &mut PgConnection, key: &NewKey, configs: Option<Value
 pub async fn delete(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<bool> {
     let gone = sqlx::query!("delete from projects where id = $1", project as _).execute(conn).await?;
     Ok(gone.rows_affected() == 1)
+}
+
+/// What a project has set for itself, and whether it is encrypted.
+pub struct Settings {
+    pub configs: Map<String, Value>,
+    pub encryption_enabled: bool,
+}
+
+/// A project's settings. What is there but no object counts as none.
+pub async fn get_settings(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<Settings>> {
+    let row = sqlx::query!(
+        r#"select case when jsonb_typeof(configs -> 'project_config') = 'object'
+                       then configs -> 'project_config' end as "configs: Json<Map<String, Value>>", encryption_enabled
+           from projects where id = $1"#,
+        project as _
+    );
+    let row = row.fetch_optional(conn).await?;
+    Ok(row.map(|row| Settings {
+        configs: row.configs.map(|configs| configs.0).unwrap_or_default(),
+        encryption_enabled: row.encryption_enabled,
+    }))
+}
+
+/// Locks a project's row, so that its settings stay as they are read after this. Whether it is there.
+pub async fn lock(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<bool> {
+    let found = sqlx::query_scalar!("select 1 as one from projects where id = $1 for no key update", project as _);
+    Ok(found.fetch_optional(conn).await?.is_some())
+}
+
+/// Wants the project's lock.
+pub async fn set_settings(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    configs: &Map<String, Value>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update projects
+         set configs = case when jsonb_typeof(configs) = 'object' then configs else '{}' end
+                       || jsonb_build_object('project_config', $2::jsonb),
+             updated_at = now()
+         where id = $1",
+        project as _,
+        Json(configs) as _
+    )
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// The default project, and whether it is encrypted; locked.

@@ -12,12 +12,11 @@ use crate::auth::Caller;
 use crate::error::{Error, OnConstraint, Result};
 use crate::http::extract::{Fields, Flag, Path, Query};
 use crate::http::idempotency::Once;
-use crate::http::json::storable_object;
+use crate::http::json::{contained_object, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
 use crate::http::reply::{self, Done, Envelope};
 use crate::ids::SessionId;
-use crate::json;
 use crate::users::{self, Identifier};
 
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -115,34 +114,12 @@ pub async fn list_sessions(
     let page: Page = page.parse(20, 200)?;
     let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
     let id = id.map_err(|wrong| Error::field("id", wrong))?;
-    let user = query.user.as_deref().filter(|user| !user.is_empty());
-    if user.is_some_and(|user| user.contains('\0')) {
-        return Err(Error::field("user", "must not contain the character NUL"));
-    }
-    let configs = configs_filter(query.filter_by_configs.as_deref(), app.config.limits.meta)?;
+    let user = users::filter(query.user.as_deref())?;
+    let configs = contained_object("filter_by_configs", query.filter_by_configs.as_deref(), app.config.limits.meta)?;
     let mut conn = app.db.acquire().await?;
     let sessions = store::list(&mut conn, caller.project, Filter { user, id, configs }, &page).await?;
     let position = |session: &Session| Position { created_at: session.created_at.0, id: session.id.0 };
     Ok(reply::ok(PageOf::new(sessions, &page, position)))
-}
-
-/// Reads `filter_by_configs`: nothing, `null` and `{}` narrow nothing.
-fn configs_filter(text: Option<&str>, limit: u64) -> Result<Option<Map<String, Value>>> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else {
-        return Ok(None);
-    };
-    let invalid = |why: &dyn std::fmt::Display| {
-        Error::bad_because("invalid filter_by_configs JSON", format_args!("filter_by_configs: {why}"))
-    };
-    match json::parse(text.as_bytes()).map_err(|why| invalid(&why))? {
-        Value::Null => Ok(None),
-        Value::Object(filter) if filter.is_empty() => Ok(None),
-        Value::Object(filter) => {
-            storable_object("filter_by_configs", &filter, limit)?;
-            Ok(Some(filter))
-        }
-        _ => Err(invalid(&"must be a JSON object")),
-    }
 }
 
 /// Delete a session

@@ -56,3 +56,29 @@ pub async fn list(
         .await
     }
 }
+
+/// The tasks of a session that have come to an end, in the order they were made.
+pub async fn list_ended(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<Vec<TaskId>> {
+    sqlx::query_scalar!(
+        r#"select id as "id: TaskId" from tasks
+           where project_id = $1 and session_id = $2 and not is_planning and status in ('success', 'failed')
+           order by "order""#,
+        project as _,
+        session as _,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Closes the open tasks of a session as successes. Wants the session's lock.
+pub async fn close_open(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<Vec<TaskId>> {
+    sqlx::query_scalar!(
+        r#"update tasks set status = 'success', updated_at = now()
+           where project_id = $1 and session_id = $2 and not is_planning and status in ('pending', 'running')
+           returning id as "id: TaskId""#,
+        project as _,
+        session as _,
+    )
+    .fetch_all(conn)
+    .await
+}

@@ -1,8 +1,39 @@
 //! Users: the people an agent works for. They come into being when a request first names one.
+//!
+//! [`api`] has their routes, [`store`] the SQL.
 
+pub mod api;
 pub mod store;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::http::extract::PathParam;
+use crate::http::time::Timestamp;
+use crate::ids::{ProjectId, UserId};
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(api::list_users, api::delete_user_ls))
+        .routes(routes!(api::delete_user))
+        .routes(routes!(api::get_user_resources))
+}
+
+/// A user.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct User {
+    pub id: UserId,
+    pub project_id: ProjectId,
+    /// How the project names the user.
+    pub identifier: String,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+const NUL: &str = "must not contain the character NUL";
 
 /// How a project names a user: any text without NUL, up to 1 024 bytes, compared exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,20 +48,40 @@ impl Identifier {
 }
 
 impl TryFrom<String> for Identifier {
-    type Error = String;
+    type Error = &'static str;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, &'static str> {
         if text.is_empty() {
-            return Err("must not be empty".into());
+            return Err("must not be empty");
         }
         if text.len() > Self::MAX_BYTES {
-            return Err(format!("must not be longer than {} bytes", Self::MAX_BYTES));
+            return Err("must not be longer than 1024 bytes");
         }
         if text.contains('\0') {
-            return Err("must not contain the character NUL".into());
+            return Err(NUL);
         }
         Ok(Self(text))
     }
+}
+
+impl PathParam for Identifier {
+    const NAME: &'static str = "identifier";
+
+    fn read(text: &str) -> Result<Self, &'static str> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+/// Reads the user that a list is narrowed to; an empty one narrows nothing.
+///
+/// # Errors
+/// 400 that names the field, for a name that no user can have.
+pub fn filter(user: Option<&str>) -> Result<Option<&str>, Error> {
+    let user = user.filter(|user| !user.is_empty());
+    if user.is_some_and(|user| user.contains('\0')) {
+        return Err(Error::field("user", NUL));
+    }
+    Ok(user)
 }
 
 /// Reads an optional user: absent, null and empty all mean none.

@@ -2,7 +2,10 @@
 
 use sqlx::PgConnection;
 
-use super::Identifier;
+use super::api::Counts;
+use super::{Identifier, User};
+use crate::http::page::Page;
+use crate::http::time::Timestamp;
 use crate::ids::{ProjectId, UserId};
 
 /// Finds a user and keeps it there until the transaction ends.
@@ -31,4 +34,64 @@ pub async fn get_or_insert(conn: &mut PgConnection, project: ProjectId, user: &I
     )
     .fetch_one(conn)
     .await
+}
+
+pub async fn list(conn: &mut PgConnection, project: ProjectId, page: &Page) -> sqlx::Result<Vec<User>> {
+    let (time, id) = page.start();
+    if page.newest_first {
+        sqlx::query_as!(
+            User,
+            r#"select id as "id: UserId", project_id as "project_id: ProjectId", identifier,
+                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
+               from users
+               where project_id = $1
+                 and (created_at, id) < (coalesce($2, 'infinity'::timestamptz),
+                      coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+               order by created_at desc, id desc limit $4"#,
+            project as _,
+            time,
+            id,
+            page.fetch(),
+        )
+        .fetch_all(conn)
+        .await
+    } else {
+        sqlx::query_as!(
+            User,
+            r#"select id as "id: UserId", project_id as "project_id: ProjectId", identifier,
+                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
+               from users
+               where project_id = $1
+                 and (created_at, id) > (coalesce($2, '-infinity'::timestamptz),
+                      coalesce($3, '00000000-0000-0000-0000-000000000000'::uuid))
+               order by created_at, id limit $4"#,
+            project as _,
+            time,
+            id,
+            page.fetch(),
+        )
+        .fetch_all(conn)
+        .await
+    }
+}
+
+/// How much a user has; `None` if there is no such user.
+pub async fn count(conn: &mut PgConnection, project: ProjectId, user: &Identifier) -> sqlx::Result<Option<Counts>> {
+    sqlx::query_as!(
+        Counts,
+        r#"select (select count(*) from sessions s where s.user_id = u.id) as "sessions_count!",
+                  (select count(*) from disks d where d.user_id = u.id) as "disks_count!",
+                  (select count(*) from agent_skills s where s.user_id = u.id) as "skills_count!"
+           from users u where u.project_id = $1 and u.identifier = $2"#,
+        project as _,
+        user.as_str(),
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Deletes a user with all that the user has; the stored bytes are released to the sweep.
+pub async fn delete(conn: &mut PgConnection, project: ProjectId, user: &Identifier) -> sqlx::Result<bool> {
+    let gone = sqlx::query!("delete from users where project_id = $1 and identifier = $2", project as _, user.as_str());
+    Ok(gone.execute(conn).await?.rows_affected() == 1)
 }

@@ -1,0 +1,182 @@
+//! The routes of skills.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sqlx::PgConnection;
+
+use super::create::{RACED, TRIES};
+use super::store::{self, Row};
+use super::{FileEntry, Skill, upload};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, OnConstraint, Result};
+use crate::http::extract::{Path, Query};
+use crate::http::idempotency::Once;
+use crate::http::json::storable_object;
+use crate::http::openapi::Refusals;
+use crate::http::page::{Page, PageOf, PageQuery, Position};
+use crate::http::reply::{self, Done, Envelope};
+use crate::http::upload::{Form, Rules};
+use crate::ids::{DiskId, SkillId};
+use crate::json;
+use crate::users::{self, Identifier};
+
+pub const NOT_FOUND: Error = Error::NotFound("skill not found");
+/// The refusal of a skill that is to be deleted.
+const NOTHING_TO_DELETE: Error = Error::NotFound("agent skill not found or access denied");
+/// The most files that the skills of one answer show.
+pub const ANSWER_FILES: usize = 100_000;
+
+/// The form of an upload.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes a form that is read field by field")]
+pub struct CreateSkill {
+    /// A zip archive with a SKILL.md, whose front matter has a name and a description. A folder that everything in it lies in
+    /// is dropped.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+    /// Whose skill it is; made if there is no such user.
+    #[schema(max_length = 1024)]
+    user: Option<String>,
+    /// A JSON object to keep with the skill, as text.
+    meta: Option<String>,
+}
+
+/// Create a skill
+///
+/// From an archive. Up to 1 000 files and 50 MiB, packed and unpacked.
+#[utoipa::path(post, path = "/api/v1/agent_skills", tag = "agent_skills",
+    request_body(content = CreateSkill, content_type = "multipart/form-data"),
+    responses((status = 201, body = Envelope<Skill>), Refusals))]
+pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, request: Request) -> Result<Response> {
+    caller.may_store_plain()?;
+    let mut form = Form::read(request, &app, &Rules::archive(&app.config.limits)).await?.unwrap_or_default();
+    once.look(&app).await?;
+    let file = form.files.pop().ok_or_else(|| Error::bad_because("parameter error", "file is required"))?;
+    let extension = file.name.len().checked_sub(4).and_then(|at| file.name.get(at..));
+    if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case(".zip")) {
+        return Err(Error::bad_because("parameter error", "file must be a zip archive"));
+    }
+    let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
+    let meta = kept(text("meta"), app.config.limits.meta)?;
+    let user = Some(text("user")).filter(|user| !user.is_empty());
+    let user = user.map(|user| Identifier::try_from(user.to_owned())).transpose();
+    let user = user.map_err(|wrong| Error::field("user", wrong))?;
+    let archive = Arc::new(file.content);
+    for _ in 0..TRIES {
+        let prepared = upload::unpack(&app, caller.project, &archive).await?;
+        let mut act = once.begin(&app).await?;
+        let user = match &user {
+            // The project may be deleted just now.
+            Some(user) => Some(
+                users::store::get_or_insert(&mut act, caller.project, user)
+                    .await
+                    .on_constraint("users_project_id_fkey", || Error::Unauthorized("Unauthorized"))?,
+            ),
+            None => None,
+        };
+        if let Some(skill) = prepared.insert(&mut act, &app, caller.project, user, meta.clone()).await? {
+            return act.commit(reply::created(skill)).await;
+        }
+        act.rollback().await?;
+    }
+    Err(Error::unavailable(RACED))
+}
+
+/// What a client keeps with a skill: a JSON object as text, or nothing.
+fn kept(text: &str, limit: u64) -> Result<Option<Map<String, Value>>> {
+    let invalid =
+        |why: &dyn std::fmt::Display| Error::bad_because("invalid meta JSON format", format_args!("meta: {why}"));
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match json::parse(text.as_bytes()).map_err(|why| invalid(&why))? {
+        Value::Null => Ok(None),
+        Value::Object(meta) => {
+            storable_object("meta", &meta, limit)?;
+            Ok(Some(meta))
+        }
+        _ => Err(invalid(&"must be a JSON object")),
+    }
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListSkills {
+    /// Only skills of this user.
+    #[serde(default)]
+    user: Option<String>,
+}
+
+/// List skills
+///
+/// A page ends early where its skills have very many files.
+#[utoipa::path(get, path = "/api/v1/agent_skills", tag = "agent_skills", params(ListSkills, PageQuery),
+    responses((status = 200, body = Envelope<PageOf<Skill>>), Refusals))]
+pub async fn list_skills(
+    State(app): State<App>,
+    caller: Caller,
+    Query(query): Query<ListSkills>,
+    Query(page): Query<PageQuery>,
+) -> Result<Response> {
+    let page: Page = page.parse(20, 200)?;
+    let user = users::filter(query.user.as_deref())?;
+    let mut conn = app.db.acquire().await?;
+    let rows = store::list(&mut conn, caller.project, user, &page).await?;
+    let position = |row: &Row| Position { created_at: row.created_at.0, id: row.id.0 };
+    let mut page = PageOf::new(rows, &page, position);
+    let files = list_files(&mut conn, &app, &page.items).await?;
+    if files.len() < page.items.len() {
+        page = page.end_after(files.len(), position);
+    }
+    let skills = page.items.into_iter().zip(files);
+    let items = skills.map(|(row, files)| Skill { disk_id: None, ..row.with_files(files) }).collect();
+    Ok(reply::ok(PageOf::<Skill> { items, next_cursor: page.next_cursor, has_more: page.has_more }))
+}
+
+/// The files of each skill, by path, in one query; of fewer skills if they are too many for one answer.
+pub async fn list_files(conn: &mut PgConnection, app: &App, skills: &[Row]) -> Result<Vec<Vec<FileEntry>>> {
+    let disks: Vec<_> = skills.iter().map(|row| row.disk_id).collect();
+    let found = store::list_files(conn, &disks, app.config.limits.list, ANSWER_FILES + 1).await?;
+    let is_cut = found.len() > ANSWER_FILES;
+    let mut files: HashMap<DiskId, Vec<FileEntry>> = HashMap::with_capacity(disks.len());
+    let last = found.last().map(|file| file.disk_id);
+    for file in found {
+        let path = format!("{}{}", file.path.strip_prefix('/').unwrap_or(&file.path), file.filename);
+        files.entry(file.disk_id).or_default().push(FileEntry { path, mime: file.mime });
+    }
+    // The last one may have more. The first is shown as far as it goes.
+    let whole = disks.iter().position(|disk| is_cut && Some(*disk) == last).map_or(disks.len(), |at| at.max(1));
+    Ok(disks[..whole].iter().map(|disk| files.remove(disk).unwrap_or_default()).collect())
+}
+
+/// Get a skill
+#[utoipa::path(get, path = "/api/v1/agent_skills/{skill_id}", tag = "agent_skills",
+    params(("skill_id" = SkillId, Path)), responses((status = 200, body = Envelope<Skill>), Refusals))]
+pub async fn get_skill(State(app): State<App>, caller: Caller, Path(skill): Path<SkillId>) -> Result<Response> {
+    let mut conn = app.db.acquire().await?;
+    let row = store::get(&mut conn, caller.project, skill).await?.ok_or(NOT_FOUND)?;
+    let files = list_files(&mut conn, &app, std::slice::from_ref(&row)).await?.pop().unwrap_or_default();
+    Ok(reply::ok(row.with_files(files)))
+}
+
+/// Delete a skill
+///
+/// With its disk and every file on it; it leaves the learning spaces it is in.
+#[utoipa::path(delete, path = "/api/v1/agent_skills/{skill_id}", tag = "agent_skills",
+    params(("skill_id" = SkillId, Path)), responses((status = 200, body = Done), Refusals))]
+pub async fn delete_skill(
+    State(app): State<App>,
+    caller: Caller,
+    once: Once,
+    Path(skill): Path<SkillId>,
+) -> Result<Response> {
+    let mut act = once.begin(&app).await?;
+    let deleted = store::delete(&mut act, caller.project, skill).await?;
+    if deleted { act.commit(reply::done()).await } else { Err(NOTHING_TO_DELETE) }
+}

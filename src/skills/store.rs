@@ -1,0 +1,221 @@
+//! SQL of skills.
+
+use serde_json::{Map, Value};
+use sqlx::PgConnection;
+use sqlx::types::Json;
+
+use super::front_matter::FrontMatter;
+use super::{FileEntry, Skill};
+use crate::http::page::Page;
+use crate::http::time::Timestamp;
+use crate::ids::{DiskId, ProjectId, SkillId, SpaceId, UserId};
+
+/// A skill's row.
+#[derive(Debug)]
+pub struct Row {
+    pub id: SkillId,
+    pub user_id: Option<UserId>,
+    pub disk_id: DiskId,
+    pub name: String,
+    pub description: String,
+    pub meta: Option<Json<Map<String, Value>>>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+impl Row {
+    /// The skill as clients see it.
+    pub fn with_files(self, file_index: Vec<FileEntry>) -> Skill {
+        let Self { id, user_id, disk_id, name, description, meta, created_at, updated_at } = self;
+        Skill { id, user_id, name, description, disk_id: Some(disk_id), file_index, meta, created_at, updated_at }
+    }
+}
+
+/// Rows of skills, from whatever the caller calls `s`.
+macro_rules! select_skills {
+    ($rest:literal, $($parameter:expr),* $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            r#"select s.id as "id: SkillId", s.user_id as "user_id: UserId", s.disk_id as "disk_id: DiskId", s.name,
+                      s.description, s.meta as "meta: Json<Map<String, Value>>", s.created_at as "created_at: Timestamp",
+                      s.updated_at as "updated_at: Timestamp"
+               from "# + $rest,
+            $($parameter),*
+        )
+    };
+}
+
+/// A skill that is to be, on a disk of its project.
+pub struct NewSkill<'a> {
+    pub disk: DiskId,
+    pub user: Option<UserId>,
+    pub says: &'a FrontMatter,
+    pub meta: Option<Map<String, Value>>,
+}
+
+pub async fn insert(conn: &mut PgConnection, project: ProjectId, new: NewSkill<'_>) -> sqlx::Result<Row> {
+    sqlx::query_as!(
+        Row,
+        r#"insert into agent_skills (id, project_id, user_id, disk_id, name, description, meta)
+           values ($1, $2, $3, $4, $5, $6, $7)
+           returning id as "id: SkillId", user_id as "user_id: UserId", disk_id as "disk_id: DiskId", name, description,
+                     meta as "meta: Json<Map<String, Value>>", created_at as "created_at: Timestamp",
+                     updated_at as "updated_at: Timestamp""#,
+        SkillId::new() as _,
+        project as _,
+        new.user as _,
+        new.disk as _,
+        new.says.name.as_str(),
+        new.says.description,
+        new.meta.map(Json) as _,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// A skill of the project; others are as if they were not there.
+pub async fn get(conn: &mut PgConnection, project: ProjectId, skill: SkillId) -> sqlx::Result<Option<Row>> {
+    select_skills!("agent_skills s where s.id = $1 and s.project_id = $2", skill as _, project as _)
+        .fetch_optional(conn)
+        .await
+}
+
+pub async fn list(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    user: Option<&str>,
+    page: &Page,
+) -> sqlx::Result<Vec<Row>> {
+    let (time, id) = page.start();
+    if page.newest_first {
+        select_skills!(
+            "agent_skills s
+             where s.project_id = $1
+               and ($2::text is null
+                    or s.user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
+               and (s.created_at, s.id) < (coalesce($3, 'infinity'::timestamptz),
+                    coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+             order by s.created_at desc, s.id desc limit $5",
+            project as _,
+            user,
+            time,
+            id,
+            page.fetch(),
+        )
+        .fetch_all(conn)
+        .await
+    } else {
+        select_skills!(
+            "agent_skills s
+             where s.project_id = $1
+               and ($2::text is null
+                    or s.user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
+               and (s.created_at, s.id) > (coalesce($3, '-infinity'::timestamptz),
+                    coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))
+             order by s.created_at, s.id limit $5",
+            project as _,
+            user,
+            time,
+            id,
+            page.fetch(),
+        )
+        .fetch_all(conn)
+        .await
+    }
+}
+
+/// The skills that a space has, in the order they came into it.
+pub async fn list_of_space(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    space: SpaceId,
+    limit: usize,
+) -> sqlx::Result<Vec<Row>> {
+    select_skills!(
+        "learning_space_skills l join agent_skills s on s.id = l.skill_id and s.project_id = $1
+         where l.learning_space_id = $2 order by l.created_at, l.id limit $3",
+        project as _,
+        space as _,
+        i64::try_from(limit).unwrap_or(i64::MAX),
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// A file of one of several disks.
+#[derive(Debug)]
+pub struct DiskFile {
+    pub disk_id: DiskId,
+    pub path: String,
+    pub filename: String,
+    pub mime: String,
+}
+
+/// The files of disks, in the order of the disks and then by path and name: up to `of_each` of a disk, and `limit` in all.
+pub async fn list_files(
+    conn: &mut PgConnection,
+    disks: &[DiskId],
+    of_each: usize,
+    limit: usize,
+) -> sqlx::Result<Vec<DiskFile>> {
+    sqlx::query_as!(
+        DiskFile,
+        // One disk after the other, along its index.
+        r#"select f.disk_id as "disk_id: DiskId", f.path, f.filename, f.mime
+           from unnest($1::uuid[]) with ordinality as d (id, n)
+           cross join lateral (select v.disk_id, v.path, v.filename, v.mime from artifact_versions v
+                               where v.disk_id = d.id and v.to_no is null
+                               order by v.path, v.filename limit $2) f
+           order by d.n, f.path, f.filename limit $3"#,
+        disks as _,
+        i64::try_from(of_each).unwrap_or(i64::MAX),
+        i64::try_from(limit).unwrap_or(i64::MAX),
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// The name of a skill of the project, which stays until the transaction ends.
+pub async fn hold(conn: &mut PgConnection, project: ProjectId, skill: SkillId) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!(
+        "select name from agent_skills where id = $1 and project_id = $2 for key share",
+        skill as _,
+        project as _,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// How many files lie on a disk, and how many bytes they are together.
+pub async fn measure(conn: &mut PgConnection, disk: DiskId) -> sqlx::Result<(u64, u64)> {
+    let row = sqlx::query!(
+        r#"select count(*) as "count!", coalesce(sum(size), 0)::bigint as "size!"
+           from artifact_versions where disk_id = $1 and to_no is null"#,
+        disk as _,
+    );
+    let row = row.fetch_one(conn).await?;
+    Ok((row.count.cast_unsigned(), row.size.cast_unsigned()))
+}
+
+/// Deletes a skill: its disk, with all that lies on it. The stored bytes are released to the sweep.
+pub async fn delete(conn: &mut PgConnection, project: ProjectId, skill: SkillId) -> sqlx::Result<bool> {
+    let gone = sqlx::query!(
+        "delete from disks where project_id = $2 and id = (
+             select disk_id from agent_skills where id = $1 and project_id = $2)",
+        skill as _,
+        project as _,
+    );
+    Ok(gone.execute(conn).await?.rows_affected() == 1)
+}
+
+/// A file of the skill's disk has changed. The time moves at each change, whichever transaction is the first to be seen.
+pub async fn touch(conn: &mut PgConnection, disk: DiskId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update agent_skills set updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
+         where disk_id = $1",
+        disk as _,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

@@ -1,0 +1,51 @@
+//! Takes a skill in that comes as an archive. It is unpacked on a thread of its own, a few files ahead of the object store, so
+//! that memory does not grow with the archive.
+
+use std::sync::Arc;
+
+use futures_util::stream;
+use tokio::sync::mpsc;
+
+use super::archive::{Archive, Bounds};
+use super::create::{Contents, Prepared};
+use super::front_matter::FrontMatter;
+use crate::app::App;
+use crate::blob::spool::Spool;
+use crate::error::{Error, Result};
+use crate::ids::ProjectId;
+
+/// How many unpacked files wait for the object store.
+const AHEAD: usize = 4;
+
+/// Unpacks an archive and puts its files into the object store.
+///
+/// # Errors
+/// 400 for an archive that is no skill, or one that cannot be unpacked without harm; 413 if it is too large; 503 if the object
+/// store fails or there is no room.
+pub async fn unpack(app: &App, project: ProjectId, archive: &Arc<Spool>) -> Result<Prepared> {
+    let limits = &app.config.limits;
+    let bounds = Bounds {
+        files: limits.skill_files,
+        unpacked: limits.skill_unpacked,
+        file: limits.artifact,
+        skill_md: limits.skill_md,
+    };
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let (archive, spool) = (Arc::clone(archive), app.spool.clone());
+    let unpacked = tokio::task::spawn_blocking(move || -> Result<FrontMatter> {
+        let reader = archive.reader().map_err(Error::internal)?;
+        let mut archive = Archive::open(reader, bounds)?;
+        let says = archive.front_matter()?;
+        let stopped = |_| Error::unavailable("the object store does not take the files");
+        archive.unpack(
+            |file| spool.take_in(file),
+            |at, content| sender.blocking_send((at.clone(), content)).map_err(stopped),
+        )?;
+        Ok(says)
+    });
+    let files = stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|file| (file, receiver)));
+    let (says, contents) = tokio::join!(unpacked, Contents::put(app, project, files));
+    // If the store fails, unpacking stops for that reason.
+    let contents = contents?;
+    Ok(contents.of_skill(says.map_err(Error::internal)??))
+}

@@ -1,0 +1,173 @@
+//! The routes of learning spaces.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::store::{self, Filter};
+use super::{NOT_FOUND, Space, defaults};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, OnConstraint, Result};
+use crate::http::extract::{Json, Path, Query};
+use crate::http::idempotency::Once;
+use crate::http::json::{contained_object, storable_object};
+use crate::http::openapi::Refusals;
+use crate::http::page::{Page, PageOf, PageQuery, Position};
+use crate::http::reply::{self, Done, Envelope};
+use crate::ids::{SpaceId, UserId};
+use crate::skills::create::{Prepared, RACED, TRIES};
+use crate::users::{self, Identifier};
+
+#[derive(Deserialize, utoipa::ToSchema)]
+pub struct CreateSpace {
+    /// Whose space it is; made if there is no such user.
+    #[serde(default, deserialize_with = "users::optional")]
+    #[schema(value_type = Option<String>, max_length = 1024)]
+    user: Option<Identifier>,
+    /// An object to keep with the space.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    meta: Option<Map<String, Value>>,
+}
+
+/// Create a learning space
+///
+/// With two skills of its own: a diary of the user's days, and facts about the user.
+#[utoipa::path(post, path = "/api/v1/learning_spaces", tag = "learning_spaces", request_body = CreateSpace,
+    responses((status = 201, body = Envelope<Space>), Refusals))]
+pub async fn create_space(
+    State(app): State<App>,
+    caller: Caller,
+    once: Once,
+    Json(body): Json<CreateSpace>,
+) -> Result<Response> {
+    if let Some(meta) = &body.meta {
+        storable_object("meta", meta, app.config.limits.meta)?;
+    }
+    caller.may_store_plain()?;
+    once.look(&app).await?;
+    for _ in 0..TRIES {
+        let skills = defaults::prepare(&app, caller.project).await?;
+        let mut act = once.begin(&app).await?;
+        // The project may be deleted just now.
+        let gone = || Error::Unauthorized("Unauthorized");
+        let user = match &body.user {
+            Some(user) => {
+                let user = users::store::get_or_insert(&mut act, caller.project, user).await;
+                Some(user.on_constraint("users_project_id_fkey", gone)?)
+            }
+            None => None,
+        };
+        let space = store::insert(&mut act, caller.project, user, body.meta.as_ref()).await;
+        let space = space.on_constraint("learning_spaces_project_id_fkey", gone)?;
+        if insert_skills(&mut act, &app, &caller, user, space.id, &skills).await? {
+            return act.commit(reply::created(space)).await;
+        }
+        act.rollback().await?;
+    }
+    Err(Error::unavailable(RACED))
+}
+
+/// Makes the skills in the space; `false` if their contents must be prepared again.
+async fn insert_skills(
+    conn: &mut sqlx::PgConnection,
+    app: &App,
+    caller: &Caller,
+    user: Option<UserId>,
+    space: SpaceId,
+    skills: &[Prepared],
+) -> Result<bool> {
+    for skill in skills {
+        let Some(skill) = skill.insert(conn, app, caller.project, user, None).await? else {
+            return Ok(false);
+        };
+        store::include(conn, space, skill.id, &skill.name).await?;
+    }
+    Ok(true)
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListSpaces {
+    /// Only spaces of this user.
+    #[serde(default)]
+    user: Option<String>,
+    /// A JSON object as text: only spaces whose meta contains it.
+    #[serde(default)]
+    #[param(example = "{\"source\": \"cli\"}")]
+    filter_by_meta: Option<String>,
+}
+
+/// List learning spaces
+#[utoipa::path(get, path = "/api/v1/learning_spaces", tag = "learning_spaces", params(ListSpaces, PageQuery),
+    responses((status = 200, body = Envelope<PageOf<Space>>), Refusals))]
+pub async fn list_spaces(
+    State(app): State<App>,
+    caller: Caller,
+    Query(query): Query<ListSpaces>,
+    Query(page): Query<PageQuery>,
+) -> Result<Response> {
+    let page: Page = page.parse(20, 200)?;
+    let user = users::filter(query.user.as_deref())?;
+    let meta = contained_object("filter_by_meta", query.filter_by_meta.as_deref(), app.config.limits.meta)?;
+    let mut conn = app.db.acquire().await?;
+    let spaces = store::list(&mut conn, caller.project, Filter { user, meta }, &page).await?;
+    let position = |space: &Space| Position { created_at: space.created_at.0, id: space.id.0 };
+    Ok(reply::ok(PageOf::new(spaces, &page, position)))
+}
+
+/// Get a learning space
+#[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}", tag = "learning_spaces",
+    params(("space_id" = SpaceId, Path)), responses((status = 200, body = Envelope<Space>), Refusals))]
+pub async fn get_space(State(app): State<App>, caller: Caller, Path(space): Path<SpaceId>) -> Result<Response> {
+    let mut conn = app.db.acquire().await?;
+    store::get(&mut conn, caller.project, space).await?.map(reply::ok).ok_or(NOT_FOUND)
+}
+
+#[derive(Deserialize, utoipa::ToSchema)]
+pub struct UpdateSpace {
+    /// Keys to set; the others stay. `null` is a value like any other.
+    #[serde(default)]
+    #[schema(value_type = Object, required = true)]
+    meta: Option<Map<String, Value>>,
+}
+
+/// Change what is kept with a learning space
+///
+/// Sets keys of the first level.
+#[utoipa::path(patch, path = "/api/v1/learning_spaces/{space_id}", tag = "learning_spaces",
+    params(("space_id" = SpaceId, Path)), request_body = UpdateSpace,
+    responses((status = 200, body = Envelope<Space>), Refusals))]
+pub async fn update_space(
+    State(app): State<App>,
+    caller: Caller,
+    once: Once,
+    Path(space): Path<SpaceId>,
+    Json(body): Json<UpdateSpace>,
+) -> Result<Response> {
+    let patch = body.meta.ok_or_else(|| Error::field("meta", "is required, a JSON object"))?;
+    let mut act = once.begin(&app).await?;
+    let mut meta = store::lock_meta(&mut act, caller.project, space).await?.ok_or(NOT_FOUND)?;
+    meta.extend(patch);
+    storable_object("meta", &meta, app.config.limits.meta)?;
+    let space = store::set_meta(&mut act, caller.project, space, &meta).await?;
+    act.commit(reply::ok(space)).await
+}
+
+/// Delete a learning space
+///
+/// Its skills and sessions stay.
+#[utoipa::path(delete, path = "/api/v1/learning_spaces/{space_id}", tag = "learning_spaces",
+    params(("space_id" = SpaceId, Path)), responses((status = 200, body = Done), Refusals))]
+pub async fn delete_space(
+    State(app): State<App>,
+    caller: Caller,
+    once: Once,
+    Path(space): Path<SpaceId>,
+) -> Result<Response> {
+    let mut act = once.begin(&app).await?;
+    let deleted = store::delete(&mut act, caller.project, space).await?;
+    if deleted { act.commit(reply::said("ok")).await } else { Err(NOT_FOUND) }
+}

@@ -1,0 +1,99 @@
+//! The routes of the skills in a learning space.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Deserialize;
+
+use super::{NOT_FOUND, SpaceSkill, store};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Json, Path};
+use crate::http::idempotency::Once;
+use crate::http::openapi::Refusals;
+use crate::http::reply::{self, Done, Envelope};
+use crate::ids::{SkillId, SpaceId};
+use crate::skills::api::list_files;
+use crate::skills::{self, Skill};
+
+#[derive(Deserialize, utoipa::ToSchema)]
+pub struct IncludeSkill {
+    #[serde(default)]
+    #[schema(value_type = SkillId, required = true)]
+    skill_id: Option<String>,
+}
+
+/// Put a skill into a learning space
+///
+/// A space has one skill of each name.
+#[utoipa::path(post, path = "/api/v1/learning_spaces/{space_id}/skills", tag = "learning_spaces",
+    params(("space_id" = SpaceId, Path)), request_body = IncludeSkill,
+    responses((status = 201, body = Envelope<SpaceSkill>), Refusals))]
+pub async fn include_skill(
+    State(app): State<App>,
+    caller: Caller,
+    once: Once,
+    Path(space): Path<SpaceId>,
+    Json(body): Json<IncludeSkill>,
+) -> Result<Response> {
+    let skill: SkillId = match body.skill_id.as_deref() {
+        None | Some("") => Err("is required"),
+        Some(text) => text.parse(),
+    }
+    .map_err(|wrong| Error::field("skill_id", wrong))?;
+    let mut act = once.begin(&app).await?;
+    if !store::hold(&mut act, caller.project, space).await? {
+        return Err(NOT_FOUND);
+    }
+    let name = skills::store::hold(&mut act, caller.project, skill).await?.ok_or(skills::api::NOT_FOUND)?;
+    if let Some(included) = store::include(&mut act, space, skill, &name).await? {
+        return act.commit(reply::created(included)).await;
+    }
+    Err(if store::has_skill(&mut act, space, skill).await? {
+        Error::Conflict("skill already included in this space".into())
+    } else {
+        Error::Conflict(format!("skill with name '{name}' already exists in this space").into())
+    })
+}
+
+/// List the skills of a learning space
+///
+/// All of them, in the order they came into it.
+#[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/skills", tag = "learning_spaces",
+    params(("space_id" = SpaceId, Path)), responses((status = 200, body = Envelope<Vec<Skill>>), Refusals))]
+pub async fn list_space_skills(State(app): State<App>, caller: Caller, Path(space): Path<SpaceId>) -> Result<Response> {
+    let limit = app.config.limits.list;
+    let mut conn = app.db.acquire().await?;
+    if !store::exists(&mut conn, caller.project, space).await? {
+        return Err(NOT_FOUND);
+    }
+    let rows = skills::store::list_of_space(&mut conn, caller.project, space, limit.saturating_add(1)).await?;
+    let files = list_files(&mut conn, &app, &rows).await?;
+    if rows.len() > limit || files.len() < rows.len() {
+        let msg = format!("the space has more than {limit} skills, or more files than one answer shows");
+        return Err(Error::TooLarge(msg));
+    }
+    let skills = rows.into_iter().zip(files).map(|(row, files)| row.with_files(files));
+    Ok(reply::ok(skills.collect::<Vec<Skill>>()))
+}
+
+/// Take a skill out of a learning space
+///
+/// The skill itself stays. One that is not in the space is fine.
+#[utoipa::path(delete, path = "/api/v1/learning_spaces/{space_id}/skills/{skill_id}", tag = "learning_spaces",
+    params(("space_id" = SpaceId, Path), ("skill_id" = SkillId, Path)),
+    responses((status = 200, body = Done), Refusals))]
+pub async fn exclude_skill(
+    State(app): State<App>,
+    caller: Caller,
+    once: Once,
+    Path(space): Path<SpaceId>,
+    Path(skill): Path<SkillId>,
+) -> Result<Response> {
+    let mut act = once.begin(&app).await?;
+    if !store::hold(&mut act, caller.project, space).await? {
+        return Err(NOT_FOUND);
+    }
+    store::exclude(&mut act, space, skill).await?;
+    act.commit(reply::said("ok")).await
+}

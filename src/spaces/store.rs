@@ -1,0 +1,265 @@
+//! SQL of learning spaces.
+
+use serde_json::{Map, Value};
+use sqlx::PgConnection;
+use sqlx::types::Json;
+
+use super::{Space, SpaceSession, SpaceSkill};
+use crate::http::page::Page;
+use crate::http::time::Timestamp;
+use crate::ids::{ProjectId, SessionId, SkillId, SpaceId, SpaceSessionId, SpaceSkillId, UserId};
+
+pub async fn insert(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    user: Option<UserId>,
+    meta: Option<&Map<String, Value>>,
+) -> sqlx::Result<Space> {
+    sqlx::query_as!(
+        Space,
+        r#"insert into learning_spaces (id, project_id, user_id, meta) values ($1, $2, $3, $4)
+           returning id as "id: SpaceId", user_id as "user_id: UserId", meta as "meta: Json<Map<String, Value>>",
+                     created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp""#,
+        SpaceId::new() as _,
+        project as _,
+        user as _,
+        meta.map(Json) as _,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// A space of the project; others are as if they were not there.
+pub async fn get(conn: &mut PgConnection, project: ProjectId, space: SpaceId) -> sqlx::Result<Option<Space>> {
+    sqlx::query_as!(
+        Space,
+        r#"select id as "id: SpaceId", user_id as "user_id: UserId", meta as "meta: Json<Map<String, Value>>",
+                  created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
+           from learning_spaces where id = $1 and project_id = $2"#,
+        space as _,
+        project as _,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// What a list of spaces is narrowed to.
+pub struct Filter<'a> {
+    pub user: Option<&'a str>,
+    /// Spaces whose meta contains this.
+    pub meta: Option<Map<String, Value>>,
+}
+
+pub async fn list(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    filter: Filter<'_>,
+    page: &Page,
+) -> sqlx::Result<Vec<Space>> {
+    let (time, id) = page.start();
+    let meta = filter.meta.map(Json);
+    if page.newest_first {
+        sqlx::query_as!(
+            Space,
+            r#"select id as "id: SpaceId", user_id as "user_id: UserId", meta as "meta: Json<Map<String, Value>>",
+                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
+               from learning_spaces
+               where project_id = $1
+                 and ($2::text is null
+                      or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
+                 and ($3::jsonb is null or meta @> $3)
+                 and (created_at, id) < (coalesce($4, 'infinity'::timestamptz),
+                      coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+               order by created_at desc, id desc limit $6"#,
+            project as _,
+            filter.user,
+            meta as _,
+            time,
+            id,
+            page.fetch(),
+        )
+        .fetch_all(conn)
+        .await
+    } else {
+        sqlx::query_as!(
+            Space,
+            r#"select id as "id: SpaceId", user_id as "user_id: UserId", meta as "meta: Json<Map<String, Value>>",
+                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
+               from learning_spaces
+               where project_id = $1
+                 and ($2::text is null
+                      or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
+                 and ($3::jsonb is null or meta @> $3)
+                 and (created_at, id) > (coalesce($4, '-infinity'::timestamptz),
+                      coalesce($5, '00000000-0000-0000-0000-000000000000'::uuid))
+               order by created_at, id limit $6"#,
+            project as _,
+            filter.user,
+            meta as _,
+            time,
+            id,
+            page.fetch(),
+        )
+        .fetch_all(conn)
+        .await
+    }
+}
+
+/// Whether the project has this space.
+pub async fn exists(conn: &mut PgConnection, project: ProjectId, space: SpaceId) -> sqlx::Result<bool> {
+    let found = sqlx::query_scalar!(
+        "select 1 as one from learning_spaces where id = $1 and project_id = $2",
+        space as _,
+        project as _,
+    );
+    Ok(found.fetch_optional(conn).await?.is_some())
+}
+
+/// As [`exists`], and it stays there until the transaction ends.
+pub async fn hold(conn: &mut PgConnection, project: ProjectId, space: SpaceId) -> sqlx::Result<bool> {
+    let found = sqlx::query_scalar!(
+        "select 1 as one from learning_spaces where id = $1 and project_id = $2 for key share",
+        space as _,
+        project as _,
+    );
+    Ok(found.fetch_optional(conn).await?.is_some())
+}
+
+/// What is kept with a space, nothing being an empty object; locks the space.
+pub async fn lock_meta(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    space: SpaceId,
+) -> sqlx::Result<Option<Map<String, Value>>> {
+    let found = sqlx::query_scalar!(
+        r#"select meta as "meta: Json<Map<String, Value>>"
+           from learning_spaces where id = $1 and project_id = $2 for no key update"#,
+        space as _,
+        project as _,
+    );
+    Ok(found.fetch_optional(conn).await?.map(|meta| meta.map(|meta| meta.0).unwrap_or_default()))
+}
+
+/// Wants the space's lock.
+pub async fn set_meta(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    space: SpaceId,
+    meta: &Map<String, Value>,
+) -> sqlx::Result<Space> {
+    sqlx::query_as!(
+        Space,
+        r#"update learning_spaces set meta = $3, updated_at = now() where id = $1 and project_id = $2
+           returning id as "id: SpaceId", user_id as "user_id: UserId", meta as "meta: Json<Map<String, Value>>",
+                     created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp""#,
+        space as _,
+        project as _,
+        Json(meta) as _,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Deletes a space. Its skills and sessions stay.
+pub async fn delete(conn: &mut PgConnection, project: ProjectId, space: SpaceId) -> sqlx::Result<bool> {
+    let gone = sqlx::query!("delete from learning_spaces where id = $1 and project_id = $2", space as _, project as _);
+    Ok(gone.execute(conn).await?.rows_affected() == 1)
+}
+
+/// Puts a skill into a space; `None` if it is there, or another one of its name. Wants both held, and the skill's name.
+pub async fn include(
+    conn: &mut PgConnection,
+    space: SpaceId,
+    skill: SkillId,
+    name: &str,
+) -> sqlx::Result<Option<SpaceSkill>> {
+    sqlx::query_as!(
+        SpaceSkill,
+        r#"insert into learning_space_skills (id, learning_space_id, skill_id, skill_name) values ($1, $2, $3, $4)
+           on conflict do nothing
+           returning id as "id: SpaceSkillId", learning_space_id as "learning_space_id: SpaceId",
+                     skill_id as "skill_id: SkillId", created_at as "created_at: Timestamp""#,
+        SpaceSkillId::new() as _,
+        space as _,
+        skill as _,
+        name,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Whether a skill is in a space.
+pub async fn has_skill(conn: &mut PgConnection, space: SpaceId, skill: SkillId) -> sqlx::Result<bool> {
+    let found = sqlx::query_scalar!(
+        "select 1 as one from learning_space_skills where learning_space_id = $1 and skill_id = $2",
+        space as _,
+        skill as _,
+    );
+    Ok(found.fetch_optional(conn).await?.is_some())
+}
+
+/// Takes a skill out of a space.
+pub async fn exclude(conn: &mut PgConnection, space: SpaceId, skill: SkillId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "delete from learning_space_skills where learning_space_id = $1 and skill_id = $2",
+        space as _,
+        skill as _,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Notes that a space learns a session; `None` if one does already. Wants both held.
+pub async fn insert_session(
+    conn: &mut PgConnection,
+    space: SpaceId,
+    session: SessionId,
+) -> sqlx::Result<Option<SpaceSession>> {
+    sqlx::query_as!(
+        SpaceSession,
+        r#"insert into learning_space_sessions (id, learning_space_id, session_id) values ($1, $2, $3)
+           on conflict (session_id) do nothing
+           returning id as "id: SpaceSessionId", learning_space_id as "learning_space_id: SpaceId",
+                     session_id as "session_id: SessionId", status, created_at as "created_at: Timestamp",
+                     updated_at as "updated_at: Timestamp""#,
+        SpaceSessionId::new() as _,
+        space as _,
+        session as _,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+pub async fn get_session(
+    conn: &mut PgConnection,
+    space: SpaceId,
+    session: SessionId,
+) -> sqlx::Result<Option<SpaceSession>> {
+    sqlx::query_as!(
+        SpaceSession,
+        r#"select id as "id: SpaceSessionId", learning_space_id as "learning_space_id: SpaceId",
+                  session_id as "session_id: SessionId", status, created_at as "created_at: Timestamp",
+                  updated_at as "updated_at: Timestamp"
+           from learning_space_sessions where learning_space_id = $1 and session_id = $2"#,
+        space as _,
+        session as _,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// The sessions that a space learns, oldest first.
+pub async fn list_sessions(conn: &mut PgConnection, space: SpaceId, limit: usize) -> sqlx::Result<Vec<SpaceSession>> {
+    sqlx::query_as!(
+        SpaceSession,
+        r#"select id as "id: SpaceSessionId", learning_space_id as "learning_space_id: SpaceId",
+                  session_id as "session_id: SessionId", status, created_at as "created_at: Timestamp",
+                  updated_at as "updated_at: Timestamp"
+           from learning_space_sessions where learning_space_id = $1 order by created_at, id limit $2"#,
+        space as _,
+        i64::try_from(limit).unwrap_or(i64::MAX),
+    )
+    .fetch_all(conn)
+    .await
+}

@@ -1,0 +1,83 @@
+//! The routes of users.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Serialize;
+
+use super::{Identifier, User, store};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result};
+use crate::http::extract::{Path, Query};
+use crate::http::idempotency::Once;
+use crate::http::openapi::Refusals;
+use crate::http::page::{PageOf, PageQuery, Position};
+use crate::http::reply::{self, Done, Envelope};
+
+/// List users
+///
+/// Without a limit, or with 0, all of them: up to 10 000, and then a cursor.
+#[utoipa::path(get, path = "/api/v1/user/ls", tag = "user", params(PageQuery),
+    responses((status = 200, body = Envelope<PageOf<User>>), Refusals))]
+pub async fn list_users(State(app): State<App>, caller: Caller, Query(page): Query<PageQuery>) -> Result<Response> {
+    let page = page.parse_or_all(app.config.limits.list, 200)?;
+    let mut conn = app.db.acquire().await?;
+    let users = store::list(&mut conn, caller.project, &page).await?;
+    let position = |user: &User| Position { created_at: user.created_at.0, id: user.id.0 };
+    Ok(reply::ok(PageOf::new(users, &page, position)))
+}
+
+/// How much a user has.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Counts {
+    pub sessions_count: i64,
+    /// Those of skills among them.
+    pub disks_count: i64,
+    pub skills_count: i64,
+}
+
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct Resources {
+    counts: Counts,
+}
+
+/// Count what a user has
+#[utoipa::path(get, path = "/api/v1/user/{identifier}/resources", tag = "user",
+    params(("identifier" = String, Path)), responses((status = 200, body = Envelope<Resources>), Refusals))]
+pub async fn get_user_resources(
+    State(app): State<App>,
+    caller: Caller,
+    Path(user): Path<Identifier>,
+) -> Result<Response> {
+    let mut conn = app.db.acquire().await?;
+    let counts = store::count(&mut conn, caller.project, &user).await?;
+    Ok(reply::ok(Resources { counts: counts.ok_or(Error::NotFound("user not found"))? }))
+}
+
+/// Delete a user
+///
+/// With all sessions, disks, skills and learning spaces of the user. One that is not there is fine.
+#[utoipa::path(delete, path = "/api/v1/user/{identifier}", tag = "user", params(("identifier" = String, Path)),
+    responses((status = 200, body = Done), Refusals))]
+pub async fn delete_user(
+    State(app): State<App>,
+    caller: Caller,
+    once: Once,
+    Path(user): Path<Identifier>,
+) -> Result<Response> {
+    delete(&app, &caller, once, &user).await
+}
+
+/// Delete the user who is called `ls`
+///
+/// As any other; the path is that of the list.
+#[utoipa::path(delete, path = "/api/v1/user/ls", tag = "user", responses((status = 200, body = Done), Refusals))]
+pub async fn delete_user_ls(State(app): State<App>, caller: Caller, once: Once) -> Result<Response> {
+    delete(&app, &caller, once, &Identifier("ls".into())).await
+}
+
+async fn delete(app: &App, caller: &Caller, once: Once, user: &Identifier) -> Result<Response> {
+    let mut act = once.begin(app).await?;
+    store::delete(&mut act, caller.project, user).await?;
+    act.commit(reply::done()).await
+}
