@@ -64,7 +64,7 @@ impl FrontMatter {
             return Err(refuse(&"SKILL.md must contain YAML front matter"));
         }
         let fields: Fields = serde_saphyr::from_str_with_options(yaml, limits()).map_err(|fault| not_yaml(&fault))?;
-        let given = |field: Option<String>| field.filter(|text| !text.is_empty());
+        let given = |field: Option<String>| field.map(|text| as_it_ends(text, yaml)).filter(|text| !text.is_empty());
         let name = given(fields.name).ok_or_else(|| refuse(&"name is required in SKILL.md"))?;
         let description = given(fields.description).ok_or_else(|| refuse(&"description is required in SKILL.md"))?;
         if description.len() > MAX_DESCRIPTION || description.contains('\0') {
@@ -73,6 +73,15 @@ impl FrontMatter {
         }
         Ok(Self { name: SkillName::parse(&name)?, description })
     }
+}
+
+/// The parser ends a block at the end of the text with a line break that is not there.
+fn as_it_ends(mut value: String, yaml: &str) -> String {
+    let last_line = value.strip_suffix('\n').and_then(|text| text.rsplit('\n').next());
+    if last_line.is_some_and(|line| !line.is_empty() && yaml.ends_with(line)) {
+        value.pop();
+    }
+    value
 }
 
 /// What two names and their values take, with room for what other programs keep there; an alias may not make much of little.
@@ -160,6 +169,8 @@ mod tests {
         }
         let literal = "---\nname: a\ndescription: |\n  one\n  two\n---\n";
         assert_eq!(read(literal), Some(said("a", "one\ntwo")));
+        let not_at_the_end = "---\ndescription: |\n  one\n  two\nname: a\n---\n";
+        assert_eq!(read(not_at_the_end), Some(said("a", "one\ntwo\n")));
         assert_eq!(read("---\nname: a\ndescription: >-\n  one\n  two\n---\n"), Some(said("a", "one two")));
     }
 
