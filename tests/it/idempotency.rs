@@ -1,6 +1,5 @@
 //! A request that comes twice with an `Idempotency-Key` acts once, on every route that acts.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use acontextd::http::idempotency::store::forget_old;
@@ -8,100 +7,19 @@ use acontextd::http::openapi::document;
 use axum::http::{Method, StatusCode};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Postgres, Transaction};
+use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::support::client::{Answer, Client, Form};
+use crate::support::samples::{operations, sample};
 use crate::support::{Setup, TestApp, eventually, run, run_with};
 
 const KEPT: &str = "select count(*) from kept_answers";
 const DISKS: &str = "select count(*) from disks";
 
-/// Every operation of the document that may act: `POST /api/v1/disk`.
+/// Every operation of the description that may act.
 fn acting() -> Vec<String> {
-    let document = serde_json::to_value(document()).unwrap();
-    let paths = document["paths"].as_object().unwrap().iter();
-    let operations = paths.flat_map(|(path, item)| {
-        item.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase()))
-    });
-    operations.filter(|operation| !operation.starts_with("GET ")).collect()
-}
-
-/// A request that works.
-struct Sample {
-    client: Client,
-    method: Method,
-    path: String,
-    body: (String, Vec<u8>),
-}
-
-impl Sample {
-    async fn send(&self, key: &str) -> Answer {
-        self.client.send_once(key, self.method.clone(), &self.path, self.body.clone()).await
-    }
-}
-
-/// A request for each operation that acts. A route that is missing here has no `Once`, or nobody knows.
-async fn sample(app: &TestApp, client: &Client, operation: &str) -> Sample {
-    let (method, _) = operation.split_once(' ').unwrap();
-    let json = |json: Value| ("application/json".to_owned(), json.to_string().into_bytes());
-    let (disk, session) = (client.new_disk().await, client.new_session().await);
-    client.upload(&disk, "/", "old.txt", "old").await;
-    let message = client.say_text(&session, "said before").await;
-    let (artifact, session) = (format!("/api/v1/disk/{disk}/artifact"), format!("/api/v1/session/{session}"));
-    let said = json!({"blob": {"role": "user", "content": "hello"}});
-    let configs = json!({"configs": {"a": 1}});
-    let (path, body) = match operation {
-        "POST /admin/v1/project" => ("/admin/v1/project".into(), json(json!({"configs": {}}))),
-        "DELETE /admin/v1/project/{project_id}" => {
-            (format!("/admin/v1/project/{}", app.project().await.project()), json(json!({})))
-        }
-        "POST /api/v1/disk" => ("/api/v1/disk".into(), json(json!({"user": "alice"}))),
-        "DELETE /api/v1/disk/{disk_id}" => (format!("/api/v1/disk/{disk}"), json(json!({}))),
-        "POST /api/v1/disk/{disk_id}/artifact" => (artifact, Form::new().file("file", "new.txt", "new").end()),
-        "PUT /api/v1/disk/{disk_id}/artifact" => {
-            (artifact, json(json!({"file_path": "/old.txt", "meta": "{\"a\": 1}"})))
-        }
-        "DELETE /api/v1/disk/{disk_id}/artifact" => (artifact, json(json!({"file_path": "/old.txt"}))),
-        "POST /api/v1/session" => ("/api/v1/session".into(), json(json!({"user": "bob"}))),
-        "DELETE /api/v1/session/{session_id}" => (session, json(json!({}))),
-        "PUT /api/v1/session/{session_id}/configs" | "PATCH /api/v1/session/{session_id}/configs" => {
-            (format!("{session}/configs"), json(configs))
-        }
-        "POST /api/v1/session/{session_id}/copy" => (format!("{session}/copy"), json(json!({}))),
-        "POST /api/v1/session/{session_id}/events" => {
-            (format!("{session}/events"), json(json!({"type": "t", "data": {}})))
-        }
-        "POST /api/v1/session/{session_id}/messages" => (format!("{session}/messages"), json(said)),
-        "PATCH /api/v1/session/{session_id}/messages/{message_id}/meta" => {
-            (format!("{session}/messages/{message}/meta"), json(json!({"meta": {"a": 1}})))
-        }
-        "POST /api/v1/session/{session_id}/flush" => (format!("{session}/flush"), json(json!({}))),
-        _ => panic!("{operation} acts: let its handler take `Once`, and give it a request here"),
-    };
-    let client = if path.starts_with("/admin/") { app.admin() } else { client.clone() };
-    Sample { client, method: method.parse().unwrap(), path, body }
-}
-
-/// What is in every table but that of the keys, hashed.
-async fn state(app: &TestApp) -> BTreeMap<String, String> {
-    eventually("no job runs", async || {
-        app.value::<i64>("select count(*) from jobs where state = 'running' or run_at <= now()").await == 0
-    })
-    .await;
-    let tables: Vec<String> = sqlx::query_scalar(
-        "select tablename::text from pg_tables where schemaname = 'public' and tablename <> 'kept_answers'",
-    )
-    .fetch_all(&app.app.db)
-    .await
-    .unwrap();
-    let mut state = BTreeMap::new();
-    for table in tables {
-        let rows = format!("select coalesce(md5(string_agg(t::text, ',' order by t::text)), '') from \"{table}\" t");
-        let rows: String = sqlx::query_scalar(AssertSqlSafe(rows)).fetch_one(&app.app.db).await.unwrap();
-        state.insert(table, rows);
-    }
-    state
+    operations().into_iter().filter(|operation| !operation.starts_with("GET ")).collect()
 }
 
 #[track_caller]
@@ -122,21 +40,21 @@ async fn every_operation_that_acts_does_so_once() {
             assert!(acting.len() > 15, "only {acting:?} were found");
             for operation in acting {
                 let sample = sample(&app, &client, &operation).await;
-                let before = state(&app).await;
-                let first = sample.send("key").await;
+                let before = app.state().await;
+                let first = sample.send_once("key").await;
                 assert!(first.status.is_success(), "{operation}: {}", first.text());
-                let after = state(&app).await;
+                let after = app.state().await;
                 assert_ne!(before, after, "{operation} did nothing");
-                let again = sample.send("key").await;
+                let again = sample.send_once("key").await;
                 assert!(again.is_replay(), "{operation} knows no keys: {}", again.text());
                 assert_replay(&first, &again);
-                assert_eq!(state(&app).await, after, "{operation} acted twice");
+                assert_eq!(app.state().await, after, "{operation} acted twice");
                 let path = format!("{}?another=request", sample.path);
                 let another = sample.client.send_once("key", sample.method.clone(), &path, sample.body.clone()).await;
                 another.assert_refused(422, "Idempotency-Key");
-                assert_eq!(state(&app).await, after, "{operation} acted with a key of another request");
-                sample.send("no key").await.assert_refused(400, "Idempotency-Key");
-                assert!(!sample.send("another-key").await.is_replay(), "{operation}");
+                assert_eq!(app.state().await, after, "{operation} acted with a key of another request");
+                sample.send_once("no key").await.assert_refused(400, "Idempotency-Key");
+                assert!(!sample.send_once("another-key").await.is_replay(), "{operation}");
             }
         };
         tokio::select! {

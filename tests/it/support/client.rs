@@ -8,6 +8,8 @@ use serde_json::Value;
 use tower::ServiceExt;
 use uuid::Uuid;
 
+use super::samples::{skill_md, zip};
+
 #[derive(Clone)]
 pub struct Client {
     router: Router,
@@ -65,6 +67,10 @@ impl Client {
         self.json(Method::POST, path, &json.to_string()).await
     }
 
+    pub async fn patch(&self, path: &str, json: Value) -> Answer {
+        self.json(Method::PATCH, path, &json.to_string()).await
+    }
+
     pub async fn put(&self, path: &str, json: Value) -> Answer {
         self.json(Method::PUT, path, &json.to_string()).await
     }
@@ -98,6 +104,32 @@ impl Client {
         let answer = self.post("/api/v1/session", serde_json::json!({})).await;
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
         answer.data()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// A new learning space's id.
+    pub async fn new_space(&self) -> String {
+        let answer = self.post("/api/v1/learning_spaces", serde_json::json!({})).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        answer.data()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// A new skill's id.
+    pub async fn new_skill(&self, name: &str) -> String {
+        let answer = self.upload_skill(&[("SKILL.md", &skill_md(name))]).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        answer.data()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Sends a skill's files as an archive.
+    pub async fn upload_skill(&self, files: &[(&str, &str)]) -> Answer {
+        self.skill_form(Form::new().file("file", "skill.zip", zip(files))).await
+    }
+
+    /// Sends the form of a skill.
+    pub async fn skill_form(&self, form: Form) -> Answer {
+        let (kind, body) = form.end();
+        let request = self.request(Method::POST, "/api/v1/agent_skills").header(header::CONTENT_TYPE, kind);
+        self.send(request.body(Body::from(body)).unwrap()).await
     }
 
     /// Asks for a message to be stored.
@@ -174,6 +206,11 @@ impl Answer {
 
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    #[track_caller]
+    pub fn assert_status(&self, status: u16) {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text());
     }
 
     /// Wants a refusal in the envelope whose message contains a text.

@@ -5,8 +5,9 @@ pub mod memory;
 pub mod postgres;
 pub mod program;
 pub mod s3;
+pub mod samples;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use acontextd::config::Config;
 use acontextd::crypto::ProjectKey;
 use acontextd::jobs::{self, Kinds};
 use serde_json::json;
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnectOptions;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -155,6 +157,28 @@ impl TestApp {
 
     pub async fn execute(&self, sql: &'static str) {
         sqlx::query(sql).execute(&self.app.db).await.unwrap();
+    }
+
+    /// What is in every table but that of the keys, hashed. Waits until no job runs.
+    pub async fn state(&self) -> BTreeMap<String, String> {
+        eventually("no job runs", async || {
+            self.value::<i64>("select count(*) from jobs where state = 'running' or run_at <= now()").await == 0
+        })
+        .await;
+        let tables: Vec<String> = sqlx::query_scalar(
+            "select tablename::text from pg_tables where schemaname = 'public' and tablename <> 'kept_answers'",
+        )
+        .fetch_all(&self.app.db)
+        .await
+        .unwrap();
+        let mut state = BTreeMap::new();
+        for table in tables {
+            let rows =
+                format!("select coalesce(md5(string_agg(t::text, ',' order by t::text)), '') from \"{table}\" t");
+            let rows: String = sqlx::query_scalar(AssertSqlSafe(rows)).fetch_one(&self.app.db).await.unwrap();
+            state.insert(table, rows);
+        }
+        state
     }
 
     /// Runs the queue of this app until nothing is due.
