@@ -1,0 +1,246 @@
+//! Sessions that are learned: who may, what is enqueued for them, and how they end.
+
+use acontextd::app::App;
+use acontextd::jobs::Kinds;
+use acontextd::learn::conclude::Conclude;
+use acontextd::learn::observe::Observe;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::client::{Answer, Client};
+use crate::support::{Setup, TestApp, run, run_with};
+
+async fn learn(client: &Client, space: &str, session: &str) -> Answer {
+    client.post(&format!("/api/v1/learning_spaces/{space}/learn"), json!({"session_id": session})).await
+}
+
+async fn learned(client: &Client, space: &str, session: &str) -> Value {
+    let answer = client.get(&format!("/api/v1/learning_spaces/{space}/sessions/{session}")).await;
+    answer.assert_status(200);
+    answer.data()
+}
+
+/// Puts a task into a session, as the observation of its messages does.
+async fn insert_task(app: &App, session: &str, order: i64, status: &str) -> Uuid {
+    sqlx::query_scalar(
+        r#"insert into tasks (session_id, project_id, "order", data, status)
+           select id, project_id, $2, '{}', $3 from sessions where id = $1::uuid returning id"#,
+    )
+    .bind(session)
+    .bind(order)
+    .bind(status)
+    .fetch_one(&app.db)
+    .await
+    .unwrap()
+}
+
+/// What the queue holds of a kind, by what it is about.
+async fn queued(app: &TestApp, kind: &str) -> Vec<String> {
+    let jobs = "select dedupe from jobs where kind = $1 and state = 'ready' order by dedupe";
+    sqlx::query_scalar(jobs).bind(kind).fetch_all(&app.app.db).await.unwrap()
+}
+
+/// A setup that observes messages at once and does not learn.
+fn observing() -> Setup {
+    let setup = Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
+    Setup { kinds: Kinds::default().with::<Observe>().with::<Conclude>(), ..setup }
+}
+
+async fn status(client: &Client, space: &str, session: &str) -> String {
+    learned(client, space, session).await["status"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_session_is_learned_by_one_space_once() {
+    run(async |app| {
+        let client = app.project().await;
+        let (space, other, session) = (client.new_space().await, client.new_space().await, client.new_session().await);
+        let answers =
+            join_all((0..8).map(|n| learn(&client, if n % 2 == 0 { &space } else { &other }, &session))).await;
+        let (made, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status.is_success());
+        assert_eq!(made.len(), 1);
+        assert_eq!(made[0].data()["status"], "pending");
+        for answer in refused {
+            answer.assert_refused(409, "session already learned by another space");
+        }
+        let by_query = client.new_session().await;
+        let path = format!("/api/v1/learning_spaces/{space}/learn?session_id={by_query}");
+        client.json(axum::http::Method::POST, &path, "").await.assert_status(201);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_learned_is_named() {
+    run(async |app| {
+        let client = app.project().await;
+        let (space, session) = (client.new_space().await, client.new_session().await);
+        let path = format!("/api/v1/learning_spaces/{space}/learn");
+        for (body, status, msg) in [
+            (json!({}), 400, "session_id: is required"),
+            (json!({"session_id": ""}), 400, "session_id: is required"),
+            (json!({"session_id": "none"}), 400, "session_id"),
+            (json!({"session_id": 7}), 400, "session_id"),
+            (json!({"session_id": Uuid::new_v4()}), 404, "session not found"),
+        ] {
+            client.post(&path, body).await.assert_refused(status, msg);
+        }
+        learn(&client, &Uuid::new_v4().to_string(), &session).await.assert_refused(404, "learning space not found");
+        let sessions = format!("/api/v1/learning_spaces/{space}/sessions");
+        assert_eq!(client.get(&sessions).await.data(), json!([]));
+        client.get(&format!("{sessions}/{session}")).await.assert_refused(404, "learning space session not found");
+        client.get(&format!("{sessions}/none")).await.assert_refused(400, "session_id");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tasks_that_have_ended_are_enqueued_with_the_record() {
+    run_with(observing(), async |app| {
+        let client = app.project().await;
+        let (space, session) = (client.new_space().await, client.new_session().await);
+        let mut ended = Vec::new();
+        for (order, status) in (1..).zip(["success", "pending", "failed", "running"]) {
+            let task = insert_task(&app.app, &session, order, status).await;
+            if matches!(status, "success" | "failed") {
+                ended.push(task.to_string());
+            }
+        }
+        ended.sort();
+        let planning = insert_task(&app.app, &session, 5, "success").await;
+        sqlx::query("update tasks set is_planning = true where id = $1")
+            .bind(planning)
+            .execute(&app.app.db)
+            .await
+            .unwrap();
+        assert_eq!(queued(&app, "distill").await, [] as [&str; 0]);
+        learn(&client, &space, &session).await.assert_status(201);
+        assert_eq!(queued(&app, "distill").await, ended);
+        // Neither or both: the record is refused, so nothing more is enqueued.
+        let other = client.new_session().await;
+        insert_task(&app.app, &other, 1, "success").await;
+        app.execute("alter table jobs add constraint full_queue check (false) not valid").await;
+        learn(&client, &space, &other).await.assert_refused(500, "");
+        app.execute("alter table jobs drop constraint full_queue").await;
+        learn(&client, &space, &other).await.assert_status(201);
+        assert_eq!(queued(&app, "distill").await.len(), 3);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_without_messages_is_completed_when_somebody_looks() {
+    run(async |app| {
+        let client = app.project().await;
+        let space = client.new_space().await;
+        let mut sessions = Vec::new();
+        for _ in 0..3 {
+            sessions.push(client.new_session().await);
+            learn(&client, &space, sessions.last().unwrap()).await.assert_status(201);
+        }
+        assert_eq!(status(&client, &space, &sessions[0]).await, "completed");
+        let list = client.get(&format!("/api/v1/learning_spaces/{space}/sessions")).await.data();
+        let listed = list.as_array().unwrap().iter();
+        let shown: Vec<_> = listed.map(|one| (one["session_id"].clone(), one["status"].clone())).collect();
+        let wanted: Vec<_> = sessions.iter().map(|id| (json!(id), json!("completed"))).collect();
+        assert_eq!(shown, wanted, "oldest first");
+        // What comes later is no reason to go back.
+        client.say_text(&sessions[0], "later").await;
+        assert_eq!(status(&client, &space, &sessions[0]).await, "completed");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_stays_pending_until_its_messages_are_observed() {
+    run_with(observing(), async |app| {
+        let client = app.project().await;
+        let (space, session) = (client.new_space().await, client.new_session().await);
+        client.say_text(&session, "hello").await;
+        learn(&client, &space, &session).await.assert_status(201);
+        assert_eq!(status(&client, &space, &session).await, "pending");
+        app.execute("update jobs set run_at = now()").await;
+        app.drain_jobs().await;
+        assert_eq!(status(&client, &space, &session).await, "completed");
+        assert_eq!(queued(&app, "conclude").await, [] as [&str; 0]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn open_tasks_are_closed_and_learned_once_by_a_job() {
+    run_with(observing(), async |app| {
+        let client = app.project().await;
+        let (space, session) = (client.new_space().await, client.new_session().await);
+        client.say_text(&session, "hello").await;
+        learn(&client, &space, &session).await.assert_status(201);
+        let mut open = Vec::new();
+        for (order, status) in (1..).zip(["pending", "failed", "running"]) {
+            let task = insert_task(&app.app, &session, order, status).await;
+            if status != "failed" {
+                open.push(task.to_string());
+            }
+        }
+        open.sort();
+        let statuses = async || -> Vec<String> {
+            sqlx::query_scalar(r#"select status from tasks order by "order""#).fetch_all(&app.app.db).await.unwrap()
+        };
+        assert_eq!(status(&client, &space, &session).await, "pending");
+        assert_eq!(queued(&app, "conclude").await, [] as [&str; 0], "a message waits");
+        app.execute("update messages set session_task_process_status = 'success'").await;
+        app.execute("delete from jobs").await;
+        for _ in 0..3 {
+            assert_eq!(status(&client, &space, &session).await, "pending");
+        }
+        assert_eq!(queued(&app, "conclude").await, [session.clone()], "once");
+        assert_eq!(statuses().await, ["pending", "failed", "running"], "looking changes no task");
+        let one = tokio::select! {
+            ended = acontextd::jobs::runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+            () = crate::support::eventually("the job is done", async || queued(&app, "conclude").await.is_empty()
+                && !queued(&app, "distill").await.is_empty()) => statuses().await,
+        };
+        assert_eq!(one, ["success", "failed", "success"], "what has failed stays failed");
+        assert_eq!(queued(&app, "distill").await, open);
+        assert_eq!(status(&client, &space, &session).await, "pending");
+        assert_eq!(queued(&app, "conclude").await, [] as [&str; 0], "nothing is open any more");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_whose_messages_could_not_be_observed_has_failed() {
+    run_with(observing(), async |app| {
+        let client = app.project().await;
+        let space = client.new_space().await;
+        for (word, wanted) in [("failed", "failed"), ("limit_exceed", "failed"), ("disable_tracking", "completed")] {
+            let session = client.new_session().await;
+            client.say_text(&session, "hello").await;
+            learn(&client, &space, &session).await.assert_status(201);
+            sqlx::query("update messages set session_task_process_status = $1 where session_id = $2::uuid")
+                .bind(word)
+                .bind(&session)
+                .execute(&app.app.db)
+                .await
+                .unwrap();
+            assert_eq!(status(&client, &space, &session).await, wanted, "{word}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_waits_to_be_learned_says_why() {
+    let setup = Setup::default().with("LLM_SDK", "mock");
+    run_with(setup, async |app| {
+        let client = app.project().await;
+        let (space, session) = (client.new_space().await, client.new_session().await);
+        insert_task(&app.app, &session, 1, "success").await;
+        learn(&client, &space, &session).await.assert_status(201);
+        app.drain_jobs().await;
+        let reason: String = app.value("select last_error from jobs where kind = 'distill' and state = 'ready'").await;
+        assert!(reason.contains("does not learn"), "{reason}");
+        assert_eq!(status(&client, &space, &session).await, "pending");
+    })
+    .await;
+}
