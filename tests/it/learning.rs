@@ -193,7 +193,7 @@ async fn open_tasks_are_closed_and_learned_once_by_a_job() {
         for _ in 0..3 {
             assert_eq!(status(&client, &space, &session).await, "pending");
         }
-        assert_eq!(queued(&app, "conclude").await, [session.clone()], "once");
+        assert_eq!(queued(&app, "conclude").await, [session.as_str()], "once");
         assert_eq!(statuses().await, ["pending", "failed", "running"], "looking changes no task");
         let one = tokio::select! {
             ended = acontextd::jobs::runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),

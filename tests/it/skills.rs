@@ -214,7 +214,7 @@ fn unzip(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
 async fn a_skill_comes_back_as_an_archive() {
     run(async |app| {
         let client = app.project().await;
-        let noise: Vec<u8> = (0..300_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let noise: Vec<u8> = (0..300_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[1]).collect();
         let files = [
             ("SKILL.md".to_owned(), skill_md("größe").into_bytes()),
             ("empty".to_owned(), Vec::new()),
