@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 
 use crate::app::App;
 use crate::crypto::{KEY_PREFIX, MasterKey, ProjectKey, same};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::{NO_ROUTE, openapi};
 use crate::ids::ProjectId;
 use crate::projects;
@@ -37,8 +37,6 @@ pub const OPEN: [&str; 7] = [
 ];
 /// Routes under here are the operator's and want `ADMIN_API_TOKEN`.
 const ADMIN: &str = "/admin/v1/";
-
-const UNKNOWN: Error = Error::Unauthorized("Unauthorized");
 
 /// The project that a request's key opened.
 #[derive(Clone)]
@@ -113,7 +111,7 @@ fn admin(app: &App, headers: &HeaderMap) -> Result<()> {
     };
     let access_token = headers.get("x-access-token").and_then(|value| value.to_str().ok());
     let sent = access_token.or_else(|| bearer(headers));
-    if sent.is_some_and(|sent| same(sent, token.expose_secret())) { Ok(()) } else { Err(UNKNOWN) }
+    if sent.is_some_and(|sent| same(sent, token.expose_secret())) { Ok(()) } else { Err(UNAUTHORIZED) }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -122,7 +120,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
     let body = bearer(headers).and_then(|token| token.strip_prefix(KEY_PREFIX)).filter(|body| !body.is_empty());
-    let key = ProjectKey::parse(body.ok_or(UNKNOWN)?);
+    let key = ProjectKey::parse(body.ok_or(UNAUTHORIZED)?);
     let pepper = app.config.keys.pepper();
     let lookup = key.lookup(pepper);
     let verified = match app.keys.get(&lookup) {
@@ -140,10 +138,10 @@ async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
 async fn verify(app: &App, key: &ProjectKey, lookup: &str) -> Result<Verified> {
     let generation = app.keys.generation();
     let mut conn = app.db.acquire().await?;
-    let found = projects::store::get_by_lookup(&mut conn, lookup).await?.ok_or(UNKNOWN)?;
+    let found = projects::store::get_by_lookup(&mut conn, lookup).await?.ok_or(UNAUTHORIZED)?;
     drop(conn);
     if app.config.keys.argon2 && !app.keys.check_hash(app, key, found.secret_key_hash_phc).await? {
-        return Err(UNKNOWN);
+        return Err(UNAUTHORIZED);
     }
     // A value of another type is as if it were not there.
     let buffer_turns = found.buffer_turns.and_then(|turns| turns.as_i64());

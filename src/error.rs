@@ -51,6 +51,9 @@ pub enum Error {
     Internal(#[source] anyhow::Error),
 }
 
+/// The key opens nothing: it never did, or its project is deleted just now.
+pub const UNAUTHORIZED: Error = Error::Unauthorized("Unauthorized");
+
 /// The cause of a fault, for the log line of the request it belongs to.
 #[derive(Clone)]
 pub struct Cause(pub Arc<anyhow::Error>);

@@ -8,7 +8,7 @@ use super::Disk;
 use super::store::{self, Filter};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::error::{Error, OnConstraint, Result};
+use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Params, Path, Query};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
@@ -38,16 +38,9 @@ pub async fn create_disk(
     Params(body): Params<CreateDisk>,
 ) -> Result<Response> {
     let mut act = once.begin(&app).await?;
-    // The project may be deleted just now.
-    let gone = || Error::Unauthorized("Unauthorized");
-    let user = match &body.user {
-        Some(user) => {
-            let user = users::store::get_or_insert(&mut act, caller.project, user).await;
-            Some(user.on_constraint("users_project_id_fkey", gone)?)
-        }
-        None => None,
-    };
-    let disk = store::insert(&mut act, caller.project, user).await.on_constraint("disks_project_id_fkey", gone)?;
+    let user = users::named(&mut act, caller.project, body.user.as_ref()).await?;
+    let disk =
+        store::insert(&mut act, caller.project, user).await.on_constraint("disks_project_id_fkey", || UNAUTHORIZED)?;
     act.commit(reply::created(disk)).await
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::store;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::extract::body_bytes;
 use crate::http::idempotency::Once;
 use crate::http::json::{merge, storable_object};
@@ -36,9 +36,6 @@ const MAX_NUMBER: i64 = 1_000_000;
 const NO_PATCH: &str = "invalid or too-large JSON body (max 64KB)";
 /// Tells whether the project is encrypted, whatever a client has set by that name.
 const ENCRYPTED: &str = "encryption_enabled";
-
-/// The project is deleted just now.
-const GONE: Error = Error::Unauthorized("Unauthorized");
 
 /// Settings by their names.
 #[derive(utoipa::ToSchema)]
@@ -69,7 +66,7 @@ pub struct ProjectConfigs {
     responses((status = 200, body = Envelope<ProjectConfigs>), Refusals))]
 pub async fn get_project_configs(State(app): State<App>, caller: Caller) -> Result<Response> {
     let mut conn = app.db.acquire().await?;
-    let settings = store::get_settings(&mut conn, caller.project).await?.ok_or(GONE)?;
+    let settings = store::get_settings(&mut conn, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let mut configs = settings.configs;
     configs.insert(ENCRYPTED.into(), settings.encryption_enabled.into());
     Ok(reply::ok_saying("ok", configs))
@@ -90,9 +87,9 @@ pub async fn update_project_configs(
     patch.iter().try_for_each(|(name, value)| check(name, value))?;
     let mut act = once.begin(&app).await?;
     if !store::lock(&mut act, caller.project).await? {
-        return Err(GONE);
+        return Err(UNAUTHORIZED);
     }
-    let settings = store::get_settings(&mut act, caller.project).await?.ok_or(GONE)?;
+    let settings = store::get_settings(&mut act, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let configs = merge(settings.configs, patch);
     storable_object("configs", &configs, app.config.limits.meta)?;
     store::set_settings(&mut act, caller.project, &configs).await?;

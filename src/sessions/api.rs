@@ -9,7 +9,7 @@ use super::store::{self, Filter, NewSession};
 use super::{NOT_FOUND, Session};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::error::{Error, OnConstraint, Result};
+use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Fields, Flag, Path, Query};
 use crate::http::idempotency::Once;
 use crate::http::json::{contained_object, storable_object};
@@ -54,19 +54,13 @@ pub async fn create_session(
         storable_object("configs", configs, app.config.limits.meta)?;
     }
     let mut act = once.begin(&app).await?;
-    // The project may be deleted just now.
-    let gone = || Error::Unauthorized("Unauthorized");
-    let user = match &body.user {
-        Some(user) => {
-            let user = users::store::get_or_insert(&mut act, caller.project, user).await;
-            Some(user.on_constraint("users_project_id_fkey", gone)?)
-        }
-        None => None,
-    };
+    let user = users::named(&mut act, caller.project, body.user.as_ref()).await?;
     let id = wanted.unwrap_or_default();
     let disable_task_tracking = Flag::or(body.disable_task_tracking, false);
     let new = NewSession { id, user, disable_task_tracking, configs: body.configs };
-    let made = store::insert(&mut act, caller.project, new).await.on_constraint("sessions_project_id_fkey", gone)?;
+    let made = store::insert(&mut act, caller.project, new)
+        .await
+        .on_constraint("sessions_project_id_fkey", || UNAUTHORIZED)?;
     let answer = if let Some(session) = made {
         reply::created(session)
     } else {

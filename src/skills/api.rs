@@ -14,7 +14,7 @@ use super::store::{self, Row};
 use super::{FileEntry, Skill, upload};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::error::{Error, OnConstraint, Result};
+use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Once;
 use crate::http::json::storable_object;
@@ -71,15 +71,7 @@ pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, re
     for _ in 0..TRIES {
         let prepared = upload::unpack(&app, caller.project, &archive).await?;
         let mut act = once.begin(&app).await?;
-        let user = match &user {
-            // The project may be deleted just now.
-            Some(user) => Some(
-                users::store::get_or_insert(&mut act, caller.project, user)
-                    .await
-                    .on_constraint("users_project_id_fkey", || Error::Unauthorized("Unauthorized"))?,
-            ),
-            None => None,
-        };
+        let user = users::named(&mut act, caller.project, user.as_ref()).await?;
         if let Some(skill) = prepared.insert(&mut act, &app, caller.project, user, meta.clone()).await? {
             return act.commit(reply::created(skill)).await;
         }

@@ -16,7 +16,7 @@ use crate::blob::spool::Spool;
 use crate::disks;
 use crate::disks::changes::{self, Author, Change, Content, FileChange};
 use crate::disks::path::FilePath;
-use crate::error::{Error, OnConstraint, Result};
+use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::ids::{ProjectId, UserId};
 use crate::media;
 
@@ -108,8 +108,8 @@ impl Prepared {
             Err(fault) if fault.is_deadlock() => return Ok(None),
             Err(fault) => return Err(fault),
         };
-        let gone = || Error::Unauthorized("Unauthorized");
-        let disk = disks::store::insert(conn, project, user).await.on_constraint("disks_project_id_fkey", gone)?.id;
+        let disk =
+            disks::store::insert(conn, project, user).await.on_constraint("disks_project_id_fkey", || UNAUTHORIZED)?.id;
         let changes: Vec<FileChange> = self.files.iter().map(|file| file.put(&blobs)).collect();
         let author = Author { made_by: "api", reason: None, keep: app.config.limits.file_versions };
         let applied = changes::apply(conn, project, disk, &changes, author).await?;

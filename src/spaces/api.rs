@@ -9,7 +9,7 @@ use super::store::{self, Filter};
 use super::{NOT_FOUND, Space, defaults};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::error::{Error, OnConstraint, Result};
+use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Json, Path, Query};
 use crate::http::idempotency::Once;
 use crate::http::json::{contained_object, storable_object};
@@ -51,17 +51,9 @@ pub async fn create_space(
     for _ in 0..TRIES {
         let skills = defaults::prepare(&app, caller.project).await?;
         let mut act = once.begin(&app).await?;
-        // The project may be deleted just now.
-        let gone = || Error::Unauthorized("Unauthorized");
-        let user = match &body.user {
-            Some(user) => {
-                let user = users::store::get_or_insert(&mut act, caller.project, user).await;
-                Some(user.on_constraint("users_project_id_fkey", gone)?)
-            }
-            None => None,
-        };
+        let user = users::named(&mut act, caller.project, body.user.as_ref()).await?;
         let space = store::insert(&mut act, caller.project, user, body.meta.as_ref()).await;
-        let space = space.on_constraint("learning_spaces_project_id_fkey", gone)?;
+        let space = space.on_constraint("learning_spaces_project_id_fkey", || UNAUTHORIZED)?;
         if insert_skills(&mut act, &app, &caller, user, space.id, &skills).await? {
             return act.commit(reply::created(space)).await;
         }

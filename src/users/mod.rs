@@ -6,11 +6,12 @@ pub mod api;
 pub mod store;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use sqlx::PgConnection;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::error::Error;
+use crate::error::{Error, OnConstraint, UNAUTHORIZED};
 use crate::http::extract::PathParam;
 use crate::http::time::Timestamp;
 use crate::ids::{ProjectId, UserId};
@@ -82,6 +83,20 @@ pub fn filter(user: Option<&str>) -> Result<Option<&str>, Error> {
         return Err(Error::field("user", NUL));
     }
     Ok(user)
+}
+
+/// The user that a request names, made now if there is none.
+///
+/// # Errors
+/// 401 if the project is deleted just now.
+pub async fn named(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    user: Option<&Identifier>,
+) -> Result<Option<UserId>, Error> {
+    let Some(user) = user else { return Ok(None) };
+    let found = store::get_or_insert(conn, project, user).await;
+    found.on_constraint("users_project_id_fkey", || UNAUTHORIZED).map(Some)
 }
 
 /// Reads an optional user: absent, null and empty all mean none.

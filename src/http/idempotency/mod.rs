@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::crypto::AnswerKey;
-use crate::error::{Error, OnConstraint, Result};
+use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::ids::ProjectId;
 use fingerprint::{Fingerprint, Hash, Hasher};
 use store::Kept;
@@ -170,7 +170,7 @@ impl Sent {
     async fn take(&self, conn: &mut PgConnection) -> Result<bool> {
         let taken = store::take(conn, &self.id, self.project, &self.fingerprint.hash()).await;
         // The project may be deleted just now.
-        taken.on_constraint("kept_answers_project_id_fkey", || Error::Unauthorized("Unauthorized"))
+        taken.on_constraint("kept_answers_project_id_fkey", || UNAUTHORIZED)
     }
 
     async fn replay(self: &Arc<Self>, kept: Kept) -> Result<Error> {
