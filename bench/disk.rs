@@ -3,7 +3,10 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use crate::load::{Lane, Outcome, Plan};
 
@@ -20,6 +23,27 @@ pub fn write_files(folder: &Path, plan: Plan, size: usize) -> io::Result<Outcome
             write_file(&folder, &beside, &folder.join(number.to_string()), &content)
         })
     })
+}
+
+/// Writes each content to a file of its own, as safely, by so many threads; how long all of them took.
+pub fn write_each(folder: &Path, threads: usize, contents: &[Bytes]) -> io::Result<Duration> {
+    let next = AtomicUsize::new(0);
+    let work = |thread: usize| -> io::Result<()> {
+        let beside = folder.join(format!("beside-{thread}"));
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(content) = contents.get(number) else { return Ok(()) };
+            write_file(folder, &beside, &folder.join(number.to_string()), content)?;
+        }
+    };
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
+        let mut ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        ended.try_for_each(|ended| ended.map_err(|_| io::Error::other("a thread panicked"))?)
+    })?;
+    Ok(start.elapsed())
 }
 
 fn write_file(folder: &Path, beside: &Path, path: &Path, content: &[u8]) -> io::Result<()> {

@@ -38,7 +38,7 @@ const SIZE: usize = 400;
 /// with the time, as the server's do.
 const SESSIONS: &str = "insert into sessions (id, project_id, last_message_id, last_message_at)
     select id, (select id from projects), gen_random_uuid(), now() from unnest($1::uuid[]) id";
-const MESSAGES: &str =
+pub const MESSAGES: &str =
     "insert into messages (id, session_id, parent_id, role, format, content, tokens, meta, user_meta,
                                               created_at, updated_at)
     select overlay(gen_random_uuid()::text placing

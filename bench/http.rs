@@ -54,17 +54,33 @@ impl Request {
         Self { kind, pieces: vec![head.into(), body] }
     }
 
+    pub fn delete(kind: &'static str, path: &str) -> Self {
+        let head = format!("DELETE {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\r\n");
+        Self { kind, pieces: vec![head.into()] }
+    }
+
     /// Stores a file whose content is the two parts, one after the other.
     pub fn upload(kind: &'static str, disk: &str, directory: &str, name: &str, content: [Bytes; 2]) -> Self {
+        let field =
+            format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file_path\"\r\n\r\n{directory}\r\n");
+        Self::form(kind, &format!("/api/v1/disk/{disk}/artifact"), &field, name, content)
+    }
+
+    /// Makes a skill of an archive.
+    pub fn skill(kind: &'static str, archive: Bytes) -> Self {
+        Self::form(kind, "/api/v1/agent_skills", "", "skill.zip", [archive, Bytes::new()])
+    }
+
+    /// A POST of a form: fields that are ready to send, and then a file.
+    fn form(kind: &'static str, path: &str, fields: &str, name: &str, content: [Bytes; 2]) -> Self {
         let before = format!(
-            "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file_path\"\r\n\r\n{directory}\r\n\
-             --{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\
+            "{fields}--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\
              Content-Type: application/octet-stream\r\n\r\n"
         );
         let after = format!("\r\n--{BOUNDARY}--\r\n");
         let length = before.len() + content[0].len() + content[1].len() + after.len();
         let head = format!(
-            "POST /api/v1/disk/{disk}/artifact HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\
              Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {length}\r\n\r\n"
         );
         let [first, second] = content;
@@ -76,13 +92,21 @@ impl Request {
         };
         Self { kind, pieces }
     }
+
+    /// The same with another key.
+    pub fn with_key(mut self, key: &str) -> Self {
+        self.pieces[0] = String::from_utf8_lossy(&self.pieces[0]).replacen(KEY, key, 1).into();
+        self
+    }
 }
 
 /// What the server said.
 pub struct Answer<'a> {
     pub status: u16,
-    /// Empty if it was too large to be kept.
+    /// Empty if it was too large to be kept, or came in chunks.
     pub body: &'a [u8],
+    /// How long the body was, whether it was kept or not.
+    pub length: usize,
 }
 
 impl Answer<'_> {
@@ -117,14 +141,18 @@ impl Client {
             self.read_more(4 << 10).await?;
         };
         let (status, length) = read_head(&self.buffer[..head])?;
+        let Some(length) = length else {
+            let length = self.drop_chunks(head).await?;
+            return Ok(Answer { status, body: &[], length });
+        };
         if length > KEPT {
             self.drop_body(length.saturating_sub(self.buffer.len() - head)).await?;
-            return Ok(Answer { status, body: &[] });
+            return Ok(Answer { status, body: &[], length });
         }
         while self.buffer.len() < head + length {
             self.read_more(head + length - self.buffer.len()).await?;
         }
-        Ok(Answer { status, body: &self.buffer[head..] })
+        Ok(Answer { status, body: &self.buffer[head..], length })
     }
 
     /// The `data` of an answer that must be a success.
@@ -172,16 +200,53 @@ impl Client {
         }
         Ok(())
     }
+
+    /// Reads a body that comes in chunks after the head, and tells how long it was.
+    async fn drop_chunks(&mut self, head: usize) -> io::Result<usize> {
+        self.buffer.drain(..head);
+        let mut length = 0;
+        loop {
+            let end = loop {
+                if let Some(at) = self.buffer.windows(2).position(|two| two == b"\r\n") {
+                    break at;
+                }
+                self.read_more(4 << 10).await?;
+            };
+            let size = std::str::from_utf8(&self.buffer[..end]).ok();
+            let size = size.and_then(|size| usize::from_str_radix(size, 16).ok());
+            let size = size.ok_or_else(|| wrong(&self.buffer[..end]))?;
+            // Its length and itself, each with the end of a line.
+            let mut left = end + 2 + size + 2;
+            while left > self.buffer.len() {
+                left -= self.buffer.len();
+                self.buffer.clear();
+                self.read_more(left).await?;
+            }
+            self.buffer.drain(..left);
+            length += size;
+            if size == 0 {
+                return Ok(length);
+            }
+        }
+    }
 }
 
-/// The status, and how many bytes follow.
-fn read_head(head: &[u8]) -> io::Result<(u16, usize)> {
-    let wrong = || io::Error::other(format!("not understood: {}", String::from_utf8_lossy(head)));
+fn wrong(what: &[u8]) -> io::Error {
+    io::Error::other(format!("not understood: {}", String::from_utf8_lossy(what)))
+}
+
+/// The status, and how many bytes follow; `None` if they come in chunks.
+fn read_head(head: &[u8]) -> io::Result<(u16, Option<usize>)> {
+    let wrong = || wrong(head);
     let text = std::str::from_utf8(head).map_err(|_| wrong())?;
     let status = text.get(9..12).and_then(|status| status.parse().ok()).ok_or_else(wrong)?;
     let is_length = |line: &&str| line.get(..15).is_some_and(|name| name.eq_ignore_ascii_case("content-length:"));
     let length = text.lines().find(is_length).and_then(|line| line[15..].trim().parse().ok());
-    Ok((status, length.ok_or_else(wrong)?))
+    let is_chunked = |line: &str| line.eq_ignore_ascii_case("transfer-encoding: chunked");
+    match length {
+        None if !text.lines().any(is_chunked) => Err(wrong()),
+        length => Ok((status, length)),
+    }
 }
 
 /// Text as the value of a query parameter.

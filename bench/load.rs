@@ -107,6 +107,11 @@ impl Times {
         self.at(990)
     }
 
+    /// In milliseconds.
+    pub fn max(&self) -> f64 {
+        self.at(1000)
+    }
+
     fn at(&self, permille: usize) -> f64 {
         let at = self.0.len().saturating_sub(1) * permille / 1000;
         self.0.get(at).map_or(0.0, Duration::as_secs_f64) * 1000.0

@@ -8,6 +8,8 @@
 
 mod artifacts;
 mod bare;
+mod bomb;
+mod catalog;
 mod conversation;
 mod copy;
 mod corpus;
@@ -29,7 +31,9 @@ mod queue;
 mod report;
 mod search;
 mod server;
+mod skills;
 mod start;
+mod user_deletion;
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -93,7 +97,7 @@ impl Bench {
 /// A measurement: its name, its report's title, and itself.
 type Measurement = (&'static str, &'static str, fn(&Bench, &mut Report) -> anyhow::Result<()>);
 
-const ALL: [Measurement; 16] = [
+const ALL: [Measurement; 19] = [
     ("artifacts", "Storing and reading files", artifacts::run),
     ("upload-memory", "Memory while large files come in", memory::uploads),
     ("grep", "grep over 10 000 files", search::grep),
@@ -110,6 +114,9 @@ const ALL: [Measurement; 16] = [
     ("long-message", "Memory while a long message comes in and goes out", long_message::run),
     ("tokenizer", "Memory of the tokenizer", long_message::tokenizer),
     ("growth", "Few messages and many", growth::run),
+    ("skills", "Taking in a skill, and refusing a bomb", skills::run),
+    ("catalog", "Listing 1 000 skills", catalog::run),
+    ("user-deletion", "Deleting a user with 100 000 messages", user_deletion::run),
 ];
 
 fn main() -> anyhow::Result<()> {

@@ -13,6 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::Bench;
 use crate::http::{Client, Request};
 
+/// Opens the operator's routes.
+pub const ADMIN: &str = "the-operator-of-the-benchmarks";
 /// How long a start or a stop may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -125,6 +127,7 @@ impl Server {
         // Settings of the shell must not get in: a DATABASE_URL is often there.
         command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
         command.env("ACONTEXTD_DATA_DIR", &data).env("API_EXPORT_PORT", address.port().to_string());
+        command.env("ADMIN_API_TOKEN", ADMIN);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         Ok(Self { process: Process::spawn(&mut command)?, address, data })
     }
