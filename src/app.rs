@@ -160,6 +160,11 @@ pub fn reconcilers(config: &Config) -> Vec<Reconciler> {
             run: |app| Box::pin(http::idempotency::store::forget_old(app)),
         },
         Reconciler {
+            name: "forget_replaced_keys",
+            every: Duration::from_hours(1),
+            run: |app| Box::pin(projects::keys::forget_old(app)),
+        },
+        Reconciler {
             name: "observe_forgotten",
             every: Duration::from_mins(1),
             run: |app| Box::pin(observe::find_forgotten(app)),

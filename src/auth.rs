@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use crate::app::App;
 use crate::crypto::{KEY_PREFIX, MasterKey, ProjectKey, same};
 use crate::error::{Error, Result, UNAUTHORIZED};
-use crate::http::{NO_ROUTE, openapi};
+use crate::http::{NO_ROUTE, idempotency, openapi};
 use crate::ids::ProjectId;
 use crate::projects;
 
@@ -35,13 +35,21 @@ pub const OPEN: [&str; 7] = [
     "/swagger/{*file}",
     "/api/v1/material/{token}",
 ];
-/// Routes under here are the operator's and want `ADMIN_API_TOKEN`.
+/// Routes under here are the operator's and want `ADMIN_API_TOKEN`,
 const ADMIN: &str = "/admin/v1/";
+/// but for these: a project's own key opens them.
+pub const OF_PROJECTS: [&str; 1] = [REPLACE_KEY];
+/// The route that replaces the key it is called with.
+const REPLACE_KEY: &str = "/admin/v1/project/secret_key";
 
 /// The project that a request's key opened.
 #[derive(Clone)]
 pub struct Caller {
     pub project: ProjectId,
+    /// What the key is found by.
+    pub lookup: Arc<str>,
+    /// The key was replaced lately: it opens nothing but the answer that told the new one.
+    pub is_replaced: bool,
     pub encrypted: bool,
     /// So many messages of a session need not wait longer to be observed, if the project has set it.
     pub buffer_turns: Option<i64>,
@@ -85,13 +93,19 @@ pub async fn require_key(State(app): State<App>, mut request: Request, next: Nex
     if OPEN.contains(&route.as_str()) {
         return next.run(request).await;
     }
-    if route.as_str().starts_with(ADMIN) {
+    if route.as_str().starts_with(ADMIN) && !OF_PROJECTS.contains(&route.as_str()) {
         return match admin(&app, request.headers()) {
             Ok(()) => next.run(request).await,
             Err(refusal) => refusal.into_response(),
         };
     }
-    match caller(&app, request.headers()).await {
+    let found = match caller(&app, request.headers()).await {
+        Err(refusal) if route.as_str() == REPLACE_KEY && request.headers().contains_key(idempotency::HEADER) => {
+            replaced(&app, request.headers()).await.and_then(|caller| caller.ok_or(refusal))
+        }
+        found => found,
+    };
+    match found {
         Ok(caller) => {
             if let Some(note) = request.extensions().get::<ProjectNote>() {
                 let _ = note.0.set(caller.project);
@@ -132,7 +146,23 @@ async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
         .map_err(|_| Error::Unauthorized("invalid API key: failed to unwrap compact token"))?
         .map(Arc::new);
     let Verified { project, encrypted, buffer_turns } = verified;
-    Ok(Caller { project, encrypted, buffer_turns, master_key })
+    Ok(Caller { project, lookup: lookup.into(), is_replaced: false, encrypted, buffer_turns, master_key })
+}
+
+/// Whose key this was until it was replaced lately.
+async fn replaced(app: &App, headers: &HeaderMap) -> Result<Option<Caller>> {
+    let Some(body) = bearer(headers).and_then(|token| token.strip_prefix(KEY_PREFIX)) else { return Ok(None) };
+    let lookup = ProjectKey::parse(body).lookup(app.config.keys.pepper());
+    let mut conn = app.db.acquire().await?;
+    let project = projects::store::get_replaced(&mut conn, &lookup).await?;
+    Ok(project.map(|project| Caller {
+        project,
+        lookup: lookup.into(),
+        is_replaced: true,
+        encrypted: false,
+        buffer_turns: None,
+        master_key: None,
+    }))
 }
 
 async fn verify(app: &App, key: &ProjectKey, lookup: &str) -> Result<Verified> {

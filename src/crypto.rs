@@ -56,12 +56,20 @@ impl ProjectKey {
     /// # Errors
     /// The system gives no random bytes.
     pub fn generate(pepper: &str) -> anyhow::Result<(Self, Zeroizing<String>)> {
-        let mut secret = Zeroizing::new([0; SECRET]);
         let mut master = MasterKey::new([0; 32]);
-        rand::fill(&mut *secret)?;
         rand::fill(&mut *master)?;
+        Self::generate_around(&master, pepper)
+    }
+
+    /// A new compact key around a master key that is there: what was sealed with it stays readable.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn generate_around(master: &MasterKey, pepper: &str) -> anyhow::Result<(Self, Zeroizing<String>)> {
+        let mut secret = Zeroizing::new([0; SECRET]);
+        rand::fill(&mut *secret)?;
         let hex_secret = Zeroizing::new(hex::encode(*secret));
-        let wrapped = wrap(&*wrapping_key(&hex_secret, pepper)?, &master)?;
+        let wrapped = wrap(&*wrapping_key(&hex_secret, pepper)?, master)?;
         let mut bytes = Zeroizing::new(vec![COMPACT_VERSION]);
         bytes.extend_from_slice(&*secret);
         bytes.extend_from_slice(&wrapped);
@@ -269,6 +277,15 @@ mod tests {
         assert!(read.matches("pepper", &phc));
         assert!(!read.matches("salt", &phc));
         assert!(!read.matches("pepper", "dummy-phc"));
+    }
+
+    #[test]
+    fn a_new_key_around_a_master_key_has_that_one_and_another_secret() {
+        let old = ProjectKey::parse(BODY);
+        let master = old.master_key("test-pepper").unwrap().unwrap();
+        let (new, body) = ProjectKey::generate_around(&master, "test-pepper").unwrap();
+        assert_ne!(new.lookup("test-pepper"), old.lookup("test-pepper"));
+        assert_eq!(hex::encode(*ProjectKey::parse(&body).master_key("test-pepper").unwrap().unwrap()), MASTER);
     }
 
     #[test]

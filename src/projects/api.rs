@@ -5,9 +5,9 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::store::{self, NewKey};
+use super::keys::{self, Made};
+use super::store;
 use crate::app::App;
-use crate::crypto::{KEY_PREFIX, ProjectKey};
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path};
 use crate::http::idempotency::Once;
@@ -50,20 +50,10 @@ pub async fn create_project(State(app): State<App>, once: Once, Json(body): Json
         }
     }
     once.look(&app).await?;
-    let (text, new) = tokio::task::spawn_blocking({
-        let app = app.clone();
-        move || -> anyhow::Result<_> {
-            let pepper = app.config.keys.pepper();
-            let (key, text) = ProjectKey::generate(pepper)?;
-            let new = NewKey { secret_key_hmac: key.lookup(pepper), secret_key_hash_phc: key.hash(pepper)? };
-            Ok((text, new))
-        }
-    })
-    .await
-    .map_err(Error::internal)??;
+    let Made { new, secret_key } = keys::make(&app, None).await?;
     let mut act = once.begin(&app).await?;
     let project_id = store::insert(&mut act, &new, body.configs.map(Value::Object)).await?;
-    act.commit(reply::ok(CreatedProject { project_id, secret_key: format!("{KEY_PREFIX}{}", *text) })).await
+    act.commit(reply::ok(CreatedProject { project_id, secret_key })).await
 }
 
 /// Delete a project

@@ -86,9 +86,7 @@ pub async fn update_project_configs(
     let patch = read(request).await?;
     patch.iter().try_for_each(|(name, value)| check(name, value))?;
     let mut act = once.begin(&app).await?;
-    if !store::lock(&mut act, caller.project).await? {
-        return Err(UNAUTHORIZED);
-    }
+    store::lock(&mut act, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let settings = store::get_settings(&mut act, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let configs = merge(settings.configs, patch);
     storable_object("configs", &configs, app.config.limits.meta)?;

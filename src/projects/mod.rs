@@ -1,8 +1,10 @@
-//! Projects: the tenants. [`api`] is the operator's side, [`configs`] what a project sets for itself, [`root`] the default
+//! Projects: the tenants. [`api`] is the operator's side, [`configs`] what a project sets for itself, [`keys`] how its key is
+//! replaced, [`root`] the default
 //! project that a start sees to.
 
 pub mod api;
 pub mod configs;
+pub mod keys;
 pub mod root;
 pub mod store;
 
@@ -14,5 +16,7 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(api::create_project))
         .routes(routes!(api::delete_project))
+        .routes(routes!(keys::replace_key))
+        .routes(routes!(keys::reset_key))
         .routes(routes!(configs::get_project_configs, configs::update_project_configs))
 }

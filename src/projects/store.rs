@@ -1,9 +1,12 @@
 //! SQL of projects.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
+use crate::db::interval;
 use crate::ids::ProjectId;
 
 /// What a key leads to.
@@ -72,12 +75,6 @@ pub async fn get_settings(conn: &mut PgConnection, project: ProjectId) -> sqlx::
     }))
 }
 
-/// Locks a project's row, so that its settings stay as they are read after this. Whether it is there.
-pub async fn lock(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<bool> {
-    let found = sqlx::query_scalar!("select 1 as one from projects where id = $1 for no key update", project as _);
-    Ok(found.fetch_optional(conn).await?.is_some())
-}
-
 /// Wants the project's lock.
 pub async fn set_settings(
     conn: &mut PgConnection,
@@ -117,6 +114,58 @@ pub async fn update_key(conn: &mut PgConnection, project: ProjectId, key: &NewKe
         key.secret_key_hash_phc,
     );
     Ok(changed.execute(conn).await?.rows_affected() == 1)
+}
+
+/// A project's row while it is locked.
+pub struct Locked {
+    pub secret_key_hmac: String,
+    pub encryption_enabled: bool,
+}
+
+/// Locks a project's row, so that its key and its settings stay as they are.
+pub async fn lock(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<Locked>> {
+    sqlx::query_as!(
+        Locked,
+        "select secret_key_hmac, encryption_enabled from projects where id = $1 for no key update",
+        project as _
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// How long the answer that told a new key can be asked for again with the old one.
+const REPLACED: Duration = Duration::from_hours(24);
+
+/// Notes that a project's key was replaced.
+pub async fn insert_replaced(conn: &mut PgConnection, project: ProjectId, secret_key_hmac: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into replaced_keys (secret_key_hmac, project_id) values ($1, $2)",
+        secret_key_hmac,
+        project as _
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Whose key this was until it was replaced lately.
+pub async fn get_replaced(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<ProjectId>> {
+    sqlx::query_scalar!(
+        r#"select project_id as "id: ProjectId" from replaced_keys
+           where secret_key_hmac = $1 and replaced_at > now() - $2::interval"#,
+        secret_key_hmac,
+        interval(REPLACED) as _
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Forgets keys that were replaced long ago.
+pub async fn delete_replaced(conn: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query!("delete from replaced_keys where replaced_at <= now() - $1::interval", interval(REPLACED) as _)
+        .execute(conn)
+        .await
+        .map(drop)
 }
 
 /// Reads a fact about this installation.

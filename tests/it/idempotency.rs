@@ -34,11 +34,11 @@ fn assert_replay(first: &Answer, again: &Answer) {
 async fn every_operation_that_acts_does_so_once() {
     let setup = Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
     run_with(setup, async |app| {
-        let client = app.project().await;
         let all = async {
             let acting = acting();
             assert!(acting.len() > 15, "only {acting:?} were found");
             for operation in acting {
+                let client = app.project().await;
                 let sample = sample(&app, &client, &operation).await;
                 let before = app.state().await;
                 let first = sample.send_once("key").await;

@@ -18,6 +18,7 @@ mod frame;
 mod idempotency;
 mod isolation;
 mod jobs;
+mod keys;
 mod learning;
 mod links;
 mod message_files;

@@ -159,20 +159,36 @@ impl TestApp {
         sqlx::query(sql).execute(&self.app.db).await.unwrap();
     }
 
+    /// The tables that contain a text somewhere, as it is or in hex.
+    pub async fn find(&self, text: &str) -> Vec<String> {
+        let forms = [text.to_owned(), hex::encode(text)];
+        let mut found = Vec::new();
+        for table in self.tables().await {
+            let rows = format!("select count(*) from \"{table}\" t where t::text like any($1)");
+            let patterns: Vec<String> = forms.iter().map(|form| format!("%{form}%")).collect();
+            let count: i64 =
+                sqlx::query_scalar(AssertSqlSafe(rows)).bind(patterns).fetch_one(&self.app.db).await.unwrap();
+            if count > 0 {
+                found.push(table);
+            }
+        }
+        found
+    }
+
+    async fn tables(&self) -> Vec<String> {
+        let tables =
+            "select tablename::text from pg_tables where schemaname = 'public' and tablename <> '_sqlx_migrations'";
+        sqlx::query_scalar(tables).fetch_all(&self.app.db).await.unwrap()
+    }
+
     /// What is in every table but that of the keys, hashed. Waits until no job runs.
     pub async fn state(&self) -> BTreeMap<String, String> {
         eventually("no job runs", async || {
             self.value::<i64>("select count(*) from jobs where state = 'running' or run_at <= now()").await == 0
         })
         .await;
-        let tables: Vec<String> = sqlx::query_scalar(
-            "select tablename::text from pg_tables where schemaname = 'public' and tablename <> 'kept_answers'",
-        )
-        .fetch_all(&self.app.db)
-        .await
-        .unwrap();
         let mut state = BTreeMap::new();
-        for table in tables {
+        for table in self.tables().await.into_iter().filter(|table| table != "kept_answers") {
             let rows =
                 format!("select coalesce(md5(string_agg(t::text, ',' order by t::text)), '') from \"{table}\" t");
             let rows: String = sqlx::query_scalar(AssertSqlSafe(rows)).fetch_one(&self.app.db).await.unwrap();

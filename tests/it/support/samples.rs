@@ -3,6 +3,7 @@
 
 use std::io::Write;
 
+use acontextd::auth::OF_PROJECTS;
 use acontextd::http::openapi::document;
 use axum::body::Body;
 use axum::http::{Method, header};
@@ -114,7 +115,8 @@ pub async fn sample(app: &TestApp, client: &Client, operation: &str) -> Sample {
         conversation.or_else(|| files(&things, operation)).or_else(|| others(&things, operation))
     };
     let (path, body) = found.unwrap_or_else(|| panic!("{operation} has no request that works: give it one here"));
-    let client = if path.starts_with("/admin/") { app.admin() } else { client.clone() };
+    let is_admins = path.starts_with("/admin/") && !OF_PROJECTS.contains(&path.as_str());
+    let client = if is_admins { app.admin() } else { client.clone() };
     Sample { client, method: method.parse().unwrap(), path, body }
 }
 
@@ -131,6 +133,10 @@ fn plain(path: impl Into<String>) -> Request {
 async fn admin(app: &TestApp, operation: &str) -> Option<Request> {
     Some(match operation {
         "POST /admin/v1/project" => with_json("/admin/v1/project", &json!({"configs": {}})),
+        "PUT /admin/v1/project/secret_key" => plain("/admin/v1/project/secret_key"),
+        "PUT /admin/v1/project/{project_id}/secret_key" => {
+            plain(format!("/admin/v1/project/{}/secret_key", app.project().await.project()))
+        }
         "DELETE /admin/v1/project/{project_id}" => {
             plain(format!("/admin/v1/project/{}", app.project().await.project()))
         }
