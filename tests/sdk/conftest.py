@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-pytest.register_assert_rewrite("support", "wire")
+pytest.register_assert_rewrite("support", "wire", "packing")
 
 import support  # noqa: E402
 
@@ -51,6 +51,14 @@ def disk(client):
 @pytest.fixture(scope="session")
 def stranger(server):
     """A client of another project."""
+    _, key = support.new_project(server)
+    with server.client(key) as client:
+        yield client
+
+
+@pytest.fixture
+def fresh(server):
+    """A client of a project that has nothing yet."""
     _, key = support.new_project(server)
     with server.client(key) as client:
         yield client
