@@ -84,11 +84,11 @@ def download(server, skill, key=None):
 def test_quickstart(client, tmp_path):
     """The whole way from an archive to nothing, in the order in which newcomers go it."""
     archive = pack(("SKILL.md", skill_md("pdf", "Reads PDF files")), ("scripts/run.py", "pass\n"), ("logo.png", PNG))
-    skill = client.skills.create(file=FileUpload("pdf.zip", archive), user="newcomer", meta={"version": "1.0"})
+    skill = client.skills.create(file=FileUpload("pdf.zip", archive), user="skill newcomer", meta={"version": "1.0"})
     assert (skill.name, skill.description, skill.meta) == ("pdf", "Reads PDF files", {"version": "1.0"})
     assert paths(skill) == ["SKILL.md", "scripts/run.py", "logo.png"]
 
-    (entry,) = client.skills.list_catalog(user="newcomer").items
+    (entry,) = client.skills.list_catalog(user="skill newcomer").items
     assert (entry.name, entry.description) == ("pdf", "Reads PDF files")
     assert client.skills.get(skill.id).id == skill.id
     assert get(client, skill, "scripts/run.py").content.raw == "pass\n"
@@ -100,7 +100,7 @@ def test_quickstart(client, tmp_path):
     assert sorted(unpack(client.skills.download_zip(skill.id))) == sorted(paths(skill))
 
     client.skills.delete(skill.id)
-    assert client.skills.list_catalog(user="newcomer").items == []
+    assert client.skills.list_catalog(user="skill newcomer").items == []
     with refused(404, "skill not found"):
         client.skills.get(skill.id)
 
@@ -120,12 +120,12 @@ def test_a_skill_is_a_disk_with_a_name(client):
 
 
 def test_what_is_answered_is_what_is_found(client):
-    skill = add_skill(client, user="ann", meta={"a": 1})
+    skill = add_skill(client, user="skill ann", meta={"a": 1})
     assert client.skills.get(skill.id) == skill
     assert skill.created_at == skill.updated_at
-    (entry,) = catalog(client, user="ann")
+    (entry,) = catalog(client, user="skill ann")
     assert entry == skill.model_dump(exclude={"disk_id"})
-    (disk,) = client.disks.list(user="ann").items
+    (disk,) = client.disks.list(user="skill ann").items
     assert (disk.id, disk.user_id) == (skill.disk_id, skill.user_id)
 
 
@@ -137,9 +137,9 @@ def test_a_skill_of_nobody_says_so(client):
 
 
 def test_names_may_repeat(client):
-    first, second = add_skill(client, name="twin", user="twins"), add_skill(client, name="twin", user="twins")
+    first, second = add_skill(client, name="twin", user="skill twins"), add_skill(client, name="twin", user="skill twins")
     assert first.id != second.id and first.disk_id != second.disk_id
-    assert ids(catalog(client, user="twins")) == [first.id, second.id]
+    assert ids(catalog(client, user="skill twins")) == [first.id, second.id]
 
 
 def test_meta_is_kept_as_it_is(client):
@@ -164,7 +164,7 @@ def test_numbers_in_meta_keep_all_their_digits(server):
 
 @pytest.fixture(scope="module")
 def five(client):
-    return [add_skill(client, name=f"s{number}", user="pager") for number in range(5)]
+    return [add_skill(client, name=f"s{number}", user="skill pager") for number in range(5)]
 
 
 def walk(client, **how):
@@ -180,28 +180,28 @@ def walk(client, **how):
 
 
 def test_paging_shows_every_skill_once_in_both_directions(client, five):
-    assert walk(client, user="pager") == [["s0", "s1"], ["s2", "s3"], ["s4"]]
-    assert walk(client, user="pager", time_desc=True) == [["s4", "s3"], ["s2", "s1"], ["s0"]]
-    whole = client.skills.list_catalog(user="pager", limit=5)
+    assert walk(client, user="skill pager") == [["s0", "s1"], ["s2", "s3"], ["s4"]]
+    assert walk(client, user="skill pager", time_desc=True) == [["s4", "s3"], ["s2", "s1"], ["s0"]]
+    whole = client.skills.list_catalog(user="skill pager", limit=5)
     assert len(whole.items) == 5 and not whole.has_more and whole.next_cursor is None
 
 
 def test_a_list_is_of_one_user_if_one_is_named(client, five):
-    other = add_skill(client, name="other", user="pager@example.org")
+    other = add_skill(client, name="other", user="skill pager@example.org")
     nobodys = add_skill(client, name="nobodys")
-    assert ids(catalog(client, user="pager")) == [skill.id for skill in five]
-    assert ids(catalog(client, user="pager@example.org")) == [other.id]
-    assert catalog(client, user="page") == []
+    assert ids(catalog(client, user="skill pager")) == [skill.id for skill in five]
+    assert ids(catalog(client, user="skill pager@example.org")) == [other.id]
+    assert catalog(client, user="skill page") == []
     newest = ids(catalog(client, user="", time_desc="true", limit=2))
     assert newest == [nobodys.id, other.id]
 
 
 def test_a_page_is_twenty_skills_unless_told_otherwise(client):
     for _ in range(21):
-        add_skill(client, user="many")
-    assert len(catalog(client, user="many")) == len(catalog(client, user="many", limit="")) == 20
-    assert len(catalog(client, user="many", limit=200)) == 21
-    assert len(client.skills.list_catalog(user="many").items) == 21
+        add_skill(client, user="skill many")
+    assert len(catalog(client, user="skill many")) == len(catalog(client, user="skill many", limit="")) == 20
+    assert len(catalog(client, user="skill many", limit=200)) == 21
+    assert len(client.skills.list_catalog(user="skill many").items) == 21
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_an_edited_file_is_given_as_it_is_now(client):
 
 
 def test_a_deleted_skill_is_gone_with_its_disk(client):
-    skill, other = (add_skill(client, ("logo.png", PNG + bytes([n])), user="deleter") for n in range(2))
+    skill, other = (add_skill(client, ("logo.png", PNG + bytes([n])), user="skill deleter") for n in range(2))
     link = get(client, skill, "logo.png").url
     client.skills.delete(skill.id)
     for call, words in [
@@ -460,18 +460,18 @@ def test_a_deleted_skill_is_gone_with_its_disk(client):
             call()
     with refused(403):
         client.artifacts.list(skill.disk_id)
-    assert ids(catalog(client, user="deleter")) == [other.id]
-    assert [disk.id for disk in client.disks.list(user="deleter").items] == [other.disk_id]
+    assert ids(catalog(client, user="skill deleter")) == [other.id]
+    assert [disk.id for disk in client.disks.list(user="skill deleter").items] == [other.disk_id]
     assert open_link(link).status_code == 404
     assert client.skills.get(other.id) == other
 
 
 def test_a_skill_goes_with_its_disk(client):
-    skill = add_skill(client, user="disk deleter")
+    skill = add_skill(client, user="skill disk deleter")
     client.disks.delete(skill.disk_id)
     with refused(404, "skill not found"):
         client.skills.get(skill.id)
-    assert catalog(client, user="disk deleter") == []
+    assert catalog(client, user="skill disk deleter") == []
 
 
 def test_equal_content_outlives_the_skill_that_came_first(client):
@@ -532,13 +532,13 @@ def test_an_upload_that_is_sent_again_makes_one_skill(server, client):
         headers = {"Content-Type": FORM, "Idempotency-Key": "the-upload-of-a-kit"}
         return exchange(server, "POST", "/api/v1/agent_skills", headers, form)
 
-    first, again, other = send("once"), send("once"), send("not once")
+    first, again, other = send("skill once"), send("skill once"), send("skill not once")
     assert (first.status, first.headers["Idempotent-Replayed"]) == (201, None)
     assert (again.status, again.headers["Idempotent-Replayed"]) == (201, "true")
     assert again.body == first.body
-    assert ids(catalog(client, user="once")) == [json.loads(first.body)["data"]["id"]]
+    assert ids(catalog(client, user="skill once")) == [json.loads(first.body)["data"]["id"]]
     assert other.status == 422 and "Idempotency-Key" in other.refusal()
-    assert catalog(client, user="not once") == []
+    assert catalog(client, user="skill not once") == []
 
 
 # ----- the tools that the SDK gives to an agent -----
@@ -566,9 +566,9 @@ def test_the_tools_show_skills_and_their_files(client, kit):
 
 def test_async_quickstart(server, tmp_path):
     async def steps(client):
-        skill = await send_archive(client, pack(*FILES.items()), user="async", meta={"n": 1})
+        skill = await send_archive(client, pack(*FILES.items()), user="skill async", meta={"n": 1})
         assert sorted(paths(await client.skills.get(skill.id))) == sorted(FILES)
-        assert [item.name for item in (await client.skills.list_catalog(user="async")).items] == ["kit"]
+        assert [item.name for item in (await client.skills.list_catalog(user="skill async")).items] == ["kit"]
         got = await client.skills.get_file(skill_id=skill.id, file_path="scripts/run.py")
         assert got.content.raw == "print('run')\n"
         await client.skills.download(skill_id=skill.id, path=str(tmp_path))
@@ -588,7 +588,7 @@ def test_many_skills_of_equal_files_at_once(server):
     archive = pack(("SKILL.md", skill_md()), *((f"{n}.txt", f"new to all {n}") for n in range(20)))
 
     async def steps(client):
-        skills = await asyncio.gather(*(send_archive(client, archive, user="new to all") for _ in range(12)))
+        skills = await asyncio.gather(*(send_archive(client, archive, user="skill new to all") for _ in range(12)))
         assert len({skill.id for skill in skills}) == 12
         assert len({skill.user_id for skill in skills}) == 1
         for skill in skills:
