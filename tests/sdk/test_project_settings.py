@@ -23,11 +23,20 @@ BAD_BODY = "invalid or too-large JSON body (max 64KB)"
 
 
 @pytest.fixture(scope="module")
-def unset(server):
-    """A client of a project that never sets anything."""
+def setting_nothing(server):
     _, key = new_project(server)
     with server.client(key) as client:
         yield client
+
+
+@pytest.fixture
+def unset(setting_nothing):
+    """A client of a project in which nothing is set; what a test sets all the same does not trouble the next."""
+    client = setting_nothing
+    yield client
+    left = settings(client)
+    if left:
+        update(client, dict.fromkeys(left))
 
 
 def settings(client):

@@ -18,11 +18,21 @@ MD = ("SKILL.md", skill_md())
 
 
 @pytest.fixture(scope="module")
-def empty(server):
-    """A client of a project in which nothing is ever stored."""
+def storing_nothing(server):
     _, key = new_project(server)
     with server.client(key) as client:
         yield client
+
+
+@pytest.fixture
+def empty(storing_nothing):
+    """A client of a project in which nothing is stored; what a test stores all the same does not trouble the next."""
+    client = storing_nothing
+    yield client
+    for disk in client.disks.list(limit=200).items:
+        client.disks.delete(disk.id)
+    for user in client.users.list().items:
+        client.users.delete(user.identifier)
 
 
 def said(client, text):

@@ -137,7 +137,7 @@ def test_a_skill_of_nobody_says_so(client):
 
 
 def test_names_may_repeat(client):
-    first, second = add_skill(client, name="twin", user="skill twins"), add_skill(client, name="twin", user="skill twins")
+    first, second = (add_skill(client, name="twin", user="skill twins") for _ in range(2))
     assert first.id != second.id and first.disk_id != second.disk_id
     assert ids(catalog(client, user="skill twins")) == [first.id, second.id]
 
