@@ -117,6 +117,41 @@ def test_an_archive_may_come_as_a_stream_of_a_tuple(client):
     assert paths(skill) == ["SKILL.md"]
 
 
+class Pipe(io.BytesIO):
+    """What a packer cannot go back in."""
+
+    def seekable(self):
+        return False
+
+    def tell(self):
+        raise io.UnsupportedOperation
+
+    seek = tell
+
+
+def test_an_archive_may_be_packed_into_a_pipe(client):
+    """Then sizes stand behind the contents."""
+    with zipfile.ZipFile(pipe := Pipe(), "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in (MD, ("a.txt", "a" * 5000)):
+            packed.writestr(name, content)
+    skill = send_archive(client, pipe.getvalue())
+    assert client.skills.get_file(skill_id=skill.id, file_path="a.txt").content.raw == "a" * 5000
+
+
+def test_an_archive_may_be_written_for_large_files(client):
+    with zipfile.ZipFile(archive := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in (MD, ("a.txt", "a" * 5000)):
+            with packed.open(name, "w", force_zip64=True) as file:
+                file.write(content.encode())
+    skill = send_archive(client, archive.getvalue())
+    assert client.skills.get_file(skill_id=skill.id, file_path="a.txt").content.raw == "a" * 5000
+
+
+def test_an_old_packers_name_is_read_in_its_charset(client):
+    skill = send_archive(client, pack(MD, ("gr--e.txt", "x")).replace(b"gr--e", b"gr\x94\xe1e"))
+    assert paths(skill) == ["SKILL.md", "größe.txt"]
+
+
 @pytest.mark.parametrize("name", ["SKILL.md", "skill.md", "Skill.MD", "SKILL.MD"])
 def test_skill_md_may_be_written_in_any_case(client, name):
     skill = send_archive(client, pack((name, skill_md("any-case")), ("x.txt", "x")))
