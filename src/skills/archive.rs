@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read, Seek};
 
-use zip::read::{Config, OwnedZipFileEntry, ZipFileEntry};
+use zip::read::{ArchiveOffset, Config, OwnedZipFileEntry, ZipFileEntry};
 use zip::result::ZipError;
 use zip::unstable::read::ZipIterable;
 use zip::{CompressionMethod, ZipReadOptions};
@@ -16,10 +16,14 @@ use super::front_matter::FrontMatter;
 use crate::disks::path::FilePath;
 use crate::error::{Error, Result};
 
+mod end;
+
 /// The file that says what a skill is.
 const SKILL_MD: &str = "SKILL.md";
 /// Folders and what packers add do not count as files, but are looked at.
 const ENTRIES_PER_FILE: usize = 10;
+/// Names, and what packers add to them, in bytes: in memory they take many times as much.
+const LIST_PER_FILE: u64 = 4096;
 /// The kinds of files in a Unix mode.
 const KIND_MASK: u32 = 0o170_000;
 const REGULAR: u32 = 0o100_000;
@@ -52,10 +56,16 @@ impl<R: Read + Seek> Archive<R> {
     ///
     /// # Errors
     /// 400 for what is no archive, or none that can be unpacked without harm; 413 if it is too large.
-    pub fn open(reader: R, bounds: Bounds) -> Result<Self> {
-        let list = ZipIterable::try_new(reader, Config::default()).map_err(|fault| unreadable(&fault))?;
+    pub fn open(mut reader: R, bounds: Bounds) -> Result<Self> {
+        let end = end::find(&mut reader).map_err(|fault| unreadable(&fault.into()))?;
+        let end = end.ok_or_else(|| no_archive(&"its end is missing or wrong"))?;
+        if end.list > (bounds.files as u64).saturating_mul(LIST_PER_FILE) {
+            return Err(no_archive(&"its list of contents is too long for that many files"));
+        }
+        let offset = ArchiveOffset::Known(end.begin);
+        let list = ZipIterable::try_new(reader, Config { archive_offset: offset });
         // Two programs shall not find different files in it.
-        let mut list = list.enforce_header_consistency(true);
+        let mut list = list.map_err(|fault| unreadable(&fault))?.enforce_header_consistency(true);
         if list.len() > bounds.files.saturating_mul(ENTRIES_PER_FILE) {
             return Err(too_many(bounds));
         }
@@ -247,8 +257,12 @@ fn refuse(name: &str, why: &str) -> Error {
 fn unreadable(fault: &ZipError) -> Error {
     match fault {
         ZipError::Io(fault) if !is_of_archive(fault) => no_room(io::Error::new(fault.kind(), fault.to_string())),
-        _ => Error::field("file", format_args!("is no zip archive that can be read ({fault})")),
+        _ => no_archive(fault),
     }
+}
+
+fn no_archive(why: &dyn std::fmt::Display) -> Error {
+    Error::field("file", format_args!("is no zip archive that can be read ({why})"))
 }
 
 /// A file that could not be unpacked: it is broken, or there is no room.
