@@ -4,7 +4,7 @@
 //! What an archive's names could do where they are unpacked is refused: leaving the folder, meeting each other, links. What
 //! only packers put there is left out, and so is a folder that everything lies in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Seek};
 
 use zip::read::{ArchiveOffset, Config, OwnedZipFileEntry, ZipFileEntry};
@@ -24,6 +24,8 @@ const SKILL_MD: &str = "SKILL.md";
 const ENTRIES_PER_FILE: usize = 10;
 /// Names, and what packers add to them, in bytes: in memory they take many times as much.
 const LIST_PER_FILE: u64 = 4096;
+/// What lies before the packed bytes of an entry, besides its name.
+const LOCAL_HEADER: u64 = 30;
 /// The kinds of files in a Unix mode.
 const KIND_MASK: u32 = 0o170_000;
 const REGULAR: u32 = 0o100_000;
@@ -70,10 +72,13 @@ impl<R: Read + Seek> Archive<R> {
             return Err(too_many(bounds));
         }
         let mut kept = Vec::new();
-        let mut unpacked = 0_u64;
+        let (mut unpacked, mut places) = (0_u64, Places::default());
         for entry in list.files().map_err(|fault| unreadable(&fault))? {
             let entry = entry.map_err(|fault| unreadable(&fault))?;
             let name = name(&entry)?;
+            if !places.take(&entry) {
+                return Err(refuse(&name, "lies where another one does"));
+            }
             if entry.is_dir() || is_junk(&name) {
                 continue;
             }
@@ -135,10 +140,30 @@ impl<R: Read + Seek> Archive<R> {
             if size > limit {
                 return Err(too_large(&name, limit));
             }
+            // Other programs go by what the list says.
+            if size != packed.entry.size() {
+                return Err(refuse(&name, "is broken"));
+            }
             left -= size;
             each(&packed.at, taken)?;
         }
         Ok(())
+    }
+}
+
+/// Where the entries lie, as far as they are known. In an archive that wants to be expensive many share the same bytes.
+#[derive(Default)]
+struct Places(BTreeMap<u64, u64>);
+
+impl Places {
+    /// Takes the place of an entry, if it is free.
+    fn take(&mut self, entry: &ZipFileEntry<'_>) -> bool {
+        let begin = entry.header_start();
+        let end = begin.saturating_add(LOCAL_HEADER).saturating_add(entry.compressed_size());
+        let before = self.0.range(..end).next_back();
+        let is_free = before.is_none_or(|(_, before_ends)| *before_ends <= begin);
+        self.0.insert(begin, end);
+        is_free
     }
 }
 
