@@ -17,6 +17,8 @@ use crate::disks::path::FilePath;
 use crate::error::{Error, Result};
 
 mod end;
+#[cfg(test)]
+mod tests;
 
 /// The file that says what a skill is.
 const SKILL_MD: &str = "SKILL.md";

@@ -30,6 +30,7 @@ mod project_configs;
 mod schema;
 mod search;
 mod sessions;
+mod skill_archives;
 mod skills;
 mod spaces;
 mod start;
