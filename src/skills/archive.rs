@@ -222,8 +222,7 @@ fn segments(name: &str) -> Result<Vec<String>> {
     if name.contains('\\') {
         return wrong("has a backslash in its name; separate folders with /");
     }
-    let begins_with_drive = matches!(name.as_bytes(), [drive, b':', ..] if drive.is_ascii_alphabetic())
-        && matches!(name.as_bytes().get(2), None | Some(b'/'));
+    let begins_with_drive = matches!(name.as_bytes(), [drive, b':', ..] if drive.is_ascii_alphabetic());
     if name.starts_with('/') || begins_with_drive {
         return wrong("is an absolute path");
     }

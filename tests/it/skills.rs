@@ -8,7 +8,8 @@ use tracing::Subscriber;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::support::client::{Client, Form};
-use crate::support::samples::{skill_md, zip};
+use crate::support::samples::skill_md;
+use crate::support::zip::written;
 use crate::support::{Setup, TestApp, run, run_with};
 
 /// The paths in a skill's `file_index`.
@@ -26,7 +27,8 @@ async fn a_skill_is_made_of_an_archive() {
     run(async |app| {
         let client = app.project().await;
         let md = skill_md("pdf tools");
-        let archive = zip(&[("kit/SKILL.md", &md), ("kit/z/run.py", "print(1)\n"), ("kit/a.json", "{\"a\": 1}")]);
+        let archive =
+            written(&[("kit/SKILL.md", md.as_str()), ("kit/z/run.py", "print(1)\n"), ("kit/a.json", "{\"a\": 1}")]);
         let form = Form::new().file("file", "Kit.ZIP", archive).text("user", "ann").text("meta", "{\"n\": 1.50}");
         let made = client.skill_form(form).await;
         made.assert_status(201);
@@ -156,7 +158,7 @@ async fn a_file_is_shown_as_text_or_as_a_link() {
             ("wide.txt".to_owned(), "\u{feff}wide".encode_utf16().flat_map(u16::to_le_bytes).collect()),
             ("logo.png".to_owned(), b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec()),
         ];
-        let made = client.skill_form(Form::new().file("file", "s.zip", zip_bytes(&archive))).await.data();
+        let made = client.skill_form(Form::new().file("file", "s.zip", written(&archive))).await.data();
         let at = format!("/api/v1/agent_skills/{}/file", made["id"].as_str().unwrap());
         let file = async |path: &str| client.get(&format!("{at}?file_path={path}")).await.data();
         let code = file("./x/../run.py").await;
@@ -187,20 +189,10 @@ async fn a_file_is_shown_as_text_or_as_a_link() {
     .await;
 }
 
-fn zip_bytes(files: &[(String, Vec<u8>)]) -> Vec<u8> {
-    use std::io::Write;
-    let mut archive = ::zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
-    for (name, content) in files {
-        archive.start_file(name, ::zip::write::SimpleFileOptions::default()).unwrap();
-        archive.write_all(content).unwrap();
-    }
-    archive.finish().unwrap().into_inner()
-}
-
 /// The files of an archive by name.
 fn unzip(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
     use std::io::Read;
-    let mut archive = ::zip::ZipArchive::new(std::io::Cursor::new(bytes)).unwrap();
+    let mut archive = zip::ZipArchive::new(std::io::Cursor::new(bytes)).unwrap();
     let files = (0..archive.len()).map(|n| {
         let mut file = archive.by_index(n).unwrap();
         let mut content = Vec::new();
@@ -220,7 +212,7 @@ async fn a_skill_comes_back_as_an_archive() {
             ("empty".to_owned(), Vec::new()),
             ("x/noise.bin".to_owned(), noise),
         ];
-        let made = client.skill_form(Form::new().file("file", "s.zip", zip_bytes(&files))).await.data();
+        let made = client.skill_form(Form::new().file("file", "s.zip", written(&files))).await.data();
         let download = format!("/api/v1/agent_skills/{}/download_zip", made["id"].as_str().unwrap());
         let answer = client.get(&download).await;
         assert_eq!(answer.header("content-type"), "application/zip");

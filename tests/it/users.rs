@@ -16,7 +16,7 @@ async fn give(client: &Client, user: &str) {
     for path in ["/api/v1/session", "/api/v1/disk", "/api/v1/learning_spaces"] {
         client.post(path, json!({"user": user})).await.assert_status(201);
     }
-    let archive = crate::support::samples::zip(&[("SKILL.md", &crate::support::samples::skill_md("own"))]);
+    let archive = crate::support::zip::written(&[("SKILL.md", crate::support::samples::skill_md("own"))]);
     let form = crate::support::client::Form::new().file("file", "s.zip", archive).text("user", user);
     client.skill_form(form).await.assert_status(201);
 }

@@ -20,8 +20,8 @@ const HEAD: &str = "---\nname: a\ndescription: b\n---\n";
 type Files = Vec<(String, Vec<u8>)>;
 
 /// Reads an archive as an upload does.
-fn read_within(bounds: Bounds, bytes: &[u8]) -> Result<Files> {
-    let mut archive = Archive::open(Cursor::new(bytes), bounds)?;
+fn read_within(bounds: Bounds, reader: impl Read + Seek) -> Result<Files> {
+    let mut archive = Archive::open(reader, bounds)?;
     archive.front_matter()?;
     let mut files = Vec::new();
     let take_in = |file: &mut dyn Read| {
@@ -36,7 +36,7 @@ fn read_within(bounds: Bounds, bytes: &[u8]) -> Result<Files> {
 }
 
 fn read(bytes: &[u8]) -> Result<Files> {
-    read_within(BOUNDS, bytes)
+    read_within(BOUNDS, Cursor::new(bytes))
 }
 
 #[track_caller]
@@ -46,8 +46,8 @@ fn names(bytes: &[u8]) -> Vec<String> {
 
 /// Why an archive is refused; anything but 400 and 413 fails.
 #[track_caller]
-fn refusal_within(bounds: Bounds, bytes: &[u8]) -> String {
-    match read_within(bounds, bytes) {
+fn refusal_of(bounds: Bounds, reader: impl Read + Seek) -> String {
+    match read_within(bounds, reader) {
         Err(Error::BadRequest { detail: Some(detail), .. }) => detail,
         Err(Error::TooLarge(why)) => format!("413 {why}"),
         other => panic!("{other:?}"),
@@ -56,7 +56,7 @@ fn refusal_within(bounds: Bounds, bytes: &[u8]) -> String {
 
 #[track_caller]
 fn refusal(bytes: &[u8]) -> String {
-    refusal_within(BOUNDS, bytes)
+    refusal_of(BOUNDS, Cursor::new(bytes))
 }
 
 /// A SKILL.md that says what it must.

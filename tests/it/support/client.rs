@@ -8,7 +8,8 @@ use serde_json::Value;
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use super::samples::{skill_md, zip};
+use super::samples::skill_md;
+use super::zip::written;
 
 #[derive(Clone)]
 pub struct Client {
@@ -122,7 +123,7 @@ impl Client {
 
     /// Sends a skill's files as an archive.
     pub async fn upload_skill(&self, files: &[(&str, &str)]) -> Answer {
-        self.skill_form(Form::new().file("file", "skill.zip", zip(files))).await
+        self.skill_form(Form::new().file("file", "skill.zip", written(files))).await
     }
 
     /// Sends the form of a skill.

@@ -1,8 +1,6 @@
 //! A request that works for each operation of the API's description: for tests that hold for every operation. A new operation
 //! fails them until it has a request here.
 
-use std::io::Write;
-
 use acontextd::auth::OF_PROJECTS;
 use acontextd::http::openapi::document;
 use axum::body::Body;
@@ -11,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::TestApp;
 use super::client::{Answer, Client, Form};
+use super::zip::written;
 
 /// Every operation of the description: `POST /api/v1/disk`.
 pub fn operations() -> Vec<String> {
@@ -40,16 +39,6 @@ impl Sample {
     pub async fn send_once(&self, key: &str) -> Answer {
         self.client.send_once(key, self.method.clone(), &self.path, self.body.clone()).await
     }
-}
-
-/// An archive of files.
-pub fn zip(files: &[(&str, &str)]) -> Vec<u8> {
-    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
-    for (name, content) in files {
-        archive.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
-        archive.write_all(content.as_bytes()).unwrap();
-    }
-    archive.finish().unwrap().into_inner()
 }
 
 /// The SKILL.md of a skill.
@@ -195,7 +184,7 @@ fn files(things: &Things, operation: &str) -> Option<Request> {
         "GET /api/v1/disk/{disk_id}/artifact/grep" => plain(format!("{artifact}/grep?query=old")),
         "GET /api/v1/agent_skills" => plain("/api/v1/agent_skills"),
         "POST /api/v1/agent_skills" => {
-            let archive = zip(&[("SKILL.md", &skill_md("uploaded")), ("a.txt", "a")]);
+            let archive = written(&[("SKILL.md", skill_md("uploaded").as_str()), ("a.txt", "a")]);
             ("/api/v1/agent_skills".into(), Form::new().file("file", "skill.zip", archive).end())
         }
         "GET /api/v1/agent_skills/{skill_id}" | "DELETE /api/v1/agent_skills/{skill_id}" => plain(skill),
