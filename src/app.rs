@@ -25,7 +25,7 @@ use crate::learn::distill::Distill;
 use crate::learn::observe::{self, Observe};
 use crate::llm::{self, Llm};
 use crate::messages::writer::Writer;
-use crate::{db, disks, http, learn, messages, projects, sessions, skills, spaces, tasks, users};
+use crate::{db, disks, http, learn, messages, metrics, projects, sessions, skills, spaces, tasks, users};
 
 /// Of the text of long messages that is worked on at one time. JSON takes many times its length while it is looked at.
 pub const WORKED_KIB: u32 = 32 * 1024;
@@ -134,6 +134,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .merge(skills::router())
         .merge(spaces::router())
         .merge(users::router())
+        .merge(metrics::router())
 }
 
 /// Every kind of job that this program can run.

@@ -39,6 +39,8 @@ pub const OPEN: [&str; 7] = [
 const ADMIN: &str = "/admin/v1/";
 /// but for these: a project's own key opens them.
 pub const OF_PROJECTS: [&str; 1] = [REPLACE_KEY];
+/// Routes under here are those of whoever bills: the root token without its prefix opens them, and `ADMIN_API_TOKEN`.
+const METRICS: &str = "/metrics/v1";
 /// The route that replaces the key it is called with.
 const REPLACE_KEY: &str = "/admin/v1/project/secret_key";
 
@@ -99,6 +101,12 @@ pub async fn require_key(State(app): State<App>, mut request: Request, next: Nex
             Err(refusal) => refusal.into_response(),
         };
     }
+    if route.as_str().starts_with(METRICS) {
+        return match metrics(&app, request.headers()) {
+            Ok(()) => next.run(request).await,
+            Err(refusal) => refusal.into_response(),
+        };
+    }
     let found = match caller(&app, request.headers()).await {
         Err(refusal) if route.as_str() == REPLACE_KEY && request.headers().contains_key(idempotency::HEADER) => {
             replaced(&app, request.headers()).await.and_then(|caller| caller.ok_or(refusal))
@@ -126,6 +134,15 @@ fn admin(app: &App, headers: &HeaderMap) -> Result<()> {
     let access_token = headers.get("x-access-token").and_then(|value| value.to_str().ok());
     let sent = access_token.or_else(|| bearer(headers));
     if sent.is_some_and(|sent| same(sent, token.expose_secret())) { Ok(()) } else { Err(UNAUTHORIZED) }
+}
+
+fn metrics(app: &App, headers: &HeaderMap) -> Result<()> {
+    let root = app.config.keys.root_token.expose_secret();
+    if bearer(headers).is_some_and(|sent| same(sent, root)) || admin(app, headers).is_ok() {
+        Ok(())
+    } else {
+        Err(UNAUTHORIZED)
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -22,6 +22,7 @@ pub mod learn;
 pub mod llm;
 pub mod media;
 pub mod messages;
+pub mod metrics;
 pub mod percent;
 pub mod projects;
 pub mod sessions;

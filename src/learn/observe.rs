@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::ids::SessionId;
 use crate::jobs::{self, Delay, Job, JobError, Running};
 use crate::llm::{LlmError, Request};
+use crate::metrics;
 
 /// How soon to look again whether there is a model.
 const NO_MODEL: Duration = Duration::from_hours(24);
@@ -65,7 +66,7 @@ async fn take(app: &App, session: SessionId, running: &Running) -> Result<Option
     let Some(locked) = store::lock(&mut tx, session).await? else {
         return Ok(None);
     };
-    if store::is_over_quota(&mut tx, locked.project).await? {
+    if metrics::store::is_excess(&mut tx, locked.project, metrics::store::TASKS).await? {
         store::set_status(&mut tx, session, None, "pending", "limit_exceed").await?;
     }
     let settings = &app.config.learning;

@@ -176,16 +176,6 @@ pub async fn find_job(conn: &mut PgConnection, session: SessionId) -> sqlx::Resu
     .await
 }
 
-/// Whether the operator has stopped a project's tasks for now.
-pub async fn is_over_quota(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<bool> {
-    let newest = sqlx::query_scalar!(
-        "select increment from metrics where project_id = $1 and tag = 'excess.task.created'
-         order by created_at desc limit 1",
-        project as _
-    );
-    Ok(newest.fetch_optional(conn).await?.is_some_and(|increment| increment != 0))
-}
-
 /// Makes all jobs due now that wait for a model.
 pub async fn hurry_all(conn: &mut PgConnection, reason: &str) -> sqlx::Result<u64> {
     let moved = sqlx::query!(

@@ -1,12 +1,14 @@
 //! Projects: the tenants. [`api`] is the operator's side, [`configs`] what a project sets for itself, [`keys`] how its key is
-//! replaced, [`root`] the default
-//! project that a start sees to.
+//! replaced, [`usages`] what operators ask about it, [`root`] the default project that a start sees to. [`store`] is the SQL,
+//! [`usage_store`] that of [`usages`].
 
 pub mod api;
 pub mod configs;
 pub mod keys;
 pub mod root;
 pub mod store;
+pub mod usage_store;
+pub mod usages;
 
 use crate::app::App;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,5 +20,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(api::delete_project))
         .routes(routes!(keys::replace_key))
         .routes(routes!(keys::reset_key))
+        .routes(routes!(usages::get_project_statistics))
+        .routes(routes!(usages::get_project_usages))
         .routes(routes!(configs::get_project_configs, configs::update_project_configs))
 }

@@ -37,5 +37,6 @@ mod start;
 mod support;
 mod sweep;
 mod uploads;
+mod usages;
 mod users;
 mod writer;

@@ -1,10 +1,12 @@
 //! Skills: what they come as, what is in them, and that each is a disk.
 
-use std::sync::{Arc, Mutex};
+use std::cell::Cell;
+use std::sync::Once;
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use tracing::Subscriber;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::support::client::{Client, Form};
@@ -259,24 +261,32 @@ async fn a_skill_whose_object_cannot_be_read_is_no_half_archive() {
     .await;
 }
 
-/// Counts the statements that are sent to the database.
-#[derive(Clone, Default)]
-struct Statements(Arc<Mutex<usize>>);
+thread_local! {
+    /// The statements that were sent to the database by this thread, which is that of one test.
+    static SENT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts statements, for all threads: what is set for one thread alone is not always asked.
+struct Statements;
 
 impl<S: Subscriber> Layer<S> for Statements {
-    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        if event.metadata().target() == "sqlx::query" {
-            *self.0.lock().unwrap() += 1;
-        }
+    fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+        SENT.set(SENT.get() + 1);
     }
 }
 
+static COUNTING: Once = Once::new();
+
 /// How many statements a request takes.
 async fn statements(client: &Client, path: &str) -> usize {
-    let counted = Statements::default();
-    let _counting = tracing::subscriber::set_default(tracing_subscriber::registry().with(counted.clone()));
+    COUNTING.call_once(|| {
+        let only = Targets::new().with_target("sqlx::query", tracing::Level::DEBUG);
+        let counting = tracing_subscriber::registry().with(Statements.with_filter(only));
+        tracing::subscriber::set_global_default(counting).unwrap();
+    });
+    SENT.set(0);
     client.get(path).await.assert_status(200);
-    *counted.0.lock().unwrap()
+    SENT.get()
 }
 
 async fn fill(app: &TestApp, client: &Client, skills: i32) {

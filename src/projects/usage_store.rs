@@ -1,0 +1,198 @@
+//! SQL of what operators ask about a project. Days are those of UTC; whoever has few rows in the days asked for has few read.
+
+use chrono::NaiveDate;
+use sqlx::PgConnection;
+
+use super::usages::Statistics;
+use crate::ids::ProjectId;
+
+/// How much came on a day.
+#[derive(Debug)]
+pub struct Counted {
+    pub day: NaiveDate,
+    pub count: i64,
+}
+
+/// How much there is of something for each thing that was made on a day.
+#[derive(Debug)]
+pub struct Mean {
+    pub day: NaiveDate,
+    pub mean: f64,
+}
+
+/// The tasks that were made on a day, by what has become of them.
+#[derive(Debug)]
+pub struct TaskCounts {
+    pub day: NaiveDate,
+    pub success: i64,
+    pub running: i64,
+    pub pending: i64,
+    pub failed: i64,
+}
+
+/// The tasks of one status.
+#[derive(Debug)]
+pub struct Timed {
+    pub status: String,
+    pub count: i64,
+    /// From beginning to end, of those that have ended.
+    pub seconds: Option<f64>,
+}
+
+pub async fn exists(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<bool> {
+    let found = sqlx::query_scalar!("select 1 as one from projects where id = $1", project as _);
+    Ok(found.fetch_optional(conn).await?.is_some())
+}
+
+/// How much a project has; `None` if there is no such project.
+pub async fn count(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<Statistics>> {
+    sqlx::query_as!(
+        Statistics,
+        r#"select (select count(*) from tasks t where t.project_id = p.id and not t.is_planning) as "task_count!",
+                  (select count(*) from agent_skills s where s.project_id = p.id) as "skill_count!",
+                  (select count(*) from sessions s where s.project_id = p.id) as "session_count!"
+           from projects p where p.id = $1"#,
+        project as _
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+pub async fn count_tasks(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    from: NaiveDate,
+) -> sqlx::Result<Vec<TaskCounts>> {
+    sqlx::query_as!(
+        TaskCounts,
+        r#"select created_at::date as "day!", count(*) filter (where status = 'success') as "success!",
+                  count(*) filter (where status = 'running') as "running!",
+                  count(*) filter (where status = 'pending') as "pending!",
+                  count(*) filter (where status = 'failed') as "failed!"
+           from tasks where project_id = $1 and created_at >= $2::date and not is_planning group by 1"#,
+        project as _,
+        from
+    )
+    .fetch_all(conn)
+    .await
+}
+
+pub async fn messages_per_session(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    from: NaiveDate,
+) -> sqlx::Result<Vec<Mean>> {
+    sqlx::query_as!(
+        Mean,
+        r#"select s.created_at::date as "day!",
+                  avg((select count(*) from messages m where m.session_id = s.id))::float8 as "mean!"
+           from sessions s where s.project_id = $1 and s.created_at >= $2::date group by 1"#,
+        project as _,
+        from
+    )
+    .fetch_all(conn)
+    .await
+}
+
+pub async fn tasks_per_session(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    from: NaiveDate,
+) -> sqlx::Result<Vec<Mean>> {
+    sqlx::query_as!(
+        Mean,
+        r#"select s.created_at::date as "day!",
+                  avg((select count(*) from tasks t where t.session_id = s.id and not t.is_planning))::float8 as "mean!"
+           from sessions s where s.project_id = $1 and s.created_at >= $2::date group by 1"#,
+        project as _,
+        from
+    )
+    .fetch_all(conn)
+    .await
+}
+
+pub async fn messages_per_task(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    from: NaiveDate,
+) -> sqlx::Result<Vec<Mean>> {
+    sqlx::query_as!(
+        Mean,
+        r#"select t.created_at::date as "day!",
+                  avg((select count(*) from messages m where m.task_id = t.id))::float8 as "mean!"
+           from tasks t where t.project_id = $1 and t.created_at >= $2::date and not t.is_planning group by 1"#,
+        project as _,
+        from
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// The bytes that were stored on each day and are still there; what came before `from` counts at its eve.
+pub async fn sum_stored(conn: &mut PgConnection, project: ProjectId, from: NaiveDate) -> sqlx::Result<Vec<Counted>> {
+    sqlx::query_as!(
+        Counted,
+        r#"select greatest(created_at::date, $2::date - 1) as "day!", sum(size)::bigint as "count!"
+           from blobs where project_id = $1 and state = 'live' group by 1"#,
+        project as _,
+        from
+    )
+    .fetch_all(conn)
+    .await
+}
+
+pub async fn count_sessions(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    from: NaiveDate,
+) -> sqlx::Result<Vec<Counted>> {
+    sqlx::query_as!(
+        Counted,
+        r#"select created_at::date as "day!", count(*) as "count!"
+           from sessions where project_id = $1 and created_at >= $2::date group by 1"#,
+        project as _,
+        from
+    )
+    .fetch_all(conn)
+    .await
+}
+
+pub async fn count_disks(conn: &mut PgConnection, project: ProjectId, from: NaiveDate) -> sqlx::Result<Vec<Counted>> {
+    sqlx::query_as!(
+        Counted,
+        r#"select created_at::date as "day!", count(*) as "count!"
+           from disks where project_id = $1 and created_at >= $2::date group by 1"#,
+        project as _,
+        from
+    )
+    .fetch_all(conn)
+    .await
+}
+
+pub async fn count_spaces(conn: &mut PgConnection, project: ProjectId, from: NaiveDate) -> sqlx::Result<Vec<Counted>> {
+    sqlx::query_as!(
+        Counted,
+        r#"select created_at::date as "day!", count(*) as "count!"
+           from learning_spaces where project_id = $1 and created_at >= $2::date group by 1"#,
+        project as _,
+        from
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// The tasks that were made since a day, by status: those that went well, those at work, those that wait, those that failed.
+pub async fn time_tasks(conn: &mut PgConnection, project: ProjectId, from: NaiveDate) -> sqlx::Result<Vec<Timed>> {
+    sqlx::query_as!(
+        Timed,
+        r#"select status, count(*) as "count!",
+                  avg(extract(epoch from updated_at - created_at)) filter (where status in ('success', 'failed'))::float8
+                      as seconds
+           from tasks where project_id = $1 and created_at >= $2::date and not is_planning
+           group by status order by array_position(array['success', 'running', 'pending', 'failed'], status)"#,
+        project as _,
+        from
+    )
+    .fetch_all(conn)
+    .await
+}
