@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use reqwest::redirect::Policy;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Notify, Semaphore};
@@ -48,6 +49,8 @@ pub struct Services {
     pub link_key: LinkKey,
     /// The beginning of public links, without a slash at its end.
     pub public_url: String,
+    /// Asks other services.
+    pub http: reqwest::Client,
     pub jobs: Jobs,
     pub messages: Writer,
     pub llm: Arc<dyn Llm>,
@@ -97,6 +100,8 @@ impl App {
             db: db::pool(database, connections.saturating_sub(for_pages).max(1)),
             link_key: LinkKey::derive(config.keys.pepper()),
             public_url: config.server.public_url(port),
+            // What is asked is configured; nobody else shall be asked instead.
+            http: reqwest::Client::builder().redirect(Policy::none()).build().unwrap_or_default(),
             messages: Writer::default(),
             llm: llm::configured(&config.learning),
             observed: Notify::new(),

@@ -39,10 +39,16 @@ pub enum Error {
     /// 422: understood, but it contradicts what was sent before.
     #[error("{0}")]
     Unprocessable(&'static str),
+    /// 429: somebody else is at it, or it comes too often.
+    #[error("{0}")]
+    TooMany(&'static str),
     /// No fault at all: the request was answered before, and this was the answer. It ends a handler wherever that turns out,
     /// as errors do.
     #[error("answered before")]
     Replay { status: StatusCode, body: Bytes },
+    /// 502: a service that this one asks does not answer, or not as it should.
+    #[error("{msg}")]
+    Upstream { msg: Cow<'static, str>, cause: Option<anyhow::Error> },
     /// 503: a dependency or a deadline; the same request may work in a moment.
     #[error("{msg}")]
     Unavailable { msg: Cow<'static, str>, cause: Option<anyhow::Error> },
@@ -98,7 +104,9 @@ impl Error {
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Replay { status, .. } => *status,
+            Self::Upstream { .. } => StatusCode::BAD_GATEWAY,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -108,12 +116,15 @@ impl Error {
     fn public(&self) -> Cow<'_, str> {
         match self {
             Self::BadRequest { msg, detail: Some(detail) } => format!("{msg}: {detail}").into(),
-            Self::BadRequest { msg, detail: None } | Self::Unavailable { msg, .. } | Self::Conflict(msg) => {
-                msg.as_ref().into()
-            }
-            Self::Unauthorized(msg) | Self::Forbidden(msg) | Self::NotFound(msg) | Self::Unprocessable(msg) => {
-                (*msg).into()
-            }
+            Self::BadRequest { msg, detail: None }
+            | Self::Unavailable { msg, .. }
+            | Self::Upstream { msg, .. }
+            | Self::Conflict(msg) => msg.as_ref().into(),
+            Self::Unauthorized(msg)
+            | Self::Forbidden(msg)
+            | Self::NotFound(msg)
+            | Self::Unprocessable(msg)
+            | Self::TooMany(msg) => (*msg).into(),
             Self::Replay { .. } => "".into(),
             Self::KeyRequired => "encryption enabled, API key required".into(),
             Self::TooLarge(msg) => msg.as_str().into(),
@@ -129,7 +140,7 @@ impl Error {
     fn into_cause(self) -> Option<anyhow::Error> {
         match self {
             Self::Internal(cause) => Some(cause),
-            Self::Unavailable { cause, .. } => cause,
+            Self::Unavailable { cause, .. } | Self::Upstream { cause, .. } => cause,
             _ => None,
         }
     }

@@ -70,6 +70,9 @@ pub struct Server {
     /// How clients reach this server: the beginning of public links [default: http://localhost with the port]
     #[arg(long, env = "APP_EXTERNALURL", value_name = "URL", value_parser = values::url)]
     pub external_url: Option<String>,
+    /// The billing service that POST /metrics/v1 tells what projects use, with the root token as its bearer
+    #[arg(long, env = "METRICS_PUSH_URL", value_name = "URL", value_parser = values::url)]
+    pub metrics_push_url: Option<String>,
     /// How long a stop waits for what runs
     #[arg(long, env = "ACONTEXTD_SHUTDOWN_TIMEOUT", value_name = "TIME", default_value = "25s", value_parser = duration)]
     pub shutdown_timeout: Duration,
@@ -331,6 +334,9 @@ pub struct Telemetry {
     /// Sends traces there by OTLP over HTTP, like http://localhost:4318
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = values::url)]
     pub otlp_endpoint: Option<String>,
+    /// The Jaeger that is asked for a project's traces, like http://localhost:16686
+    #[arg(long, env = "JAEGER_QUERY_ENDPOINT", value_name = "URL", value_parser = values::url)]
+    pub jaeger_query_endpoint: Option<String>,
     /// The share of requests that are traced
     #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "RATIO", default_value = "1.0", value_parser = ratio)]
     pub sample_ratio: f64,

@@ -1,9 +1,12 @@
-//! Quotas: how much a project may have is said by whoever bills for it, as flags among the project's metrics.
+//! What is counted of projects, for whoever bills or watches them.
 //!
-//! [`api`] has the route that a gateway asks, [`store`] the SQL.
+//! [`push`] tells a billing service and takes in which projects have too much, [`api`] is what a gateway asks about that before it
+//! lets a request through. [`traces`] asks Jaeger. [`store`] is the SQL.
 
 pub mod api;
+pub mod push;
 pub mod store;
+pub mod traces;
 
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -11,5 +14,8 @@ use utoipa_axum::routes;
 use crate::app::App;
 
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(api::get_quota))
+    OpenApiRouter::new()
+        .routes(routes!(api::get_quota))
+        .routes(routes!(push::push_metrics))
+        .routes(routes!(traces::find_traces))
 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::support::client::{Answer, Client, Form};
 use crate::support::samples::{operations, sample};
+use crate::support::service::Service;
 use crate::support::{Setup, TestApp, eventually, run, run_with};
 
 const KEPT: &str = "select count(*) from kept_answers";
@@ -32,8 +33,9 @@ fn assert_replay(first: &Answer, again: &Answer) {
 
 #[tokio::test]
 async fn every_operation_that_acts_does_so_once() {
+    let billing = Service::start().await;
     let setup = Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
-    run_with(setup, async |app| {
+    run_with(setup.with("METRICS_PUSH_URL", &billing.url), async |app| {
         let all = async {
             let acting = acting();
             assert!(acting.len() > 15, "only {acting:?} were found");

@@ -23,6 +23,7 @@ mod learning;
 mod links;
 mod message_files;
 mod messages;
+mod metrics;
 mod observe;
 mod openapi;
 mod paging;

@@ -6,6 +6,7 @@ pub mod postgres;
 pub mod program;
 pub mod s3;
 pub mod samples;
+pub mod service;
 pub mod zip;
 
 use std::collections::{BTreeMap, HashMap};

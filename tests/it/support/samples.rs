@@ -97,14 +97,15 @@ impl Things {
 pub async fn sample(app: &TestApp, client: &Client, operation: &str) -> Sample {
     let (method, _) = operation.split_once(' ').unwrap();
     let things = Things::make(client).await;
-    let found = if operation.contains("/admin/") {
+    let found = if operation.contains("/admin/") || operation.contains("/metrics/") {
         admin(app, operation).await
     } else {
         let conversation = conversations(&things, operation);
         conversation.or_else(|| files(&things, operation)).or_else(|| others(&things, operation))
     };
     let (path, body) = found.unwrap_or_else(|| panic!("{operation} has no request that works: give it one here"));
-    let is_admins = path.starts_with("/admin/") && !OF_PROJECTS.contains(&path.as_str());
+    let is_admins =
+        (path.starts_with("/admin/") || path.starts_with("/metrics/")) && !OF_PROJECTS.contains(&path.as_str());
     let client = if is_admins { app.admin() } else { client.clone() };
     Sample { client, method: method.parse().unwrap(), path, body }
 }
@@ -122,6 +123,7 @@ fn plain(path: impl Into<String>) -> Request {
 async fn admin(app: &TestApp, operation: &str) -> Option<Request> {
     Some(match operation {
         "POST /admin/v1/project" => with_json("/admin/v1/project", &json!({"configs": {}})),
+        "POST /metrics/v1" => plain("/metrics/v1"),
         "PUT /admin/v1/project/secret_key" => plain("/admin/v1/project/secret_key"),
         "PUT /admin/v1/project/{project_id}/secret_key" => {
             plain(format!("/admin/v1/project/{}/secret_key", app.project().await.project()))

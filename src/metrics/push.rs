@@ -1,0 +1,121 @@
+//! Tells a billing service how much projects use, and takes in which of them have too much.
+//!
+//! A day's count is one row that grows, so the service knows rows by their ids: a row that has changed is told again, whole. What
+//! was told is remembered only when the service has answered, so nothing is left out if it fails.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::Response;
+use chrono::{DateTime, TimeDelta, Utc};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use sqlx::Connection;
+
+use super::store;
+use crate::app::App;
+use crate::error::{Error, Result};
+use crate::http::idempotency::Once;
+use crate::http::openapi::Refusals;
+use crate::http::reply::{self, Done};
+use crate::ids::ProjectId;
+use crate::projects;
+
+/// Until when rows were told.
+const TOLD: &str = "metrics_told_until";
+/// How far the first push looks back.
+const FIRST: TimeDelta = TimeDelta::hours(1);
+/// Younger rows are left to the next push: what is being written may be older than what can be read already.
+const SETTLED: TimeDelta = TimeDelta::seconds(10);
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest answer, in bytes.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// A row of metrics.
+#[derive(Debug, Serialize)]
+pub struct Metric {
+    pub id: uuid::Uuid,
+    pub project_id: ProjectId,
+    pub tag: String,
+    pub increment: i64,
+    pub created_at: crate::http::time::Timestamp,
+    pub updated_at: crate::http::time::Timestamp,
+}
+
+/// Whether a project has too much of something.
+#[derive(Debug, Deserialize)]
+pub struct Quota {
+    pub project_id: ProjectId,
+    pub tag: String,
+    pub excess: bool,
+}
+
+#[derive(Deserialize)]
+struct Told {
+    #[serde(default)]
+    quota: Vec<Quota>,
+}
+
+/// Tell a billing service what projects use
+///
+/// What has changed since the last time goes to `METRICS_PUSH_URL`, whose answer says which projects have too much.
+#[utoipa::path(post, path = "/metrics/v1", tag = "metrics", security(("AdminToken" = [])),
+    responses((status = 200, body = Done), Refusals))]
+pub async fn push_metrics(State(app): State<App>, once: Once) -> Result<Response> {
+    once.look(&app).await?;
+    let Some(url) = app.config.server.metrics_push_url.as_deref() else {
+        return Err(Error::unavailable("there is nobody to tell: the server was started without METRICS_PUSH_URL"));
+    };
+    // Held by a connection of its own, so that it goes with this process.
+    let mut lock = app.db.acquire().await?.detach();
+    if !store::try_lock_push(&mut lock).await? {
+        return Err(Error::TooMany("another push is in progress, please try again later"));
+    }
+    let pushed = push(&app, url).await;
+    lock.close().await?;
+    once.keep(&app, reply::said(pushed?)).await
+}
+
+async fn push(app: &App, url: &str) -> Result<&'static str> {
+    let mut conn = app.db.acquire().await?;
+    let until = store::now(&mut conn).await? - SETTLED;
+    let last = projects::store::get_state(&mut conn, TOLD).await?;
+    let last = last.and_then(|last| last.parse::<DateTime<Utc>>().ok()).unwrap_or(until - FIRST);
+    store::measure_storage(&mut conn).await?;
+    let metrics = store::list_changed(&mut conn, last, until).await?;
+    drop(conn);
+    let quota = if metrics.is_empty() { Vec::new() } else { tell(app, url, &metrics).await? };
+    let mut tx = app.db.begin().await?;
+    for one in &quota {
+        store::set_excess(&mut tx, one.project_id, &format!("excess.{}", one.tag), one.excess).await?;
+    }
+    projects::store::set_state(&mut tx, TOLD, &until.to_rfc3339()).await?;
+    tx.commit().await?;
+    Ok(if metrics.is_empty() { "no metrics to push" } else { "metrics pushed successfully" })
+}
+
+async fn tell(app: &App, url: &str, metrics: &[Metric]) -> Result<Vec<Quota>> {
+    let failed = |what: &str, fault: reqwest::Error| Error::Upstream {
+        msg: format!("failed to {what}").into(),
+        cause: Some(fault.without_url().into()),
+    };
+    let token = app.config.keys.root_token.expose_secret();
+    let body = serde_json::json!({ "metrics": metrics }).to_string();
+    let request = app.http.post(url).timeout(TIMEOUT).bearer_auth(token);
+    let request = request.header("Content-Type", "application/json").body(body);
+    let mut answer = request.send().await.map_err(|fault| failed("call external API", fault))?;
+    if answer.status() != reqwest::StatusCode::OK {
+        let msg = format!("external API returned status {}", answer.status().as_u16());
+        return Err(Error::Upstream { msg: msg.into(), cause: None });
+    }
+    let mut bytes = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(|fault| failed("read response", fault))? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > MAX_ANSWER {
+            return Err(Error::Upstream { msg: "failed to read response: it is too long".into(), cause: None });
+        }
+    }
+    let told: Told = serde_json::from_slice(&bytes)
+        .map_err(|fault| Error::Upstream { msg: "failed to unmarshal response".into(), cause: Some(fault.into()) })?;
+    Ok(told.quota)
+}
