@@ -14,7 +14,7 @@ use acontextd::http::{middleware, reply, server};
 use acontextd::telemetry;
 use anyhow::bail;
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use clap::ValueEnum;
 use sqlx::postgres::PgConnectOptions;
@@ -46,7 +46,7 @@ pub fn serve(layers: Layers, port: u16, folder: &Path) -> anyhow::Result<()> {
             .layer(CatchPanicLayer::custom(middleware::panicked))
             .layer(from_fn_with_state(app.clone(), middleware::bound))
             .layer(from_fn_with_state(app.clone(), middleware::drain))
-            .layer(from_fn(middleware::observe));
+            .layer(from_fn_with_state(Arc::clone(&app.meters), middleware::observe));
         let served = server::serve(app, listener, router).await;
         traces.flush();
         served

@@ -19,6 +19,7 @@ use crate::blob::spool::SpoolDir;
 use crate::blob::sweep::{self, SweepBlobs};
 use crate::config::Config;
 use crate::crypto::LinkKey;
+use crate::http::meters::Meters;
 use crate::jobs::periodic::{self, Reconciler};
 use crate::jobs::{Jobs, Kinds};
 use crate::learn::conclude::Conclude;
@@ -49,6 +50,7 @@ pub struct Services {
     pub link_key: LinkKey,
     /// The beginning of public links, without a slash at its end.
     pub public_url: String,
+    pub meters: Arc<Meters>,
     /// Asks other services.
     pub http: reqwest::Client,
     pub jobs: Jobs,
@@ -100,6 +102,7 @@ impl App {
             db: db::pool(database, connections.saturating_sub(for_pages).max(1)),
             link_key: LinkKey::derive(config.keys.pepper()),
             public_url: config.server.public_url(port),
+            meters: Arc::default(),
             // What is asked is configured; nobody else shall be asked instead.
             http: reqwest::Client::builder().redirect(Policy::none()).build().unwrap_or_default(),
             messages: Writer::default(),

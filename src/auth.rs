@@ -35,7 +35,8 @@ pub const OPEN: [&str; 7] = [
     "/swagger/{*file}",
     "/api/v1/material/{token}",
 ];
-/// Routes under here are the operator's and want `ADMIN_API_TOKEN`,
+/// This route, and those under [`ADMIN`], are the operator's and want `ADMIN_API_TOKEN`,
+const WATCHED: &str = "/metrics";
 const ADMIN: &str = "/admin/v1/";
 /// but for these: a project's own key opens them.
 pub const OF_PROJECTS: [&str; 1] = [REPLACE_KEY];
@@ -95,7 +96,8 @@ pub async fn require_key(State(app): State<App>, mut request: Request, next: Nex
     if OPEN.contains(&route.as_str()) {
         return next.run(request).await;
     }
-    if route.as_str().starts_with(ADMIN) && !OF_PROJECTS.contains(&route.as_str()) {
+    let is_operators = route.as_str() == WATCHED || route.as_str().starts_with(ADMIN);
+    if is_operators && !OF_PROJECTS.contains(&route.as_str()) {
         return match admin(&app, request.headers()) {
             Ok(()) => next.run(request).await,
             Err(refusal) => refusal.into_response(),

@@ -25,6 +25,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
 use super::extract::media_type;
+use super::meters::Meters;
 use super::server;
 use crate::app::App;
 use crate::auth::ProjectNote;
@@ -39,7 +40,7 @@ const DRAIN_BYTES: usize = 64 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(10);
 
 /// Ids in and out, the span, the log line.
-pub async fn observe(mut request: Request, next: Next) -> Response {
+pub async fn observe(State(meters): State<Arc<Meters>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
@@ -54,7 +55,8 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
 
     let project = ProjectNote::default();
     request.extensions_mut().insert(project.clone());
-    let mut line = Line { id: id.clone(), method, path, project, started, span: span.clone(), answer: None };
+    let mut line =
+        Line { meters, id: id.clone(), method, route, path, project, started, span: span.clone(), answer: None };
 
     let mut response = next.run(request).instrument(span.clone()).await;
 
@@ -79,10 +81,12 @@ fn new_span(method: &Method, route: Option<&str>, id: &HeaderValue) -> Span {
     )
 }
 
-/// The log line of a request. It is written when this is dropped, so also for one whose client has hung up.
+/// The log line of a request, and its count. It is written when this is dropped, so also for one whose client has hung up.
 struct Line {
+    meters: Arc<Meters>,
     id: HeaderValue,
     method: Method,
+    route: Option<String>,
     path: String,
     project: ProjectNote,
     started: Instant,
@@ -95,9 +99,10 @@ const HUNG_UP: u16 = 499;
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let duration_ms = self.started.elapsed().as_secs_f64() * 1000.0;
-        let duration_ms = (duration_ms * 1000.0).round() / 1000.0;
+        let seconds = self.started.elapsed().as_secs_f64();
+        let duration_ms = (seconds * 1_000_000.0).round() / 1000.0;
         let status = self.answer.as_ref().map_or(HUNG_UP, |(status, _)| status.as_u16());
+        self.meters.count(&self.method, self.route.as_deref(), status, seconds);
         let error = self.answer.as_ref().and_then(|(_, cause)| Some(format!("{:#}", cause.as_ref()?.0)));
         let project = self.project.0.get().map(ToString::to_string);
         self.span.record("http.response.status_code", status);

@@ -1,11 +1,12 @@
 //! The surface that every route shares: what comes in ([`extract`], [`upload`]), what goes out ([`reply`], [`download`]), what
-//! makes a request act once ([`idempotency`]), what stands around ([`middleware`], [`server`]), and what describes it
-//! ([`openapi`]).
+//! makes a request act once ([`idempotency`]), what stands around ([`middleware`], [`server`]), what counts ([`meters`]), and
+//! what describes it ([`openapi`]).
 
 pub mod download;
 pub mod extract;
 pub mod idempotency;
 pub mod json;
+pub mod meters;
 pub mod middleware;
 pub mod openapi;
 pub mod page;
@@ -14,6 +15,8 @@ pub mod server;
 pub mod status;
 pub mod time;
 pub mod upload;
+
+use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -32,6 +35,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(status::health))
         .routes(routes!(status::ready))
         .routes(routes!(status::ping))
+        .routes(routes!(meters::show_metrics))
         .routes(routes!(download::get_material))
 }
 
@@ -50,7 +54,7 @@ pub fn surface(app: &App, routes: OpenApiRouter<App>) -> Router {
         .layer(CatchPanicLayer::custom(middleware::panicked))
         .layer(from_fn_with_state(app.clone(), middleware::bound))
         .layer(from_fn_with_state(app.clone(), middleware::drain))
-        .layer(from_fn(middleware::observe))
+        .layer(from_fn_with_state(Arc::clone(&app.meters), middleware::observe))
         .layer(from_fn_with_state(app.clone(), middleware::detach))
         .with_state(app.clone())
 }

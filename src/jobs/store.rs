@@ -282,3 +282,24 @@ pub async fn delete_failed(conn: &mut PgConnection, age: Duration) -> sqlx::Resu
     );
     Ok(gone.execute(conn).await?.rows_affected())
 }
+
+/// The jobs of one kind and state.
+pub struct Waiting {
+    pub kind: String,
+    pub state: String,
+    pub count: i64,
+    /// Since the oldest of them was due; 0 if none is.
+    pub late_seconds: i64,
+}
+
+/// How many jobs there are of each kind and state.
+pub async fn count(conn: &mut PgConnection) -> sqlx::Result<Vec<Waiting>> {
+    sqlx::query_as!(
+        Waiting,
+        r#"select kind, state, count(*) as "count!",
+                  greatest(extract(epoch from now() - min(run_at)), 0)::bigint as "late_seconds!"
+           from jobs group by kind, state"#
+    )
+    .fetch_all(conn)
+    .await
+}

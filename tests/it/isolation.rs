@@ -15,7 +15,7 @@ const FINE: [&str; 2] =
 fn of_projects() -> impl Iterator<Item = String> {
     operations().into_iter().filter(|operation| {
         let (_, path) = operation.split_once(' ').unwrap();
-        !path.starts_with("/admin/") && !path.starts_with("/metrics/") && !OPEN.contains(&path)
+        !path.starts_with("/admin/") && !path.starts_with("/metrics") && !OPEN.contains(&path)
     })
 }
 

@@ -217,3 +217,49 @@ async fn traces_of_a_project_are_asked_for_with_its_id() {
     })
     .await;
 }
+
+/// The value of a line, by its name and labels.
+fn value(text: &str, line: &str) -> Option<f64> {
+    let found = text.lines().find_map(|one| one.strip_prefix(line)?.strip_prefix(' '))?;
+    Some(found.parse().unwrap())
+}
+
+#[tokio::test]
+async fn operators_can_watch_requests_and_jobs() {
+    run(async |app| {
+        let client = app.project().await;
+        let disk = client.new_disk().await;
+        for _ in 0..3 {
+            client.get(&format!("/api/v1/disk/{disk}/artifact/ls")).await.assert_status(200);
+        }
+        client.get(&format!("/api/v1/disk/{}/artifact/ls", Uuid::new_v4())).await.assert_status(403);
+        client.get("/no/such/path").await.assert_status(404);
+        let odd = client.request(Method::from_bytes(b"BREW").unwrap(), "/api/v1/disk");
+        client.send(odd.body(axum::body::Body::empty()).unwrap()).await.assert_status(404);
+        let session = client.new_session().await;
+        client.say_text(&session, "hello").await;
+        app.execute("update jobs set run_at = now() - interval '90 seconds'").await;
+        let answer = app.admin().get("/metrics").await;
+        assert!(answer.header("content-type").starts_with("application/openmetrics-text"));
+        let text = answer.text();
+        let listed = r#"method="GET",route="/api/v1/disk/{disk_id}/artifact/ls""#;
+        for (line, wanted) in [
+            (format!("acontextd_http_requests_total{{{listed},status=\"200\"}}"), 3.0),
+            (format!("acontextd_http_requests_total{{{listed},status=\"403\"}}"), 1.0),
+            (format!("acontextd_http_request_duration_seconds_count{{{listed}}}"), 4.0),
+            (r#"acontextd_http_requests_total{method="GET",route="none",status="404"}"#.into(), 1.0),
+            (r#"acontextd_http_requests_total{method="other",route="/api/v1/disk",status="404"}"#.into(), 1.0),
+            (r#"acontextd_jobs{kind="observe",state="ready"}"#.into(), 1.0),
+        ] {
+            assert_eq!(value(&text, &line), Some(wanted), "{line}\n{text}");
+        }
+        let late = value(&text, r#"acontextd_jobs_late_seconds{kind="observe",state="ready"}"#).unwrap();
+        assert!((90.0..200.0).contains(&late), "{late}");
+        assert!(value(&text, r#"acontextd_database_connections{pool="main",state="idle"}"#).is_some(), "{text}");
+        assert!(text.ends_with("# EOF\n") && !text.contains(&disk) && !text.contains(client.key()));
+        for closed in [app.client(), client] {
+            closed.get("/metrics").await.assert_refused(401, "Unauthorized");
+        }
+    })
+    .await;
+}
