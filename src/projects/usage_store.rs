@@ -101,9 +101,12 @@ pub async fn tasks_per_session(
 ) -> sqlx::Result<Vec<Mean>> {
     sqlx::query_as!(
         Mean,
-        r#"select s.created_at::date as "day!",
-                  avg((select count(*) from tasks t where t.session_id = s.id and not t.is_planning))::float8 as "mean!"
-           from sessions s where s.project_id = $1 and s.created_at >= $2::date group by 1"#,
+        // All tasks of the project once: one look for each session takes ten times as long.
+        r#"select s.created_at::date as "day!", avg(coalesce(t.count, 0))::float8 as "mean!"
+           from sessions s
+           left join (select session_id, count(*) from tasks where project_id = $1 and not is_planning group by 1) t
+             on t.session_id = s.id
+           where s.project_id = $1 and s.created_at >= $2::date group by 1"#,
         project as _,
         from
     )
