@@ -24,12 +24,12 @@ use crate::error::{Error, Result};
 use crate::http::download::{self, Presented};
 use crate::http::extract::{Flag, Int, Params, Path, Query};
 use crate::http::idempotency::Once;
-use crate::http::json::storable_object;
+use crate::http::json::{object_in, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Done, Envelope};
 use crate::http::upload::{Form, Rules};
 use crate::ids::{DiskId, ProjectId};
-use crate::{json, media};
+use crate::media;
 
 /// The refusal of a disk that is not the caller's, where upstream has a 403.
 const DENIED: Error = Error::Forbidden("access denied: disk does not belong to this project");
@@ -117,15 +117,7 @@ fn by_api(app: &App) -> Author<'static> {
 
 /// What a client keeps with a file: a JSON object as text, or nothing.
 fn user_meta(text: &str, limit: u64) -> Result<Map<String, Value>> {
-    let invalid =
-        |why: &dyn std::fmt::Display| Error::bad_because("invalid meta JSON format", format_args!("meta: {why}"));
-    let value =
-        if text.is_empty() { Value::Null } else { json::parse(text.as_bytes()).map_err(|why| invalid(&why))? };
-    let meta = match value {
-        Value::Null => Map::new(),
-        Value::Object(meta) => meta,
-        _ => return Err(invalid(&"must be a JSON object")),
-    };
+    let meta = object_in("meta", "invalid meta JSON format", text)?.unwrap_or_default();
     if meta.contains_key(INFO) {
         return Err(Error::field("meta", format_args!("reserved key '{INFO}' is not allowed in user meta")));
     }

@@ -56,9 +56,9 @@ impl FilePath {
         Ok(Self { path, filename: filename.to_owned() })
     }
 
-    /// The path without the slash at its beginning, as files of skills are named.
+    /// As [`relative`].
     pub fn relative(&self) -> String {
-        format!("{}{}", &self.path[1..], self.filename)
+        relative(&self.path, &self.filename)
     }
 
     pub fn path(&self) -> &str {
@@ -68,6 +68,11 @@ impl FilePath {
     pub fn filename(&self) -> &str {
         &self.filename
     }
+}
+
+/// A whole path without the slash at its beginning, as files of skills are named.
+pub fn relative(path: &str, filename: &str) -> String {
+    format!("{}{filename}", path.strip_prefix('/').unwrap_or(path))
 }
 
 /// A directory: begins and ends with a slash.

@@ -25,27 +25,36 @@ pub fn storable_object(field: &str, object: &Map<String, Value>, max_bytes: u64)
     Ok(())
 }
 
+/// Reads an object that comes as text; nothing and `null` are none.
+///
+/// # Errors
+/// 400 with a text that clients know for it, for what is no JSON object.
+pub fn object_in(field: &str, invalid: &str, text: &str) -> Result<Option<Map<String, Value>>> {
+    let invalid = |why: &dyn std::fmt::Display| Error::BadRequest {
+        msg: invalid.to_owned().into(),
+        detail: Some(format!("{field}: {why}")),
+    };
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match json::parse(text.as_bytes()).map_err(|why| invalid(&why))? {
+        Value::Null => Ok(None),
+        Value::Object(object) => Ok(Some(object)),
+        _ => Err(invalid(&"must be a JSON object")),
+    }
+}
+
 /// Reads what the objects of a list must contain, a JSON object as text: nothing, `null` and `{}` narrow nothing.
 ///
 /// # Errors
 /// 400 `invalid <field> JSON`, or what [`storable_object`] says.
 pub fn contained_object(field: &str, text: Option<&str>, max_bytes: u64) -> Result<Option<Map<String, Value>>> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else {
-        return Ok(None);
-    };
-    let invalid = |why: &dyn std::fmt::Display| Error::BadRequest {
-        msg: format!("invalid {field} JSON").into(),
-        detail: Some(format!("{field}: {why}")),
-    };
-    match json::parse(text.as_bytes()).map_err(|why| invalid(&why))? {
-        Value::Null => Ok(None),
-        Value::Object(filter) if filter.is_empty() => Ok(None),
-        Value::Object(filter) => {
-            storable_object(field, &filter, max_bytes)?;
-            Ok(Some(filter))
-        }
-        _ => Err(invalid(&"must be a JSON object")),
+    let filter = object_in(field, &format!("invalid {field} JSON"), text.unwrap_or_default())?;
+    let filter = filter.filter(|filter| !filter.is_empty());
+    if let Some(filter) = &filter {
+        storable_object(field, filter, max_bytes)?;
     }
+    Ok(filter)
 }
 
 /// Sets keys of the first level; `null` removes one.

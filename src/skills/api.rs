@@ -14,16 +14,16 @@ use super::store::{self, Row};
 use super::{FileEntry, Skill, upload};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::disks::path;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Once;
-use crate::http::json::storable_object;
+use crate::http::json::{object_in, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
 use crate::http::reply::{self, Done, Envelope};
 use crate::http::upload::{Form, Rules};
 use crate::ids::{DiskId, SkillId};
-use crate::json;
 use crate::users::{self, Identifier};
 
 pub const NOT_FOUND: Error = Error::NotFound("skill not found");
@@ -82,19 +82,11 @@ pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, re
 
 /// What a client keeps with a skill: a JSON object as text, or nothing.
 fn kept(text: &str, limit: u64) -> Result<Option<Map<String, Value>>> {
-    let invalid =
-        |why: &dyn std::fmt::Display| Error::bad_because("invalid meta JSON format", format_args!("meta: {why}"));
-    if text.is_empty() {
-        return Ok(None);
+    let meta = object_in("meta", "invalid meta JSON format", text)?;
+    if let Some(meta) = &meta {
+        storable_object("meta", meta, limit)?;
     }
-    match json::parse(text.as_bytes()).map_err(|why| invalid(&why))? {
-        Value::Null => Ok(None),
-        Value::Object(meta) => {
-            storable_object("meta", &meta, limit)?;
-            Ok(Some(meta))
-        }
-        _ => Err(invalid(&"must be a JSON object")),
-    }
+    Ok(meta)
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -139,7 +131,7 @@ pub async fn list_files(conn: &mut PgConnection, app: &App, skills: &[Row]) -> R
     let mut files: HashMap<DiskId, Vec<FileEntry>> = HashMap::with_capacity(disks.len());
     let last = found.last().map(|file| file.disk_id);
     for file in found {
-        let path = format!("{}{}", file.path.strip_prefix('/').unwrap_or(&file.path), file.filename);
+        let path = path::relative(&file.path, &file.filename);
         files.entry(file.disk_id).or_default().push(FileEntry { path, mime: file.mime });
     }
     // The last one may have more. The first is shown as far as it goes.

@@ -22,7 +22,7 @@ use crate::auth::Caller;
 use crate::blob::links;
 use crate::disks::artifacts::{FileContent, public_url, readable};
 use crate::disks::files::{self, File};
-use crate::disks::path::FilePath;
+use crate::disks::path::{self, FilePath};
 use crate::error::{Error, Result};
 use crate::http::extract::{Int, Path, PathParam, Query};
 use crate::http::openapi::Refusals;
@@ -218,7 +218,7 @@ impl Packer {
         let _turn = self.app.shown.acquire_many(kib).await.map_err(Error::internal)?;
         let bytes = self.app.blobs.read(&file.object_key).await?;
         let pack = move || -> anyhow::Result<_> {
-            let name = format!("{}{}", file.path.strip_prefix('/').unwrap_or(&file.path), file.filename);
+            let name = path::relative(&file.path, &file.filename);
             archive.start_file(name, SimpleFileOptions::default().last_modified_time(changed(&file)))?;
             archive.write_all(&bytes)?;
             Ok(archive)
