@@ -8,6 +8,10 @@ use sqlx::{ConnectOptions, Connection};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::eventually;
 use crate::support::program::{Program, data_folder};
 
 const ROUNDS: usize = 20;
@@ -249,27 +253,30 @@ async fn a_stop_lets_an_upload_finish() {
         .json()
         .await
         .unwrap();
-    let url = format!("{}/api/v1/disk/{}/artifact", program.url, disk["data"]["id"].as_str().unwrap());
+    let path = format!("/api/v1/disk/{}/artifact", disk["data"]["id"].as_str().unwrap());
     // A body that comes in two halves, with the signal between them.
-    let (send, receive) = tokio::sync::mpsc::channel::<Result<bytes::Bytes, std::io::Error>>(1);
-    let body = futures_util::stream::unfold(receive, async |mut receive| Some((receive.recv().await?, receive)));
-    let part = Part::stream(reqwest::Body::wrap_stream(body)).file_name("halves.txt");
-    let upload = client.post(url).bearer_auth(KEY).multipart(Form::new().part("file", part)).send();
-    let signal = async move {
-        // Both are taken in before the signal comes.
-        send.send(Ok("first half, ".into())).await.unwrap();
-        send.send(Ok("still first, ".into())).await.unwrap();
-        let address = program.url.trim_start_matches("http://").to_owned();
-        let stop = tokio::task::spawn_blocking(move || program.stop());
-        let closed = async || tokio::net::TcpStream::connect(&address).await.is_err();
-        crate::support::eventually("the port is closed", closed).await;
-        send.send(Ok("second half".into())).await.unwrap();
-        drop(send);
-        stop.await.unwrap()
-    };
-    let (uploaded, stopped) = tokio::join!(upload, signal);
-    assert_eq!(uploaded.unwrap().status().as_u16(), 201);
-    assert!(stopped.success());
+    let address = program.url.trim_start_matches("http://").to_owned();
+    let mut upload = TcpStream::connect(&address).await.unwrap();
+    let first = "--b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"halves.txt\"\r\n\r\nfirst half, ";
+    let second = "second half\r\n--b--\r\n";
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {KEY}\r\nexpect: 100-continue\r\n\
+         content-type: multipart/form-data; boundary=b\r\ncontent-length: {}\r\n\r\n",
+        first.len() + second.len()
+    );
+    upload.write_all(head.as_bytes()).await.unwrap();
+    // Said by a server that reads the body: from here on the request is one it must finish.
+    let mut go_on = [0; 25];
+    upload.read_exact(&mut go_on).await.unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    upload.write_all(first.as_bytes()).await.unwrap();
+    let stop = tokio::task::spawn_blocking(move || program.stop());
+    eventually("the port is closed", async || TcpStream::connect(&address).await.is_err()).await;
+    upload.write_all(second.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    upload.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    assert!(stop.await.unwrap().success());
 }
 
 /// Sends one request after the other, each with a key of its own and again until it is answered, as clients do; ends when the

@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use client::Client;
+pub use client::Client;
 use memory::MemoryBlobs;
 
 pub const PEPPER: &str = "a pepper for tests";
