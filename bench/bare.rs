@@ -58,7 +58,7 @@ fn app(folder: &Path, port: u16) -> anyhow::Result<App> {
     let (config, spool) = (settings(&[])?, SpoolDir::open(folder)?);
     let blobs = Arc::new(LocalBlobs::open(&folder.join("objects"), spool.clone())?);
     let database = PgConnectOptions::new_without_pgpass();
-    Ok(App::new(Parts { config, database, blobs, spool, port, kinds: kinds() }))
+    App::new(Parts { config, database, blobs, spool, port, kinds: kinds() })
 }
 
 /// The settings of a server that nothing but these is configured for.

@@ -11,6 +11,7 @@ use acontextd::blob::spool::SpoolDir;
 use acontextd::db;
 use acontextd::ids::ProjectId;
 use acontextd::jobs::{self, Delay, Job, JobError, Kinds, Running, runner, wake};
+use acontextd::seal::Owner;
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnectOptions;
@@ -61,7 +62,7 @@ impl Site {
         let blobs = Arc::new(LocalBlobs::open(&self.folder.join("objects"), spool.clone())?);
         let (config, kinds) = (bare::settings(&[])?, Kinds::default().with::<Probe>());
         let database = self.database.clone();
-        let app = App::new(Parts { config, database, blobs, spool, port: 0, kinds });
+        let app = App::new(Parts { config, database, blobs, spool, port: 0, kinds })?;
         db::migrate(&app.db).await?;
         Ok(app)
     }
@@ -191,7 +192,8 @@ async fn put_in(app: &App, many: usize, projects: usize) -> anyhow::Result<Durat
 /// Answers with when it was committed.
 async fn put_one_in(app: &App, project: ProjectId) -> anyhow::Result<Instant> {
     let mut tx = app.db.begin().await?;
-    jobs::enqueue(&mut tx, project, &Probe, Delay::NONE).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
+    let owner = Owner::plain(project);
+    jobs::enqueue(app, &mut tx, &owner, &Probe, Delay::NONE).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
     tx.commit().await?;
     let committed = Instant::now();
     app.jobs.wake();

@@ -27,6 +27,8 @@ use crate::learn::distill::Distill;
 use crate::learn::observe::{self, Observe};
 use crate::llm::{self, Llm};
 use crate::messages::writer::Writer;
+use crate::projects::encryption::convert::Convert;
+use crate::seal::jobs::JobKeys;
 use crate::{db, disks, http, learn, messages, metrics, projects, sessions, skills, spaces, tasks, users};
 
 /// Of the text of long messages that is worked on at one time. JSON takes many times its length while it is looked at.
@@ -48,6 +50,8 @@ pub struct Services {
     pub spool: SpoolDir,
     pub keys: KeyCache,
     pub link_key: LinkKey,
+    /// Seals the keys that jobs are given.
+    pub job_keys: JobKeys,
     /// The beginning of public links, without a slash at its end.
     pub public_url: String,
     pub meters: Arc<Meters>,
@@ -58,6 +62,8 @@ pub struct Services {
     pub llm: Arc<dyn Llm>,
     /// Told whenever messages were observed.
     pub observed: Notify,
+    /// Told whenever a project's content is all in the form that is wanted.
+    pub converted: Notify,
     pub greps: disks::search::Greps,
     /// How much of files is held in memory at once to be shown, in KiB.
     pub shown: Semaphore,
@@ -93,14 +99,18 @@ pub struct Parts {
 }
 
 impl App {
-    pub fn new(parts: Parts) -> Self {
+    ///
+    /// # Errors
+    /// None that can be helped.
+    pub fn new(parts: Parts) -> anyhow::Result<Self> {
         let Parts { config, database, blobs, spool, port, kinds } = parts;
         let connections = u32::try_from(config.database.connections).unwrap_or(u32::MAX);
         let for_pages = (connections / 3).max(1);
-        Self(Arc::new(Services {
+        Ok(Self(Arc::new(Services {
             pages: db::page_pool(database.clone(), for_pages),
             db: db::pool(database, connections.saturating_sub(for_pages).max(1)),
-            link_key: LinkKey::derive(config.keys.pepper()),
+            link_key: LinkKey::derive(config.keys.pepper())?,
+            job_keys: JobKeys::derive(config.keys.pepper())?,
             public_url: config.server.public_url(port),
             meters: Arc::default(),
             // What is asked is configured; nobody else shall be asked instead.
@@ -108,6 +118,7 @@ impl App {
             messages: Writer::default(),
             llm: llm::configured(&config.learning),
             observed: Notify::new(),
+            converted: Notify::new(),
             greps: disks::search::Greps::default(),
             shown: Semaphore::new(SHOWN_KIB as usize),
             worked: Semaphore::new(WORKED_KIB as usize),
@@ -120,7 +131,7 @@ impl App {
             config,
             blobs,
             spool,
-        }))
+        })))
     }
 
     /// The HTTP surface.
@@ -147,7 +158,7 @@ pub fn routes() -> OpenApiRouter<App> {
 
 /// Every kind of job that this program can run.
 pub fn kinds() -> Kinds {
-    Kinds::default().with::<SweepBlobs>().with::<Observe>().with::<Conclude>().with::<Distill>()
+    Kinds::default().with::<SweepBlobs>().with::<Observe>().with::<Conclude>().with::<Distill>().with::<Convert>()
 }
 
 /// Everything that is done from time to time.

@@ -19,11 +19,12 @@ use secrecy::ExposeSecret;
 use tokio::sync::Semaphore;
 
 use crate::app::App;
-use crate::crypto::{KEY_PREFIX, MasterKey, ProjectKey, same};
+use crate::crypto::{KEY_PREFIX, ProjectKey, same};
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::{NO_ROUTE, idempotency, openapi};
 use crate::ids::ProjectId;
 use crate::projects;
+use crate::seal::{Check, Kek, Owner};
 
 /// Routes without a key, as they are spelled in the router.
 pub const OPEN: [&str; 7] = [
@@ -39,7 +40,7 @@ pub const OPEN: [&str; 7] = [
 const WATCHED: &str = "/metrics";
 const ADMIN: &str = "/admin/v1/";
 /// but for these: a project's own key opens them.
-pub const OF_PROJECTS: [&str; 1] = [REPLACE_KEY];
+pub const OF_PROJECTS: [&str; 3] = [REPLACE_KEY, "/admin/v1/project/encrypt", "/admin/v1/project/decrypt"];
 /// Routes under here are those of whoever bills: the root token without its prefix opens them, and `ADMIN_API_TOKEN`.
 const METRICS: &str = "/metrics/v1";
 /// The route that replaces the key it is called with.
@@ -53,25 +54,10 @@ pub struct Caller {
     pub lookup: Arc<str>,
     /// The key was replaced lately: it opens nothing but the answer that told the new one.
     pub is_replaced: bool,
-    pub encrypted: bool,
     /// So many messages of a session need not wait longer to be observed, if the project has set it.
     pub buffer_turns: Option<i64>,
-    /// Inside the key, if it is a compact one.
-    pub master_key: Option<Arc<MasterKey>>,
-}
-
-impl Caller {
-    /// Refuses to store bytes that would have to be sealed.
-    ///
-    /// # Errors
-    /// 403 if the key has no master key, 503 as long as sealing is not there.
-    pub fn may_store_plain(&self) -> Result<()> {
-        match (self.encrypted, &self.master_key) {
-            (false, _) => Ok(()),
-            (true, None) => Err(Error::KeyRequired),
-            (true, Some(_)) => Err(Error::unavailable("this version does not store files of encrypted projects")),
-        }
-    }
+    /// The project with what seals its content, which is inside of the key if it is a compact one.
+    pub owner: Owner,
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
@@ -160,28 +146,32 @@ async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
         Some(verified) => verified,
         None => verify(app, &key, &lookup).await?,
     };
-    let master_key = key
-        .master_key(pepper)
-        .map_err(|_| Error::Unauthorized("invalid API key: failed to unwrap compact token"))?
-        .map(Arc::new);
-    let Verified { project, encrypted, buffer_turns } = verified;
-    Ok(Caller { project, lookup: lookup.into(), is_replaced: false, encrypted, buffer_turns, master_key })
+    let Verified { project, encrypted, buffer_turns, check } = verified;
+    let kek = kek(&key, pepper, project)?;
+    if check.is_some_and(|check| kek.as_ref().is_some_and(|kek| kek.check() != check)) {
+        return Err(Error::Unauthorized("invalid API key: its master key is not the one of this project"));
+    }
+    let owner = Owner { project, encrypted, kek };
+    Ok(Caller { project, lookup: lookup.into(), is_replaced: false, buffer_turns, owner })
+}
+
+/// What is inside of a compact key.
+fn kek(key: &ProjectKey, pepper: &str, project: ProjectId) -> Result<Option<Arc<Kek>>> {
+    let master = key.master_key(pepper);
+    let master = master.map_err(|_| Error::Unauthorized("invalid API key: failed to unwrap compact token"))?;
+    Ok(master.map(|master| Kek::new(project, master)).transpose()?.map(Arc::new))
 }
 
 /// Whose key this was until it was replaced lately.
 async fn replaced(app: &App, headers: &HeaderMap) -> Result<Option<Caller>> {
     let Some(body) = bearer(headers).and_then(|token| token.strip_prefix(KEY_PREFIX)) else { return Ok(None) };
-    let lookup = ProjectKey::parse(body).lookup(app.config.keys.pepper());
+    let key = ProjectKey::parse(body);
+    let pepper = app.config.keys.pepper();
+    let lookup = key.lookup(pepper);
     let mut conn = app.db.acquire().await?;
-    let project = projects::store::get_replaced(&mut conn, &lookup).await?;
-    Ok(project.map(|project| Caller {
-        project,
-        lookup: lookup.into(),
-        is_replaced: true,
-        encrypted: false,
-        buffer_turns: None,
-        master_key: None,
-    }))
+    let Some((project, encrypted)) = projects::store::get_replaced(&mut conn, &lookup).await? else { return Ok(None) };
+    let owner = Owner { project, encrypted, kek: kek(&key, pepper, project)? };
+    Ok(Some(Caller { project, lookup: lookup.into(), is_replaced: true, buffer_turns: None, owner }))
 }
 
 async fn verify(app: &App, key: &ProjectKey, lookup: &str) -> Result<Verified> {
@@ -194,7 +184,9 @@ async fn verify(app: &App, key: &ProjectKey, lookup: &str) -> Result<Verified> {
     }
     // A value of another type is as if it were not there.
     let buffer_turns = found.buffer_turns.and_then(|turns| turns.as_i64());
-    let verified = Verified { project: found.id, encrypted: found.encryption_enabled, buffer_turns };
+    // One of another length fits no key.
+    let check = found.seal_check.map(|check| check.try_into().unwrap_or_default());
+    let verified = Verified { project: found.id, encrypted: found.encryption_enabled, buffer_turns, check };
     app.keys.remember(lookup, verified, generation);
     Ok(verified)
 }
@@ -205,6 +197,8 @@ struct Verified {
     project: ProjectId,
     encrypted: bool,
     buffer_turns: Option<i64>,
+    /// Of the master key that the project's content is sealed with, if any is.
+    check: Option<Check>,
 }
 
 /// The keys that were verified lately, by their look-up value.

@@ -89,10 +89,7 @@ impl ProjectKey {
     /// The key was damaged, or made under another pepper.
     pub fn master_key(&self, pepper: &str) -> anyhow::Result<Option<MasterKey>> {
         let Some(wrapped) = &self.wrapped else { return Ok(None) };
-        let kek = AesKek::new(&AES_256, &*wrapping_key(&self.secret, pepper)?)?;
-        let mut master = MasterKey::new([0; 32]);
-        let length = kek.unwrap(wrapped, &mut *master)?.len();
-        if length == master.len() { Ok(Some(master)) } else { Err(anyhow!("a wrapped key of {length} bytes")) }
+        unwrap(&*wrapping_key(&self.secret, pepper)?, wrapped).map(Some)
     }
 
     /// The hash that is stored beside the look-up. Slow by design: not for an async thread.
@@ -127,14 +124,20 @@ fn wrapping_key(secret: &str, pepper: &str) -> anyhow::Result<Zeroizing<[u8; 32]
     derive(salt.as_bytes(), input.as_bytes(), info.as_bytes())
 }
 
-fn wrap(wrapping_key: &[u8; 32], master: &MasterKey) -> anyhow::Result<[u8; WRAPPED]> {
+fn wrap(wrapping_key: &[u8; 32], key: &[u8; 32]) -> anyhow::Result<[u8; WRAPPED]> {
     let mut wrapped = [0; WRAPPED];
-    AesKek::new(&AES_256, wrapping_key)?.wrap(&**master, &mut wrapped).context("cannot wrap the master key")?;
+    AesKek::new(&AES_256, wrapping_key)?.wrap(key, &mut wrapped).context("cannot wrap a key")?;
     Ok(wrapped)
 }
 
+fn unwrap(wrapping_key: &[u8; 32], wrapped: &[u8; WRAPPED]) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+    let mut key = Zeroizing::new([0; 32]);
+    let length = AesKek::new(&AES_256, wrapping_key)?.unwrap(wrapped, &mut *key)?.len();
+    if length == key.len() { Ok(key) } else { Err(anyhow!("a wrapped key of {length} bytes")) }
+}
+
 /// HKDF-SHA256 to 32 bytes.
-fn derive(salt: &[u8], input: &[u8], info: &[u8]) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+pub(crate) fn derive(salt: &[u8], input: &[u8], info: &[u8]) -> anyhow::Result<Zeroizing<[u8; 32]>> {
     struct Length;
     impl hkdf::KeyType for Length {
         fn len(&self) -> usize {
@@ -147,15 +150,20 @@ fn derive(salt: &[u8], input: &[u8], info: &[u8]) -> anyhow::Result<Zeroizing<[u
 }
 
 /// Seals the answer that is kept for one request, which may contain a secret: opens with the pepper and the key that the
-/// client sent, which is kept nowhere.
+/// client sent, which is kept nowhere; for encrypted projects with their master key besides.
 pub struct AnswerKey(RandomizedNonceKey);
 
 impl AnswerKey {
     /// # Errors
     /// None that can be helped.
-    pub fn derive(request: &[u8], sent: &str, pepper: &str) -> anyhow::Result<Self> {
-        let input = Zeroizing::new(format!("{sent}{pepper}"));
-        let key = derive(request, input.as_bytes(), b"acontextd kept answers, first form")?;
+    pub fn derive(request: &[u8], sent: &str, pepper: &str, master: Option<&MasterKey>) -> anyhow::Result<Self> {
+        let parts: [&[u8]; 3] = [sent.as_bytes(), pepper.as_bytes(), master.map_or(&[], |master| master.as_slice())];
+        let input = Zeroizing::new(parts.concat());
+        let form: &[u8] = match master {
+            None => b"acontextd kept answers, first form",
+            Some(_) => b"acontextd kept answers of encrypted projects, first form",
+        };
+        let key = derive(request, &input, form)?;
         Ok(Self(RandomizedNonceKey::new(&AES_256_GCM, &*key)?))
     }
 
@@ -187,20 +195,45 @@ impl AnswerKey {
     }
 }
 
-/// Signs public links. Derived from the pepper, so that every process of an installation has the same one.
-pub struct LinkKey(hmac::Key);
+/// Signs public links, and wraps the keys of sealed files in them. Derived from the pepper, so that every process of an
+/// installation has the same one.
+pub struct LinkKey {
+    signing: hmac::Key,
+    wrapping: Zeroizing<[u8; 32]>,
+}
+
+/// The key of a file in a link to it.
+pub type LinkedKey = [u8; WRAPPED];
 
 impl LinkKey {
-    pub fn derive(pepper: &str) -> Self {
+    /// # Errors
+    /// None that can be helped.
+    pub fn derive(pepper: &str) -> anyhow::Result<Self> {
         let input = hmac::Key::new(hmac::HMAC_SHA256, pepper.as_bytes());
-        Self(hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&input, b"acontextd public links, first form").as_ref()))
+        let signing = hmac::sign(&input, b"acontextd public links, first form");
+        let wrapping = derive(b"acontextd", pepper.as_bytes(), b"acontextd keys in public links, first form")?;
+        Ok(Self { signing: hmac::Key::new(hmac::HMAC_SHA256, signing.as_ref()), wrapping })
     }
 
     pub fn sign(&self, bytes: &[u8]) -> [u8; 32] {
-        let tag = hmac::sign(&self.0, bytes);
+        let tag = hmac::sign(&self.signing, bytes);
         let mut out = [0; 32];
         out.copy_from_slice(tag.as_ref());
         out
+    }
+
+    /// Wraps a key, always in the same way (RFC 3394), so that the same link is made twice.
+    ///
+    /// # Errors
+    /// None that can be helped.
+    pub fn wrap(&self, key: &[u8; 32]) -> anyhow::Result<LinkedKey> {
+        wrap(&self.wrapping, key)
+    }
+
+    /// # Errors
+    /// It was wrapped under another pepper.
+    pub fn unwrap(&self, wrapped: &LinkedKey) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+        unwrap(&self.wrapping, wrapped)
     }
 }
 
@@ -235,6 +268,17 @@ mod tests {
         let wrapping = wrapping_key(&key.secret, "test-pepper").unwrap();
         assert_eq!(hex::encode(*wrapping), "6e7a45a06d338af3616c533dbf443245e88c6cd4ac263eb8ab100d74a96f53a0");
         assert_eq!(hex::encode(*key.master_key("test-pepper").unwrap().unwrap()), MASTER);
+    }
+
+    /// RFC 3394, section 4.6.
+    #[test]
+    fn keys_are_wrapped_as_the_rfc_says() {
+        let kek: [u8; 32] = std::array::from_fn(|at| u8::try_from(at).unwrap());
+        let key = hex::decode("00112233445566778899aabbccddeeff000102030405060708090a0b0c0d0e0f").unwrap();
+        let wrapped = wrap(&kek, &key.clone().try_into().unwrap()).unwrap();
+        let expected = "28c9f404c4b810f4cbccb35cfb87f8263f5786e2d80ed326cbc7f0e71a99f43bfb988b9b7a02dd21";
+        assert_eq!(hex::encode(wrapped), expected);
+        assert_eq!(unwrap(&kek, &wrapped).unwrap().as_slice(), key);
     }
 
     #[test]
@@ -290,14 +334,18 @@ mod tests {
 
     #[test]
     fn a_kept_answer_opens_only_with_pepper_key_and_request() {
-        let key = |request: &[u8], sent, pepper| AnswerKey::derive(request, sent, pepper).unwrap();
+        let key = |request: &[u8], sent, pepper| AnswerKey::derive(request, sent, pepper, None).unwrap();
+        let with_master = AnswerKey::derive(b"request", "key", "pepper", Some(&MasterKey::new([1; 32]))).unwrap();
         let sealed = key(b"request", "key", "pepper").seal(b"an answer").unwrap();
         assert_ne!(sealed, key(b"request", "key", "pepper").seal(b"an answer").unwrap());
         assert_eq!(key(b"request", "key", "pepper").open(sealed.clone()).unwrap(), b"an answer");
-        for other in [key(b"other", "key", "pepper"), key(b"request", "kex", "pepper"), key(b"request", "key", "salt")]
-        {
-            assert!(other.open(sealed.clone()).is_err());
-        }
+        let others = [
+            key(b"other", "key", "pepper"),
+            key(b"request", "kex", "pepper"),
+            key(b"request", "key", "salt"),
+            with_master,
+        ];
+        assert!(others.iter().all(|other| other.open(sealed.clone()).is_err()));
         assert!(key(b"request", "key", "pepper").open(sealed[1..].to_vec()).is_err());
         assert!(key(b"request", "key", "pepper").open(Vec::new()).is_err());
     }

@@ -52,6 +52,9 @@ pub enum Error {
     /// 503: a dependency or a deadline; the same request may work in a moment.
     #[error("{msg}")]
     Unavailable { msg: Cow<'static, str>, cause: Option<anyhow::Error> },
+    /// 500: what is stored was changed, or lost a part, and does not open.
+    #[error("{what} is damaged")]
+    Damaged { what: String, cause: anyhow::Error },
     /// 500: a bug.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
@@ -65,6 +68,9 @@ pub const UNAUTHORIZED: Error = Error::Unauthorized("Unauthorized");
 pub struct Cause(pub Arc<anyhow::Error>);
 
 impl Error {
+    /// What clients can look for where stored content does not open.
+    pub const CONTENT_DAMAGED: &str = "CONTENT_DAMAGED";
+
     /// A refusal with the text that clients know for it.
     pub fn bad(msg: impl Into<Cow<'static, str>>) -> Self {
         Self::BadRequest { msg: msg.into(), detail: None }
@@ -108,7 +114,7 @@ impl Error {
             Self::Replay { status, .. } => *status,
             Self::Upstream { .. } => StatusCode::BAD_GATEWAY,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Damaged { .. } | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -128,18 +134,23 @@ impl Error {
             Self::Replay { .. } => "".into(),
             Self::KeyRequired => "encryption enabled, API key required".into(),
             Self::TooLarge(msg) => msg.as_str().into(),
+            Self::Damaged { what, .. } => format!("{what} is damaged").into(),
             Self::Internal(_) => "internal error; the request id names it in the server's log".into(),
         }
     }
 
     /// The `error` key: only constants, never the text of an inner fault.
     fn constant(&self) -> Option<&'static str> {
-        matches!(self, Self::KeyRequired).then_some("ENCRYPTION_KEY_REQUIRED")
+        match self {
+            Self::KeyRequired => Some("ENCRYPTION_KEY_REQUIRED"),
+            Self::Damaged { .. } => Some(Self::CONTENT_DAMAGED),
+            _ => None,
+        }
     }
 
     fn into_cause(self) -> Option<anyhow::Error> {
         match self {
-            Self::Internal(cause) => Some(cause),
+            Self::Internal(cause) | Self::Damaged { cause, .. } => Some(cause),
             Self::Unavailable { cause, .. } | Self::Upstream { cause, .. } => cause,
             _ => None,
         }
@@ -186,6 +197,7 @@ impl From<BlobError> for Error {
                 let msg = "the object store does not answer; try again in a moment".into();
                 Self::Unavailable { msg, cause: Some(cause.into()) }
             }
+            BlobError::Short(_) => Self::Damaged { what: "a stored object".into(), cause: cause.into() },
             BlobError::Missing(_) => Self::Internal(cause.into()),
         }
     }

@@ -25,6 +25,7 @@ pub mod messages;
 pub mod metrics;
 pub mod percent;
 pub mod projects;
+pub mod seal;
 pub mod sessions;
 pub mod skills;
 pub mod spaces;

@@ -81,7 +81,7 @@ impl Server {
             Arc::new(LocalBlobs::open(&folder.join("objects"), spool.clone())?)
         };
         let kinds = app::kinds();
-        let app = App::new(Parts { config, database, blobs, spool, port, kinds });
+        let app = App::new(Parts { config, database, blobs, spool, port, kinds })?;
         prepare(&app, postgres.as_ref()).await?;
         Ok(Self { app, listener, postgres, _data_lock: lock })
     }

@@ -9,12 +9,17 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use uuid::Uuid;
 
-use crate::crypto::LinkKey;
+use super::content::{self, Key};
+use super::refs::Stored;
+use crate::app::App;
+use crate::crypto::{LinkKey, LinkedKey};
 use crate::error::{Error, Result};
 use crate::ids::ProjectId;
+use crate::seal::Owner;
 
-/// The first byte of every token, so that another form can be told from this one.
-const VERSION: u8 = 1;
+/// The first byte of every token, so that another form can be told from this one. The second form has the key of a sealed file.
+const PLAIN: u8 = 1;
+const SEALED: u8 = 2;
 const SIGNATURE: usize = 16;
 const HOUR: i64 = 3600;
 /// The longest life: seven days.
@@ -28,6 +33,8 @@ pub struct Link {
     pub sha256: String,
     pub mime: String,
     pub filename: String,
+    /// Opens this one content, if it is sealed.
+    pub key: Option<LinkedKey>,
 }
 
 /// When a link made at `now` (Unix seconds) for `life` seconds ends.
@@ -42,13 +49,23 @@ pub fn end(now: i64, life: i64) -> Result<i64> {
     Ok(if life >= HOUR { (end + HOUR - 1) / HOUR * HOUR } else { end })
 }
 
+/// What a link to this content must tell; nothing if it is not sealed.
+///
+/// # Errors
+/// 403 if it is sealed and the project's key not at hand; 500 if its own key is damaged.
+pub fn linked_key(app: &App, owner: &Owner, stored: &Stored) -> Result<Option<LinkedKey>> {
+    let dek = content::dek(stored, Key::Project(owner.kek.as_deref()))?;
+    Ok(dek.map(|dek| app.link_key.wrap(dek.bytes())).transpose()?)
+}
+
 impl Link {
     /// The token for this link.
     pub fn sign(&self, key: &LinkKey, end: i64) -> Result<String> {
-        let mut token = vec![VERSION];
+        let mut token = vec![if self.key.is_some() { SEALED } else { PLAIN }];
         token.extend_from_slice(self.project.0.as_bytes());
         token.extend_from_slice(&hex::decode(&self.sha256).map_err(Error::internal)?);
         token.extend_from_slice(&end.to_be_bytes());
+        token.extend_from_slice(self.key.as_ref().map_or(&[], |key| key.as_slice()));
         token.extend_from_slice(&u16::try_from(self.mime.len()).map_err(Error::internal)?.to_be_bytes());
         token.extend_from_slice(self.mime.as_bytes());
         token.extend_from_slice(self.filename.as_bytes());
@@ -68,9 +85,14 @@ impl Link {
         let (project, rest) = rest.split_first_chunk::<16>()?;
         let (sha256, rest) = rest.split_first_chunk::<32>()?;
         let (end, rest) = rest.split_first_chunk::<8>()?;
+        let (key, rest) = match *version {
+            PLAIN => (None, rest),
+            SEALED => rest.split_first_chunk().map(|(key, rest)| (Some(*key), rest))?,
+            _ => return None,
+        };
         let (mime_length, rest) = rest.split_first_chunk::<2>()?;
         let (mime, filename) = rest.split_at_checked(usize::from(u16::from_be_bytes(*mime_length)))?;
-        if *version != VERSION || i64::from_be_bytes(*end) < now {
+        if i64::from_be_bytes(*end) < now {
             return None;
         }
         Some(Self {
@@ -78,6 +100,7 @@ impl Link {
             sha256: hex::encode(sha256),
             mime: String::from_utf8(mime.to_vec()).ok()?,
             filename: String::from_utf8(filename.to_vec()).ok()?,
+            key,
         })
     }
 }
@@ -90,27 +113,36 @@ mod tests {
 
     const NOW: i64 = 1_700_000_123;
 
+    fn key(pepper: &str) -> LinkKey {
+        LinkKey::derive(pepper).unwrap()
+    }
+
     fn link() -> Link {
         Link {
             project: ProjectId::new(),
             sha256: "ab".repeat(32),
             mime: "text/plain; charset=utf-8".into(),
             filename: "größe.txt".into(),
+            key: None,
         }
     }
 
     #[test]
     fn a_link_opens_until_its_end() {
-        let (link, key) = (link(), LinkKey::derive("pepper"));
-        let token = link.sign(&key, NOW + 60).unwrap();
-        assert_eq!(Link::verify(&token, &key, NOW + 60), Some(link));
-        assert_eq!(Link::verify(&token, &key, NOW + 61), None);
+        let key = key("pepper");
+        let wrapped = key.wrap(&[7; 32]).unwrap();
+        for link in [link(), Link { key: Some(wrapped), ..link() }] {
+            let token = link.sign(&key, NOW + 60).unwrap();
+            assert_eq!(Link::verify(&token, &key, NOW + 60), Some(link));
+            assert_eq!(Link::verify(&token, &key, NOW + 61), None);
+        }
+        assert_eq!(*key.unwrap(&wrapped).unwrap(), [7; 32]);
     }
 
     #[test]
     fn a_link_of_another_server_does_not_open() {
-        let token = link().sign(&LinkKey::derive("pepper"), NOW + 60).unwrap();
-        assert_eq!(Link::verify(&token, &LinkKey::derive("salt"), NOW), None);
+        let token = link().sign(&key("pepper"), NOW + 60).unwrap();
+        assert_eq!(Link::verify(&token, &key("salt"), NOW), None);
     }
 
     #[test]
@@ -132,7 +164,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_changed_token_does_not_open(at in 0_usize..200, with in any::<u8>()) {
-            let key = LinkKey::derive("pepper");
+            let key = key("pepper");
             let token = link().sign(&key, NOW + 60).unwrap();
             let mut bytes = URL_SAFE_NO_PAD.decode(&token).unwrap();
             let at = at % bytes.len();
@@ -143,7 +175,7 @@ mod tests {
 
         #[test]
         fn any_text_is_read_without_a_panic(text in ".{0,300}") {
-            prop_assert_eq!(Link::verify(&text, &LinkKey::derive("pepper"), NOW), None);
+            prop_assert_eq!(Link::verify(&text, &key("pepper"), NOW), None);
         }
     }
 }

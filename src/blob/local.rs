@@ -69,6 +69,7 @@ fn object_path(root: &Path, key: &str) -> PathBuf {
 fn named(fault: io::Error, key: &str) -> BlobError {
     match fault.kind() {
         io::ErrorKind::NotFound => BlobError::Missing(key.to_owned()),
+        io::ErrorKind::UnexpectedEof => BlobError::Short(key.to_owned()),
         _ => BlobError::Unavailable(anyhow::Error::new(fault).context(format!("object {key}"))),
     }
 }
@@ -86,7 +87,7 @@ impl Blobs for LocalBlobs {
             // The folder was just made: that it is missing is no missing object.
             .map_err(|fault| match fault {
                 BlobError::Missing(key) => unavailable(anyhow::anyhow!("cannot place object {key}")),
-                fault @ BlobError::Unavailable(_) => fault,
+                fault => fault,
             })
     }
 
@@ -119,7 +120,7 @@ impl Blobs for LocalBlobs {
         self.on_disk(key, |path| fs::read(path).map(Bytes::from)).await
     }
 
-    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<()> {
+    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<Vec<usize>> {
         let keys = Arc::new(keys);
         let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let threads: Vec<_> = (0..SCAN_THREADS.min(keys.len()))
@@ -128,10 +129,11 @@ impl Blobs for LocalBlobs {
                 tokio::task::spawn_blocking(move || scan_some(&root, &keys, &next, &visit))
             })
             .collect();
+        let mut missing = Vec::new();
         for thread in threads {
-            thread.await.map_err(unavailable)??;
+            missing.extend(thread.await.map_err(unavailable)??);
         }
-        Ok(())
+        Ok(missing)
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
@@ -202,19 +204,24 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Reads objects into one buffer, one after the other, until none is left or `visit` has seen enough.
-fn scan_some(root: &Path, keys: &[String], next: &std::sync::atomic::AtomicUsize, visit: &Visit) -> Result<()> {
-    let mut buffer = Vec::new();
+/// Reads objects into one buffer, one after the other, until none is left or `visit` has seen enough. Answers with those that are
+/// not there.
+fn scan_some(root: &Path, keys: &[String], next: &std::sync::atomic::AtomicUsize, visit: &Visit) -> Result<Vec<usize>> {
+    let (mut buffer, mut missing) = (Vec::new(), Vec::new());
     loop {
         let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let Some(key) = keys.get(at) else { return Ok(()) };
+        let Some(key) = keys.get(at) else { return Ok(missing) };
         buffer.clear();
-        File::open(object_path(root, key))
-            .and_then(|mut file| file.read_to_end(&mut buffer))
-            .map_err(|fault| named(fault, key))?;
-        if visit(at, &buffer).is_break() {
-            next.store(keys.len(), std::sync::atomic::Ordering::Relaxed);
-            return Ok(());
+        let read = File::open(object_path(root, key)).and_then(|mut file| file.read_to_end(&mut buffer));
+        match read.map_err(|fault| named(fault, key)) {
+            Err(BlobError::Missing(_)) => missing.push(at),
+            Err(fault) => return Err(fault),
+            Ok(_) => {
+                if visit(at, &mut buffer).is_break() {
+                    next.store(keys.len(), std::sync::atomic::Ordering::Relaxed);
+                    return Ok(missing);
+                }
+            }
         }
     }
 }

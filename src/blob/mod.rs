@@ -1,9 +1,12 @@
 //! Stored objects: bytes under a key that is used once and never overwritten.
 //!
 //! [`Blobs`] is the world outside, in two forms: a folder ([`local`]) and a bucket ([`s3`]). [`refs`] keeps the row of each
-//! object, so that no row points to nothing and no object is unknown. [`spool`] holds an upload until it is whole, [`links`]
-//! makes public links, [`sweep`] removes what nothing refers to any more.
+//! object, so that no row points to nothing and no object is unknown. [`content`] is what others read and write: it seals and
+//! opens. [`spool`] holds an upload until it is whole, [`links`] makes public links, [`sweep`] removes what nothing refers to any
+//! more. [`convert`] turns what is stored from sealed to plain and back.
 
+pub mod content;
+pub mod convert;
 pub mod links;
 pub mod local;
 pub mod refs;
@@ -23,15 +26,18 @@ use spool::Spool;
 /// The bytes of an object as they come in.
 pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
 
-/// Is called with an object's place in the list and its bytes, from several threads at once. What it answers tells whether
-/// the scan goes on.
-pub type Visit = Arc<dyn Fn(usize, &[u8]) -> std::ops::ControlFlow<()> + Send + Sync>;
+/// Is called with an object's place in the list and its bytes, which it may change, from several threads at once. What it answers
+/// tells whether the scan goes on.
+pub type Visit = Arc<dyn Fn(usize, &mut Vec<u8>) -> std::ops::ControlFlow<()> + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
     /// A row names an object that is not there.
     #[error("object {0} is missing")]
     Missing(String),
+    /// An object ends before it should.
+    #[error("object {0} has lost a part")]
+    Short(String),
     /// The store does not answer, is full, or answers wrongly.
     #[error("the object store failed")]
     Unavailable(#[source] anyhow::Error),
@@ -51,8 +57,8 @@ pub trait Blobs: Send + Sync {
     /// Reads a whole object into memory.
     async fn read(&self, key: &str) -> Result<Bytes>;
 
-    /// Reads many whole objects, several at a time and in no order; missing ones are an error.
-    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<()>;
+    /// Reads many whole objects, several at a time and in no order. Answers with the places of those that are not there.
+    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<Vec<usize>>;
 
     /// Removes an object; one that is not there is fine.
     async fn delete(&self, key: &str) -> Result<()>;

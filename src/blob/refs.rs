@@ -6,60 +6,111 @@
 
 use sqlx::PgConnection;
 
+use super::content;
 use super::spool::Spool;
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, ProjectId};
+use crate::seal::{Dek, Owner};
 
 /// Content that is stored but that no row refers to yet.
 #[derive(Debug)]
 pub struct Upload {
     blob: BlobId,
-    /// Whether this upload put the object there, or found it.
-    fresh: bool,
+    /// What this upload put there; nothing if the content was found.
+    fresh: Option<Fresh>,
 }
 
-/// Sees to it that the content is in the object store: found there, or put there.
-pub async fn upload(app: &App, project: ProjectId, content: &Spool) -> Result<Upload> {
-    let known = sqlx::query_scalar!(
-        r#"select id as "id: BlobId" from blobs where project_id = $1 and sha256 = $2 and state = 'live'"#,
+#[derive(Clone, Debug)]
+pub(super) struct Fresh {
+    pub(super) project: ProjectId,
+    pub(super) object_key: String,
+    pub(super) sealed: bool,
+}
+
+/// Sees to it that the content is in the object store: found there, or put there in the form that the project wants.
+///
+/// # Errors
+/// 403 if the project is encrypted and its key not at hand; 503 if the object store fails.
+pub async fn upload(app: &App, owner: &Owner, content: &Spool) -> Result<Upload> {
+    let project = owner.project;
+    let known = sqlx::query!(
+        r#"select p.encryption_enabled, b.id as "blob?: BlobId"
+           from projects p left join blobs b on b.project_id = p.id and b.sha256 = $2 and b.state = 'live'
+           where p.id = $1"#,
         project as _,
         content.sha256,
     );
-    if let Some(blob) = known.fetch_optional(&app.db).await? {
-        return Ok(Upload { blob, fresh: false });
+    // A project that is deleted just now has nothing to say in this; the transaction will find out.
+    let known = known.fetch_optional(&app.db).await?;
+    if let Some(blob) = known.as_ref().and_then(|known| known.blob) {
+        return Ok(Upload { blob, fresh: None });
     }
+    let kek = owner.sealing(known.is_some_and(|known| known.encryption_enabled))?;
     let blob = BlobId::new();
-    let object_key = format!("{project}/{blob}");
-    let size = i64::try_from(content.size).map_err(Error::internal)?;
+    let fresh = Fresh { project, object_key: object_key(project, blob), sealed: kek.is_some() };
+    let dek = kek.map(|_| Dek::random()).transpose()?;
+    let seal = match (kek, &dek) {
+        (Some(kek), Some(dek)) => Some(content::wrap(kek, dek, &content.sha256)?),
+        _ => None,
+    };
+    insert_pending(app, blob, &fresh.object_key, project, content, seal.as_deref()).await?;
+    content::put(app, &fresh.object_key, content, dek.as_ref()).await?;
+    Ok(Upload { blob, fresh: Some(fresh) })
+}
+
+/// The name of an object that will be; used once.
+pub(super) fn object_key(project: ProjectId, blob: BlobId) -> String {
+    format!("{project}/{blob}")
+}
+
+/// Notes that an object may come to be under this name.
+pub(super) async fn insert_pending(
+    app: &App,
+    blob: BlobId,
+    object_key: &str,
+    project: ProjectId,
+    content: &Spool,
+    wrapped_key: Option<&[u8]>,
+) -> Result<()> {
     sqlx::query!(
-        "insert into blobs (id, project_id, object_key, sha256, size) values ($1, $2, $3, $4, $5)",
+        "insert into blobs (id, project_id, object_key, sha256, size, seal, wrapped_key)
+         values ($1, $2, $3, $4, $5, case when $6::bytea is not null then $7 end, $6)",
         blob as _,
         project as _,
         object_key,
         content.sha256,
-        size,
+        i64::try_from(content.size).map_err(Error::internal)?,
+        wrapped_key,
+        content::CHUNKS,
     )
     .execute(&app.db)
     .await?;
-    app.blobs.put(&object_key, content).await?;
-    Ok(Upload { blob, fresh: true })
+    Ok(())
 }
 
 /// Makes the upload's blob one that rows of this transaction may refer to, and holds it there until the transaction ends.
-/// `None` if another one took its place meanwhile (an equal content that came first, or the sweep): begin again with
-/// [`upload`], in a new transaction.
-pub async fn claim(conn: &mut PgConnection, upload: &Upload) -> Result<Option<BlobId>> {
-    Ok(claim_all(conn, std::slice::from_ref(upload)).await?.and_then(|blobs| blobs.first().copied()))
+/// `None` if another one took its place meanwhile (an equal content that came first, or the sweep), or the project wants its
+/// content in another form now: begin again with [`upload`], in a new transaction.
+pub async fn claim(app: &App, conn: &mut PgConnection, upload: &Upload) -> Result<Option<BlobId>> {
+    Ok(claim_all(app, conn, std::slice::from_ref(upload)).await?.and_then(|blobs| blobs.first().copied()))
 }
 
 /// As [`claim`], for several contents of a project, no two of them equal: all of them or none.
-pub async fn claim_all(conn: &mut PgConnection, uploads: &[Upload]) -> Result<Option<Vec<BlobId>>> {
-    let ids = |fresh: bool| {
-        let of_kind = uploads.iter().filter(|upload| upload.fresh == fresh).map(|upload| upload.blob);
-        of_kind.collect::<Vec<BlobId>>()
-    };
-    let (fresh, found) = (ids(true), ids(false));
+pub async fn claim_all(app: &App, conn: &mut PgConnection, uploads: &[Upload]) -> Result<Option<Vec<BlobId>>> {
+    let claimed = try_claim(conn, uploads).await;
+    if !matches!(claimed, Ok(true)) {
+        // Nobody will refer to them any more.
+        let left: Vec<_> = uploads.iter().filter_map(|upload| Some((upload.blob, upload.fresh.clone()?))).collect();
+        if !left.is_empty() {
+            app.tasks.spawn(discard(app.clone(), left));
+        }
+    }
+    Ok(claimed?.then(|| uploads.iter().map(|upload| upload.blob).collect()))
+}
+
+async fn try_claim(conn: &mut PgConnection, uploads: &[Upload]) -> Result<bool> {
+    let found: Vec<BlobId> = uploads.iter().filter(|one| one.fresh.is_none()).map(|one| one.blob).collect();
     if !found.is_empty() {
         // The share lock keeps the sweep from calling it dead before this transaction has ended. In one order, so that two
         // transactions do not wait for each other.
@@ -68,55 +119,95 @@ pub async fn claim_all(conn: &mut PgConnection, uploads: &[Upload]) -> Result<Op
             &found as _,
         );
         if held.fetch_all(&mut *conn).await?.len() < found.len() {
-            return Ok(None);
+            return Ok(false);
         }
     }
-    if !fresh.is_empty() {
-        let made =
-            sqlx::query!("update blobs set state = 'live' where id = any($1) and state = 'pending'", &fresh as _);
-        match made.execute(conn).await {
-            Ok(made) if made.rows_affected() < fresh.len() as u64 => return Ok(None),
-            // An equal content came first.
-            Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("blobs_live") => return Ok(None),
-            made => made?,
-        };
+    let fresh: Vec<(BlobId, &Fresh)> = uploads.iter().filter_map(|one| Some((one.blob, one.fresh.as_ref()?))).collect();
+    let Some((_, first)) = fresh.first() else { return Ok(true) };
+    let wanted = stores_sealed(&mut *conn, first.project).await?;
+    if fresh.iter().any(|(_, one)| wanted.is_some_and(|sealed| sealed != one.sealed)) {
+        return Ok(false);
     }
-    Ok(Some(uploads.iter().map(|upload| upload.blob).collect()))
+    let ids: Vec<BlobId> = fresh.iter().map(|(blob, _)| *blob).collect();
+    let made = sqlx::query!("update blobs set state = 'live' where id = any($1) and state = 'pending'", &ids as _);
+    match made.execute(conn).await {
+        Ok(made) => Ok(made.rows_affected() == ids.len() as u64),
+        // An equal content came first.
+        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("blobs_live") => Ok(false),
+        Err(fault) => Err(fault.into()),
+    }
 }
 
-/// Where a stored content is, if rows of the project still refer to it.
+/// Whether a project's content is to be stored sealed: an answer that stays right until the transaction ends. `None` if there is
+/// no such project (any more).
+pub async fn stores_sealed(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<bool>> {
+    sqlx::query_scalar!("select stores_sealed($1, true)", project as _).fetch_one(conn).await
+}
+
+/// Removes what was put into the store in vain, whatever has become of its row.
+pub(super) async fn discard(app: App, left: Vec<(BlobId, Fresh)>) {
+    for (blob, Fresh { object_key, .. }) in left {
+        let discarded = async {
+            sqlx::query!("update blobs set state = 'dead' where id = $1 and state = 'pending'", blob as _)
+                .execute(&app.db)
+                .await?;
+            app.blobs.delete(&object_key).await?;
+            sqlx::query!("delete from blobs where id = $1 and state = 'dead'", blob as _).execute(&app.db).await?;
+            Ok::<_, Error>(())
+        };
+        if let Err(fault) = discarded.await {
+            tracing::warn!(error = ?fault, "an upload that is not needed was left to the sweep");
+        }
+    }
+}
+
+/// Where a stored content is, and what it takes to open it.
+#[derive(Clone, Debug)]
 pub struct Stored {
+    pub id: BlobId,
     pub object_key: String,
-    pub size: u64,
+    /// Of the content, in bytes.
+    pub size: i64,
+    /// Of the content, in lower-case hex.
+    pub sha256: String,
+    /// The form of its seal; nothing if it is stored as it is.
+    pub seal: Option<String>,
+    pub wrapped_key: Option<Vec<u8>>,
 }
 
-/// Finds content by its hash.
+/// Finds content by its hash, if rows of the project still refer to it.
 pub async fn get_by_sha256(conn: &mut PgConnection, project: ProjectId, sha256: &str) -> Result<Option<Stored>> {
-    let row = sqlx::query!(
-        "select object_key, size from blobs b
+    let row = sqlx::query_as!(
+        Stored,
+        r#"select id as "id: BlobId", object_key, size, sha256, seal, wrapped_key from blobs b
          where project_id = $1 and sha256 = $2 and state = 'live'
-           and exists (select 1 from blob_references r where r.blob_id = b.id)",
+           and exists (select 1 from blob_references r where r.blob_id = b.id)"#,
         project as _,
         sha256,
     );
-    let row = row.fetch_optional(conn).await?;
-    Ok(row.map(|row| Stored { object_key: row.object_key, size: row.size.cast_unsigned() }))
+    Ok(row.fetch_optional(conn).await?)
 }
 
-/// The object keys of several contents by their hashes, in the order of the hashes.
-pub async fn list_by_sha256(
-    conn: &mut PgConnection,
-    project: ProjectId,
-    hashes: &[String],
-) -> Result<Vec<(String, String)>> {
-    let rows = sqlx::query!(
-        "select b.sha256, b.object_key
+/// Where a content is now: it moves when the form it is stored in changes.
+pub async fn get(conn: &mut PgConnection, blob: BlobId) -> Result<Option<Stored>> {
+    let row = sqlx::query_as!(
+        Stored,
+        r#"select id as "id: BlobId", object_key, size, sha256, seal, wrapped_key from blobs where id = $1"#,
+        blob as _,
+    );
+    Ok(row.fetch_optional(conn).await?)
+}
+
+/// Several contents by their hashes, in the order of the hashes.
+pub async fn list_by_sha256(conn: &mut PgConnection, project: ProjectId, hashes: &[String]) -> Result<Vec<Stored>> {
+    let rows = sqlx::query_as!(
+        Stored,
+        r#"select b.id as "id: BlobId", b.object_key, b.size, b.sha256, b.seal, b.wrapped_key
          from unnest($2::text[]) with ordinality as w (sha256, n)
          join blobs b on b.project_id = $1 and b.sha256 = w.sha256 and b.state = 'live'
-         order by w.n",
+         order by w.n"#,
         project as _,
         hashes,
     );
-    let rows = rows.fetch_all(conn).await?;
-    Ok(rows.into_iter().map(|row| (row.sha256, row.object_key)).collect())
+    Ok(rows.fetch_all(conn).await?)
 }

@@ -82,6 +82,10 @@ where
     if absent {
         return BlobError::Missing(key.to_owned());
     }
+    // What is asked for lies behind its end.
+    if status == Some(416) {
+        return BlobError::Short(key.to_owned());
+    }
     unavailable(anyhow::Error::new(fault).context(format!("object {key}")))
 }
 
@@ -97,7 +101,7 @@ impl Blobs for S3Blobs {
         let put = put.set_server_side_encryption(self.sse.clone()).body(body);
         put.send().await.map(drop).map_err(|fault| match named(fault, key) {
             BlobError::Missing(_) => unavailable(anyhow::anyhow!("bucket {} is missing", self.bucket)),
-            fault @ BlobError::Unavailable(_) => fault,
+            fault => fault,
         })
     }
 
@@ -114,23 +118,30 @@ impl Blobs for S3Blobs {
         Ok(body.collect().await.map_err(unavailable)?.into_bytes())
     }
 
-    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<()> {
+    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<Vec<usize>> {
         let mut objects = stream::iter(keys.into_iter().enumerate())
             .map(|(at, key)| {
                 let visit = Arc::clone(&visit);
                 async move {
-                    let bytes = self.read(&key).await?;
+                    let mut bytes = match self.read(&key).await {
+                        Ok(bytes) => Vec::from(bytes),
+                        Err(BlobError::Missing(_)) => return Ok(Err(at)),
+                        Err(fault) => return Err(fault),
+                    };
                     // To look into it may take long: not on a thread that serves others.
-                    tokio::task::spawn_blocking(move || visit(at, &bytes)).await.map_err(unavailable)
+                    tokio::task::spawn_blocking(move || Ok(visit(at, &mut bytes))).await.map_err(unavailable)
                 }
             })
             .buffer_unordered(SCAN_OBJECTS);
-        while let Some(goes_on) = objects.try_next().await? {
-            if goes_on.is_break() {
-                break;
+        let mut missing = Vec::new();
+        while let Some(seen) = objects.try_next().await? {
+            match seen {
+                Err(at) => missing.push(at),
+                Ok(goes_on) if goes_on.is_break() => break,
+                Ok(_) => {}
             }
         }
-        Ok(())
+        Ok(missing)
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
@@ -138,7 +149,7 @@ impl Blobs for S3Blobs {
             Ok(_) => Ok(()),
             Err(fault) => match named(fault, key) {
                 BlobError::Missing(_) => Ok(()),
-                fault @ BlobError::Unavailable(_) => Err(fault),
+                fault => Err(fault),
             },
         }
     }

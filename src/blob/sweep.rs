@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::db::interval;
 use crate::error::Result;
 use crate::jobs::{self, Job, JobError, Running};
+use crate::seal::Owner;
 
 /// How many blobs are looked at in one transaction.
 const BATCH: i64 = 200;
@@ -45,7 +46,7 @@ impl Job for SweepBlobs {
 /// The reconciler: puts a sweep on the queue, unless one waits there.
 pub async fn request(app: App) -> Result<()> {
     let mut conn = app.db.acquire().await?;
-    jobs::enqueue(&mut conn, jobs::SERVER, &SweepBlobs {}, jobs::Delay::NONE).await?;
+    jobs::enqueue(&app, &mut conn, &Owner::plain(jobs::SERVER), &SweepBlobs {}, jobs::Delay::NONE).await?;
     app.jobs.wake();
     Ok(())
 }

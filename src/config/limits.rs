@@ -89,6 +89,9 @@ pub struct Limits {
     /// How long a request waits for another one with the same Idempotency-Key
     #[arg(long = "idempotency-wait", env = "ACONTEXTD_IDEMPOTENCY_WAIT", value_name = "TIME", default_value = "10s", value_parser = span)]
     pub idempotency_wait: Duration,
+    /// How long a request to encrypt or decrypt a project waits until all is done, before it goes on in the background
+    #[arg(long = "conversion-wait", env = "ACONTEXTD_CONVERSION_WAIT", value_name = "TIME", default_value = "25s", value_parser = span)]
+    pub conversion_wait: Duration,
     /// How long a grep may take
     #[arg(long = "grep-timeout", env = "ACONTEXTD_GREP_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = span)]
     pub grep: Duration,

@@ -17,8 +17,9 @@ use super::path::FilePath;
 use super::{Artifact, INFO, store};
 use crate::app::{App, SHOWN_KIB};
 use crate::auth::Caller;
-use crate::blob::links::{self, Link};
-use crate::blob::refs::{self, Stored};
+use crate::blob::content::Key;
+use crate::blob::links::{self, Link, linked_key};
+use crate::blob::refs;
 use crate::blob::spool::Spool;
 use crate::error::{Error, Result};
 use crate::http::download::{self, Presented};
@@ -28,8 +29,9 @@ use crate::http::json::{object_in, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Done, Envelope};
 use crate::http::upload::{Form, Rules};
-use crate::ids::{DiskId, ProjectId};
-use crate::media;
+use crate::ids::DiskId;
+use crate::seal::Owner;
+use crate::{blob, media};
 
 /// The refusal of a disk that is not the caller's, where upstream has a 403.
 const DENIED: Error = Error::Forbidden("access denied: disk does not belong to this project");
@@ -71,21 +73,21 @@ pub async fn upsert_artifact(
     if !there {
         return Err(NOT_FOUND);
     }
-    caller.may_store_plain()?;
+    caller.owner.check_may_store()?;
     let form = Form::read(request, &app, &Rules::one_file(&app.config.limits)).await?.unwrap_or_default();
     once.look(&app).await?;
     let file = form.file("file").ok_or(Error::bad("file is required"))?;
     let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
     let at = FilePath::of_upload(text("file_path"), &file.name)?;
     let meta = user_meta(text("meta"), app.config.limits.meta)?;
-    store_file(&app, &once, caller.project, disk, at, &file.content, meta).await
+    store_file(&app, &once, &caller.owner, disk, at, &file.content, meta).await
 }
 
 /// Puts the bytes into the object store and then, in one short transaction, the file on its disk.
 async fn store_file(
     app: &App,
     once: &Once,
-    project: ProjectId,
+    owner: &Owner,
     disk: DiskId,
     at: FilePath,
     content: &Spool,
@@ -94,17 +96,17 @@ async fn store_file(
     let whole = content.head.len() as u64 == content.size;
     let mime = media::detect(&content.head, whole, at.filename());
     for _ in 0..UPLOAD_TRIES {
-        let upload = refs::upload(app, project, content).await?;
+        let upload = refs::upload(app, owner, content).await?;
         let mut act = once.begin(app).await?;
-        let Some(blob) = refs::claim(&mut act, &upload).await? else {
+        let Some(blob) = refs::claim(app, &mut act, &upload).await? else {
             act.rollback().await?;
             continue;
         };
         let size = i64::try_from(content.size).map_err(Error::internal)?;
         let content = Content { blob, mime: mime.clone(), size, sha256: content.sha256.clone() };
         let change = FileChange { at: at.clone(), change: Change::Put { content, meta: meta.clone() } };
-        changes::apply(&mut act, project, disk, &[change], by_api(app)).await?.map_err(|_| NOT_FOUND)?;
-        let file = files::get(&mut act, project, disk, &at).await?;
+        changes::apply(&mut act, owner.project, disk, &[change], by_api(app)).await?.map_err(|_| NOT_FOUND)?;
+        let file = files::get(&mut act, owner.project, disk, &at).await?;
         let file = file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")))?;
         return act.commit(reply::created(Artifact::from(file))).await;
     }
@@ -221,35 +223,37 @@ pub async fn get_artifact(
     drop(conn);
     let with_url = Flag::or(query.with_public_url, true);
     let public_url = with_url.then(|| public_url(&app, &caller, &found, end)).transpose()?;
-    let content = if Flag::or(query.with_content, true) { content(&app, &found).await? } else { None };
+    let content = if Flag::or(query.with_content, true) { content(&app, &caller.owner, &found).await? } else { None };
     Ok(reply::ok(GotArtifact { artifact: found.into(), public_url, content }))
 }
 
 /// A link to a file that needs no key, until `end` (Unix seconds).
 pub fn public_url(app: &App, caller: &Caller, file: &File, end: i64) -> Result<String> {
+    let key = linked_key(app, &caller.owner, &file.stored())?;
     let link = Link {
         project: caller.project,
         sha256: file.sha256.clone(),
         mime: file.mime.clone(),
         filename: file.filename.clone(),
+        key,
     };
     Ok(format!("{}/api/v1/material/{}", app.public_url, link.sign(&app.link_key, end)?))
 }
 
-async fn content(app: &App, found: &File) -> Result<Option<FileContent>> {
-    let text = readable(app, found).await?;
+async fn content(app: &App, owner: &Owner, found: &File) -> Result<Option<FileContent>> {
+    let text = readable(app, owner, found).await?;
     Ok(text.map(|(kind, bytes)| FileContent::new(kind, String::from_utf8_lossy(&bytes).into_owned())))
 }
 
 /// The bytes of a file that is for reading, and as what; `None` for another one, and for one that does not parse as what it
 /// claims to be.
-pub(crate) async fn readable(app: &App, file: &File) -> Result<Option<(Kind, Bytes)>> {
+pub(crate) async fn readable(app: &App, owner: &Owner, file: &File) -> Result<Option<(Kind, Bytes)>> {
     let Some(kind) = Kind::of(&file.filename, &file.mime) else {
         return Ok(None);
     };
     let kib = u32::try_from(file.size / 1024).unwrap_or(u32::MAX).clamp(1, SHOWN_KIB);
     let _turn = app.shown.acquire_many(kib).await.map_err(Error::internal)?;
-    let bytes = app.blobs.read(&file.object_key).await?;
+    let bytes = blob::content::read(app, Key::Project(owner.kek.as_deref()), &file.stored()).await?;
     let parse = move || kind.parses(&bytes).then_some((kind, bytes));
     tokio::task::spawn_blocking(parse).await.map_err(Error::internal)
 }
@@ -283,9 +287,9 @@ pub async fn download_artifact(
     let mut conn = app.db.acquire().await?;
     let file = find(&mut conn, &caller, disk, &at).await?;
     drop(conn);
-    let stored = Stored { object_key: file.object_key, size: file.size.cast_unsigned() };
+    let key = Key::Project(caller.owner.kek.as_deref());
     let as_ = Presented { mime: &file.mime, filename: &file.filename, sha256: &file.sha256, public: false };
-    download::serve(&app, &stored, &as_, &method, &headers).await
+    download::serve(&app, &file.stored(), key, &as_, &method, &headers).await
 }
 
 #[derive(Deserialize, utoipa::ToSchema)]

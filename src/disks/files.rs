@@ -8,8 +8,9 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::path::{Directory, FilePath};
+use crate::blob::refs::Stored;
 use crate::http::time::Timestamp;
-use crate::ids::{DiskId, ProjectId};
+use crate::ids::{BlobId, DiskId, ProjectId};
 
 /// A file with its current content.
 #[derive(Debug)]
@@ -22,10 +23,27 @@ pub struct File {
     pub size: i64,
     /// Of the content, in lower-case hex.
     pub sha256: String,
-    /// Where the bytes are.
+    pub blob_id: BlobId,
+    /// Where the bytes are, and what it takes to open them.
     pub object_key: String,
+    pub seal: Option<String>,
+    pub wrapped_key: Option<Vec<u8>>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+}
+
+impl File {
+    /// The content, to be read.
+    pub fn stored(&self) -> Stored {
+        Stored {
+            id: self.blob_id,
+            object_key: self.object_key.clone(),
+            size: self.size,
+            sha256: self.sha256.clone(),
+            seal: self.seal.clone(),
+            wrapped_key: self.wrapped_key.clone(),
+        }
+    }
 }
 
 /// Files with their current content, from whatever the caller calls `c`.
@@ -35,7 +53,8 @@ macro_rules! select_files {
             File,
             r#"select c.disk_id as "disk_id!: DiskId", c.path as "path!", c.filename as "filename!",
                       c.meta as "meta!: Json<Map<String, Value>>", c.mime as "mime!", c.size as "size!",
-                      c.sha256 as "sha256!", c.object_key as "object_key!", c.created_at as "created_at!: Timestamp",
+                      c.sha256 as "sha256!", c.blob_id as "blob_id!: BlobId", c.object_key as "object_key!", c.seal,
+                      c.wrapped_key, c.created_at as "created_at!: Timestamp",
                       c.updated_at as "updated_at!: Timestamp"
                from "# + $rest,
             $($parameter),*
@@ -178,7 +197,7 @@ pub async fn list_names(
 pub struct Candidate {
     pub name: Name,
     pub mime: String,
-    pub object_key: String,
+    pub content: Stored,
 }
 
 /// Files after the given one, in order, with where their bytes are.
@@ -189,7 +208,8 @@ pub async fn list_candidates(
     limit: i64,
 ) -> sqlx::Result<Vec<Candidate>> {
     let rows = sqlx::query!(
-        r#"select v.path, v.filename, v.mime, b.object_key
+        r#"select v.path, v.filename, v.mime, v.size, v.sha256, b.id as "blob: BlobId", b.object_key, b.seal,
+                  b.wrapped_key
            from artifact_versions v join blobs b on b.id = v.blob_id
            where v.disk_id = $1 and v.to_no is null and (v.path, v.filename) > ($2, $3)
            order by v.path, v.filename limit $4"#,
@@ -203,7 +223,14 @@ pub async fn list_candidates(
     let candidate = rows.into_iter().map(|row| Candidate {
         name: Name { path: row.path, filename: row.filename },
         mime: row.mime,
-        object_key: row.object_key,
+        content: Stored {
+            id: row.blob,
+            object_key: row.object_key,
+            size: row.size,
+            sha256: row.sha256,
+            seal: row.seal,
+            wrapped_key: row.wrapped_key,
+        },
     });
     Ok(candidate.collect())
 }

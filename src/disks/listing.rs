@@ -105,7 +105,7 @@ pub async fn grep_artifacts(
 ) -> Result<Response> {
     check_disk(&app, &caller, disk).await?;
     let (pattern, limit) = query.parse(app.config.limits.pattern)?;
-    let found = search::grep(&app, disk, pattern, limit).await?;
+    let found = search::grep(&app, &caller.owner, disk, pattern, limit).await?;
     Ok(reply::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
 }
 

@@ -17,8 +17,10 @@ use super::files::{self, Candidate, File, Name};
 use super::parse::Kind;
 use super::path::Directory;
 use crate::app::App;
+use crate::blob::content::{self, Key};
 use crate::error::{Error, Result};
 use crate::ids::DiskId;
+use crate::seal::Owner;
 
 /// How many names are read at once.
 const NAMES: i64 = 5_000;
@@ -134,7 +136,7 @@ pub async fn glob(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Resul
 }
 
 /// The files whose text contains a match of a regular expression.
-pub async fn grep(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Result<Vec<File>> {
+pub async fn grep(app: &App, owner: &Owner, disk: DiskId, pattern: &str, limit: usize) -> Result<Vec<File>> {
     let deadline = Instant::now() + app.config.limits.grep;
     let syntax = syntax::Config::new().case_insensitive(true).multi_line(true).utf8(false);
     let pattern = Arc::new(Pattern::compile(pattern, syntax, app.config.limits.regex)?);
@@ -152,7 +154,7 @@ pub async fn grep(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Resul
             let Some(last) = files.last() else { break };
             after = last.name.clone();
             let text = |file: &Candidate| Kind::of(&file.name.filename, &file.mime).is_some();
-            found.extend(scan(app, files.into_iter().filter(text).collect(), &run).await?);
+            found.extend(scan(app, owner, files.into_iter().filter(text).collect(), &run).await?);
             if found.len() >= limit {
                 found.truncate(limit);
                 break;
@@ -184,14 +186,14 @@ impl Drop for StopOnDrop {
 }
 
 /// Reads the files and answers with those that match, in their order.
-async fn scan(app: &App, files: Vec<Candidate>, run: &Run) -> Result<Vec<Name>> {
-    let keys: Vec<String> = files.iter().map(|file| file.object_key.clone()).collect();
+async fn scan(app: &App, owner: &Owner, files: Vec<Candidate>, run: &Run) -> Result<Vec<Name>> {
+    let (names, contents): (Vec<_>, Vec<_>) = files.into_iter().map(|file| (Some(file.name), file.content)).unzip();
     let matches = Arc::new(Mutex::new(Vec::new()));
     let is_late = Arc::new(AtomicBool::new(false));
     let visit = {
         let (matches, is_late, pattern) = (Arc::clone(&matches), Arc::clone(&is_late), Arc::clone(&run.pattern));
         let (stop, turn, deadline) = (Arc::clone(&run.stop.0), Arc::clone(&run.turn), run.deadline);
-        move |at: usize, text: &[u8]| {
+        move |at: usize, text: &mut Vec<u8>| {
             let _turn = &turn;
             match pattern.is_match(text, deadline, &stop) {
                 Some(true) => matches.lock().unwrap_or_else(PoisonError::into_inner).push(at),
@@ -204,13 +206,13 @@ async fn scan(app: &App, files: Vec<Candidate>, run: &Run) -> Result<Vec<Name>> 
             ControlFlow::Continue(())
         }
     };
-    app.blobs.scan(keys, Arc::new(visit)).await?;
+    content::scan(app, Key::Project(owner.kek.as_deref()), contents, Arc::new(visit)).await?;
     if is_late.load(Ordering::Relaxed) {
         return Err(late());
     }
     let mut matches = std::mem::take(&mut *matches.lock().unwrap_or_else(PoisonError::into_inner));
     matches.sort_unstable();
-    let mut names: Vec<Option<Name>> = files.into_iter().map(|file| Some(file.name)).collect();
+    let mut names: Vec<Option<Name>> = names;
     Ok(matches.into_iter().filter_map(|at| names[at].take()).collect())
 }
 

@@ -13,11 +13,13 @@ use super::extract::{Path, PathParam};
 use super::openapi::Refusals;
 use super::reply;
 use crate::app::App;
+use crate::blob::content::{self, Key};
 use crate::blob::links::Link;
 use crate::blob::refs::{self, Stored};
 use crate::error::{Error, Result};
 use crate::media;
 use crate::percent;
+use crate::seal::Dek;
 
 /// How stored bytes are presented.
 pub struct Presented<'a> {
@@ -33,10 +35,12 @@ pub struct Presented<'a> {
 pub async fn serve(
     app: &App,
     stored: &Stored,
+    key: Key<'_>,
     as_: &Presented<'_>,
     method: &Method,
     headers: &HeaderMap,
 ) -> Result<Response> {
+    let size = stored.size.cast_unsigned();
     let etag = format!("\"{}\"", as_.sha256);
     let asked = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     if asked(header::IF_NONE_MATCH).is_some_and(|tags| matches(tags, &etag)) {
@@ -46,29 +50,29 @@ pub async fn serve(
     }
     let unchanged = asked(header::IF_RANGE).is_none_or(|tag| tag == etag);
     let range = match asked(header::RANGE).filter(|_| unchanged) {
-        Some(range) => parse_range(range, stored.size),
+        Some(range) => parse_range(range, size),
         None => Wanted::All,
     };
     let (status, range) = match range {
-        Wanted::All => (StatusCode::OK, 0..stored.size),
+        Wanted::All => (StatusCode::OK, 0..size),
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         Wanted::None => {
             let mut response =
                 reply::refusal(StatusCode::RANGE_NOT_SATISFIABLE, "the range lies outside of the file", None);
-            insert(response.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{}", stored.size));
+            insert(response.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{size}"));
             return Ok(response);
         }
     };
     let body = if *method == Method::HEAD {
         Body::empty()
     } else {
-        Body::from_stream(app.blobs.open(&stored.object_key, range.clone()).await?)
+        Body::from_stream(content::open(app, key, stored, range.clone()).await?)
     };
     let mut response = (status, body).into_response();
     describe(response.headers_mut(), as_, &etag);
     insert(response.headers_mut(), header::CONTENT_LENGTH, &(range.end - range.start).to_string());
     if status == StatusCode::PARTIAL_CONTENT {
-        let range = format!("bytes {}-{}/{}", range.start, range.end - 1, stored.size);
+        let range = format!("bytes {}-{}/{size}", range.start, range.end - 1);
         insert(response.headers_mut(), header::CONTENT_RANGE, &range);
     }
     Ok(response)
@@ -159,7 +163,14 @@ pub async fn get_material(
     let stored = refs::get_by_sha256(&mut conn, link.project, &link.sha256).await?.ok_or(GONE)?;
     drop(conn);
     let as_ = Presented { mime: &link.mime, filename: &link.filename, sha256: &link.sha256, public: true };
-    serve(&app, &stored, &as_, &method, &headers).await
+    let dek =
+        link.key.map(|key| app.link_key.unwrap(&key)).transpose().map_err(|_| GONE)?.map(|key| Dek::of_bytes(*key));
+    let key = dek.as_ref().map_or(Key::Project(None), Key::Object);
+    match serve(&app, &stored, key, &as_, &method, &headers).await {
+        // It was sealed after the link was made, or sealed anew.
+        Err(Error::KeyRequired | Error::Damaged { .. }) => Err(GONE),
+        served => served,
+    }
 }
 
 #[cfg(test)]

@@ -27,10 +27,16 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::ids::{JobId, ProjectId};
+use crate::seal::Owner;
 use crate::telemetry;
 
 /// Whose work it is when it is no project's.
 pub const SERVER: ProjectId = ProjectId(Uuid::nil());
+
+/// Why a job of an encrypted project waits that has no key. Spelled in `migrations/0015_encryption.sql` too.
+pub const NEEDS_KEY: &str = "needs the project's key";
+/// How soon to look again; whoever brings the key hurries it.
+const WITHOUT_KEY: Duration = Duration::from_hours(24);
 
 /// A kind of background work. The value is what the queue keeps: ids, never content and never a secret.
 ///
@@ -68,6 +74,13 @@ pub enum JobError {
     NotYet(anyhow::Error, Duration),
 }
 
+impl JobError {
+    /// There is sealed content, and no key that opens it.
+    pub fn needs_key() -> Self {
+        Self::NotYet(anyhow::anyhow!(NEEDS_KEY), WITHOUT_KEY)
+    }
+}
+
 impl<E: Into<anyhow::Error>> From<E> for JobError {
     fn from(fault: E) -> Self {
         Self::Retry(fault.into())
@@ -86,13 +99,15 @@ impl Delay {
     }
 }
 
-/// Puts a job on the queue, in the caller's transaction. If an equal one waits already (same kind and key), that one's time
-/// may come nearer and nothing else happens; one that backs off after a failure keeps its time.
+/// Puts a job on the queue, in the caller's transaction, with the project's key if it is encrypted. If an equal one waits already
+/// (same kind and key), that one's time may come nearer, it is brought the project's key if it has none, and nothing else happens;
+/// one that backs off after a failure keeps its time.
 ///
 /// Tell [`Jobs::wake`] after the commit.
 pub async fn enqueue<J: Job>(
+    app: &App,
     conn: &mut PgConnection,
-    project: ProjectId,
+    owner: &Owner,
     job: &J,
     delay: Delay,
 ) -> crate::error::Result<()> {
@@ -103,19 +118,42 @@ pub async fn enqueue<J: Job>(
         lane: job.lane(),
         dedupe: job.dedupe(),
         delay: delay.0,
+        sealed_key: sealed_key(app, owner)?,
         trace: telemetry::current_trace(),
     };
-    store::insert(conn, project, new).await?;
+    store::insert(conn, owner.project, new).await?;
+    Ok(())
+}
+
+/// The key that a job for this project is given; none if the project is not encrypted, or the key is not at hand.
+///
+/// # Errors
+/// The system gives no random bytes.
+pub fn sealed_key(app: &App, owner: &Owner) -> anyhow::Result<Option<Vec<u8>>> {
+    owner.kek.as_ref().filter(|_| owner.encrypted).map(|kek| app.job_keys.seal(kek)).transpose()
+}
+
+/// Brings the project's key to those of its jobs that wait for it. Costs next to nothing if none does.
+///
+/// # Errors
+/// The database fails.
+pub async fn bring_key(app: &App, conn: &mut PgConnection, owner: &Owner) -> crate::error::Result<()> {
+    if let Some(sealed_key) = sealed_key(app, owner)?
+        && store::bring_key(conn, owner.project, &sealed_key).await? > 0
+    {
+        app.jobs.wake();
+    }
     Ok(())
 }
 
 /// A job while it runs.
 pub struct Running {
     pub id: JobId,
-    pub project: ProjectId,
+    /// Whose work it is, and what opens what is sealed if the job was given it.
+    pub owner: Owner,
     /// The number of this try, from 1.
     pub attempt: i32,
-    owner: Uuid,
+    lease: Uuid,
     completed: AtomicBool,
 }
 
@@ -130,7 +168,7 @@ impl Running {
     /// # Errors
     /// [`LeaseLost`]: roll back.
     pub async fn complete(&self, conn: &mut PgConnection) -> Result<(), JobError> {
-        if !store::delete(conn, self.id, self.owner).await? {
+        if !store::delete(conn, self.id, self.lease).await? {
             return Err(LeaseLost.into());
         }
         // From here on it has no lease that could be lost.

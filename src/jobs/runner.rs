@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::store::{self, Claimed};
 use super::{JobError, Kind, LeaseLost, Running};
 use crate::app::App;
+use crate::seal::Owner;
 use crate::telemetry;
 
 /// The first pause after a failure; it doubles with each further one.
@@ -128,7 +129,16 @@ fn start(app: &App, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries
         telemetry::link(&span, trace);
     }
     let (id, in_lane) = (job.id.0, job.lane.is_some());
-    let running = Running { id: job.id, project: job.project, attempt: job.attempt, owner, completed: false.into() };
+    let kek = job.sealed_key.as_deref().and_then(|sealed| match app.job_keys.open(job.project, sealed) {
+        Ok(kek) => Some(Arc::new(kek)),
+        Err(fault) => {
+            tracing::error!(job.id = %job.id, error = %fault, "the key that a job was given does not open");
+            None
+        }
+    });
+    let owner_of_work = Owner { project: job.project, encrypted: kek.is_some(), kek };
+    let running =
+        Running { id: job.id, owner: owner_of_work, attempt: job.attempt, lease: owner, completed: false.into() };
     let running = Arc::new(running);
     let (app_, tries_, running_) = (app.clone(), Arc::clone(tries), Arc::clone(&running));
     let task = async move {
@@ -146,7 +156,7 @@ fn start(app: &App, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries
 
 /// One try, and what becomes of the job after it.
 async fn try_job(app: &App, running: Arc<Running>, job: Claimed, kind: Kind) {
-    let owner = running.owner;
+    let owner = running.lease;
     let work = AssertUnwindSafe((kind.run)(job.payload, app.clone(), running)).catch_unwind();
     let outcome = tokio::select! {
         outcome = tokio::time::timeout(kind.timeout, work) => match outcome {

@@ -6,6 +6,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::NEEDS_KEY;
 use crate::db::interval;
 use crate::ids::{JobId, ProjectId};
 
@@ -16,18 +17,24 @@ pub struct NewJob {
     pub lane: Option<String>,
     pub dedupe: Option<String>,
     pub delay: Duration,
+    /// The project's key, as [`crate::seal::jobs::JobKeys`] seals it.
+    pub sealed_key: Option<Vec<u8>>,
     /// Where the work comes from, as a W3C traceparent.
     pub trace: Option<String>,
 }
 
 pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) -> sqlx::Result<()> {
     sqlx::query!(
-        "insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at, trace)
-         values ($1, $2, $3, $4, $5, $6, now() + $7::interval, $8)
+        "insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at, trace, sealed_key)
+         values ($1, $2, $3, $4, $5, $6, now() + $7::interval, $8, $9)
          on conflict (kind, dedupe) where state = 'ready' do update
-             set run_at = least(jobs.run_at, excluded.run_at), updated_at = now()
-             -- Writes nothing if nothing changes; a job in back-off keeps its time.
-             where jobs.attempt = 0 and excluded.run_at < jobs.run_at",
+             -- A job in back-off keeps its time, but for one that waits for its key.
+             set run_at = case when jobs.attempt = 0 or jobs.last_error = $10 and excluded.sealed_key is not null
+                               then least(jobs.run_at, excluded.run_at) else jobs.run_at end,
+                 sealed_key = coalesce(excluded.sealed_key, jobs.sealed_key), updated_at = now()
+             -- Writes nothing if nothing changes.
+             where jobs.attempt = 0 and excluded.run_at < jobs.run_at
+                or jobs.sealed_key is null and excluded.sealed_key is not null",
         JobId::new() as _,
         project as _,
         job.kind,
@@ -36,6 +43,35 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) ->
         job.dedupe,
         interval(job.delay) as _,
         job.trace,
+        job.sealed_key,
+        NEEDS_KEY,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Gives a project's key to its jobs that wait for it, and makes them due.
+pub async fn bring_key(conn: &mut PgConnection, project: ProjectId, sealed_key: &[u8]) -> sqlx::Result<u64> {
+    let moved = sqlx::query!(
+        "update jobs set sealed_key = $2, run_at = least(run_at, now()), last_error = null, updated_at = now()
+         where project_id = $1 and state = 'ready' and last_error = $3",
+        project as _,
+        sealed_key,
+        NEEDS_KEY,
+    );
+    Ok(moved.execute(conn).await?.rows_affected())
+}
+
+/// Gives a project's key to all its jobs that have none, or takes it from all of them.
+pub async fn set_key(conn: &mut PgConnection, project: ProjectId, sealed_key: Option<&[u8]>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update jobs
+         set sealed_key = $2, run_at = case when last_error = $3 then least(run_at, now()) else run_at end, updated_at = now()
+         where project_id = $1 and state <> 'failed' and ($2::bytea is null) = (sealed_key is not null)",
+        project as _,
+        sealed_key,
+        NEEDS_KEY,
     )
     .execute(conn)
     .await
@@ -51,6 +87,7 @@ pub struct Claimed {
     pub payload: Value,
     pub lane: Option<String>,
     pub attempt: i32,
+    pub sealed_key: Option<Vec<u8>>,
     pub trace: Option<String>,
 }
 
@@ -104,7 +141,8 @@ pub async fn claim(
            set state = 'running', attempt = j.attempt + 1, lease_owner = $1, lease_until = now() + $4::interval,
                updated_at = now()
            from taken where j.id = taken.id and j.state = 'ready'
-           returning j.id as "id: JobId", j.project_id as "project: ProjectId", j.kind, j.payload, j.lane, j.attempt, j.trace"#,
+           returning j.id as "id: JobId", j.project_id as "project: ProjectId", j.kind, j.payload, j.lane, j.attempt,
+                     j.sealed_key, j.trace"#,
         owner,
         kinds,
         limit,
@@ -212,9 +250,9 @@ async fn make_ready(
         "with old as (
              delete from jobs o where o.id = $1 and o.lease_owner = $2 and exists (
                  select 1 from jobs t where t.kind = o.kind and t.dedupe = o.dedupe and t.state = 'ready')
-             returning o.kind, o.dedupe, o.attempt)
+             returning o.kind, o.dedupe, o.attempt, o.sealed_key)
          update jobs t
-         set attempt = greatest(t.attempt, old.attempt - $3), last_error = coalesce($5, t.last_error),
+         set sealed_key = coalesce(t.sealed_key, old.sealed_key), attempt = greatest(t.attempt, old.attempt - $3), last_error = coalesce($5, t.last_error),
              run_at = case when $5::text is null then t.run_at else greatest(t.run_at, now() + $4::interval) end,
              updated_at = now()
          from old where t.kind = old.kind and t.dedupe = old.dedupe and t.state = 'ready'",

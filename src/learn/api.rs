@@ -47,6 +47,7 @@ pub async fn get_observing_status(
 ) -> Result<Response> {
     let mut conn = app.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
+    jobs::bring_key(&app, &mut conn, &caller.owner).await?;
     let store::Counts { observed, in_process, pending } = store::count(&mut conn, caller.project, session).await?;
     Ok(reply::ok(ObservingStatus { observed, in_process, pending, updated_at: Timestamp(Utc::now()) }))
 }
@@ -86,6 +87,7 @@ async fn flush(app: &App, caller: &Caller, session: SessionId) -> Result<Flushed
     let mut tx = app.db.begin().await?;
     sessions::store::check_owned(&mut tx, caller.project, session).await?;
     let locked = store::lock(&mut tx, session).await?.ok_or(sessions::NOT_FOUND)?;
+    jobs::bring_key(app, &mut tx, &caller.owner).await?;
     store::set_status(&mut tx, session, None, "failed", "pending").await?;
     let waiting = store::count_unobserved(&mut tx, session, None).await?;
     if waiting == 0 {
@@ -95,7 +97,7 @@ async fn flush(app: &App, caller: &Caller, session: SessionId) -> Result<Flushed
         return Ok(answer(503, format!("{}; {waiting} messages wait", LlmError::NotConfigured)));
     }
     if !store::hurry(&mut tx, session).await? && store::find_job(&mut tx, session).await?.is_none() {
-        jobs::enqueue(&mut tx, caller.project, &Observe { session }, Delay::NONE).await?;
+        jobs::enqueue(app, &mut tx, &caller.owner, &Observe { session }, Delay::NONE).await?;
     }
     store::set_observing(&mut tx, session, true).await?;
     tx.commit().await?;

@@ -11,8 +11,9 @@ use super::distill::Distill;
 use super::store;
 use crate::app::App;
 use crate::error::Result;
-use crate::ids::{ProjectId, SessionId, SpaceId};
+use crate::ids::{SessionId, SpaceId};
 use crate::jobs::{self, Delay, Job, JobError, Running};
+use crate::seal::Owner;
 use crate::tasks;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,8 +40,8 @@ impl Job for Conclude {
         // Messages may have come meanwhile; whoever looks again after them asks for this again.
         let learned = store::get_learned(&mut tx, self.session).await?;
         if learned.as_ref().and_then(decide) == Some(Next::Close) {
-            for task in tasks::store::close_open(&mut tx, running.project, self.session).await? {
-                jobs::enqueue(&mut tx, running.project, &Distill { task }, Delay::NONE).await?;
+            for task in tasks::store::close_open(&mut tx, running.owner.project, self.session).await? {
+                jobs::enqueue(&app, &mut tx, &running.owner, &Distill { task }, Delay::NONE).await?;
             }
         }
         running.complete(&mut tx).await?;
@@ -96,7 +97,7 @@ pub async fn list_due(conn: &mut PgConnection, space: SpaceId, limit: usize) -> 
 ///
 /// # Errors
 /// The database fails.
-pub async fn look(app: &App, project: ProjectId, session: SessionId) -> Result<bool> {
+pub async fn look(app: &App, owner: &Owner, session: SessionId) -> Result<bool> {
     let mut tx = app.db.begin().await?;
     store::lock(&mut tx, session).await?;
     let learned = store::get_learned(&mut tx, session).await?;
@@ -107,7 +108,7 @@ pub async fn look(app: &App, project: ProjectId, session: SessionId) -> Result<b
             tx.commit().await?;
             return Ok(true);
         }
-        Some(Next::Close) => jobs::enqueue(&mut tx, project, &Conclude { session }, Delay::NONE).await?,
+        Some(Next::Close) => jobs::enqueue(app, &mut tx, owner, &Conclude { session }, Delay::NONE).await?,
     }
     tx.commit().await?;
     app.jobs.wake();

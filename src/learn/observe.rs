@@ -9,13 +9,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::store;
+use super::store::{self, Said};
 use crate::app::App;
 use crate::error::Result;
 use crate::ids::SessionId;
 use crate::jobs::{self, Delay, Job, JobError, Running};
 use crate::llm::{LlmError, Request};
 use crate::metrics;
+use crate::seal::{Owner, frame};
 
 /// How soon to look again whether there is a model.
 const NO_MODEL: Duration = Duration::from_hours(24);
@@ -41,7 +42,7 @@ impl Job for Observe {
     async fn run(self, app: App, running: &Running) -> Result<(), JobError> {
         begin(&app, self.session).await?;
         while let Some(batch) = take(&app, self.session, running).await? {
-            let outcome = look_at(&app, &batch).await;
+            let outcome = look_at(&app, &running.owner, &batch).await;
             settle(&app, self.session, &batch, outcome, running).await?;
             app.observed.notify_waiters();
         }
@@ -79,6 +80,10 @@ async fn take(app: &App, session: SessionId, running: &Running) -> Result<Option
         tx.commit().await?;
         return Ok(None);
     }
+    if running.owner.kek.is_none() && store::has_sealed(&mut tx, &batch).await? {
+        // As below.
+        return Err(JobError::needs_key());
+    }
     if !app.llm.is_configured() {
         // The messages were not taken: this is rolled back.
         return Err(JobError::NotYet(LlmError::NotConfigured.into(), NO_MODEL));
@@ -88,12 +93,22 @@ async fn take(app: &App, session: SessionId, running: &Running) -> Result<Option
 }
 
 /// Asks the model about a batch.
-async fn look_at(app: &App, batch: &[Uuid]) -> Result<(), Fault> {
+async fn look_at(app: &App, owner: &Owner, batch: &[Uuid]) -> Result<(), Fault> {
     let mut conn = app.db.acquire().await.map_err(Fault::again)?;
     let said = store::list_said(&mut conn, batch).await.map_err(Fault::again)?;
     drop(conn);
-    let lines = said.iter().map(|message| format!("{}: {}", message.role, String::from_utf8_lossy(&message.content)));
-    let prompt = lines.collect::<Vec<_>>().join("\n");
+    let mut lines = Vec::with_capacity(said.len());
+    for Said { id, role, content, sealed_as, .. } in said {
+        let content = match sealed_as {
+            Some(of) => frame::open(owner.opening().map_err(Fault::again)?, of, content),
+            None => Ok(content),
+        };
+        match content {
+            Ok(content) => lines.push(format!("{role}: {}", String::from_utf8_lossy(&content))),
+            Err(fault) => tracing::error!(message.id = %id, error = %fault, "a message does not open"),
+        }
+    }
+    let prompt = lines.join("\n");
     let system = "You read what an agent and its user say to each other.".to_owned();
     match app.llm.complete(Request { system, prompt }).await {
         Ok(_) => Ok(()),
@@ -140,7 +155,7 @@ async fn settle(
         store::set_observing(&mut tx, session, rest).await?;
         if rest {
             let delay = Delay::of(app.config.learning.buffer_ttl);
-            jobs::enqueue(&mut tx, running.project, &Observe { session }, delay).await?;
+            jobs::enqueue(app, &mut tx, &running.owner, &Observe { session }, delay).await?;
         }
     }
     tx.commit().await?;
@@ -163,7 +178,8 @@ pub async fn find_forgotten(app: App) -> Result<()> {
         let mut tx = app.db.begin().await?;
         if let Some(locked) = store::lock(&mut tx, *session).await? {
             store::set_observing(&mut tx, *session, true).await?;
-            jobs::enqueue(&mut tx, locked.project, &Observe { session: *session }, Delay::NONE).await?;
+            jobs::enqueue(&app, &mut tx, &Owner::plain(locked.project), &Observe { session: *session }, Delay::NONE)
+                .await?;
         }
         tx.commit().await?;
     }

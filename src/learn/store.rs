@@ -207,12 +207,25 @@ pub struct Said {
     pub role: String,
     pub format: String,
     pub content: Vec<u8>,
+    /// As which message it is sealed, if it is.
+    pub sealed_as: Option<Uuid>,
+}
+
+/// Whether one of these messages is sealed.
+pub async fn has_sealed(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select 1 from messages where id = any($1) and sealed_as is not null) as "sealed!""#,
+        ids
+    )
+    .fetch_one(conn)
+    .await
 }
 
 pub async fn list_said(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Vec<Said>> {
     sqlx::query_as!(
         Said,
-        r#"select id as "id: MessageId", role, format, content from messages where id = any($1) order by created_at"#,
+        r#"select id as "id: MessageId", role, format, content, sealed_as
+           from messages where id = any($1) order by created_at"#,
         ids
     )
     .fetch_all(conn)

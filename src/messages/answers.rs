@@ -1,14 +1,22 @@
 //! Messages that answer calls of Gemini functions, which are told by name and seldom by id.
 
-use super::Written;
+use serde::Deserialize;
+use serde_json::Value;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
 use super::format::{Answer, Call};
 use super::incoming::Draft;
-use super::store;
+use super::store::{self, Calling, Outcome};
+use super::storing::{CHANGING, FORM_TRIES};
+use super::{Written, sealed};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::blob::refs;
 use crate::error::{Error, Result};
 use crate::http::idempotency::Once;
 use crate::ids::{MessageId, SessionId};
+use crate::seal::{Damaged, Owner};
 use crate::sessions;
 
 /// Stores a message that answers calls: each answer takes the id of its call, which then waits no longer.
@@ -19,33 +27,91 @@ pub async fn store(app: &App, once: &Once, caller: &Caller, session: SessionId, 
     let project = caller.project;
     // What takes long is done before the session is locked; the ids of calls change no tokens.
     let ready = draft.finish(app, caller, session).await?;
-    let mut act = once.begin(app).await?;
-    if !store::lock_session(&mut act, project, session).await? {
-        return Err(sessions::NOT_FOUND);
-    }
-    let mut waiting = store::list_open_calls(&mut act, session).await?;
-    let mut answered: Vec<MessageId> = Vec::new();
-    let mut ids = Vec::new();
-    for answer in &ready.answers {
-        let (message, call) = take_call(&mut waiting, answer).ok_or_else(|| unasked(answer))?;
-        ids.push((answer.part, call.id));
-        answered.push(message);
-    }
-    let ready = ready.with_answer_ids(app, ids).await?;
-    for (message, calls) in waiting.iter().filter(|(message, _)| answered.contains(message)) {
-        store::set_open_calls(&mut act, *message, calls).await?;
-    }
     let buffer = (&app.config.learning).into();
-    let stored = store::insert_one(&mut act, &ready.message, buffer).await?.ok_or(sessions::NOT_FOUND)?;
-    Ok(Written { ready, stored, act: act.commit_without_key().await? })
+    let mut sealed = caller.owner.encrypted;
+    for _ in 0..FORM_TRIES {
+        let mut act = once.begin(app).await?;
+        // First, as all do who want both.
+        if refs::stores_sealed(&mut act, project).await?.is_some_and(|wanted| wanted != sealed) {
+            act.rollback().await?;
+            sealed = !sealed;
+            continue;
+        }
+        if !store::lock_session(&mut act, project, session).await? {
+            return Err(sessions::NOT_FOUND);
+        }
+        let mut waiting = list_waiting(&mut act, &caller.owner, session).await?;
+        let ids = ready.answers.iter().map(|answer| {
+            let call = take_call(&mut waiting, answer).ok_or_else(|| unasked(answer))?;
+            Ok((answer.part, call.id))
+        });
+        let ids = ids.collect::<Result<_>>()?;
+        let ready = ready.clone().with_answer_ids(app, ids).await?;
+        for one in waiting.iter().filter(|one| one.is_answered) {
+            store::set_open_calls(&mut act, one.id, one.column(&caller.owner)?).await?;
+        }
+        let message = ready.in_form(app, &caller.owner, sealed).await?;
+        match store::insert_one(&mut act, &message, buffer).await? {
+            Outcome::Stored(stored) => {
+                return Ok(Written { ready, stored, act: act.commit_without_key().await? });
+            }
+            Outcome::NoSession => return Err(sessions::NOT_FOUND),
+            Outcome::OtherForm => sealed = !sealed,
+        }
+        act.rollback().await?;
+    }
+    Err(CHANGING)
+}
+
+/// A message with calls that wait.
+struct Waiting {
+    id: MessageId,
+    sealed_as: Option<Uuid>,
+    calls: Vec<Call>,
+    is_answered: bool,
+}
+
+impl Waiting {
+    /// The calls as they are stored, in the form that the message has.
+    fn column(&self, owner: &Owner) -> Result<Option<Value>> {
+        let calls = store::shown_calls(&self.calls);
+        match self.sealed_as {
+            Some(id) => calls.map(|calls| sealed::seal_calls(owner.opening()?, id, &calls)).transpose(),
+            None => Ok(calls),
+        }
+    }
+}
+
+async fn list_waiting(conn: &mut PgConnection, owner: &Owner, session: SessionId) -> Result<Vec<Waiting>> {
+    #[derive(Deserialize)]
+    struct Open {
+        id: String,
+        name: String,
+    }
+    let mut waiting = Vec::new();
+    for Calling { id, sealed_as, open_calls } in store::list_calling(conn, session).await? {
+        let calls = match sealed_as {
+            Some(of) => sealed::open_calls(owner.opening()?, of, &open_calls).map_err(|fault| damaged(id, fault))?,
+            None => open_calls,
+        };
+        let calls: Vec<Open> = serde_json::from_value(calls).map_err(Error::internal)?;
+        let calls = calls.into_iter().map(|call| Call { id: call.id, name: call.name }).collect();
+        waiting.push(Waiting { id, sealed_as, calls, is_answered: false });
+    }
+    Ok(waiting)
+}
+
+fn damaged(message: MessageId, fault: Damaged) -> Error {
+    Error::Damaged { what: format!("what is stored of the calls in message {message}"), cause: fault.into() }
 }
 
 /// The oldest waiting call that an answer fits: of the same name, and of the same id if it tells one.
-fn take_call(waiting: &mut [(MessageId, Vec<Call>)], answer: &Answer) -> Option<(MessageId, Call)> {
+fn take_call(waiting: &mut [Waiting], answer: &Answer) -> Option<Call> {
     let fits = |call: &Call| call.name == answer.name && answer.id.as_ref().is_none_or(|id| *id == call.id);
-    waiting.iter_mut().find_map(|(message, calls)| {
-        let at = calls.iter().position(fits)?;
-        Some((*message, calls.remove(at)))
+    waiting.iter_mut().find_map(|one| {
+        let at = one.calls.iter().position(fits)?;
+        one.is_answered = true;
+        Some(one.calls.remove(at))
     })
 }
 

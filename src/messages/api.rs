@@ -6,18 +6,17 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sqlx::Connection;
+
 use uuid::Uuid;
 
 use super::edit::{self, ParseError};
 use super::format::{Format, Surroundings};
-use super::incoming::{self, Ready, StoreMessage, format_of, on_the_side};
+use super::incoming::{self, StoreMessage, format_of, on_the_side};
 use super::page::{self, Row, Wanted};
 use super::parts::{Asset, Kind, Part};
 use super::pieces::Pieces;
 use super::shown::{self, Item, Opened, Rest};
-use super::store;
-use super::{Written, answers, files, writer};
+use super::{Written, answers, files, sealed, store, storing};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
@@ -28,6 +27,7 @@ use crate::http::page::Position;
 use crate::http::reply::{self, Envelope};
 use crate::http::time::Timestamp;
 use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::seal::Owner;
 use crate::sessions::{self, events};
 
 /// Up to this a page is converted right where it was read, in bytes.
@@ -66,7 +66,7 @@ pub async fn store_message(
     Path(session): Path<SessionId>,
     request: Request,
 ) -> Result<Response> {
-    caller.may_store_plain()?;
+    caller.owner.check_may_store()?;
     let draft = incoming::read(request, &app).await?;
     once.look(&app).await?;
     let Written { ready, stored, act } = if !draft.message.file_fields().is_empty() {
@@ -74,7 +74,11 @@ pub async fn store_message(
         Box::pin(files::store(&app, &caller, &once, session, draft)).await?
     } else if draft.message.answers().is_empty() {
         let ready = draft.finish(&app, &caller, session).await?;
-        if once.has_key() { Box::pin(store_once(&app, &once, ready)).await? } else { store(&app, ready).await? }
+        if once.has_key() {
+            Box::pin(storing::store_once(&app, &once, &caller.owner, ready)).await?
+        } else {
+            storing::store(&app, &caller.owner, ready).await?
+        }
     } else {
         Box::pin(answers::store(&app, &once, &caller, session, draft)).await?
     };
@@ -97,42 +101,6 @@ pub async fn store_message(
         Some(act) => act.commit(answer).await,
         None => Ok(answer),
     }
-}
-
-async fn store(app: &App, ready: Ready) -> Result<Written> {
-    if ready.message.content.len() <= writer::LARGE
-        && let Some(stored) = app.messages.store(ready.message.clone()).await?
-    {
-        return Ok(Written { ready, stored, act: None });
-    }
-    Box::pin(store_waiting(app, ready)).await
-}
-
-async fn store_waiting(app: &App, ready: Ready) -> Result<Written> {
-    let buffer = (&app.config.learning).into();
-    // Those who wait for a session that is held up must leave connections to the others.
-    let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
-    let mut conn = app.db.acquire().await?;
-    let stored = store::insert_waiting(&mut conn, &ready.message, buffer).await?.ok_or(sessions::NOT_FOUND)?;
-    Ok(Written { ready, stored, act: None })
-}
-
-/// Stores a message in the transaction that its answer is kept in.
-async fn store_once(app: &App, once: &Once, ready: Ready) -> Result<Written> {
-    let buffer = (&app.config.learning).into();
-    if ready.message.content.len() <= writer::LARGE {
-        let mut act = once.begin(app).await?;
-        let mut stored = store::insert(&mut act, std::slice::from_ref(&ready.message), buffer).await?;
-        if let Some(stored) = stored.pop().flatten() {
-            return Ok(Written { ready, stored, act: Some(act) });
-        }
-        act.rollback().await?;
-    }
-    // As above: those who wait must leave connections to the others.
-    let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
-    let mut act = once.begin(app).await?;
-    let stored = store::insert_one(&mut act, &ready.message, buffer).await?.ok_or(sessions::NOT_FOUND)?;
-    Ok(Written { ready, stored, act: Some(act) })
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -214,7 +182,8 @@ pub async fn get_messages(
         return Err(Error::bad_because("invalid edit_strategies JSON", format_args!("{field}: {why}")));
     }
     let wanted = wanted(&app, &query)?;
-    let (rows, next) = read(&app, caller.project, session, &wanted).await?;
+    let (mut rows, next) = read(&app, caller.project, session, &wanted).await?;
+    sealed::check_may_open(&caller.owner, &rows)?;
     let strategies = strategies.map_err(|refused| {
         let (ParseError::Malformed { field, why } | ParseError::Refused { field, why }) = refused;
         Error::field(&field, why)
@@ -234,10 +203,12 @@ pub async fn get_messages(
     };
     let next_cursor = next.map(|at| at.encode());
     let rest = Rest { session, next_cursor, edited_at, events, public_urls: HashMap::new() };
-    // What is passed on as it is makes no work.
+    // What is passed on as it is makes no work, but for its seal.
     let passed_on = strategies.is_empty() && shown::is_passed_on(&rows, target);
-    let length = if passed_on { 0 } else { rows.iter().map(Row::length).sum() };
+    let length = if passed_on { sealed::work(&rows) } else { rows.iter().map(Row::length).sum() };
+    let owner = caller.owner.clone();
     let progress = converted(&app, length, move || {
+        sealed::open(&owner, &mut rows)?;
         if strategies.is_empty() && shown::is_plain(&rows, target) {
             return shown::write_plain(rows, target, &rest).map(Progress::Written);
         }
@@ -257,7 +228,7 @@ pub async fn get_messages(
     let answer = match progress {
         Progress::Written(answer) => answer,
         Progress::WithFiles(messages, rest) => {
-            with_files(&app, caller.project, messages, target, with_links, length, rest).await?
+            with_files(&app, &caller.owner, messages, target, with_links, length, rest).await?
         }
     };
     Ok(answer.into_response())
@@ -311,8 +282,8 @@ async fn read(
         return Err(sessions::NOT_FOUND);
     }
     for row in rows.iter_mut().take(wanted.limit).filter(|row| !row.is_whole()) {
-        row.content = page::long_content(&mut conn, row).await?.ok_or(sessions::NOT_FOUND)?;
-        conn.shrink_buffers();
+        let content = page::long_content(&mut conn, row.id, row.content_length).await?;
+        row.content = content.ok_or(sessions::NOT_FOUND)?;
     }
     rows.truncate(wanted.limit);
     let more = |row: &&Row| usize::try_from(row.there).is_ok_and(|there| there > rows.len());
@@ -326,7 +297,7 @@ async fn read(
 /// The answer to messages that have files.
 async fn with_files(
     app: &App,
-    project: ProjectId,
+    owner: &Owner,
     messages: Vec<Opened>,
     target: Format,
     with_links: bool,
@@ -335,10 +306,10 @@ async fn with_files(
 ) -> Result<Pieces> {
     let parts = || messages.iter().flat_map(Opened::parts);
     let mut around = Surroundings::default();
-    let urls = if with_links { files::public_urls(app, project, parts())? } else { HashMap::new() };
+    let urls = if with_links { files::public_urls(app, owner, parts()).await? } else { HashMap::new() };
     around.links = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
     around.contents =
-        files::contents(app, project, parts(), |asset, kind| shows_content(target, asset, kind, with_links)).await?;
+        files::contents(app, owner, parts(), |asset, kind| shows_content(target, asset, kind, with_links)).await?;
     if target == Format::Acontext {
         rest.public_urls = urls;
     }

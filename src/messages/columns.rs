@@ -1,12 +1,12 @@
 //! New messages as arrays, which is how one statement takes many.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value};
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::store::{NewMessage, shown_calls};
+use super::store::NewMessage;
 use crate::ids::{ProjectId, SessionId};
 
 /// The sessions of new messages, each once, and where in its session each message stands, as arrays.
@@ -16,6 +16,8 @@ pub(super) struct Places {
     pub(super) projects: Vec<Uuid>,
     /// See [`NewMessage::buffer_turns`].
     pub(super) turns: Vec<Option<i64>>,
+    /// See [`NewMessage::job_key`].
+    pub(super) job_keys: Vec<Option<Vec<u8>>>,
     /// How many messages are new.
     pub(super) counts: Vec<i64>,
     pub(super) newest: Vec<Uuid>,
@@ -37,6 +39,7 @@ impl Places {
                 places.sessions.push(message.session.0);
                 places.projects.push(message.project.0);
                 places.turns.push(message.buffer_turns);
+                places.job_keys.push(message.job_key.as_ref().map(|key| key.to_vec()));
                 places.counts.push(0);
                 places.newest.push(message.id.0);
                 places.sessions.len() - 1
@@ -52,16 +55,25 @@ impl Places {
     }
 }
 
+/// The projects of new messages, each once, in one order for all (so that two who lock them do not wait for each other), and
+/// whether their messages are sealed. Those of a project are all of one form.
+pub(super) fn forms(new: &[NewMessage]) -> (Vec<Uuid>, Vec<bool>) {
+    let forms: BTreeMap<Uuid, bool> = new.iter().map(|message| (message.project.0, message.is_sealed())).collect();
+    forms.into_iter().unzip()
+}
+
 /// New messages as arrays, one for each column.
 pub(super) struct Columns<'a> {
     pub(super) ids: Vec<Uuid>,
     pub(super) roles: Vec<&'static str>,
     pub(super) formats: Vec<&'static str>,
     pub(super) contents: Vec<&'a [u8]>,
+    /// As what a message is sealed: as itself.
+    pub(super) sealed: Vec<Option<Uuid>>,
     pub(super) tokens: Vec<i32>,
     pub(super) metas: Vec<Json<&'a Map<String, Value>>>,
     pub(super) user_metas: Vec<Json<&'a Map<String, Value>>>,
-    pub(super) open_calls: Vec<Option<Json<Value>>>,
+    pub(super) open_calls: Vec<Option<&'a Value>>,
 }
 
 impl<'a> Columns<'a> {
@@ -71,10 +83,11 @@ impl<'a> Columns<'a> {
             roles: new.iter().map(|message| message.role.as_str()).collect(),
             formats: new.iter().map(|message| message.format.as_str()).collect(),
             contents: new.iter().map(|message| message.content.as_ref()).collect(),
+            sealed: new.iter().map(|message| message.is_sealed().then_some(message.id.0)).collect(),
             tokens: new.iter().map(|message| message.tokens).collect(),
             metas: new.iter().map(|message| Json(&message.meta)).collect(),
             user_metas: new.iter().map(|message| Json(&message.user_meta)).collect(),
-            open_calls: new.iter().map(|message| shown_calls(&message.open_calls).map(Json)).collect(),
+            open_calls: new.iter().map(|message| message.open_calls.as_ref()).collect(),
         }
     }
 }

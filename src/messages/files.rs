@@ -1,6 +1,6 @@
 //! The files of messages: stored once like any other, told in the message's parts, shown as links or as part of a list.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use axum::extract::State;
 use axum::http::{HeaderMap, Method};
@@ -12,14 +12,17 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::Written;
+use super::file_store::{self, MessageFile};
 use super::incoming::Draft;
 use super::parts::{Asset, Kind, Part};
-use super::store::{self, MessageFile};
+use super::store::{self, Outcome};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::blob::content::{self, Key};
 use crate::blob::links::{self, Link};
 use crate::blob::refs::{self, Upload};
 use crate::blob::spool::Spool;
+use crate::crypto::LinkedKey;
 use crate::error::{Error, Result};
 use crate::http::download::{self, Presented};
 use crate::http::extract::{Path, Query};
@@ -28,6 +31,7 @@ use crate::http::openapi::Refusals;
 use crate::http::time::Timestamp;
 use crate::http::upload::File;
 use crate::ids::{BlobId, ProjectId, SessionId};
+use crate::seal::Owner;
 use crate::{media, sessions};
 
 /// How often a store begins again because an equal content came first, or the sweep.
@@ -61,15 +65,17 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
     let buffer = (&app.config.learning).into();
     let mut uploads = Vec::with_capacity(named.len());
     for one in &named {
-        uploads.push(refs::upload(app, caller.project, &one.file.content).await?);
+        uploads.push(refs::upload(app, &caller.owner, &one.file.content).await?);
     }
+    let mut sealed = caller.owner.encrypted;
     for _ in 0..TRIES {
+        let message = ready.in_form(app, &caller.owner, sealed).await?;
         let mut act = once.begin(app).await?;
-        let blobs = match claim_all(&mut act, &uploads).await {
+        let blobs = match claim_all(app, &mut act, &uploads).await {
             Ok(Ok(blobs)) => blobs,
             Ok(Err(lost)) => {
                 act.rollback().await?;
-                uploads[lost] = refs::upload(app, caller.project, &named[lost].file.content).await?;
+                uploads[lost] = refs::upload(app, &caller.owner, &named[lost].file.content).await?;
                 continue;
             }
             // The sweep takes them in another order.
@@ -79,11 +85,19 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
             }
             Err(fault) => return Err(fault),
         };
-        let stored = store::insert_one(&mut act, &ready.message, buffer).await?.ok_or(sessions::NOT_FOUND)?;
+        let stored = match store::insert_one(&mut act, &message, buffer).await? {
+            Outcome::Stored(stored) => stored,
+            Outcome::NoSession => return Err(sessions::NOT_FOUND),
+            Outcome::OtherForm => {
+                act.rollback().await?;
+                sealed = !sealed;
+                continue;
+            }
+        };
         for (one, blob) in named.iter().zip(blobs) {
             let Asset { s3_key, sha256, mime, .. } = &one.asset;
             let file = MessageFile { s3_key, blob, sha256, mime, filename: &one.filename };
-            store::insert_file(&mut act, session, ready.message.id, &file).await?;
+            file_store::insert_file(&mut act, session, ready.message.id, &file).await?;
         }
         return Ok(Written { ready, stored, act: act.commit_without_key().await? });
     }
@@ -92,10 +106,10 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
 
 /// Claims what was uploaded, in order; the place of the first one that another has taken over, after which the transaction is
 /// of no more use.
-async fn claim_all(conn: &mut PgConnection, uploads: &[Upload]) -> Result<Result<Vec<BlobId>, usize>> {
+async fn claim_all(app: &App, conn: &mut PgConnection, uploads: &[Upload]) -> Result<Result<Vec<BlobId>, usize>> {
     let mut blobs = Vec::with_capacity(uploads.len());
     for (at, upload) in uploads.iter().enumerate() {
-        match refs::claim(conn, upload).await? {
+        match refs::claim(app, conn, upload).await? {
             Some(blob) => blobs.push(blob),
             None => return Ok(Err(at)),
         }
@@ -153,11 +167,12 @@ pub struct PublicUrl {
 }
 
 /// Links to the files of these parts, by the SHA-256 of their content.
-pub fn public_urls<'a>(
+pub async fn public_urls<'a>(
     app: &App,
-    project: ProjectId,
-    parts: impl Iterator<Item = &'a Part>,
+    owner: &Owner,
+    parts: impl Iterator<Item = &'a Part> + Clone,
 ) -> Result<HashMap<String, PublicUrl>> {
+    let keys = linked_keys(app, owner, parts.clone()).await?;
     let end = links::end(Utc::now().timestamp(), LINK_LIFE)?;
     let expire_at = Timestamp(DateTime::from_timestamp(end, 0).unwrap_or_default());
     let mut urls = HashMap::new();
@@ -166,19 +181,48 @@ pub fn public_urls<'a>(
         if urls.contains_key(&asset.sha256) {
             continue;
         }
-        let link =
-            Link { project, sha256: asset.sha256.clone(), mime: asset.mime.clone(), filename: part.filename.clone() };
+        let link = Link {
+            project: owner.project,
+            sha256: asset.sha256.clone(),
+            mime: asset.mime.clone(),
+            filename: part.filename.clone(),
+            key: keys.get(&asset.sha256).copied(),
+        };
         let url = format!("{}/api/v1/material/{}", app.public_url, link.sign(&app.link_key, end)?);
         urls.insert(asset.sha256.clone(), PublicUrl { url, expire_at });
     }
     Ok(urls)
 }
 
+/// The keys of those files of these parts that are sealed, for links to them.
+async fn linked_keys<'a>(
+    app: &App,
+    owner: &Owner,
+    parts: impl Iterator<Item = &'a Part>,
+) -> Result<HashMap<String, LinkedKey>> {
+    let hashes: HashSet<&str> = parts.filter_map(|part| Some(part.asset.as_ref()?.sha256.as_str())).collect();
+    let hashes: Vec<String> = hashes.into_iter().map(ToOwned::to_owned).collect();
+    // Without a key there would be none to tell.
+    if hashes.is_empty() || owner.kek.is_none() {
+        return Ok(HashMap::new());
+    }
+    let mut conn = app.db.acquire().await?;
+    let stored = refs::list_by_sha256(&mut conn, owner.project, &hashes).await?;
+    drop(conn);
+    let mut keys = HashMap::new();
+    for one in stored {
+        if let Some(key) = links::linked_key(app, owner, &one)? {
+            keys.insert(one.sha256, key);
+        }
+    }
+    Ok(keys)
+}
+
 /// The contents of files that a list shows as part of itself, in base64 by their SHA-256: in the order of the parts, as far as
 /// the limit allows.
 pub async fn contents<'a>(
     app: &App,
-    project: ProjectId,
+    owner: &Owner,
     parts: impl Iterator<Item = &'a Part>,
     wanted: impl Fn(&Asset, Kind) -> bool,
 ) -> Result<HashMap<String, String>> {
@@ -205,12 +249,12 @@ pub async fn contents<'a>(
         return Ok(contents);
     }
     let mut conn = app.db.acquire().await?;
-    let stored = refs::list_by_sha256(&mut conn, project, &hashes).await?;
+    let stored = refs::list_by_sha256(&mut conn, owner.project, &hashes).await?;
     drop(conn);
-    for (sha256, object_key) in stored {
-        let bytes = app.blobs.read(&object_key).await?;
+    for one in stored {
+        let bytes = content::read(app, Key::Project(owner.kek.as_deref()), &one).await?;
         let base64 = tokio::task::spawn_blocking(move || STANDARD.encode(bytes)).await.map_err(Error::internal)?;
-        contents.insert(sha256, base64);
+        contents.insert(one.sha256, base64);
     }
     Ok(contents)
 }
@@ -248,13 +292,13 @@ pub async fn download_asset(
     }
     // No text of the database holds a NUL.
     let found =
-        if key.contains('\0') { None } else { store::get_file(&mut conn, caller.project, session, &key).await? };
+        if key.contains('\0') { None } else { file_store::get_file(&mut conn, caller.project, session, &key).await? };
     drop(conn);
     let file = found.ok_or(Error::NotFound("asset not found"))?;
-    let stored = refs::Stored { object_key: file.object_key, size: file.size.cast_unsigned() };
-    let as_ =
-        Presented { mime: "application/octet-stream", filename: &file.filename, sha256: &file.sha256, public: false };
-    download::serve(&app, &stored, &as_, &method, &headers).await
+    let sha256 = &file.content.sha256;
+    let as_ = Presented { mime: "application/octet-stream", filename: &file.filename, sha256, public: false };
+    let key = Key::Project(caller.owner.kek.as_deref());
+    download::serve(&app, &file.content, key, &as_, &method, &headers).await
 }
 
 #[cfg(test)]

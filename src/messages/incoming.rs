@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::format::{self, Answer, Call, Format, Incoming};
 use super::parts::Part;
-use super::store::NewMessage;
-use super::{shown, tokens};
+use super::store::{NewMessage, shown_calls};
+use super::{sealed, shown, tokens};
 use crate::app::{App, WORKED_KIB};
 use crate::auth::Caller;
 use crate::error::{Error, Result};
@@ -18,6 +18,7 @@ use crate::http::json::storable_object;
 use crate::http::upload::{File, Form, Rules};
 use crate::ids::{MessageId, SessionId};
 use crate::json;
+use crate::seal::Owner;
 
 /// Beyond this a message is worked on where it keeps no request waiting, in bytes.
 const SHORT: usize = 16 * 1024;
@@ -232,7 +233,8 @@ pub fn check_user_meta(meta: &Map<String, Value>) -> Result<()> {
     storable_object("meta", meta, 1 << 20)
 }
 
-/// A message that is ready to be stored.
+/// A message that is ready to be stored, but for its seal.
+#[derive(Clone)]
 pub struct Ready {
     pub message: NewMessage,
     /// Answers to calls of Gemini functions, whose ids have still to be found.
@@ -265,8 +267,9 @@ impl Draft {
                 tokens,
                 meta,
                 user_meta,
-                open_calls,
+                open_calls: shown_calls(&open_calls),
                 buffer_turns,
+                job_key: None,
             };
             Ok(Ready { message, answers, parts })
         })
@@ -275,6 +278,19 @@ impl Draft {
 }
 
 impl Ready {
+    /// The message as it is to be stored.
+    ///
+    /// # Errors
+    /// 403 if it is to be sealed and the project's key not at hand.
+    pub async fn in_form(&self, app: &App, owner: &Owner, sealed: bool) -> Result<NewMessage> {
+        if owner.sealing(sealed)?.is_none() {
+            return Ok(self.message.clone());
+        }
+        let (owner, message) = (owner.clone(), self.message.clone());
+        let job_key = app.job_keys.seal(owner.opening()?)?;
+        on_the_side(app, message.content.len(), move || sealed::seal(owner.opening()?, message, job_key)).await
+    }
+
     /// The same message whose answers tell the ids of their calls: (index of the part, id).
     pub async fn with_answer_ids(self, app: &App, ids: Vec<(usize, String)>) -> Result<Self> {
         let Self { mut message, answers, .. } = self;

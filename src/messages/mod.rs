@@ -10,7 +10,9 @@
 pub mod answers;
 pub mod api;
 mod columns;
+pub mod convert;
 pub mod edit;
+pub mod file_store;
 pub mod files;
 pub mod format;
 pub mod incoming;
@@ -18,8 +20,10 @@ pub mod meta;
 pub mod page;
 pub mod parts;
 pub mod pieces;
+pub mod sealed;
 pub mod shown;
 pub mod store;
+pub mod storing;
 pub mod tokens;
 pub mod writer;
 

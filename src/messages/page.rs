@@ -1,6 +1,6 @@
 //! A page of a session's messages, as it is read from the database: one query, whatever its size.
 
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::store::SLICE;
@@ -14,12 +14,14 @@ pub struct Row {
     pub parent_id: Option<MessageId>,
     pub role: String,
     pub format: String,
-    /// JSON text; nothing as long as it [is not whole](Self::is_whole).
+    /// JSON text, sealed or not; nothing as long as it [is not whole](Self::is_whole).
     pub content: Vec<u8>,
+    /// As which message it is sealed, if it is.
+    pub sealed_as: Option<Uuid>,
     /// How long it is.
     pub content_length: i32,
     pub tokens: i32,
-    /// JSON text, like the next two.
+    /// JSON text, like the next two; the last one may be sealed.
     pub meta: String,
     pub user_meta: String,
     pub open_calls: Option<String>,
@@ -93,7 +95,7 @@ pub async fn list(
                )
                select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format,
                       case when octet_length(content) <= $7 then content else '' end as "content!",
-                      octet_length(content) as "content_length!", tokens,
+                      octet_length(content) as "content_length!", sealed_as, tokens,
                       meta::text as "meta!", user_meta::text as "user_meta!", open_calls::text, task_id,
                       session_task_process_status as status, created_at as "created_at: Timestamp",
                       updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
@@ -133,7 +135,7 @@ pub async fn list(
                )
                select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format,
                       case when octet_length(content) <= $7 then content else '' end as "content!",
-                      octet_length(content) as "content_length!", tokens,
+                      octet_length(content) as "content_length!", sealed_as, tokens,
                       meta::text as "meta!", user_meta::text as "user_meta!", open_calls::text, task_id,
                       session_task_process_status as status, created_at as "created_at: Timestamp",
                       updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
@@ -153,15 +155,15 @@ pub async fn list(
     }
 }
 
-/// The content of a message whose row came without it; `None` if the message is gone.
-pub async fn long_content(conn: &mut PgConnection, row: &Row) -> sqlx::Result<Option<Vec<u8>>> {
-    let length = usize::try_from(row.content_length).unwrap_or_default();
+/// The content of a message whose row came without it, of this length in bytes; `None` if the message is gone.
+pub async fn long_content(conn: &mut PgConnection, id: MessageId, length: i32) -> sqlx::Result<Option<Vec<u8>>> {
+    let length = usize::try_from(length).unwrap_or_default();
     let mut content = Vec::with_capacity(length);
     while content.len() < length {
         let from = i32::try_from(content.len() + 1).unwrap_or(i32::MAX);
         let slice = sqlx::query_scalar!(
             r#"select substring(content from $2 for $3) as "slice!" from messages where id = $1"#,
-            row.id as _,
+            id as _,
             from,
             i32::try_from(SLICE).unwrap_or(i32::MAX)
         );
@@ -170,5 +172,6 @@ pub async fn long_content(conn: &mut PgConnection, row: &Row) -> sqlx::Result<Op
             _ => return Ok(None),
         }
     }
+    conn.shrink_buffers();
     Ok(Some(content))
 }

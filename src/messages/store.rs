@@ -7,14 +7,17 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
 
-use super::columns::{Columns, Places};
+use super::columns::{Columns, Places, forms};
 use super::format::{Call, Format};
 use super::parts::Role;
+use crate::blob::refs;
 use crate::config::Learning;
 use crate::db::interval;
 use crate::http::time::Timestamp;
-use crate::ids::{BlobId, MessageId, ProjectId, SessionId};
+use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::jobs::NEEDS_KEY;
 
 /// Longer contents come and go in slices, in bytes: what the driver makes of a value takes three and a half times its length.
 pub const SLICE: usize = 1024 * 1024;
@@ -42,15 +45,33 @@ pub struct NewMessage {
     pub session: SessionId,
     pub role: Role,
     pub format: Format,
-    /// The message in its format, as JSON text.
+    /// The message in its format, as JSON text; sealed if there is a [`job_key`](Self::job_key).
     pub content: Bytes,
     pub tokens: i32,
     pub meta: Map<String, Value>,
     pub user_meta: Map<String, Value>,
-    /// Calls of Gemini functions that wait for their answers.
-    pub open_calls: Vec<Call>,
+    /// Calls of Gemini functions that wait for their answers, as the column has them.
+    pub open_calls: Option<Value>,
     /// The project's own setting of [`Buffer::turns`].
     pub buffer_turns: Option<i64>,
+    /// Of a sealed message: the project's key for the work that it gives, sealed for the queue.
+    pub job_key: Option<Bytes>,
+}
+
+impl NewMessage {
+    pub fn is_sealed(&self) -> bool {
+        self.job_key.is_some()
+    }
+}
+
+/// What becomes of a message.
+#[derive(Debug)]
+pub enum Outcome {
+    Stored(Stored),
+    /// The project has no such session.
+    NoSession,
+    /// The project wants its content in the other form now, sealed or not.
+    OtherForm,
 }
 
 /// What the database adds to a message.
@@ -65,18 +86,25 @@ pub struct Stored {
 /// and a time later than all before it, and leaves a job for each session whose tasks are
 /// tracked and that has none.
 ///
-/// The answer has an entry for each message; `None` if the project has no such session, or another transaction holds it:
-/// who wants to wait for it calls [`lock_session`] before.
+/// The answer has an entry for each message; `None` if the project has no such session or wants its content in another form, or
+/// another transaction holds one of them: who wants to know calls [`insert_one`].
 #[expect(clippy::too_many_lines, reason = "one statement")]
 pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer) -> sqlx::Result<Vec<Option<Stored>>> {
-    let Places { sessions, projects, turns, counts, newest, of, nth, previous } = Places::of(new);
-    let Columns { ids, roles, formats, contents, tokens, metas, user_metas, open_calls } = Columns::of(new);
+    let Places { sessions, projects, turns, job_keys, counts, newest, of, nth, previous } = Places::of(new);
+    let Columns { ids, roles, formats, contents, sealed, tokens, metas, user_metas, open_calls } = Columns::of(new);
+    let (owners, forms) = forms(new);
     let rows = sqlx::query!(
-        r#"with held as materialized (
-               select w.at, w.new, w.newest, greatest(coalesce(w.turns, $17), 1) as turns, s.id, s.project_id, s.disable_task_tracking, s.last_message_id, s.unobserved,
-                      s.observing, greatest(clock_timestamp(), s.last_message_at + interval '1 microsecond') as time
-               from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[], $18::bigint[])
-                   with ordinality as w (session_id, project_id, new, newest, turns, at)
+        r#"with wanted as materialized (
+               select w.project_id from unnest($19::uuid[], $20::boolean[]) as w (project_id, sealed)
+               where stores_sealed(w.project_id, false) = w.sealed
+           ),
+           held as materialized (
+               select w.at, w.new, w.newest, greatest(coalesce(w.turns, $17), 1) as turns, w.job_key, s.id, s.project_id,
+                      s.disable_task_tracking, s.last_message_id, s.unobserved, s.observing,
+                      greatest(clock_timestamp(), s.last_message_at + interval '1 microsecond') as time
+               from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[], $18::bigint[], $21::bytea[])
+                   with ordinality as w (session_id, project_id, new, newest, turns, job_key, at)
+               join wanted on wanted.project_id = w.project_id
                join sessions s on s.id = w.session_id and s.project_id = w.project_id
                -- In one order, so that two writers never wait for each other.
                order by s.id for no key update of s skip locked
@@ -89,30 +117,33 @@ pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer)
                from held h where s.id = h.id
            ),
            queued as (
-               insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at)
+               insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at, sealed_key)
                select gen_random_uuid(), h.project_id, 'observe', jsonb_build_object('session', h.id),
                       'session:' || h.id, h.id::text,
-                      case when h.new >= h.turns then now() else now() + $16::interval end
+                      case when h.new >= h.turns then now() else now() + $16::interval end, h.job_key
                from held h where not h.disable_task_tracking and not h.observing
                on conflict (kind, dedupe) where state = 'ready' do nothing
            ),
-           -- Enough has gathered: the job that waits need not wait longer.
+           -- Enough has gathered: the job that waits need not wait longer. One that was not given the project's key is given it.
            hurried as (
-               update jobs j set run_at = now(), updated_at = now()
-               from held h
-               where not h.disable_task_tracking and h.observing and h.unobserved < h.turns
-                 and h.unobserved + h.new >= h.turns
-                 and j.kind = 'observe' and j.dedupe = h.id::text and j.state = 'ready' and j.attempt = 0
-                 and j.run_at > now()
+               update jobs j
+               set run_at = case when h.is_enough and j.attempt = 0 or j.last_error = $22 then least(j.run_at, now())
+                                 else j.run_at end,
+                   sealed_key = coalesce(j.sealed_key, h.job_key), updated_at = now()
+               from (select *, unobserved < turns and unobserved + new >= turns as is_enough from held) h
+               where not h.disable_task_tracking and h.observing and (h.is_enough or h.job_key is not null)
+                 and j.kind = 'observe' and j.dedupe = h.id::text and j.state = 'ready'
+                 and (h.is_enough and j.attempt = 0 and j.run_at > now()
+                      or h.job_key is not null and j.sealed_key is null)
            )
-           insert into messages (id, session_id, parent_id, role, format, content, tokens, meta, user_meta, open_calls,
-                                 session_task_process_status, created_at, updated_at)
-           select m.id, h.id, coalesce(m.previous, h.last_message_id), m.role, m.format, m.content, m.tokens, m.meta,
+           insert into messages (id, session_id, parent_id, role, format, content, sealed_as, tokens, meta, user_meta,
+                                 open_calls, session_task_process_status, created_at, updated_at)
+           select m.id, h.id, coalesce(m.previous, h.last_message_id), m.role, m.format, m.content, m.sealed_as, m.tokens, m.meta,
                   m.user_meta, m.open_calls, case when h.disable_task_tracking then 'disable_tracking' else 'pending' end,
                   h.time + m.nth * interval '1 microsecond', h.time + m.nth * interval '1 microsecond'
            from unnest($5::bigint[], $6::bigint[], $7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::bytea[],
-                       $12::int[], $13::jsonb[], $14::jsonb[], $15::jsonb[])
-                   as m (at, nth, previous, id, role, format, content, tokens, meta, user_meta, open_calls)
+                       $12::int[], $13::jsonb[], $14::jsonb[], $15::jsonb[], $23::uuid[])
+                   as m (at, nth, previous, id, role, format, content, tokens, meta, user_meta, open_calls, sealed_as)
            join held h on h.at = m.at
            returning id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as status,
                      created_at as "created_at: Timestamp""#,
@@ -134,6 +165,11 @@ pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer)
         interval(buffer.ttl) as _,
         buffer.turns,
         &turns as _,
+        &owners,
+        &forms,
+        &job_keys as _,
+        NEEDS_KEY,
+        &sealed as _,
     )
     .fetch_all(conn)
     .await?;
@@ -160,41 +196,56 @@ pub async fn insert_once(
     }
 }
 
-/// Stores one message, of any length, in a transaction; waits for its session. `None` if the project has no such session.
-pub async fn insert_one(tx: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<Option<Stored>> {
+/// Stores one message, of any length, in a transaction; waits for its session.
+pub async fn insert_one(tx: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<Outcome> {
+    // First, as all do who want both, so that none of them waits for another.
+    if refs::stores_sealed(tx, new.project).await?.is_some_and(|sealed| sealed != new.is_sealed()) {
+        return Ok(Outcome::OtherForm);
+    }
     if !lock_session(tx, new.project, new.session).await? {
-        return Ok(None);
+        return Ok(Outcome::NoSession);
     }
-    if new.content.len() <= SLICE {
-        return Ok(insert(tx, std::slice::from_ref(new), buffer).await?.pop().flatten());
+    let is_long = new.content.len() > SLICE;
+    let without = is_long.then(|| NewMessage { content: Bytes::new(), ..new.clone() });
+    let row = without.as_ref().unwrap_or(new);
+    let Some(stored) = insert(tx, std::slice::from_ref(row), buffer).await?.pop().flatten() else {
+        // The project is gone.
+        return Ok(Outcome::NoSession);
+    };
+    if is_long {
+        set_long_content(tx, new.id, &new.content).await?;
     }
-    let without = NewMessage { content: Bytes::new(), ..new.clone() };
-    let stored = insert(tx, &[without], buffer).await?.pop().flatten();
-    for (n, slice) in (0..).zip(new.content.chunks(SLICE)) {
-        sqlx::query!("insert into message_slices (message_id, n, slice) values ($1, $2, $3)", new.id as _, n, slice)
+    Ok(Outcome::Stored(stored))
+}
+
+/// Writes a long content in slices, in a transaction.
+pub async fn set_long_content(tx: &mut PgConnection, message: MessageId, content: &[u8]) -> sqlx::Result<()> {
+    for (n, slice) in (0..).zip(content.chunks(SLICE)) {
+        sqlx::query!("insert into message_slices (message_id, n, slice) values ($1, $2, $3)", message as _, n, slice)
             .execute(&mut *tx)
             .await?;
     }
     sqlx::query!(
         "with slices as (delete from message_slices where message_id = $1 returning n, slice)
          update messages set content = (select string_agg(slice, ''::bytea order by n) from slices) where id = $1",
-        new.id as _
+        message as _
     )
     .execute(&mut *tx)
     .await?;
     tx.shrink_buffers();
-    Ok(stored)
+    Ok(())
 }
 
 /// As [`insert_one`], in a transaction of its own, for a message that may be stored already; see [`insert_once`].
-pub async fn insert_waiting(conn: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<Option<Stored>> {
+pub async fn insert_waiting(conn: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<Outcome> {
     let mut tx = conn.begin().await?;
     match insert_one(&mut tx, new, buffer).await {
         Err(fault) if is_there(&fault) => {
             tx.rollback().await?;
-            Ok(get_stored(conn, &[new.id]).await?.pop().flatten())
+            let stored = get_stored(conn, &[new.id]).await?.pop().flatten();
+            Ok(stored.map_or(Outcome::NoSession, Outcome::Stored))
         }
-        Ok(stored) => tx.commit().await.map(|()| stored),
+        Ok(outcome) => tx.commit().await.map(|()| outcome),
         // Whatever stands there by now, a part of a long message perhaps, goes with the transaction.
         fault => fault,
     }
@@ -204,7 +255,8 @@ fn is_there(fault: &sqlx::Error) -> bool {
     matches!(fault, sqlx::Error::Database(fault) if fault.constraint() == Some("messages_pkey"))
 }
 
-pub(super) fn shown_calls(calls: &[Call]) -> Option<Value> {
+/// Calls that wait for their answers, as the column has them if they are not sealed.
+pub fn shown_calls(calls: &[Call]) -> Option<Value> {
     let call = |call: &Call| serde_json::json!({"id": call.id, "name": call.name});
     (!calls.is_empty()).then(|| calls.iter().map(call).collect())
 }
@@ -236,30 +288,27 @@ pub async fn lock_session(conn: &mut PgConnection, project: ProjectId, session: 
     Ok(found.fetch_optional(conn).await?.is_some())
 }
 
-/// The calls of Gemini functions in a session that wait for their answers, oldest first, with the messages that make them.
-/// Wants the session's lock.
-pub async fn list_open_calls(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Vec<(MessageId, Vec<Call>)>> {
-    #[derive(Debug, serde::Deserialize)]
-    struct Open {
-        id: String,
-        name: String,
-    }
-    let rows = sqlx::query!(
-        r#"select id as "id: MessageId", open_calls as "open_calls!: Json<Vec<Open>>"
+/// A message with calls of Gemini functions that wait for their answers.
+pub struct Calling {
+    pub id: MessageId,
+    pub sealed_as: Option<Uuid>,
+    pub open_calls: Value,
+}
+
+/// The messages of a session with calls that wait for their answers, oldest first. Wants the session's lock.
+pub async fn list_calling(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Vec<Calling>> {
+    sqlx::query_as!(
+        Calling,
+        r#"select id as "id: MessageId", sealed_as, open_calls as "open_calls!"
            from messages where session_id = $1 and open_calls is not null order by created_at limit 1000"#,
         session as _
     )
     .fetch_all(conn)
-    .await?;
-    let calls = |open: Vec<Open>| open.into_iter().map(|call| Call { id: call.id, name: call.name }).collect();
-    Ok(rows.into_iter().map(|row| (row.id, calls(row.open_calls.0))).collect())
+    .await
 }
 
-pub async fn set_open_calls(conn: &mut PgConnection, message: MessageId, calls: &[Call]) -> sqlx::Result<()> {
-    sqlx::query!("update messages set open_calls = $2 where id = $1", message as _, shown_calls(calls).map(Json) as _)
-        .execute(conn)
-        .await
-        .map(drop)
+pub async fn set_open_calls(conn: &mut PgConnection, message: MessageId, calls: Option<Value>) -> sqlx::Result<()> {
+    sqlx::query!("update messages set open_calls = $2 where id = $1", message as _, calls).execute(conn).await.map(drop)
 }
 
 /// The tokens of all messages of a session.
@@ -301,63 +350,4 @@ pub async fn set_user_meta(conn: &mut PgConnection, message: MessageId, meta: &M
     .execute(conn)
     .await
     .map(drop)
-}
-
-/// A file that a message has.
-pub struct MessageFile<'a> {
-    pub s3_key: &'a str,
-    pub blob: BlobId,
-    pub sha256: &'a str,
-    pub mime: &'a str,
-    pub filename: &'a str,
-}
-
-pub async fn insert_file(
-    conn: &mut PgConnection,
-    session: SessionId,
-    message: MessageId,
-    file: &MessageFile<'_>,
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        "insert into message_files (message_id, s3_key, session_id, blob_id, sha256, mime, filename)
-         values ($1, $2, $3, $4, $5, $6, $7) on conflict (message_id, s3_key) do nothing",
-        message as _,
-        file.s3_key,
-        session as _,
-        file.blob as _,
-        file.sha256,
-        file.mime,
-        file.filename,
-    )
-    .execute(conn)
-    .await
-    .map(drop)
-}
-
-/// Where a file of a session lies, and how it is shown.
-pub struct FoundFile {
-    pub object_key: String,
-    pub size: i64,
-    pub sha256: String,
-    pub filename: String,
-}
-
-/// A file by its public name, among those of the session's messages.
-pub async fn get_file(
-    conn: &mut PgConnection,
-    project: ProjectId,
-    session: SessionId,
-    s3_key: &str,
-) -> sqlx::Result<Option<FoundFile>> {
-    sqlx::query_as!(
-        FoundFile,
-        "select b.object_key, b.size, b.sha256, f.filename
-         from message_files f join blobs b on b.id = f.blob_id and b.project_id = $1
-         where f.session_id = $2 and f.s3_key = $3 limit 1",
-        project as _,
-        session as _,
-        s3_key
-    )
-    .fetch_optional(conn)
-    .await
 }

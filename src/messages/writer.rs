@@ -4,6 +4,7 @@
 //! A batch that is refused is done again one by one, so that a bad message fails alone. If the connection is lost while a
 //! commit is under way, the messages are looked for by their ids on a new one: what is found is stored.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -53,8 +54,8 @@ impl Default for Writer {
 }
 
 impl Writer {
-    /// Stores a message. When this answers, it is on disk. `None` if the project has no such session, or another transaction
-    /// holds the session: nobody else shall wait for that.
+    /// Stores a message. When this answers, it is on disk. `None` if the project has no such session or wants its content in
+    /// another form, or another transaction holds one of them: nobody else shall wait for that.
     ///
     /// # Errors
     /// 503 if the database does not answer; the message may be stored or not.
@@ -100,12 +101,26 @@ async fn serve(app: App, mut inbox: mpsc::Receiver<Waiting>) {
     let mut line = Line { options, buffer: (&app.config.learning).into(), used: Instant::now(), conn: None };
     let mut batch = Vec::new();
     while inbox.recv_many(&mut batch, BATCH).await > 0 {
+        set_apart(&mut batch);
         let (messages, answers): (Vec<_>, Vec<_>) = batch.drain(..).map(|one| (one.message, one.answer)).unzip();
         let outcomes = line.store(&messages).await;
         for (answer, outcome) in answers.into_iter().zip(outcomes) {
             // A request that was cut off meanwhile hears nothing any more.
             let _ = answer.send(outcome);
         }
+    }
+}
+
+/// While the form changes that a project's content is stored in, some of its messages come in the one and some in the other.
+/// A batch has those of one form alone; the others go the way of those that must wait.
+fn set_apart(batch: &mut Vec<Waiting>) {
+    let mut forms = HashMap::new();
+    for other in batch.extract_if(.., |one| {
+        let sealed = one.message.is_sealed();
+        *forms.entry(one.message.project.0).or_insert(sealed) != sealed
+    }) {
+        // It may have been cut off meanwhile.
+        let _ = other.answer.send(Ok(None));
     }
 }
 

@@ -1,8 +1,6 @@
 //! How a project's key is replaced. The old one opens nothing from then on, in any process; what was sealed stays readable,
 //! because the new one has the same master key.
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
@@ -28,7 +26,7 @@ pub struct Made {
 ///
 /// # Errors
 /// The system gives no random bytes.
-pub async fn make(app: &App, master_key: Option<Arc<MasterKey>>) -> Result<Made> {
+pub async fn make(app: &App, master_key: Option<MasterKey>) -> Result<Made> {
     let app = app.clone();
     let make = move || -> anyhow::Result<Made> {
         let pepper = app.config.keys.pepper();
@@ -63,14 +61,14 @@ pub async fn replace_key(State(app): State<App>, caller: Caller, once: Once) -> 
     if caller.is_replaced {
         return Err(UNAUTHORIZED);
     }
-    let made = make(&app, caller.master_key.clone()).await?;
+    let made = make(&app, caller.owner.kek.as_ref().map(|kek| kek.master().clone())).await?;
     let mut act = once.begin(&app).await?;
     let locked = store::lock(&mut act, caller.project).await?.ok_or(UNAUTHORIZED)?;
     if locked.secret_key_hmac != *caller.lookup {
         // Another request was faster.
         return Err(UNAUTHORIZED);
     }
-    if locked.encryption_enabled && caller.master_key.is_none() {
+    if locked.is_sealed() && caller.owner.kek.is_none() {
         return Err(Error::bad(
             "cannot rotate: project has encryption enabled but current API key has no embedded master key; \
              re-issue a v2 key first",
@@ -95,7 +93,7 @@ pub async fn reset_key(State(app): State<App>, once: Once, Path(project): Path<P
     let made = make(&app, None).await?;
     let mut act = once.begin(&app).await?;
     let locked = store::lock(&mut act, project).await?.ok_or(Error::NotFound("project not found"))?;
-    if locked.encryption_enabled {
+    if locked.is_sealed() {
         return Err(Error::bad(
             "cannot rotate key for encrypted projects via admin API — use the project Bearer token endpoint to \
              preserve the master key",

@@ -14,6 +14,8 @@ pub struct Found {
     pub id: ProjectId,
     pub secret_key_hash_phc: String,
     pub encryption_enabled: bool,
+    /// Of the master key that content is sealed with.
+    pub seal_check: Option<Vec<u8>>,
     /// So many messages of a session need not wait longer to be observed, if the project has set it.
     pub buffer_turns: Option<Value>,
 }
@@ -22,7 +24,7 @@ pub struct Found {
 pub async fn get_by_lookup(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<Found>> {
     sqlx::query_as!(
         Found,
-        r#"select id as "id: ProjectId", secret_key_hash_phc, encryption_enabled,
+        r#"select id as "id: ProjectId", secret_key_hash_phc, encryption_enabled, seal_check,
                   configs #> '{project_config,project_session_message_buffer_max_turns}' as buffer_turns
            from projects where secret_key_hmac = $1"#,
         secret_key_hmac,
@@ -95,15 +97,15 @@ pub async fn set_settings(
     .map(drop)
 }
 
-/// The default project, and whether it is encrypted; locked.
+/// The default project, and whether something in it may be sealed; locked.
 pub async fn lock_root(conn: &mut PgConnection) -> sqlx::Result<Option<(ProjectId, bool)>> {
     let row = sqlx::query!(
-        r#"select id as "id: ProjectId", encryption_enabled from projects
+        r#"select id as "id: ProjectId", encryption_enabled or seal_check is not null as "is_sealed!" from projects
            where configs @> '{"__default_init_project__": true}' order by id limit 1 for update"#,
     )
     .fetch_optional(conn)
     .await?;
-    Ok(row.map(|row| (row.id, row.encryption_enabled)))
+    Ok(row.map(|row| (row.id, row.is_sealed)))
 }
 
 pub async fn update_key(conn: &mut PgConnection, project: ProjectId, key: &NewKey) -> sqlx::Result<bool> {
@@ -120,13 +122,22 @@ pub async fn update_key(conn: &mut PgConnection, project: ProjectId, key: &NewKe
 pub struct Locked {
     pub secret_key_hmac: String,
     pub encryption_enabled: bool,
+    /// Of the master key that content is, or may still be, sealed with.
+    pub seal_check: Option<Vec<u8>>,
+}
+
+impl Locked {
+    /// Whether something may be sealed, so that without the master key it would be lost.
+    pub fn is_sealed(&self) -> bool {
+        self.encryption_enabled || self.seal_check.is_some()
+    }
 }
 
 /// Locks a project's row, so that its key and its settings stay as they are.
 pub async fn lock(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<Locked>> {
     sqlx::query_as!(
         Locked,
-        "select secret_key_hmac, encryption_enabled from projects where id = $1 for no key update",
+        "select secret_key_hmac, encryption_enabled, seal_check from projects where id = $1 for no key update",
         project as _
     )
     .fetch_optional(conn)
@@ -149,15 +160,15 @@ pub async fn insert_replaced(conn: &mut PgConnection, project: ProjectId, secret
 }
 
 /// Whose key this was until it was replaced lately.
-pub async fn get_replaced(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<ProjectId>> {
-    sqlx::query_scalar!(
-        r#"select project_id as "id: ProjectId" from replaced_keys
-           where secret_key_hmac = $1 and replaced_at > now() - $2::interval"#,
+pub async fn get_replaced(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<(ProjectId, bool)>> {
+    let row = sqlx::query!(
+        r#"select p.id as "id: ProjectId", p.encryption_enabled
+           from replaced_keys r join projects p on p.id = r.project_id
+           where r.secret_key_hmac = $1 and r.replaced_at > now() - $2::interval"#,
         secret_key_hmac,
         interval(REPLACED) as _
-    )
-    .fetch_optional(conn)
-    .await
+    );
+    Ok(row.fetch_optional(conn).await?.map(|row| (row.id, row.encryption_enabled)))
 }
 
 /// Forgets keys that were replaced long ago.

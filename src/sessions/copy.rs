@@ -9,6 +9,7 @@ use sqlx::PgConnection;
 
 use crate::app::App;
 use crate::auth::Caller;
+use crate::blob::refs;
 use crate::db::interval;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, PathParam};
@@ -16,6 +17,9 @@ use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Envelope};
 use crate::ids::{ProjectId, SessionId};
+use crate::jobs;
+use crate::messages::convert;
+use crate::seal::Owner;
 
 /// The id as it came: clients know a text of its own for one that cannot be read.
 pub struct Copied(String);
@@ -48,13 +52,23 @@ pub async fn copy_session(
 ) -> Result<Response> {
     let session: SessionId = id.0.parse().map_err(|_| Error::bad("INVALID_SESSION_ID"))?;
     let mut act = once.begin(&app).await?;
+    // First, as all do who want both.
+    let seals = refs::stores_sealed(&mut act, caller.project).await?.unwrap_or_default();
+    let owner = Owner { encrypted: seals, ..caller.owner };
+    owner.check_may_store()?;
     let messages = lock(&mut act, caller.project, session).await?.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;
     if messages > app.config.limits.copy as u64 {
         return Err(Error::TooLarge("SESSION_TOO_LARGE".into()));
     }
+    // What is copied is in the form that the project wants.
+    let mut turned = convert::turn(&mut act, &owner, session, seals, None).await?;
+    while let Some(after) = turned.next {
+        turned = convert::turn(&mut act, &owner, session, seals, Some(after)).await?;
+    }
     let copy = SessionId::new();
     insert(&mut act, session, copy).await?;
-    insert_content(&mut act, session, copy, app.config.learning.buffer_ttl).await?;
+    let job_key = jobs::sealed_key(&app, &owner)?;
+    insert_content(&mut act, session, copy, app.config.learning.buffer_ttl, job_key).await?;
     let answer = reply::ok(CopiedSession { old_session_id: session, new_session_id: copy });
     let answer = act.commit(answer).await?;
     app.jobs.wake();
@@ -94,6 +108,7 @@ async fn insert_content(
     session: SessionId,
     copy: SessionId,
     wait: Duration,
+    job_key: Option<Vec<u8>>,
 ) -> sqlx::Result<()> {
     sqlx::query!(
         r#"with task_ids as materialized (select id as old, gen_random_uuid() as new from tasks where session_id = $1),
@@ -104,9 +119,9 @@ async fn insert_content(
                from tasks t join task_ids i on i.old = t.id
            ),
            new_messages as (
-               insert into messages (id, session_id, parent_id, role, format, content, seal, tokens, meta, user_meta,
+               insert into messages (id, session_id, parent_id, role, format, content, sealed_as, tokens, meta, user_meta,
                                      open_calls, task_id, session_task_process_status, created_at, updated_at)
-               select i.new, $2, p.new, m.role, m.format, m.content, m.seal, m.tokens, m.meta, m.user_meta, m.open_calls,
+               select i.new, $2, p.new, m.role, m.format, m.content, m.sealed_as, m.tokens, m.meta, m.user_meta, m.open_calls,
                       t.new, case m.session_task_process_status when 'running' then 'pending'
                              else m.session_task_process_status end, m.created_at, m.updated_at
                from messages m
@@ -126,9 +141,9 @@ async fn insert_content(
                from session_events where session_id = $1
            ),
            queued as (
-               insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at)
+               insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at, sealed_key)
                select gen_random_uuid(), s.project_id, 'observe', jsonb_build_object('session', $2::uuid),
-                      'session:' || $2::uuid, $2::uuid::text, now() + $3::interval
+                      'session:' || $2::uuid, $2::uuid::text, now() + $3::interval, $4
                from sessions s where s.id = $1 and exists (select 1 from new_messages where status = 'pending')
            )
            update sessions c
@@ -140,6 +155,7 @@ async fn insert_content(
         session as _,
         copy as _,
         interval(wait) as _,
+        job_key,
     )
     .execute(conn)
     .await

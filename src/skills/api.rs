@@ -54,7 +54,7 @@ pub struct CreateSkill {
     request_body(content = CreateSkill, content_type = "multipart/form-data"),
     responses((status = 201, body = Envelope<Skill>), Refusals))]
 pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, request: Request) -> Result<Response> {
-    caller.may_store_plain()?;
+    caller.owner.check_may_store()?;
     let mut form = Form::read(request, &app, &Rules::archive(&app.config.limits)).await?.unwrap_or_default();
     once.look(&app).await?;
     let file = form.files.pop().ok_or_else(|| Error::bad_because("parameter error", "file is required"))?;
@@ -69,7 +69,7 @@ pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, re
     let user = user.map_err(|wrong| Error::field("user", wrong))?;
     let archive = Arc::new(file.content);
     for _ in 0..TRIES {
-        let prepared = upload::unpack(&app, caller.project, &archive).await?;
+        let prepared = upload::unpack(&app, &caller.owner, &archive).await?;
         let mut act = once.begin(&app).await?;
         let user = users::named(&mut act, caller.project, user.as_ref()).await?;
         if let Some(skill) = prepared.insert(&mut act, &app, caller.project, user, meta.clone()).await? {

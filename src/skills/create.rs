@@ -19,6 +19,7 @@ use crate::disks::path::FilePath;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::ids::{ProjectId, UserId};
 use crate::media;
+use crate::seal::Owner;
 
 /// How many contents are put into the object store at once.
 const AT_ONCE: usize = 8;
@@ -56,7 +57,7 @@ impl Contents {
     ///
     /// # Errors
     /// 503 if the object store fails.
-    pub async fn put(app: &App, project: ProjectId, source: impl Stream<Item = (FilePath, Spool)>) -> Result<Self> {
+    pub async fn put(app: &App, owner: &Owner, source: impl Stream<Item = (FilePath, Spool)>) -> Result<Self> {
         let (mut files, mut known) = (Vec::new(), HashMap::new());
         let new = source.filter_map(|(at, content)| {
             let next = known.len();
@@ -65,7 +66,7 @@ impl Contents {
             std::future::ready((place == next).then_some((place, content)))
         });
         let put = new.map(async |(place, content)| -> Result<(usize, Upload)> {
-            Ok((place, refs::upload(app, project, &content).await?))
+            Ok((place, refs::upload(app, owner, &content).await?))
         });
         let mut uploads: Vec<_> = put.buffer_unordered(AT_ONCE).try_collect().await?;
         uploads.sort_by_key(|(place, _)| *place);
@@ -101,7 +102,7 @@ impl Prepared {
         user: Option<UserId>,
         meta: Option<Map<String, Value>>,
     ) -> Result<Option<Skill>> {
-        let blobs = match refs::claim_all(conn, &self.contents).await {
+        let blobs = match refs::claim_all(app, conn, &self.contents).await {
             Ok(Some(blobs)) => blobs,
             Ok(None) => return Ok(None),
             // Another transaction takes them in another order.

@@ -19,6 +19,7 @@ use super::api::NOT_FOUND;
 use super::store;
 use crate::app::{App, SHOWN_KIB};
 use crate::auth::Caller;
+use crate::blob::content::{self, Key};
 use crate::blob::links;
 use crate::disks::artifacts::{FileContent, public_url, readable};
 use crate::disks::files::{self, File};
@@ -29,6 +30,7 @@ use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Envelope};
 use crate::ids::SkillId;
 use crate::percent;
+use crate::seal::Owner;
 
 const NO_FILE: Error = Error::NotFound("file not found");
 /// How long a link to a file works, in seconds, if nothing else is asked for.
@@ -80,7 +82,7 @@ pub async fn get_skill_file(
     let row = store::get(&mut conn, caller.project, skill).await?.ok_or(NO_FILE)?;
     let file = files::get(&mut conn, caller.project, row.disk_id, &at).await?.ok_or(NO_FILE)?;
     drop(conn);
-    let content = match readable(&app, &file).await? {
+    let content = match readable(&app, &caller.owner, &file).await? {
         Some((kind, bytes)) => String::from_utf8(bytes.into()).ok().map(|raw| FileContent::new(kind, raw)),
         None => None,
     };
@@ -137,7 +139,7 @@ pub async fn download_skill(State(app): State<App>, caller: Caller, Path(id): Pa
     }
     let files = files::list_all(&mut conn, row.disk_id, most).await?;
     drop(conn);
-    let mut chunks = Box::pin(stream::unfold(Packer::new(app.clone(), files), Packer::next));
+    let mut chunks = Box::pin(stream::unfold(Packer::new(app.clone(), caller.owner, files), Packer::next));
     // Whether the first file can be read is known before anything is promised.
     let first = chunks.next().await.transpose()?;
     let rest = chunks.map(|chunk| chunk.map_err(|fault| cut_short(&fault)));
@@ -168,6 +170,7 @@ fn cut_short(fault: &Error) -> std::io::Error {
 /// Packs one file after the other; each is in memory only while it is packed.
 struct Packer {
     app: App,
+    owner: Owner,
     files: VecDeque<File>,
     /// `None` when the archive is whole.
     archive: Option<Archive>,
@@ -198,9 +201,9 @@ impl Write for Out {
 }
 
 impl Packer {
-    fn new(app: App, files: Vec<File>) -> Self {
+    fn new(app: App, owner: Owner, files: Vec<File>) -> Self {
         let out = Out::default();
-        Self { app, files: files.into(), archive: Some(Box::new(ZipWriter::new_stream(out.clone()))), out }
+        Self { app, owner, files: files.into(), archive: Some(Box::new(ZipWriter::new_stream(out.clone()))), out }
     }
 
     /// The next part of the archive: a file, or its end.
@@ -216,7 +219,7 @@ impl Packer {
     async fn pack(&self, mut archive: Archive, file: File) -> Result<Archive> {
         let kib = u32::try_from(file.size / 1024).unwrap_or(u32::MAX).clamp(1, SHOWN_KIB);
         let _turn = self.app.shown.acquire_many(kib).await.map_err(Error::internal)?;
-        let bytes = self.app.blobs.read(&file.object_key).await?;
+        let bytes = content::read(&self.app, Key::Project(self.owner.kek.as_deref()), &file.stored()).await?;
         let pack = move || -> anyhow::Result<_> {
             let name = path::relative(&file.path, &file.filename);
             archive.start_file(name, SimpleFileOptions::default().last_modified_time(changed(&file)))?;

@@ -12,7 +12,7 @@ use super::front_matter::FrontMatter;
 use crate::app::App;
 use crate::blob::spool::Spool;
 use crate::error::{Error, Result};
-use crate::ids::ProjectId;
+use crate::seal::Owner;
 
 /// How many unpacked files wait for the object store.
 const AHEAD: usize = 4;
@@ -22,7 +22,7 @@ const AHEAD: usize = 4;
 /// # Errors
 /// 400 for an archive that is no skill, or one that cannot be unpacked without harm; 413 if it is too large; 503 if the object
 /// store fails or there is no room.
-pub async fn unpack(app: &App, project: ProjectId, archive: &Arc<Spool>) -> Result<Prepared> {
+pub async fn unpack(app: &App, owner: &Owner, archive: &Arc<Spool>) -> Result<Prepared> {
     let limits = &app.config.limits;
     let bounds = Bounds {
         files: limits.skill_files,
@@ -44,7 +44,7 @@ pub async fn unpack(app: &App, project: ProjectId, archive: &Arc<Spool>) -> Resu
         Ok(says)
     });
     let files = stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|file| (file, receiver)));
-    let (says, contents) = tokio::join!(unpacked, Contents::put(app, project, files));
+    let (says, contents) = tokio::join!(unpacked, Contents::put(app, owner, files));
     // If the store fails, unpacking stops for that reason.
     let contents = contents?;
     Ok(contents.of_skill(says.map_err(Error::internal)??))

@@ -46,10 +46,10 @@ pub async fn create_space(
     if let Some(meta) = &body.meta {
         storable_object("meta", meta, app.config.limits.meta)?;
     }
-    caller.may_store_plain()?;
+    caller.owner.check_may_store()?;
     once.look(&app).await?;
     for _ in 0..TRIES {
-        let skills = defaults::prepare(&app, caller.project).await?;
+        let skills = defaults::prepare(&app, &caller.owner).await?;
         let mut act = once.begin(&app).await?;
         let user = users::named(&mut act, caller.project, body.user.as_ref()).await?;
         let space = store::insert(&mut act, caller.project, user, body.meta.as_ref()).await;

@@ -57,11 +57,12 @@ pub async fn learn_session(
     if !messages::store::lock_session(&mut act, caller.project, session).await? {
         return Err(sessions::NOT_FOUND);
     }
+    jobs::bring_key(&app, &mut act, &caller.owner).await?;
     let learned = store::insert_session(&mut act, space, session).await?;
     let learned = learned.ok_or(Error::Conflict("session already learned by another space".into()))?;
     let ended = tasks::store::list_ended(&mut act, caller.project, session).await?;
     for task in &ended {
-        jobs::enqueue(&mut act, caller.project, &Distill { task: *task }, Delay::NONE).await?;
+        jobs::enqueue(&app, &mut act, &caller.owner, &Distill { task: *task }, Delay::NONE).await?;
     }
     let answer = act.commit(reply::created(learned)).await?;
     if !ended.is_empty() {
@@ -85,10 +86,11 @@ pub async fn list_space_sessions(
     if !store::exists(&mut conn, caller.project, space).await? {
         return Err(NOT_FOUND);
     }
+    jobs::bring_key(&app, &mut conn, &caller.owner).await?;
     let due = conclude::list_due(&mut conn, space, CONCLUDED_AT_ONCE).await?;
     drop(conn);
     for session in due {
-        conclude::look(&app, caller.project, session).await?;
+        conclude::look(&app, &caller.owner, session).await?;
     }
     let mut conn = app.db.acquire().await?;
     let learned = store::list_sessions(&mut conn, space, limit.saturating_add(1)).await?;
@@ -113,8 +115,9 @@ pub async fn get_space_session(
         return Err(NOT_FOUND);
     }
     let mut learned = store::get_session(&mut conn, space, session).await?.ok_or(NOT_LEARNED)?;
+    jobs::bring_key(&app, &mut conn, &caller.owner).await?;
     drop(conn);
-    if learned.status == "pending" && conclude::look(&app, caller.project, session).await? {
+    if learned.status == "pending" && conclude::look(&app, &caller.owner, session).await? {
         let mut conn = app.db.acquire().await?;
         learned = store::get_session(&mut conn, space, session).await?.ok_or(NOT_LEARNED)?;
     }

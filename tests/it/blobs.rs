@@ -81,8 +81,8 @@ async fn scans(store: &dyn Blobs, dir: &SpoolDir) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let visit = {
         let seen = Arc::clone(&seen);
-        move |at: usize, bytes: &[u8]| {
-            seen.lock().unwrap().push((at, String::from_utf8(bytes.to_vec()).unwrap()));
+        move |at: usize, bytes: &mut Vec<u8>| {
+            seen.lock().unwrap().push((at, String::from_utf8(std::mem::take(bytes)).unwrap()));
             ControlFlow::Continue(())
         }
     };
@@ -95,7 +95,7 @@ async fn scans(store: &dyn Blobs, dir: &SpoolDir) {
     let count = Arc::new(Mutex::new(0));
     let stop = {
         let count = Arc::clone(&count);
-        move |_: usize, _: &[u8]| {
+        move |_: usize, _: &mut Vec<u8>| {
             *count.lock().unwrap() += 1;
             ControlFlow::Break(())
         }
@@ -105,7 +105,7 @@ async fn scans(store: &dyn Blobs, dir: &SpoolDir) {
 
     let with_absent = [keys, vec!["scan/none".into()]].concat();
     let missing = store.scan(with_absent, Arc::new(|_, _| ControlFlow::Continue(()))).await;
-    assert!(matches!(missing, Err(BlobError::Missing(_))));
+    assert_eq!(missing.unwrap(), [50]);
     store.scan(Vec::new(), Arc::new(|_, _| ControlFlow::Continue(()))).await.unwrap();
 }
 

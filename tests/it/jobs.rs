@@ -8,6 +8,7 @@ use std::time::Duration;
 use acontextd::app::{self, App};
 use acontextd::ids::ProjectId;
 use acontextd::jobs::{self, Delay, Job, JobError, Running, SERVER, periodic, runner};
+use acontextd::seal::Owner;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -150,7 +151,7 @@ fn setup() -> Setup {
 
 async fn enqueue(app: &TestApp, project: ProjectId, act: &Act, delay: Delay) {
     let mut tx = app.app.db.begin().await.unwrap();
-    jobs::enqueue(&mut tx, project, act, delay).await.unwrap();
+    jobs::enqueue(&app.app, &mut tx, &Owner::plain(project), act, delay).await.unwrap();
     tx.commit().await.unwrap();
     app.app.jobs.wake();
 }
@@ -170,7 +171,7 @@ async fn a_job_exists_if_and_only_if_its_transaction_was_committed() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::open();
         let mut tx = app.app.db.begin().await.unwrap();
-        jobs::enqueue(&mut tx, SERVER, &Act::new(id, "undone"), Delay::NONE).await.unwrap();
+        jobs::enqueue(&app.app, &mut tx, &Owner::plain(SERVER), &Act::new(id, "undone"), Delay::NONE).await.unwrap();
         tx.rollback().await.unwrap();
         enqueue(&app, SERVER, &Act::new(id, "done"), Delay::NONE).await;
         app.drain_jobs().await;
@@ -447,7 +448,9 @@ async fn a_request_that_takes_its_time_over_an_equal_job_stops_no_other() {
         let (id, stage) = Stage::open();
         enqueue(&app, SERVER, &Act::new(id, "equal").dedupe("key"), Delay::NONE).await;
         let mut slow = app.app.db.begin().await.unwrap();
-        jobs::enqueue(&mut slow, SERVER, &Act::new(id, "equal").dedupe("key"), Delay::NONE).await.unwrap();
+        jobs::enqueue(&app.app, &mut slow, &Owner::plain(SERVER), &Act::new(id, "equal").dedupe("key"), Delay::NONE)
+            .await
+            .unwrap();
         enqueue(&app, SERVER, &Act::new(id, "other"), Delay::NONE).await;
         while_running(&app, async {
             assert_eq!(stage.logged(1).await, ["other"]);

@@ -26,7 +26,7 @@ async fn replace(client: &Client) -> Answer {
     client.put(REPLACE, json!({})).await
 }
 
-/// A client of a project that has a compact key.
+/// A client of a project that was made by the operator.
 async fn with_compact_key(app: &TestApp) -> (Value, Client) {
     let made = app.admin().post("/admin/v1/project", json!({"configs": null})).await.data();
     (made["project_id"].clone(), app.client().with_key(made["secret_key"].as_str().unwrap()))
@@ -54,7 +54,7 @@ async fn a_replaced_key_opens_nothing_and_the_new_one_everything() {
 #[tokio::test]
 async fn an_old_style_key_becomes_one_with_a_master_key() {
     run(async |app| {
-        let old = app.project().await;
+        let old = app.old_style_project().await;
         let new = renewed(&old, &replace(&old).await);
         let next = renewed(&new, &replace(&new).await);
         assert_eq!(master_key(&new), master_key(&next));
@@ -68,7 +68,7 @@ async fn an_old_style_key_becomes_one_with_a_master_key() {
 #[tokio::test]
 async fn an_encrypted_project_keeps_its_master_key() {
     run(async |app| {
-        let plain = app.project().await;
+        let plain = app.old_style_project().await;
         let (id, compact) = with_compact_key(&app).await;
         app.execute("update projects set encryption_enabled = true").await;
         let msg = "cannot rotate: project has encryption enabled but current API key has no embedded master key";

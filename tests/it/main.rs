@@ -13,6 +13,7 @@ mod blobs;
 mod crash;
 mod disks;
 mod embedded;
+mod encryption;
 mod events;
 mod frame;
 mod idempotency;

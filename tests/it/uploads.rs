@@ -175,7 +175,7 @@ async fn equal_content_of_a_project_is_stored_once() {
 #[tokio::test]
 async fn a_project_that_is_encrypted_gets_nothing_stored_in_clear() {
     run(async |app| {
-        let client = app.project().await;
+        let client = app.old_style_project().await;
         let disk = client.new_disk().await;
         app.execute("update projects set encryption_enabled = true").await;
         app.app.keys.forget_all();

@@ -23,7 +23,8 @@ fn message(project: Uuid, session: &str, text: &str) -> NewMessage {
         tokens: 1,
         meta: Map::new(),
         user_meta: Map::new(),
-        open_calls: Vec::new(),
+        open_calls: None,
+        job_key: None,
         buffer_turns: None,
     }
 }

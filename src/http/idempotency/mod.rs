@@ -55,7 +55,12 @@ struct Sent {
     /// `None` for the operator.
     project: Option<ProjectId>,
     fingerprint: Fingerprint,
+    /// Seals the answer.
     seal: AnswerKey,
+    /// Seals it so that the project's own key is needed too, if that is at hand.
+    seal_with_key: Option<AnswerKey>,
+    /// Whether the project is encrypted.
+    encrypted: bool,
 }
 
 impl FromRequestParts<App> for Once {
@@ -69,17 +74,21 @@ impl FromRequestParts<App> for Once {
             let wrong = format_args!("must be 1 to {MAX_KEY} visible ASCII characters, and stand once");
             return Err(Error::field(HEADER, wrong));
         };
-        let project = parts.extensions.get::<Caller>().map(|caller| caller.project);
+        let owner = parts.extensions.get::<Caller>().map(|caller| &caller.owner);
+        let project = owner.map(|owner| owner.project);
         let mut hasher = Hasher::default();
         hasher.add(project.as_ref().map_or(&[][..], |project| project.0.as_bytes()));
         for text in [parts.method.as_str(), parts.uri.path(), key] {
             hasher.add(text.as_bytes());
         }
         let id = hasher.finish();
-        let seal = AnswerKey::derive(&id, key, app.config.keys.pepper())?;
+        let seal = AnswerKey::derive(&id, key, app.config.keys.pepper(), None)?;
+        let kek = owner.and_then(|owner| owner.kek.as_ref());
+        let with_key = kek.map(|kek| AnswerKey::derive(&id, key, app.config.keys.pepper(), Some(kek.master())));
+        let (seal_with_key, encrypted) = (with_key.transpose()?, owner.is_some_and(|owner| owner.encrypted));
         let fingerprint = Fingerprint::of_head(parts);
         parts.extensions.insert(fingerprint.clone());
-        Ok(Self(Some(Arc::new(Sent { id, project, fingerprint, seal }))))
+        Ok(Self(Some(Arc::new(Sent { id, project, fingerprint, seal, seal_with_key, encrypted }))))
     }
 }
 
@@ -180,16 +189,24 @@ impl Sent {
         let status = u16::try_from(kept.status).map_err(Error::internal)?;
         let status = StatusCode::from_u16(status).map_err(Error::internal)?;
         let sent = Arc::clone(self);
-        let body = aside(kept.body.len(), move || sent.seal.open(kept.body)).await?;
+        if kept.with_key && sent.seal_with_key.is_none() {
+            return Err(Error::KeyRequired);
+        }
+        let body = aside(kept.body.len(), move || sent.seal(kept.with_key).open(kept.body)).await?;
         Ok(Error::Replay { status, body: body.into() })
     }
 
     async fn keep(self: &Arc<Self>, conn: &mut PgConnection, status: StatusCode, body: &Bytes) -> Result<()> {
         let status = i16::try_from(status.as_u16()).map_err(Error::internal)?;
         let (sent, plain) = (Arc::clone(self), body.clone());
-        let sealed = aside(body.len(), move || sent.seal.seal(&plain)).await?;
-        store::keep(conn, &self.id, status, &sealed).await?;
+        let with_key = self.encrypted && self.seal_with_key.is_some();
+        let sealed = aside(body.len(), move || sent.seal(with_key).seal(&plain)).await?;
+        store::keep(conn, &self.id, status, &sealed, with_key).await?;
         Ok(())
+    }
+
+    fn seal(&self, with_key: bool) -> &AnswerKey {
+        self.seal_with_key.as_ref().filter(|_| with_key).unwrap_or(&self.seal)
     }
 }
 

@@ -50,13 +50,15 @@ pub struct Kept {
     pub fingerprint: Vec<u8>,
     pub status: i16,
     pub body: Vec<u8>,
+    /// Whether it is sealed with the project's key too.
+    pub with_key: bool,
 }
 
 /// The answer that was committed under a key.
 pub async fn get(conn: &mut PgConnection, id: &Hash) -> sqlx::Result<Option<Kept>> {
     sqlx::query_as!(
         Kept,
-        r#"select fingerprint, status as "status!", body as "body!"
+        r#"select fingerprint, status as "status!", body as "body!", with_key
            from kept_answers where id = $1 and status is not null and created_at > now() - $2::interval"#,
         &id[..],
         interval(KEPT) as _,
@@ -76,11 +78,17 @@ pub async fn exists(conn: &mut PgConnection, id: &Hash) -> sqlx::Result<bool> {
 }
 
 /// Writes the answer down, in the transaction that took its key.
-pub async fn keep(conn: &mut PgConnection, id: &Hash, status: i16, body: &[u8]) -> sqlx::Result<()> {
-    sqlx::query!("update kept_answers set status = $2, body = $3 where id = $1", &id[..], status, body)
-        .execute(conn)
-        .await
-        .map(drop)
+pub async fn keep(conn: &mut PgConnection, id: &Hash, status: i16, body: &[u8], with_key: bool) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update kept_answers set status = $2, body = $3, with_key = $4 where id = $1",
+        &id[..],
+        status,
+        body,
+        with_key
+    )
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// The reconciler: forgets answers whose time is over.

@@ -49,6 +49,26 @@ impl MemoryBlobs {
         self.objects.lock().unwrap().keys().cloned().collect()
     }
 
+    /// Changes an object behind everyone's back.
+    pub fn change(&self, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut objects = self.objects.lock().unwrap();
+        let object = objects.get_mut(key).expect("an object of that key");
+        let mut bytes = object.to_vec();
+        change(&mut bytes);
+        *object = bytes.into();
+    }
+
+    pub fn read_object(&self, key: &str) -> Vec<u8> {
+        self.objects.lock().unwrap()[key].to_vec()
+    }
+
+    /// The objects that contain these bytes.
+    pub fn find(&self, bytes: &[u8]) -> Vec<String> {
+        let objects = self.objects.lock().unwrap();
+        let contains = |object: &Bytes| object.windows(bytes.len()).any(|window| window == bytes);
+        objects.iter().filter(|(_, object)| contains(object)).map(|(key, _)| key.clone()).collect()
+    }
+
     fn up(&self) -> Result<()> {
         if self.down.load(Ordering::SeqCst) {
             return Err(BlobError::Unavailable(anyhow::anyhow!("switched off")));
@@ -71,6 +91,9 @@ impl Blobs for MemoryBlobs {
     async fn open(&self, key: &str, range: Range<u64>) -> Result<ByteStream> {
         let bytes = self.read(key).await?;
         let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+        if range.end > bytes.len() {
+            return Err(BlobError::Short(key.to_owned()));
+        }
         let part = bytes.slice(range);
         Ok(futures_util::stream::once(async { Ok(part) }).boxed())
     }
@@ -80,13 +103,17 @@ impl Blobs for MemoryBlobs {
         self.objects.lock().unwrap().get(key).cloned().ok_or_else(|| BlobError::Missing(key.to_owned()))
     }
 
-    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<()> {
+    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<Vec<usize>> {
+        let mut missing = Vec::new();
         for (at, key) in keys.iter().enumerate() {
-            if visit(at, &self.read(key).await?).is_break() {
-                break;
+            match self.read(key).await {
+                Ok(bytes) if visit(at, &mut bytes.to_vec()).is_break() => break,
+                Ok(_) => {}
+                Err(BlobError::Missing(_)) => missing.push(at),
+                Err(fault) => return Err(fault),
             }
         }
-        Ok(())
+        Ok(missing)
     }
 
     async fn delete(&self, key: &str) -> Result<()> {

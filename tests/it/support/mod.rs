@@ -100,7 +100,7 @@ impl TestApp {
             port: 8029,
             kinds: setup.kinds,
         };
-        let app = App::new(parts);
+        let app = App::new(parts).unwrap();
         let mut writer = JoinSet::new();
         writer.spawn(acontextd::messages::writer::run(app.clone()));
         Self { app, blobs, database, folder, _writer: writer }
@@ -117,8 +117,15 @@ impl TestApp {
         Client::new(self.app.router(), None)
     }
 
-    /// A client of a new project, with an old-style key.
+    /// A client of a new project.
     pub async fn project(&self) -> Client {
+        let (key, text) = ProjectKey::generate(PEPPER).unwrap();
+        let project = self.insert_project(&key, "not checked").await;
+        Client::new(self.app.router(), Some((project, format!("sk-ac-{}", *text))))
+    }
+
+    /// A client of a new project, with an old-style key.
+    pub async fn old_style_project(&self) -> Client {
         let secret = Uuid::new_v4().to_string();
         let project = self.insert_project(&ProjectKey::parse(&secret), "not checked").await;
         Client::new(self.app.router(), Some((project, format!("sk-ac-{secret}"))))
@@ -217,6 +224,8 @@ pub fn config(settings: &[(&'static str, String)]) -> Config {
         ("ROOT_SECRET_PEPPER".into(), PEPPER.into()),
         ("ADMIN_API_TOKEN".into(), ADMIN.into()),
         ("ENABLE_ARGON2_VERIFICATION".into(), "false".into()),
+        // Few tests have a runner.
+        ("ACONTEXTD_CONVERSION_WAIT".into(), "1ms".into()),
         ("ACONTEXTD_DATABASE_CONNECTIONS".into(), "20".into()),
     ]);
     environment.extend(settings.iter().map(|(name, value)| ((*name).into(), value.into())));

@@ -97,6 +97,9 @@ impl Things {
 pub async fn sample(app: &TestApp, client: &Client, operation: &str) -> Sample {
     let (method, _) = operation.split_once(' ').unwrap();
     let things = Things::make(client).await;
+    if operation.ends_with("/decrypt") {
+        client.post("/api/v1/project/encrypt", json!({})).await.assert_status(200);
+    }
     let found = if operation.contains("/admin/") || operation.contains("/metrics/") {
         admin(app, operation).await
     } else {
@@ -125,6 +128,8 @@ async fn admin(app: &TestApp, operation: &str) -> Option<Request> {
         "POST /admin/v1/project" => with_json("/admin/v1/project", &json!({"configs": {}})),
         "POST /metrics/v1" => plain("/metrics/v1"),
         "PUT /admin/v1/project/secret_key" => plain("/admin/v1/project/secret_key"),
+        "POST /admin/v1/project/encrypt" => plain("/admin/v1/project/encrypt"),
+        "POST /admin/v1/project/decrypt" => plain("/admin/v1/project/decrypt"),
         "PUT /admin/v1/project/{project_id}/secret_key" => {
             plain(format!("/admin/v1/project/{}/secret_key", app.project().await.project()))
         }
@@ -217,6 +222,9 @@ fn others(things: &Things, operation: &str) -> Option<Request> {
         "PATCH /api/v1/project/configs" => {
             with_json("/api/v1/project/configs", &json!({"task_success_criteria": "done"}))
         }
+        "GET /api/v1/project/encryption" => plain("/api/v1/project/encryption"),
+        "POST /api/v1/project/encrypt" => plain("/api/v1/project/encrypt"),
+        "POST /api/v1/project/decrypt" => plain("/api/v1/project/decrypt"),
         "GET /api/v1/ping" => plain("/api/v1/ping"),
         _ => return None,
     })

@@ -1,0 +1,220 @@
+//! The content of stored objects, sealed or not: whoever reads or writes goes through here, and sees the content alone.
+//!
+//! What is read may be turned into another form just then, and lies somewhere else afterwards: its row is looked at again.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::refs::{self, Stored};
+use super::spool::Spool;
+use super::{BlobError, ByteStream, Visit};
+use crate::app::App;
+use crate::error::{Error, Result};
+use crate::seal::object::{Opener, Sealing, open_whole};
+use crate::seal::{Damaged, Dek, Kek};
+
+/// The form of sealed objects, as their rows name it.
+pub const CHUNKS: &str = "chunks";
+/// As Acontext writes them: in one piece, with the key bound to nothing. They are read, and never written.
+const WHOLE: &str = "whole";
+/// How often a scan looks for objects that have moved.
+const TRIES: usize = 3;
+
+/// What opens sealed content.
+#[derive(Clone, Copy)]
+pub enum Key<'a> {
+    /// That of the project, if it is at hand.
+    Project(Option<&'a Kek>),
+    /// That of this one content.
+    Object(&'a Dek),
+}
+
+/// Wraps the key of a content, bound to what the content is.
+pub fn wrap(kek: &Kek, dek: &Dek, sha256: &str) -> Result<Vec<u8>> {
+    Ok(kek.wrap(dek, &hash(sha256)?)?)
+}
+
+fn hash(sha256: &str) -> Result<Vec<u8>> {
+    hex::decode(sha256).map_err(Error::internal)
+}
+
+/// The key of a content; `None` if it is not sealed.
+///
+/// # Errors
+/// 403 if it is sealed and there is nothing to open it with; 500 if its key is damaged.
+pub fn dek(stored: &Stored, key: Key<'_>) -> Result<Option<Dek>> {
+    let Some(form) = &stored.seal else { return Ok(None) };
+    let kek = match key {
+        Key::Object(dek) => return Ok(Some(Dek::of_bytes(*dek.bytes()))),
+        Key::Project(kek) => kek.ok_or(Error::KeyRequired)?,
+    };
+    let wrapped = stored.wrapped_key.as_deref().unwrap_or_default();
+    let unwrapped =
+        if form == WHOLE { kek.unwrap_unbound(wrapped) } else { kek.unwrap(wrapped, &hash(&stored.sha256)?) };
+    unwrapped.map(Some).map_err(|fault| damaged(stored, fault))
+}
+
+fn damaged(stored: &Stored, fault: impl Into<anyhow::Error>) -> Error {
+    Error::Damaged { what: format!("the stored content with SHA-256 {}", stored.sha256), cause: fault.into() }
+}
+
+/// How an object is read.
+enum Form {
+    Plain,
+    Chunks(Opener),
+    Whole(Dek),
+}
+
+impl Form {
+    fn of(stored: &Stored, key: Key<'_>) -> Result<Self> {
+        let Some(dek) = dek(stored, key)? else { return Ok(Self::Plain) };
+        if stored.seal.as_deref() == Some(WHOLE) {
+            return Ok(Self::Whole(dek));
+        }
+        Ok(Self::Chunks(Opener::new(&dek, stored.size.cast_unsigned())?))
+    }
+
+    /// Opens an object that was read whole.
+    fn open(&self, object: &mut Vec<u8>) -> Result<(), Damaged> {
+        match self {
+            Self::Plain => Ok(()),
+            Self::Chunks(opener) => opener.open(object),
+            Self::Whole(dek) => open_whole(dek, object),
+        }
+    }
+}
+
+/// Puts a content into the store, sealed if there is a key for it.
+///
+/// # Errors
+/// 503 if the object store fails or there is no room.
+pub async fn put(app: &App, object_key: &str, content: &Spool, dek: Option<&Dek>) -> Result<()> {
+    let Some(dek) = dek else { return Ok(app.blobs.put(object_key, content).await?) };
+    let (dir, source) = (app.spool.clone(), content.reader().map_err(Error::internal)?);
+    let mut sealing = Sealing::new(dek, source)?;
+    let sealed = tokio::task::spawn_blocking(move || dir.take_in(&mut sealing)).await.map_err(Error::internal)?;
+    Ok(app.blobs.put(object_key, &sealed.map_err(no_room)?).await?)
+}
+
+fn no_room(fault: std::io::Error) -> Error {
+    let msg = "there is no room to seal the upload; try again later".into();
+    Error::Unavailable { msg, cause: Some(fault.into()) }
+}
+
+/// Where an object that was not found is now: it may have moved.
+async fn moved<'a>(app: &App, stored: &Stored, missing: String) -> Result<Cow<'a, Stored>> {
+    let mut conn = app.db.acquire().await?;
+    let now = refs::get(&mut conn, stored.id).await?.filter(|now| now.object_key != stored.object_key);
+    now.map(Cow::Owned).ok_or_else(|| BlobError::Missing(missing).into())
+}
+
+/// Reads the bytes of `range`, which lies within the content. Its first bytes are at hand when this returns.
+///
+/// # Errors
+/// 403 and 500 as for [`dek`]; 503 if the object store fails.
+pub async fn open(app: &App, key: Key<'_>, stored: &Stored, range: Range<u64>) -> Result<ByteStream> {
+    if stored.seal.as_deref() == Some(WHOLE) {
+        let within = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        let bytes = read(app, key, stored).await?;
+        let end = within(range.end).min(bytes.len());
+        let part = bytes.slice(within(range.start).min(end)..end);
+        return Ok(stream::once(async { Ok(part) }).boxed());
+    }
+    let mut now = Cow::Borrowed(stored);
+    let (bytes, form) = loop {
+        let form = Form::of(&now, key)?;
+        let within = if let Form::Chunks(opener) = &form { opener.sealed_range(&range) } else { range.clone() };
+        match app.blobs.open(&now.object_key, within).await {
+            Err(BlobError::Missing(name)) => now = moved(app, &now, name).await?,
+            Err(fault @ BlobError::Short(_)) => return Err(damaged(&now, fault)),
+            done => break (done?, form),
+        }
+    };
+    let Form::Chunks(opener) = form else { return Ok(bytes) };
+    // Whether it opens at all is known before anything is promised.
+    let mut content = opener.open_stream(range, bytes);
+    let first = match content.next().await {
+        Some(Err(fault)) => return Err(unreadable(&now, fault)),
+        first => first,
+    };
+    Ok(stream::iter(first).chain(content).boxed())
+}
+
+fn unreadable(stored: &Stored, fault: std::io::Error) -> Error {
+    match fault.get_ref().and_then(|inner| inner.downcast_ref::<Damaged>()) {
+        Some(inner) => damaged(stored, *inner),
+        None => BlobError::Unavailable(fault.into()).into(),
+    }
+}
+
+/// Reads a whole content into memory.
+///
+/// # Errors
+/// As for [`open`].
+pub async fn read(app: &App, key: Key<'_>, stored: &Stored) -> Result<Bytes> {
+    let mut now = Cow::Borrowed(stored);
+    let bytes = loop {
+        match app.blobs.read(&now.object_key).await {
+            Err(BlobError::Missing(name)) => now = moved(app, &now, name).await?,
+            done => break done?,
+        }
+    };
+    let form = Form::of(&now, key)?;
+    if matches!(form, Form::Plain) {
+        return Ok(bytes);
+    }
+    let mut object = Vec::from(bytes);
+    let open = move || form.open(&mut object).map(|()| object.into());
+    tokio::task::spawn_blocking(open).await.map_err(Error::internal)?.map_err(|fault| damaged(&now, fault))
+}
+
+/// Reads a whole content and hands it on piece by piece; whether it is what it should be is known at the end.
+///
+/// # Errors
+/// As for [`open`], and 500 if it is another content.
+pub async fn copy(app: &App, key: Key<'_>, stored: &Stored) -> Result<Spool> {
+    let mut bytes = open(app, key, stored, 0..stored.size.cast_unsigned()).await?;
+    let mut copy = app.spool.writer();
+    while let Some(piece) = bytes.try_next().await.map_err(|fault| unreadable(stored, fault))? {
+        copy.write(&piece).await.map_err(no_room)?;
+    }
+    let copy = copy.finish().await.map_err(no_room)?;
+    if copy.sha256 == stored.sha256 { Ok(copy) } else { Err(damaged(stored, Damaged)) }
+}
+
+/// Reads many whole contents, several at a time and in no order. One that is damaged is passed over, and the log says so.
+///
+/// # Errors
+/// 403 if one is sealed and there is nothing to open it with; 503 if the object store fails.
+pub async fn scan(app: &App, key: Key<'_>, mut contents: Vec<Stored>, visit: Visit) -> Result<()> {
+    let mut places: Vec<usize> = (0..contents.len()).collect();
+    for _ in 0..TRIES {
+        let forms: Vec<Form> = contents.iter().map(|stored| Form::of(stored, key)).collect::<Result<_>>()?;
+        let keys = contents.iter().map(|stored| stored.object_key.clone()).collect();
+        let names: Vec<String> = contents.iter().map(|stored| stored.sha256.clone()).collect();
+        let (visit, at) = (Arc::clone(&visit), places.clone());
+        let open = move |n: usize, object: &mut Vec<u8>| match forms[n].open(object) {
+            Ok(()) => visit(at[n], object),
+            Err(fault) => {
+                tracing::error!(content.sha256 = names[n], error = %fault, "a content was not searched");
+                std::ops::ControlFlow::Continue(())
+            }
+        };
+        let missing = app.blobs.scan(keys, Arc::new(open)).await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let (mut moved_to, mut moved_at) = (Vec::new(), Vec::new());
+        for at in missing {
+            let stored = &contents[at];
+            moved_to.push(moved(app, stored, stored.object_key.clone()).await?.into_owned());
+            moved_at.push(places[at]);
+        }
+        (contents, places) = (moved_to, moved_at);
+    }
+    Err(Error::unavailable("the project's files are moving; try again in a moment"))
+}

@@ -1,0 +1,71 @@
+//! SQL of the files of messages.
+
+use sqlx::PgConnection;
+
+use crate::blob::refs;
+use crate::ids::{BlobId, MessageId, ProjectId, SessionId};
+
+/// A file that a message has.
+pub struct MessageFile<'a> {
+    pub s3_key: &'a str,
+    pub blob: BlobId,
+    pub sha256: &'a str,
+    pub mime: &'a str,
+    pub filename: &'a str,
+}
+
+pub async fn insert_file(
+    conn: &mut PgConnection,
+    session: SessionId,
+    message: MessageId,
+    file: &MessageFile<'_>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into message_files (message_id, s3_key, session_id, blob_id, sha256, mime, filename)
+         values ($1, $2, $3, $4, $5, $6, $7) on conflict (message_id, s3_key) do nothing",
+        message as _,
+        file.s3_key,
+        session as _,
+        file.blob as _,
+        file.sha256,
+        file.mime,
+        file.filename,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Where a file of a session lies, and how it is shown.
+pub struct FoundFile {
+    pub content: refs::Stored,
+    pub filename: String,
+}
+
+/// A file by its public name, among those of the session's messages.
+pub async fn get_file(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    session: SessionId,
+    s3_key: &str,
+) -> sqlx::Result<Option<FoundFile>> {
+    let row = sqlx::query!(
+        r#"select b.id as "id: BlobId", b.object_key, b.size, f.sha256, b.seal, b.wrapped_key, f.filename
+           from message_files f join blobs b on b.id = f.blob_id and b.project_id = $1
+           where f.session_id = $2 and f.s3_key = $3 limit 1"#,
+        project as _,
+        session as _,
+        s3_key
+    );
+    Ok(row.fetch_optional(conn).await?.map(|row| FoundFile {
+        content: refs::Stored {
+            id: row.id,
+            object_key: row.object_key,
+            size: row.size,
+            sha256: row.sha256,
+            seal: row.seal,
+            wrapped_key: row.wrapped_key,
+        },
+        filename: row.filename,
+    }))
+}

@@ -1,0 +1,71 @@
+//! Stores messages, in the form that their project wants: sealed or not.
+
+use super::incoming::Ready;
+use super::store::{self, NewMessage, Outcome};
+use super::{Written, writer};
+use crate::app::App;
+use crate::error::{Error, Result};
+use crate::http::idempotency::Once;
+use crate::seal::Owner;
+use crate::sessions;
+
+/// How often a message is tried to be stored while the form changes that its project wants: at most twice, unless somebody turns
+/// it back and forth.
+pub(super) const FORM_TRIES: usize = 5;
+pub(super) const CHANGING: Error = Error::Conflict(std::borrow::Cow::Borrowed(
+    "the project is encrypted and decrypted at once; try again in a moment",
+));
+
+/// Stores a message.
+pub async fn store(app: &App, owner: &Owner, ready: Ready) -> Result<Written> {
+    let mut sealed = owner.encrypted;
+    for _ in 0..FORM_TRIES {
+        let message = ready.in_form(app, owner, sealed).await?;
+        if message.content.len() <= writer::LARGE
+            && let Some(stored) = app.messages.store(message.clone()).await?
+        {
+            return Ok(Written { ready, stored, act: None });
+        }
+        match Box::pin(store_waiting(app, &message)).await? {
+            Outcome::Stored(stored) => return Ok(Written { ready, stored, act: None }),
+            Outcome::NoSession => return Err(sessions::NOT_FOUND),
+            Outcome::OtherForm => sealed = !sealed,
+        }
+    }
+    Err(CHANGING)
+}
+
+async fn store_waiting(app: &App, message: &NewMessage) -> Result<Outcome> {
+    let buffer = (&app.config.learning).into();
+    // Those who wait for a session that is held up must leave connections to the others.
+    let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
+    let mut conn = app.db.acquire().await?;
+    Ok(store::insert_waiting(&mut conn, message, buffer).await?)
+}
+
+/// Stores a message in the transaction that its answer is kept in.
+pub async fn store_once(app: &App, once: &Once, owner: &Owner, ready: Ready) -> Result<Written> {
+    let buffer = (&app.config.learning).into();
+    let mut sealed = owner.encrypted;
+    for _ in 0..FORM_TRIES {
+        let message = ready.in_form(app, owner, sealed).await?;
+        if message.content.len() <= writer::LARGE {
+            let mut act = once.begin(app).await?;
+            let mut stored = store::insert(&mut act, std::slice::from_ref(&message), buffer).await?;
+            if let Some(stored) = stored.pop().flatten() {
+                return Ok(Written { ready, stored, act: Some(act) });
+            }
+            act.rollback().await?;
+        }
+        // As above: those who wait must leave connections to the others.
+        let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
+        let mut act = once.begin(app).await?;
+        match store::insert_one(&mut act, &message, buffer).await? {
+            Outcome::Stored(stored) => return Ok(Written { ready, stored, act: Some(act) }),
+            Outcome::NoSession => return Err(sessions::NOT_FOUND),
+            Outcome::OtherForm => sealed = !sealed,
+        }
+        act.rollback().await?;
+    }
+    Err(CHANGING)
+}

@@ -1,0 +1,149 @@
+//! The routes that encrypt a project and open it again, and tell how far that is.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::convert::Convert;
+use super::store;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::error::{Error, Result, UNAUTHORIZED};
+use crate::http::idempotency::Once;
+use crate::http::openapi::Refusals;
+use crate::http::reply::{self, Done, Envelope};
+use crate::jobs::{self, Delay};
+use crate::projects;
+use crate::seal::Owner;
+
+/// How often to look whether another process is done.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Encrypt the project
+///
+/// From now on everything is stored sealed with the key inside of the project's API key, and what is there is sealed in the
+/// background. The answer waits for that for up to 25 seconds and is the same if it goes on. It can be called again at any time.
+#[utoipa::path(post, path = "/api/v1/project/encrypt", tag = "project",
+    responses((status = 200, body = Done), Refusals))]
+pub async fn encrypt_project(State(app): State<App>, caller: Caller, once: Once) -> Result<Response> {
+    change(&app, &caller, &once, true).await
+}
+
+/// Decrypt the project
+///
+/// From now on everything is stored as it is, and what is sealed is opened in the background. The answer waits for that for up
+/// to 25 seconds and is the same if it goes on.
+#[utoipa::path(post, path = "/api/v1/project/decrypt", tag = "project",
+    responses((status = 200, body = Done), Refusals))]
+pub async fn decrypt_project(State(app): State<App>, caller: Caller, once: Once) -> Result<Response> {
+    change(&app, &caller, &once, false).await
+}
+
+/// Encrypt the project, as an operator who has its key
+///
+/// As the route of the same name under `/api/v1`.
+#[utoipa::path(post, path = "/admin/v1/project/encrypt", tag = "admin",
+    responses((status = 200, body = Done), Refusals))]
+pub async fn encrypt_project_as_admin(state: State<App>, caller: Caller, once: Once) -> Result<Response> {
+    encrypt_project(state, caller, once).await
+}
+
+/// Decrypt the project, as an operator who has its key
+///
+/// As the route of the same name under `/api/v1`.
+#[utoipa::path(post, path = "/admin/v1/project/decrypt", tag = "admin",
+    responses((status = 200, body = Done), Refusals))]
+pub async fn decrypt_project_as_admin(state: State<App>, caller: Caller, once: Once) -> Result<Response> {
+    decrypt_project(state, caller, once).await
+}
+
+async fn change(app: &App, caller: &Caller, once: &Once, seals: bool) -> Result<Response> {
+    let Some(kek) = caller.owner.kek.clone() else {
+        return Err(Error::bad(if seals {
+            "compact API key required to derive encryption key; rotate your API key to enable encryption"
+        } else {
+            "compact API key required to derive encryption key; rotate your API key to disable encryption"
+        }));
+    };
+    let check = kek.check();
+    let owner = Owner { project: caller.project, encrypted: true, kek: Some(kek) };
+    let mut act = once.begin(app).await?;
+    store::lock_form(&mut act, caller.project).await?;
+    let locked = projects::store::lock(&mut act, caller.project).await?.ok_or(UNAUTHORIZED)?;
+    // The key was replaced just now, or is around another master key.
+    if locked.secret_key_hmac != *caller.lookup || locked.seal_check.as_deref().is_some_and(|sealed| sealed != check) {
+        return Err(UNAUTHORIZED);
+    }
+    if !seals && !locked.is_sealed() {
+        return Err(Error::bad("project encryption is not enabled"));
+    }
+    store::set_form(&mut act, caller.project, seals, &check).await?;
+    store::begin(&mut act, caller.project, seals).await?;
+    // What works already may meet sealed content too.
+    jobs::store::set_key(&mut act, caller.project, jobs::sealed_key(app, &owner)?.as_deref()).await?;
+    jobs::enqueue(app, &mut act, &owner, &Convert { project: caller.project }, Delay::NONE).await?;
+    let answer = reply::said(if seals { "encryption enabled" } else { "encryption disabled" });
+    // Kept with the effect, so that whoever asks again is not told that there is nothing to decrypt.
+    let answer = act.commit(answer).await?;
+    app.keys.forget(caller.project);
+    app.jobs.wake();
+    wait(app, caller).await?;
+    Ok(answer)
+}
+
+/// Waits until the conversion has ended, or it takes too long.
+async fn wait(app: &App, caller: &Caller) -> Result<()> {
+    let deadline = Instant::now() + app.config.limits.conversion_wait;
+    loop {
+        // From here on no word is missed.
+        let told = app.converted.notified();
+        let mut conn = app.db.acquire().await?;
+        let conversion = store::get(&mut conn, caller.project).await?;
+        drop(conn);
+        if conversion.is_none_or(|conversion| conversion.has_ended) || Instant::now() >= deadline {
+            return Ok(());
+        }
+        let _ = tokio::time::timeout_at(deadline.min(Instant::now() + LOOK_EVERY), told).await;
+    }
+}
+
+/// Whether a project is encrypted, and how far its content is.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct Encryption {
+    /// How content is stored from now on.
+    enabled: bool,
+    /// `encrypting` or `decrypting` while what was there before is turned; else `idle`.
+    state: &'static str,
+    /// How many messages and stored files were turned the last time, or are by now.
+    done: i64,
+    total: i64,
+    /// What could not be turned, or what keeps it from going on.
+    error: Option<String>,
+}
+
+/// Tell how far the project is encrypted
+#[utoipa::path(get, path = "/api/v1/project/encryption", tag = "project",
+    responses((status = 200, body = Envelope<Encryption>), Refusals))]
+pub async fn get_project_encryption(State(app): State<App>, caller: Caller) -> Result<Response> {
+    let mut conn = app.db.acquire().await?;
+    let settings = projects::store::get_settings(&mut conn, caller.project).await?.ok_or(UNAUTHORIZED)?;
+    let conversion = store::get(&mut conn, caller.project).await?;
+    let mut encryption =
+        Encryption { enabled: settings.encryption_enabled, state: "idle", done: 0, total: 0, error: None };
+    if let Some(store::Conversion { seals, total, done, failed, error, has_ended }) = conversion {
+        encryption.state = match (has_ended, seals) {
+            (true, _) => "idle",
+            (false, true) => "encrypting",
+            (false, false) => "decrypting",
+        };
+        (encryption.done, encryption.total) = (done, total);
+        encryption.error = match (failed, error) {
+            (0 | 1, error) => error,
+            (failed, error) => error.map(|error| format!("{error} (and {} more)", failed - 1)),
+        };
+    }
+    Ok(reply::ok(encryption))
+}

@@ -1,0 +1,190 @@
+//! The job that turns a project's content into the form that the project wants: sealed, or opened again. It asks which one that is
+//! with each step, and can be cut off between any two: what is in the other form is left to be found.
+
+use std::time::{Duration, Instant};
+
+use futures_util::{TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::store;
+use crate::app::App;
+use crate::blob;
+use crate::blob::refs::stores_sealed;
+use crate::error::{Error, Result};
+use crate::http::page::Position;
+use crate::http::time::Timestamp;
+use crate::ids::{ProjectId, SessionId};
+use crate::jobs::{self, Job, JobError, Running};
+use crate::messages;
+use crate::seal::Owner;
+
+/// How many sessions or objects are looked up at once.
+const LISTED: i64 = 500;
+/// How many objects are turned at once.
+const OBJECTS: usize = 4;
+
+/// Before all that there is.
+const START: Position = Position { created_at: chrono::DateTime::UNIX_EPOCH, id: Uuid::nil() };
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Convert {
+    pub project: ProjectId,
+}
+
+impl Job for Convert {
+    const KIND: &'static str = "convert";
+    const TIMEOUT: Duration = Duration::from_mins(10);
+    /// It is never given up: half of a project in another form is no end.
+    const MAX_ATTEMPTS: i32 = i32::MAX;
+
+    fn lane(&self) -> Option<String> {
+        Some(format!("convert:{}", self.project))
+    }
+
+    fn dedupe(&self) -> Option<String> {
+        Some(self.project.to_string())
+    }
+
+    async fn run(self, app: App, running: &Running) -> Result<(), JobError> {
+        let run = Run { app: &app, owner: &running.owner, enough: Instant::now() + Self::TIMEOUT / 2 };
+        match run.convert(running).await {
+            // Or the project was turned the other way, and there is another job for that.
+            Ok(()) | Err(Stop::OtherForm) => {}
+            Err(Stop::NoKey) => return Err(JobError::needs_key()),
+            Err(Stop::Enough) => return Err(JobError::NotYet(anyhow::anyhow!("goes on"), Duration::ZERO)),
+            Err(Stop::Failed(fault)) => return Err(JobError::Retry(fault)),
+        }
+        app.converted.notify_waiters();
+        Ok(())
+    }
+}
+
+/// Why a try ends before all is done.
+enum Stop {
+    OtherForm,
+    NoKey,
+    /// The time is up, or the process stops.
+    Enough,
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Stop {
+    fn from(fault: E) -> Self {
+        Self::Failed(fault.into())
+    }
+}
+
+struct Run<'a> {
+    app: &'a App,
+    owner: &'a Owner,
+    enough: Instant,
+}
+
+impl Run<'_> {
+    async fn convert(&self, running: &Running) -> Result<(), Stop> {
+        let project = self.owner.project;
+        if self.owner.kek.is_none() {
+            return Err(Stop::NoKey);
+        }
+        let mut conn = self.app.db.acquire().await?;
+        // `None`: the project is gone.
+        let Some(seals) = stores_sealed(&mut conn, project).await? else { return Ok(()) };
+        let left = store::count_messages(&mut conn, project, seals).await?;
+        let left = left + blob::convert::count(self.app, project, seals).await?;
+        store::set_left(&mut conn, project, left).await?;
+        drop(conn);
+        self.turn_messages(seals).await?;
+        self.turn_objects(seals).await?;
+        blob::convert::remove_left(self.app, project, seals).await?;
+        self.end(running, seals).await
+    }
+
+    async fn turn_messages(&self, seals: bool) -> Result<(), Stop> {
+        let mut after = START;
+        loop {
+            let mut conn = self.app.db.acquire().await?;
+            let sessions = store::list_sessions(&mut conn, self.owner.project, seals, after, LISTED).await?;
+            drop(conn);
+            let Some((_, last)) = sessions.last() else { return Ok(()) };
+            after = *last;
+            for (session, _) in sessions {
+                self.turn_session(session, seals).await?;
+            }
+        }
+    }
+
+    async fn turn_session(&self, session: SessionId, seals: bool) -> Result<(), Stop> {
+        let mut after: Option<Timestamp> = None;
+        loop {
+            self.check_time()?;
+            let mut tx = self.app.db.begin().await?;
+            if stores_sealed(&mut tx, self.owner.project).await? != Some(seals) {
+                return Err(Stop::OtherForm);
+            }
+            if !messages::store::lock_session(&mut tx, self.owner.project, session).await? {
+                return Ok(());
+            }
+            let turned = messages::convert::turn(&mut tx, self.owner, session, seals, after).await?;
+            let error = turned.damaged.first().map(|id| format!("message {id} is damaged and stays as it is"));
+            let failed = i64::try_from(turned.damaged.len())?;
+            store::add(&mut tx, self.owner.project, turned.count, failed, error.as_deref()).await?;
+            tx.commit().await?;
+            let Some(next) = turned.next else { return Ok(()) };
+            after = Some(next);
+        }
+    }
+
+    async fn turn_objects(&self, seals: bool) -> Result<(), Stop> {
+        let mut after = START;
+        loop {
+            let objects = blob::convert::list(self.app, self.owner.project, seals, after, LISTED).await?;
+            let Some(last) = objects.last() else { return Ok(()) };
+            after = last.position;
+            let turned = stream::iter(objects.into_iter().map(Ok));
+            turned.try_for_each_concurrent(OBJECTS, |one| self.turn_object(one.stored, seals)).await?;
+        }
+    }
+
+    async fn turn_object(&self, stored: blob::refs::Stored, seals: bool) -> Result<(), Stop> {
+        self.check_time()?;
+        let (done, failed, error) = match blob::convert::turn(self.app, self.owner, &stored, seals).await {
+            Ok(true) => (1, 0, None),
+            Ok(false) => return Err(Stop::OtherForm),
+            Err(fault @ (Error::Damaged { .. } | Error::Internal(_))) => {
+                tracing::error!(content.sha256 = stored.sha256, fault = ?fault, "an object cannot be turned");
+                (0, 1, Some(format!("the file with SHA-256 {} is damaged and stays as it is", stored.sha256)))
+            }
+            Err(fault) => return Err(fault.into()),
+        };
+        let mut conn = self.app.db.acquire().await?;
+        Ok(store::add(&mut conn, self.owner.project, done, failed, error.as_deref()).await?)
+    }
+
+    async fn end(&self, running: &Running, seals: bool) -> Result<(), Stop> {
+        let project = self.owner.project;
+        let mut tx = self.app.db.begin().await?;
+        if stores_sealed(&mut tx, project).await? != Some(seals) {
+            return Err(Stop::OtherForm);
+        }
+        store::end(&mut tx, project).await?;
+        if seals {
+            // Those that were left meanwhile by somebody who did not know yet.
+            let key = jobs::sealed_key(self.app, self.owner)?;
+            jobs::store::set_key(&mut tx, project, key.as_deref()).await?;
+        } else if store::get(&mut tx, project).await?.is_none_or(|conversion| conversion.failed == 0) {
+            store::forget_check(&mut tx, project).await?;
+            jobs::store::set_key(&mut tx, project, None).await?;
+        }
+        match running.complete(&mut tx).await {
+            Ok(()) => Ok(tx.commit().await?),
+            Err(JobError::Retry(fault) | JobError::GiveUp(fault) | JobError::NotYet(fault, _)) => {
+                Err(Stop::Failed(fault))
+            }
+        }
+    }
+
+    fn check_time(&self) -> Result<(), Stop> {
+        if Instant::now() >= self.enough || self.app.shutdown.is_cancelled() { Err(Stop::Enough) } else { Ok(()) }
+    }
+}
