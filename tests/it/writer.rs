@@ -34,7 +34,7 @@ async fn writer_waits(app: &TestApp) -> bool {
     app.value::<i64>(
         "select count(*) from pg_stat_activity
          where datname = current_database() and wait_event_type = 'Lock'
-           and (query like 'with held as%' or query like 'select 1 as one from sessions%')",
+           and (query like 'with wanted as%' or query like 'select 1 as one from sessions%')",
     )
     .await
         > 0
@@ -123,7 +123,7 @@ async fn a_lost_connection_loses_and_doubles_nothing() {
             eventually("the writer waits", async || writer_waits(&app).await).await;
             app.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity
-                 where datname = current_database() and query like 'with held as%' and wait_event_type = 'Lock'",
+                 where datname = current_database() and query like 'with wanted as%' and wait_event_type = 'Lock'",
             )
             .await;
             lock.commit().await.unwrap();
