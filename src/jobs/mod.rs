@@ -49,6 +49,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + 'static {
     const TIMEOUT: Duration;
     /// How many tries there are.
     const MAX_ATTEMPTS: i32;
+    /// The pauses between them double up to this one.
+    const LONGEST_PAUSE: Duration = Duration::from_mins(10);
 
     /// At most one job of a lane runs at a time, of whatever kind.
     fn lane(&self) -> Option<String> {
@@ -188,6 +190,7 @@ type RunFn = fn(Value, App, Arc<Running>) -> BoxFuture<'static, Result<(), JobEr
 pub struct Kind {
     timeout: Duration,
     max_attempts: i32,
+    longest_pause: Duration,
     run: RunFn,
 }
 
@@ -204,7 +207,10 @@ impl Kinds {
                 job.run(app, &running).await
             })
         };
-        self.0.insert(J::KIND, Kind { timeout: J::TIMEOUT, max_attempts: J::MAX_ATTEMPTS, run });
+        self.0.insert(
+            J::KIND,
+            Kind { timeout: J::TIMEOUT, max_attempts: J::MAX_ATTEMPTS, longest_pause: J::LONGEST_PAUSE, run },
+        );
         self
     }
 

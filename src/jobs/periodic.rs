@@ -43,7 +43,7 @@ pub async fn take_over(app: App) -> Result<()> {
     drop(conn);
     for job in &expired {
         let Some(kind) = app.jobs.kinds.get(&job.kind) else { continue };
-        let retry = runner::retry_after(job.attempt, kind.max_attempts);
+        let retry = runner::retry_after(job.attempt, kind);
         tracing::warn!(job.id = %job.id, job.kind = job.kind, "a job's process was lost");
         let mut tx = app.db.begin().await?;
         // Its process may have come back to life since.

@@ -23,7 +23,6 @@ use crate::telemetry;
 
 /// The first pause after a failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_mins(10);
 /// The safety net under the notifications.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -31,12 +30,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const WHILE_STOPPING: Duration = Duration::from_millis(100);
 
 /// How long after try number `attempt` the next one is due, with jitter; `None` after the last one.
-pub fn retry_after(attempt: i32, max_attempts: i32) -> Option<Duration> {
-    if attempt >= max_attempts {
+pub fn retry_after(attempt: i32, kind: Kind) -> Option<Duration> {
+    if attempt >= kind.max_attempts {
         return None;
     }
     let doublings = u32::try_from(attempt - 1).unwrap_or(0).min(16);
-    let pause = (FIRST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE);
+    let pause = (FIRST_PAUSE * 2_u32.pow(doublings)).min(kind.longest_pause);
     Some(pause.mul_f64(rand::rng().random_range(0.8..1.2)))
 }
 
@@ -178,9 +177,7 @@ async fn try_job(app: &App, running: Arc<Running>, job: Claimed, kind: Kind) {
             tracing::warn!("the job's lease was lost; another process has it");
             Ok(())
         }
-        Err(JobError::Retry(fault)) => {
-            settle_failed(app, owner, job.id, retry_after(job.attempt, kind.max_attempts), &fault).await
-        }
+        Err(JobError::Retry(fault)) => settle_failed(app, owner, job.id, retry_after(job.attempt, kind), &fault).await,
         Err(JobError::GiveUp(fault)) => settle_failed(app, owner, job.id, None, &fault).await,
         Err(JobError::NotYet(reason, pause)) => postpone(app, owner, job.id, pause, &format!("{reason:#}")).await,
     };

@@ -1,5 +1,7 @@
 //! Keys are replaced: the old one opens nothing more, the new one all that there was.
 
+use std::time::Duration;
+
 use acontextd::crypto::ProjectKey;
 use acontextd::jobs::wake;
 use axum::http::{Method, StatusCode};
@@ -151,10 +153,11 @@ async fn another_process_hears_of_it() {
         elsewhere.get("/api/v1/ping").await.assert_status(200);
         let told = async {
             replace(&old).await.assert_status(200);
-            eventually("the other process refuses the old key", async || {
+            // The bound is part of the promise.
+            let refuses = eventually("the other process refuses the old key", async || {
                 elsewhere.get("/api/v1/ping").await.status == StatusCode::UNAUTHORIZED
-            })
-            .await;
+            });
+            tokio::time::timeout(Duration::from_secs(1), refuses).await.expect("within a second");
         };
         tokio::select! {
             ended = wake::listen(twin.app.clone()) => panic!("listening ended: {ended:?}"),

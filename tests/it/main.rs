@@ -10,6 +10,7 @@ mod admin;
 mod artifacts;
 mod auth;
 mod blobs;
+mod conversions;
 mod crash;
 mod disks;
 mod embedded;

@@ -85,6 +85,7 @@ async fn change(app: &App, caller: &Caller, once: &Once, seals: bool) -> Result<
     // What works already may meet sealed content too.
     jobs::store::set_key(&mut act, caller.project, jobs::sealed_key(app, &owner)?.as_deref()).await?;
     jobs::enqueue(app, &mut act, &owner, &Convert { project: caller.project }, Delay::NONE).await?;
+    store::hurry(&mut act, caller.project).await?;
     let answer = reply::said(if seals { "encryption enabled" } else { "encryption disabled" });
     // Kept with the effect, so that whoever asks again is not told that there is nothing to decrypt.
     let answer = act.commit(answer).await?;

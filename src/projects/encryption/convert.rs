@@ -37,6 +37,8 @@ impl Job for Convert {
     const TIMEOUT: Duration = Duration::from_mins(10);
     /// It is never given up: half of a project in another form is no end.
     const MAX_ATTEMPTS: i32 = i32::MAX;
+    /// Whoever asked for it waits.
+    const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
     fn lane(&self) -> Option<String> {
         Some(format!("convert:{}", self.project))

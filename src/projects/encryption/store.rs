@@ -116,6 +116,18 @@ pub async fn add(
     .map(drop)
 }
 
+/// Makes the job that waits due now: somebody has asked for it.
+pub async fn hurry(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update jobs set run_at = now(), updated_at = now()
+         where kind = 'convert' and dedupe = $1::uuid::text and state = 'ready' and run_at > now()",
+        project as _
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
 pub async fn end(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<()> {
     sqlx::query!("update conversions set ended_at = now() where project_id = $1", project as _)
         .execute(conn)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 
 use acontextd::blob::spool::Spool;
 use acontextd::blob::{BlobError, Blobs, ByteStream, Result, Visit};
@@ -19,6 +19,11 @@ pub struct MemoryBlobs {
     stuck: Mutex<Option<String>>,
     /// A permit is wanted for each put; tests take them away to hold puts up.
     pub puts: Semaphore,
+    /// How many steps there are before the one that is held up; below zero for none.
+    steps: AtomicIsize,
+    held: AtomicBool,
+    /// Opened when what is held up may go on.
+    gate: Semaphore,
 }
 
 impl Default for MemoryBlobs {
@@ -28,6 +33,9 @@ impl Default for MemoryBlobs {
             down: AtomicBool::new(false),
             stuck: Mutex::default(),
             puts: Semaphore::new(Self::PUTS as usize),
+            steps: AtomicIsize::new(-1),
+            held: AtomicBool::new(false),
+            gate: Semaphore::new(0),
         }
     }
 }
@@ -43,6 +51,26 @@ impl MemoryBlobs {
 
     pub fn set_stuck(&self, key: &str) {
         *self.stuck.lock().unwrap() = Some(key.to_owned());
+    }
+
+    /// Holds the caller up before or after a put or a delete: at the step of this number, counted from 0.
+    pub fn hold_at(&self, step: usize) {
+        self.steps.store(isize::try_from(step).unwrap(), Ordering::SeqCst);
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
+    }
+
+    pub fn let_go(&self) {
+        self.gate.add_permits(1);
+    }
+
+    async fn step(&self) {
+        if self.steps.fetch_sub(1, Ordering::SeqCst) == 0 {
+            self.held.store(true, Ordering::SeqCst);
+            self.gate.acquire().await.unwrap().forget();
+        }
     }
 
     pub fn keys(&self) -> Vec<String> {
@@ -82,9 +110,11 @@ impl Blobs for MemoryBlobs {
     async fn put(&self, key: &str, content: &Spool) -> Result<()> {
         self.up()?;
         let _permit = self.puts.acquire().await.unwrap();
+        self.step().await;
         let bytes = content.bytes().await.map_err(|fault| BlobError::Unavailable(fault.into()))?;
         let former = self.objects.lock().unwrap().insert(key.to_owned(), bytes);
         assert!(former.is_none(), "the key {key} was used twice");
+        self.step().await;
         Ok(())
     }
 
@@ -121,7 +151,9 @@ impl Blobs for MemoryBlobs {
         if self.stuck.lock().unwrap().as_deref() == Some(key) {
             return Err(BlobError::Unavailable(anyhow::anyhow!("stuck")));
         }
+        self.step().await;
         self.objects.lock().unwrap().remove(key);
+        self.step().await;
         Ok(())
     }
 
