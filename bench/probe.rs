@@ -167,14 +167,14 @@ impl RunningQueue {
 }
 
 async fn insert_plain(app: &App, number: usize) -> anyhow::Result<()> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     let row = sqlx::query("insert into plain (id, kind, payload) values ($1, 'probe', 'null')");
     row.bind(i64::try_from(number)?).execute(&mut *tx).await?;
     Ok(tx.commit().await?)
 }
 
 async fn delete_plain(app: &App, number: usize) -> anyhow::Result<()> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     let row = sqlx::query("delete from plain where id = $1").bind(i64::try_from(number)?);
     row.execute(&mut *tx).await?;
     Ok(tx.commit().await?)
@@ -191,7 +191,7 @@ async fn put_in(app: &App, many: usize, projects: usize) -> anyhow::Result<Durat
 
 /// Answers with when it was committed.
 async fn put_one_in(app: &App, project: ProjectId) -> anyhow::Result<Instant> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     let owner = Owner::plain(project);
     jobs::enqueue(app, &mut tx, &owner, &Probe, Delay::NONE).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
     tx.commit().await?;

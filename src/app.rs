@@ -134,6 +134,11 @@ impl App {
         })))
     }
 
+    /// Begins a transaction; see [`db::begin`].
+    pub fn begin(&self) -> db::Begin {
+        db::begin(&self.db, &self.tasks)
+    }
+
     /// The HTTP surface.
     pub fn router(&self) -> Router {
         http::surface(self, routes())

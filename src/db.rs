@@ -1,11 +1,17 @@
 //! The connection pool and the migrations.
 
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::Context as _;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgPool};
+use sqlx::{Connection, PgPool, Postgres, Transaction};
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 
 /// One for the program and all its tests: each use of the macro would embed another copy.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
@@ -40,6 +46,43 @@ pub fn page_pool(options: PgConnectOptions, connections: u32) -> PgPool {
     let settings = ["enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "enable_seqscan", "enable_sort"];
     let options = options.options(settings.map(|setting| (setting, "off")));
     pool(options.options([("plan_cache_mode", "force_generic_plan")]), connections)
+}
+
+/// Begins a transaction. Whoever stops waiting for it leaves it to `tasks`, where it is begun to the end and rolled back: the driver
+/// (sqlx 0.9.0) would put the connection back while the server has begun a transaction that nobody knows of, and what others then
+/// write on it is lost. To be removed with a release that has <https://github.com/transact-rs/sqlx/pull/4394>.
+pub fn begin(pool: &PgPool, tasks: &TaskTracker) -> Begin {
+    let (pool, tasks) = (pool.clone(), tasks.clone());
+    let beginning = async move {
+        #[expect(clippy::disallowed_methods, reason = "this is what makes it right")]
+        pool.begin().await
+    };
+    Begin { beginning: Some(beginning.boxed()), tasks }
+}
+
+/// A transaction that is begun.
+pub struct Begin {
+    beginning: Option<BoxFuture<'static, sqlx::Result<Transaction<'static, Postgres>>>>,
+    tasks: TaskTracker,
+}
+
+impl Future for Begin {
+    type Output = sqlx::Result<Transaction<'static, Postgres>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(beginning) = &mut self.beginning else { return Poll::Pending };
+        let begun = ready!(beginning.poll_unpin(context));
+        self.beginning = None;
+        Poll::Ready(begun)
+    }
+}
+
+impl Drop for Begin {
+    fn drop(&mut self) {
+        if let (Some(beginning), Ok(runtime)) = (self.beginning.take(), Handle::try_current()) {
+            self.tasks.spawn_on(beginning.map(drop), &runtime);
+        }
+    }
 }
 
 /// A length of time as Postgres takes it.

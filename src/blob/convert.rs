@@ -98,7 +98,7 @@ enum Exchange {
 
 /// Puts the new object in the place of the old one, which from then on is a dead one with a row of its own.
 async fn exchange(app: &App, stored: &Stored, blob: BlobId, fresh: &Fresh) -> Result<Exchange> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     if refs::stores_sealed(&mut tx, fresh.project).await? != Some(fresh.sealed) {
         return Ok(Exchange::OtherForm);
     }

@@ -60,7 +60,7 @@ pub async fn sweep(app: &App) -> Result<()> {
     let abandoned = interval(limits.blob_grace + limits.upload);
     let enough = Instant::now() + SweepBlobs::TIMEOUT / 2;
     while !app.shutdown.is_cancelled() && Instant::now() < enough {
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.begin().await?;
         let marked = mark_released(&mut tx, &grace).await? + mark_abandoned(&mut tx, &abandoned).await?;
         tx.commit().await?;
         let removed = remove_dead(app).await?;

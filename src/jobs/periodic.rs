@@ -45,7 +45,7 @@ pub async fn take_over(app: App) -> Result<()> {
         let Some(kind) = app.jobs.kinds.get(&job.kind) else { continue };
         let retry = runner::retry_after(job.attempt, kind);
         tracing::warn!(job.id = %job.id, job.kind = job.kind, "a job's process was lost");
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.begin().await?;
         // Its process may have come back to life since.
         if store::lock_expired(&mut tx, job.id, job.owner).await? {
             store::fail(&mut tx, job.id, job.owner, retry, "the process that ran it was lost").await?;

@@ -93,7 +93,7 @@ async fn free_slots(app: &App, slots: &Arc<Semaphore>) -> Option<OwnedSemaphoreP
 }
 
 async fn claim(app: &App, owner: Uuid, kinds: &[String], limit: usize) -> sqlx::Result<Vec<Claimed>> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     let claimed = store::claim(&mut tx, owner, kinds, limit, app.config.jobs.lease).await?;
     tx.commit().await?;
     Ok(claimed)
@@ -216,7 +216,7 @@ async fn give_up_or_retry(
     reason: &str,
 ) -> sqlx::Result<()> {
     let write = async || {
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.begin().await?;
         store::fail(&mut tx, job, owner, retry, reason).await?;
         tx.commit().await
     };
@@ -227,14 +227,14 @@ async fn give_up_or_retry(
 }
 
 async fn postpone(app: &App, owner: Uuid, job: crate::ids::JobId, pause: Duration, reason: &str) -> sqlx::Result<()> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     store::postpone(&mut tx, job, owner, pause, reason).await?;
     tx.commit().await
 }
 
 async fn give_back(app: &App, owner: Uuid, job: &crate::ids::JobId) {
     let done = async {
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.begin().await?;
         store::hand_back(&mut tx, *job, owner).await?;
         tx.commit().await
     };

@@ -84,7 +84,7 @@ pub async fn flush_session(
 
 async fn flush(app: &App, caller: &Caller, session: SessionId) -> Result<Flushed> {
     let deadline = Instant::now() + app.config.learning.flush;
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     sessions::store::check_owned(&mut tx, caller.project, session).await?;
     let locked = store::lock(&mut tx, session).await?.ok_or(sessions::NOT_FOUND)?;
     jobs::bring_key(app, &mut tx, &caller.owner).await?;

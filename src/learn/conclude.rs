@@ -35,7 +35,7 @@ impl Job for Conclude {
     }
 
     async fn run(self, app: App, running: &Running) -> Result<(), JobError> {
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.begin().await?;
         store::lock(&mut tx, self.session).await?;
         // Messages may have come meanwhile; whoever looks again after them asks for this again.
         let learned = store::get_learned(&mut tx, self.session).await?;
@@ -98,7 +98,7 @@ pub async fn list_due(conn: &mut PgConnection, space: SpaceId, limit: usize) -> 
 /// # Errors
 /// The database fails.
 pub async fn look(app: &App, owner: &Owner, session: SessionId) -> Result<bool> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     store::lock(&mut tx, session).await?;
     let learned = store::get_learned(&mut tx, session).await?;
     match learned.as_ref().and_then(decide) {

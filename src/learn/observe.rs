@@ -53,7 +53,7 @@ impl Job for Observe {
 
 /// What a try that died has left behind waits again: the lane says that nobody else works on it.
 async fn begin(app: &App, session: SessionId) -> Result<(), JobError> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     if store::lock(&mut tx, session).await?.is_some() {
         store::set_status(&mut tx, session, None, "running", "pending").await?;
     }
@@ -63,7 +63,7 @@ async fn begin(app: &App, session: SessionId) -> Result<(), JobError> {
 
 /// Takes the next batch; `None` if nothing waits, and then the job has completed.
 async fn take(app: &App, session: SessionId, running: &Running) -> Result<Option<Vec<Uuid>>, JobError> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     let Some(locked) = store::lock(&mut tx, session).await? else {
         return Ok(None);
     };
@@ -137,7 +137,7 @@ async fn settle(
     outcome: Result<(), Fault>,
     running: &Running,
 ) -> Result<(), JobError> {
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     if store::lock(&mut tx, session).await?.is_none() {
         return Ok(());
     }
@@ -175,7 +175,7 @@ pub async fn find_forgotten(app: App) -> Result<()> {
     let hurried = store::hurry_all(&mut conn, &LlmError::NotConfigured.to_string()).await?;
     drop(conn);
     for session in &forgotten {
-        let mut tx = app.db.begin().await?;
+        let mut tx = app.begin().await?;
         if let Some(locked) = store::lock(&mut tx, *session).await? {
             store::set_observing(&mut tx, *session, true).await?;
             jobs::enqueue(&app, &mut tx, &Owner::plain(locked.project), &Observe { session: *session }, Delay::NONE)

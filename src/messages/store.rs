@@ -236,22 +236,8 @@ pub async fn set_long_content(tx: &mut PgConnection, message: MessageId, content
     Ok(())
 }
 
-/// As [`insert_one`], in a transaction of its own, for a message that may be stored already; see [`insert_once`].
-pub async fn insert_waiting(conn: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<Outcome> {
-    let mut tx = conn.begin().await?;
-    match insert_one(&mut tx, new, buffer).await {
-        Err(fault) if is_there(&fault) => {
-            tx.rollback().await?;
-            let stored = get_stored(conn, &[new.id]).await?.pop().flatten();
-            Ok(stored.map_or(Outcome::NoSession, Outcome::Stored))
-        }
-        Ok(outcome) => tx.commit().await.map(|()| outcome),
-        // Whatever stands there by now, a part of a long message perhaps, goes with the transaction.
-        fault => fault,
-    }
-}
-
-fn is_there(fault: &sqlx::Error) -> bool {
+/// Whether the message is there already: stored by a statement that went on after its connection was lost.
+pub fn is_there(fault: &sqlx::Error) -> bool {
     matches!(fault, sqlx::Error::Database(fault) if fault.constraint() == Some("messages_pkey"))
 }
 

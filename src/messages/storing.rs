@@ -39,8 +39,22 @@ async fn store_waiting(app: &App, message: &NewMessage) -> Result<Outcome> {
     let buffer = (&app.config.learning).into();
     // Those who wait for a session that is held up must leave connections to the others.
     let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
-    let mut conn = app.db.acquire().await?;
-    Ok(store::insert_waiting(&mut conn, message, buffer).await?)
+    let mut tx = app.begin().await?;
+    match store::insert_one(&mut tx, message, buffer).await {
+        Ok(outcome) => {
+            tx.commit().await?;
+            Ok(outcome)
+        }
+        // A try before this one has stored it.
+        Err(fault) if store::is_there(&fault) => {
+            tx.rollback().await?;
+            let mut conn = app.db.acquire().await?;
+            let stored = store::get_stored(&mut conn, &[message.id]).await?.pop().flatten();
+            Ok(stored.map_or(Outcome::NoSession, Outcome::Stored))
+        }
+        // Whatever stands there by now, a part of a long message perhaps, goes with the transaction.
+        Err(fault) => Err(fault.into()),
+    }
 }
 
 /// Stores a message in the transaction that its answer is kept in.

@@ -85,7 +85,7 @@ async fn push(app: &App, url: &str) -> Result<&'static str> {
     let metrics = store::list_changed(&mut conn, last, until).await?;
     drop(conn);
     let quota = if metrics.is_empty() { Vec::new() } else { tell(app, url, &metrics).await? };
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     for one in &quota {
         store::set_excess(&mut tx, one.project_id, &format!("excess.{}", one.tag), one.excess).await?;
     }

@@ -26,7 +26,7 @@ pub async fn ensure(app: &App) -> anyhow::Result<ProjectId> {
     key.master_key(pepper)
         .context("ROOT_API_BEARER_TOKEN is a compact key that was made under another ROOT_SECRET_PEPPER")?;
 
-    let mut tx = app.db.begin().await?;
+    let mut tx = app.begin().await?;
     sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd root project'))").fetch_one(&mut *tx).await?;
     let root = store::lock_root(&mut tx).await?;
     let applied = store::get_state(&mut tx, APPLIED).await?;

@@ -324,7 +324,7 @@ async fn a_delete_that_finds_nothing_takes_nothing_from_a_file_that_comes_back()
         let author = Author { made_by: "a test", reason: None, keep: 50 };
         // The row is gone for this delete, but the upload that brings it back is not committed before its second step.
         app.execute("delete from artifacts").await;
-        let mut late = app.app.db.begin().await.unwrap();
+        let mut late = app.app.begin().await.unwrap();
         changes::apply(&mut late, project, disk_id, &erase, author).await.unwrap().unwrap();
         late.commit().await.unwrap();
         assert_eq!(app.value::<i64>("select count(*) from artifact_versions").await, 1);

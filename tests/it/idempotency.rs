@@ -174,7 +174,7 @@ async fn effect_and_answer_are_there_together_or_not_at_all() {
 
 /// Holds a session up until the transaction ends.
 async fn hold(app: &TestApp, session: &str) -> Transaction<'static, Postgres> {
-    let mut lock = app.app.db.begin().await.unwrap();
+    let mut lock = app.app.begin().await.unwrap();
     let held = sqlx::query("select 1 from sessions where id = $1 for update").bind(session.parse::<Uuid>().unwrap());
     held.execute(&mut *lock).await.unwrap();
     lock

@@ -118,7 +118,7 @@ impl Job for Act {
             "give up" => Err(JobError::GiveUp(anyhow::anyhow!("{} is hopeless", self.name))),
             "panic" => panic!("{} panics", self.name),
             "complete" => {
-                let mut tx = app.db.begin().await?;
+                let mut tx = app.begin().await?;
                 sqlx::query("insert into server_state (name, value) values ($1, 'done')")
                     .bind(&self.name)
                     .execute(&mut *tx)
@@ -150,7 +150,7 @@ fn setup() -> Setup {
 }
 
 async fn enqueue(app: &TestApp, project: ProjectId, act: &Act, delay: Delay) {
-    let mut tx = app.app.db.begin().await.unwrap();
+    let mut tx = app.app.begin().await.unwrap();
     jobs::enqueue(&app.app, &mut tx, &Owner::plain(project), act, delay).await.unwrap();
     tx.commit().await.unwrap();
     app.app.jobs.wake();
@@ -170,7 +170,7 @@ const COUNT: &str = "select count(*) from jobs";
 async fn a_job_exists_if_and_only_if_its_transaction_was_committed() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::open();
-        let mut tx = app.app.db.begin().await.unwrap();
+        let mut tx = app.app.begin().await.unwrap();
         jobs::enqueue(&app.app, &mut tx, &Owner::plain(SERVER), &Act::new(id, "undone"), Delay::NONE).await.unwrap();
         tx.rollback().await.unwrap();
         enqueue(&app, SERVER, &Act::new(id, "done"), Delay::NONE).await;
@@ -447,7 +447,7 @@ async fn a_request_that_takes_its_time_over_an_equal_job_stops_no_other() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::open();
         enqueue(&app, SERVER, &Act::new(id, "equal").dedupe("key"), Delay::NONE).await;
-        let mut slow = app.app.db.begin().await.unwrap();
+        let mut slow = app.app.begin().await.unwrap();
         jobs::enqueue(&app.app, &mut slow, &Owner::plain(SERVER), &Act::new(id, "equal").dedupe("key"), Delay::NONE)
             .await
             .unwrap();

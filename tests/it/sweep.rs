@@ -106,7 +106,7 @@ async fn an_upload_that_found_the_bytes_holds_them_against_the_sweep() {
         client.delete(&format!("/api/v1/disk/{disk}/artifact?file_path=a.txt")).await;
         let content = SpoolDir::of_bytes(Bytes::from("bytes"));
         let upload = refs::upload(&app.app, &Owner::plain(ProjectId(client.project())), &content).await.unwrap();
-        let mut tx = app.app.db.begin().await.unwrap();
+        let mut tx = app.app.begin().await.unwrap();
         assert!(refs::claim(&app.app, &mut tx, &upload).await.unwrap().is_some());
         // The sweep comes while the reference is not committed yet: it waits, and then sees it.
         let sweeping = sweep::sweep(&app.app);
@@ -135,7 +135,7 @@ async fn an_upload_that_comes_after_the_sweep_begins_again() {
         let content = SpoolDir::of_bytes(Bytes::from("bytes"));
         let upload = refs::upload(&app.app, &Owner::plain(ProjectId(client.project())), &content).await.unwrap();
         sweep::sweep(&app.app).await.unwrap();
-        let mut tx = app.app.db.begin().await.unwrap();
+        let mut tx = app.app.begin().await.unwrap();
         assert!(refs::claim(&app.app, &mut tx, &upload).await.unwrap().is_none(), "it refers to bytes that are gone");
     })
     .await;
@@ -230,7 +230,7 @@ async fn a_sweep_and_a_release_of_the_same_bytes_do_not_wait_for_each_other() {
         client.upload(&other, "/", "a.txt", "bytes").await;
         client.delete(&format!("/api/v1/disk/{other}")).await;
         // A transaction that has released the bytes and is not over yet.
-        let mut tx = app.app.db.begin().await.unwrap();
+        let mut tx = app.app.begin().await.unwrap();
         sqlx::query("delete from artifact_versions").execute(&mut *tx).await.unwrap();
         let swept = tokio::time::timeout(Duration::from_secs(10), sweep::sweep(&app.app)).await;
         swept.expect("the sweep waited").unwrap();

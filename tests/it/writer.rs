@@ -82,7 +82,7 @@ async fn a_bad_message_fails_alone() {
         let client = app.project().await;
         let session = client.new_session().await;
         // Everything gathers while the table is locked, so that it comes in one batch.
-        let mut lock = app.app.db.begin().await.unwrap();
+        let mut lock = app.app.begin().await.unwrap();
         sqlx::query("lock table messages in access exclusive mode").execute(&mut *lock).await.unwrap();
         let store = |n: usize| {
             let mut new = message(client.project(), &session, &format!("m{n}"));
@@ -113,7 +113,7 @@ async fn a_lost_connection_loses_and_doubles_nothing() {
         let client = app.project().await;
         let session = client.new_session().await;
         client.say_text(&session, "before").await;
-        let mut lock = app.app.db.begin().await.unwrap();
+        let mut lock = app.app.begin().await.unwrap();
         sqlx::query("lock table messages in access exclusive mode").execute(&mut *lock).await.unwrap();
         let said = futures_util::future::join_all((0..5).map(|n| {
             let (client, session) = (client.clone(), session.clone());
@@ -180,7 +180,7 @@ async fn a_session_that_is_held_up_holds_up_no_other() {
     run(async |app| {
         let client = app.project().await;
         let (held, free) = (client.new_session().await, client.new_session().await);
-        let mut lock = app.app.db.begin().await.unwrap();
+        let mut lock = app.app.begin().await.unwrap();
         sqlx::query("select 1 from sessions where id = $1 for update")
             .bind(held.parse::<Uuid>().unwrap())
             .execute(&mut *lock)

@@ -104,12 +104,12 @@ impl Once {
     /// [`Error::Replay`] if the request was answered before, 422 if another one was, 409 if a twin takes too long.
     pub async fn begin(&self, app: &App) -> Result<Act> {
         let Some(sent) = &self.0 else {
-            return Ok(Act { held: Held::Transaction(app.db.begin().await?), sent: None });
+            return Ok(Act { held: Held::Transaction(app.begin().await?), sent: None });
         };
         let deadline = Instant::now() + app.config.limits.idempotency_wait;
         let mut pause = FIRST_PAUSE;
         loop {
-            let mut tx = app.db.begin().await?;
+            let mut tx = app.begin().await?;
             if sent.take(&mut tx).await? {
                 return Ok(Act { held: Held::Transaction(tx), sent: Some(Arc::clone(sent)) });
             }

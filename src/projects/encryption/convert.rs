@@ -120,7 +120,7 @@ impl Run<'_> {
         let mut after: Option<Timestamp> = None;
         loop {
             self.check_time()?;
-            let mut tx = self.app.db.begin().await?;
+            let mut tx = self.app.begin().await?;
             if stores_sealed(&mut tx, self.owner.project).await? != Some(seals) {
                 return Err(Stop::OtherForm);
             }
@@ -165,7 +165,7 @@ impl Run<'_> {
 
     async fn end(&self, running: &Running, seals: bool) -> Result<(), Stop> {
         let project = self.owner.project;
-        let mut tx = self.app.db.begin().await?;
+        let mut tx = self.app.begin().await?;
         if stores_sealed(&mut tx, project).await? != Some(seals) {
             return Err(Stop::OtherForm);
         }
