@@ -63,11 +63,13 @@ pub async fn serve(
             return Ok(response);
         }
     };
-    let body = if *method == Method::HEAD {
-        Body::empty()
-    } else {
-        Body::from_stream(content::open(app, key, stored, range.clone()).await?)
+    let is_head = *method == Method::HEAD;
+    // Whether a sealed content opens is known when it is tried.
+    let bytes = match is_head && stored.seal.is_none() {
+        true => None,
+        false => Some(content::open(app, key, stored, range.clone()).await?),
     };
+    let body = bytes.filter(|_| !is_head).map_or_else(Body::empty, Body::from_stream);
     let mut response = (status, body).into_response();
     describe(response.headers_mut(), as_, &etag);
     insert(response.headers_mut(), header::CONTENT_LENGTH, &(range.end - range.start).to_string());

@@ -63,12 +63,14 @@ pub async fn bring_key(conn: &mut PgConnection, project: ProjectId, sealed_key: 
     Ok(moved.execute(conn).await?.rows_affected())
 }
 
-/// Gives a project's key to all its jobs that have none, or takes it from all of them.
+/// Gives a project's key to all its jobs that have none, or takes it from all of them. Those that wait for it are due now: they
+/// have it, or need it no more.
 pub async fn set_key(conn: &mut PgConnection, project: ProjectId, sealed_key: Option<&[u8]>) -> sqlx::Result<()> {
     sqlx::query!(
         "update jobs
          set sealed_key = $2, run_at = case when last_error = $3 then least(run_at, now()) else run_at end, updated_at = now()
-         where project_id = $1 and state <> 'failed' and ($2::bytea is null) = (sealed_key is not null)",
+         where project_id = $1 and state <> 'failed'
+           and (($2::bytea is null) = (sealed_key is not null) or state = 'ready' and last_error = $3)",
         project as _,
         sealed_key,
         NEEDS_KEY,

@@ -315,6 +315,29 @@ async fn work_without_a_key_waits_until_somebody_brings_it() {
 }
 
 #[tokio::test]
+async fn work_without_a_key_goes_on_when_nothing_is_sealed_any_more() {
+    run_with(with_model(), async |app| {
+        let client = app.project().await;
+        change(&client, "encrypt").await;
+        app.drain_jobs().await;
+        let session = client.new_session().await;
+        client.say_text(&session, "waits").await;
+        app.execute("update jobs set sealed_key = null").await;
+        app.drain_jobs().await;
+        let waiting = "select count(*) from jobs where last_error = 'needs the project''s key'";
+        assert_eq!(app.value::<i64>(waiting).await, 1);
+        change(&client, "decrypt").await;
+        app.drain_jobs().await;
+        assert_eq!(app.value::<i64>("select count(*) from jobs").await, 0);
+        assert_eq!(
+            app.value::<i64>("select count(*) from messages where session_task_process_status = 'success'").await,
+            1
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_job_that_failed_for_good_has_no_key_any_more() {
     run_with(with_model(), async |app| {
         let client = app.project().await;

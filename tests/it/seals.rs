@@ -1,5 +1,7 @@
 //! What is sealed opens where it belongs, with the key that it was sealed with, and nowhere else.
 
+use axum::body::Body;
+use axum::http::Method;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
@@ -27,6 +29,8 @@ async fn a_link_has_the_key_of_its_file_alone() {
         assert_eq!(open(&before).await.text(), "the first");
         encrypt(&app, &client).await;
         open(&before).await.assert_refused(404, "material not found");
+        let head = app.client().request(Method::HEAD, &before).body(Body::empty()).unwrap();
+        app.client().send(head).await.assert_status(404);
         let (first, second) = (link("a.txt").await, link("b.txt").await);
         assert_eq!(link("a.txt").await, first, "the same link within the hour");
         let opened = open(&first).await;
