@@ -599,7 +599,7 @@ class Writer:
     def work(self, enough):
         with httpx.Client(trust_env=False, timeout=PATIENCE) as http:
             # The pause leaves something of the processor to the conversion.
-            while not enough.wait(0.03) and not self.wrong:
+            while not enough.wait(0.1) and not self.wrong:
                 self.write(http, next(self.numbers))
 
     def write(self, http, number):
@@ -709,8 +709,8 @@ def test_a_conversion_that_is_killed_goes_on_and_loses_nothing(start):
         shared = client.sessions.create()
     writers = [Writer(project, shared, number) for number in range(3)]
     hits = {True: 0, False: 0}
-    for seals in (True, False) * 2:
-        shares = sorted(dice.random() * 0.9 for _ in range(2))
+    for seals, kills in [(True, 2), (False, 1), (True, 1), (False, 2)]:
+        shares = sorted(dice.random() * 0.9 for _ in range(kills))
         with at_work(writers):
             project.ask_to(ENCRYPT if seals else DECRYPT)
             for share in shares:
@@ -722,7 +722,7 @@ def test_a_conversion_that_is_killed_goes_on_and_loses_nothing(start):
         assert_form(server, project, seals)
         for writer in writers:
             writer.assert_nothing_is_lost_or_double()
-    # At least half of the kills came in the middle.
+    # At least two of three kills came in the middle.
     assert min(hits.values()) >= 2, hits
     with project.client() as client:
         for talk in talks:
