@@ -21,7 +21,7 @@ import pytest
 
 from acontext import FileUpload
 from packing import add_skill, unpack
-from support import ADMIN_TOKEN, PATIENCE, Server, eventually, new_project, open_link, refused, temporary_home
+from support import ADMIN_TOKEN, PATIENCE, eventually, new_project, open_link, refused, temporary_home
 
 MIB = 1 << 20
 FORMATS = ["openai", "anthropic", "gemini", "acontext"]
