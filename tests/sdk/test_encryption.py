@@ -751,6 +751,43 @@ def test_a_conversion_that_is_killed_needs_nobody_to_go_on(start, seals):
     server.stop()
 
 
+def test_what_is_answered_while_a_project_goes_to_and_fro_is_stored(start):
+    """A conversion that gives way to the next one leaves no transaction open, in which others would store and be rolled back."""
+    server = start(**HASTY)
+    project = Project(server)
+    with project.client() as client:
+        session, disk = client.sessions.create(), client.disks.create()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda number: put(client, disk, f"/{number}.txt", os.urandom(50)), range(200)))
+    answered, enough = [], threading.Event()
+
+    def work():
+        """Events: what one statement stores, it stores outside of a transaction."""
+        body = {"type": "text", "data": {"text": "noted"}}
+        with httpx.Client(trust_env=False, timeout=PATIENCE, headers={"Authorization": f"Bearer {project.key}"}) as http:
+            while not enough.is_set():
+                stored = http.post(f"{server.base_url}/session/{session.id}/events", json=body)
+                answered.append(stored.json()["data"]["id"])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(40):
+            half_way(project, random.random() * 0.3)
+            project.ask_to(DECRYPT if number % 2 else ENCRYPT)
+            latest = answered[-100:]
+            found = server.psql("select id from session_events order by created_at desc limit 400").split()
+            # What has not been answered yet may be among the found ones, but not the other way round.
+            assert set(latest) <= set(found)
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+    assert "already a transaction in progress" not in server.log()
+    server.stop()
+
+
 # ----- two processes -----
 
 
