@@ -1,4 +1,4 @@
-"""Encrypted projects: the same work as on any other, nothing of it in clear where it is stored, whatever is killed meanwhile."""
+"""Encrypted projects: the same work as on any other, and nothing in clear where it is stored, whatever is killed."""
 
 import base64
 import hashlib
@@ -140,7 +140,10 @@ TALK = [
             ],
         },
     ),
-    ("gemini", {"role": "model", "parts": [{"functionCall": {"id": "c", "name": "book", "args": {"berths": [15, 16]}}}]}),
+    (
+        "gemini",
+        {"role": "model", "parts": [{"functionCall": {"id": "c", "name": "book", "args": {"berths": [15, 16]}}}]},
+    ),
     ("openai", {"role": "user", "content": "A long story. " * 20_000}),
 ]
 FILES = {
@@ -194,7 +197,7 @@ class Belongings:
                 "copied now": self.conversation(client, client.sessions.copy(self.session.id).new_session_id),
                 "files": {path: self.file(client, path) for path in FILES},
                 "folders": self.folders(client),
-                "grep": {query: self.found(client, "grep", query) for query in ("needle", "buy m.lk", "an earlier", "x")},
+                "grep": {word: self.found(client, "grep", word) for word in ("needle", "buy m.lk", "an earlier", "x")},
                 "glob": {query: self.found(client, "glob", query) for query in ("/a/*", "**/*.bin", "*.md")},
                 "skill": self.skill_files(client, self.skill.id),
                 "space": {
@@ -683,10 +686,11 @@ def assert_form(server, project, sealed):
     # Rows of what was removed wait for the sweep, the objects do not.
     dead = server.psql(f"select object_key from blobs where project_id = '{project.id}' and (seal is null) = {sealed}")
     dead = {key.rpartition("/")[2] for key in dead.split()}
-    eventually(lambda: dead.isdisjoint(path.name for path in server.files("objects")), "the end of objects", seconds=5)
+    eventually(lambda: dead.isdisjoint(path.name for path in server.files("objects")), "the end of them", seconds=5)
     if sealed:
         # An upload that was refused its form may still be about to be removed.
-        eventually(lambda: not traces(server, {"mark": project.mark.encode()}), "the end of what is in clear", seconds=5)
+        mark = {"mark": project.mark.encode()}
+        eventually(lambda: not traces(server, mark), "the end of what is in clear", seconds=5)
 
 
 def half_way(project, share):
@@ -727,7 +731,8 @@ def test_a_conversion_that_is_killed_goes_on_and_loses_nothing(start):
     with project.client() as client:
         for talk in talks:
             found = client.sessions.get_messages(talk.id).items
-            assert [item["content"].split()[:2] for item in found] == [[project.mark, str(number)] for number in range(20)]
+            said = [item["content"].split()[:2] for item in found]
+            assert said == [[project.mark, str(number)] for number in range(20)]
     for number, content in enumerate(contents):
         path = f"/api/v1/disk/{disk.id}/artifact/download?file_path=/{number}.bin"
         assert project.send("GET", path).content == content
@@ -752,7 +757,7 @@ def test_a_conversion_that_is_killed_needs_nobody_to_go_on(start, seals):
 
 
 def test_what_is_answered_while_a_project_goes_to_and_fro_is_stored(start):
-    """A conversion that gives way to the next one leaves no transaction open, in which others would store and be rolled back."""
+    """A conversion that gives way to the next one leaves no transaction open that others would be rolled back with."""
     server = start(**HASTY)
     project = Project(server)
     with project.client() as client:
@@ -764,9 +769,10 @@ def test_what_is_answered_while_a_project_goes_to_and_fro_is_stored(start):
     def work():
         """Events: what one statement stores, it stores outside of a transaction."""
         body = {"type": "text", "data": {"text": "noted"}}
-        with httpx.Client(trust_env=False, timeout=PATIENCE, headers={"Authorization": f"Bearer {project.key}"}) as http:
+        path = f"{server.base_url}/session/{session.id}/events"
+        with httpx.Client(trust_env=False, timeout=PATIENCE) as http:
             while not enough.is_set():
-                stored = http.post(f"{server.base_url}/session/{session.id}/events", json=body)
+                stored = http.post(path, headers={"Authorization": f"Bearer {project.key}"}, json=body)
                 answered.append(stored.json()["data"]["id"])
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -867,7 +873,8 @@ def refusal(answer):
 def test_an_old_style_key_encrypts_nothing(server, project, path):
     status, said = refusal(project.send("POST", path, server.key))
     assert status == 400 and "API key required" in said
-    assert project.send("GET", ENCRYPTION, server.key).json()["data"] == IDLE | {"enabled": False, "done": 0, "total": 0}
+    shown = project.send("GET", ENCRYPTION, server.key).json()["data"]
+    assert shown == {"enabled": False, "done": 0, "total": 0} | IDLE
 
 
 def test_what_is_not_encrypted_is_not_decrypted(project):
