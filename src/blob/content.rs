@@ -186,7 +186,8 @@ pub async fn copy(app: &App, key: Key<'_>, stored: &Stored) -> Result<Spool> {
     if copy.sha256 == stored.sha256 { Ok(copy) } else { Err(damaged(stored, Damaged)) }
 }
 
-/// Reads many whole contents, several at a time and in no order. One that is damaged is passed over, and the log says so.
+/// Reads many whole contents, several at a time and in no order. One that is damaged or missing is passed over, and the log says
+/// so.
 ///
 /// # Errors
 /// 403 if one is sealed and there is nothing to open it with; 503 if the object store fails.
@@ -211,8 +212,16 @@ pub async fn scan(app: &App, key: Key<'_>, mut contents: Vec<Stored>, visit: Vis
         let (mut moved_to, mut moved_at) = (Vec::new(), Vec::new());
         for at in missing {
             let stored = &contents[at];
-            moved_to.push(moved(app, stored, stored.object_key.clone()).await?.into_owned());
-            moved_at.push(places[at]);
+            match moved(app, stored, stored.object_key.clone()).await {
+                Ok(now) => {
+                    moved_to.push(now.into_owned());
+                    moved_at.push(places[at]);
+                }
+                Err(Error::Internal(fault)) => {
+                    tracing::error!(content.sha256 = stored.sha256, error = %fault, "a content was not searched");
+                }
+                Err(fault) => return Err(fault),
+            }
         }
         (contents, places) = (moved_to, moved_at);
     }

@@ -65,10 +65,8 @@ pub async fn serve(
     };
     let is_head = *method == Method::HEAD;
     // Whether a sealed content opens is known when it is tried.
-    let bytes = match is_head && stored.seal.is_none() {
-        true => None,
-        false => Some(content::open(app, key, stored, range.clone()).await?),
-    };
+    let is_looked_into = !is_head || stored.seal.is_some();
+    let bytes = if is_looked_into { Some(content::open(app, key, stored, range.clone()).await?) } else { None };
     let body = bytes.filter(|_| !is_head).map_or_else(Body::empty, Body::from_stream);
     let mut response = (status, body).into_response();
     describe(response.headers_mut(), as_, &etag);

@@ -1,6 +1,6 @@
 //! The routes of messages.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -160,7 +160,7 @@ pub struct GotMessages<'a> {
     /// Left out if there are none.
     events: Option<Vec<events::Event>>,
     /// In the format `acontext`: links to files by the SHA-256 of their content.
-    #[schema(value_type = Option<HashMap<String, files::PublicUrl>>)]
+    #[schema(value_type = Option<BTreeMap<String, files::PublicUrl>>)]
     public_urls: Option<Value>,
 }
 
@@ -202,7 +202,7 @@ pub async fn get_messages(
         _ => Vec::new(),
     };
     let next_cursor = next.map(|at| at.encode());
-    let rest = Rest { session, next_cursor, edited_at, events, public_urls: HashMap::new() };
+    let rest = Rest { session, next_cursor, edited_at, events, public_urls: BTreeMap::new() };
     // What is passed on as it is makes no work, but for its seal.
     let passed_on = strategies.is_empty() && shown::is_passed_on(&rows, target);
     let length = if passed_on { sealed::work(&rows) } else { rows.iter().map(Row::length).sum() };
@@ -306,7 +306,7 @@ async fn with_files(
 ) -> Result<Pieces> {
     let parts = || messages.iter().flat_map(Opened::parts);
     let mut around = Surroundings::default();
-    let urls = if with_links { files::public_urls(app, owner, parts()).await? } else { HashMap::new() };
+    let urls = if with_links { files::public_urls(app, owner, parts()).await? } else { BTreeMap::new() };
     around.links = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
     around.contents =
         files::contents(app, owner, parts(), |asset, kind| shows_content(target, asset, kind, with_links)).await?;

@@ -1,6 +1,6 @@
 //! The files of messages: stored once like any other, told in the message's parts, shown as links or as part of a list.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use axum::extract::State;
 use axum::http::{HeaderMap, Method};
@@ -171,11 +171,11 @@ pub async fn public_urls<'a>(
     app: &App,
     owner: &Owner,
     parts: impl Iterator<Item = &'a Part> + Clone,
-) -> Result<HashMap<String, PublicUrl>> {
+) -> Result<BTreeMap<String, PublicUrl>> {
     let keys = linked_keys(app, owner, parts.clone()).await?;
     let end = links::end(Utc::now().timestamp(), LINK_LIFE)?;
     let expire_at = Timestamp(DateTime::from_timestamp(end, 0).unwrap_or_default());
-    let mut urls = HashMap::new();
+    let mut urls = BTreeMap::new();
     for part in parts {
         let Some(asset) = &part.asset else { continue };
         if urls.contains_key(&asset.sha256) {

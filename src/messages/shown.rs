@@ -3,7 +3,7 @@
 //! A message that is asked for in the format it was stored in is passed on as it lies in the database. Otherwise it is taken
 //! apart and written anew. The answer is put together from pieces, so that a long message is not copied once more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -184,7 +184,7 @@ pub struct Rest {
     /// The last message that was or would be edited.
     pub edited_at: Option<MessageId>,
     pub events: Vec<Event>,
-    pub public_urls: HashMap<String, PublicUrl>,
+    pub public_urls: BTreeMap<String, PublicUrl>,
 }
 
 /// Writes the answer.
@@ -345,6 +345,6 @@ struct Tail<'a> {
     edit_at_message_id: Option<MessageId>,
     #[serde(skip_serializing_if = "<[Event]>::is_empty")]
     events: &'a [Event],
-    #[serde(skip_serializing_if = "HashMap::is_empty")]
-    public_urls: &'a HashMap<String, PublicUrl>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    public_urls: &'a BTreeMap<String, PublicUrl>,
 }

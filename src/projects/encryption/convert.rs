@@ -1,9 +1,10 @@
 //! The job that turns a project's content into the form that the project wants: sealed, or opened again. It asks which one that is
 //! with each step, and can be cut off between any two: what is in the other form is left to be found.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use futures_util::{TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -54,7 +55,7 @@ impl Job for Convert {
             // Or the project was turned the other way, and there is another job for that.
             Ok(()) | Err(Stop::OtherForm) => {}
             Err(Stop::NoKey) => return Err(JobError::needs_key()),
-            Err(Stop::Enough) => return Err(JobError::NotYet(anyhow::anyhow!("goes on"), Duration::ZERO)),
+            Err(Stop::Enough) => return Err(JobError::NotYet(anyhow::anyhow!(store::GOES_ON), Duration::ZERO)),
             Err(Stop::Failed(fault)) => return Err(JobError::Retry(fault)),
         }
         app.converted.notify_waiters();
@@ -143,8 +144,20 @@ impl Run<'_> {
             let objects = blob::convert::list(self.app, self.owner.project, seals, after, LISTED).await?;
             let Some(last) = objects.last() else { return Ok(()) };
             after = last.position;
-            let turned = stream::iter(objects.into_iter().map(Ok));
-            turned.try_for_each_concurrent(OBJECTS, |one| self.turn_object(one.stored, seals)).await?;
+            // What was begun is done to its end, also when another one finds that no more is wanted.
+            let stop = OnceLock::new();
+            let turn = async |one: blob::convert::Pending| {
+                if stop.get().is_none()
+                    && let Err(reason) = self.turn_object(one.stored, seals).await
+                {
+                    // The first reason is as good as another.
+                    let _ = stop.set(reason);
+                }
+            };
+            stream::iter(objects).for_each_concurrent(OBJECTS, turn).await;
+            if let Some(reason) = stop.into_inner() {
+                return Err(reason);
+            }
         }
     }
 

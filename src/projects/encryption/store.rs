@@ -5,6 +5,9 @@ use sqlx::PgConnection;
 use crate::http::page::Position;
 use crate::ids::{ProjectId, SessionId};
 
+/// What a job says that has worked long enough for one try; no fault.
+pub const GOES_ON: &str = "goes on";
+
 /// Waits until no transaction stores content of this project, and keeps others from it until this one ends.
 pub async fn lock_form(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<()> {
     // As spelled in `stores_sealed`.
@@ -61,9 +64,10 @@ pub async fn get(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Op
         r#"select seals, total, done, failed, ended_at is not null as "has_ended!",
                   coalesce(error, (select j.last_error from jobs j
                                    where c.ended_at is null and j.project_id = $1 and j.kind = 'convert'
-                                     and j.attempt > 0 and j.last_error is not null limit 1)) as error
+                                     and j.state = 'ready' and j.last_error <> $2 limit 1)) as error
            from conversions c where project_id = $1"#,
-        project as _
+        project as _,
+        GOES_ON
     )
     .fetch_optional(conn)
     .await
