@@ -41,15 +41,21 @@ impl Corpus {
         let server = Server::start(bench, "corpus").await?;
         let disk = server.client().await?.new_disk().await?;
         let folder = new_folder(&bench.folder, "texts")?;
-        let files = DIRECTORIES * bench.pick(100, 5);
-        let texts = (0..files).map(|number| text(number, files)).collect::<Vec<_>>();
+        let texts = texts(bench);
+        let files = texts.len();
         for (number, text) in texts.iter().enumerate() {
             write(&folder, number, text)?;
         }
         let bytes = texts.iter().map(|text| text.len() as u64).sum();
-        upload(&server, &disk, texts).await?;
+        upload(&server, &disk, texts, |request| request).await?;
         Ok(Self { server, disk, folder, files, bytes })
     }
+}
+
+/// The texts of the files.
+pub fn texts(bench: &Bench) -> Vec<Bytes> {
+    let files = DIRECTORIES * bench.pick(100, 5);
+    (0..files).map(|number| text(number, files)).collect()
 }
 
 fn write(folder: &Path, number: usize, text: &Bytes) -> anyhow::Result<()> {
@@ -59,15 +65,21 @@ fn write(folder: &Path, number: usize, text: &Bytes) -> anyhow::Result<()> {
     Ok(fs::write(directory.join(name), text)?)
 }
 
-async fn upload(server: &Server, disk: &str, texts: Vec<Bytes>) -> anyhow::Result<()> {
+/// Stores the texts as files of a disk, with requests that are changed as `asks` says.
+pub async fn upload(
+    server: &Server,
+    disk: &str,
+    texts: Vec<Bytes>,
+    asks: impl Fn(Request) -> Request + Clone + Send + 'static,
+) -> anyhow::Result<()> {
     let (count, texts) = (Arc::new(AtomicUsize::new(0)), Arc::new(texts));
     let stored = drive(server.address, Plan::to_the_end(16), |_| -> Source {
-        let (count, texts, disk) = (Arc::clone(&count), Arc::clone(&texts), disk.to_owned());
+        let (count, texts, disk, asks) = (Arc::clone(&count), Arc::clone(&texts), disk.to_owned(), asks.clone());
         Box::new(move || {
             let number = count.fetch_add(1, Ordering::Relaxed);
             let (directory, name) = place(number);
             let content = [texts.get(number)?.clone(), Bytes::new()];
-            Some(Request::upload("PUT", &disk, &directory, &name, content))
+            Some(asks(Request::upload("PUT", &disk, &directory, &name, content)))
         })
     })
     .await;

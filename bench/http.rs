@@ -59,6 +59,15 @@ impl Request {
         Self { kind, pieces: vec![head.into()] }
     }
 
+    pub fn new_disk() -> Self {
+        Self::post("create a disk", "/api/v1/disk")
+    }
+
+    pub fn new_session(tracked: bool) -> Self {
+        let body = serde_json::json!({"disable_task_tracking": !tracked}).to_string();
+        Self::post_json("create a session", "/api/v1/session", body)
+    }
+
     /// Stores a file whose content is the two parts, one after the other.
     pub fn upload(kind: &'static str, disk: &str, directory: &str, name: &str, content: [Bytes; 2]) -> Self {
         let field =
@@ -173,15 +182,18 @@ impl Client {
 
     /// A new disk's id.
     pub async fn new_disk(&mut self) -> anyhow::Result<String> {
-        let disk = self.data(&Request::post("create a disk", "/api/v1/disk")).await?;
-        Ok(disk["id"].as_str().context("a new disk has no id")?.to_owned())
+        self.new_id(&Request::new_disk()).await
     }
 
     /// A new session's id.
     pub async fn new_session(&mut self, tracked: bool) -> anyhow::Result<String> {
-        let body = serde_json::json!({"disable_task_tracking": !tracked}).to_string();
-        let session = self.data(&Request::post_json("create a session", "/api/v1/session", body)).await?;
-        Ok(session["id"].as_str().context("a new session has no id")?.to_owned())
+        self.new_id(&Request::new_session(tracked)).await
+    }
+
+    /// The id of what a request makes.
+    pub async fn new_id(&mut self, request: &Request) -> anyhow::Result<String> {
+        let made = self.data(request).await?;
+        Ok(made["id"].as_str().with_context(|| format!("{} gave no id", request.kind))?.to_owned())
     }
 
     async fn read_more(&mut self, at_least: usize) -> io::Result<()> {

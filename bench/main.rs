@@ -16,6 +16,7 @@ mod corpus;
 mod crowd;
 mod disk;
 mod edits;
+mod encryption;
 mod growth;
 mod http;
 mod load;
@@ -27,8 +28,10 @@ mod pgbench;
 mod ping;
 mod private;
 mod probe;
+mod project;
 mod queue;
 mod report;
+mod sealed;
 mod search;
 mod server;
 mod skills;
@@ -97,7 +100,7 @@ impl Bench {
 /// A measurement: its name, its report's title, and itself.
 type Measurement = (&'static str, &'static str, fn(&Bench, &mut Report) -> anyhow::Result<()>);
 
-const ALL: [Measurement; 19] = [
+const ALL: [Measurement; 20] = [
     ("artifacts", "Storing and reading files", artifacts::run),
     ("upload-memory", "Memory while large files come in", memory::uploads),
     ("grep", "grep over 10 000 files", search::grep),
@@ -117,6 +120,7 @@ const ALL: [Measurement; 19] = [
     ("skills", "Taking in a skill, and refusing a bomb", skills::run),
     ("catalog", "Listing 1 000 skills", catalog::run),
     ("user-deletion", "Deleting a user with 100 000 messages", user_deletion::run),
+    ("encryption", "Encrypting a project, and working in an encrypted one", encryption::run),
 ];
 
 fn main() -> anyhow::Result<()> {

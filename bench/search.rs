@@ -20,7 +20,7 @@ const RATIO: f64 = 3.0;
 /// What glob and ls may take, in milliseconds.
 const LIST: f64 = 20.0;
 
-const QUERIES: [(&str, &str, usize); 3] = [
+pub const QUERIES: [(&str, &str, usize); 3] = [
     ("a word that is nowhere", corpus::NOWHERE, 0),
     ("a word in 5 files", corpus::SOMEWHERE, corpus::WITH_WORD),
     ("a regular expression, in 7 files", corpus::NUMBERED, corpus::WITH_NUMBERED),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use uuid::Uuid;
 
@@ -14,8 +14,9 @@ use crate::http::Request;
 use crate::load::{Outcome, Plan, Source, drive, median};
 use crate::messages::message;
 use crate::private::Private;
+use crate::project::Project;
 use crate::report::{Report, Table, number};
-use crate::server::{ADMIN, Server};
+use crate::server::Server;
 use crate::{Bench, block_on};
 
 const SESSIONS: usize = 10_000;
@@ -106,20 +107,19 @@ pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
 
 /// A client of another project.
 struct Other {
-    key: String,
+    project: Project,
     session: String,
 }
 
 impl Other {
     async fn make(server: &Server) -> anyhow::Result<Self> {
         let mut client = server.client().await?;
-        let project = Request::post_json("create a project", "/admin/v1/project", "{}").with_key(ADMIN);
-        let key = client.data(&project).await?["secret_key"].as_str().context("a new project has no key")?.to_owned();
-        let session = Request::post_json("create a session", "/api/v1/session", r#"{"user": "other"}"#).with_key(&key);
-        let session = client.data(&session).await?["id"].as_str().context("a new session has no id")?.to_owned();
+        let project = Project::make(&mut client).await?;
+        let session = Request::post_json("create a session", "/api/v1/session", r#"{"user": "other"}"#);
+        let session = client.new_id(&project.asks(session)).await?;
         // The first message loads the tokenizer.
-        client.data(&message(&session, 0, &prose(1, SIZE)).with_key(&key)).await?;
-        Ok(Self { key, session })
+        client.data(&project.asks(message(&session, 0, &prose(1, SIZE)))).await?;
+        Ok(Self { project, session })
     }
 }
 
@@ -150,7 +150,7 @@ async fn delete(bench: &Bench, server: &Server, other: &Other, user: &str) -> an
     let text: Arc<str> = prose(1, SIZE).into();
     let stored = drive(server.address, Plan::to_the_end(1), |_| -> Source {
         let (moment, text, key, session) =
-            (Arc::clone(&moment), Arc::clone(&text), other.key.clone(), other.session.clone());
+            (Arc::clone(&moment), Arc::clone(&text), other.project.key.clone(), other.session.clone());
         let mut numbers = 1..;
         Box::new(move || {
             let kind = MOMENTS.get(moment.load(Ordering::Relaxed))?;
