@@ -15,7 +15,7 @@ use crate::seal::{Damaged, Kek, Owner, frame};
 
 /// How many messages are turned in one transaction at most, and how much of their contents, in bytes.
 const BATCH: i64 = 500;
-const BATCH_BYTES: usize = 8 << 20;
+const BATCH_BYTES: usize = 2 << 20;
 
 /// What was done to some messages of a session.
 #[derive(Debug, Default)]
