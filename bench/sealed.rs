@@ -24,12 +24,12 @@ const SIZE: usize = 2_000;
 /// How many of the newest messages are read, and in which format: it is passed on as it is, or written anew.
 const PAGES: [(usize, &str); 4] = [(20, "openai"), (20, "anthropic"), (200, "openai"), (200, "anthropic")];
 /// How often one client asks; the first ones do not count.
-const ASKED: usize = 500;
+const ASKED: usize = 400;
 const FIRST: usize = 50;
-const GREPS: usize = 9;
+const GREPS: usize = 7;
 /// Rounds of so many seconds by so many clients.
-const ROUNDS: usize = 5;
-const SECONDS: u64 = 2;
+const ROUNDS: usize = 10;
+const SECONDS: u64 = 1;
 const CLIENTS: usize = 16;
 /// Those that messages are stored in.
 const SESSIONS: usize = 64;
@@ -79,7 +79,7 @@ pub async fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
          session of {MESSAGES}, of {SIZE} bytes each, stored in the format `openai`; the disk that is searched has the \
          files of `grep`; the messages that are stored have 1 KiB. One client asks both by turns, request by request: \
          {ASKED} times for a page, {GREPS} times for a search. {CLIENTS} clients ask both by turns for {ROUNDS} rounds of \
-         {SECONDS} s: the median of the rounds, with the server's CPU time for an answer."
+         {SECONDS} s: the median of the rounds, and of the ratios of each two; with the server's CPU time for an answer."
     ));
     report.table("Encrypted and plain, one client", &by_one);
     report.table("Encrypted and plain, 16 clients", &by_many);
@@ -202,8 +202,10 @@ impl Pair<'_> {
                 }
             }
         }
+        // Of neighbours, which had the same company.
+        let ratio = |at: usize| median(seen[0][at].iter().zip(&seen[1][at]).map(|(one, other)| other / one).collect());
+        let ratios = [1, 2].map(ratio);
         let [plain, encrypted] = seen.map(|seen| seen.map(median));
-        let ratios = [encrypted[1] / plain[1], encrypted[2] / plain[2]];
         let cells = plain.into_iter().chain(encrypted).chain(ratios).map(number);
         table.row([name.to_owned()].into_iter().chain(cells));
         Ok(ratios[0])
