@@ -27,6 +27,8 @@ $$;
 -- The last time that a project's content was turned from one form into the other.
 create table conversions (
     project_id uuid primary key references projects on delete cascade,
+    -- Of this conversion: whoever works on it notices that it was turned back, and again, meanwhile.
+    id         uuid not null default gen_random_uuid(),
     -- Sealed, or else opened.
     seals      boolean not null,
     -- Messages and stored objects.

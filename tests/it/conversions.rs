@@ -38,8 +38,13 @@ async fn in_other_form(app: &TestApp, sealed: bool) -> i64 {
     messages + objects
 }
 
-/// Runs the queue beside something.
+/// Runs the queue beside something, and then to its end: a runner that is dropped while there is work may have claimed some.
 async fn while_jobs_run<T>(app: &TestApp, work: impl Future<Output = T>) -> T {
+    let work = async {
+        let done = work.await;
+        app.until_idle().await;
+        done
+    };
     tokio::select! {
         ended = runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
         done = work => done,
@@ -98,12 +103,15 @@ async fn cut_off(app: &TestApp, seals: bool, step: usize) -> bool {
     }
     change(&client, if seals { "encrypt" } else { "decrypt" }).await;
     app.blobs.hold_at(step);
-    let held = while_jobs_run(app, async {
+    let held_or_done = async {
         eventually("it is held up, or done", async || app.blobs.is_held() || state(&client).await["state"] == "idle")
             .await;
         app.blobs.is_held()
-    })
-    .await;
+    };
+    let held = tokio::select! {
+        ended = runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+        held = held_or_done => held,
+    };
     assert_readable(&client, &things).await;
     if held {
         let half = state(&client).await;
@@ -154,7 +162,6 @@ async fn whoever_writes_meanwhile_is_never_refused_and_leaves_nothing_in_the_oth
             stop.store(true, Ordering::SeqCst);
         };
         let (written, ()) = while_jobs_run(&app, futures_util::future::join(writers, flips)).await;
-        app.drain_jobs().await;
         assert_eq!(in_other_form(&app, true).await, 0);
         assert_eq!(app.find("content-of").await, [""; 0]);
         assert_eq!(app.blobs.find(b"content-of"), [""; 0]);
@@ -222,6 +229,40 @@ async fn write_until_stopped(
         count.fetch_add(1, Ordering::SeqCst);
     }
     written
+}
+
+#[tokio::test]
+async fn what_was_turned_back_and_again_is_looked_through_anew() {
+    run_with(with_model(), async |app| {
+        let client = app.project().await;
+        let things = fill(&client).await;
+        change(&client, "encrypt").await;
+        app.drain_jobs().await;
+        // Held up at its first file, when all messages are opened.
+        change(&client, "decrypt").await;
+        app.blobs.hold_at(0);
+        let held = eventually("it is held up", async || app.blobs.is_held());
+        tokio::select! {
+            ended = runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+            () = held => {}
+        }
+        // Meanwhile the project is encrypted, a message comes, and it is decrypted again.
+        change(&client, "encrypt").await;
+        client.say_text(&things.0, "sealed behind its back").await;
+        change(&client, "decrypt").await;
+        app.blobs.let_go();
+        app.drain_jobs().await;
+        assert_eq!(in_other_form(&app, false).await, 0);
+        let done = state(&client).await;
+        assert_eq!((&done["state"], &done["done"]), (&json!("idle"), &done["total"]), "{done}");
+        assert_eq!(
+            app.value::<i64>("select count(*) from jobs").await,
+            0,
+            "a job waits for a key that is needed no more"
+        );
+        assert_readable(&client, &things).await;
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -308,7 +349,6 @@ async fn work_without_a_key_waits_until_somebody_brings_it() {
                 .await;
             })
             .await;
-            app.drain_jobs().await;
         }
     })
     .await;

@@ -376,6 +376,7 @@ async fn many_who_encrypt_and_decrypt_at_once_come_to_one_end() {
                 }
                 client.post(&format!("/api/v1/project/{last}"), json!({})).await;
                 eventually("all is turned", async || state(&client).await.0 == "idle").await;
+                app.until_idle().await;
             };
             tokio::select! {
                 ended = acontextd::jobs::runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),

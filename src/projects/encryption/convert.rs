@@ -84,40 +84,49 @@ struct Run<'a> {
     enough: Instant,
 }
 
+/// What is to be done.
+#[derive(Clone, Copy)]
+struct Aim {
+    conversion: Uuid,
+    seals: bool,
+}
+
 impl Run<'_> {
     async fn convert(&self, running: &Running) -> Result<(), Stop> {
         let project = self.owner.project;
-        if self.owner.kek.is_none() {
-            return Err(Stop::NoKey);
-        }
         let mut conn = self.app.db.acquire().await?;
         // `None`: the project is gone.
         let Some(seals) = stores_sealed(&mut conn, project).await? else { return Ok(()) };
         let left = store::count_messages(&mut conn, project, seals).await?;
         let left = left + blob::convert::count(self.app, project, seals).await?;
-        store::set_left(&mut conn, project, left).await?;
+        if left > 0 && self.owner.kek.is_none() {
+            return Err(Stop::NoKey);
+        }
+        let Some(conversion) = store::set_left(&mut conn, project, left).await? else { return Ok(()) };
         drop(conn);
-        self.turn_messages(seals).await?;
-        self.turn_objects(seals).await?;
+        let aim = Aim { conversion, seals };
+        self.turn_messages(aim).await?;
+        self.turn_objects(aim).await?;
         blob::convert::remove_left(self.app, project, seals).await?;
-        self.end(running, seals).await
+        self.end(running, aim).await
     }
 
-    async fn turn_messages(&self, seals: bool) -> Result<(), Stop> {
+    async fn turn_messages(&self, aim: Aim) -> Result<(), Stop> {
         let mut after = START;
         loop {
             let mut conn = self.app.db.acquire().await?;
-            let sessions = store::list_sessions(&mut conn, self.owner.project, seals, after, LISTED).await?;
+            let sessions = store::list_sessions(&mut conn, self.owner.project, aim.seals, after, LISTED).await?;
             drop(conn);
             let Some((_, last)) = sessions.last() else { return Ok(()) };
             after = *last;
             for (session, _) in sessions {
-                self.turn_session(session, seals).await?;
+                self.turn_session(session, aim).await?;
             }
         }
     }
 
-    async fn turn_session(&self, session: SessionId, seals: bool) -> Result<(), Stop> {
+    async fn turn_session(&self, session: SessionId, aim: Aim) -> Result<(), Stop> {
+        let Aim { conversion, seals } = aim;
         let mut after: Option<Timestamp> = None;
         loop {
             self.check_time()?;
@@ -131,24 +140,26 @@ impl Run<'_> {
             let turned = messages::convert::turn(&mut tx, self.owner, session, seals, after).await?;
             let error = turned.damaged.first().map(|id| format!("message {id} is damaged and stays as it is"));
             let failed = i64::try_from(turned.damaged.len())?;
-            store::add(&mut tx, self.owner.project, turned.count, failed, error.as_deref()).await?;
+            if !store::add(&mut tx, conversion, turned.count, failed, error.as_deref()).await? {
+                return Err(Stop::OtherForm);
+            }
             tx.commit().await?;
             let Some(next) = turned.next else { return Ok(()) };
             after = Some(next);
         }
     }
 
-    async fn turn_objects(&self, seals: bool) -> Result<(), Stop> {
+    async fn turn_objects(&self, aim: Aim) -> Result<(), Stop> {
         let mut after = START;
         loop {
-            let objects = blob::convert::list(self.app, self.owner.project, seals, after, LISTED).await?;
+            let objects = blob::convert::list(self.app, self.owner.project, aim.seals, after, LISTED).await?;
             let Some(last) = objects.last() else { return Ok(()) };
             after = last.position;
             // What was begun is done to its end, also when another one finds that no more is wanted.
             let stop = OnceLock::new();
             let turn = async |one: blob::convert::Pending| {
                 if stop.get().is_none()
-                    && let Err(reason) = self.turn_object(one.stored, seals).await
+                    && let Err(reason) = self.turn_object(one.stored, aim).await
                 {
                     // The first reason is as good as another.
                     let _ = stop.set(reason);
@@ -161,9 +172,9 @@ impl Run<'_> {
         }
     }
 
-    async fn turn_object(&self, stored: blob::refs::Stored, seals: bool) -> Result<(), Stop> {
+    async fn turn_object(&self, stored: blob::refs::Stored, aim: Aim) -> Result<(), Stop> {
         self.check_time()?;
-        let (done, failed, error) = match blob::convert::turn(self.app, self.owner, &stored, seals).await {
+        let (done, failed, error) = match blob::convert::turn(self.app, self.owner, &stored, aim.seals).await {
             Ok(true) => (1, 0, None),
             Ok(false) => return Err(Stop::OtherForm),
             Err(fault @ (Error::Damaged { .. } | Error::Internal(_))) => {
@@ -173,21 +184,24 @@ impl Run<'_> {
             Err(fault) => return Err(fault.into()),
         };
         let mut conn = self.app.db.acquire().await?;
-        Ok(store::add(&mut conn, self.owner.project, done, failed, error.as_deref()).await?)
+        let goes_on = store::add(&mut conn, aim.conversion, done, failed, error.as_deref()).await?;
+        if goes_on { Ok(()) } else { Err(Stop::OtherForm) }
     }
 
-    async fn end(&self, running: &Running, seals: bool) -> Result<(), Stop> {
+    async fn end(&self, running: &Running, aim: Aim) -> Result<(), Stop> {
+        let Aim { conversion, seals } = aim;
         let project = self.owner.project;
         let mut tx = self.app.begin().await?;
         if stores_sealed(&mut tx, project).await? != Some(seals) {
             return Err(Stop::OtherForm);
         }
-        store::end(&mut tx, project).await?;
+        let failed = store::end(&mut tx, conversion).await?.ok_or(Stop::OtherForm)?;
         if seals {
-            // Those that were left meanwhile by somebody who did not know yet.
-            let key = jobs::sealed_key(self.app, self.owner)?;
-            jobs::store::set_key(&mut tx, project, key.as_deref()).await?;
-        } else if store::get(&mut tx, project).await?.is_none_or(|conversion| conversion.failed == 0) {
+            // For jobs that were left meanwhile by somebody who did not know yet.
+            if let Some(key) = jobs::sealed_key(self.app, self.owner)? {
+                jobs::store::set_key(&mut tx, project, Some(&key)).await?;
+            }
+        } else if failed == 0 {
             store::forget_check(&mut tx, project).await?;
             jobs::store::set_key(&mut tx, project, None).await?;
         }

@@ -1,6 +1,7 @@
 //! SQL of conversions.
 
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::http::page::Position;
 use crate::ids::{ProjectId, SessionId};
@@ -78,7 +79,7 @@ pub async fn begin(conn: &mut PgConnection, project: ProjectId, seals: bool) -> 
     sqlx::query!(
         "insert into conversions as c (project_id, seals, total) values ($1, $2, 0)
          on conflict (project_id) do update
-             set seals = $2, total = 0, done = 0, failed = 0, error = null, started_at = now(), ended_at = null
+             set id = gen_random_uuid(), seals = $2, total = 0, done = 0, failed = 0, error = null, started_at = now(), ended_at = null
              where c.seals <> $2 or c.ended_at is not null",
         project as _,
         seals
@@ -88,36 +89,35 @@ pub async fn begin(conn: &mut PgConnection, project: ProjectId, seals: bool) -> 
     .map(drop)
 }
 
-/// A try begins: what is left is counted anew, and what failed is tried again.
-pub async fn set_left(conn: &mut PgConnection, project: ProjectId, left: i64) -> sqlx::Result<()> {
-    sqlx::query!(
-        "update conversions set total = done + $2, failed = 0, error = null where project_id = $1",
+/// A try begins: what is left is counted anew, and what failed is tried again. Answers with the conversion's id.
+pub async fn set_left(conn: &mut PgConnection, project: ProjectId, left: i64) -> sqlx::Result<Option<Uuid>> {
+    sqlx::query_scalar!(
+        "update conversions set total = done + $2, failed = 0, error = null where project_id = $1 returning id",
         project as _,
         left
     )
-    .execute(conn)
+    .fetch_optional(conn)
     .await
-    .map(drop)
 }
 
-/// So many more are done, or could not be; the first reason is kept.
+/// So many more are done, or could not be; the first reason is kept. Whether the conversion is still this one.
 pub async fn add(
     conn: &mut PgConnection,
-    project: ProjectId,
+    conversion: Uuid,
     done: i64,
     failed: i64,
     error: Option<&str>,
-) -> sqlx::Result<()> {
+) -> sqlx::Result<bool> {
     sqlx::query!(
-        "update conversions set done = done + $2, failed = failed + $3, error = coalesce(error, $4) where project_id = $1",
-        project as _,
+        "update conversions set done = done + $2, failed = failed + $3, error = coalesce(error, $4) where id = $1",
+        conversion,
         done,
         failed,
         error
     )
     .execute(conn)
     .await
-    .map(drop)
+    .map(|changed| changed.rows_affected() == 1)
 }
 
 /// Makes the job that waits due now: somebody has asked for it.
@@ -132,11 +132,11 @@ pub async fn hurry(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<
     .map(drop)
 }
 
-pub async fn end(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<()> {
-    sqlx::query!("update conversions set ended_at = now() where project_id = $1", project as _)
-        .execute(conn)
+/// Ends a conversion; how many could not be done. `None` if it was turned back meanwhile.
+pub async fn end(conn: &mut PgConnection, conversion: Uuid) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar!("update conversions set ended_at = now() where id = $1 returning failed", conversion)
+        .fetch_optional(conn)
         .await
-        .map(drop)
 }
 
 /// How many messages of a project are in the other form.

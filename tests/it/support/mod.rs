@@ -208,13 +208,18 @@ impl TestApp {
 
     /// Runs the queue of this app until nothing is due.
     pub async fn drain_jobs(&self) {
-        let empty = eventually("the queue is empty", async || {
-            self.value::<i64>("select count(*) from jobs where state <> 'failed' and run_at <= now()").await == 0
-        });
         tokio::select! {
             ended = jobs::runner::run(self.app.clone()) => panic!("the runner ended: {ended:?}"),
-            () = empty => {}
+            () = self.until_idle() => {}
         }
+    }
+
+    /// Waits until no job is due, and none runs.
+    pub async fn until_idle(&self) {
+        eventually("the queue is empty", async || {
+            self.value::<i64>("select count(*) from jobs where state <> 'failed' and run_at <= now()").await == 0
+        })
+        .await;
     }
 }
 
