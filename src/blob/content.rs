@@ -3,7 +3,7 @@
 //! What is read may be turned into another form just then, and lies somewhere else afterwards: its row is looked at again.
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -194,16 +194,17 @@ pub async fn copy(app: &App, key: Key<'_>, stored: &Stored) -> Result<Spool> {
 pub async fn scan(app: &App, key: Key<'_>, mut contents: Vec<Stored>, visit: Visit) -> Result<()> {
     let mut places: Vec<usize> = (0..contents.len()).collect();
     for _ in 0..TRIES {
-        let forms: Vec<Form> = contents.iter().map(|stored| Form::of(stored, key)).collect::<Result<_>>()?;
+        let forms: Vec<Option<Form>> = contents.iter().map(|stored| searchable(stored, key)).collect::<Result<_>>()?;
         let keys = contents.iter().map(|stored| stored.object_key.clone()).collect();
         let names: Vec<String> = contents.iter().map(|stored| stored.sha256.clone()).collect();
         let (visit, at) = (Arc::clone(&visit), places.clone());
-        let open = move |n: usize, object: &mut Vec<u8>| match forms[n].open(object) {
-            Ok(()) => visit(at[n], object),
-            Err(fault) => {
-                tracing::error!(content.sha256 = names[n], error = %fault, "a content was not searched");
-                std::ops::ControlFlow::Continue(())
+        let open = move |n: usize, object: &mut Vec<u8>| match forms[n].as_ref().map(|form| form.open(object)) {
+            Some(Ok(())) => visit(at[n], object),
+            Some(Err(fault)) => {
+                passed_over(&names[n], &fault);
+                ControlFlow::Continue(())
             }
+            None => ControlFlow::Continue(()),
         };
         let missing = app.blobs.scan(keys, Arc::new(open)).await?;
         if missing.is_empty() {
@@ -217,13 +218,27 @@ pub async fn scan(app: &App, key: Key<'_>, mut contents: Vec<Stored>, visit: Vis
                     moved_to.push(now.into_owned());
                     moved_at.push(places[at]);
                 }
-                Err(Error::Internal(fault)) => {
-                    tracing::error!(content.sha256 = stored.sha256, error = %fault, "a content was not searched");
-                }
+                Err(Error::Internal(fault)) => passed_over(&stored.sha256, &fault),
                 Err(fault) => return Err(fault),
             }
         }
         (contents, places) = (moved_to, moved_at);
     }
     Err(Error::unavailable("the project's files are moving; try again in a moment"))
+}
+
+/// How a content is read; `None` if its key is damaged.
+fn searchable(stored: &Stored, key: Key<'_>) -> Result<Option<Form>> {
+    match Form::of(stored, key) {
+        Ok(form) => Ok(Some(form)),
+        Err(Error::Damaged { cause, .. }) => {
+            passed_over(&stored.sha256, &cause);
+            Ok(None)
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+fn passed_over(sha256: &str, why: &dyn std::fmt::Display) {
+    tracing::error!(content.sha256 = sha256, error = %why, "a content was not searched");
 }
