@@ -125,16 +125,22 @@ pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer)
                on conflict (kind, dedupe) where state = 'ready' do nothing
            ),
            -- Enough has gathered: the job that waits need not wait longer. One that was not given the project's key is given it.
-           hurried as (
-               update jobs j
-               set run_at = case when h.is_enough and j.attempt = 0 or j.last_error = $22 then least(j.run_at, now())
-                                 else j.run_at end,
-                   sealed_key = coalesce(j.sealed_key, h.job_key), updated_at = now()
+           -- Each is looked up by its session; as a join, all that wait might be gone through.
+           waiting as materialized (
+               select h.job_key, h.is_enough,
+                      (select j.id from jobs j where j.kind = 'observe' and j.dedupe = h.id::text and j.state = 'ready') as job
                from (select *, unobserved < turns and unobserved + new >= turns as is_enough from held) h
                where not h.disable_task_tracking and h.observing and (h.is_enough or h.job_key is not null)
-                 and j.kind = 'observe' and j.dedupe = h.id::text and j.state = 'ready'
-                 and (h.is_enough and j.attempt = 0 and j.run_at > now()
-                      or h.job_key is not null and j.sealed_key is null)
+           ),
+           hurried as (
+               update jobs j
+               set run_at = case when w.is_enough and j.attempt = 0 or j.last_error = $22 then least(j.run_at, now())
+                                 else j.run_at end,
+                   sealed_key = coalesce(j.sealed_key, w.job_key), updated_at = now()
+               from waiting w
+               where j.id = w.job and j.state = 'ready'
+                 and (w.is_enough and j.attempt = 0 and j.run_at > now()
+                      or w.job_key is not null and j.sealed_key is null)
            )
            insert into messages (id, session_id, parent_id, role, format, content, sealed_as, tokens, meta, user_meta,
                                  open_calls, session_task_process_status, created_at, updated_at)
