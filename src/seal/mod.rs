@@ -13,8 +13,6 @@ mod owner;
 
 pub use owner::Owner;
 
-use std::sync::Arc;
-
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::{hmac, rand};
 use zeroize::Zeroizing;
@@ -37,7 +35,7 @@ pub type Check = [u8; 16];
 /// A project's key-encryption key.
 pub struct Kek {
     project: ProjectId,
-    master: Arc<MasterKey>,
+    master: MasterKey,
     key: LessSafeKey,
 }
 
@@ -49,7 +47,7 @@ impl Kek {
     /// None that can be helped.
     pub fn new(project: ProjectId, master: MasterKey) -> anyhow::Result<Self> {
         let key = aes(&master)?;
-        Ok(Self { project, master: Arc::new(master), key })
+        Ok(Self { project, master, key })
     }
 
     pub fn project(&self) -> ProjectId {
@@ -62,7 +60,7 @@ impl Kek {
 
     /// What tells this key from another one, and nothing else about it.
     pub fn check(&self) -> Check {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &**self.master);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &*self.master);
         let tag = hmac::sign(&key, &[&b"acontextd key check, first form "[..], self.project.0.as_bytes()].concat());
         let mut check = Check::default();
         check.copy_from_slice(&tag.as_ref()[..size_of::<Check>()]);
