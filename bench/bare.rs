@@ -10,6 +10,7 @@ use acontextd::app::{App, Parts, kinds};
 use acontextd::blob::local::LocalBlobs;
 use acontextd::blob::spool::SpoolDir;
 use acontextd::config::{Config, Stop};
+use acontextd::db::pooler::PoolerCheck;
 use acontextd::http::{middleware, reply, server};
 use acontextd::telemetry;
 use anyhow::bail;
@@ -58,7 +59,7 @@ fn app(folder: &Path, port: u16) -> anyhow::Result<App> {
     let (config, spool) = (settings(&[])?, SpoolDir::open(folder)?);
     let blobs = Arc::new(LocalBlobs::open(&folder.join("objects"), spool.clone())?);
     let database = PgConnectOptions::new_without_pgpass();
-    App::new(Parts { config, database, blobs, spool, port, kinds: kinds() })
+    App::new(Parts { config, database, pooler: PoolerCheck::default(), blobs, spool, port, kinds: kinds() })
 }
 
 /// The settings of a server that nothing but these is configured for.

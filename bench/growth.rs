@@ -95,7 +95,8 @@ impl Side {
             .execute(&mut connection)
             .await?;
         sqlx::query(SESSIONS).bind(&ids).execute(&mut connection).await?;
-        let messages = sqlx::query(MESSAGES).bind(&ids).bind(i32::try_from(each)?).bind(&prose(0, SIZE)[..SIZE]);
+        let messages =
+            sqlx::query(MESSAGES).bind(&ids).bind(i32::try_from(each)?).bind(prose(0, SIZE)[..SIZE].to_owned());
         messages.execute(&mut connection).await?;
         for command in ["vacuum (analyze) sessions", "vacuum (analyze) messages", "checkpoint"] {
             sqlx::query(command).execute(&mut connection).await?;

@@ -102,6 +102,11 @@ impl Request {
         Self { kind, pieces }
     }
 
+    /// The bytes of the body, or of the request if it has none.
+    pub fn length(&self) -> usize {
+        self.pieces.iter().skip(usize::from(self.pieces.len() > 1)).map(Bytes::len).sum()
+    }
+
     /// The same with another key.
     pub fn with_key(mut self, key: &str) -> Self {
         self.pieces[0] = String::from_utf8_lossy(&self.pieces[0]).replacen(KEY, key, 1).into();

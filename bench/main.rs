@@ -17,8 +17,10 @@ mod crowd;
 mod disk;
 mod edits;
 mod encryption;
+mod external;
 mod growth;
 mod http;
+mod json_memory;
 mod load;
 mod long_message;
 mod machine;
@@ -100,9 +102,10 @@ impl Bench {
 /// A measurement: its name, its report's title, and itself.
 type Measurement = (&'static str, &'static str, fn(&Bench, &mut Report) -> anyhow::Result<()>);
 
-const ALL: [Measurement; 20] = [
+const ALL: [Measurement; 21] = [
     ("artifacts", "Storing and reading files", artifacts::run),
     ("upload-memory", "Memory while large files come in", memory::uploads),
+    ("json-memory", "Memory while JSON of many values comes in", json_memory::run),
     ("grep", "grep over 10 000 files", search::grep),
     ("names", "glob and ls over 10 000 files", search::names),
     ("start", "Start on existing data", start::run),

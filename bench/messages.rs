@@ -1,5 +1,7 @@
-//! Storing small messages durably, beside pgbench that inserts a row of the same size each time on the same Postgres.
+//! Storing small messages durably, beside pgbench that inserts a row of the same size each time on the same Postgres, over its
+//! Unix socket, over TCP, and over TCP with TLS.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,6 +10,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::corpus::prose;
+use crate::external::{External, Way};
 use crate::http::Request;
 use crate::load::{Outcome, Plan, Source, drive, median, real};
 use crate::pgbench::Pgbench;
@@ -20,6 +23,8 @@ const SIZE: usize = 1 << 10;
 const SESSIONS: usize = 64;
 const CLIENTS: [usize; 4] = [1, 16, 64, 500];
 const ROUNDS: usize = 3;
+/// What part of the rate over the Unix socket is to be reached over TCP.
+const TCP_SHARE: f64 = 0.8;
 /// What part of pgbench's rate is to be reached by so many clients.
 const SHARES: [(usize, f64); 2] = [(16, 0.6), (64, 0.9)];
 /// Of p99 with 64 clients, in milliseconds.
@@ -38,8 +43,7 @@ pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         // The first message loads the tokenizer.
         client.data(&message(&run.tracked[0], 0, &prose(0, SIZE))).await?;
         run.everything(report).await?;
-        run.beside_pgbench(report).await?;
-        run.server.stop()
+        run.beside_pgbench(report).await
     })
 }
 
@@ -86,8 +90,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn beside_pgbench(&self, report: &mut Report) -> anyhow::Result<()> {
+    /// Three servers on one Postgres: one reaches it over its Unix socket, one over TCP, one over TCP with TLS.
+    async fn beside_pgbench(self, report: &mut Report) -> anyhow::Result<()> {
         let heads = [
+            "connected by",
             "clients",
             "messages/s",
             "p50 ms",
@@ -98,55 +104,100 @@ impl Run<'_> {
             "server/pgbench",
         ];
         let mut table = Table::new(&heads);
-        let pgbench = Pgbench::prepare(self.bench, &self.server, SIZE).await?;
+        let Self { bench, server, tracked, count, .. } = self;
+        let postgres = External::replace(server).await?;
+        let pgbench = Pgbench::prepare(bench, &postgres, SIZE).await?;
+        let mut servers = Vec::new();
+        for way in Way::ALL {
+            let name = format!("messages-{}", way.name().replace([' ', ','], "-"));
+            servers.push((way, Server::start_with(bench, &name, &postgres.settings(way)).await?));
+        }
         for (clients, share) in SHARES {
-            let (mut ours, mut rows) = (Vec::new(), Vec::new());
-            for _ in 0..self.bench.pick(ROUNDS, 1) {
-                let outcome = self.store(clients, &self.tracked, 3).await;
-                let times = outcome.times(None);
-                ours.push([outcome.per_second(), times.p50(), times.p99()]);
-                if let Some(pgbench) = &pgbench {
-                    let reached = pgbench.run(clients, self.bench.seconds(3))?;
-                    rows.push([reached.per_second, reached.times.p50(), reached.times.p99()]);
+            let mut ours = Way::ALL.map(|_| Vec::new());
+            let mut rows = Way::ALL.map(|_| Vec::new());
+            for _ in 0..bench.pick(ROUNDS, 1) {
+                for (at, (way, server)) in servers.iter().enumerate() {
+                    let outcome = store_messages(bench, server.address, &count, clients, &tracked, 3).await;
+                    let times = outcome.times(None);
+                    ours[at].push([outcome.per_second(), times.p50(), times.p99()]);
+                    if let Some(pgbench) = &pgbench {
+                        let reached = pgbench.run(&postgres, *way, clients, bench.seconds(3))?;
+                        rows[at].push([reached.per_second, reached.times.p50(), reached.times.p99()]);
+                    }
                 }
             }
-            let (ours, rows) = (middle(&ours), middle(&rows));
-            let ratio = ours[0] / rows[0];
-            let beside = if pgbench.is_some() { [&rows[..], &[ratio]].concat() } else { Vec::new() };
-            let beside = beside.into_iter().map(number).chain(std::iter::repeat("-".into())).take(4);
-            table.row([clients.to_string()].into_iter().chain(ours.map(number)).chain(beside));
-            if pgbench.is_some() {
-                let what = format!("messages by {clients} clients");
-                let measured = format!("{} messages/s, {} of pgbench", number(ours[0]), number(ratio));
-                report.target(&what, &measured, &format!(">= {share} of pgbench"), ratio >= share);
-            }
-            if clients == SHARES[1].0 {
-                let measured = format!("p99 {} ms", number(ours[2]));
-                report.target("a message by 64 clients", &measured, "p99 < 10 ms", ours[2] < SLOWEST);
-            }
+            let ours = ours.map(|runs| middle(&runs));
+            let rows = rows.map(|runs| pgbench.is_some().then(|| middle(&runs)));
+            compare(report, &mut table, clients, share, ours, rows);
         }
         report.text(&format!(
-            "{SESSIONS} sessions whose tasks are tracked, beside `pgbench -M prepared -j 2` that inserts a row with an id, \
-             {SIZE} bytes and a time; {ROUNDS} rounds of 3 s by turns, the median of each column."
+            "{SESSIONS} sessions whose tasks are tracked, by three servers on one Postgres, beside `pgbench -M prepared -j 2` that \
+             inserts a row with an id, {SIZE} bytes and a time, connected in the same way; {ROUNDS} rounds of 3 s by turns, the \
+             median of each column."
         ));
         if pgbench.is_none() {
             report.text("**pgbench does not lie beside Postgres' server programs: the right half is missing.**");
         }
         report.table("Beside pgbench", &table);
-        Ok(())
+        for (_, server) in servers {
+            server.stop()?;
+        }
+        postgres.stop()
     }
 
     async fn store(&self, clients: usize, sessions: &[String], seconds: u64) -> Outcome {
-        let text: Arc<str> = prose(1, SIZE).into();
-        let warm_up = Duration::from_millis(self.bench.pick(300, 100));
-        let plan = Plan { clients, warm_up, time: self.bench.seconds(seconds) };
-        drive(self.server.address, plan, |client| -> Source {
-            let (text, count) = (Arc::clone(&text), Arc::clone(&self.count));
-            let session = sessions[client % sessions.len()].clone();
-            Box::new(move || Some(message(&session, count.fetch_add(1, Ordering::Relaxed), &text)))
-        })
-        .await
+        store_messages(self.bench, self.server.address, &self.count, clients, sessions, seconds).await
     }
+}
+
+/// Adds the rows and targets of one number of clients: rate, p50 and p99 of the server and of pgbench, for each way to connect.
+fn compare(
+    report: &mut Report,
+    table: &mut Table,
+    clients: usize,
+    share: f64,
+    ours: [[f64; 3]; 3],
+    rows: [Option<[f64; 3]>; 3],
+) {
+    for ((way, ours), rows) in Way::ALL.into_iter().zip(ours).zip(rows) {
+        let beside = rows.map_or_else(Vec::new, |rows| [&rows[..], &[ours[0] / rows[0]]].concat());
+        let beside = beside.into_iter().map(number).chain(std::iter::repeat("-".into())).take(4);
+        table.row([way.name().into(), clients.to_string()].into_iter().chain(ours.map(number)).chain(beside));
+        if let Some(rows) = rows {
+            let ratio = ours[0] / rows[0];
+            let what = format!("messages by {clients} clients, {}", way.name());
+            let measured = format!("{} messages/s, {} of pgbench", number(ours[0]), number(ratio));
+            report.target(&what, &measured, &format!(">= {share} of pgbench"), ratio >= share);
+        }
+        if clients == SHARES[1].0 {
+            let what = format!("a message by {clients} clients, {}", way.name());
+            report.target(&what, &format!("p99 {} ms", number(ours[2])), "p99 < 10 ms", ours[2] < SLOWEST);
+        }
+    }
+    for (way, other) in Way::ALL.into_iter().zip(ours).skip(1) {
+        let ratio = other[0] / ours[0][0];
+        let what = format!("messages by {clients} clients, {} beside the socket", way.name());
+        report.target(&what, &number(ratio), &format!(">= {TCP_SHARE}"), ratio >= TCP_SHARE);
+    }
+}
+
+async fn store_messages(
+    bench: &Bench,
+    address: SocketAddr,
+    count: &Arc<AtomicUsize>,
+    clients: usize,
+    sessions: &[String],
+    seconds: u64,
+) -> Outcome {
+    let text: Arc<str> = prose(1, SIZE).into();
+    let warm_up = Duration::from_millis(bench.pick(300, 100));
+    let plan = Plan { clients, warm_up, time: bench.seconds(seconds) };
+    drive(address, plan, |client| -> Source {
+        let (text, count) = (Arc::clone(&text), Arc::clone(count));
+        let session = sessions[client % sessions.len()].clone();
+        Box::new(move || Some(message(&session, count.fetch_add(1, Ordering::Relaxed), &text)))
+    })
+    .await
 }
 
 /// A request that stores the beginning of a text with a number before it.

@@ -1,4 +1,4 @@
-//! pgbench on a server's private Postgres: as many clients that insert one row each time, durably.
+//! pgbench on the Postgres of a server: as many clients that insert one row each time, durably.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,9 +9,10 @@ use anyhow::{Context, ensure};
 use sqlx::{ConnectOptions, Connection};
 
 use crate::Bench;
+use crate::external::{External, Way};
 use crate::load::Times;
-use crate::private::{NAME, Private};
-use crate::server::{Server, new_folder};
+use crate::private::NAME;
+use crate::server::new_folder;
 
 /// A row with what any message needs: an id, a content and a time.
 const TABLE: &str = "create table if not exists plain_rows (
@@ -23,7 +24,6 @@ const THREADS: u32 = 2;
 pub struct Pgbench {
     program: PathBuf,
     folder: PathBuf,
-    socket_folder: PathBuf,
     content: String,
 }
 
@@ -35,25 +35,25 @@ pub struct Reached {
 
 impl Pgbench {
     /// `None` if it is not installed. Its rows have a content of `size` bytes.
-    pub async fn prepare(bench: &Bench, server: &Server, size: usize) -> anyhow::Result<Option<Self>> {
-        let postgres = Private::of(server)?;
+    pub async fn prepare(bench: &Bench, postgres: &External, size: usize) -> anyhow::Result<Option<Self>> {
         let Some(program) = postgres.program("pgbench") else { return Ok(None) };
         let mut connection = postgres.options().connect().await?;
         sqlx::query(TABLE).execute(&mut connection).await?;
         connection.close().await?;
         let folder = new_folder(&bench.folder, "pgbench")?;
         fs::write(folder.join("insert.sql"), INSERT)?;
-        let (socket_folder, content) = (postgres.socket_folder, "x".repeat(size));
-        Ok(Some(Self { program, folder, socket_folder, content }))
+        Ok(Some(Self { program, folder, content: "x".repeat(size) }))
     }
 
     /// In whole seconds, at least one.
-    pub fn run(&self, clients: usize, time: Duration) -> anyhow::Result<Reached> {
+    pub fn run(&self, postgres: &External, way: Way, clients: usize, time: Duration) -> anyhow::Result<Reached> {
         let seconds = time.as_secs().max(1).to_string();
         let mut command = Command::new(&self.program);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").current_dir(&self.folder);
+        command.env("PGSSLMODE", way.ssl_mode());
         command.args(["-n", "-M", "prepared", "-f", "insert.sql", "-l", "-U", NAME, "-T", &seconds]);
-        command.args(["-c", &clients.to_string(), "-j", &THREADS.to_string()]).arg("-h").arg(&self.socket_folder);
+        command.args(["-c", &clients.to_string(), "-j", &THREADS.to_string()]).arg("-h").arg(postgres.host(way));
+        command.args(["-p", &postgres.port().to_string()]);
         command.arg("-D").arg(format!("content={}", self.content)).arg(NAME).stdin(Stdio::null());
         let done = command.output().context("pgbench cannot be run")?;
         let said = String::from_utf8_lossy(&done.stdout);

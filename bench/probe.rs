@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use acontextd::app::{App, Parts};
 use acontextd::blob::local::LocalBlobs;
 use acontextd::blob::spool::SpoolDir;
-use acontextd::db;
+use acontextd::db::{self, pooler::PoolerCheck};
 use acontextd::ids::ProjectId;
 use acontextd::jobs::{self, Delay, Job, JobError, Kinds, Running, runner, wake};
 use acontextd::seal::Owner;
@@ -62,7 +62,7 @@ impl Site {
         let blobs = Arc::new(LocalBlobs::open(&self.folder.join("objects"), spool.clone())?);
         let (config, kinds) = (bare::settings(&[])?, Kinds::default().with::<Probe>());
         let database = self.database.clone();
-        let app = App::new(Parts { config, database, blobs, spool, port: 0, kinds })?;
+        let app = App::new(Parts { config, database, pooler: PoolerCheck::default(), blobs, spool, port: 0, kinds })?;
         db::migrate(&app.db).await?;
         Ok(app)
     }

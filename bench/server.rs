@@ -115,8 +115,19 @@ impl Server {
         Ok(server)
     }
 
+    /// Starts it with settings besides those that all have, and waits until it can work.
+    pub async fn start_with(bench: &Bench, name: &str, settings: &[(&str, String)]) -> anyhow::Result<Self> {
+        let mut server = Self::spawn_with(bench, name, settings)?;
+        server.wait_for("/ready").await?;
+        Ok(server)
+    }
+
     /// Starts it on the data folder of that name, making the folder on first use.
     pub fn spawn(bench: &Bench, name: &str) -> anyhow::Result<Self> {
+        Self::spawn_with(bench, name, &[])
+    }
+
+    fn spawn_with(bench: &Bench, name: &str, settings: &[(&str, String)]) -> anyhow::Result<Self> {
         let data = bench.folder.join(name);
         fs::create_dir_all(&data)?;
         // The private Postgres runs as another user and must get through.
@@ -127,7 +138,7 @@ impl Server {
         // Settings of the shell must not get in: a DATABASE_URL is often there.
         command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
         command.env("ACONTEXTD_DATA_DIR", &data).env("API_EXPORT_PORT", address.port().to_string());
-        command.env("ADMIN_API_TOKEN", ADMIN);
+        command.env("ADMIN_API_TOKEN", ADMIN).envs(settings.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         Ok(Self { process: Process::spawn(&mut command)?, address, data })
     }

@@ -1,15 +1,13 @@
 //! How long a start on existing data takes, beside the same Postgres started by hand.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::process::Signal;
 use sqlx::{ConnectOptions, Connection};
 
+use crate::external::as_owner_of;
 use crate::load::median;
 use crate::private::Private;
 use crate::report::{Report, Table, number};
@@ -81,15 +79,4 @@ async fn start_by_hand(postgres: &Private) -> anyhow::Result<f64> {
     connection.close().await?;
     process.stop(Signal::INT)?;
     Ok(time.as_secs_f64() * 1000.0)
-}
-
-/// Postgres refuses to run as root, so root lets it run as the owner of its data.
-fn as_owner_of(data: &Path) -> anyhow::Result<Command> {
-    let owner = fs::metadata(data)?;
-    let mut command = Command::new("setpriv");
-    if rustix::process::geteuid().is_root() {
-        command.args([format!("--reuid={}", owner.uid()), format!("--regid={}", owner.gid()), "--clear-groups".into()]);
-    }
-    command.arg("--");
-    Ok(command)
 }

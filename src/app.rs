@@ -19,6 +19,8 @@ use crate::blob::spool::SpoolDir;
 use crate::blob::sweep::{self, SweepBlobs};
 use crate::config::Config;
 use crate::crypto::LinkKey;
+use crate::db::pooler::PoolerCheck;
+use crate::http::memory::BodyMemory;
 use crate::http::meters::Meters;
 use crate::jobs::periodic::{self, Reconciler};
 use crate::jobs::{Jobs, Kinds};
@@ -46,6 +48,7 @@ pub struct Services {
     pub db: PgPool,
     /// Connections that read pages of messages.
     pub pages: PgPool,
+    pub pooler: PoolerCheck,
     pub blobs: Arc<dyn Blobs>,
     pub spool: SpoolDir,
     pub keys: KeyCache,
@@ -65,6 +68,7 @@ pub struct Services {
     /// Told whenever a project's content is all in the form that is wanted.
     pub converted: Notify,
     pub greps: disks::search::Greps,
+    pub body_memory: BodyMemory,
     /// How much of files is held in memory at once to be shown, in KiB.
     pub shown: Semaphore,
     /// How much of long messages is worked on at once, in KiB.
@@ -91,6 +95,7 @@ impl Deref for App {
 pub struct Parts {
     pub config: Config,
     pub database: PgConnectOptions,
+    pub pooler: PoolerCheck,
     pub blobs: Arc<dyn Blobs>,
     pub spool: SpoolDir,
     /// The port that is listened on, which the configured one may leave open.
@@ -103,12 +108,13 @@ impl App {
     /// # Errors
     /// None that can be helped.
     pub fn new(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { config, database, blobs, spool, port, kinds } = parts;
+        let Parts { config, database, pooler, blobs, spool, port, kinds } = parts;
         let connections = u32::try_from(config.database.connections).unwrap_or(u32::MAX);
         let for_pages = (connections / 3).max(1);
         Ok(Self(Arc::new(Services {
-            pages: db::page_pool(database.clone(), for_pages),
-            db: db::pool(database, connections.saturating_sub(for_pages).max(1)),
+            pages: db::page_pool(database.clone(), for_pages, &pooler),
+            db: db::pool(database, connections.saturating_sub(for_pages).max(1), &pooler),
+            pooler,
             link_key: LinkKey::derive(config.keys.pepper())?,
             job_keys: JobKeys::derive(config.keys.pepper())?,
             public_url: config.server.public_url(port),
@@ -120,6 +126,7 @@ impl App {
             observed: Notify::new(),
             converted: Notify::new(),
             greps: disks::search::Greps::default(),
+            body_memory: BodyMemory::default(),
             shown: Semaphore::new(SHOWN_KIB as usize),
             worked: Semaphore::new(WORKED_KIB as usize),
             waiting_stores: Semaphore::new((config.database.connections / 4).max(1)),

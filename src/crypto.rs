@@ -237,6 +237,12 @@ impl LinkKey {
     }
 }
 
+/// Returns a keyed digest of the pepper, which tells whether another text is the same pepper and nothing else about it.
+pub fn pepper_digest(pepper: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, pepper.as_bytes());
+    hex::encode(hmac::sign(&key, b"acontextd pepper digest, first form"))
+}
+
 /// Compares two secrets in a time that does not depend on where they differ.
 pub fn same(one: &str, other: &str) -> bool {
     use subtle::ConstantTimeEq;

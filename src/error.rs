@@ -36,6 +36,9 @@ pub enum Error {
     /// 413: says what is too large and what the limit is.
     #[error("{0}")]
     TooLarge(String),
+    /// 421: the request is for a host that this server does not answer for.
+    #[error("{0}")]
+    Misdirected(&'static str),
     /// 422: understood, but it contradicts what was sent before.
     #[error("{0}")]
     Unprocessable(&'static str),
@@ -109,6 +112,7 @@ impl Error {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Misdirected(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Replay { status, .. } => *status,
@@ -129,6 +133,7 @@ impl Error {
             Self::Unauthorized(msg)
             | Self::Forbidden(msg)
             | Self::NotFound(msg)
+            | Self::Misdirected(msg)
             | Self::Unprocessable(msg)
             | Self::TooMany(msg) => (*msg).into(),
             Self::Replay { .. } => "".into(),
@@ -182,6 +187,10 @@ impl From<anyhow::Error> for Error {
 
 impl From<sqlx::Error> for Error {
     fn from(cause: sqlx::Error) -> Self {
+        if matches!(cause, sqlx::Error::PoolClosed) {
+            let msg = "the server has closed its database connections; GET /ready says why".into();
+            return Self::Unavailable { msg, cause: Some(cause.into()) };
+        }
         if is_outage(&cause) {
             let msg = "the database does not answer; try again in a moment".into();
             return Self::Unavailable { msg, cause: Some(cause.into()) };

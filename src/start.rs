@@ -1,12 +1,12 @@
 //! From settings to a running server, and from a signal to its end.
 //!
 //! Start: the data folder and its lock, the port (so that a second server is refused before anything else), the private
-//! Postgres (or yours), the objects, the migrations, the default project; then requests are taken. Stop: no new requests and
+//! Postgres (or yours), the pepper, the objects, the migrations, the default project; then requests are taken. Stop: no new requests and
 //! jobs; what runs is waited for up to a deadline; then the task that stores messages, and the database. If any part ends by
 //! itself, the process ends with an error.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
+use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -27,11 +27,12 @@ use crate::blob::local::LocalBlobs;
 use crate::blob::s3::S3Blobs;
 use crate::blob::spool::SpoolDir;
 use crate::config::{Config, Database};
-use crate::crypto::random_secret;
+use crate::db::pooler::{PoolerCheck, SHARED_SESSIONS};
 use crate::embedded::postgres::{Postgres, Tuning};
 use crate::error::is_outage;
 use crate::http::server;
 use crate::jobs::{periodic, runner, wake};
+use crate::projects::pepper::Pepper;
 use crate::{messages, projects};
 
 /// How long a database of the operator's may take to answer for the first time.
@@ -60,9 +61,7 @@ impl Server {
         let folder = data_folder(&config)?;
         let embedded = !config.database.is_external();
         let lock = (embedded || !config.s3.is_configured()).then(|| lock(&folder)).transpose()?;
-        if !config.keys.has_pepper() {
-            config.keys.set_pepper(kept_pepper(&folder)?);
-        }
+        let pepper = Pepper::load(config.keys.configured_pepper(), &folder)?;
         let listener = bind(&config)?;
         let port = listener.local_addr()?.port();
         let postgres = if embedded {
@@ -74,6 +73,18 @@ impl Server {
             Some(postgres) => postgres.options(),
             None => external(&config.database)?,
         };
+        let pooler = PoolerCheck::default();
+        let inspected = async {
+            let mut conn = connect(&database, postgres.is_none(), &pooler).await?;
+            let pepper = pepper.resolve(&mut conn, &config.keys).await?;
+            conn.close().await?;
+            anyhow::Ok(pepper)
+        };
+        let pepper = tokio::select! {
+            pepper = inspected => pepper?,
+            exit = exited(postgres.as_ref()) => return Err(exit),
+        };
+        config.keys.set_pepper(pepper);
         let spool = SpoolDir::open(&folder).with_context(|| format!("{} cannot be written", folder.display()))?;
         let blobs: Arc<dyn Blobs> = if config.s3.is_configured() {
             Arc::new(S3Blobs::new(&config.s3))
@@ -81,7 +92,7 @@ impl Server {
             Arc::new(LocalBlobs::open(&folder.join("objects"), spool.clone())?)
         };
         let kinds = app::kinds();
-        let app = App::new(Parts { config, database, blobs, spool, port, kinds })?;
+        let app = App::new(Parts { config, database, pooler, blobs, spool, port, kinds })?;
         prepare(&app, postgres.as_ref()).await?;
         Ok(Self { app, listener, postgres, _data_lock: lock })
     }
@@ -152,10 +163,22 @@ fn parts(app: &App, listener: TcpListener) -> JoinSet<(&'static str, anyhow::Res
     part("job runner", Box::pin(runner::run(app.clone())));
     part("notifications in", Box::pin(wake::listen(app.clone())));
     part("notifications out", Box::pin(wake::tell(app.clone())));
+    part("pooler check", Box::pin(close_pools_if_shared(app.clone())));
     for reconciler in app::reconcilers(&app.config) {
         part(reconciler.name, Box::pin(periodic::repeat(app.clone(), reconciler)));
     }
     parts
+}
+
+/// Closes the pools when a pooler is found to share sessions. The process stays, so that `/ready` can say why.
+async fn close_pools_if_shared(app: App) -> anyhow::Result<()> {
+    tokio::select! {
+        () = app.shutdown.cancelled() => return Ok(()),
+        () = app.pooler.wait_for_shared_session() => {}
+    }
+    futures_util::future::join(app.pages.close(), app.db.close()).await;
+    app.shutdown.cancelled().await;
+    Ok(())
 }
 
 fn end_of(ended: Option<Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>>) -> anyhow::Error {
@@ -231,9 +254,6 @@ impl Signals {
 
 async fn prepare(app: &App, postgres: Option<&Postgres>) -> anyhow::Result<()> {
     let reached = async {
-        if postgres.is_none() {
-            reach(app).await?;
-        }
         crate::db::migrate(&app.db).await?;
         reach_objects(app).await?;
         projects::root::ensure(app).await.map(drop)
@@ -244,25 +264,36 @@ async fn prepare(app: &App, postgres: Option<&Postgres>) -> anyhow::Result<()> {
     }
 }
 
-/// Waits a while for a database of the operator's that does not answer yet, as when both start together.
-async fn reach(app: &App) -> anyhow::Result<()> {
-    let options = app.db.connect_options();
+/// Opens the first connection. An external database may take a while to answer, as when both start together; it may also be
+/// behind a pooler, which is refused if it shares sessions.
+async fn connect(
+    database: &PgConnectOptions,
+    is_external: bool,
+    pooler: &PoolerCheck,
+) -> anyhow::Result<sqlx::PgConnection> {
+    if !is_external {
+        return Ok(pooler.connect(database, &[]).await?);
+    }
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
-        let tried = tokio::time::timeout_at(deadline, options.connect()).await;
+        let tried = tokio::time::timeout_at(deadline, pooler.connect(database, &[])).await;
         match tried {
-            Ok(Ok(conn)) => return Ok(conn.close().await?),
-            Ok(Err(fault)) if is_outage(&fault) && tokio::time::Instant::now() < deadline => {
-                tracing::warn!(error = %fault, "the database does not answer yet");
+            Ok(Ok(conn)) => {
+                pooler.verify_at_startup(database).await?;
+                return Ok(conn);
+            }
+            Ok(Err(_)) if pooler.found_shared_session() => bail!(SHARED_SESSIONS),
+            Ok(Err(error)) if is_outage(&error) && tokio::time::Instant::now() < deadline => {
+                tracing::warn!(error = %error, "the database does not answer yet; retrying");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            Ok(Err(fault)) => {
-                return Err(fault).context(
-                    "the database that DATABASE_URL (or DATABASE_HOST) names does not let us in: look at the address, the \
-                     user, the password and the name",
+            Ok(Err(error)) => {
+                return Err(error).context(
+                    "cannot connect to the database named by DATABASE_URL (or DATABASE_HOST): check the address, the user, \
+                     the password and the database name",
                 );
             }
-            Err(_) => bail!("the database that DATABASE_URL (or DATABASE_HOST) names does not answer"),
+            Err(_) => bail!("the database named by DATABASE_URL (or DATABASE_HOST) does not answer"),
         }
     }
 }
@@ -341,30 +372,6 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// The pepper of this data folder, made on first use.
-fn kept_pepper(folder: &Path) -> anyhow::Result<SecretString> {
-    let path = folder.join("pepper");
-    let kept = match fs::read_to_string(&path) {
-        Ok(kept) => kept,
-        Err(fault) if fault.kind() == io::ErrorKind::NotFound => {
-            let new = random_secret()?;
-            let beside = folder.join("pepper.new");
-            let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&beside)?;
-            file.write_all(new.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&beside, &path)?;
-            File::open(folder)?.sync_all()?;
-            new.to_string()
-        }
-        Err(fault) => return Err(fault).context(format!("{} cannot be read", path.display())),
-    };
-    let kept = kept.trim();
-    if kept.is_empty() {
-        bail!("{} is empty: put the pepper back that this folder was begun with", path.display());
-    }
-    Ok(kept.into())
-}
-
 fn external(settings: &Database) -> anyhow::Result<PgConnectOptions> {
     let options = if let Some(url) = &settings.database_url {
         url.expose_secret().parse::<PgConnectOptions>().map_err(|fault| {
@@ -381,5 +388,38 @@ fn external(settings: &Database) -> anyhow::Result<PgConnectOptions> {
             None => options,
         }
     };
-    Ok(if settings.database_tls { options.ssl_mode(PgSslMode::Require) } else { options })
+    // `DATABASE_ENABLE_TLS` only ever raises what the URL or PGSSLMODE asks for.
+    let is_weaker = matches!(options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer);
+    Ok(if settings.database_tls && is_weaker { options.ssl_mode(PgSslMode::Require) } else { options })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn ssl_mode(url: &str, tls: &str) -> String {
+        let environment = [("DATABASE_URL", url), ("DATABASE_ENABLE_TLS", tls), ("ROOT_SECRET_PEPPER", "0123456789")];
+        let environment: HashMap<_, _> = environment.map(|(name, value)| (name.into(), value.into())).into();
+        let config = Config::from_parts(["acontextd"], &environment).unwrap_or_else(|_| panic!("{url} was refused"));
+        format!("{:?}", external(&config.database).unwrap().get_ssl_mode())
+    }
+
+    #[test]
+    fn enabling_tls_never_weakens_the_mode_of_the_url() {
+        for (mode, with_tls, without) in [
+            ("disable", "Require", "Disable"),
+            ("allow", "Require", "Allow"),
+            ("prefer", "Require", "Prefer"),
+            ("require", "Require", "Require"),
+            ("verify-ca", "VerifyCa", "VerifyCa"),
+            ("verify-full", "VerifyFull", "VerifyFull"),
+        ] {
+            let url = format!("postgres://db/a?sslmode={mode}");
+            assert_eq!(ssl_mode(&url, "true"), with_tls, "{mode}");
+            assert_eq!(ssl_mode(&url, "false"), without, "{mode}");
+        }
+        assert_eq!(ssl_mode("postgres://db/a", "true"), "Require");
+    }
 }

@@ -54,9 +54,8 @@ pub fn spans_are_seen() -> bool {
 pub fn init(settings: &config::Telemetry) -> anyhow::Result<Guard> {
     // Notices of the database are no news at this level; `LOG_LEVEL=info,sqlx=info` shows them.
     // (`EnvFilter` knows spans as well, and looks at them each time a request is polled.)
-    let filter: Targets = format!("sqlx=warn,{}", settings.log_level)
-        .parse()
-        .with_context(|| format!("LOG_LEVEL is '{}', but must be a level such as info", settings.log_level))?;
+    let filter: Targets =
+        format!("sqlx=warn,{}", settings.log_level).parse().context("LOG_LEVEL is not a log filter")?;
     let json = match settings.log_format.as_str() {
         "json" => true,
         "text" => false,

@@ -1,8 +1,8 @@
 //! An upload while it comes in: hashed as it flows, kept in memory while it is small and in a file beyond that, so that
 //! memory does not grow with what is uploaded.
 //!
-//! The files of a process lie in a folder of its own under `<data folder>/tmp`, which it locks. What a killed process left
-//! behind is removed by the next one that starts there. A file is gone when its [`Spool`] is dropped.
+//! Each process has a folder of its own under `<data folder>/tmp`, and holds a lock in it. The next process that starts there
+//! removes everything that no living process holds a lock of. A file is removed when its [`Spool`] is dropped.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -27,19 +27,24 @@ pub struct SpoolDir {
 }
 
 impl SpoolDir {
-    /// Makes a folder for this process and removes those of processes that are gone.
+    /// Creates a folder for this process and removes what processes that have ended left behind. Several processes may do this
+    /// at the same time.
     ///
     /// # Errors
-    /// The folder cannot be made or locked.
+    /// Returns an error if the folder cannot be created or locked.
     pub fn open(data_dir: &Path) -> io::Result<Self> {
         let root = data_dir.join("tmp");
         std::fs::create_dir_all(&root)?;
-        remove_orphans(&root)?;
-        let path = root.join(Uuid::now_v7().simple().to_string());
-        std::fs::create_dir(&path)?;
-        let lock = File::create(path.join("lock"))?;
-        lock.try_lock().map_err(io::Error::other)?;
-        Ok(Self { path: Arc::new(path), _lock: Arc::new(lock) })
+        remove_orphaned(&root)?;
+        let mut attempts = 1;
+        loop {
+            match create_locked(&root) {
+                Ok((path, lock)) => return Ok(Self { path: Arc::new(path), _lock: Arc::new(lock) }),
+                // Another process that starts now found the folder before it was locked.
+                Err(_) if attempts < MAX_ATTEMPTS => attempts += 1,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Begins an upload.
@@ -105,27 +110,61 @@ impl SpoolDir {
     }
 }
 
-/// Folders whose owner no longer holds the lock. One that another process is making right now has no lock file yet, or one
-/// that is a moment old: it is left alone.
-fn remove_orphans(root: &Path) -> io::Result<()> {
+/// How often a process tries to create its folder while others remove it.
+const MAX_ATTEMPTS: usize = 100;
+
+/// The prefix of a folder that its process has not locked yet. Nothing is stored there before it is renamed.
+const UNLOCKED: &str = "new-";
+
+/// Creates a folder under a preliminary name, locks it, and only then gives it its name: without the prefix, a folder has a lock
+/// that its process holds until it ends.
+fn create_locked(root: &Path) -> io::Result<(PathBuf, File)> {
+    let name = Uuid::now_v7().simple().to_string();
+    let (preliminary, path) = (root.join(format!("{UNLOCKED}{name}")), root.join(name));
+    std::fs::create_dir(&preliminary)?;
+    let lock = File::create_new(preliminary.join("lock"))?;
+    lock.try_lock().map_err(io::Error::from)?;
+    std::fs::rename(&preliminary, &path)?;
+    Ok((path, lock))
+}
+
+/// Removes everything below `root` that no living process has locked.
+fn remove_orphaned(root: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(root)? {
-        let folder = entry?.path();
-        let Ok(lock) = File::open(folder.join("lock")) else {
-            // Works only on an empty one, whose owner then cannot make its lock and says so.
-            if is_settled(&std::fs::metadata(&folder)?) {
-                let _ = std::fs::remove_dir(&folder);
-            }
-            continue;
-        };
-        if is_settled(&lock.metadata()?) && lock.try_lock().is_ok() {
-            std::fs::remove_dir_all(&folder)?;
+        let entry = entry?;
+        match remove_unlocked(&entry) {
+            // Another process that starts now removes it too.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
         }
     }
     Ok(())
 }
 
-fn is_settled(of: &std::fs::Metadata) -> bool {
-    of.modified().is_ok_and(|then| then.elapsed().is_ok_and(|age| age.as_secs() >= 2))
+fn remove_unlocked(entry: &std::fs::DirEntry) -> io::Result<()> {
+    let path = entry.path();
+    if !entry.file_type()?.is_dir() {
+        return std::fs::remove_file(path);
+    }
+    match File::open(path.join("lock")) {
+        // The lock is held until the folder is gone.
+        Ok(lock) => match lock.try_lock() {
+            Ok(()) => std::fs::remove_dir_all(path),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(()),
+            Err(std::fs::TryLockError::Error(error)) => Err(error),
+        },
+        // Its process may be about to lock it. If not, it is empty.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound && entry.file_name().to_string_lossy().starts_with(UNLOCKED) =>
+        {
+            match std::fs::remove_dir(path) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                other => other,
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::remove_dir_all(path),
+        Err(error) => Err(error),
+    }
 }
 
 /// An upload that is still coming in.

@@ -8,9 +8,13 @@ use super::values::{bytes, count, duration, span};
 
 #[derive(Args, Clone, Debug)]
 pub struct Limits {
-    /// The largest JSON body
+    /// The largest JSON body of a message. Bodies of other requests may have four times ACONTEXTD_META_LIMIT, and 64 KiB if they
+    /// have no free-form object
     #[arg(long = "json-limit", env = "ACONTEXTD_JSON_LIMIT", value_name = "BYTES", default_value = "32MiB", value_parser = bytes)]
     pub json: u64,
+    /// The most values in a JSON body, those inside of others included
+    #[arg(long = "json-values", env = "ACONTEXTD_JSON_VALUES", value_name = "N", default_value = "250000", value_parser = count)]
+    pub json_values: usize,
     /// The largest file
     #[arg(
         long = "artifact-limit",

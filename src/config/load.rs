@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
 use secrecy::ExposeSecret;
 
-use super::Config;
+use super::{Config, Keys};
 
 /// The second names of settings: Acontext also reads any key of its file as `APP_<SECTION>_<KEY>`.
 const ALIASES: &[(&str, &str)] = &[
@@ -52,6 +52,13 @@ const MAX_CONNECTIONS: usize = 180;
 pub enum Stop {
     Print(String),
     Refuse(String),
+}
+
+impl Keys {
+    /// Returns `true` if the root token is one that was published, so that everybody knows it.
+    pub fn has_published_root_token(&self) -> bool {
+        WELL_KNOWN.contains(&self.root_token.expose_secret())
+    }
 }
 
 impl Config {
@@ -125,7 +132,7 @@ impl Config {
             return Ok(());
         }
         let known = |secret: &str| WELL_KNOWN.contains(&secret);
-        let setting = if known(self.keys.root_token.expose_secret()) {
+        let setting = if self.keys.has_published_root_token() {
             "ROOT_API_BEARER_TOKEN"
         } else if self.keys.has_pepper() && known(self.keys.pepper()) {
             "ROOT_SECRET_PEPPER"
@@ -269,6 +276,10 @@ mod tests {
             ("APP_EXTERNALURL", "example.org", "http://"),
             ("ACONTEXTD_HOST", "localhost", "127.0.0.1"),
             ("ACONTEXTD_LOG_FORMAT", "xml", "json"),
+            ("LOG_LEVEL", "verbose", "debug"),
+            ("LOG_LEVEL", "info,sqlx", "warn"),
+            ("LLM_SDK", "gpt", "openai"),
+            ("S3_SSE", "aes", "AES256"),
             ("OTEL_TRACES_SAMPLER_ARG", "2", "0.1"),
             ("ACONTEXTD_JOB_LEASE", "0s", "10s"),
             ("ACONTEXTD_SWEEP_EVERY", "0", "10s"),

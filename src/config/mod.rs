@@ -179,8 +179,8 @@ pub struct S3 {
         value_parser = values::flag
     )]
     pub use_path_style: bool,
-    /// Server-side encryption to ask for, like AES256
-    #[arg(long = "s3-sse", env = "S3_SSE", value_name = "NAME")]
+    /// Server-side encryption to request: AES256, aws:kms or aws:kms:dsse
+    #[arg(long = "s3-sse", env = "S3_SSE", value_name = "NAME", value_parser = values::choice(&["AES256", "aws:kms", "aws:kms:dsse"]))]
     pub sse: Option<String>,
 }
 
@@ -200,7 +200,7 @@ pub struct JobSettings {
 #[derive(Args, Clone, Debug)]
 pub struct Learning {
     /// Which model looks at messages: mock finds nothing; this version speaks to no other, so messages wait
-    #[arg(long = "llm-sdk", env = "LLM_SDK", value_name = "NAME", default_value = "none", value_parser = ["none", "mock", "openai", "anthropic"])]
+    #[arg(long = "llm-sdk", env = "LLM_SDK", value_name = "NAME", default_value = "none", value_parser = values::choice(&["none", "mock", "openai", "anthropic"]))]
     pub sdk: String,
     /// How long stored messages wait for more before tasks are looked for in them
     #[arg(
@@ -236,11 +236,11 @@ pub struct Learning {
 
 #[derive(Args, Clone, Debug)]
 pub struct Telemetry {
-    /// What is logged: error, warn, info, debug, trace, or a filter like `info,sqlx=debug`
-    #[arg(long, env = "LOG_LEVEL", value_name = "FILTER", default_value = "info")]
+    /// What is logged: error, warn, info, debug, trace or off; for single modules, a list like `info,sqlx=debug`
+    #[arg(long, env = "LOG_LEVEL", value_name = "FILTER", default_value = "info", value_parser = values::log_filter)]
     pub log_level: String,
     /// How log lines look: text, json, or auto (text on a terminal)
-    #[arg(long, env = "ACONTEXTD_LOG_FORMAT", value_name = "FORM", default_value = "auto", value_parser = ["auto", "text", "json"])]
+    #[arg(long, env = "ACONTEXTD_LOG_FORMAT", value_name = "FORM", default_value = "auto", value_parser = values::choice(&["auto", "text", "json"]))]
     pub log_format: String,
     /// Sends traces there by OTLP over HTTP, like http://localhost:4318
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = values::url)]
@@ -285,7 +285,12 @@ impl Keys {
         self.root_pepper.is_some()
     }
 
-    /// Sets the pepper that was kept in the data folder.
+    /// Returns `ROOT_SECRET_PEPPER` before startup, and the pepper in use after it.
+    pub fn configured_pepper(&self) -> Option<SecretString> {
+        self.root_pepper.clone()
+    }
+
+    /// Sets the pepper that startup has found to be the right one.
     pub fn set_pepper(&mut self, pepper: SecretString) {
         self.root_pepper = Some(pepper);
     }

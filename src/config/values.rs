@@ -18,11 +18,19 @@ pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
 
 pub(super) fn postgres_url(text: &str) -> Result<SecretString, String> {
     let text = text.trim();
-    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-        return Ok(text.into());
+    if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
+        return Err("must begin with postgres://, such as postgres://user:password@host:5432/name".into());
     }
-    Err("must begin with postgres://, such as postgres://user:password@host:5432/name".into())
+    let parameters = text.split_once('?').map_or("", |(_, parameters)| parameters);
+    for (name, value) in parameters.split('&').filter_map(|parameter| parameter.split_once('=')) {
+        if matches!(name, "sslmode" | "ssl-mode") {
+            choice(SSL_MODES)(value).map_err(|wrong| format!("has an unknown {name}, which {wrong}"))?;
+        }
+    }
+    Ok(text.into())
 }
+
+const SSL_MODES: &[&str] = &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
 /// More of anything than this is a slip of the keyboard.
 const MAX_COUNT: usize = 1_000_000;
@@ -38,6 +46,40 @@ pub(super) fn span(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("must be longer than nothing, such as 10s".into()),
         span => Ok(span),
     }
+}
+
+/// One of a closed set of values, whatever its case.
+pub(super) fn choice(choices: &'static [&'static str]) -> impl Fn(&str) -> Result<String, String> + Clone {
+    move |text| {
+        let found = choices.iter().find(|choice| choice.eq_ignore_ascii_case(text.trim()));
+        found.map(|choice| (*choice).to_owned()).ok_or_else(|| format!("must be one of {}", choices.join(", ")))
+    }
+}
+
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+
+/// A log filter: levels, each for everything or for a target, in the spelling that the logging library reads. A word that is
+/// not a level is refused, because that library takes it for a target and then logs nothing else.
+pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    let directive = |directive: &str| {
+        let (target, level) = match directive.rsplit_once('=') {
+            Some((target, level)) => (Some(target.trim()), level.trim()),
+            None => (None, directive),
+        };
+        let level = level.to_ascii_lowercase();
+        let level = if level == "warning" { "warn" } else { LEVELS.into_iter().find(|known| *known == level)? };
+        let is_path = |target: &str| target.chars().all(|c| c.is_ascii_alphanumeric() || "_:-".contains(c));
+        match target {
+            None => Some(level.to_owned()),
+            Some(target) if !target.is_empty() && is_path(target) => Some(format!("{target}={level}")),
+            Some(_) => None,
+        }
+    };
+    let directives = text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(directive);
+    let filter: Option<Vec<String>> = directives.collect();
+    filter.filter(|filter| !filter.is_empty()).map(|filter| filter.join(",")).ok_or_else(|| {
+        format!("must be one of {}, or a list with levels of targets such as info,sqlx=debug", LEVELS.join(", "))
+    })
 }
 
 pub(super) fn flag(text: &str) -> Result<bool, String> {
@@ -152,6 +194,26 @@ mod tests {
         assert_eq!(root_token(" secret ").unwrap().expose_secret(), "secret");
         assert!(root_token("sk-ac-").is_err());
         assert!(root_token("two words").is_err());
+    }
+
+    #[test]
+    fn log_filters_are_levels_and_nothing_else() {
+        assert_eq!(log_filter("info").as_deref(), Ok("info"));
+        assert_eq!(log_filter("WARNING").as_deref(), Ok("warn"));
+        assert_eq!(log_filter(" Info , sqlx::query=Debug,").as_deref(), Ok("info,sqlx::query=debug"));
+        assert_eq!(log_filter("off").as_deref(), Ok("off"));
+        for bad in ["verbose", "infoo", "info,sqlx", "sqlx=loud", "=info", "info=", "", ",", "sqlx[span]=info"] {
+            let refusal = log_filter(bad).unwrap_err();
+            assert!(LEVELS.iter().all(|level| refusal.contains(level)), "{bad}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn choices_ignore_case() {
+        assert_eq!(choice(&["AES256", "aws:kms"])("aes256").as_deref(), Ok("AES256"));
+        assert_eq!(choice(&["text", "json"])("xml").unwrap_err(), "must be one of text, json");
+        assert!(postgres_url("postgres://db/a?sslmode=Verify-Full").is_ok());
+        assert!(postgres_url("postgres://db/a?user=me&sslmode=strict").unwrap_err().contains("verify-full"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::store::{self, Filter};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
-use crate::http::extract::{Params, Path, Query};
+use crate::http::extract::{Params, Path, Query, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
@@ -26,6 +26,10 @@ pub struct CreateDisk {
     #[serde(default, deserialize_with = "users::optional")]
     #[schema(value_type = Option<String>, max_length = 1024)]
     user: Option<Identifier>,
+}
+
+impl RequestBody for CreateDisk {
+    const IS_FREE_FORM: bool = false;
 }
 
 /// Create a disk

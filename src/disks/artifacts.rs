@@ -1,5 +1,6 @@
 //! The routes of one file. Those that answer with many are in `listing`.
 
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method};
 use axum::response::Response;
@@ -23,9 +24,10 @@ use crate::blob::refs;
 use crate::blob::spool::Spool;
 use crate::error::{Error, Result};
 use crate::http::download::{self, Presented};
-use crate::http::extract::{Flag, Int, Params, Path, Query};
+use crate::http::extract::{Flag, Int, Params, Path, Query, RequestBody};
 use crate::http::idempotency::Once;
-use crate::http::json::{object_in, storable_object};
+use crate::http::json::{long_object_in, storable_object};
+use crate::http::memory::Reservations;
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Done, Envelope};
 use crate::http::upload::{Form, Rules};
@@ -74,12 +76,14 @@ pub async fn upsert_artifact(
         return Err(NOT_FOUND);
     }
     caller.owner.check_may_store()?;
-    let form = Form::read(request, &app, &Rules::one_file(&app.config.limits)).await?.unwrap_or_default();
+    let reservations = Reservations::of(request.extensions());
+    let mut form = Form::read(request, &app, &Rules::one_file(&app.config.limits)).await?.unwrap_or_default();
     once.look(&app).await?;
+    let meta = form.take_text("meta");
     let file = form.file("file").ok_or(Error::bad("file is required"))?;
     let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
     let at = FilePath::of_upload(text("file_path"), &file.name)?;
-    let meta = user_meta(text("meta"), app.config.limits.meta)?;
+    let meta = user_meta(&app, &reservations, meta).await?;
     store_file(&app, &once, &caller.owner, disk, at, &file.content, meta).await
 }
 
@@ -117,13 +121,13 @@ fn by_api(app: &App) -> Author<'static> {
     Author { made_by: "api", reason: None, keep: app.config.limits.file_versions }
 }
 
-/// What a client keeps with a file: a JSON object as text, or nothing.
-fn user_meta(text: &str, limit: u64) -> Result<Map<String, Value>> {
-    let meta = object_in("meta", "invalid meta JSON format", text)?.unwrap_or_default();
+/// Parses the user metadata of a file: a JSON object as text, or an empty text.
+async fn user_meta(app: &App, reservations: &Reservations, text: String) -> Result<Map<String, Value>> {
+    let meta = long_object_in(app, reservations, "meta", "invalid meta JSON format", text).await?.unwrap_or_default();
     if meta.contains_key(INFO) {
         return Err(Error::field("meta", format_args!("reserved key '{INFO}' is not allowed in user meta")));
     }
-    storable_object("meta", &meta, limit)?;
+    storable_object("meta", &meta, app.config.limits.meta)?;
     Ok(meta)
 }
 
@@ -304,6 +308,10 @@ pub struct UpdateArtifact {
     meta: Option<String>,
 }
 
+impl RequestBody for UpdateArtifact {
+    const IS_FREE_FORM: bool = true;
+}
+
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct UpdatedArtifact {
     artifact: Artifact,
@@ -317,16 +325,17 @@ pub async fn update_artifact(
     caller: Caller,
     once: Once,
     Path(disk): Path<DiskId>,
+    Extension(reservations): Extension<Reservations>,
     Params(body): Params<UpdateArtifact>,
 ) -> Result<Response> {
-    let Some(meta) = body.meta.as_deref().filter(|meta| !meta.is_empty()) else {
+    let Some(meta) = body.meta.filter(|meta| !meta.is_empty()) else {
         return Err(Error::field("meta", "is required, a JSON object as text"));
     };
     if body.file_path.as_deref().is_none_or(str::is_empty) {
         return Err(Error::field("file_path", "is required"));
     }
-    let parsed = || Ok((required_path(body.file_path.as_deref())?, user_meta(meta, app.config.limits.meta)?));
-    let (at, meta) = for_owner(&app, &caller, disk, parsed()).await?;
+    let parsed = async { Ok((required_path(body.file_path.as_deref())?, user_meta(&app, &reservations, meta).await?)) };
+    let (at, meta) = for_owner(&app, &caller, disk, parsed.await).await?;
     let mut act = once.begin(&app).await?;
     let change = FileChange { at: at.clone(), change: Change::SetMeta(meta) };
     changes::apply(&mut act, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
@@ -344,6 +353,10 @@ pub struct DeleteArtifact {
     /// Another name of `file_path`.
     #[serde(default)]
     path: Option<String>,
+}
+
+impl RequestBody for DeleteArtifact {
+    const IS_FREE_FORM: bool = false;
 }
 
 /// Delete a file

@@ -7,31 +7,62 @@
 //! - [`Fields`]: the body alone, as JSON or as a form.
 //! - [`Path`]: one segment of the path.
 
-use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
+use memchr::memchr_iter;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::idempotency::fingerprint::Fingerprint;
+use super::memory::{self, Reservations};
 use crate::app::App;
+use crate::config::Limits;
 use crate::error::{Error, Result};
 use crate::{ids, json, percent};
+
+/// A type that a request body is bound to.
+pub trait RequestBody: DeserializeOwned + Send + 'static {
+    /// Whether the body has free-form JSON objects. If not, no valid one is longer than [`FIXED_FORM`].
+    const IS_FREE_FORM: bool;
+
+    /// Returns the maximum length of the body in bytes.
+    fn max_bytes(limits: &Limits) -> u64 {
+        // Escapes may triple a text, and the object is not alone.
+        if Self::IS_FREE_FORM { limits.meta.saturating_mul(4) } else { FIXED_FORM }
+    }
+}
+
+/// The maximum length of a body without free-form objects, in bytes.
+pub const FIXED_FORM: u64 = 64 * 1024;
 
 /// A JSON body.
 pub struct Json<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
+impl<T: RequestBody> FromRequest<App> for Json<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, app: &App) -> Result<Self> {
-        let bytes = body_bytes(request, app.config.limits.json).await?;
-        bind(Value::Object(first_object(&bytes)?)).map(Self)
+        let body = parse_body(request, app, T::max_bytes(&app.config.limits), |body| {
+            bind(Value::Object(first_object(&body)?))
+        });
+        body.await.map(Self)
     }
+}
+
+/// Reads the body and parses it, see [`BodyMemory::parse`](super::memory::BodyMemory::parse).
+async fn parse_body<T: Send + 'static>(
+    request: Request,
+    app: &App,
+    limit: u64,
+    parse: impl FnOnce(Bytes) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let reservations = Reservations::of(request.extensions());
+    let body = body_bytes(request, app, limit).await?;
+    app.body_memory.parse(&reservations, "body", body, app.config.limits.json_values, parse).await
 }
 
 /// The query string.
@@ -48,13 +79,13 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Query<T> {
 /// The query string and the body, whichever the client used; the body wins.
 pub struct Params<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<App> for Params<T> {
+impl<T: RequestBody> FromRequest<App> for Params<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, app: &App) -> Result<Self> {
         let (parts, body) = request.into_parts();
         let mut fields = query_pairs(&parts)?;
-        fields.extend(body_fields(Request::from_parts(parts, body), app).await?);
+        fields.extend(body_fields(Request::from_parts(parts, body), app, T::max_bytes(&app.config.limits)).await?);
         bind(Value::Object(fields)).map(Self)
     }
 }
@@ -62,28 +93,28 @@ impl<T: DeserializeOwned> FromRequest<App> for Params<T> {
 /// The body alone, as JSON or as a form. Nothing at all is an empty form, but no JSON.
 pub struct Fields<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<App> for Fields<T> {
+impl<T: RequestBody> FromRequest<App> for Fields<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, app: &App) -> Result<Self> {
-        match media_type(request.headers()).as_str() {
-            "application/json" => Json::from_request(request, app).await.map(|Json(fields)| Self(fields)),
-            _ => bind(Value::Object(body_fields(request, app).await?)).map(Self),
+        if media_type(request.headers()) == "application/json" {
+            return Json::from_request(request, app).await.map(|Json(fields)| Self(fields));
         }
+        let fields = body_fields(request, app, T::max_bytes(&app.config.limits)).await?;
+        bind(Value::Object(fields)).map(Self)
     }
 }
 
 /// The fields of a body, which may be missing.
-async fn body_fields(request: Request, app: &App) -> Result<Map<String, Value>> {
-    let limit = app.config.limits.json;
+async fn body_fields(request: Request, app: &App, limit: u64) -> Result<Map<String, Value>> {
     match media_type(request.headers()).as_str() {
         "multipart/form-data" => super::upload::text_fields(request, app).await,
         "application/json" => {
-            let bytes = body_bytes(request, limit).await?;
-            if bytes.is_empty() { Ok(Map::new()) } else { first_object(&bytes) }
+            let parse = |body: Bytes| if body.is_empty() { Ok(Map::new()) } else { first_object(&body) };
+            parse_body(request, app, limit, parse).await
         }
         _ if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) => {
-            pairs(&body_bytes(request, limit).await?)
+            pairs(&body_bytes(request, app, limit).await?)
         }
         _ => Ok(Map::new()),
     }
@@ -191,42 +222,51 @@ pub fn media_type(headers: &HeaderMap) -> String {
     value.split([';', ' ']).next().unwrap_or_default().to_ascii_lowercase()
 }
 
-/// The whole body, if it is no longer than `limit` bytes. A length that is announced too large is refused unread.
-pub async fn body_bytes(request: Request, limit: u64) -> Result<Bytes> {
+/// Reads a body of at most `limit` bytes. If a longer one is announced, it is refused unread.
+///
+/// # Errors
+/// Returns 413 for a longer body and 400 for one that ends early.
+pub async fn body_bytes(request: Request, app: &App, limit: u64) -> Result<Bytes> {
     let too_large = || Error::TooLarge(format!("the body is larger than the maximum of {limit} bytes"));
     let announced = announced_length(request.headers());
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
     let fingerprint = Fingerprint::wanted_by(&request);
-    let body: Body = request.into_body();
-    let bytes = whole(body, announced, limit).await.map_err(|fault| {
-        if fault.downcast_ref::<LengthLimitError>().is_some() {
-            too_large()
-        } else {
-            Error::bad_because("parameter error", "body: ended before it was whole")
-        }
-    })?;
+    let bytes = read_body(request, app, announced, limit).await?.ok_or_else(too_large)?;
     if let Some(fingerprint) = fingerprint {
         fingerprint.add_body(&bytes).await;
     }
     Ok(bytes)
 }
 
-/// A body in one piece, with room made once for what was announced.
-async fn whole(body: Body, announced: Option<u64>, limit: u64) -> std::result::Result<Bytes, axum::BoxError> {
-    let mut body = Limited::new(body, usize::try_from(limit).unwrap_or(usize::MAX));
-    let announced = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+/// Returns `None` for a body longer than `limit`.
+async fn read_body(request: Request, app: &App, announced: Option<u64>, limit: u64) -> Result<Option<Bytes>> {
+    let reservations = Reservations::of(request.extensions());
+    let expected = announced.unwrap_or(limit);
+    let mut body = request.into_body();
     let mut bytes = BytesMut::new();
+    let mut is_reserved = false;
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
-        if bytes.is_empty() && data.len() == announced {
-            return Ok(data);
+        let frame = frame.map_err(|_| Error::bad_because("parameter error", "body: ended before it was whole"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        let length = bytes.len() + data.len();
+        if length as u64 > limit {
+            return Ok(None);
         }
-        bytes.reserve(announced.saturating_sub(bytes.len()).max(data.len()));
+        if length > memory::SHORT && !is_reserved {
+            app.body_memory.reserve_body(&reservations, expected).await?;
+            is_reserved = true;
+            // Room for all of it, so that the buffer does not grow by doubling.
+            let announced = usize::try_from(announced.unwrap_or_default()).unwrap_or_default();
+            bytes.reserve(announced.saturating_sub(bytes.len()));
+        }
+        if bytes.is_empty() && announced == Some(data.len() as u64) {
+            return Ok(Some(data));
+        }
         bytes.extend_from_slice(&data);
     }
-    Ok(bytes.freeze())
+    Ok(Some(bytes.freeze()))
 }
 
 pub fn announced_length(headers: &HeaderMap) -> Option<u64> {
@@ -262,9 +302,18 @@ fn query_pairs(parts: &Parts) -> Result<Map<String, Value>> {
     pairs(parts.uri.query().unwrap_or_default().as_bytes())
 }
 
+/// How many parameters a query or a form may have.
+const MAX_PAIRS: usize = 1_000;
+
 /// `a=1&b=2` as an object of strings; the first of equal keys counts.
 fn pairs(encoded: &[u8]) -> Result<Map<String, Value>> {
     let mut fields = Map::new();
+    if memchr_iter(b'&', encoded).count() >= MAX_PAIRS {
+        return Err(Error::bad_because(
+            "parameter error",
+            format_args!("must not have more than {MAX_PAIRS} parameters"),
+        ));
+    }
     for pair in encoded.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
         let at = pair.iter().position(|byte| *byte == b'=');
         let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));

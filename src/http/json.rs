@@ -1,7 +1,10 @@
 //! Free-form JSON that clients hand over to be kept: what of it Postgres can hold.
 
+use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use super::memory::Reservations;
+use crate::app::App;
 use crate::error::{Error, Result};
 use crate::json;
 
@@ -42,6 +45,23 @@ pub fn object_in(field: &str, invalid: &str, text: &str) -> Result<Option<Map<St
         Value::Object(object) => Ok(Some(object)),
         _ => Err(invalid(&"must be a JSON object")),
     }
+}
+
+/// Parses an object that comes as a text of up to [`Limits::form_field`](crate::config::Limits::form_field) bytes, as
+/// [`object_in`] does, within the memory of the request.
+///
+/// # Errors
+/// Returns what [`object_in`] and [`BodyMemory::parse`](super::memory::BodyMemory::parse) return.
+pub async fn long_object_in(
+    app: &App,
+    reservations: &Reservations,
+    field: &'static str,
+    invalid: &'static str,
+    text: String,
+) -> Result<Option<Map<String, Value>>> {
+    let max_values = app.config.limits.json_values;
+    let parse = move |text: Bytes| object_in(field, invalid, &String::from_utf8_lossy(&text));
+    app.body_memory.parse(reservations, field, text.into(), max_values, parse).await
 }
 
 /// Reads what the objects of a list must contain, a JSON object as text: nothing, `null` and `{}` narrow nothing.

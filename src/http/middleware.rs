@@ -25,6 +25,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
 use super::extract::media_type;
+use super::memory::Reservations;
 use super::meters::Meters;
 use super::server;
 use crate::app::App;
@@ -191,13 +192,17 @@ pub async fn detach(State(app): State<App>, request: Request, next: Next) -> Res
     }
 }
 
-/// The time a request may take.
-pub async fn bound(State(app): State<App>, request: Request, next: Next) -> Response {
+/// The time a request may take, and the memory that it has reserved until it ends.
+pub async fn bound(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let reservations = Reservations::default();
+    request.extensions_mut().insert(reservations.clone());
     let upload = media_type(request.headers()) == "multipart/form-data";
     let limit = if upload { app.config.limits.upload } else { app.config.limits.request };
-    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
+    let response = tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
         Error::unavailable(format!("the request took longer than {} seconds", limit.as_secs())).into_response()
-    })
+    });
+    drop(reservations);
+    response
 }
 
 /// Reads away what is left of a refused request's body, beside the answer and within limits. A client that is still sending

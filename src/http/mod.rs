@@ -4,8 +4,10 @@
 
 pub mod download;
 pub mod extract;
+pub mod host;
 pub mod idempotency;
 pub mod json;
+pub mod memory;
 pub mod meters;
 pub mod middleware;
 pub mod openapi;
@@ -42,14 +44,19 @@ pub fn router() -> OpenApiRouter<App> {
 /// The whole surface, from the features' routes.
 pub fn surface(app: &App, routes: OpenApiRouter<App>) -> Router {
     let (surface, _) = routes.split_for_parts();
-    surface
+    let surface = surface
         .route("/openapi.json", get(openapi::serve))
         .route("/swagger", get(openapi::to_swagger))
         .route("/swagger/doc.json", get(openapi::serve))
         .route("/swagger/{*file}", get(openapi::swagger))
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
-        .layer(from_fn_with_state(app.clone(), auth::require_key))
+        .layer(from_fn_with_state(app.clone(), auth::require_key));
+    let surface = match host::AllowedHosts::of(&app.config) {
+        Some(hosts) => surface.layer(from_fn_with_state(hosts, host::check_host)),
+        None => surface,
+    };
+    surface
         .layer(from_fn(middleware::head_limit))
         .layer(CatchPanicLayer::custom(middleware::panicked))
         .layer(from_fn_with_state(app.clone(), middleware::bound))

@@ -9,6 +9,7 @@ use super::openapi::Refusals;
 use super::reply::{self, Done};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::pooler::SHARED_SESSIONS;
 use crate::error::{Error, Result};
 
 /// A dependency that takes longer is not ready.
@@ -28,6 +29,9 @@ pub async fn health() -> Response {
 #[utoipa::path(get, path = "/ready", tag = "status", security(()),
     responses((status = 200, body = Done), Refusals))]
 pub async fn ready(State(app): State<App>) -> Result<Response> {
+    if app.pooler.found_shared_session() {
+        return Err(Error::unavailable(SHARED_SESSIONS));
+    }
     let database = async { sqlx::query_scalar!("select 1 as one").fetch_one(&app.db).await };
     match tokio::time::timeout(PATIENCE, database).await {
         Ok(Ok(_)) => {}

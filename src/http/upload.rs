@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use super::extract::announced_length;
 use super::idempotency::fingerprint::Fingerprint;
+use super::memory::{self, Reservations};
 use crate::app::App;
 use crate::blob::spool::Spool;
 use crate::config::Limits;
@@ -64,6 +65,12 @@ impl Rules {
         if self.long_text == Some(name) { limits.json } else { limits.form_field }
     }
 
+    /// The maximum length of all text fields together, in bytes.
+    fn max_texts(&self, limits: &Limits) -> u64 {
+        let long = if self.long_text.is_some() { limits.json } else { 0 };
+        long.saturating_add(limits.form_field.saturating_mul(2))
+    }
+
     fn too_large(&self) -> Error {
         match self.only {
             Some(_) => file_too_large(self.file),
@@ -104,12 +111,17 @@ impl Form {
             return Err(rules.too_large());
         }
         let fingerprint = Fingerprint::wanted_by(&request);
+        let mut texts = Texts {
+            reservations: Reservations::of(request.extensions()),
+            expected: announced_length(request.headers()).unwrap_or(u64::MAX).min(rules.max_texts(limits)),
+            length: 0,
+        };
         let mut chunks = chunks(request, limits.idle);
         let begun = first_bytes(&mut chunks, &boundary).await;
         // A part's head that never ends would otherwise be kept as it comes.
         let whole = Constraints::new().size_limit(SizeLimit::new().whole_stream(largest));
         let body = futures_util::stream::iter(begun).chain(chunks.by_ref());
-        let form = Self::read_parts(Multipart::with_constraints(body, boundary, whole), app, rules).await?;
+        let form = Self::read_parts(Multipart::with_constraints(body, boundary, whole), app, rules, &mut texts).await?;
         finish(&mut chunks).await;
         if let Some(fingerprint) = fingerprint {
             fingerprint.add_form(&form).await;
@@ -117,8 +129,7 @@ impl Form {
         Ok(Some(form))
     }
 
-    async fn read_parts(mut parts: Multipart<'_>, app: &App, rules: &Rules) -> Result<Self> {
-        let limits = &app.config.limits;
+    async fn read_parts(mut parts: Multipart<'_>, app: &App, rules: &Rules, texts: &mut Texts) -> Result<Self> {
         let mut form = Self::default();
         while let Some(field) = parts.next_field().await.map_err(|fault| broken(&fault))? {
             let name = field.name().unwrap_or_default().to_owned();
@@ -143,7 +154,7 @@ impl Form {
                 // A file that nobody asked for, or one without a name.
                 Some(_) => skip(field, rules.file).await?,
                 None => {
-                    let text = text(field, &name, rules.text_limit(&name, limits)).await?;
+                    let text = texts.read(field, &name, app, rules).await?;
                     if form.fields.len() == MAX_TEXTS {
                         return Err(Error::field(
                             &name,
@@ -157,6 +168,14 @@ impl Form {
             }
         }
         Ok(form)
+    }
+
+    /// Takes a text field out; empty if there is none.
+    pub fn take_text(&mut self, field: &str) -> String {
+        match self.fields.remove(field) {
+            Some(Value::String(text)) => text,
+            _ => String::new(),
+        }
     }
 
     /// The file that came in a field.
@@ -251,16 +270,42 @@ async fn spool(mut field: Field<'_>, app: &App, limit: u64) -> Result<Spool> {
     writer.finish().await.map_err(no_room)
 }
 
-async fn text(mut field: Field<'_>, name: &str, limit: u64) -> Result<String> {
-    let mut text = Vec::new();
-    while let Some(chunk) = next_chunk(&mut field).await? {
-        text.extend_from_slice(&chunk);
-        if text.len() as u64 > limit {
-            return Err(Error::TooLarge(format!("{name}: is larger than the maximum of {limit} bytes")));
-        }
-    }
-    String::from_utf8(text).map_err(|_| Error::field(name, "is not valid UTF-8"))
+/// The text fields of a form while it is read.
+struct Texts {
+    reservations: Reservations,
+    /// An upper bound of their length together, in bytes.
+    expected: u64,
+    /// Their length so far, in bytes.
+    length: u64,
 }
+
+impl Texts {
+    async fn read(&mut self, mut field: Field<'_>, name: &str, app: &App, rules: &Rules) -> Result<String> {
+        let limits = &app.config.limits;
+        let (limit, max_texts) = (rules.text_limit(name, limits), rules.max_texts(limits));
+        let mut text = Vec::new();
+        while let Some(chunk) = next_chunk(&mut field).await? {
+            let was_short = self.length <= SHORT;
+            self.length += chunk.len() as u64;
+            if self.length > max_texts {
+                return Err(Error::TooLarge(format!(
+                    "the text fields are larger than the maximum of {max_texts} bytes"
+                )));
+            }
+            if was_short && self.length > SHORT {
+                app.body_memory.reserve_body(&self.reservations, self.expected).await?;
+            }
+            text.extend_from_slice(&chunk);
+            if text.len() as u64 > limit {
+                return Err(Error::TooLarge(format!("{name}: is larger than the maximum of {limit} bytes")));
+            }
+        }
+        String::from_utf8(text).map_err(|_| Error::field(name, "is not valid UTF-8"))
+    }
+}
+
+/// Text fields up to this length together are read without a reservation, in bytes.
+const SHORT: u64 = memory::SHORT as u64;
 
 async fn skip(mut field: Field<'_>, limit: u64) -> Result<()> {
     let mut size = 0;

@@ -29,6 +29,9 @@ pub async fn repeat(app: App, reconciler: Reconciler) -> anyhow::Result<()> {
             () = app.shutdown.cancelled() => return Ok(()),
             _ = timer.tick() => {}
         }
+        if app.db.is_closed() {
+            continue;
+        }
         if let Err(fault) = (reconciler.run)(app.clone()).await {
             tracing::warn!(reconciler = reconciler.name, error = ?fault, "a round of periodic work failed");
         }

@@ -62,6 +62,10 @@ pub async fn run(app: App) -> anyhow::Result<()> {
         };
         let claimed = match claim(&app, owner, &kinds, free.num_permits()).await {
             Ok(claimed) => claimed,
+            Err(_) if app.db.is_closed() => {
+                app.shutdown.cancelled().await;
+                break;
+            }
             Err(fault) => {
                 tracing::warn!(error = %fault, "jobs could not be claimed");
                 Vec::new()

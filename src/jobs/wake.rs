@@ -65,7 +65,9 @@ pub async fn listen(app: App) -> anyhow::Result<()> {
             heard = hear(&app) => heard,
         };
         app.keys.forget_all();
-        if let Err(fault) = heard {
+        if app.db.is_closed() {
+            app.shutdown.cancelled().await;
+        } else if let Err(fault) = heard {
             tracing::warn!(error = %fault, "the connection for notifications was lost");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

@@ -4,9 +4,11 @@
 //! unescaped right into its place; what is left of the JSON is short, and a word that nobody can guess stands for each text.
 //! Whatever is unusual is left to `serde_json` as it is, so the two can never disagree.
 
-use memchr::{memchr, memchr2};
+use memchr::memchr;
 use serde_json::{Error, Value};
 use uuid::Uuid;
+
+use super::string_end;
 
 /// Longer texts are cut out, in bytes as they stand there.
 const LONG: usize = 64 * 1024;
@@ -33,7 +35,7 @@ fn cut(text: &[u8], mark: &str) -> Option<(Vec<u8>, Vec<String>)> {
     let mut texts = Vec::new();
     let (mut at, mut kept) = (0, 0);
     while let Some(start) = memchr(b'"', &text[at..]).map(|quote| at + quote + 1) {
-        let end = end_of(text, start)?;
+        let end = string_end(text, start)?;
         at = end + 1;
         let is_key = || text[at..].iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b':');
         if end - start > LONG && !is_key() {
@@ -45,18 +47,6 @@ fn cut(text: &[u8], mark: &str) -> Option<(Vec<u8>, Vec<String>)> {
     }
     rest.extend_from_slice(&text[kept..]);
     Some((rest, texts))
-}
-
-/// Where the quote stands that ends the text which begins at `start`.
-fn end_of(text: &[u8], start: usize) -> Option<usize> {
-    let mut at = start;
-    loop {
-        at += memchr2(b'"', b'\\', text.get(at..)?)?;
-        if text[at] == b'"' {
-            return Some(at);
-        }
-        at += 2;
-    }
 }
 
 /// What stands between two quotes.

@@ -5,7 +5,9 @@
 //! end, or have something else stored than what was sent. Such a key is refused here, and everything from outside is read
 //! here.
 
-use memchr::memmem;
+use std::cell::Cell;
+
+use memchr::{memchr2, memmem};
 use serde::Deserialize;
 use serde::de::Error as _;
 use serde_json::{Deserializer, Error, Map, Value};
@@ -39,6 +41,96 @@ pub fn parse_first(text: &[u8]) -> Result<Value, Error> {
     check_keys(text)?;
     // Hardly ever does something follow.
     long::parse(text).or_else(|_| Value::deserialize(&mut Deserializer::from_slice(text)))
+}
+
+/// An upper bound of what a JSON text becomes when it is parsed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Values, those inside of others included.
+    pub values: usize,
+    /// Memory of the parsed value, in bytes.
+    pub bytes: usize,
+}
+
+/// Memory of one value in its array or object: itself, its key, and the smallest allocations for a text and a number.
+const VALUE_BYTES: usize = 112;
+/// Memory of a node of a `BTreeMap<String, Value>`, which an object takes even for a single key.
+const OBJECT_BYTES: usize = 640;
+/// Memory of the smallest vector.
+const ARRAY_BYTES: usize = 128;
+
+impl Estimate {
+    /// Adds what a parsed object takes, in the same measure.
+    pub fn add_object(&mut self, object: &Map<String, Value>) {
+        self.values += object.len();
+        self.bytes += if object.is_empty() { 0 } else { OBJECT_BYTES };
+        for (key, value) in object {
+            self.bytes += key.len() + VALUE_BYTES;
+            self.add_value(value);
+        }
+    }
+
+    fn add_value(&mut self, value: &Value) {
+        match value {
+            Value::Null | Value::Bool(_) => {}
+            Value::Number(number) => self.bytes += number.as_str().len(),
+            Value::String(text) => self.bytes += text.len(),
+            Value::Array(items) => {
+                self.values += items.len();
+                self.bytes += ARRAY_BYTES + items.len() * VALUE_BYTES;
+                for item in items {
+                    self.add_value(item);
+                }
+            }
+            Value::Object(object) => self.add_object(object),
+        }
+    }
+}
+
+/// Bounds how many values are parsed from the texts inside of one JSON document, such as the arguments of its tool calls.
+pub struct ValueBudget(Cell<usize>);
+
+impl Default for ValueBudget {
+    fn default() -> Self {
+        Self(Cell::new(Self::MAX_VALUES))
+    }
+}
+
+impl ValueBudget {
+    const MAX_VALUES: usize = 250_000;
+
+    /// Starts with the whole budget again.
+    pub fn reset(&self) {
+        self.0.set(Self::MAX_VALUES);
+    }
+
+    /// Parses a text. Returns `None` if it is not JSON, or may have more values than are left.
+    pub fn parse(&self, text: &str) -> Option<Value> {
+        let values = estimate(text.as_bytes()).values;
+        let left = self.0.get().checked_sub(values)?;
+        let value = parse(text.as_bytes()).ok()?;
+        self.0.set(left);
+        Some(value)
+    }
+}
+
+/// Estimates a JSON text without parsing it. A text that is not JSON has some estimate too.
+pub fn estimate(text: &[u8]) -> Estimate {
+    let (mut separators, mut objects, mut arrays) = (0, 0, 0);
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        at += 1;
+        match byte {
+            b'"' => at = string_end(text, at).map_or(text.len(), |end| end + 1),
+            b',' => separators += 1,
+            b'{' => objects += 1,
+            b'[' => arrays += 1,
+            _ => {}
+        }
+    }
+    // An object or array has one value more than commas.
+    let values = 1 + separators + objects + arrays;
+    Estimate { values, bytes: text.len() + values * VALUE_BYTES + objects * OBJECT_BYTES + arrays * ARRAY_BYTES }
 }
 
 /// Writes a value at the end of a text, as `serde_json` would and in half the time: most of a message is long texts.
@@ -114,15 +206,15 @@ fn has_private_key(text: &[u8]) -> bool {
     false
 }
 
-/// Where the quote stands that ends the string which begins at `start`.
+/// Returns the position of the quote that ends the string whose first character is at `start`.
 fn string_end(text: &[u8], start: usize) -> Option<usize> {
     let mut at = start;
     loop {
-        match text.get(at)? {
-            b'"' => return Some(at),
-            b'\\' => at += 2,
-            _ => at += 1,
+        at += memchr2(b'"', b'\\', text.get(at..)?)?;
+        if text[at] == b'"' {
+            return Some(at);
         }
+        at += 2;
     }
 }
 
@@ -159,6 +251,24 @@ mod tests {
         ] {
             assert!(parse(text.as_bytes()).is_ok(), "{text}");
         }
+    }
+
+    #[test]
+    fn estimates_count_values_and_skip_texts() {
+        for (text, values) in [
+            ("1", 1),
+            (r#"{"a": 1}"#, 2),
+            (r#"[1, 2, [3, {"a": {}}]]"#, 8),
+            (r#"{"a": "[1, 2, {\"b\": 3}]", "c\\": ","}"#, 3),
+            (r#""unfinished \", [,,,"#, 1),
+        ] {
+            assert_eq!(estimate(text.as_bytes()).values, values, "{text}");
+        }
+        let dense = format!("[{}]", vec![r#"{"a":1}"#; 1000].join(","));
+        assert_eq!(estimate(dense.as_bytes()).values, 2001);
+        assert!(estimate(dense.as_bytes()).bytes > 80 * dense.len());
+        let long = format!("[\"{}\"]", "x".repeat(100_000));
+        assert!(estimate(long.as_bytes()).bytes < 101_000);
     }
 
     #[test]

@@ -22,11 +22,13 @@ use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Flag, Int, Path, Query};
 use crate::http::idempotency::Once;
+use crate::http::memory::Reservations;
 use crate::http::openapi::Refusals;
 use crate::http::page::Position;
 use crate::http::reply::{self, Envelope};
 use crate::http::time::Timestamp;
 use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::json;
 use crate::seal::Owner;
 use crate::sessions::{self, events};
 
@@ -182,7 +184,8 @@ pub async fn get_messages(
         return Err(Error::bad_because("invalid edit_strategies JSON", format_args!("{field}: {why}")));
     }
     let wanted = wanted(&app, &query)?;
-    let (mut rows, next) = read(&app, caller.project, session, &wanted).await?;
+    let reservations = Reservations::default();
+    let (rows, next) = read(&app, &reservations, caller.project, session, &wanted).await?;
     sealed::check_may_open(&caller.owner, &rows)?;
     let strategies = strategies.map_err(|refused| {
         let (ParseError::Malformed { field, why } | ParseError::Refused { field, why }) = refused;
@@ -207,8 +210,8 @@ pub async fn get_messages(
     let passed_on = strategies.is_empty() && shown::is_passed_on(&rows, target);
     let length = if passed_on { sealed::work(&rows) } else { rows.iter().map(Row::length).sum() };
     let owner = caller.owner.clone();
+    let rows = decrypt(&app, &reservations, owner, rows, passed_on).await?;
     let progress = converted(&app, length, move || {
-        sealed::open(&owner, &mut rows)?;
         if strategies.is_empty() && shown::is_plain(&rows, target) {
             return shown::write_plain(rows, target, &rest).map(Progress::Written);
         }
@@ -232,6 +235,28 @@ pub async fn get_messages(
         }
     };
     Ok(answer.into_response())
+}
+
+/// Decrypts messages, and reserves memory for the values of those that are to be converted.
+async fn decrypt(
+    app: &App,
+    reservations: &Reservations,
+    owner: Owner,
+    mut rows: Vec<Row>,
+    passed_on: bool,
+) -> Result<Vec<Row>> {
+    let length: usize = rows.iter().map(Row::length).sum();
+    if passed_on || length <= QUICK {
+        return converted(app, sealed::work(&rows), move || sealed::open(&owner, &mut rows).map(|()| rows)).await;
+    }
+    let (rows, estimate) = converted(app, length, move || {
+        sealed::open(&owner, &mut rows)?;
+        let estimate = rows.iter().map(|row| json::estimate(&row.content).bytes).sum();
+        Ok((rows, estimate))
+    })
+    .await?;
+    app.body_memory.reserve_values(reservations, estimate).await?;
+    Ok(rows)
 }
 
 /// How far an answer has come without looking for files.
@@ -272,6 +297,7 @@ fn wanted(app: &App, query: &GetMessages) -> Result<Wanted> {
 /// The messages of a page, oldest first, and where the next one begins if there is one.
 async fn read(
     app: &App,
+    reservations: &Reservations,
     project: ProjectId,
     session: SessionId,
     wanted: &Wanted,
@@ -281,11 +307,16 @@ async fn read(
     if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
         return Err(sessions::NOT_FOUND);
     }
-    for row in rows.iter_mut().take(wanted.limit).filter(|row| !row.is_whole()) {
-        let content = page::long_content(&mut conn, row.id, row.content_length).await?;
-        row.content = content.ok_or(sessions::NOT_FOUND)?;
-    }
+    drop(conn);
     rows.truncate(wanted.limit);
+    if rows.iter().any(|row| !row.is_whole()) {
+        let length = rows.iter().filter_map(|row| u64::try_from(row.content_length).ok()).sum();
+        app.body_memory.reserve_body(reservations, length).await?;
+        let mut conn = app.pages.acquire().await?;
+        if !page::load_contents(&mut conn, &mut rows).await? {
+            return Err(sessions::NOT_FOUND);
+        }
+    }
     let more = |row: &&Row| usize::try_from(row.there).is_ok_and(|there| there > rows.len());
     let next = rows.last().filter(more).map(Row::position);
     if wanted.newest_first {

@@ -15,13 +15,12 @@ use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{body_bytes, first_object, media_type};
 use crate::http::json::storable_object;
+use crate::http::memory::{Reservations, SHORT};
 use crate::http::upload::{File, Form, Rules};
 use crate::ids::{MessageId, SessionId};
 use crate::json;
 use crate::seal::Owner;
 
-/// Beyond this a message is worked on where it keeps no request waiting, in bytes.
-const SHORT: usize = 16 * 1024;
 /// Of what a client keeps with a message, in bytes.
 const MAX_USER_META: usize = 64 * 1024;
 /// Of the id of a tool's call, in bytes.
@@ -56,27 +55,23 @@ pub struct Draft {
 /// 400 that names the field, 413 for what is too large.
 pub async fn read(request: Request, app: &App) -> Result<Draft> {
     let limits = &app.config.limits;
+    let reservations = Reservations::of(request.extensions());
     if media_type(request.headers()) == "multipart/form-data" {
         let form = Form::read(request, app, &Rules::message(limits)).await?;
         let mut form = form.ok_or_else(|| Error::field("Content-Type", "has no boundary"))?;
-        let payload = match form.fields.remove("payload") {
-            Some(Value::String(text)) => text,
-            _ => String::new(),
-        };
+        let payload = form.take_text("payload");
         let (files, parts) = (form.files, limits.message_parts);
-        return on_the_side(app, payload.len(), move || {
-            Bound::of_payload(&payload)?.check(files, payload.len(), parts)
-        })
-        .await;
+        let read = move |payload: Bytes| Bound::of_payload(&payload)?.check(files, payload.len(), parts);
+        return app.body_memory.parse(&reservations, "payload", payload.into(), limits.json_values, read).await;
     }
-    let body = body_bytes(request, limits.json).await?;
-    let (length, parts) = (body.len(), limits.message_parts);
-    on_the_side(app, length, move || {
-        let fields = first_object(&body)?;
+    let body = body_bytes(request, app, limits.json).await?;
+    let parts = limits.message_parts;
+    let read = move |body: Bytes| {
+        let (fields, length) = (first_object(&body)?, body.len());
         drop(body);
         Bound::of_body(fields)?.check(Vec::new(), length, parts)
-    })
-    .await
+    };
+    app.body_memory.parse(&reservations, "body", body, limits.json_values, read).await
 }
 
 /// Does what may take long for a long text in a thread of its own, and no more of it at once than memory allows.
@@ -125,11 +120,10 @@ impl Bound {
         Ok(Self { blob, format, meta })
     }
 
-    fn of_payload(text: &str) -> Result<Self> {
+    fn of_payload(text: &[u8]) -> Result<Self> {
         let invalid =
             |why: &dyn std::fmt::Display| Error::bad_because("invalid payload json", format_args!("payload: {why}"));
-        let payload =
-            if text.is_empty() { Value::Null } else { json::parse(text.as_bytes()).map_err(|why| invalid(&why))? };
+        let payload = if text.is_empty() { Value::Null } else { json::parse(text).map_err(|why| invalid(&why))? };
         let mut fields = match payload {
             Value::Null => Map::new(),
             Value::Object(fields) => fields,

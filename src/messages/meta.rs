@@ -10,7 +10,7 @@ use super::store;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::http::extract::{Json, Path};
+use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
@@ -24,6 +24,10 @@ pub struct PatchMeta {
     #[schema(value_type = Object, required = true)]
     #[serde(default)]
     meta: Option<Map<String, Value>>,
+}
+
+impl RequestBody for PatchMeta {
+    const IS_FREE_FORM: bool = true;
 }
 
 /// What is kept with the message now.

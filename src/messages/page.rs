@@ -1,5 +1,7 @@
 //! A page of a session's messages, as it is read from the database: one query, whatever its size.
 
+use std::collections::HashMap;
+
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
@@ -14,7 +16,7 @@ pub struct Row {
     pub parent_id: Option<MessageId>,
     pub role: String,
     pub format: String,
-    /// JSON text, sealed or not; nothing as long as it [is not whole](Self::is_whole).
+    /// JSON text, sealed or not; empty until it is loaded, see [`Self::is_whole`].
     pub content: Vec<u8>,
     /// As which message it is sealed, if it is.
     pub sealed_as: Option<Uuid>,
@@ -39,7 +41,8 @@ impl Row {
         self.content.len() + self.meta.len() + self.user_meta.len()
     }
 
-    /// Whether the content came with the row; a long one is read with [`long_content`].
+    /// Returns `true` if the content is there. In a page over [`WITH_CONTENT`] it is loaded with [`load_contents`], once there is
+    /// memory for it.
     pub fn is_whole(&self) -> bool {
         usize::try_from(self.content_length).is_ok_and(|length| length == self.content.len())
     }
@@ -57,6 +60,9 @@ pub struct Wanted {
     /// How much of them, in bytes; one message is always shown.
     pub bytes: u64,
 }
+
+/// How large a page may be whose messages come with their content, in bytes.
+const WITH_CONTENT: i64 = 1 << 20;
 
 /// Messages of a session, in order of time: one more than the limit if there are as many, but no more than the bytes allow.
 /// Beside each stands how many there are up to one over the limit.
@@ -84,17 +90,18 @@ pub async fn list(
                    order by m.created_at desc limit $5
                ),
                summed as (
-                   select created_at,
+                   select created_at, size,
                           sum(size) over (order by created_at desc rows unbounded preceding) - size as before
                    from page
                ),
                edges as materialized (
                    select max(created_at) as first, min(created_at) filter (where before <= $6) as last,
-                          count(*) as there
+                          sum(size) filter (where before <= $6) as total, count(*) as there
                    from summed
                )
                select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format,
-                      case when octet_length(content) <= $7 then content else '' end as "content!",
+                      case when octet_length(content) <= $7 and (select total from edges) <= $8
+                           then content else '' end as "content!",
                       octet_length(content) as "content_length!", sealed_as, tokens,
                       meta::text as "meta!", user_meta::text as "user_meta!", open_calls::text, task_id,
                       session_task_process_status as status, created_at as "created_at: Timestamp",
@@ -109,6 +116,7 @@ pub async fn list(
             limit,
             bytes as _,
             i32::try_from(SLICE).unwrap_or(i32::MAX),
+            WITH_CONTENT as _,
         )
         .fetch_all(conn)
         .await
@@ -124,17 +132,18 @@ pub async fn list(
                    order by m.created_at limit $5
                ),
                summed as (
-                   select created_at,
+                   select created_at, size,
                           sum(size) over (order by created_at rows unbounded preceding) - size as before
                    from page
                ),
                edges as materialized (
                    select min(created_at) as first, max(created_at) filter (where before <= $6) as last,
-                          count(*) as there
+                          sum(size) filter (where before <= $6) as total, count(*) as there
                    from summed
                )
                select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format,
-                      case when octet_length(content) <= $7 then content else '' end as "content!",
+                      case when octet_length(content) <= $7 and (select total from edges) <= $8
+                           then content else '' end as "content!",
                       octet_length(content) as "content_length!", sealed_as, tokens,
                       meta::text as "meta!", user_meta::text as "user_meta!", open_calls::text, task_id,
                       session_task_process_status as status, created_at as "created_at: Timestamp",
@@ -149,10 +158,36 @@ pub async fn list(
             limit,
             bytes as _,
             i32::try_from(SLICE).unwrap_or(i32::MAX),
+            WITH_CONTENT as _,
         )
         .fetch_all(conn)
         .await
     }
+}
+
+/// Loads the contents that are missing in `rows`. Returns `false` if one of the messages was deleted in the meantime.
+pub async fn load_contents(conn: &mut PgConnection, rows: &mut [Row]) -> sqlx::Result<bool> {
+    let is_short = |row: &&Row| usize::try_from(row.content_length).is_ok_and(|length| length <= SLICE);
+    let short: Vec<_> = rows.iter().filter(|row| !row.is_whole()).filter(is_short).map(|row| row.id).collect();
+    if !short.is_empty() {
+        let found = sqlx::query!(
+            r#"select id as "id: MessageId", content from messages where id = any($1)"#,
+            &short as &[MessageId]
+        );
+        let mut contents: HashMap<_, _> =
+            found.fetch_all(&mut *conn).await?.into_iter().map(|row| (row.id, row.content)).collect();
+        for row in rows.iter_mut().filter(|row| !row.is_whole()) {
+            row.content = contents.remove(&row.id).unwrap_or_default();
+        }
+        conn.shrink_buffers();
+    }
+    for row in rows.iter_mut().filter(|row| !row.is_whole()) {
+        match long_content(conn, row.id, row.content_length).await? {
+            Some(content) => row.content = content,
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
 }
 
 /// The content of a message whose row came without it, of this length in bytes; `None` if the message is gone.

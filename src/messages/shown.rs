@@ -44,10 +44,13 @@ enum Said {
 /// Makes a conversation shorter; the page's messages before were `rows`.
 pub fn edit(rows: Vec<Row>, target: Format, strategies: &[Strategy], pin: Option<usize>) -> Result<Vec<Opened>> {
     let mut messages = Vec::with_capacity(rows.len());
+    let mut held = Held::default();
     for row in &rows {
         let body = json::parse_own(&row.content).map_err(|why| unreadable(row, &why))?;
         let tokens = usize::try_from(row.tokens).unwrap_or_default();
-        messages.push(edit::Message { parts: format::parts(format_of(row)?, body), tokens });
+        let parts = format::parts(format_of(row)?, body);
+        held.add(&parts)?;
+        messages.push(edit::Message { parts, tokens });
     }
     let mut rows: Vec<_> = rows.into_iter().map(Some).collect();
     let mut opened = Vec::with_capacity(rows.len());
@@ -76,7 +79,36 @@ fn format_of(row: &Row) -> Result<Format> {
 
 /// Takes those messages apart that are not in the format that is asked for.
 pub fn open(rows: Vec<Row>, target: Format) -> Result<Vec<Opened>> {
-    rows.into_iter().map(|row| open_one(row, target)).collect()
+    let mut held = Held::default();
+    let opened = rows.into_iter().map(|row| {
+        let message = open_one(row, target)?;
+        held.add(message.parts())?;
+        Ok(message)
+    });
+    opened.collect()
+}
+
+/// The JSON values of the messages that are held in memory together.
+#[derive(Default)]
+struct Held(json::Estimate);
+
+impl Held {
+    /// How much they may take, in bytes. Usual messages are mostly text and stay far below.
+    const MAX_BYTES: usize = 192 << 20;
+
+    fn add(&mut self, parts: &[Part]) -> Result<()> {
+        for part in parts {
+            self.0.add_object(&part.meta);
+            self.0.add_object(&part.extra);
+        }
+        if self.0.bytes > Self::MAX_BYTES {
+            return Err(Error::TooLarge(
+                "these messages have too many JSON values to be converted together: request fewer with a smaller limit"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
 }
 
 fn open_one(mut row: Row, target: Format) -> Result<Opened> {
@@ -235,6 +267,7 @@ fn write_all(
                     note_calls(&parts, &mut around.names);
                 }
                 let role = if row.role == Role::Assistant.as_str() { Role::Assistant } else { Role::User };
+                around.values.reset();
                 for item in format::write(target, role, &meta, parts, around) {
                     say(&mut out);
                     json::write(&item, out.end());

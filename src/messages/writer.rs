@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::store::{self, Buffer, NewMessage, Stored};
 use crate::app::App;
+use crate::db::pooler::PoolerCheck;
 use crate::error::{Error, Result, is_outage};
 
 /// How many messages are committed together at most.
@@ -27,8 +27,11 @@ const WAITING: usize = 1024;
 pub const LARGE: usize = 256 * 1024;
 /// How long one try may take. A batch takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// An unused connection is asked for a sign of life after this.
-const IDLE: Duration = Duration::from_secs(30);
+/// The connection is verified when the last time is longer ago than this.
+const VERIFY_EVERY: Duration = Duration::from_secs(1);
+
+/// Each batch is planned alike, because it is looked up by ids; a locked session is not waited for.
+const SETTINGS: &[(&str, &str)] = &[("plan_cache_mode", "force_generic_plan"), ("lock_timeout", "5s")];
 /// How often a batch is tried while the database comes and goes.
 const TRIES: usize = 3;
 
@@ -95,10 +98,13 @@ pub async fn run(app: App) -> anyhow::Result<()> {
 }
 
 async fn serve(app: App, mut inbox: mpsc::Receiver<Waiting>) {
-    // Each batch is planned alike: it is looked up by ids.
-    let options = app.db.connect_options().as_ref().clone();
-    let options = options.options([("plan_cache_mode", "force_generic_plan"), ("lock_timeout", "5s")]);
-    let mut line = Line { options, buffer: (&app.config.learning).into(), used: Instant::now(), conn: None };
+    let mut line = Line {
+        options: app.db.connect_options().as_ref().clone(),
+        pooler: app.pooler.clone(),
+        buffer: (&app.config.learning).into(),
+        verified: Instant::now(),
+        conn: None,
+    };
     let mut batch = Vec::new();
     while inbox.recv_many(&mut batch, BATCH).await > 0 {
         set_apart(&mut batch);
@@ -127,8 +133,9 @@ fn set_apart(batch: &mut Vec<Waiting>) {
 /// The connection, made anew when it is lost.
 struct Line {
     options: PgConnectOptions,
+    pooler: PoolerCheck,
     buffer: Buffer,
-    used: Instant,
+    verified: Instant,
     conn: Option<PgConnection>,
 }
 
@@ -175,17 +182,24 @@ impl Line {
     }
 
     async fn attempt(&mut self, messages: &[NewMessage], unsure: bool) -> sqlx::Result<Vec<Option<Stored>>> {
-        // A connection that nobody used for a while may be gone without a word.
-        let stale = self.used.elapsed() > IDLE;
-        let conn = match self.conn.take() {
-            Some(mut conn) if stale => conn.ping().await.ok().map(|()| conn),
-            conn => conn,
+        let mut conn = self.conn.take();
+        if let Some(unverified) = &mut conn
+            && self.verified.elapsed() > VERIFY_EVERY
+        {
+            match self.pooler.verify(unverified).await {
+                Ok(()) => self.verified = Instant::now(),
+                Err(error @ sqlx::Error::PoolClosed) => return Err(error),
+                // It was lost while it was idle.
+                Err(_) => conn = None,
+            }
+        }
+        let conn = if let Some(conn) = conn {
+            self.conn.insert(conn)
+        } else {
+            let conn = self.pooler.connect(&self.options, SETTINGS).await?;
+            self.verified = Instant::now();
+            self.conn.insert(conn)
         };
-        let conn = match conn {
-            Some(conn) => self.conn.insert(conn),
-            None => self.conn.insert(self.options.connect().await?),
-        };
-        self.used = Instant::now();
         if unsure {
             let ids: Vec<_> = messages.iter().map(|message| message.id).collect();
             let found = store::get_stored(conn, &ids).await?;

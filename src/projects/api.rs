@@ -9,7 +9,7 @@ use super::keys::{self, Made};
 use super::store;
 use crate::app::App;
 use crate::error::{Error, Result};
-use crate::http::extract::{Json, Path};
+use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
@@ -25,6 +25,10 @@ pub struct CreateProject {
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     configs: Option<Map<String, Value>>,
+}
+
+impl RequestBody for CreateProject {
+    const IS_FREE_FORM: bool = true;
 }
 
 #[derive(Serialize, utoipa::ToSchema)]

@@ -83,7 +83,7 @@ pub async fn update_project_configs(
     once: Once,
     request: Request,
 ) -> Result<Response> {
-    let patch = read(request).await?;
+    let patch = read(&app, request).await?;
     patch.iter().try_for_each(|(name, value)| check(name, value))?;
     let mut act = once.begin(&app).await?;
     store::lock(&mut act, caller.project).await?.ok_or(UNAUTHORIZED)?;
@@ -97,8 +97,8 @@ pub async fn update_project_configs(
     Ok(answer)
 }
 
-async fn read(request: Request) -> Result<Map<String, Value>> {
-    let body = body_bytes(request, MAX_PATCH).await.map_err(|fault| match fault {
+async fn read(app: &App, request: Request) -> Result<Map<String, Value>> {
+    let body = body_bytes(request, app, MAX_PATCH).await.map_err(|fault| match fault {
         Error::TooLarge(_) => Error::TooLarge(NO_PATCH.into()),
         fault => fault,
     })?;

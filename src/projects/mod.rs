@@ -6,6 +6,7 @@ pub mod api;
 pub mod configs;
 pub mod encryption;
 pub mod keys;
+pub mod pepper;
 pub mod root;
 pub mod store;
 pub mod usage_store;

@@ -3,17 +3,15 @@
 //! A later start changes that key only if the configured token differs from the one applied last, so that a key rotated
 //! meanwhile survives a restart. It refuses to while the project is encrypted: the new key could not open its content.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use secrecy::ExposeSecret;
 use serde_json::json;
 
-use super::store::{self, NewKey};
+use super::pepper;
+use super::store::{self, NewKey, ROOT_TOKEN};
 use crate::app::App;
 use crate::crypto::ProjectKey;
 use crate::ids::ProjectId;
-
-/// The look-up value of the token that was applied last.
-const APPLIED: &str = "root_key_hmac";
 
 /// Sees to the default project. Several processes may do this at once.
 ///
@@ -28,8 +26,9 @@ pub async fn ensure(app: &App) -> anyhow::Result<ProjectId> {
 
     let mut tx = app.begin().await?;
     sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd root project'))").fetch_one(&mut *tx).await?;
+    pepper::record(&mut tx, &app.config.keys).await?;
     let root = store::lock_root(&mut tx).await?;
-    let applied = store::get_state(&mut tx, APPLIED).await?;
+    let applied = store::get_state(&mut tx, ROOT_TOKEN).await?;
     let project = match root {
         Some((project, _)) if applied.as_deref() == Some(lookup.as_str()) => project,
         Some((_, true)) => bail!(
@@ -37,17 +36,32 @@ pub async fn ensure(app: &App) -> anyhow::Result<ProjectId> {
              token could not open its content; set the former token, or decrypt the project first"
         ),
         Some((project, false)) => {
-            store::update_key(&mut tx, project, &hashed(key, lookup.clone(), app).await?).await?;
+            let new = hashed(key, lookup.clone(), app).await?;
+            let updated = store::update_key(&mut tx, project, &new).await;
+            updated.map_err(taken_or)?;
+            // It is current again, whether or not it was rotated before.
+            store::delete_replaced_key(&mut tx, &lookup).await?;
             project
         }
         None => {
             let new = hashed(key, lookup.clone(), app).await?;
-            store::insert(&mut tx, &new, Some(json!({"__default_init_project__": true}))).await?
+            let inserted = store::insert(&mut tx, &new, Some(json!({"__default_init_project__": true}))).await;
+            inserted.map_err(taken_or)?
         }
     };
-    store::set_state(&mut tx, APPLIED, &lookup).await?;
+    store::set_state(&mut tx, ROOT_TOKEN, &lookup).await?;
     tx.commit().await?;
     Ok(project)
+}
+
+/// Explains the violation of the unique index on keys.
+fn taken_or(error: sqlx::Error) -> anyhow::Error {
+    match &error {
+        sqlx::Error::Database(inner) if inner.constraint() == Some("projects_secret_key_hmac") => anyhow!(
+            "ROOT_API_BEARER_TOKEN is the key of another project: set it to the former token, or to a new random text"
+        ),
+        _ => error.into(),
+    }
 }
 
 async fn hashed(key: ProjectKey, secret_key_hmac: String, app: &App) -> anyhow::Result<NewKey> {

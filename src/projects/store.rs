@@ -147,10 +147,11 @@ pub async fn lock(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<O
 /// How long the answer that told a new key can be asked for again with the old one.
 const REPLACED: Duration = Duration::from_hours(24);
 
-/// Notes that a project's key was replaced.
+/// Records that a project's key was rotated. The key may have been rotated before and set again by a start with that root token.
 pub async fn insert_replaced(conn: &mut PgConnection, project: ProjectId, secret_key_hmac: &str) -> sqlx::Result<()> {
     sqlx::query!(
-        "insert into replaced_keys (secret_key_hmac, project_id) values ($1, $2)",
+        "insert into replaced_keys (secret_key_hmac, project_id) values ($1, $2)
+         on conflict (secret_key_hmac) do update set project_id = excluded.project_id, replaced_at = now()",
         secret_key_hmac,
         project as _
     )
@@ -169,6 +170,11 @@ pub async fn get_replaced(conn: &mut PgConnection, secret_key_hmac: &str) -> sql
         interval(REPLACED) as _
     );
     Ok(row.fetch_optional(conn).await?.map(|row| (row.id, row.encryption_enabled)))
+}
+
+/// Removes the record of one rotated key.
+pub async fn delete_replaced_key(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<()> {
+    sqlx::query!("delete from replaced_keys where secret_key_hmac = $1", secret_key_hmac).execute(conn).await.map(drop)
 }
 
 /// Forgets keys that were replaced long ago.
@@ -195,3 +201,42 @@ pub async fn set_state(conn: &mut PgConnection, name: &str, value: &str) -> sqlx
     .await
     .map(drop)
 }
+
+/// What a database tells about the pepper that it was set up with.
+pub struct PepperEvidence {
+    /// The recorded digest of the pepper.
+    pub digest: Option<String>,
+    pub has_projects: bool,
+    /// Lookup hashes of the default project's key and of the root token that was applied last.
+    pub root_lookups: Vec<String>,
+}
+
+impl PepperEvidence {
+    /// Returns `true` if anything in the database depends on a pepper.
+    pub fn is_set_up(&self) -> bool {
+        self.digest.is_some() || self.has_projects
+    }
+}
+
+/// Returns `None` if the database has no tables yet.
+pub async fn get_pepper_evidence(conn: &mut PgConnection, digest: &str) -> sqlx::Result<Option<PepperEvidence>> {
+    let tables = sqlx::query_scalar!(
+        r#"select to_regclass('projects') is not null and to_regclass('server_state') is not null as "exist!""#
+    );
+    if !tables.fetch_one(&mut *conn).await? {
+        return Ok(None);
+    }
+    let row = sqlx::query!(
+        r#"select (select value from server_state where name = $1) as digest,
+                  exists (select from projects) as "has_projects!",
+                  array(select secret_key_hmac::text from projects where configs @> '{"__default_init_project__": true}'
+                        union all select value from server_state where name = $2) as "root_lookups!""#,
+        digest,
+        ROOT_TOKEN
+    );
+    let row = row.fetch_one(conn).await?;
+    Ok(Some(PepperEvidence { digest: row.digest, has_projects: row.has_projects, root_lookups: row.root_lookups }))
+}
+
+/// The name in `server_state` of the lookup hash of the root token that was applied last.
+pub const ROOT_TOKEN: &str = "root_key_hmac";

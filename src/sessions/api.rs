@@ -10,7 +10,7 @@ use super::{NOT_FOUND, Session};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
-use crate::http::extract::{Fields, Flag, Path, Query};
+use crate::http::extract::{Fields, Flag, Path, Query, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::{contained_object, storable_object};
 use crate::http::openapi::Refusals;
@@ -37,6 +37,10 @@ pub struct CreateSession {
     #[serde(default)]
     #[schema(value_type = Option<uuid::Uuid>)]
     use_uuid: Option<String>,
+}
+
+impl RequestBody for CreateSession {
+    const IS_FREE_FORM: bool = true;
 }
 
 /// Create a session

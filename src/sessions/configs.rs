@@ -9,7 +9,7 @@ use super::{NOT_FOUND, Session, store};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::http::extract::{Json, Path};
+use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
@@ -41,6 +41,10 @@ pub struct SessionConfigs {
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     configs: Option<Map<String, Value>>,
+}
+
+impl RequestBody for SessionConfigs {
+    const IS_FREE_FORM: bool = true;
 }
 
 /// Replace a session's configs

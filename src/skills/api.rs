@@ -18,7 +18,8 @@ use crate::disks::path;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Once;
-use crate::http::json::{object_in, storable_object};
+use crate::http::json::{long_object_in, storable_object};
+use crate::http::memory::Reservations;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
 use crate::http::reply::{self, Done, Envelope};
@@ -55,6 +56,7 @@ pub struct CreateSkill {
     responses((status = 201, body = Envelope<Skill>), Refusals))]
 pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, request: Request) -> Result<Response> {
     caller.owner.check_may_store()?;
+    let reservations = Reservations::of(request.extensions());
     let mut form = Form::read(request, &app, &Rules::archive(&app.config.limits)).await?.unwrap_or_default();
     once.look(&app).await?;
     let file = form.files.pop().ok_or_else(|| Error::bad_because("parameter error", "file is required"))?;
@@ -63,10 +65,11 @@ pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, re
         return Err(Error::bad_because("parameter error", "file must be a zip archive"));
     }
     let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
-    let meta = kept(text("meta"), app.config.limits.meta)?;
     let user = Some(text("user")).filter(|user| !user.is_empty());
     let user = user.map(|user| Identifier::try_from(user.to_owned())).transpose();
     let user = user.map_err(|wrong| Error::field("user", wrong))?;
+    let meta = form.take_text("meta");
+    let meta = user_meta(&app, &reservations, meta).await?;
     let archive = Arc::new(file.content);
     for _ in 0..TRIES {
         let prepared = upload::unpack(&app, &caller.owner, &archive).await?;
@@ -80,11 +83,11 @@ pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, re
     Err(Error::unavailable(RACED))
 }
 
-/// What a client keeps with a skill: a JSON object as text, or nothing.
-fn kept(text: &str, limit: u64) -> Result<Option<Map<String, Value>>> {
-    let meta = object_in("meta", "invalid meta JSON format", text)?;
+/// Parses the user metadata of a skill: a JSON object as text, or an empty text.
+async fn user_meta(app: &App, reservations: &Reservations, text: String) -> Result<Option<Map<String, Value>>> {
+    let meta = long_object_in(app, reservations, "meta", "invalid meta JSON format", text).await?;
     if let Some(meta) = &meta {
-        storable_object("meta", meta, limit)?;
+        storable_object("meta", meta, app.config.limits.meta)?;
     }
     Ok(meta)
 }

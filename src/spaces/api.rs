@@ -10,7 +10,7 @@ use super::{NOT_FOUND, Space, defaults};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
-use crate::http::extract::{Json, Path, Query};
+use crate::http::extract::{Json, Path, Query, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::{contained_object, storable_object};
 use crate::http::openapi::Refusals;
@@ -30,6 +30,10 @@ pub struct CreateSpace {
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     meta: Option<Map<String, Value>>,
+}
+
+impl RequestBody for CreateSpace {
+    const IS_FREE_FORM: bool = true;
 }
 
 /// Create a learning space
@@ -124,6 +128,10 @@ pub struct UpdateSpace {
     #[serde(default)]
     #[schema(value_type = Object, required = true)]
     meta: Option<Map<String, Value>>,
+}
+
+impl RequestBody for UpdateSpace {
+    const IS_FREE_FORM: bool = true;
 }
 
 /// Change what is kept with a learning space

@@ -8,7 +8,7 @@ use super::{NOT_FOUND, SpaceSession, store};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::http::extract::{Params, Path};
+use crate::http::extract::{Params, Path, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Envelope};
@@ -28,6 +28,10 @@ pub struct LearnSession {
     #[serde(default)]
     #[schema(value_type = SessionId, required = true)]
     session_id: Option<String>,
+}
+
+impl RequestBody for LearnSession {
+    const IS_FREE_FORM: bool = false;
 }
 
 /// Learn a session

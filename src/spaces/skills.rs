@@ -8,7 +8,7 @@ use super::{NOT_FOUND, SpaceSkill, store};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::http::extract::{Json, Path};
+use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::reply::{self, Done, Envelope};
@@ -21,6 +21,10 @@ pub struct IncludeSkill {
     #[serde(default)]
     #[schema(value_type = SkillId, required = true)]
     skill_id: Option<String>,
+}
+
+impl RequestBody for IncludeSkill {
+    const IS_FREE_FORM: bool = false;
 }
 
 /// Put a skill into a learning space

@@ -174,19 +174,45 @@ async fn a_full_disk_is_unavailable_and_leaves_nothing() {
     assert_eq!(store.read("p1/a").await.unwrap(), "content");
 }
 
+/// However young it is: a process that starts again within a second must not leave uploads of encrypted projects in plaintext.
 #[test]
-fn what_a_killed_process_left_in_its_spool_is_removed_by_the_next() {
+fn what_a_killed_process_left_in_its_spool_is_removed_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    let left = folder.path().join("tmp/left");
-    std::fs::create_dir_all(&left).unwrap();
-    std::fs::write(left.join("lock"), "").unwrap();
-    std::fs::write(left.join("half"), "half an upload").unwrap();
-    let old = std::time::SystemTime::now() - std::time::Duration::from_mins(1);
-    std::fs::File::options().write(true).open(left.join("lock")).unwrap().set_modified(old).unwrap();
+    let tmp = folder.path().join("tmp");
+    for (name, files) in [
+        ("of-a-killed-process", &["lock", "half-an-upload"][..]),
+        ("without-its-lock", &["half-an-upload"]),
+        ("new-and-locked-by-nobody", &["lock"]),
+        ("new-and-empty", &[]),
+    ] {
+        std::fs::create_dir_all(tmp.join(name)).unwrap();
+        for file in files {
+            std::fs::write(tmp.join(name).join(file), "bytes").unwrap();
+        }
+    }
+    std::fs::write(tmp.join("a-file"), "bytes").unwrap();
+    // Another process that starts at this moment: it has not yet given its folder its name.
+    let starting = tmp.join("new-and-locked");
+    std::fs::create_dir(&starting).unwrap();
+    let lock = std::fs::File::create(starting.join("lock")).unwrap();
+    lock.try_lock().unwrap();
+
     let living = SpoolDir::open(folder.path()).unwrap();
-    assert!(!left.exists());
+    let folders = || std::fs::read_dir(&tmp).unwrap().count();
+    assert!(starting.exists(), "the folder of a process that starts was removed");
+    assert_eq!(folders(), 2, "{:?}", walk(&tmp));
+    drop(lock);
     let second = SpoolDir::open(folder.path()).unwrap();
-    let folders = || std::fs::read_dir(folder.path().join("tmp")).unwrap().count();
-    assert_eq!(folders(), 2, "one that is in use was removed");
+    assert_eq!(folders(), 2, "one that is in use was removed, or another one was not");
     drop((living, second));
+}
+
+#[test]
+fn processes_that_start_at_the_same_moment_do_not_remove_each_others_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let opened: Vec<_> = std::thread::scope(|scope| {
+        let opening: Vec<_> = (0..8).map(|_| scope.spawn(|| SpoolDir::open(folder.path()).unwrap())).collect();
+        opening.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert_eq!(std::fs::read_dir(folder.path().join("tmp")).unwrap().count(), opened.len());
 }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use acontextd::crypto::ProjectKey;
 use acontextd::jobs::wake;
+use acontextd::projects::root;
 use axum::http::{Method, StatusCode};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::support::client::{Answer, Client};
-use crate::support::{PEPPER, Setup, TestApp, eventually, run};
+use crate::support::{PEPPER, Setup, TestApp, eventually, run, run_with};
 
 const REPLACE: &str = "/admin/v1/project/secret_key";
 
@@ -49,6 +50,47 @@ async fn a_replaced_key_opens_nothing_and_the_new_one_everything() {
         let third = renewed(&new, &replace(&new).await);
         new.get("/api/v1/ping").await.assert_refused(401, "Unauthorized");
         third.get("/api/v1/ping").await.assert_status(200);
+    })
+    .await;
+}
+
+/// A root token that was rotated, replaced by another one at a start and set again at the next can be rotated again.
+#[tokio::test]
+async fn rotations_and_starts_with_other_tokens_work_in_any_order() {
+    let setup = |token: &str| Setup::default().with("ROOT_API_BEARER_TOKEN", token);
+    run_with(setup("token-a"), async |app| {
+        root::ensure(&app.app).await.unwrap();
+        let rotate = async |token: &str| renewed(&app.client(), &replace(&app.client().with_key(token)).await);
+        let start = async |token: &str| {
+            let started = app.twin(setup(token)).await;
+            root::ensure(&started.app).await.unwrap();
+            app.app.keys.forget_all();
+        };
+        for _ in 0..3 {
+            let rotated = rotate("sk-ac-token-a").await;
+            rotated.get("/api/v1/ping").await.assert_status(200);
+            start("token-b").await;
+            start("token-a").await;
+            rotate("sk-ac-token-a").await.get("/api/v1/ping").await.assert_status(200);
+            start("token-a").await;
+            app.client().with_key("sk-ac-token-a").get("/api/v1/ping").await.assert_refused(401, "Unauthorized");
+            start("token-b").await;
+            rotate("sk-ac-token-b").await;
+            start("token-a").await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_root_token_must_not_be_the_key_of_another_project() {
+    run_with(Setup::default().with("ROOT_API_BEARER_TOKEN", "token-a"), async |app| {
+        root::ensure(&app.app).await.unwrap();
+        let other = app.old_style_project().await;
+        let token = other.key().strip_prefix("sk-ac-").unwrap();
+        let started = app.twin(Setup::default().with("ROOT_API_BEARER_TOKEN", token)).await;
+        let refusal = root::ensure(&started.app).await.unwrap_err().to_string();
+        assert!(refusal.contains("ROOT_API_BEARER_TOKEN") && refusal.contains("another project"), "{refusal}");
     })
     .await;
 }

@@ -245,7 +245,7 @@ fn block(mut part: Part, around: &Surroundings) -> Option<Object> {
             let data = take_filled(&mut part.meta, "data")?;
             return Some(object([("type", "redacted_thinking".into()), ("data", data.into())]));
         }
-        Kind::ToolCall => tool_use(part.meta)?,
+        Kind::ToolCall => tool_use(part.meta, around)?,
         Kind::ToolResult => result_block(part)?,
         Kind::Data => return None,
         Kind::Image | Kind::Audio | Kind::Video | Kind::File => media_block(Media::of(part, around))?,
@@ -256,10 +256,10 @@ fn block(mut part: Part, around: &Surroundings) -> Option<Object> {
     Some(block)
 }
 
-fn tool_use(mut meta: Object) -> Option<Object> {
+fn tool_use(mut meta: Object, around: &Surroundings) -> Option<Object> {
     let id = take_filled(&mut meta, "id")?;
     let name = take_filled(&mut meta, "name")?;
-    let input = Value::Object(arguments(&mut meta));
+    let input = Value::Object(arguments(&mut meta, &around.values));
     Some(object([("type", "tool_use".into()), ("id", id.into()), ("name", name.into()), ("input", input)]))
 }
 

@@ -9,7 +9,7 @@ use super::value::{
     text_at, text_part, unknown,
 };
 use super::{Answer, Call, Format, Refused, Surroundings};
-use crate::json;
+use crate::json::ValueBudget;
 use crate::messages::parts::{Kind, Part, Role};
 
 /// What a part has besides objects.
@@ -279,7 +279,10 @@ pub(super) fn edit(body: &mut Object, changes: &mut Changes<'_>) {
                 answer.remove("parts");
             }
             answer.remove("response");
-            answer.extend(response(text.to_owned()).map(|response| ("response".to_owned(), Value::Object(response))));
+            answer.extend(
+                response(text.to_owned(), &ValueBudget::default())
+                    .map(|response| ("response".to_owned(), Value::Object(response))),
+            );
         }
     }
 }
@@ -319,17 +322,17 @@ fn one_part(mut part: Part, around: &Surroundings) -> Option<Object> {
             }
             Some(said)
         }
-        Kind::ToolCall => call(part.meta),
+        Kind::ToolCall => call(part.meta, around),
         Kind::ToolResult => Some(answer(part, around)),
         Kind::Image | Kind::Audio | Kind::Video | Kind::File => media_part(Media::of(part, around)),
         Kind::Data | Kind::RedactedThinking => None,
     }
 }
 
-fn call(mut meta: Object) -> Option<Object> {
+fn call(mut meta: Object, around: &Surroundings) -> Option<Object> {
     let mut call = object([("name", take_filled(&mut meta, "name")?.into())]);
     call.extend(take_filled(&mut meta, "id").map(|id| ("id".to_owned(), id.into())));
-    let args = arguments(&mut meta);
+    let args = arguments(&mut meta, &around.values);
     if !args.is_empty() {
         call.insert("args".into(), Value::Object(args));
     }
@@ -344,15 +347,15 @@ fn answer(mut part: Part, around: &Surroundings) -> Object {
     let name = name.or_else(|| around.names.get(id.as_ref()?).cloned()).or_else(|| id.clone());
     let mut answer = object([("name", name.unwrap_or_else(|| "unknown".into()).into())]);
     answer.extend(id.map(|id| ("id".to_owned(), id.into())));
-    answer.extend(response(part.text).map(|response| ("response".to_owned(), Value::Object(response))));
+    answer.extend(response(part.text, &around.values).map(|response| ("response".to_owned(), Value::Object(response))));
     object([("functionResponse", Value::Object(answer))])
 }
 
 /// What a function returned, as the object that it has to be.
-fn response(text: String) -> Option<Object> {
-    match json::parse(text.as_bytes()) {
-        Ok(Value::Object(response)) => Some(response),
-        Ok(Value::Null) => None,
+fn response(text: String, values: &ValueBudget) -> Option<Object> {
+    match values.parse(&text) {
+        Some(Value::Object(response)) => Some(response),
+        Some(Value::Null) => None,
         _ if text.is_empty() => None,
         _ => Some(object([("output", text.into())])),
     }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 
 use super::parts::{Asset, Part, Role};
+use crate::json::ValueBudget;
 
 mod acontext;
 mod anthropic;
@@ -175,6 +176,8 @@ pub struct Surroundings {
     pub contents: HashMap<String, String>,
     /// Names of the functions that tool calls of this page call, by the id of the call.
     pub names: HashMap<String, String>,
+    /// How many values may still be parsed from texts of the current message: arguments of tool calls, and results.
+    pub values: ValueBudget,
 }
 
 /// A stored message in another format than its own, as one or more messages of that format. (More than one: `OpenAI`

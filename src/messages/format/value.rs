@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{Format, Refused};
-use crate::json;
+use crate::json::ValueBudget;
 use crate::messages::parts::{Kind, Part};
 
 pub(super) type Object = Map<String, Value>;
@@ -106,16 +106,14 @@ pub(super) fn keep_cache_control(from: &mut Object, meta: &mut Object) {
     }
 }
 
-/// The arguments of a tool call as the object that Anthropic and Gemini want. What is none is wrapped:
-/// `{"input": ...}`.
-pub(super) fn arguments(meta: &mut Object) -> Object {
+/// Returns the arguments of a tool call as the object that Anthropic and Gemini require. Any other value, and a text with more
+/// values than the budget allows, is wrapped: `{"input": ...}`.
+pub(super) fn arguments(meta: &mut Object, values: &ValueBudget) -> Object {
     let value = meta.remove("arguments").unwrap_or_default();
     // The input of a custom tool is a plain text, even if it looks like something else.
     let value = match value {
         Value::String(text) if text.trim().is_empty() => Value::Null,
-        Value::String(text) if text_at(meta, "type") != "custom" => {
-            json::parse(text.as_bytes()).unwrap_or(Value::String(text))
-        }
+        Value::String(text) if text_at(meta, "type") != "custom" => values.parse(&text).unwrap_or(Value::String(text)),
         value => value,
     };
     match value {

@@ -9,7 +9,7 @@ use super::{Event, store};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
-use crate::http::extract::{Json, Path, Query};
+use crate::http::extract::{Json, Path, Query, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
@@ -31,6 +31,10 @@ pub struct AddEvent {
     #[serde(default)]
     #[schema(value_type = Object)]
     data: Option<Map<String, Value>>,
+}
+
+impl RequestBody for AddEvent {
+    const IS_FREE_FORM: bool = true;
 }
 
 /// Tell an event

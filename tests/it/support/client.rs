@@ -37,7 +37,7 @@ impl Client {
     }
 
     pub fn request(&self, method: Method, path: &str) -> axum::http::request::Builder {
-        let request = Request::builder().method(method).uri(path);
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
         match &self.key {
             Some((_, key)) => request.header(header::AUTHORIZATION, format!("Bearer {key}")),
             None => request,

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod memory;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod program;
 pub mod s3;
@@ -18,9 +19,9 @@ use acontextd::blob::Blobs;
 use acontextd::blob::spool::SpoolDir;
 use acontextd::config::Config;
 use acontextd::crypto::ProjectKey;
+use acontextd::db::pooler::PoolerCheck;
 use acontextd::jobs::{self, Kinds};
 use serde_json::json;
-use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnectOptions;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -95,6 +96,7 @@ impl TestApp {
         let parts = Parts {
             config: config(&setup.settings),
             database: database.clone(),
+            pooler: PoolerCheck::default(),
             blobs: store,
             spool: SpoolDir::open(folder.path()).unwrap(),
             port: 8029,
@@ -175,8 +177,7 @@ impl TestApp {
         for table in self.tables().await {
             let rows = format!("select count(*) from \"{table}\" t where t::text like any($1)");
             let patterns: Vec<String> = forms.iter().map(|form| format!("%{form}%")).collect();
-            let count: i64 =
-                sqlx::query_scalar(AssertSqlSafe(rows)).bind(patterns).fetch_one(&self.app.db).await.unwrap();
+            let count: i64 = sqlx::query_scalar(&rows).bind(patterns).fetch_one(&self.app.db).await.unwrap();
             if count > 0 {
                 found.push(table);
             }
@@ -200,7 +201,7 @@ impl TestApp {
         for table in self.tables().await.into_iter().filter(|table| table != "kept_answers") {
             let rows =
                 format!("select coalesce(md5(string_agg(t::text, ',' order by t::text)), '') from \"{table}\" t");
-            let rows: String = sqlx::query_scalar(AssertSqlSafe(rows)).fetch_one(&self.app.db).await.unwrap();
+            let rows: String = sqlx::query_scalar(&rows).fetch_one(&self.app.db).await.unwrap();
             state.insert(table, rows);
         }
         state

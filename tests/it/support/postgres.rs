@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use acontextd::db::pooler::PoolerCheck;
 use acontextd::embedded::postgres::{Postgres, Tuning};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
@@ -16,8 +17,8 @@ async fn start() -> Postgres {
     let tuning = Tuning { max_connections: 500, fsync: false, ..Tuning::default() };
     let postgres = Postgres::start(&folder, None, tuning).await.unwrap();
     let mut conn = postgres.options().connect().await.unwrap();
-    sqlx::query(AssertSqlSafe(format!("create database {TEMPLATE}"))).execute(&mut conn).await.unwrap();
-    let pool = acontextd::db::pool(postgres.options().database(TEMPLATE), 2);
+    sqlx::query(&format!("create database {TEMPLATE}")).execute(&mut conn).await.unwrap();
+    let pool = acontextd::db::pool(postgres.options().database(TEMPLATE), 2, &PoolerCheck::default());
     acontextd::db::migrate(&pool).await.unwrap();
     pool.close().await;
     conn.close().await.unwrap();
@@ -49,7 +50,7 @@ pub async fn new_database() -> PgConnectOptions {
     let mut conn = postgres.options().database("postgres").connect().await.unwrap();
     let create = format!("create database {name} template {TEMPLATE}");
     // Two of them at once can find the template in use.
-    while sqlx::query(AssertSqlSafe(create.clone())).execute(&mut conn).await.is_err() {
+    while sqlx::query(&create).execute(&mut conn).await.is_err() {
         tokio::task::yield_now().await;
     }
     conn.close().await.unwrap();

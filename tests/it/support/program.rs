@@ -23,23 +23,34 @@ pub struct Program {
 }
 
 impl Program {
+    /// Runs it with settings that it refuses, and returns what it says.
+    pub fn refusal(folder: &Path, settings: &[(&str, &str)]) -> String {
+        let output = command(folder, settings).output().unwrap();
+        assert!(!output.status.success(), "it started");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
     /// Starts it and returns when it listens: it says so last of all.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::try_start(folder, settings).unwrap_or_else(|| {
+            panic!("it did not start: {}", std::fs::read_to_string(folder.join("program.log")).unwrap())
+        })
+    }
+
+    /// Starts it; `None` if it ends before it listens.
+    pub fn try_start(folder: &Path, settings: &[(&str, &str)]) -> Option<Self> {
         let log = folder.join("program.log");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_acontextd"))
-            .env_clear()
-            .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
-            .env("ACONTEXTD_DATA_DIR", folder)
-            .env("API_EXPORT_PORT", "0")
-            .envs(settings.iter().copied())
+        let mut child = command(folder, settings)
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let base = lines.find_map(|line| Some(line.trim().strip_prefix("base URL")?.trim().to_owned()));
-        let Some(base) = base else { panic!("it did not start: {}", std::fs::read_to_string(&log).unwrap()) };
-        Self { child, url: base.trim_end_matches("/api/v1").to_owned(), log }
+        let mut program = Self { child, url: String::new(), log };
+        // Without an address it has ended, and is waited for when this is dropped.
+        base?.trim_end_matches("/api/v1").clone_into(&mut program.url);
+        Some(program)
     }
 
     /// kill -9.
@@ -71,6 +82,13 @@ impl Program {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
+}
+
+fn command(folder: &Path, settings: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_acontextd"));
+    command.env_clear().env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin").env("ACONTEXTD_DATA_DIR", folder);
+    command.env("API_EXPORT_PORT", "0").envs(settings.iter().copied());
+    command
 }
 
 impl Drop for Program {

@@ -151,7 +151,7 @@ fn said_of_file(part: &Value, links: bool, contents: Option<&str>) -> [Value; 3]
     let around = Surroundings {
         links: if links { one("https://me/link") } else { HashMap::new() },
         contents: contents.map(one).unwrap_or_default(),
-        names: HashMap::new(),
+        ..Surroundings::default()
     };
     [(Format::OpenAi, "content"), (Format::Anthropic, "content"), (Format::Gemini, "parts")].map(|(target, list)| {
         let parts = parts(Format::Acontext, json!({"parts": [part]}));

@@ -1,4 +1,6 @@
-//! The connection pool and the migrations.
+//! The connection pools and the migrations.
+
+pub mod pooler;
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,48 +11,73 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgPool, Postgres, Transaction};
+use sqlx::{PgPool, Postgres, Transaction};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 /// One for the program and all its tests: each use of the macro would embed another copy.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 
-/// For so long a connection is taken to be as it was.
-const FRESH: Duration = Duration::from_secs(1);
+use pooler::PoolerCheck;
 
-/// Opens the pool. Connections are made when they are needed.
-pub fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
+/// Connections that were idle for longer are checked before they are used again.
+const CHECK_AFTER_IDLE: Duration = Duration::from_secs(1);
+
+/// Planner settings for reading pages of messages. That statement uses one index whatever the session, so it is planned once for
+/// each connection: planning takes longer than running it, and without these settings Postgres plans it again for each limit,
+/// or reads the whole session and sorts it.
+const PAGE_SETTINGS: &[(&str, &str)] = &[
+    ("enable_bitmapscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_seqscan", "off"),
+    ("enable_sort", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+];
+
+/// Opens a pool of at most `size` connections, which are established on demand.
+pub fn pool(options: PgConnectOptions, size: u32, pooler: &PoolerCheck) -> PgPool {
+    pool_with(options, size, pooler, &[])
+}
+
+/// Opens a pool for reading pages of messages and nothing else.
+pub fn page_pool(options: PgConnectOptions, size: u32, pooler: &PoolerCheck) -> PgPool {
+    pool_with(options, size, pooler, PAGE_SETTINGS)
+}
+
+fn pool_with(
+    options: PgConnectOptions,
+    size: u32,
+    pooler: &PoolerCheck,
+    settings: &'static [(&'static str, &'static str)],
+) -> PgPool {
+    let (connecting, acquiring) = (pooler.clone(), pooler.clone());
     PgPoolOptions::new()
-        .max_connections(connections)
+        .max_connections(size)
         .acquire_timeout(Duration::from_secs(5))
         .max_lifetime(Duration::from_hours(1))
         .idle_timeout(Duration::from_mins(5))
-        // A connection gives a sign of life when it comes back; one that was used a moment ago need not give another.
+        // `verify` below also shows that the connection is alive.
         .test_before_acquire(false)
-        .before_acquire(|conn, about| {
+        .after_connect(move |conn, _| {
+            let pooler = connecting.clone();
+            Box::pin(async move { pooler.mark(conn, settings).await })
+        })
+        .before_acquire(move |conn, state| {
+            let pooler = acquiring.clone();
             Box::pin(async move {
-                if about.idle_for > FRESH {
-                    conn.ping().await?;
+                if state.idle_for > CHECK_AFTER_IDLE || pooler.is_due() {
+                    pooler.verify(conn).await?;
                 }
                 Ok(true)
             })
         })
-        .connect_lazy_with(options.options([("TimeZone", "UTC")]).application_name("acontextd"))
+        .connect_lazy_with(options)
 }
 
-/// Opens a pool for pages of messages alone: one statement, which goes along one index whatever the session, so it is planned
-/// once for each connection. Planning it takes longer than running it, and with a limit that it does not know yet Postgres
-/// plans it anew each time, or reads all of a session and sorts it.
-pub fn page_pool(options: PgConnectOptions, connections: u32) -> PgPool {
-    let settings = ["enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "enable_seqscan", "enable_sort"];
-    let options = options.options(settings.map(|setting| (setting, "off")));
-    pool(options.options([("plan_cache_mode", "force_generic_plan")]), connections)
-}
-
-/// Begins a transaction. Whoever stops waiting for it leaves it to `tasks`, where it is begun to the end and rolled back: the driver
-/// (sqlx 0.9.0) would put the connection back while the server has begun a transaction that nobody knows of, and what others then
-/// write on it is lost. To be removed with a release that has <https://github.com/transact-rs/sqlx/pull/4394>.
+/// Begins a transaction in a cancel-safe way. If the returned future is dropped, a task of `tasks` finishes `BEGIN` and rolls back.
+/// Otherwise sqlx (0.8.6 and 0.9.0) returns a connection with an open transaction to the pool, and the next user's writes are
+/// lost. Remove it with a release that has <https://github.com/transact-rs/sqlx/pull/4394>.
 pub fn begin(pool: &PgPool, tasks: &TaskTracker) -> Begin {
     let (pool, tasks) = (pool.clone(), tasks.clone());
     let beginning = async move {
