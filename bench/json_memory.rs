@@ -139,8 +139,8 @@ fn cases(bench: &Bench, session: &str) -> Vec<Case> {
     let text = "a long text, ".repeat(length / 13);
     let most = objects((MAX_VALUES / 2 - 100) * 8);
     let rest = &text[..text.len() - most.len().min(text.len())];
-    let arguments = dense.replace('"', "\\\"");
-    let arguments = &arguments[..arguments.len().min(length)];
+    // Escapes make it a quarter longer.
+    let arguments = objects(length / 5 * 4).replace('"', "\\\"");
     let openai = |content: &str| message(session, "openai", &format!(r#"{{"role":"user","content":{content}}}"#));
     let case = |name, request| Case { name, request };
     vec![

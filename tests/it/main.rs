@@ -23,6 +23,7 @@ mod idempotency;
 mod isolation;
 mod jobs;
 mod keys;
+mod layers;
 mod learning;
 mod links;
 mod memory;

@@ -1,0 +1,405 @@
+//! The direction of dependencies in `src`. Each rule has a list of today's violations, which may only get shorter: a violation that is
+//! not listed fails, and so does one that is listed and gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// The layers from the bottom to the top. A file may use only what is listed before it, and its own entry. The longest entry that is a
+/// prefix of a file's path counts, so a single file can have a layer of its own.
+const LAYERS: &[&str] = &[
+    // Pure: no I/O and no clock.
+    "percent",
+    "json",
+    "media",
+    "crypto",
+    "ids",
+    "config",
+    // The platform: it names no feature.
+    "error",
+    "telemetry",
+    "db",
+    "seal",
+    "jobs",
+    "blob",
+    "http",
+    "llm",
+    "embedded",
+    "app",
+    // Who calls.
+    "auth",
+    // The features.
+    "metrics",
+    "users",
+    "sessions",
+    "messages",
+    "tasks",
+    "sessions/copy",
+    "disks",
+    "skills",
+    "spaces",
+    "learn",
+    "projects",
+    // The program.
+    "start",
+    "lib",
+    "main",
+];
+
+/// Uses of a higher layer: the file, and the entry of [`LAYERS`] that it uses.
+const KNOWN_UPWARD_USES: &[(&str, &str)] = &[
+    ("app", "auth"),
+    ("app", "disks"),
+    ("app", "learn"),
+    ("app", "messages"),
+    ("app", "metrics"),
+    ("app", "projects"),
+    ("app", "sessions"),
+    ("app", "skills"),
+    ("app", "spaces"),
+    ("app", "tasks"),
+    ("app", "users"),
+    ("auth", "projects"),
+    ("blob/content", "app"),
+    ("blob/convert", "app"),
+    ("blob/convert", "http"),
+    ("blob/links", "app"),
+    ("blob/refs", "app"),
+    ("blob/sweep", "app"),
+    ("disks/changes", "skills"),
+    ("error", "blob"),
+    ("error", "http"),
+    ("http", "app"),
+    ("http", "auth"),
+    ("http/download", "app"),
+    ("http/extract", "app"),
+    ("http/idempotency", "app"),
+    ("http/idempotency", "auth"),
+    ("http/idempotency/store", "app"),
+    ("http/json", "app"),
+    ("http/meters", "app"),
+    ("http/middleware", "app"),
+    ("http/middleware", "auth"),
+    ("http/openapi", "app"),
+    ("http/server", "app"),
+    ("http/status", "app"),
+    ("http/status", "auth"),
+    ("http/upload", "app"),
+    ("jobs", "app"),
+    ("jobs/periodic", "app"),
+    ("jobs/runner", "app"),
+    ("jobs/wake", "app"),
+    ("metrics/push", "projects"),
+    ("seal/object", "blob"),
+    ("spaces/sessions", "learn"),
+];
+
+/// Uses that close a cycle of files. A folder's `mod.rs` and the files in the folder may use each other.
+const KNOWN_CYCLES: &[(&str, &str)] = &[
+    ("blob/content", "blob/refs"),
+    ("blob/refs", "blob/content"),
+    ("http/extract", "http/idempotency/fingerprint"),
+    ("http/extract", "http/upload"),
+    ("http/idempotency/fingerprint", "http/extract"),
+    ("http/idempotency/fingerprint", "http/upload"),
+    ("http/upload", "http/extract"),
+    ("http/upload", "http/idempotency/fingerprint"),
+    ("learn/conclude", "learn/store"),
+    ("learn/store", "learn/conclude"),
+    ("messages/columns", "messages/store"),
+    ("messages/edit/middle_out", "messages/edit/read"),
+    ("messages/edit/older", "messages/edit/read"),
+    ("messages/edit/read", "messages/edit/middle_out"),
+    ("messages/edit/read", "messages/edit/remove_tool_call_params"),
+    ("messages/edit/read", "messages/edit/remove_tool_result"),
+    ("messages/edit/read", "messages/edit/token_limit"),
+    ("messages/edit/remove_tool_call_params", "messages/edit/older"),
+    ("messages/edit/remove_tool_call_params", "messages/edit/read"),
+    ("messages/edit/remove_tool_result", "messages/edit/older"),
+    ("messages/edit/remove_tool_result", "messages/edit/read"),
+    ("messages/edit/token_limit", "messages/edit/read"),
+    ("messages/files", "messages/incoming"),
+    ("messages/format/acontext", "messages/format/edit"),
+    ("messages/format/anthropic", "messages/format/edit"),
+    ("messages/format/edit", "messages/format/acontext"),
+    ("messages/format/edit", "messages/format/anthropic"),
+    ("messages/format/edit", "messages/format/gemini"),
+    ("messages/format/gemini", "messages/format/edit"),
+    ("messages/incoming", "messages/shown"),
+    ("messages/shown", "messages/files"),
+    ("messages/store", "messages/columns"),
+    ("metrics/push", "metrics/store"),
+    ("metrics/store", "metrics/push"),
+    ("projects/usage_store", "projects/usages"),
+    ("projects/usages", "projects/usage_store"),
+    ("users/api", "users/store"),
+    ("users/store", "users/api"),
+];
+
+/// Stores that use HTTP types.
+const KNOWN_HTTP_IN_STORES: &[&str] = &[
+    "disks/store",
+    "messages/store",
+    "metrics/store",
+    "projects/encryption/store",
+    "sessions/events/store",
+    "sessions/store",
+    "skills/store",
+    "spaces/store",
+    "tasks/store",
+    "users/store",
+];
+
+/// Tables that are written outside of the folder that owns them: the table, and the file that writes it.
+const KNOWN_FOREIGN_WRITES: &[(&str, &str)] = &[
+    ("disks", "skills/store"),
+    ("jobs", "learn/store"),
+    ("jobs", "messages/store"),
+    ("jobs", "projects/encryption/store"),
+    ("jobs", "sessions/copy"),
+    ("learning_space_sessions", "learn/store"),
+    ("message_files", "sessions/copy"),
+    ("messages", "learn/store"),
+    ("messages", "sessions/copy"),
+    ("sessions", "learn/store"),
+    ("sessions", "messages/store"),
+    ("tasks", "sessions/copy"),
+];
+
+/// Which folder of `src` may write a table.
+const TABLE_OWNERS: &[(&str, &str)] = &[
+    ("agent_skills", "skills"),
+    ("artifact_versions", "disks"),
+    ("artifacts", "disks"),
+    ("blobs", "blob"),
+    ("conversions", "projects"),
+    ("disks", "disks"),
+    ("jobs", "jobs"),
+    ("kept_answers", "http"),
+    ("learning_space_sessions", "spaces"),
+    ("learning_space_skills", "spaces"),
+    ("learning_spaces", "spaces"),
+    ("message_files", "messages"),
+    ("message_slices", "messages"),
+    ("messages", "messages"),
+    ("metrics", "metrics"),
+    ("projects", "projects"),
+    ("released_blobs", "blob"),
+    ("replaced_keys", "projects"),
+    ("server_state", "projects"),
+    ("session_events", "sessions"),
+    ("sessions", "sessions"),
+    ("tasks", "tasks"),
+    ("users", "users"),
+];
+
+/// The code of one file, without comments and tests.
+struct Source {
+    /// The path below `src` without its extension; that of the folder for a `mod.rs`.
+    module: String,
+    code: String,
+}
+
+fn read_sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut folders, mut sources) = (vec![root.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let module = path.strip_prefix(&root).unwrap().with_extension("");
+                let module = module.to_str().unwrap();
+                let module = module.strip_suffix("/mod").unwrap_or(module).to_owned();
+                if !module.split('/').any(|name| matches!(name, "tests" | "laws")) {
+                    sources.push(Source { module, code: code_of(&std::fs::read_to_string(path).unwrap()) });
+                }
+            }
+        }
+    }
+    sources.sort_by(|one, other| one.module.cmp(&other.module));
+    sources
+}
+
+/// Cuts off the test module and the comments of a file.
+fn code_of(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Returns the paths of a use tree that follows `crate::` or `super::`, such as `a/b` and `a/c` for `a::{b, c}`.
+fn paths_of(tree: &str) -> Vec<String> {
+    let end = tree.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).unwrap_or(tree.len());
+    let prefix = tree[..end].trim_end_matches(':').replace("::", "/");
+    let Some(group) = tree[end..].strip_prefix('{') else { return vec![prefix] };
+    let (mut depth, mut start, mut paths) = (0, 0, Vec::new());
+    for (at, sign) in group.char_indices() {
+        match sign {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                let inner = paths_of(group[start..at].trim());
+                paths.extend(inner.into_iter().map(|path| format!("{prefix}/{path}").trim_matches('/').to_owned()));
+                start = at + 1;
+                if sign == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    paths
+}
+
+/// Returns every path of this crate that a file names, from the root of the crate.
+fn named_paths(source: &Source) -> BTreeSet<String> {
+    let mut paths = BTreeSet::new();
+    for (at, prefix) in source.code.match_indices("crate::") {
+        paths.extend(paths_of(&source.code[at + prefix.len()..]));
+    }
+    for (at, _) in source.code.match_indices("super::") {
+        if source.code[..at].ends_with("super::") {
+            continue;
+        }
+        let mut rest = &source.code[at..];
+        let mut parent: Vec<&str> = source.module.split('/').collect();
+        while let Some(tail) = rest.strip_prefix("super::") {
+            parent.pop();
+            rest = tail;
+        }
+        let parent = parent.join("/");
+        paths.extend(paths_of(rest).into_iter().map(|path| format!("{parent}/{path}").trim_matches('/').to_owned()));
+    }
+    paths
+}
+
+/// Returns the files that each file uses.
+fn dependencies(sources: &[Source]) -> BTreeMap<&str, BTreeSet<String>> {
+    let modules: BTreeSet<&str> = sources.iter().map(|source| source.module.as_str()).collect();
+    let file_of = |path: &str| {
+        let mut path = path;
+        loop {
+            if modules.contains(path) {
+                return Some(path.to_owned());
+            }
+            path = path.rsplit_once('/')?.0;
+        }
+    };
+    let uses = |source: &Source| -> BTreeSet<String> {
+        let files = named_paths(source).iter().filter_map(|path| file_of(path)).collect::<BTreeSet<_>>();
+        files.into_iter().filter(|file| *file != source.module).collect()
+    };
+    sources.iter().map(|source| (source.module.as_str(), uses(source))).collect()
+}
+
+fn is_below(module: &str, folder: &str) -> bool {
+    module.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn layer_of(module: &str) -> usize {
+    let entries = LAYERS.iter().enumerate().filter(|(_, entry)| is_below(module, entry));
+    let layer = entries.max_by_key(|(_, entry)| entry.len()).map(|(layer, _)| layer);
+    layer.unwrap_or_else(|| panic!("src/{module} has no entry in LAYERS"))
+}
+
+/// Compares violations with those that are known.
+fn assert_known<T: Ord + std::fmt::Debug>(found: &BTreeSet<T>, known: impl IntoIterator<Item = T>) {
+    let known: BTreeSet<T> = known.into_iter().collect();
+    let new: Vec<_> = found.difference(&known).collect();
+    let gone: Vec<_> = known.difference(found).collect();
+    assert!(new.is_empty(), "new violations: {new:#?}");
+    assert!(gone.is_empty(), "these violations are gone, remove them from the list: {gone:#?}");
+}
+
+fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(one, other)| ((*one).to_owned(), (*other).to_owned())).collect()
+}
+
+#[test]
+fn files_use_lower_layers_only() {
+    let sources = read_sources();
+    let mut found = BTreeSet::new();
+    for (module, used) in dependencies(&sources) {
+        for file in used.iter().filter(|file| layer_of(file) > layer_of(module)) {
+            found.insert((module.to_owned(), LAYERS[layer_of(file)].to_owned()));
+        }
+    }
+    assert_known(&found, owned(KNOWN_UPWARD_USES));
+}
+
+#[test]
+fn files_have_no_cycles() {
+    let sources = read_sources();
+    let dependencies = dependencies(&sources);
+    let is_related = |one: &str, other: &str| is_below(one, other) || is_below(other, one);
+    // Cycles through several layers are violations of their order already.
+    let is_edge = |module: &str, file: &str| !is_related(module, file) && layer_of(module) == layer_of(file);
+    let next = |module: &str| -> Vec<String> {
+        dependencies[module].iter().filter(|file| is_edge(module, file)).cloned().collect()
+    };
+    let mut found = BTreeSet::new();
+    for module in dependencies.keys() {
+        for used in next(module) {
+            let (mut queue, mut seen) = (vec![used.clone()], BTreeSet::new());
+            while let Some(file) = queue.pop() {
+                if seen.insert(file.clone()) {
+                    queue.extend(next(&file));
+                }
+            }
+            if seen.contains(*module) {
+                found.insert(((*module).to_owned(), used));
+            }
+        }
+    }
+    assert_known(&found, owned(KNOWN_CYCLES));
+}
+
+#[test]
+fn stores_use_no_http() {
+    let is_store =
+        |module: &str| module.rsplit('/').next().is_some_and(|file| file == "store" || file.ends_with("_store"));
+    let sources = read_sources();
+    let stores = sources.iter().filter(|source| is_store(&source.module));
+    let found = stores.filter(|store| store.code.contains("crate::http") || store.code.contains("axum"));
+    let found = found.map(|store| store.module.clone()).collect();
+    assert_known(&found, KNOWN_HTTP_IN_STORES.iter().map(ToString::to_string));
+}
+
+#[test]
+fn a_table_is_written_by_one_folder() {
+    let owners: BTreeMap<&str, &str> = TABLE_OWNERS.iter().copied().collect();
+    let mut found = BTreeSet::new();
+    for source in read_sources() {
+        for table in written_tables(&source.code) {
+            let owner = owners.get(table.as_str()).unwrap_or_else(|| panic!("TABLE_OWNERS has no entry for {table}"));
+            if !is_below(&source.module, owner) {
+                found.insert((table, source.module.clone()));
+            }
+        }
+    }
+    assert_known(&found, owned(KNOWN_FOREIGN_WRITES));
+}
+
+/// Returns the tables that the SQL in a file inserts into, updates or deletes from.
+fn written_tables(code: &str) -> BTreeSet<String> {
+    let name_after = |at: usize| {
+        let rest = code[at..].trim_start();
+        let end =
+            rest.find(|c: char| !(c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())).unwrap_or(rest.len());
+        (!rest[..end].is_empty()).then(|| (rest[..end].to_owned(), rest[end..].trim_start().to_owned()))
+    };
+    let mut tables = BTreeSet::new();
+    for verb in ["insert into ", "update ", "delete from "] {
+        for (at, _) in code.match_indices(verb) {
+            let Some((table, rest)) = name_after(at + verb.len()) else { continue };
+            // `for update of t`, `on conflict … do update set`, and prose.
+            let is_statement =
+                verb != "update " || rest.starts_with("set ") || rest.split_whitespace().nth(1) == Some("set");
+            if is_statement && !matches!(table.as_str(), "set" | "of") {
+                tables.insert(table);
+            }
+        }
+    }
+    tables
+}
