@@ -11,7 +11,7 @@ use acontextd::blob::local::LocalBlobs;
 use acontextd::blob::spool::SpoolDir;
 use acontextd::config::{Config, Stop};
 use acontextd::db::pooler::PoolerCheck;
-use acontextd::http::{middleware, reply, server};
+use acontextd::http::{middleware, response, server};
 use acontextd::telemetry;
 use anyhow::bail;
 use axum::Router;
@@ -34,7 +34,7 @@ pub enum Layers {
 /// Serves until it is killed.
 pub fn serve(layers: Layers, port: u16, folder: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let route = Router::new().route("/api/v1/ping", get(|| async { reply::said("pong") }));
+    let route = Router::new().route("/api/v1/ping", get(|| async { response::message("pong") }));
     runtime.block_on(async {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         if layers == Layers::None {

@@ -1,15 +1,10 @@
-//! What can go wrong in a request, a variant for each status. The public text is chosen here and nowhere else; the cause of
-//! a fault of our own travels in the response's extensions to the one log line of the request, never to the client.
+//! What can go wrong in a request, with a variant for each status. The public text is chosen here and nowhere else. How an error
+//! becomes a response is in `http::response`.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
 use bytes::Bytes;
-
-use crate::blob::BlobError;
-use crate::http::reply;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -66,10 +61,6 @@ pub enum Error {
 /// The key opens nothing: it never did, or its project is deleted just now.
 pub const UNAUTHORIZED: Error = Error::Unauthorized("Unauthorized");
 
-/// The cause of a fault, for the log line of the request it belongs to.
-#[derive(Clone)]
-pub struct Cause(pub Arc<anyhow::Error>);
-
 impl Error {
     /// What clients can look for where stored content does not open.
     pub const CONTENT_DAMAGED: &str = "CONTENT_DAMAGED";
@@ -104,7 +95,8 @@ impl Error {
         database.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "40P01")
     }
 
-    fn status(&self) -> StatusCode {
+    /// Returns the HTTP status.
+    pub fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
@@ -122,8 +114,8 @@ impl Error {
         }
     }
 
-    /// The text in `msg`.
-    fn public(&self) -> Cow<'_, str> {
+    /// Returns the text in `msg`.
+    pub fn public(&self) -> Cow<'_, str> {
         match self {
             Self::BadRequest { msg, detail: Some(detail) } => format!("{msg}: {detail}").into(),
             Self::BadRequest { msg, detail: None }
@@ -144,8 +136,8 @@ impl Error {
         }
     }
 
-    /// The `error` key: only constants, never the text of an inner fault.
-    fn constant(&self) -> Option<&'static str> {
+    /// Returns the `error` key: only constants, never the text of an inner error.
+    pub fn constant(&self) -> Option<&'static str> {
         match self {
             Self::KeyRequired => Some("ENCRYPTION_KEY_REQUIRED"),
             Self::Damaged { .. } => Some(Self::CONTENT_DAMAGED),
@@ -153,29 +145,13 @@ impl Error {
         }
     }
 
-    fn into_cause(self) -> Option<anyhow::Error> {
+    /// Returns the cause of a server error.
+    pub fn into_cause(self) -> Option<anyhow::Error> {
         match self {
             Self::Internal(cause) | Self::Damaged { cause, .. } => Some(cause),
             Self::Unavailable { cause, .. } | Self::Upstream { cause, .. } => cause,
             _ => None,
         }
-    }
-}
-
-impl IntoResponse for Error {
-    fn into_response(self) -> Response {
-        if let Self::Replay { status, body } = self {
-            return reply::again(status, body);
-        }
-        let status = self.status();
-        let mut response = reply::refusal(status, &self.public(), self.constant());
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("2"));
-        }
-        if let Some(cause) = self.into_cause() {
-            response.extensions_mut().insert(Cause(Arc::new(cause)));
-        }
-        response
     }
 }
 
@@ -196,19 +172,6 @@ impl From<sqlx::Error> for Error {
             return Self::Unavailable { msg, cause: Some(cause.into()) };
         }
         Self::Internal(cause.into())
-    }
-}
-
-impl From<BlobError> for Error {
-    fn from(cause: BlobError) -> Self {
-        match cause {
-            BlobError::Unavailable(_) => {
-                let msg = "the object store does not answer; try again in a moment".into();
-                Self::Unavailable { msg, cause: Some(cause.into()) }
-            }
-            BlobError::Short(_) => Self::Damaged { what: "a stored object".into(), cause: cause.into() },
-            BlobError::Missing(_) => Self::Internal(cause.into()),
-        }
     }
 }
 

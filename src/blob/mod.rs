@@ -19,12 +19,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
 
+pub use crate::seal::object::ByteStream;
+
+use crate::error::Error;
 use spool::Spool;
-
-/// The bytes of an object as they come in.
-pub type ByteStream = BoxStream<'static, std::io::Result<Bytes>>;
 
 /// Is called with an object's place in the list and its bytes, which it may change, from several threads at once. What it answers
 /// tells whether the scan goes on.
@@ -44,6 +43,19 @@ pub enum BlobError {
 }
 
 pub type Result<T> = std::result::Result<T, BlobError>;
+
+impl From<BlobError> for Error {
+    fn from(cause: BlobError) -> Self {
+        match cause {
+            BlobError::Unavailable(_) => {
+                let msg = "the object store does not answer; try again in a moment".into();
+                Self::Unavailable { msg, cause: Some(cause.into()) }
+            }
+            BlobError::Short(_) => Self::Damaged { what: "a stored object".into(), cause: cause.into() },
+            BlobError::Missing(_) => Self::Internal(cause.into()),
+        }
+    }
+}
 
 /// Where objects are kept. Keys are made by [`refs`]: `<project>/<blob id>`.
 #[async_trait]

@@ -13,7 +13,7 @@ use crate::http::extract::{Params, Path, Query, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
-use crate::http::reply::{self, Done, Envelope};
+use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::DiskId;
 use crate::users::{self, Identifier};
 
@@ -45,7 +45,7 @@ pub async fn create_disk(
     let user = users::named(&mut act, caller.project, body.user.as_ref()).await?;
     let disk =
         store::insert(&mut act, caller.project, user).await.on_constraint("disks_project_id_fkey", || UNAUTHORIZED)?;
-    act.commit(reply::created(disk)).await
+    act.commit(response::created(disk)).await
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -75,14 +75,14 @@ pub async fn list_disks(
     let mut conn = app.db.acquire().await?;
     let disks = store::list(&mut conn, caller.project, &Filter { user, id }, &page).await?;
     let position = |disk: &Disk| Position { created_at: disk.created_at.0, id: disk.id.0 };
-    Ok(reply::ok(PageOf::new(disks, &page, position)))
+    Ok(response::ok(PageOf::new(disks, &page, position)))
 }
 
 /// Delete a disk
 ///
 /// With every file on it.
 #[utoipa::path(delete, path = "/api/v1/disk/{disk_id}", tag = "disk", params(("disk_id" = DiskId, Path)),
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn delete_disk(
     State(app): State<App>,
     caller: Caller,
@@ -91,5 +91,5 @@ pub async fn delete_disk(
 ) -> Result<Response> {
     let mut act = once.begin(&app).await?;
     let deleted = store::delete(&mut act, caller.project, disk).await?;
-    if deleted { act.commit(reply::done()).await } else { Err(NOT_FOUND) }
+    if deleted { act.commit(response::ok_empty()).await } else { Err(NOT_FOUND) }
 }

@@ -29,7 +29,7 @@ use crate::http::idempotency::Once;
 use crate::http::json::{long_object_in, storable_object};
 use crate::http::memory::Reservations;
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Done, Envelope};
+use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::http::upload::{Form, Rules};
 use crate::ids::DiskId;
 use crate::seal::Owner;
@@ -112,7 +112,7 @@ async fn store_file(
         changes::apply(&mut act, owner.project, disk, &[change], by_api(app)).await?.map_err(|_| NOT_FOUND)?;
         let file = files::get(&mut act, owner.project, disk, &at).await?;
         let file = file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")))?;
-        return act.commit(reply::created(Artifact::from(file))).await;
+        return act.commit(response::created(Artifact::from(file))).await;
     }
     Err(Error::unavailable("equal files are being stored and removed at once; try again in a moment"))
 }
@@ -228,7 +228,7 @@ pub async fn get_artifact(
     let with_url = Flag::or(query.with_public_url, true);
     let public_url = with_url.then(|| public_url(&app, &caller, &found, end)).transpose()?;
     let content = if Flag::or(query.with_content, true) { content(&app, &caller.owner, &found).await? } else { None };
-    Ok(reply::ok(GotArtifact { artifact: found.into(), public_url, content }))
+    Ok(response::ok(GotArtifact { artifact: found.into(), public_url, content }))
 }
 
 /// A link to a file that needs no key, until `end` (Unix seconds).
@@ -340,7 +340,7 @@ pub async fn update_artifact(
     let change = FileChange { at: at.clone(), change: Change::SetMeta(meta) };
     changes::apply(&mut act, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
     let file = files::get(&mut act, caller.project, disk, &at).await?.ok_or(NO_FILE)?;
-    act.commit(reply::ok(UpdatedArtifact { artifact: file.into() })).await
+    act.commit(response::ok(UpdatedArtifact { artifact: file.into() })).await
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -364,7 +364,7 @@ impl RequestBody for DeleteArtifact {
 /// With all its versions.
 #[utoipa::path(delete, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact",
     params(("disk_id" = DiskId, Path), DeleteArtifact),
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn delete_artifact(
     State(app): State<App>,
     caller: Caller,
@@ -381,5 +381,5 @@ pub async fn delete_artifact(
     find(&mut act, &caller, disk, &at).await?;
     let change = FileChange { at, change: Change::Erase };
     changes::apply(&mut act, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
-    act.commit(reply::done()).await
+    act.commit(response::ok_empty()).await
 }

@@ -12,7 +12,7 @@ use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Int, Path, Query};
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::ids::DiskId;
 
 /// What the files of one listing may have in their `meta`, all together.
@@ -56,7 +56,7 @@ pub async fn list_artifacts(
     };
     let directories = files::list_directories(&mut conn, disk, &within).await?;
     let artifacts = found.into_iter().map(Artifact::from).collect();
-    Ok(reply::ok(ListedArtifacts { artifacts, directories: directories.into_iter().collect() }))
+    Ok(response::ok(ListedArtifacts { artifacts, directories: directories.into_iter().collect() }))
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -106,7 +106,7 @@ pub async fn grep_artifacts(
     check_disk(&app, &caller, disk).await?;
     let (pattern, limit) = query.parse(app.config.limits.pattern)?;
     let found = search::grep(&app, &caller.owner, disk, pattern, limit).await?;
-    Ok(reply::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
+    Ok(response::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
 }
 
 /// Find files by their names
@@ -125,5 +125,5 @@ pub async fn glob_artifacts(
     check_disk(&app, &caller, disk).await?;
     let (pattern, limit) = query.parse(app.config.limits.pattern)?;
     let found = search::glob(&app, disk, pattern, limit).await?;
-    Ok(reply::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
+    Ok(response::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
 }

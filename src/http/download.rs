@@ -11,7 +11,7 @@ use chrono::Utc;
 
 use super::extract::{Path, PathParam};
 use super::openapi::Refusals;
-use super::reply;
+use super::response;
 use crate::app::App;
 use crate::blob::content::{self, Key};
 use crate::blob::links::Link;
@@ -58,7 +58,7 @@ pub async fn serve(
         Wanted::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         Wanted::None => {
             let mut response =
-                reply::refusal(StatusCode::RANGE_NOT_SATISFIABLE, "the range lies outside of the file", None);
+                response::error(StatusCode::RANGE_NOT_SATISFIABLE, "the range lies outside of the file", None);
             insert(response.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{size}"));
             return Ok(response);
         }

@@ -27,10 +27,11 @@ use uuid::Uuid;
 use super::extract::media_type;
 use super::memory::Reservations;
 use super::meters::Meters;
+use super::response::ErrorCause;
 use super::server;
 use crate::app::App;
 use crate::auth::ProjectNote;
-use crate::error::{Cause, Error};
+use crate::error::Error;
 use crate::telemetry;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -65,7 +66,7 @@ pub async fn observe(State(meters): State<Arc<Meters>>, mut request: Request, ne
         response.headers_mut().insert(TRACE_ID.clone(), trace);
     }
     response.headers_mut().insert(REQUEST_ID.clone(), id);
-    line.answer = Some((response.status(), response.extensions().get::<Cause>().cloned()));
+    line.answer = Some((response.status(), response.extensions().get::<ErrorCause>().cloned()));
     response
 }
 
@@ -92,7 +93,7 @@ struct Line {
     project: ProjectNote,
     started: Instant,
     span: Span,
-    answer: Option<(StatusCode, Option<Cause>)>,
+    answer: Option<(StatusCode, Option<ErrorCause>)>,
 }
 
 /// What proxies write down for a client that did not wait for its answer.

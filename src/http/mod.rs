@@ -1,4 +1,4 @@
-//! The surface that every route shares: what comes in ([`extract`], [`upload`]), what goes out ([`reply`], [`download`]), what
+//! The surface that every route shares: what comes in ([`extract`], [`upload`]), what goes out ([`response`], [`download`]), what
 //! makes a request act once ([`idempotency`]), what stands around ([`middleware`], [`server`]), what counts ([`meters`]), and
 //! what describes it ([`openapi`]).
 
@@ -12,7 +12,7 @@ pub mod meters;
 pub mod middleware;
 pub mod openapi;
 pub mod page;
-pub mod reply;
+pub mod response;
 pub mod server;
 pub mod status;
 pub mod time;

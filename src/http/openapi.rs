@@ -15,7 +15,7 @@ use utoipa::{IntoResponses, PartialSchema};
 
 use super::extract::Path;
 use super::idempotency;
-use super::reply::Refusal;
+use super::response::ErrorResponse;
 use crate::app;
 use crate::error::{Error, Result};
 
@@ -32,7 +32,7 @@ impl IntoResponses for Refusals {
 }
 
 fn refusal(text: &str) -> RefOr<utoipa::openapi::response::Response> {
-    let schema: RefOr<Schema> = Refusal::schema();
+    let schema: RefOr<Schema> = ErrorResponse::schema();
     let content = ContentBuilder::new().schema(Some(schema)).build();
     ResponseBuilder::new().description(text).content("application/json", content).build().into()
 }

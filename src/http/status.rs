@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::openapi::Refusals;
-use super::reply::{self, Done};
+use super::response::{self, EmptyResponse};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::pooler::SHARED_SESSIONS;
@@ -18,16 +18,16 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Whether the server lives
 ///
 /// Asks nothing of the database or the object store.
-#[utoipa::path(get, path = "/health", tag = "status", security(()), responses((status = 200, body = Done)))]
+#[utoipa::path(get, path = "/health", tag = "status", security(()), responses((status = 200, body = EmptyResponse)))]
 pub async fn health() -> Response {
-    reply::said("ok")
+    response::message("ok")
 }
 
 /// Whether the server can work
 ///
 /// 200 if the database and the object store answer, else 503 that names the one that does not.
 #[utoipa::path(get, path = "/ready", tag = "status", security(()),
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn ready(State(app): State<App>) -> Result<Response> {
     if app.pooler.found_shared_session() {
         return Err(Error::unavailable(SHARED_SESSIONS));
@@ -39,7 +39,7 @@ pub async fn ready(State(app): State<App>) -> Result<Response> {
         Err(late) => return Err(not_ready("the database does not answer", late.into())),
     }
     match tokio::time::timeout(PATIENCE, app.blobs.check()).await {
-        Ok(Ok(())) => Ok(reply::said("ready")),
+        Ok(Ok(())) => Ok(response::message("ready")),
         Ok(Err(fault)) => Err(not_ready("the object store does not answer", fault.into())),
         Err(late) => Err(not_ready("the object store does not answer", late.into())),
     }
@@ -50,7 +50,7 @@ fn not_ready(msg: &'static str, cause: anyhow::Error) -> Error {
 }
 
 /// Whether the key is known
-#[utoipa::path(get, path = "/api/v1/ping", tag = "status", responses((status = 200, body = Done), Refusals))]
+#[utoipa::path(get, path = "/api/v1/ping", tag = "status", responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn ping(_: Caller) -> Response {
-    reply::said("pong")
+    response::message("pong")
 }

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::http::extract::Path;
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::http::time::Timestamp;
 use crate::ids::SessionId;
 use crate::jobs::{self, Delay};
@@ -49,7 +49,7 @@ pub async fn get_observing_status(
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
     jobs::bring_key(&app, &mut conn, &caller.owner).await?;
     let store::Counts { observed, in_process, pending } = store::count(&mut conn, caller.project, session).await?;
-    Ok(reply::ok(ObservingStatus { observed, in_process, pending, updated_at: Timestamp(Utc::now()) }))
+    Ok(response::ok(ObservingStatus { observed, in_process, pending, updated_at: Timestamp(Utc::now()) }))
 }
 
 /// What became of a flush.
@@ -77,7 +77,7 @@ pub async fn flush_session(
     once.look(&app).await?;
     let flushed = flush(&app, &caller, session).await?;
     let worked = flushed.status == 200;
-    let answer = reply::ok(flushed);
+    let answer = response::ok(flushed);
     // No transaction is held while the work goes on, which may be done twice: each message is observed once.
     if worked { once.keep(&app, answer).await } else { Ok(answer) }
 }

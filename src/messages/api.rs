@@ -25,7 +25,7 @@ use crate::http::idempotency::Once;
 use crate::http::memory::Reservations;
 use crate::http::openapi::Refusals;
 use crate::http::page::Position;
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::http::time::Timestamp;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::json;
@@ -98,7 +98,7 @@ pub async fn store_message(
         created_at: stored.created_at,
         updated_at: stored.created_at,
     };
-    let answer = on_the_side(&app, length, move || Ok(reply::created(shown))).await?;
+    let answer = on_the_side(&app, length, move || Ok(response::created(shown))).await?;
     match act {
         Some(act) => act.commit(answer).await,
         None => Ok(answer),
@@ -378,5 +378,5 @@ pub async fn get_token_counts(
     let mut conn = app.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
     let total_tokens = store::sum_tokens(&mut conn, caller.project, session).await?;
-    Ok(reply::ok(TokenCounts { total_tokens }))
+    Ok(response::ok(TokenCounts { total_tokens }))
 }

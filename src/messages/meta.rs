@@ -14,7 +14,7 @@ use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::ids::{MessageId, SessionId};
 use crate::sessions;
 
@@ -61,5 +61,5 @@ pub async fn patch_message_meta(
     let meta = merge(meta, patch);
     storable_object("meta", &meta, app.config.limits.meta)?;
     store::set_user_meta(&mut act, message, &meta).await?;
-    act.commit(reply::ok(PatchedMeta { meta })).await
+    act.commit(response::ok(PatchedMeta { meta })).await
 }

@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, PathParam, Query};
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Done};
+use crate::http::response::{self, EmptyResponse};
 use crate::ids::ProjectId;
 
 /// The routes that store bytes, as gateways name them. They are refused when a project has too many.
@@ -44,7 +44,7 @@ pub struct GetQuota {
 /// 403 if it would store bytes, and the project has too many.
 #[utoipa::path(get, path = "/metrics/v1/{project_id}/quota", tag = "metrics",
     params(("project_id" = ProjectId, Path), GetQuota), security(("AdminToken" = [])),
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn get_quota(
     State(app): State<App>,
     Path(project): Path<Asked>,
@@ -61,7 +61,7 @@ pub async fn get_quota(
             return Err(Error::Forbidden("quota exceeded"));
         }
     }
-    Ok(reply::said("ok"))
+    Ok(response::message("ok"))
 }
 
 fn stores(path: &str, method: &str) -> bool {

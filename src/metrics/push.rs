@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Done};
+use crate::http::response::{self, EmptyResponse};
 use crate::ids::ProjectId;
 use crate::projects;
 
@@ -60,7 +60,7 @@ struct Told {
 ///
 /// What has changed since the last time goes to `METRICS_PUSH_URL`, whose answer says which projects have too much.
 #[utoipa::path(post, path = "/metrics/v1", tag = "metrics", security(("AdminToken" = [])),
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn push_metrics(State(app): State<App>, once: Once) -> Result<Response> {
     once.look(&app).await?;
     let Some(url) = app.config.server.metrics_push_url.as_deref() else {
@@ -73,7 +73,7 @@ pub async fn push_metrics(State(app): State<App>, once: Once) -> Result<Response
     }
     let pushed = push(&app, url).await;
     lock.close().await?;
-    once.keep(&app, reply::said(pushed?)).await
+    once.keep(&app, response::message(pushed?)).await
 }
 
 async fn push(app: &App, url: &str) -> Result<&'static str> {

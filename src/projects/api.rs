@@ -13,7 +13,7 @@ use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Done, Envelope};
+use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::ProjectId;
 
 /// Marks the default project; not for anyone else's `configs`.
@@ -57,7 +57,7 @@ pub async fn create_project(State(app): State<App>, once: Once, Json(body): Json
     let Made { new, secret_key } = keys::make(&app, None).await?;
     let mut act = once.begin(&app).await?;
     let project_id = store::insert(&mut act, &new, body.configs.map(Value::Object)).await?;
-    act.commit(reply::ok(CreatedProject { project_id, secret_key })).await
+    act.commit(response::ok(CreatedProject { project_id, secret_key })).await
 }
 
 /// Delete a project
@@ -65,11 +65,11 @@ pub async fn create_project(State(app): State<App>, once: Once, Json(body): Json
 /// With everything that belongs to it. Its key is refused from then on; a project that does not exist is fine.
 #[utoipa::path(delete, path = "/admin/v1/project/{project_id}", tag = "admin",
     params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])),
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn delete_project(State(app): State<App>, once: Once, Path(project): Path<ProjectId>) -> Result<Response> {
     let mut act = once.begin(&app).await?;
     store::delete(&mut act, project).await?;
-    let answer = act.commit(reply::said("project deleted")).await?;
+    let answer = act.commit(response::message("project deleted")).await?;
     app.keys.forget(project);
     Ok(answer)
 }

@@ -13,7 +13,7 @@ use crate::http::extract::body_bytes;
 use crate::http::idempotency::Once;
 use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::json;
 
 /// The largest patch, in bytes.
@@ -69,7 +69,7 @@ pub async fn get_project_configs(State(app): State<App>, caller: Caller) -> Resu
     let settings = store::get_settings(&mut conn, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let mut configs = settings.configs;
     configs.insert(ENCRYPTED.into(), settings.encryption_enabled.into());
-    Ok(reply::ok_saying("ok", configs))
+    Ok(response::ok_with_message("ok", configs))
 }
 
 /// Change the project's settings
@@ -91,7 +91,7 @@ pub async fn update_project_configs(
     let configs = merge(settings.configs, patch);
     storable_object("configs", &configs, app.config.limits.meta)?;
     store::set_settings(&mut act, caller.project, &configs).await?;
-    let answer = act.commit(reply::ok_saying("ok", configs)).await?;
+    let answer = act.commit(response::ok_with_message("ok", configs)).await?;
     // The others are told by the database; this process shall not act on the old ones after it has answered.
     app.keys.forget(caller.project);
     Ok(answer)

@@ -13,7 +13,7 @@ use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::extract::Path;
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::ids::ProjectId;
 
 /// A key that was made: how it is kept, and how its owner writes it.
@@ -76,7 +76,7 @@ pub async fn replace_key(State(app): State<App>, caller: Caller, once: Once) -> 
     }
     store::update_key(&mut act, caller.project, &made.new).await?;
     store::insert_replaced(&mut act, caller.project, &caller.lookup).await?;
-    let answer = act.commit(reply::ok(ReplacedKey { secret_key: made.secret_key })).await?;
+    let answer = act.commit(response::ok(ReplacedKey { secret_key: made.secret_key })).await?;
     // The others are told by the database.
     app.keys.forget(caller.project);
     Ok(answer)
@@ -100,7 +100,7 @@ pub async fn reset_key(State(app): State<App>, once: Once, Path(project): Path<P
         ));
     }
     store::update_key(&mut act, project, &made.new).await?;
-    let answer = act.commit(reply::ok(ReplacedKey { secret_key: made.secret_key })).await?;
+    let answer = act.commit(response::ok(ReplacedKey { secret_key: made.secret_key })).await?;
     app.keys.forget(project);
     Ok(answer)
 }

@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::ids::ProjectId;
 
 const NOT_FOUND: Error = Error::NotFound("project not found");
@@ -36,7 +36,7 @@ pub struct Statistics {
 pub async fn get_project_statistics(State(app): State<App>, Path(project): Path<ProjectId>) -> Result<Response> {
     let mut conn = app.db.acquire().await?;
     let statistics = store::count(&mut conn, project).await?.ok_or(NOT_FOUND)?;
-    Ok(reply::ok(statistics))
+    Ok(response::ok(statistics))
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -143,7 +143,7 @@ pub async fn get_project_usages(
     if !store::exists(&mut conn, project).await? {
         return Err(NOT_FOUND);
     }
-    Ok(reply::ok(wanted.read(&mut conn, project).await?))
+    Ok(response::ok(wanted.read(&mut conn, project).await?))
 }
 
 /// The days and the keys that are wanted.

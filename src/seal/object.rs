@@ -8,10 +8,13 @@ use std::ops::Range;
 
 use aws_lc_rs::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce};
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
 
 use super::{Damaged, Dek, TAG, open as open_with};
-use crate::blob::ByteStream;
+
+/// The bytes of an object as they arrive.
+pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
 
 /// How much of the content is in a chunk, in bytes.
 pub const CHUNK: usize = 64 * 1024;

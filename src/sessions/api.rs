@@ -15,7 +15,7 @@ use crate::http::idempotency::Once;
 use crate::http::json::{contained_object, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
-use crate::http::reply::{self, Done, Envelope};
+use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::SessionId;
 use crate::users::{self, Identifier};
 
@@ -66,10 +66,10 @@ pub async fn create_session(
         .await
         .on_constraint("sessions_project_id_fkey", || UNAUTHORIZED)?;
     let answer = if let Some(session) = made {
-        reply::created(session)
+        response::created(session)
     } else {
         let there = store::get(&mut act, caller.project, id).await?;
-        reply::ok(there.ok_or(Error::Conflict("session with this UUID already exists".into()))?)
+        response::ok(there.ok_or(Error::Conflict("session with this UUID already exists".into()))?)
     };
     act.commit(answer).await
 }
@@ -117,14 +117,14 @@ pub async fn list_sessions(
     let mut conn = app.db.acquire().await?;
     let sessions = store::list(&mut conn, caller.project, Filter { user, id, configs }, &page).await?;
     let position = |session: &Session| Position { created_at: session.created_at.0, id: session.id.0 };
-    Ok(reply::ok(PageOf::new(sessions, &page, position)))
+    Ok(response::ok(PageOf::new(sessions, &page, position)))
 }
 
 /// Delete a session
 ///
 /// With all its messages and their files.
 #[utoipa::path(delete, path = "/api/v1/session/{session_id}", tag = "session", params(("session_id" = SessionId, Path)),
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn delete_session(
     State(app): State<App>,
     caller: Caller,
@@ -134,5 +134,5 @@ pub async fn delete_session(
     let mut act = once.begin(&app).await?;
     store::check_owned(&mut act, caller.project, session).await?;
     let deleted = store::delete(&mut act, caller.project, session).await?;
-    if deleted { act.commit(reply::done()).await } else { Err(NOT_FOUND) }
+    if deleted { act.commit(response::ok_empty()).await } else { Err(NOT_FOUND) }
 }

@@ -13,7 +13,7 @@ use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Done, Envelope};
+use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::SessionId;
 
 /// The largest patch, in bytes.
@@ -32,7 +32,7 @@ pub async fn get_session_configs(
     if found.is_none() {
         store::check_owned(&mut conn, caller.project, session).await?;
     }
-    found.map(reply::ok).ok_or(NOT_FOUND)
+    found.map(response::ok).ok_or(NOT_FOUND)
 }
 
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -52,7 +52,7 @@ impl RequestBody for SessionConfigs {
 /// As a whole. Without any, nothing changes.
 #[utoipa::path(put, path = "/api/v1/session/{session_id}/configs", tag = "session",
     params(("session_id" = SessionId, Path)), request_body = SessionConfigs,
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn put_session_configs(
     State(app): State<App>,
     caller: Caller,
@@ -68,7 +68,7 @@ pub async fn put_session_configs(
     if let Some(configs) = body.configs {
         store::set_configs(&mut act, caller.project, session, &configs).await?;
     }
-    act.commit(reply::done()).await
+    act.commit(response::ok_empty()).await
 }
 
 /// What is kept with the session now.
@@ -100,5 +100,5 @@ pub async fn patch_session_configs(
     let configs = merge(configs, patch);
     storable_object("configs", &configs, app.config.limits.meta)?;
     store::set_configs(&mut act, caller.project, session, &configs).await?;
-    act.commit(reply::ok(PatchedConfigs { configs })).await
+    act.commit(response::ok(PatchedConfigs { configs })).await
 }

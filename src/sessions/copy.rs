@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Path, PathParam};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::ids::{ProjectId, SessionId};
 use crate::jobs;
 use crate::messages::convert;
@@ -69,7 +69,7 @@ pub async fn copy_session(
     insert(&mut act, session, copy).await?;
     let job_key = jobs::sealed_key(&app, &owner)?;
     insert_content(&mut act, session, copy, app.config.learning.buffer_ttl, job_key).await?;
-    let answer = reply::ok(CopiedSession { old_session_id: session, new_session_id: copy });
+    let answer = response::ok(CopiedSession { old_session_id: session, new_session_id: copy });
     let answer = act.commit(answer).await?;
     app.jobs.wake();
     Ok(answer)

@@ -22,7 +22,7 @@ use crate::http::json::{long_object_in, storable_object};
 use crate::http::memory::Reservations;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
-use crate::http::reply::{self, Done, Envelope};
+use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::http::upload::{Form, Rules};
 use crate::ids::{DiskId, SkillId};
 use crate::users::{self, Identifier};
@@ -76,7 +76,7 @@ pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, re
         let mut act = once.begin(&app).await?;
         let user = users::named(&mut act, caller.project, user.as_ref()).await?;
         if let Some(skill) = prepared.insert(&mut act, &app, caller.project, user, meta.clone()).await? {
-            return act.commit(reply::created(skill)).await;
+            return act.commit(response::created(skill)).await;
         }
         act.rollback().await?;
     }
@@ -123,7 +123,7 @@ pub async fn list_skills(
     }
     let skills = page.items.into_iter().zip(files);
     let items = skills.map(|(row, files)| Skill { disk_id: None, ..row.with_files(files) }).collect();
-    Ok(reply::ok(PageOf::<Skill> { items, next_cursor: page.next_cursor, has_more: page.has_more }))
+    Ok(response::ok(PageOf::<Skill> { items, next_cursor: page.next_cursor, has_more: page.has_more }))
 }
 
 /// The files of each skill, by path, in one query; of fewer skills if they are too many for one answer.
@@ -149,14 +149,14 @@ pub async fn get_skill(State(app): State<App>, caller: Caller, Path(skill): Path
     let mut conn = app.db.acquire().await?;
     let row = store::get(&mut conn, caller.project, skill).await?.ok_or(NOT_FOUND)?;
     let files = list_files(&mut conn, &app, std::slice::from_ref(&row)).await?.pop().unwrap_or_default();
-    Ok(reply::ok(row.with_files(files)))
+    Ok(response::ok(row.with_files(files)))
 }
 
 /// Delete a skill
 ///
 /// With its disk and every file on it; it leaves the learning spaces it is in.
 #[utoipa::path(delete, path = "/api/v1/agent_skills/{skill_id}", tag = "agent_skills",
-    params(("skill_id" = SkillId, Path)), responses((status = 200, body = Done), Refusals))]
+    params(("skill_id" = SkillId, Path)), responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn delete_skill(
     State(app): State<App>,
     caller: Caller,
@@ -165,5 +165,5 @@ pub async fn delete_skill(
 ) -> Result<Response> {
     let mut act = once.begin(&app).await?;
     let deleted = store::delete(&mut act, caller.project, skill).await?;
-    if deleted { act.commit(reply::done()).await } else { Err(NOTHING_TO_DELETE) }
+    if deleted { act.commit(response::ok_empty()).await } else { Err(NOTHING_TO_DELETE) }
 }

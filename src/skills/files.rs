@@ -27,7 +27,7 @@ use crate::disks::path::{self, FilePath};
 use crate::error::{Error, Result};
 use crate::http::extract::{Int, Path, PathParam, Query};
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::ids::SkillId;
 use crate::percent;
 use crate::seal::Owner;
@@ -87,7 +87,7 @@ pub async fn get_skill_file(
         None => None,
     };
     let url = if content.is_none() { Some(public_url(&app, &caller, &file, end)?) } else { None };
-    Ok(reply::ok(SkillFile { path, mime: file.mime, content, url }))
+    Ok(response::ok(SkillFile { path, mime: file.mime, content, url }))
 }
 
 /// Where a path leads from the root of a skill; `None` where no file can be.

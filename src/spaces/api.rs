@@ -15,7 +15,7 @@ use crate::http::idempotency::Once;
 use crate::http::json::{contained_object, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
-use crate::http::reply::{self, Done, Envelope};
+use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::{SpaceId, UserId};
 use crate::skills::create::{Prepared, RACED, TRIES};
 use crate::users::{self, Identifier};
@@ -59,7 +59,7 @@ pub async fn create_space(
         let space = store::insert(&mut act, caller.project, user, body.meta.as_ref()).await;
         let space = space.on_constraint("learning_spaces_project_id_fkey", || UNAUTHORIZED)?;
         if insert_skills(&mut act, &app, &caller, user, space.id, &skills).await? {
-            return act.commit(reply::created(space)).await;
+            return act.commit(response::created(space)).await;
         }
         act.rollback().await?;
     }
@@ -111,7 +111,7 @@ pub async fn list_spaces(
     let mut conn = app.db.acquire().await?;
     let spaces = store::list(&mut conn, caller.project, Filter { user, meta }, &page).await?;
     let position = |space: &Space| Position { created_at: space.created_at.0, id: space.id.0 };
-    Ok(reply::ok(PageOf::new(spaces, &page, position)))
+    Ok(response::ok(PageOf::new(spaces, &page, position)))
 }
 
 /// Get a learning space
@@ -119,7 +119,7 @@ pub async fn list_spaces(
     params(("space_id" = SpaceId, Path)), responses((status = 200, body = Envelope<Space>), Refusals))]
 pub async fn get_space(State(app): State<App>, caller: Caller, Path(space): Path<SpaceId>) -> Result<Response> {
     let mut conn = app.db.acquire().await?;
-    store::get(&mut conn, caller.project, space).await?.map(reply::ok).ok_or(NOT_FOUND)
+    store::get(&mut conn, caller.project, space).await?.map(response::ok).ok_or(NOT_FOUND)
 }
 
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -153,14 +153,14 @@ pub async fn update_space(
     meta.extend(patch);
     storable_object("meta", &meta, app.config.limits.meta)?;
     let space = store::set_meta(&mut act, caller.project, space, &meta).await?;
-    act.commit(reply::ok(space)).await
+    act.commit(response::ok(space)).await
 }
 
 /// Delete a learning space
 ///
 /// Its skills and sessions stay.
 #[utoipa::path(delete, path = "/api/v1/learning_spaces/{space_id}", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path)), responses((status = 200, body = Done), Refusals))]
+    params(("space_id" = SpaceId, Path)), responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn delete_space(
     State(app): State<App>,
     caller: Caller,
@@ -169,5 +169,5 @@ pub async fn delete_space(
 ) -> Result<Response> {
     let mut act = once.begin(&app).await?;
     let deleted = store::delete(&mut act, caller.project, space).await?;
-    if deleted { act.commit(reply::said("ok")).await } else { Err(NOT_FOUND) }
+    if deleted { act.commit(response::message("ok")).await } else { Err(NOT_FOUND) }
 }

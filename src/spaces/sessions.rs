@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Params, Path, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::ids::{SessionId, SpaceId};
 use crate::jobs::{self, Delay};
 use crate::learn::conclude;
@@ -68,7 +68,7 @@ pub async fn learn_session(
     for task in &ended {
         jobs::enqueue(&app, &mut act, &caller.owner, &Distill { task: *task }, Delay::NONE).await?;
     }
-    let answer = act.commit(reply::created(learned)).await?;
+    let answer = act.commit(response::created(learned)).await?;
     if !ended.is_empty() {
         app.jobs.wake();
     }
@@ -101,7 +101,7 @@ pub async fn list_space_sessions(
     if learned.len() > limit {
         return Err(Error::TooLarge(format!("the space learns more than {limit} sessions; get them one by one")));
     }
-    Ok(reply::ok(learned))
+    Ok(response::ok(learned))
 }
 
 /// Tell how far a session is learned
@@ -125,5 +125,5 @@ pub async fn get_space_session(
         let mut conn = app.db.acquire().await?;
         learned = store::get_session(&mut conn, space, session).await?.ok_or(NOT_LEARNED)?;
     }
-    Ok(reply::ok(learned))
+    Ok(response::ok(learned))
 }

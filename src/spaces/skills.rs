@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Done, Envelope};
+use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::{SkillId, SpaceId};
 use crate::skills::api::list_files;
 use crate::skills::{self, Skill};
@@ -51,7 +51,7 @@ pub async fn include_skill(
     }
     let name = skills::store::hold(&mut act, caller.project, skill).await?.ok_or(skills::api::NOT_FOUND)?;
     if let Some(included) = store::include(&mut act, space, skill, &name).await? {
-        return act.commit(reply::created(included)).await;
+        return act.commit(response::created(included)).await;
     }
     Err(if store::has_skill(&mut act, space, skill).await? {
         Error::Conflict("skill already included in this space".into())
@@ -78,7 +78,7 @@ pub async fn list_space_skills(State(app): State<App>, caller: Caller, Path(spac
         return Err(Error::TooLarge(msg));
     }
     let skills = rows.into_iter().zip(files).map(|(row, files)| row.with_files(files));
-    Ok(reply::ok(skills.collect::<Vec<Skill>>()))
+    Ok(response::ok(skills.collect::<Vec<Skill>>()))
 }
 
 /// Take a skill out of a learning space
@@ -86,7 +86,7 @@ pub async fn list_space_skills(State(app): State<App>, caller: Caller, Path(spac
 /// The skill itself stays. One that is not in the space is fine.
 #[utoipa::path(delete, path = "/api/v1/learning_spaces/{space_id}/skills/{skill_id}", tag = "learning_spaces",
     params(("space_id" = SpaceId, Path), ("skill_id" = SkillId, Path)),
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn exclude_skill(
     State(app): State<App>,
     caller: Caller,
@@ -99,5 +99,5 @@ pub async fn exclude_skill(
         return Err(NOT_FOUND);
     }
     store::exclude(&mut act, space, skill).await?;
-    act.commit(reply::said("ok")).await
+    act.commit(response::message("ok")).await
 }

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::http::extract::{Path, Query};
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::ids::SessionId;
 use crate::sessions;
 
@@ -29,5 +29,5 @@ pub async fn get_tasks(
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
     let tasks = store::list(&mut conn, caller.project, session, &page).await?;
     let position = |task: &Task| Position { created_at: task.created_at.0, id: task.id.0 };
-    Ok(reply::ok(PageOf::new(tasks, &page, position)))
+    Ok(response::ok(PageOf::new(tasks, &page, position)))
 }

@@ -12,7 +12,7 @@ use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::page::{PageOf, PageQuery, Position};
-use crate::http::reply::{self, Done, Envelope};
+use crate::http::response::{self, EmptyResponse, Envelope};
 
 /// List users
 ///
@@ -24,7 +24,7 @@ pub async fn list_users(State(app): State<App>, caller: Caller, Query(page): Que
     let mut conn = app.db.acquire().await?;
     let users = store::list(&mut conn, caller.project, &page).await?;
     let position = |user: &User| Position { created_at: user.created_at.0, id: user.id.0 };
-    Ok(reply::ok(PageOf::new(users, &page, position)))
+    Ok(response::ok(PageOf::new(users, &page, position)))
 }
 
 /// How much a user has.
@@ -51,14 +51,14 @@ pub async fn get_user_resources(
 ) -> Result<Response> {
     let mut conn = app.db.acquire().await?;
     let counts = store::count(&mut conn, caller.project, &user).await?;
-    Ok(reply::ok(Resources { counts: counts.ok_or(Error::NotFound("user not found"))? }))
+    Ok(response::ok(Resources { counts: counts.ok_or(Error::NotFound("user not found"))? }))
 }
 
 /// Delete a user
 ///
 /// With all sessions, disks, skills and learning spaces of the user. One that is not there is fine.
 #[utoipa::path(delete, path = "/api/v1/user/{identifier}", tag = "user", params(("identifier" = String, Path)),
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn delete_user(
     State(app): State<App>,
     caller: Caller,
@@ -71,7 +71,7 @@ pub async fn delete_user(
 /// Delete the user who is called `ls`
 ///
 /// As any other; the path is that of the list.
-#[utoipa::path(delete, path = "/api/v1/user/ls", tag = "user", responses((status = 200, body = Done), Refusals))]
+#[utoipa::path(delete, path = "/api/v1/user/ls", tag = "user", responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn delete_user_ls(State(app): State<App>, caller: Caller, once: Once) -> Result<Response> {
     delete(&app, &caller, once, &Identifier("ls".into())).await
 }
@@ -79,5 +79,5 @@ pub async fn delete_user_ls(State(app): State<App>, caller: Caller, once: Once) 
 async fn delete(app: &App, caller: &Caller, once: Once, user: &Identifier) -> Result<Response> {
     let mut act = once.begin(app).await?;
     store::delete(&mut act, caller.project, user).await?;
-    act.commit(reply::done()).await
+    act.commit(response::ok_empty()).await
 }

@@ -66,8 +66,6 @@ const KNOWN_UPWARD_USES: &[(&str, &str)] = &[
     ("blob/refs", "app"),
     ("blob/sweep", "app"),
     ("disks/changes", "skills"),
-    ("error", "blob"),
-    ("error", "http"),
     ("http", "app"),
     ("http", "auth"),
     ("http/download", "app"),
@@ -89,7 +87,6 @@ const KNOWN_UPWARD_USES: &[(&str, &str)] = &[
     ("jobs/runner", "app"),
     ("jobs/wake", "app"),
     ("metrics/push", "projects"),
-    ("seal/object", "blob"),
     ("spaces/sessions", "learn"),
 ];
 

@@ -14,7 +14,7 @@ use crate::auth::Caller;
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
-use crate::http::reply::{self, Done, Envelope};
+use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::jobs::{self, Delay};
 use crate::projects;
 use crate::seal::Owner;
@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// From now on everything is stored sealed with the key inside of the project's API key, and what is there is sealed in the
 /// background. The answer waits for that for up to 25 seconds and is the same if it goes on. It can be called again at any time.
 #[utoipa::path(post, path = "/api/v1/project/encrypt", tag = "project",
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn encrypt_project(State(app): State<App>, caller: Caller, once: Once) -> Result<Response> {
     change(&app, &caller, &once, true).await
 }
@@ -37,7 +37,7 @@ pub async fn encrypt_project(State(app): State<App>, caller: Caller, once: Once)
 /// From now on everything is stored as it is, and what is sealed is opened in the background. The answer waits for that for up
 /// to 25 seconds and is the same if it goes on.
 #[utoipa::path(post, path = "/api/v1/project/decrypt", tag = "project",
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn decrypt_project(State(app): State<App>, caller: Caller, once: Once) -> Result<Response> {
     change(&app, &caller, &once, false).await
 }
@@ -46,7 +46,7 @@ pub async fn decrypt_project(State(app): State<App>, caller: Caller, once: Once)
 ///
 /// As the route of the same name under `/api/v1`.
 #[utoipa::path(post, path = "/admin/v1/project/encrypt", tag = "admin",
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn encrypt_project_as_admin(state: State<App>, caller: Caller, once: Once) -> Result<Response> {
     encrypt_project(state, caller, once).await
 }
@@ -55,7 +55,7 @@ pub async fn encrypt_project_as_admin(state: State<App>, caller: Caller, once: O
 ///
 /// As the route of the same name under `/api/v1`.
 #[utoipa::path(post, path = "/admin/v1/project/decrypt", tag = "admin",
-    responses((status = 200, body = Done), Refusals))]
+    responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn decrypt_project_as_admin(state: State<App>, caller: Caller, once: Once) -> Result<Response> {
     decrypt_project(state, caller, once).await
 }
@@ -86,7 +86,7 @@ async fn change(app: &App, caller: &Caller, once: &Once, seals: bool) -> Result<
     jobs::store::set_key(&mut act, caller.project, jobs::sealed_key(app, &owner)?.as_deref()).await?;
     jobs::enqueue(app, &mut act, &owner, &Convert { project: caller.project }, Delay::NONE).await?;
     store::hurry(&mut act, caller.project).await?;
-    let answer = reply::said(if seals { "encryption enabled" } else { "encryption disabled" });
+    let answer = response::message(if seals { "encryption enabled" } else { "encryption disabled" });
     // Kept with the effect, so that whoever asks again is not told that there is nothing to decrypt.
     let answer = act.commit(answer).await?;
     app.keys.forget(caller.project);
@@ -146,5 +146,5 @@ pub async fn get_project_encryption(State(app): State<App>, caller: Caller) -> R
             (failed, error) => error.map(|error| format!("{error} (and {} more)", failed - 1)),
         };
     }
-    Ok(reply::ok(encryption))
+    Ok(response::ok(encryption))
 }

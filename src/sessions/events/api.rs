@@ -14,7 +14,7 @@ use crate::http::idempotency::Once;
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageOf, PageQuery, Position};
-use crate::http::reply::{self, Envelope};
+use crate::http::response::{self, Envelope};
 use crate::ids::SessionId;
 use crate::sessions;
 
@@ -57,7 +57,7 @@ pub async fn add_event(
     storable_object("data", &data, app.config.limits.meta)?;
     let mut act = once.begin_statement(&app).await?;
     let event = store::insert(&mut act, caller.project, session, &kind, data).await?;
-    act.commit(reply::ok(event.ok_or(sessions::NOT_FOUND)?)).await
+    act.commit(response::ok(event.ok_or(sessions::NOT_FOUND)?)).await
 }
 
 /// List events
@@ -77,5 +77,5 @@ pub async fn list_events(
     }
     let events = store::list(&mut conn, caller.project, session, &page).await?;
     let position = |event: &Event| Position { created_at: event.created_at.0, id: event.id.0 };
-    Ok(reply::ok(PageOf::new(events, &page, position)))
+    Ok(response::ok(PageOf::new(events, &page, position)))
 }
