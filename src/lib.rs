@@ -32,4 +32,5 @@ pub mod spaces;
 pub mod start;
 pub mod tasks;
 pub mod telemetry;
+pub mod time;
 pub mod users;

@@ -4,22 +4,22 @@
 use super::content::{self, Key};
 use super::refs::{self, Fresh, Stored};
 use crate::app::App;
+use crate::db::page::Cursor;
 use crate::error::{Error, Result};
-use crate::http::page::Position;
 use crate::ids::{BlobId, ProjectId};
 use crate::seal::{Dek, Owner};
 
 /// An object that has to be turned.
 pub struct Pending {
     pub stored: Stored,
-    pub position: Position,
+    pub position: Cursor,
 }
 
 /// Objects of a project that are in the other form, in the order they were made, after this one.
 ///
 /// # Errors
 /// The database fails.
-pub async fn list(app: &App, project: ProjectId, seals: bool, after: Position, limit: i64) -> Result<Vec<Pending>> {
+pub async fn list(app: &App, project: ProjectId, seals: bool, after: Cursor, limit: i64) -> Result<Vec<Pending>> {
     let rows = sqlx::query!(
         r#"select id as "id: BlobId", object_key, size, sha256, seal, wrapped_key, created_at from blobs
            where project_id = $1 and state = 'live' and (seal is null) = $2 and (created_at, id) > ($3, $4)
@@ -31,7 +31,7 @@ pub async fn list(app: &App, project: ProjectId, seals: bool, after: Position, l
         limit,
     );
     let rows = rows.fetch_all(&app.db).await?.into_iter().map(|row| Pending {
-        position: Position { created_at: row.created_at, id: row.id.0 },
+        position: Cursor { created_at: row.created_at, id: row.id.0 },
         stored: Stored {
             id: row.id,
             object_key: row.object_key,

@@ -1,5 +1,6 @@
 //! The connection pools and the migrations.
 
+pub mod page;
 pub mod pooler;
 
 use std::pin::Pin;

@@ -8,11 +8,12 @@ use super::Disk;
 use super::store::{self, Filter};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::page::{Cursor, PageRequest};
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Params, Path, Query, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
-use crate::http::page::{Page, PageOf, PageQuery, Position};
+use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::DiskId;
 use crate::users::{self, Identifier};
@@ -60,22 +61,22 @@ pub struct ListDisks {
 }
 
 /// List disks
-#[utoipa::path(get, path = "/api/v1/disk", tag = "disk", params(ListDisks, PageQuery),
-    responses((status = 200, body = Envelope<PageOf<Disk>>), Refusals))]
+#[utoipa::path(get, path = "/api/v1/disk", tag = "disk", params(ListDisks, PageParams),
+    responses((status = 200, body = Envelope<Page<Disk>>), Refusals))]
 pub async fn list_disks(
     State(app): State<App>,
     caller: Caller,
     Query(query): Query<ListDisks>,
-    Query(page): Query<PageQuery>,
+    Query(page): Query<PageParams>,
 ) -> Result<Response> {
-    let page: Page = page.parse(20, 200)?;
+    let page: PageRequest = page.parse(20, 200)?;
     let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
     let id = id.map_err(|wrong| Error::field("id", wrong))?;
     let user = users::filter(query.user.as_deref())?;
     let mut conn = app.db.acquire().await?;
     let disks = store::list(&mut conn, caller.project, &Filter { user, id }, &page).await?;
-    let position = |disk: &Disk| Position { created_at: disk.created_at.0, id: disk.id.0 };
-    Ok(response::ok(PageOf::new(disks, &page, position)))
+    let cursor = |disk: &Disk| Cursor { created_at: disk.created_at.0, id: disk.id.0 };
+    Ok(response::ok(Page::new(disks, &page, cursor)))
 }
 
 /// Delete a disk

@@ -9,8 +9,8 @@ use sqlx::types::Json;
 
 use super::path::{Directory, FilePath};
 use crate::blob::refs::Stored;
-use crate::http::time::Timestamp;
 use crate::ids::{BlobId, DiskId, ProjectId};
+use crate::time::Timestamp;
 
 /// A file with its current content.
 #[derive(Debug)]

@@ -20,8 +20,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::http::time::Timestamp;
 use crate::ids::{DiskId, ProjectId, UserId};
+use crate::time::Timestamp;
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()

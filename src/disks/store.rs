@@ -3,9 +3,9 @@
 use sqlx::PgConnection;
 
 use super::Disk;
-use crate::http::page::Page;
-use crate::http::time::Timestamp;
+use crate::db::page::PageRequest;
 use crate::ids::{DiskId, ProjectId, UserId};
+use crate::time::Timestamp;
 
 pub async fn insert(conn: &mut PgConnection, project: ProjectId, user: Option<UserId>) -> sqlx::Result<Disk> {
     sqlx::query_as!(
@@ -31,9 +31,9 @@ pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
     filter: &Filter<'_>,
-    page: &Page,
+    page: &PageRequest,
 ) -> sqlx::Result<Vec<Disk>> {
-    let (time, id) = page.start();
+    let (time, id) = page.after_params();
     if page.newest_first {
         sqlx::query_as!(
             Disk,
@@ -52,7 +52,7 @@ pub async fn list(
             filter.id as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await
@@ -74,7 +74,7 @@ pub async fn list(
             filter.id as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await

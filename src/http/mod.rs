@@ -15,7 +15,6 @@ pub mod page;
 pub mod response;
 pub mod server;
 pub mod status;
-pub mod time;
 pub mod upload;
 
 use std::sync::Arc;

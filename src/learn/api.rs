@@ -17,11 +17,11 @@ use crate::http::extract::Path;
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
-use crate::http::time::Timestamp;
 use crate::ids::SessionId;
 use crate::jobs::{self, Delay};
 use crate::llm::LlmError;
 use crate::sessions;
+use crate::time::Timestamp;
 
 /// How often to look whether another process is done.
 const LOOK_EVERY: Duration = Duration::from_millis(500);

@@ -19,18 +19,18 @@ use super::shown::{self, Item, Opened, Rest};
 use super::{Written, answers, files, sealed, store, storing};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::page::Cursor;
 use crate::error::{Error, Result};
 use crate::http::extract::{Flag, Int, Path, Query};
 use crate::http::idempotency::Once;
 use crate::http::memory::Reservations;
 use crate::http::openapi::Refusals;
-use crate::http::page::Position;
 use crate::http::response::{self, Envelope};
-use crate::http::time::Timestamp;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::json;
 use crate::seal::Owner;
 use crate::sessions::{self, events};
+use crate::time::Timestamp;
 
 /// Up to this a page is converted right where it was read, in bytes.
 const QUICK: usize = 64 * 1024;
@@ -289,7 +289,7 @@ fn wanted(app: &App, query: &GetMessages) -> Result<Wanted> {
     }
     let after = match query.cursor.as_deref() {
         None | Some("") => None,
-        Some(cursor) => Position::decode(cursor)?,
+        Some(cursor) => Cursor::decode(cursor)?,
     };
     Ok(Wanted { after, newest_first: query.time_desc.is_some_and(Flag::is_set), limit, bytes })
 }
@@ -301,7 +301,7 @@ async fn read(
     project: ProjectId,
     session: SessionId,
     wanted: &Wanted,
-) -> Result<(Vec<Row>, Option<Position>)> {
+) -> Result<(Vec<Row>, Option<Cursor>)> {
     let mut conn = app.pages.acquire().await?;
     let mut rows = page::list(&mut conn, project, session, wanted).await?;
     if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
@@ -318,7 +318,7 @@ async fn read(
         }
     }
     let more = |row: &&Row| usize::try_from(row.there).is_ok_and(|there| there > rows.len());
-    let next = rows.last().filter(more).map(Row::position);
+    let next = rows.last().filter(more).map(Row::cursor);
     if wanted.newest_first {
         rows.reverse();
     }

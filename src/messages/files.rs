@@ -28,10 +28,10 @@ use crate::http::download::{self, Presented};
 use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
-use crate::http::time::Timestamp;
 use crate::http::upload::File;
 use crate::ids::{BlobId, ProjectId, SessionId};
 use crate::seal::Owner;
+use crate::time::Timestamp;
 use crate::{media, sessions};
 
 /// How often a store begins again because an equal content came first, or the sweep.

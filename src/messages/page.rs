@@ -6,9 +6,9 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::store::SLICE;
-use crate::http::page::Position;
-use crate::http::time::Timestamp;
+use crate::db::page::Cursor;
 use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::time::Timestamp;
 
 /// A message as it is stored.
 pub struct Row {
@@ -47,14 +47,14 @@ impl Row {
         usize::try_from(self.content_length).is_ok_and(|length| length == self.content.len())
     }
 
-    pub fn position(&self) -> Position {
-        Position { created_at: self.created_at.0, id: self.id.0 }
+    pub fn cursor(&self) -> Cursor {
+        Cursor { created_at: self.created_at.0, id: self.id.0 }
     }
 }
 
 /// Which messages of a session are wanted.
 pub struct Wanted {
-    pub after: Option<Position>,
+    pub after: Option<Cursor>,
     pub newest_first: bool,
     pub limit: usize,
     /// How much of them, in bytes; one message is always shown.

@@ -17,10 +17,10 @@ use super::page::Row;
 use super::parts::{Kind, Part, Role};
 use super::pieces::{PIECE, Pieces};
 use crate::error::{Error, Result};
-use crate::http::time::Timestamp;
 use crate::ids::{MessageId, SessionId};
 use crate::json;
 use crate::sessions::events::Event;
+use crate::time::Timestamp;
 
 /// Where the format `acontext` shows what the client keeps with a message.
 pub const USER_META: &str = "__user_meta__";

@@ -15,9 +15,9 @@ use super::parts::Role;
 use crate::blob::refs;
 use crate::config::Learning;
 use crate::db::interval;
-use crate::http::time::Timestamp;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::jobs::NEEDS_KEY;
+use crate::time::Timestamp;
 
 /// Longer contents come and go in slices, in bytes: what the driver makes of a value takes three and a half times its length.
 pub const SLICE: usize = 1024 * 1024;

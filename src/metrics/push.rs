@@ -38,8 +38,8 @@ pub struct Metric {
     pub project_id: ProjectId,
     pub tag: String,
     pub increment: i64,
-    pub created_at: crate::http::time::Timestamp,
-    pub updated_at: crate::http::time::Timestamp,
+    pub created_at: crate::time::Timestamp,
+    pub updated_at: crate::time::Timestamp,
 }
 
 /// Whether a project has too much of something.

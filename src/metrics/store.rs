@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::push::Metric;
-use crate::http::time::Timestamp;
 use crate::ids::ProjectId;
+use crate::time::Timestamp;
 
 /// The flag of a project that stores too much.
 pub const STORAGE: &str = "excess.storage.usage";

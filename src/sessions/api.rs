@@ -9,12 +9,13 @@ use super::store::{self, Filter, NewSession};
 use super::{NOT_FOUND, Session};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::page::{Cursor, PageRequest};
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Fields, Flag, Path, Query, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::{contained_object, storable_object};
 use crate::http::openapi::Refusals;
-use crate::http::page::{Page, PageOf, PageQuery, Position};
+use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::SessionId;
 use crate::users::{self, Identifier};
@@ -101,23 +102,23 @@ pub struct ListSessions {
 }
 
 /// List sessions
-#[utoipa::path(get, path = "/api/v1/session", tag = "session", params(ListSessions, PageQuery),
-    responses((status = 200, body = Envelope<PageOf<Session>>), Refusals))]
+#[utoipa::path(get, path = "/api/v1/session", tag = "session", params(ListSessions, PageParams),
+    responses((status = 200, body = Envelope<Page<Session>>), Refusals))]
 pub async fn list_sessions(
     State(app): State<App>,
     caller: Caller,
     Query(query): Query<ListSessions>,
-    Query(page): Query<PageQuery>,
+    Query(page): Query<PageParams>,
 ) -> Result<Response> {
-    let page: Page = page.parse(20, 200)?;
+    let page: PageRequest = page.parse(20, 200)?;
     let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
     let id = id.map_err(|wrong| Error::field("id", wrong))?;
     let user = users::filter(query.user.as_deref())?;
     let configs = contained_object("filter_by_configs", query.filter_by_configs.as_deref(), app.config.limits.meta)?;
     let mut conn = app.db.acquire().await?;
     let sessions = store::list(&mut conn, caller.project, Filter { user, id, configs }, &page).await?;
-    let position = |session: &Session| Position { created_at: session.created_at.0, id: session.id.0 };
-    Ok(response::ok(PageOf::new(sessions, &page, position)))
+    let cursor = |session: &Session| Cursor { created_at: session.created_at.0, id: session.id.0 };
+    Ok(response::ok(Page::new(sessions, &page, cursor)))
 }
 
 /// Delete a session

@@ -5,10 +5,10 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::{DENIED, NOT_FOUND, Session};
+use crate::db::page::PageRequest;
 use crate::error::Result;
-use crate::http::page::Page;
-use crate::http::time::Timestamp;
 use crate::ids::{ProjectId, SessionId, UserId};
+use crate::time::Timestamp;
 
 /// A session that is to be.
 pub struct NewSession {
@@ -64,9 +64,9 @@ pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
     filter: Filter<'_>,
-    page: &Page,
+    page: &PageRequest,
 ) -> sqlx::Result<Vec<Session>> {
-    let (time, id) = page.start();
+    let (time, id) = page.after_params();
     let configs = filter.configs.map(Json);
     if page.newest_first {
         sqlx::query_as!(
@@ -89,7 +89,7 @@ pub async fn list(
             configs as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await
@@ -114,7 +114,7 @@ pub async fn list(
             configs as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await

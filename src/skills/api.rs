@@ -14,6 +14,7 @@ use super::store::{self, Row};
 use super::{FileEntry, Skill, upload};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::page::{Cursor, PageRequest};
 use crate::disks::path;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
@@ -21,7 +22,7 @@ use crate::http::idempotency::Once;
 use crate::http::json::{long_object_in, storable_object};
 use crate::http::memory::Reservations;
 use crate::http::openapi::Refusals;
-use crate::http::page::{Page, PageOf, PageQuery, Position};
+use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::http::upload::{Form, Rules};
 use crate::ids::{DiskId, SkillId};
@@ -103,27 +104,27 @@ pub struct ListSkills {
 /// List skills
 ///
 /// A page ends early where its skills have very many files.
-#[utoipa::path(get, path = "/api/v1/agent_skills", tag = "agent_skills", params(ListSkills, PageQuery),
-    responses((status = 200, body = Envelope<PageOf<Skill>>), Refusals))]
+#[utoipa::path(get, path = "/api/v1/agent_skills", tag = "agent_skills", params(ListSkills, PageParams),
+    responses((status = 200, body = Envelope<Page<Skill>>), Refusals))]
 pub async fn list_skills(
     State(app): State<App>,
     caller: Caller,
     Query(query): Query<ListSkills>,
-    Query(page): Query<PageQuery>,
+    Query(page): Query<PageParams>,
 ) -> Result<Response> {
-    let page: Page = page.parse(20, 200)?;
+    let page: PageRequest = page.parse(20, 200)?;
     let user = users::filter(query.user.as_deref())?;
     let mut conn = app.db.acquire().await?;
     let rows = store::list(&mut conn, caller.project, user, &page).await?;
-    let position = |row: &Row| Position { created_at: row.created_at.0, id: row.id.0 };
-    let mut page = PageOf::new(rows, &page, position);
+    let cursor = |row: &Row| Cursor { created_at: row.created_at.0, id: row.id.0 };
+    let mut page = Page::new(rows, &page, cursor);
     let files = list_files(&mut conn, &app, &page.items).await?;
     if files.len() < page.items.len() {
-        page = page.end_after(files.len(), position);
+        page = page.truncate_to(files.len(), cursor);
     }
     let skills = page.items.into_iter().zip(files);
     let items = skills.map(|(row, files)| Skill { disk_id: None, ..row.with_files(files) }).collect();
-    Ok(response::ok(PageOf::<Skill> { items, next_cursor: page.next_cursor, has_more: page.has_more }))
+    Ok(response::ok(Page::<Skill> { items, next_cursor: page.next_cursor, has_more: page.has_more }))
 }
 
 /// The files of each skill, by path, in one query; of fewer skills if they are too many for one answer.

@@ -6,9 +6,9 @@ use sqlx::types::Json;
 
 use super::front_matter::FrontMatter;
 use super::{FileEntry, Skill};
-use crate::http::page::Page;
-use crate::http::time::Timestamp;
+use crate::db::page::PageRequest;
 use crate::ids::{DiskId, ProjectId, SkillId, SpaceId, UserId};
+use crate::time::Timestamp;
 
 /// A skill's row.
 #[derive(Debug)]
@@ -84,9 +84,9 @@ pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
     user: Option<&str>,
-    page: &Page,
+    page: &PageRequest,
 ) -> sqlx::Result<Vec<Row>> {
-    let (time, id) = page.start();
+    let (time, id) = page.after_params();
     if page.newest_first {
         select_skills!(
             "agent_skills s
@@ -100,7 +100,7 @@ pub async fn list(
             user,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await
@@ -117,7 +117,7 @@ pub async fn list(
             user,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await

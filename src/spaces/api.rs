@@ -9,12 +9,13 @@ use super::store::{self, Filter};
 use super::{NOT_FOUND, Space, defaults};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::page::{Cursor, PageRequest};
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Json, Path, Query, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::{contained_object, storable_object};
 use crate::http::openapi::Refusals;
-use crate::http::page::{Page, PageOf, PageQuery, Position};
+use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::{SpaceId, UserId};
 use crate::skills::create::{Prepared, RACED, TRIES};
@@ -97,21 +98,21 @@ pub struct ListSpaces {
 }
 
 /// List learning spaces
-#[utoipa::path(get, path = "/api/v1/learning_spaces", tag = "learning_spaces", params(ListSpaces, PageQuery),
-    responses((status = 200, body = Envelope<PageOf<Space>>), Refusals))]
+#[utoipa::path(get, path = "/api/v1/learning_spaces", tag = "learning_spaces", params(ListSpaces, PageParams),
+    responses((status = 200, body = Envelope<Page<Space>>), Refusals))]
 pub async fn list_spaces(
     State(app): State<App>,
     caller: Caller,
     Query(query): Query<ListSpaces>,
-    Query(page): Query<PageQuery>,
+    Query(page): Query<PageParams>,
 ) -> Result<Response> {
-    let page: Page = page.parse(20, 200)?;
+    let page: PageRequest = page.parse(20, 200)?;
     let user = users::filter(query.user.as_deref())?;
     let meta = contained_object("filter_by_meta", query.filter_by_meta.as_deref(), app.config.limits.meta)?;
     let mut conn = app.db.acquire().await?;
     let spaces = store::list(&mut conn, caller.project, Filter { user, meta }, &page).await?;
-    let position = |space: &Space| Position { created_at: space.created_at.0, id: space.id.0 };
-    Ok(response::ok(PageOf::new(spaces, &page, position)))
+    let cursor = |space: &Space| Cursor { created_at: space.created_at.0, id: space.id.0 };
+    Ok(response::ok(Page::new(spaces, &page, cursor)))
 }
 
 /// Get a learning space

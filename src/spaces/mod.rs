@@ -17,8 +17,8 @@ use utoipa_axum::routes;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::http::time::Timestamp;
 use crate::ids::{SessionId, SkillId, SpaceId, SpaceSessionId, SpaceSkillId, UserId};
+use crate::time::Timestamp;
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()

@@ -5,9 +5,9 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::{Space, SpaceSession, SpaceSkill};
-use crate::http::page::Page;
-use crate::http::time::Timestamp;
+use crate::db::page::PageRequest;
 use crate::ids::{ProjectId, SessionId, SkillId, SpaceId, SpaceSessionId, SpaceSkillId, UserId};
+use crate::time::Timestamp;
 
 pub async fn insert(
     conn: &mut PgConnection,
@@ -54,9 +54,9 @@ pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
     filter: Filter<'_>,
-    page: &Page,
+    page: &PageRequest,
 ) -> sqlx::Result<Vec<Space>> {
-    let (time, id) = page.start();
+    let (time, id) = page.after_params();
     let meta = filter.meta.map(Json);
     if page.newest_first {
         sqlx::query_as!(
@@ -76,7 +76,7 @@ pub async fn list(
             meta as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await
@@ -98,7 +98,7 @@ pub async fn list(
             meta as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await

@@ -12,8 +12,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::http::time::Timestamp;
 use crate::ids::{ProjectId, SessionId, TaskId};
+use crate::time::Timestamp;
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(api::get_tasks))

@@ -4,18 +4,18 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::{Task, TaskData};
-use crate::http::page::Page;
-use crate::http::time::Timestamp;
+use crate::db::page::PageRequest;
 use crate::ids::{ProjectId, SessionId, TaskId};
+use crate::time::Timestamp;
 
 /// The tasks of a session that are work, in the order they were made.
 pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
     session: SessionId,
-    page: &Page,
+    page: &PageRequest,
 ) -> sqlx::Result<Vec<Task>> {
-    let (time, id) = page.start();
+    let (time, id) = page.after_params();
     if page.newest_first {
         sqlx::query_as!(
             Task,
@@ -31,7 +31,7 @@ pub async fn list(
             session as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await
@@ -50,7 +50,7 @@ pub async fn list(
             session as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await

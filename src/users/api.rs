@@ -7,24 +7,25 @@ use serde::Serialize;
 use super::{Identifier, User, store};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::page::Cursor;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
-use crate::http::page::{PageOf, PageQuery, Position};
+use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
 
 /// List users
 ///
 /// Without a limit, or with 0, all of them: up to 10 000, and then a cursor.
-#[utoipa::path(get, path = "/api/v1/user/ls", tag = "user", params(PageQuery),
-    responses((status = 200, body = Envelope<PageOf<User>>), Refusals))]
-pub async fn list_users(State(app): State<App>, caller: Caller, Query(page): Query<PageQuery>) -> Result<Response> {
+#[utoipa::path(get, path = "/api/v1/user/ls", tag = "user", params(PageParams),
+    responses((status = 200, body = Envelope<Page<User>>), Refusals))]
+pub async fn list_users(State(app): State<App>, caller: Caller, Query(page): Query<PageParams>) -> Result<Response> {
     let page = page.parse_or_all(app.config.limits.list, 200)?;
     let mut conn = app.db.acquire().await?;
     let users = store::list(&mut conn, caller.project, &page).await?;
-    let position = |user: &User| Position { created_at: user.created_at.0, id: user.id.0 };
-    Ok(response::ok(PageOf::new(users, &page, position)))
+    let cursor = |user: &User| Cursor { created_at: user.created_at.0, id: user.id.0 };
+    Ok(response::ok(Page::new(users, &page, cursor)))
 }
 
 /// How much a user has.

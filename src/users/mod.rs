@@ -13,8 +13,8 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::error::{Error, OnConstraint, UNAUTHORIZED};
 use crate::http::extract::PathParam;
-use crate::http::time::Timestamp;
 use crate::ids::{ProjectId, UserId};
+use crate::time::Timestamp;
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()

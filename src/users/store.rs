@@ -4,9 +4,9 @@ use sqlx::PgConnection;
 
 use super::api::Counts;
 use super::{Identifier, User};
-use crate::http::page::Page;
-use crate::http::time::Timestamp;
+use crate::db::page::PageRequest;
 use crate::ids::{ProjectId, UserId};
+use crate::time::Timestamp;
 
 /// Finds a user and keeps it there until the transaction ends.
 pub async fn get(conn: &mut PgConnection, project: ProjectId, user: &Identifier) -> sqlx::Result<Option<UserId>> {
@@ -36,8 +36,8 @@ pub async fn get_or_insert(conn: &mut PgConnection, project: ProjectId, user: &I
     .await
 }
 
-pub async fn list(conn: &mut PgConnection, project: ProjectId, page: &Page) -> sqlx::Result<Vec<User>> {
-    let (time, id) = page.start();
+pub async fn list(conn: &mut PgConnection, project: ProjectId, page: &PageRequest) -> sqlx::Result<Vec<User>> {
+    let (time, id) = page.after_params();
     if page.newest_first {
         sqlx::query_as!(
             User,
@@ -51,7 +51,7 @@ pub async fn list(conn: &mut PgConnection, project: ProjectId, page: &Page) -> s
             project as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await
@@ -68,7 +68,7 @@ pub async fn list(conn: &mut PgConnection, project: ProjectId, page: &Page) -> s
             project as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await

@@ -12,13 +12,13 @@ use super::store;
 use crate::app::App;
 use crate::blob;
 use crate::blob::refs::stores_sealed;
+use crate::db::page::Cursor;
 use crate::error::{Error, Result};
-use crate::http::page::Position;
-use crate::http::time::Timestamp;
 use crate::ids::{ProjectId, SessionId};
 use crate::jobs::{self, Job, JobError, Running};
 use crate::messages;
 use crate::seal::Owner;
+use crate::time::Timestamp;
 
 /// How many sessions or objects are looked up at once.
 const LISTED: i64 = 500;
@@ -26,7 +26,7 @@ const LISTED: i64 = 500;
 const OBJECTS: usize = 4;
 
 /// Before all that there is.
-const START: Position = Position { created_at: chrono::DateTime::UNIX_EPOCH, id: Uuid::nil() };
+const START: Cursor = Cursor { created_at: chrono::DateTime::UNIX_EPOCH, id: Uuid::nil() };
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Convert {

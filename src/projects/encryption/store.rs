@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::http::page::Position;
+use crate::db::page::Cursor;
 use crate::ids::{ProjectId, SessionId};
 
 /// What a job says that has worked long enough for one try; no fault.
@@ -156,9 +156,9 @@ pub async fn list_sessions(
     conn: &mut PgConnection,
     project: ProjectId,
     seals: bool,
-    after: Position,
+    after: Cursor,
     limit: i64,
-) -> sqlx::Result<Vec<(SessionId, Position)>> {
+) -> sqlx::Result<Vec<(SessionId, Cursor)>> {
     let rows = sqlx::query!(
         r#"select s.id as "id: SessionId", s.created_at from sessions s
            where s.project_id = $1 and (s.created_at, s.id) > ($3, $4)
@@ -171,5 +171,5 @@ pub async fn list_sessions(
         limit
     );
     let rows = rows.fetch_all(conn).await?.into_iter();
-    Ok(rows.map(|row| (row.id, Position { created_at: row.created_at, id: row.id.0 })).collect())
+    Ok(rows.map(|row| (row.id, Cursor { created_at: row.created_at, id: row.id.0 })).collect())
 }

@@ -8,12 +8,13 @@ use serde_json::{Map, Value};
 use super::{Event, store};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::db::page::{Cursor, PageRequest};
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path, Query, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
-use crate::http::page::{Page, PageOf, PageQuery, Position};
+use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, Envelope};
 use crate::ids::SessionId;
 use crate::sessions;
@@ -62,20 +63,20 @@ pub async fn add_event(
 
 /// List events
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/events", tag = "session",
-    params(("session_id" = SessionId, Path), PageQuery),
-    responses((status = 200, body = Envelope<PageOf<Event>>), Refusals))]
+    params(("session_id" = SessionId, Path), PageParams),
+    responses((status = 200, body = Envelope<Page<Event>>), Refusals))]
 pub async fn list_events(
     State(app): State<App>,
     caller: Caller,
     Path(session): Path<SessionId>,
-    Query(page): Query<PageQuery>,
+    Query(page): Query<PageParams>,
 ) -> Result<Response> {
-    let page: Page = page.parse(50, 200)?;
+    let page: PageRequest = page.parse(50, 200)?;
     let mut conn = app.db.acquire().await?;
     if !sessions::store::exists(&mut conn, caller.project, session).await? {
         return Err(sessions::NOT_FOUND);
     }
     let events = store::list(&mut conn, caller.project, session, &page).await?;
-    let position = |event: &Event| Position { created_at: event.created_at.0, id: event.id.0 };
-    Ok(response::ok(PageOf::new(events, &page, position)))
+    let cursor = |event: &Event| Cursor { created_at: event.created_at.0, id: event.id.0 };
+    Ok(response::ok(Page::new(events, &page, cursor)))
 }

@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use sqlx::types::Json;
 
-use crate::http::time::Timestamp;
 use crate::ids::{EventId, ProjectId, SessionId};
+use crate::time::Timestamp;
 
 /// An event.
 #[derive(Debug, Serialize, utoipa::ToSchema)]

@@ -5,9 +5,9 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::Event;
-use crate::http::page::Page;
-use crate::http::time::Timestamp;
+use crate::db::page::PageRequest;
 use crate::ids::{EventId, ProjectId, SessionId};
+use crate::time::Timestamp;
 
 /// Tells an event. It is later than every message and event that was there before; `None` if the project has no such session.
 pub async fn insert(
@@ -45,9 +45,9 @@ pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
     session: SessionId,
-    page: &Page,
+    page: &PageRequest,
 ) -> sqlx::Result<Vec<Event>> {
-    let (time, id) = page.start();
+    let (time, id) = page.after_params();
     if page.newest_first {
         sqlx::query_as!(
             Event,
@@ -63,7 +63,7 @@ pub async fn list(
             session as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await
@@ -82,7 +82,7 @@ pub async fn list(
             session as _,
             time,
             id,
-            page.fetch(),
+            page.fetch_limit(),
         )
         .fetch_all(conn)
         .await
