@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::distill::Distill;
-use super::store;
+use super::store::{self, LearningProgress};
 use crate::app::App;
 use crate::error::Result;
 use crate::ids::{SessionId, SpaceId};
@@ -51,19 +51,6 @@ impl Job for Conclude {
     }
 }
 
-/// What is known of a session that is learned and of which nothing has come yet.
-#[derive(Clone, Copy, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-pub struct Learned {
-    pub session: SessionId,
-    /// Messages wait to be observed.
-    pub waits: bool,
-    /// Messages could not be observed.
-    pub has_failed: bool,
-    pub has_open_tasks: bool,
-    pub has_ended_tasks: bool,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     /// The open tasks are to be closed.
@@ -72,13 +59,13 @@ enum Next {
     End(&'static str),
 }
 
-fn decide(learned: &Learned) -> Option<Next> {
+fn decide(learned: &LearningProgress) -> Option<Next> {
     match learned {
-        Learned { waits: true, .. } => None,
-        Learned { has_failed: true, has_ended_tasks: false, .. } => Some(Next::End("failed")),
-        Learned { has_open_tasks: true, .. } => Some(Next::Close),
+        LearningProgress { waits: true, .. } => None,
+        LearningProgress { has_failed: true, has_ended_tasks: false, .. } => Some(Next::End("failed")),
+        LearningProgress { has_open_tasks: true, .. } => Some(Next::Close),
         // Each of them has a job that learns it.
-        Learned { has_ended_tasks: true, .. } => None,
+        LearningProgress { has_ended_tasks: true, .. } => None,
         _ => Some(Next::End("completed")),
     }
 }
@@ -119,7 +106,7 @@ pub async fn look(app: &App, owner: &Owner, session: SessionId) -> Result<bool> 
 mod tests {
     use super::*;
 
-    const PENDING: Learned = Learned {
+    const PENDING: LearningProgress = LearningProgress {
         session: SessionId(uuid::Uuid::nil()),
         waits: false,
         has_failed: false,
@@ -130,20 +117,20 @@ mod tests {
     #[test]
     fn a_session_ends_when_nothing_is_left_to_learn() {
         assert_eq!(decide(&PENDING), Some(Next::End("completed")));
-        assert_eq!(decide(&Learned { has_failed: true, ..PENDING }), Some(Next::End("failed")));
-        assert_eq!(decide(&Learned { has_open_tasks: true, ..PENDING }), Some(Next::Close));
-        assert_eq!(decide(&Learned { has_ended_tasks: true, ..PENDING }), None);
-        let both = Learned { has_open_tasks: true, has_ended_tasks: true, ..PENDING };
+        assert_eq!(decide(&LearningProgress { has_failed: true, ..PENDING }), Some(Next::End("failed")));
+        assert_eq!(decide(&LearningProgress { has_open_tasks: true, ..PENDING }), Some(Next::Close));
+        assert_eq!(decide(&LearningProgress { has_ended_tasks: true, ..PENDING }), None);
+        let both = LearningProgress { has_open_tasks: true, has_ended_tasks: true, ..PENDING };
         assert_eq!(decide(&both), Some(Next::Close));
         // A part was understood, so it is learned.
-        assert_eq!(decide(&Learned { has_failed: true, ..both }), Some(Next::Close));
+        assert_eq!(decide(&LearningProgress { has_failed: true, ..both }), Some(Next::Close));
     }
 
     #[test]
     fn nothing_happens_before_all_is_observed() {
         for open in [false, true] {
             for failed in [false, true] {
-                let waits = Learned { waits: true, has_open_tasks: open, has_failed: failed, ..PENDING };
+                let waits = LearningProgress { waits: true, has_open_tasks: open, has_failed: failed, ..PENDING };
                 assert_eq!(decide(&waits), None);
             }
         }

@@ -5,7 +5,6 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::conclude::Learned;
 use crate::ids::{MessageId, ProjectId, SessionId, SpaceId};
 
 /// How many messages of a session are in which state.
@@ -232,10 +231,23 @@ pub async fn list_said(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Ve
     .await
 }
 
+/// The progress of a session whose learning is pending.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub struct LearningProgress {
+    pub session: SessionId,
+    /// Messages are pending.
+    pub waits: bool,
+    /// Messages failed to be observed.
+    pub has_failed: bool,
+    pub has_open_tasks: bool,
+    pub has_ended_tasks: bool,
+}
+
 /// What is known of a session; `None` if it is not learned, or something has come of it already.
-pub async fn get_learned(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<Learned>> {
+pub async fn get_learned(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<LearningProgress>> {
     sqlx::query_as!(
-        Learned,
+        LearningProgress,
         r#"select session_id as "session!: SessionId", waits as "waits!",
                   has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_ended_tasks as "has_ended_tasks!"
            from pending_learning_sessions where session_id = $1"#,
@@ -246,9 +258,9 @@ pub async fn get_learned(conn: &mut PgConnection, session: SessionId) -> sqlx::R
 }
 
 /// As [`get_learned`], for all sessions of a space, oldest first.
-pub async fn list_learned(conn: &mut PgConnection, space: SpaceId) -> sqlx::Result<Vec<Learned>> {
+pub async fn list_learned(conn: &mut PgConnection, space: SpaceId) -> sqlx::Result<Vec<LearningProgress>> {
     sqlx::query_as!(
-        Learned,
+        LearningProgress,
         r#"select session_id as "session!: SessionId", waits as "waits!",
                   has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_ended_tasks as "has_ended_tasks!"
            from pending_learning_sessions where learning_space_id = $1 order by created_at, id"#,

@@ -162,7 +162,7 @@ pub struct GotMessages<'a> {
     /// Left out if there are none.
     events: Option<Vec<events::Event>>,
     /// In the format `acontext`: links to files by the SHA-256 of their content.
-    #[schema(value_type = Option<BTreeMap<String, files::PublicUrl>>)]
+    #[schema(value_type = Option<BTreeMap<String, super::PublicUrl>>)]
     public_urls: Option<Value>,
 }
 

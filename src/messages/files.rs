@@ -8,14 +8,14 @@ use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Datelike, Utc};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use sqlx::PgConnection;
 
-use super::Written;
 use super::file_store::{self, MessageFile};
 use super::incoming::Draft;
 use super::parts::{Asset, Kind, Part};
 use super::store::{self, Outcome};
+use super::{PublicUrl, Written};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::blob::content::{self, Key};
@@ -157,13 +157,6 @@ fn describe(app: &App, project: ProjectId, file: File) -> Result<Named> {
 fn s3_key(project: ProjectId, now: DateTime<Utc>, sha256: &str, filename: &str) -> String {
     let extension = filename.rfind('.').map(|at| filename[at..].to_lowercase()).unwrap_or_default();
     format!("assets/{project}/{:04}/{:02}/{:02}/{sha256}{extension}", now.year(), now.month(), now.day())
-}
-
-/// A link that needs no key.
-#[derive(Serialize, utoipa::ToSchema)]
-pub struct PublicUrl {
-    pub url: String,
-    pub expire_at: Timestamp,
 }
 
 /// Links to the files of these parts, by the SHA-256 of their content.

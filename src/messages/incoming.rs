@@ -7,9 +7,9 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::format::{self, Answer, Call, Format, Incoming};
-use super::parts::Part;
+use super::parts::{OPEN_CALLS, Part, USER_META};
 use super::store::{NewMessage, shown_calls};
-use super::{sealed, shown, tokens};
+use super::{sealed, tokens};
 use crate::app::{App, WORKED_KIB};
 use crate::auth::Caller;
 use crate::error::{Error, Result};
@@ -200,7 +200,7 @@ fn long_id(body: &Value) -> Option<&'static str> {
 }
 
 /// What the format `acontext` shows in a message's meta that is the server's, so a client's is left out.
-const RESERVED: [&str; 2] = [shown::USER_META, shown::OPEN_CALLS];
+const RESERVED: [&str; 2] = [USER_META, OPEN_CALLS];
 
 const FORMATS: &str = "must be one of acontext, openai, anthropic or gemini";
 

@@ -27,11 +27,13 @@ pub mod storing;
 pub mod tokens;
 pub mod writer;
 
+use serde::Serialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
 use crate::http::idempotency::Act;
+use crate::time::Timestamp;
 use incoming::Ready;
 use store::Stored;
 
@@ -49,4 +51,11 @@ pub struct Written {
     pub stored: Stored,
     /// What is still to be committed, together with the answer.
     pub act: Option<Act>,
+}
+
+/// A signed URL, which needs no key.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct PublicUrl {
+    pub url: String,
+    pub expire_at: Timestamp,
 }

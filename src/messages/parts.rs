@@ -5,6 +5,11 @@ use serde_json::{Map, Value};
 
 use crate::json;
 
+/// The key in the meta of an `acontext` message that holds the user metadata.
+pub const USER_META: &str = "__user_meta__";
+/// The key in the meta of an `acontext` message that holds its pending Gemini function calls.
+pub const OPEN_CALLS: &str = "__gemini_call_info__";
+
 /// Who speaks. Other roles of a format are one of these, and its meta says which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]

@@ -10,22 +10,17 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::PublicUrl;
 use super::edit::{self, Edited, Strategy};
-use super::files::PublicUrl;
 use super::format::{self, Format, Surroundings};
 use super::page::Row;
-use super::parts::{Kind, Part, Role};
+use super::parts::{Kind, OPEN_CALLS, Part, Role, USER_META};
 use super::pieces::{PIECE, Pieces};
 use crate::error::{Error, Result};
 use crate::ids::{MessageId, SessionId};
 use crate::json;
 use crate::sessions::events::Event;
 use crate::time::Timestamp;
-
-/// Where the format `acontext` shows what the client keeps with a message.
-pub const USER_META: &str = "__user_meta__";
-/// Where it shows calls of Gemini functions that wait for their answers.
-pub const OPEN_CALLS: &str = "__gemini_call_info__";
 
 /// A message on its way into the answer.
 pub struct Opened {

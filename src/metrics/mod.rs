@@ -8,10 +8,33 @@ pub mod push;
 pub mod store;
 pub mod traces;
 
+use serde::{Deserialize, Serialize};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use uuid::Uuid;
 
 use crate::app::App;
+use crate::ids::ProjectId;
+use crate::time::Timestamp;
+
+/// A row of metrics.
+#[derive(Debug, Serialize)]
+pub struct Metric {
+    pub id: Uuid,
+    pub project_id: ProjectId,
+    pub tag: String,
+    pub increment: i64,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+/// Whether a project exceeds its quota of a tag.
+#[derive(Debug, Deserialize)]
+pub struct Quota {
+    pub project_id: ProjectId,
+    pub tag: String,
+    pub excess: bool,
+}
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()

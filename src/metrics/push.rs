@@ -9,16 +9,15 @@ use axum::extract::State;
 use axum::response::Response;
 use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use sqlx::Connection;
 
-use super::store;
+use super::{Metric, Quota, store};
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::idempotency::Once;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, EmptyResponse};
-use crate::ids::ProjectId;
 use crate::projects;
 
 /// Until when rows were told.
@@ -30,25 +29,6 @@ const SETTLED: TimeDelta = TimeDelta::seconds(10);
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest answer, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
-
-/// A row of metrics.
-#[derive(Debug, Serialize)]
-pub struct Metric {
-    pub id: uuid::Uuid,
-    pub project_id: ProjectId,
-    pub tag: String,
-    pub increment: i64,
-    pub created_at: crate::time::Timestamp,
-    pub updated_at: crate::time::Timestamp,
-}
-
-/// Whether a project has too much of something.
-#[derive(Debug, Deserialize)]
-pub struct Quota {
-    pub project_id: ProjectId,
-    pub tag: String,
-    pub excess: bool,
-}
 
 #[derive(Deserialize)]
 struct Told {

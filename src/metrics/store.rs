@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::push::Metric;
+use super::Metric;
 use crate::ids::ProjectId;
 use crate::time::Timestamp;
 

@@ -1,10 +1,20 @@
 //! SQL of what operators ask about a project. Days are those of UTC; whoever has few rows in the days asked for has few read.
 
 use chrono::NaiveDate;
+use serde::Serialize;
 use sqlx::PgConnection;
 
-use super::usages::Statistics;
 use crate::ids::ProjectId;
+
+/// The number of entities of a project.
+#[derive(Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Statistics {
+    /// Without planning tasks.
+    pub task_count: i64,
+    pub skill_count: i64,
+    pub session_count: i64,
+}
 
 /// How much came on a day.
 #[derive(Debug)]

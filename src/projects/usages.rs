@@ -6,7 +6,7 @@ use chrono::{Days, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
-use super::usage_store::{self as store, Counted, Mean, TaskCounts};
+use super::usage_store::{self as store, Counted, Mean, Statistics, TaskCounts};
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
@@ -18,16 +18,6 @@ const NOT_FOUND: Error = Error::NotFound("project not found");
 /// How many days are told about, if it is not said or cannot be.
 const DAYS: u64 = 30;
 const MAX_DAYS: u64 = 366;
-
-/// How much a project has.
-#[derive(Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Statistics {
-    /// Without those that only plan.
-    pub task_count: i64,
-    pub skill_count: i64,
-    pub session_count: i64,
-}
 
 /// Count what a project has
 #[utoipa::path(get, path = "/admin/v1/project/{project_id}/statistics", tag = "admin",

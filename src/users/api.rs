@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
 
-use super::{Identifier, User, store};
+use super::{Identifier, ResourceCounts, User, store};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::db::page::Cursor;
@@ -28,23 +28,14 @@ pub async fn list_users(State(app): State<App>, caller: Caller, Query(page): Que
     Ok(response::ok(Page::new(users, &page, cursor)))
 }
 
-/// How much a user has.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct Counts {
-    pub sessions_count: i64,
-    /// Those of skills among them.
-    pub disks_count: i64,
-    pub skills_count: i64,
-}
-
 #[derive(Serialize, utoipa::ToSchema)]
-pub struct Resources {
-    counts: Counts,
+pub struct UserResources {
+    counts: ResourceCounts,
 }
 
 /// Count what a user has
 #[utoipa::path(get, path = "/api/v1/user/{identifier}/resources", tag = "user",
-    params(("identifier" = String, Path)), responses((status = 200, body = Envelope<Resources>), Refusals))]
+    params(("identifier" = String, Path)), responses((status = 200, body = Envelope<UserResources>), Refusals))]
 pub async fn get_user_resources(
     State(app): State<App>,
     caller: Caller,
@@ -52,7 +43,7 @@ pub async fn get_user_resources(
 ) -> Result<Response> {
     let mut conn = app.db.acquire().await?;
     let counts = store::count(&mut conn, caller.project, &user).await?;
-    Ok(response::ok(Resources { counts: counts.ok_or(Error::NotFound("user not found"))? }))
+    Ok(response::ok(UserResources { counts: counts.ok_or(Error::NotFound("user not found"))? }))
 }
 
 /// Delete a user

@@ -23,6 +23,15 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(api::get_user_resources))
 }
 
+/// The number of entities that belong to a user.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ResourceCounts {
+    pub sessions_count: i64,
+    /// Includes the disks of skills.
+    pub disks_count: i64,
+    pub skills_count: i64,
+}
+
 /// A user.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct User {

@@ -2,8 +2,7 @@
 
 use sqlx::PgConnection;
 
-use super::api::Counts;
-use super::{Identifier, User};
+use super::{Identifier, ResourceCounts, User};
 use crate::db::page::PageRequest;
 use crate::ids::{ProjectId, UserId};
 use crate::time::Timestamp;
@@ -76,9 +75,13 @@ pub async fn list(conn: &mut PgConnection, project: ProjectId, page: &PageReques
 }
 
 /// How much a user has; `None` if there is no such user.
-pub async fn count(conn: &mut PgConnection, project: ProjectId, user: &Identifier) -> sqlx::Result<Option<Counts>> {
+pub async fn count(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    user: &Identifier,
+) -> sqlx::Result<Option<ResourceCounts>> {
     sqlx::query_as!(
-        Counts,
+        ResourceCounts,
         r#"select (select count(*) from sessions s where s.user_id = u.id) as "sessions_count!",
                   (select count(*) from disks d where d.user_id = u.id) as "disks_count!",
                   (select count(*) from agent_skills s where s.user_id = u.id) as "skills_count!"
