@@ -1,4 +1,5 @@
-//! The connection pools and the migrations.
+//! The connection pools and the migrations. [`pooler`] refuses external poolers that would mix statements, [`page`] has the cursors of
+//! lists.
 
 pub mod page;
 pub mod pooler;
@@ -16,10 +17,10 @@ use sqlx::{PgPool, Postgres, Transaction};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
+use pooler::PoolerCheck;
+
 /// One for the program and all its tests: each use of the macro would embed another copy.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
-
-use pooler::PoolerCheck;
 
 /// Connections that were idle for longer are checked before they are used again.
 const CHECK_AFTER_IDLE: Duration = Duration::from_secs(1);

@@ -1,6 +1,6 @@
-//! The surface that every route shares: what comes in ([`extract`], [`upload`]), what goes out ([`response`], [`download`]), what
-//! makes a request act once ([`idempotency`]), what stands around ([`middleware`], [`server`]), what counts ([`meters`]), and
-//! what describes it ([`openapi`]).
+//! What every route shares: reading requests ([`extract`], [`upload`]) within the memory that there is ([`memory`]), writing responses
+//! ([`response`], [`download`]), idempotency keys ([`idempotency`]), the layers around the routes ([`middleware`], [`host`],
+//! [`server`]), metrics ([`meters`]), and the API's description ([`openapi`]).
 
 pub mod download;
 pub mod extract;

@@ -41,7 +41,7 @@ impl Row {
         self.content.len() + self.meta.len() + self.user_meta.len()
     }
 
-    /// Returns `true` if the content is there. In a page over [`WITH_CONTENT`] it is loaded with [`load_contents`], once there is
+    /// Returns `true` if the content is there. In a page over 1 MiB it is loaded with [`load_contents`], once there is
     /// memory for it.
     pub fn is_whole(&self) -> bool {
         usize::try_from(self.content_length).is_ok_and(|length| length == self.content.len())
