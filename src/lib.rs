@@ -9,6 +9,7 @@ pub mod app;
 pub mod auth;
 pub mod blob;
 pub mod config;
+pub mod conversation;
 pub mod crypto;
 pub mod db;
 pub mod disks;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::refs::{self, Stored};
+use super::rows::{self, StoredBlob};
 use super::spool::Spool;
 use super::{BlobError, ByteStream, Visit};
 use crate::app::App;
@@ -46,7 +46,7 @@ fn hash(sha256: &str) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// 403 if it is sealed and there is nothing to open it with; 500 if its key is damaged.
-pub fn dek(stored: &Stored, key: Key<'_>) -> Result<Option<Dek>> {
+pub fn dek(stored: &StoredBlob, key: Key<'_>) -> Result<Option<Dek>> {
     let Some(form) = &stored.seal else { return Ok(None) };
     let kek = match key {
         Key::Object(dek) => return Ok(Some(Dek::of_bytes(*dek.bytes()))),
@@ -58,7 +58,7 @@ pub fn dek(stored: &Stored, key: Key<'_>) -> Result<Option<Dek>> {
     unwrapped.map(Some).map_err(|fault| damaged(stored, fault))
 }
 
-fn damaged(stored: &Stored, fault: impl Into<anyhow::Error>) -> Error {
+fn damaged(stored: &StoredBlob, fault: impl Into<anyhow::Error>) -> Error {
     Error::Damaged { what: format!("the stored content with SHA-256 {}", stored.sha256), cause: fault.into() }
 }
 
@@ -70,7 +70,7 @@ enum Form {
 }
 
 impl Form {
-    fn of(stored: &Stored, key: Key<'_>) -> Result<Self> {
+    fn of(stored: &StoredBlob, key: Key<'_>) -> Result<Self> {
         let Some(dek) = dek(stored, key)? else { return Ok(Self::Plain) };
         if stored.seal.as_deref() == Some(WHOLE) {
             return Ok(Self::Whole(dek));
@@ -106,9 +106,9 @@ fn no_room(fault: std::io::Error) -> Error {
 }
 
 /// Where an object that was not found is now: it may have moved.
-async fn moved<'a>(app: &App, stored: &Stored, missing: String) -> Result<Cow<'a, Stored>> {
+async fn moved<'a>(app: &App, stored: &StoredBlob, missing: String) -> Result<Cow<'a, StoredBlob>> {
     let mut conn = app.db.acquire().await?;
-    let now = refs::get(&mut conn, stored.id).await?.filter(|now| now.object_key != stored.object_key);
+    let now = rows::get(&mut conn, stored.id).await?.filter(|now| now.object_key != stored.object_key);
     now.map(Cow::Owned).ok_or_else(|| BlobError::Missing(missing).into())
 }
 
@@ -116,7 +116,7 @@ async fn moved<'a>(app: &App, stored: &Stored, missing: String) -> Result<Cow<'a
 ///
 /// # Errors
 /// 403 and 500 as for [`dek`]; 503 if the object store fails.
-pub async fn open(app: &App, key: Key<'_>, stored: &Stored, range: Range<u64>) -> Result<ByteStream> {
+pub async fn open(app: &App, key: Key<'_>, stored: &StoredBlob, range: Range<u64>) -> Result<ByteStream> {
     if stored.seal.as_deref() == Some(WHOLE) {
         let within = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
         let bytes = read(app, key, stored).await?;
@@ -144,7 +144,7 @@ pub async fn open(app: &App, key: Key<'_>, stored: &Stored, range: Range<u64>) -
     Ok(stream::iter(first).chain(content).boxed())
 }
 
-fn unreadable(stored: &Stored, fault: std::io::Error) -> Error {
+fn unreadable(stored: &StoredBlob, fault: std::io::Error) -> Error {
     match fault.get_ref().and_then(|inner| inner.downcast_ref::<Damaged>()) {
         Some(inner) => damaged(stored, *inner),
         None => BlobError::Unavailable(fault.into()).into(),
@@ -155,7 +155,7 @@ fn unreadable(stored: &Stored, fault: std::io::Error) -> Error {
 ///
 /// # Errors
 /// As for [`open`].
-pub async fn read(app: &App, key: Key<'_>, stored: &Stored) -> Result<Bytes> {
+pub async fn read(app: &App, key: Key<'_>, stored: &StoredBlob) -> Result<Bytes> {
     let mut now = Cow::Borrowed(stored);
     let bytes = loop {
         match app.blobs.read(&now.object_key).await {
@@ -176,7 +176,7 @@ pub async fn read(app: &App, key: Key<'_>, stored: &Stored) -> Result<Bytes> {
 ///
 /// # Errors
 /// As for [`open`], and 500 if it is another content.
-pub async fn copy(app: &App, key: Key<'_>, stored: &Stored) -> Result<Spool> {
+pub async fn copy(app: &App, key: Key<'_>, stored: &StoredBlob) -> Result<Spool> {
     let mut bytes = open(app, key, stored, 0..stored.size.cast_unsigned()).await?;
     let mut copy = app.spool.writer();
     while let Some(piece) = bytes.try_next().await.map_err(|fault| unreadable(stored, fault))? {
@@ -191,7 +191,7 @@ pub async fn copy(app: &App, key: Key<'_>, stored: &Stored) -> Result<Spool> {
 ///
 /// # Errors
 /// 403 if one is sealed and there is nothing to open it with; 503 if the object store fails.
-pub async fn scan(app: &App, key: Key<'_>, mut contents: Vec<Stored>, visit: Visit) -> Result<()> {
+pub async fn scan(app: &App, key: Key<'_>, mut contents: Vec<StoredBlob>, visit: Visit) -> Result<()> {
     let mut places: Vec<usize> = (0..contents.len()).collect();
     for _ in 0..TRIES {
         let forms: Vec<Option<Form>> = contents.iter().map(|stored| searchable(stored, key)).collect::<Result<_>>()?;
@@ -228,7 +228,7 @@ pub async fn scan(app: &App, key: Key<'_>, mut contents: Vec<Stored>, visit: Vis
 }
 
 /// How a content is read; `None` if its key is damaged.
-fn searchable(stored: &Stored, key: Key<'_>) -> Result<Option<Form>> {
+fn searchable(stored: &StoredBlob, key: Key<'_>) -> Result<Option<Form>> {
     match Form::of(stored, key) {
         Ok(form) => Ok(Some(form)),
         Err(Error::Damaged { cause, .. }) => {

@@ -2,7 +2,8 @@
 //! its row; the old one is then removed, and if that is cut off, the sweep does it.
 
 use super::content::{self, Key};
-use super::refs::{self, Fresh, Stored};
+use super::ingest::{self, NewObject};
+use super::rows::{self, StoredBlob};
 use crate::app::App;
 use crate::db::page::Cursor;
 use crate::error::{Error, Result};
@@ -11,7 +12,7 @@ use crate::seal::{Dek, Owner};
 
 /// An object that has to be turned.
 pub struct Pending {
-    pub stored: Stored,
+    pub stored: StoredBlob,
     pub position: Cursor,
 }
 
@@ -32,7 +33,7 @@ pub async fn list(app: &App, project: ProjectId, seals: bool, after: Cursor, lim
     );
     let rows = rows.fetch_all(&app.db).await?.into_iter().map(|row| Pending {
         position: Cursor { created_at: row.created_at, id: row.id.0 },
-        stored: Stored {
+        stored: StoredBlob {
             id: row.id,
             object_key: row.object_key,
             size: row.size,
@@ -61,7 +62,7 @@ pub async fn count(app: &App, project: ProjectId, seals: bool) -> Result<i64> {
 ///
 /// # Errors
 /// 500 if the object is missing or damaged; 503 if the database or the object store fails.
-pub async fn turn(app: &App, owner: &Owner, stored: &Stored, seals: bool) -> Result<bool> {
+pub async fn turn(app: &App, owner: &Owner, stored: &StoredBlob, seals: bool) -> Result<bool> {
     let copy = content::copy(app, Key::Project(Some(owner.opening()?)), stored).await?;
     let kek = owner.sealing(seals)?;
     let dek = kek.map(|_| Dek::random()).transpose()?;
@@ -70,14 +71,14 @@ pub async fn turn(app: &App, owner: &Owner, stored: &Stored, seals: bool) -> Res
         _ => None,
     };
     let blob = BlobId::new();
-    let object_key = refs::object_key(owner.project, blob);
-    refs::insert_pending(app, blob, &object_key, owner.project, &copy, wrapped.as_deref()).await?;
+    let object_key = ingest::object_key(owner.project, blob);
+    ingest::insert_pending(app, blob, &object_key, owner.project, &copy, wrapped.as_deref()).await?;
     content::put(app, &object_key, &copy, dek.as_ref()).await?;
-    let fresh = Fresh { project: owner.project, object_key, sealed: seals };
-    match exchange(app, stored, blob, &fresh).await? {
+    let new_object = NewObject { project: owner.project, object_key, sealed: seals };
+    match exchange(app, stored, blob, &new_object).await? {
         Exchange::Done => {}
         other => {
-            refs::discard(app.clone(), vec![(blob, fresh)]).await;
+            ingest::discard(app.clone(), vec![(blob, new_object)]).await;
             return Ok(matches!(other, Exchange::Gone));
         }
     }
@@ -97,9 +98,9 @@ enum Exchange {
 }
 
 /// Puts the new object in the place of the old one, which from then on is a dead one with a row of its own.
-async fn exchange(app: &App, stored: &Stored, blob: BlobId, fresh: &Fresh) -> Result<Exchange> {
+async fn exchange(app: &App, stored: &StoredBlob, blob: BlobId, new_object: &NewObject) -> Result<Exchange> {
     let mut tx = app.begin().await?;
-    if refs::stores_sealed(&mut tx, fresh.project).await? != Some(fresh.sealed) {
+    if rows::stores_sealed(&mut tx, new_object.project).await? != Some(new_object.sealed) {
         return Ok(Exchange::OtherForm);
     }
     let taken =
@@ -110,7 +111,7 @@ async fn exchange(app: &App, stored: &Stored, blob: BlobId, fresh: &Fresh) -> Re
          where id = $1 and object_key = $2 and state = 'live'",
         stored.id as _,
         stored.object_key,
-        fresh.object_key,
+        new_object.object_key,
         new.seal,
         new.wrapped_key,
     );
@@ -121,7 +122,7 @@ async fn exchange(app: &App, stored: &Stored, blob: BlobId, fresh: &Fresh) -> Re
         "insert into blobs (id, project_id, object_key, sha256, size, state, seal, wrapped_key)
          values ($1, $2, $3, $4, $5, 'dead', $6, $7)",
         BlobId::new() as _,
-        fresh.project as _,
+        new_object.project as _,
         stored.object_key,
         stored.sha256,
         stored.size,

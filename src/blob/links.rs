@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use uuid::Uuid;
 
 use super::content::{self, Key};
-use super::refs::Stored;
+use super::rows::StoredBlob;
 use crate::app::App;
 use crate::crypto::{LinkKey, LinkedKey};
 use crate::error::{Error, Result};
@@ -53,7 +53,7 @@ pub fn end(now: i64, life: i64) -> Result<i64> {
 ///
 /// # Errors
 /// 403 if it is sealed and the project's key not at hand; 500 if its own key is damaged.
-pub fn linked_key(app: &App, owner: &Owner, stored: &Stored) -> Result<Option<LinkedKey>> {
+pub fn linked_key(app: &App, owner: &Owner, stored: &StoredBlob) -> Result<Option<LinkedKey>> {
     let dek = content::dek(stored, Key::Project(owner.kek.as_deref()))?;
     Ok(dek.map(|dek| app.link_key.wrap(dek.bytes())).transpose()?)
 }

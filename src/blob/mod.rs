@@ -1,15 +1,16 @@
 //! Stored objects: bytes under a key that is used once and never overwritten.
 //!
-//! [`Blobs`] is the world outside, in two forms: a folder ([`local`]) and a bucket ([`s3`]). [`refs`] keeps the row of each
+//! [`Blobs`] is the world outside, in two forms: a folder ([`local`]) and a bucket ([`s3`]). [`ingest`] keeps the row of each
 //! object, so that no row points to nothing and no object is unknown. [`content`] is what others read and write: it seals and
 //! opens. [`spool`] holds an upload until it is whole, [`links`] makes public links, [`sweep`] removes what nothing refers to any
 //! more. [`convert`] turns what is stored from sealed to plain and back.
 
 pub mod content;
 pub mod convert;
+pub mod ingest;
 pub mod links;
 pub mod local;
-pub mod refs;
+pub mod rows;
 pub mod s3;
 pub mod spool;
 pub mod sweep;
@@ -57,7 +58,7 @@ impl From<BlobError> for Error {
     }
 }
 
-/// Where objects are kept. Keys are made by [`refs`]: `<project>/<blob id>`.
+/// Where objects are kept. Keys are made by [`ingest`]: `<project>/<blob id>`.
 #[async_trait]
 pub trait Blobs: Send + Sync {
     /// Stores an object; when this returns it survives a loss of power.

@@ -19,8 +19,8 @@ use super::{Artifact, INFO, store};
 use crate::app::{App, SHOWN_KIB};
 use crate::auth::Caller;
 use crate::blob::content::Key;
+use crate::blob::ingest;
 use crate::blob::links::{self, Link, linked_key};
-use crate::blob::refs;
 use crate::blob::spool::Spool;
 use crate::error::{Error, Result};
 use crate::http::download::{self, Presented};
@@ -28,9 +28,9 @@ use crate::http::extract::{Flag, Int, Params, Path, Query, RequestBody};
 use crate::http::idempotency::Once;
 use crate::http::json::{long_object_in, storable_object};
 use crate::http::memory::Reservations;
+use crate::http::multipart::{FormLimits, MultipartForm};
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, EmptyResponse, Envelope};
-use crate::http::upload::{Form, Rules};
 use crate::ids::DiskId;
 use crate::seal::Owner;
 use crate::{blob, media};
@@ -77,7 +77,8 @@ pub async fn upsert_artifact(
     }
     caller.owner.check_may_store()?;
     let reservations = Reservations::of(request.extensions());
-    let mut form = Form::read(request, &app, &Rules::one_file(&app.config.limits)).await?.unwrap_or_default();
+    let mut form =
+        MultipartForm::read(request, &app, &FormLimits::one_file(&app.config.limits)).await?.unwrap_or_default();
     once.look(&app).await?;
     let meta = form.take_text("meta");
     let file = form.file("file").ok_or(Error::bad("file is required"))?;
@@ -100,9 +101,9 @@ async fn store_file(
     let whole = content.head.len() as u64 == content.size;
     let mime = media::detect(&content.head, whole, at.filename());
     for _ in 0..UPLOAD_TRIES {
-        let upload = refs::upload(app, owner, content).await?;
+        let upload = ingest::upload(app, owner, content).await?;
         let mut act = once.begin(app).await?;
-        let Some(blob) = refs::claim(app, &mut act, &upload).await? else {
+        let Some(blob) = ingest::claim(app, &mut act, &upload).await? else {
             act.rollback().await?;
             continue;
         };

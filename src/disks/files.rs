@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::path::{Directory, FilePath};
-use crate::blob::refs::Stored;
+use crate::blob::rows::StoredBlob;
 use crate::ids::{BlobId, DiskId, ProjectId};
 use crate::time::Timestamp;
 
@@ -34,8 +34,8 @@ pub struct File {
 
 impl File {
     /// The content, to be read.
-    pub fn stored(&self) -> Stored {
-        Stored {
+    pub fn stored(&self) -> StoredBlob {
+        StoredBlob {
             id: self.blob_id,
             object_key: self.object_key.clone(),
             size: self.size,
@@ -197,7 +197,7 @@ pub async fn list_names(
 pub struct Candidate {
     pub name: Name,
     pub mime: String,
-    pub content: Stored,
+    pub content: StoredBlob,
 }
 
 /// Files after the given one, in order, with where their bytes are.
@@ -223,7 +223,7 @@ pub async fn list_candidates(
     let candidate = rows.into_iter().map(|row| Candidate {
         name: Name { path: row.path, filename: row.filename },
         mime: row.mime,
-        content: Stored {
+        content: StoredBlob {
             id: row.blob,
             object_key: row.object_key,
             size: row.size,

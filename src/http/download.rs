@@ -15,7 +15,7 @@ use super::response;
 use crate::app::App;
 use crate::blob::content::{self, Key};
 use crate::blob::links::Link;
-use crate::blob::refs::{self, Stored};
+use crate::blob::rows::{self, StoredBlob};
 use crate::error::{Error, Result};
 use crate::media;
 use crate::percent;
@@ -34,7 +34,7 @@ pub struct Presented<'a> {
 /// Answers a GET or HEAD with the bytes, a range of them, or the word that the client has them already.
 pub async fn serve(
     app: &App,
-    stored: &Stored,
+    stored: &StoredBlob,
     key: Key<'_>,
     as_: &Presented<'_>,
     method: &Method,
@@ -160,7 +160,7 @@ pub async fn get_material(
     let Path(Token(token)) = token.map_err(|_| GONE)?;
     let link = Link::verify(&token, &app.link_key, Utc::now().timestamp()).ok_or(GONE)?;
     let mut conn = app.db.acquire().await?;
-    let stored = refs::get_by_sha256(&mut conn, link.project, &link.sha256).await?.ok_or(GONE)?;
+    let stored = rows::get_by_sha256(&mut conn, link.project, &link.sha256).await?.ok_or(GONE)?;
     drop(conn);
     let as_ = Presented { mime: &link.mime, filename: &link.filename, sha256: &link.sha256, public: true };
     let dek =

@@ -8,8 +8,8 @@
 //! - [`Path`]: one segment of the path.
 
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
+use axum::http::Method;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use memchr::memchr_iter;
@@ -17,6 +17,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::head::{content_length, media_type};
 use super::idempotency::fingerprint::Fingerprint;
 use super::memory::{self, Reservations};
 use crate::app::App;
@@ -108,7 +109,7 @@ impl<T: RequestBody> FromRequest<App> for Fields<T> {
 /// The fields of a body, which may be missing.
 async fn body_fields(request: Request, app: &App, limit: u64) -> Result<Map<String, Value>> {
     match media_type(request.headers()).as_str() {
-        "multipart/form-data" => super::upload::text_fields(request, app).await,
+        "multipart/form-data" => super::multipart::text_fields(request, app).await,
         "application/json" => {
             let parse = |body: Bytes| if body.is_empty() { Ok(Map::new()) } else { first_object(&body) };
             parse_body(request, app, limit, parse).await
@@ -216,19 +217,13 @@ impl<'de> Deserialize<'de> for Flag {
     }
 }
 
-/// The content type without its parameters, in lower case.
-pub fn media_type(headers: &HeaderMap) -> String {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split([';', ' ']).next().unwrap_or_default().to_ascii_lowercase()
-}
-
 /// Reads a body of at most `limit` bytes. If a longer one is announced, it is refused unread.
 ///
 /// # Errors
 /// Returns 413 for a longer body and 400 for one that ends early.
 pub async fn body_bytes(request: Request, app: &App, limit: u64) -> Result<Bytes> {
     let too_large = || Error::TooLarge(format!("the body is larger than the maximum of {limit} bytes"));
-    let announced = announced_length(request.headers());
+    let announced = content_length(request.headers());
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
@@ -267,10 +262,6 @@ async fn read_body(request: Request, app: &App, announced: Option<u64>, limit: u
         bytes.extend_from_slice(&data);
     }
     Ok(Some(bytes.freeze()))
-}
-
-pub fn announced_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The first JSON value of a body, which must be an object or `null`; what follows it is ignored.

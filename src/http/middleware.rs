@@ -24,7 +24,7 @@ use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
-use super::extract::media_type;
+use super::head::media_type;
 use super::memory::Reservations;
 use super::meters::Meters;
 use super::response::ErrorCause;

@@ -1,21 +1,22 @@
-//! What every route shares: reading requests ([`extract`], [`upload`]) within the memory that there is ([`memory`]), writing responses
+//! What every route shares: reading requests ([`extract`], [`multipart`]) within the memory that there is ([`memory`]), writing responses
 //! ([`response`], [`download`]), idempotency keys ([`idempotency`]), the layers around the routes ([`middleware`], [`host`],
 //! [`server`]), metrics ([`meters`]), and the API's description ([`openapi`]).
 
 pub mod download;
 pub mod extract;
+pub mod head;
 pub mod host;
 pub mod idempotency;
 pub mod json;
 pub mod memory;
 pub mod meters;
 pub mod middleware;
+pub mod multipart;
 pub mod openapi;
 pub mod page;
 pub mod response;
 pub mod server;
 pub mod status;
-pub mod upload;
 
 use std::sync::Arc;
 

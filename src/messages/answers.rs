@@ -5,14 +5,15 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::format::{Answer, Call};
 use super::incoming::Draft;
-use super::store::{self, Calling, Outcome};
+use super::new_message::InsertOutcome;
+use super::store::{self, Calling};
 use super::storing::{CHANGING, FORM_TRIES};
 use super::{Written, sealed};
 use crate::app::App;
 use crate::auth::Caller;
-use crate::blob::refs;
+use crate::blob::rows;
+use crate::conversation::format::{FunctionCall, FunctionResponse};
 use crate::error::{Error, Result};
 use crate::http::idempotency::Once;
 use crate::ids::{MessageId, SessionId};
@@ -32,7 +33,7 @@ pub async fn store(app: &App, once: &Once, caller: &Caller, session: SessionId, 
     for _ in 0..FORM_TRIES {
         let mut act = once.begin(app).await?;
         // First, as all do who want both.
-        if refs::stores_sealed(&mut act, project).await?.is_some_and(|wanted| wanted != sealed) {
+        if rows::stores_sealed(&mut act, project).await?.is_some_and(|wanted| wanted != sealed) {
             act.rollback().await?;
             sealed = !sealed;
             continue;
@@ -52,11 +53,11 @@ pub async fn store(app: &App, once: &Once, caller: &Caller, session: SessionId, 
         }
         let message = ready.in_form(app, &caller.owner, sealed).await?;
         match store::insert_one(&mut act, &message, buffer).await? {
-            Outcome::Stored(stored) => {
+            InsertOutcome::Inserted(stored) => {
                 return Ok(Written { ready, stored, act: act.commit_without_key().await? });
             }
-            Outcome::NoSession => return Err(sessions::NOT_FOUND),
-            Outcome::OtherForm => sealed = !sealed,
+            InsertOutcome::SessionNotFound => return Err(sessions::NOT_FOUND),
+            InsertOutcome::EncryptionChanged => sealed = !sealed,
         }
         act.rollback().await?;
     }
@@ -67,7 +68,7 @@ pub async fn store(app: &App, once: &Once, caller: &Caller, session: SessionId, 
 struct Waiting {
     id: MessageId,
     sealed_as: Option<Uuid>,
-    calls: Vec<Call>,
+    calls: Vec<FunctionCall>,
     is_answered: bool,
 }
 
@@ -95,7 +96,7 @@ async fn list_waiting(conn: &mut PgConnection, owner: &Owner, session: SessionId
             None => open_calls,
         };
         let calls: Vec<Open> = serde_json::from_value(calls).map_err(Error::internal)?;
-        let calls = calls.into_iter().map(|call| Call { id: call.id, name: call.name }).collect();
+        let calls = calls.into_iter().map(|call| FunctionCall { id: call.id, name: call.name }).collect();
         waiting.push(Waiting { id, sealed_as, calls, is_answered: false });
     }
     Ok(waiting)
@@ -106,8 +107,8 @@ fn damaged(message: MessageId, fault: Damaged) -> Error {
 }
 
 /// The oldest waiting call that an answer fits: of the same name, and of the same id if it tells one.
-fn take_call(waiting: &mut [Waiting], answer: &Answer) -> Option<Call> {
-    let fits = |call: &Call| call.name == answer.name && answer.id.as_ref().is_none_or(|id| *id == call.id);
+fn take_call(waiting: &mut [Waiting], answer: &FunctionResponse) -> Option<FunctionCall> {
+    let fits = |call: &FunctionCall| call.name == answer.name && answer.id.as_ref().is_none_or(|id| *id == call.id);
     waiting.iter_mut().find_map(|one| {
         let at = one.calls.iter().position(fits)?;
         one.is_answered = true;
@@ -115,8 +116,8 @@ fn take_call(waiting: &mut [Waiting], answer: &Answer) -> Option<Call> {
     })
 }
 
-fn unasked(answer: &Answer) -> Error {
-    let Answer { part, name, id } = answer;
+fn unasked(answer: &FunctionResponse) -> Error {
+    let FunctionResponse { part, name, id } = answer;
     let id = id.as_ref().map(|id| format!(" and the id '{id}'")).unwrap_or_default();
     let why = format_args!("no call of a function with the name '{name}'{id} waits in this session").to_string();
     Error::field(&format!("parts[{part}].functionResponse"), why)

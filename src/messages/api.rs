@@ -9,16 +9,16 @@ use serde_json::{Map, Value};
 
 use uuid::Uuid;
 
-use super::edit::{self, ParseError};
-use super::format::{Format, Surroundings};
 use super::incoming::{self, StoreMessage, format_of, on_the_side};
 use super::page::{self, Row, Wanted};
-use super::parts::{Asset, Kind, Part};
 use super::pieces::Pieces;
 use super::shown::{self, Item, Opened, Rest};
 use super::{Written, answers, files, sealed, store, storing};
 use crate::app::App;
 use crate::auth::Caller;
+use crate::conversation::edit::{self, ParseError};
+use crate::conversation::format::{Format, RenderContext};
+use crate::conversation::parts::{Asset, Kind, Part};
 use crate::db::page::Cursor;
 use crate::error::{Error, Result};
 use crate::http::extract::{Flag, Int, Path, Query};
@@ -188,7 +188,7 @@ pub async fn get_messages(
     let (rows, next) = read(&app, &reservations, caller.project, session, &wanted).await?;
     sealed::check_may_open(&caller.owner, &rows)?;
     let strategies = strategies.map_err(|refused| {
-        let (ParseError::Malformed { field, why } | ParseError::Refused { field, why }) = refused;
+        let (ParseError::Malformed { field, why } | ParseError::Invalid { field, why }) = refused;
         Error::field(&field, why)
     })?;
     let pin = query.pin_editing_strategies_at_message.as_deref();
@@ -224,7 +224,7 @@ pub async fn get_messages(
             return Ok(Progress::WithFiles(messages, rest));
         }
         let names = shown::call_names(&messages, target);
-        let mut around = Surroundings { names, ..Surroundings::default() };
+        let mut around = RenderContext { names, ..RenderContext::default() };
         shown::write(messages, target, &mut around, &rest).map(Progress::Written)
     })
     .await?;
@@ -336,7 +336,7 @@ async fn with_files(
     mut rest: Rest,
 ) -> Result<Pieces> {
     let parts = || messages.iter().flat_map(Opened::parts);
-    let mut around = Surroundings::default();
+    let mut around = RenderContext::default();
     let urls = if with_links { files::public_urls(app, owner, parts()).await? } else { BTreeMap::new() };
     around.links = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
     around.contents =

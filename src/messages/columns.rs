@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::store::NewMessage;
+use super::new_message::NewMessage;
 use crate::ids::{ProjectId, SessionId};
 
 /// The sessions of new messages, each once, and where in its session each message stands, as arrays.

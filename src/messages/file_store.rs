@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use crate::blob::refs;
+use crate::blob::rows;
 use crate::ids::{BlobId, MessageId, ProjectId, SessionId};
 
 /// A file that a message has.
@@ -38,7 +38,7 @@ pub async fn insert_file(
 
 /// Where a file of a session lies, and how it is shown.
 pub struct FoundFile {
-    pub content: refs::Stored,
+    pub content: rows::StoredBlob,
     pub filename: String,
 }
 
@@ -58,7 +58,7 @@ pub async fn get_file(
         s3_key
     );
     Ok(row.fetch_optional(conn).await?.map(|row| FoundFile {
-        content: refs::Stored {
+        content: rows::StoredBlob {
             id: row.id,
             object_key: row.object_key,
             size: row.size,

@@ -13,22 +13,24 @@ use sqlx::PgConnection;
 
 use super::file_store::{self, MessageFile};
 use super::incoming::Draft;
-use super::parts::{Asset, Kind, Part};
-use super::store::{self, Outcome};
+use super::new_message::InsertOutcome;
+use super::store;
 use super::{PublicUrl, Written};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::blob::content::{self, Key};
+use crate::blob::ingest::{self, Upload};
 use crate::blob::links::{self, Link};
-use crate::blob::refs::{self, Upload};
+use crate::blob::rows;
 use crate::blob::spool::Spool;
+use crate::conversation::parts::{Asset, Kind, Part};
 use crate::crypto::LinkedKey;
 use crate::error::{Error, Result};
 use crate::http::download::{self, Presented};
 use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Once;
+use crate::http::multipart::UploadedFile;
 use crate::http::openapi::Refusals;
-use crate::http::upload::File;
 use crate::ids::{BlobId, ProjectId, SessionId};
 use crate::seal::Owner;
 use crate::time::Timestamp;
@@ -42,7 +44,7 @@ const LINK_LIFE: i64 = 24 * 3600;
 
 /// A file that parts of a message name, and how it will be known.
 struct Named {
-    file: File,
+    file: UploadedFile,
     asset: Asset,
     filename: String,
 }
@@ -65,7 +67,7 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
     let buffer = (&app.config.learning).into();
     let mut uploads = Vec::with_capacity(named.len());
     for one in &named {
-        uploads.push(refs::upload(app, &caller.owner, &one.file.content).await?);
+        uploads.push(ingest::upload(app, &caller.owner, &one.file.content).await?);
     }
     let mut sealed = caller.owner.encrypted;
     for _ in 0..TRIES {
@@ -75,7 +77,7 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
             Ok(Ok(blobs)) => blobs,
             Ok(Err(lost)) => {
                 act.rollback().await?;
-                uploads[lost] = refs::upload(app, &caller.owner, &named[lost].file.content).await?;
+                uploads[lost] = ingest::upload(app, &caller.owner, &named[lost].file.content).await?;
                 continue;
             }
             // The sweep takes them in another order.
@@ -86,9 +88,9 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
             Err(fault) => return Err(fault),
         };
         let stored = match store::insert_one(&mut act, &message, buffer).await? {
-            Outcome::Stored(stored) => stored,
-            Outcome::NoSession => return Err(sessions::NOT_FOUND),
-            Outcome::OtherForm => {
+            InsertOutcome::Inserted(stored) => stored,
+            InsertOutcome::SessionNotFound => return Err(sessions::NOT_FOUND),
+            InsertOutcome::EncryptionChanged => {
                 act.rollback().await?;
                 sealed = !sealed;
                 continue;
@@ -109,7 +111,7 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
 async fn claim_all(app: &App, conn: &mut PgConnection, uploads: &[Upload]) -> Result<Result<Vec<BlobId>, usize>> {
     let mut blobs = Vec::with_capacity(uploads.len());
     for (at, upload) in uploads.iter().enumerate() {
-        match refs::claim(app, conn, upload).await? {
+        match ingest::claim(app, conn, upload).await? {
             Some(blob) => blobs.push(blob),
             None => return Ok(Err(at)),
         }
@@ -119,7 +121,7 @@ async fn claim_all(app: &App, conn: &mut PgConnection, uploads: &[Upload]) -> Re
 
 /// Puts what is known of each file into the parts that name it, and leaves out files that none names.
 fn name_files(app: &App, project: ProjectId, draft: &mut Draft) -> Result<Vec<Named>> {
-    let mut came: HashMap<String, File> =
+    let mut came: HashMap<String, UploadedFile> =
         std::mem::take(&mut draft.files).into_iter().map(|file| (file.field.clone(), file)).collect();
     let mut named: Vec<Named> = Vec::new();
     for (part, field) in draft.message.file_fields() {
@@ -134,7 +136,7 @@ fn name_files(app: &App, project: ProjectId, draft: &mut Draft) -> Result<Vec<Na
     Ok(named)
 }
 
-fn describe(app: &App, project: ProjectId, file: File) -> Result<Named> {
+fn describe(app: &App, project: ProjectId, file: UploadedFile) -> Result<Named> {
     let filename = file.name.rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
     if filename.len() > MAX_NAME || filename.contains('\0') {
         let wrong =
@@ -200,7 +202,7 @@ async fn linked_keys<'a>(
         return Ok(HashMap::new());
     }
     let mut conn = app.db.acquire().await?;
-    let stored = refs::list_by_sha256(&mut conn, owner.project, &hashes).await?;
+    let stored = rows::list_by_sha256(&mut conn, owner.project, &hashes).await?;
     drop(conn);
     let mut keys = HashMap::new();
     for one in stored {
@@ -242,7 +244,7 @@ pub async fn contents<'a>(
         return Ok(contents);
     }
     let mut conn = app.db.acquire().await?;
-    let stored = refs::list_by_sha256(&mut conn, owner.project, &hashes).await?;
+    let stored = rows::list_by_sha256(&mut conn, owner.project, &hashes).await?;
     drop(conn);
     for one in stored {
         let bytes = content::read(app, Key::Project(owner.kek.as_deref()), &one).await?;

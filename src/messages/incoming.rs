@@ -6,17 +6,20 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::format::{self, Answer, Call, Format, Incoming};
-use super::parts::{OPEN_CALLS, Part, USER_META};
-use super::store::{NewMessage, shown_calls};
-use super::{sealed, tokens};
+use super::new_message::NewMessage;
+use super::sealed;
+use super::store::shown_calls;
 use crate::app::{App, WORKED_KIB};
 use crate::auth::Caller;
+use crate::conversation::format::{self, Format, FunctionCall, FunctionResponse, NormalizedMessage};
+use crate::conversation::parts::{OPEN_CALLS, Part, USER_META};
+use crate::conversation::tokens;
 use crate::error::{Error, Result};
-use crate::http::extract::{body_bytes, first_object, media_type};
+use crate::http::extract::{body_bytes, first_object};
+use crate::http::head::media_type;
 use crate::http::json::storable_object;
 use crate::http::memory::{Reservations, SHORT};
-use crate::http::upload::{File, Form, Rules};
+use crate::http::multipart::{FormLimits, MultipartForm, UploadedFile};
 use crate::ids::{MessageId, SessionId};
 use crate::json;
 use crate::seal::Owner;
@@ -42,9 +45,9 @@ pub struct StoreMessage {
 
 /// A message that was read and checked.
 pub struct Draft {
-    pub message: Incoming,
+    pub message: NormalizedMessage,
     pub user_meta: Map<String, Value>,
-    pub files: Vec<File>,
+    pub files: Vec<UploadedFile>,
     /// How long the JSON was, in bytes.
     length: usize,
 }
@@ -57,7 +60,7 @@ pub async fn read(request: Request, app: &App) -> Result<Draft> {
     let limits = &app.config.limits;
     let reservations = Reservations::of(request.extensions());
     if media_type(request.headers()) == "multipart/form-data" {
-        let form = Form::read(request, app, &Rules::message(limits)).await?;
+        let form = MultipartForm::read(request, app, &FormLimits::message(limits)).await?;
         let mut form = form.ok_or_else(|| Error::field("Content-Type", "has no boundary"))?;
         let payload = form.take_text("payload");
         let (files, parts) = (form.files, limits.message_parts);
@@ -143,7 +146,7 @@ impl Bound {
         Ok(Self { blob: fields.remove("blob").unwrap_or_default(), format, meta })
     }
 
-    fn check(self, files: Vec<File>, length: usize, max_parts: usize) -> Result<Draft> {
+    fn check(self, files: Vec<UploadedFile>, length: usize, max_parts: usize) -> Result<Draft> {
         check_user_meta(&self.meta)?;
         let new_call_id = &mut || format!("call_{}", &Uuid::new_v4().simple().to_string()[..8]);
         let mut message = format::read(self.format, self.blob, new_call_id).map_err(|refused| {
@@ -232,7 +235,7 @@ pub fn check_user_meta(meta: &Map<String, Value>) -> Result<()> {
 pub struct Ready {
     pub message: NewMessage,
     /// Answers to calls of Gemini functions, whose ids have still to be found.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<FunctionResponse>,
     /// Its parts, if it is not a long one.
     parts: Option<Vec<Part>>,
 }
@@ -243,8 +246,8 @@ impl Draft {
         let Self { message, user_meta, length, .. } = self;
         let (project, buffer_turns) = (caller.project, caller.buffer_turns);
         on_the_side(app, length, move || {
-            let (open_calls, answers): (Vec<Call>, _) = (message.calls(), message.answers());
-            let Incoming { format, role, meta, body } = message;
+            let (open_calls, answers): (Vec<FunctionCall>, _) = (message.calls(), message.answers());
+            let NormalizedMessage { format, role, meta, body } = message;
             let content = Bytes::from(json::to_vec(&body));
             let parts = format::parts(format, body);
             let tokens = i32::try_from(tokens::of_parts(&parts)).unwrap_or(i32::MAX);
@@ -291,7 +294,7 @@ impl Ready {
         on_the_side(app, message.content.len(), move || {
             let body = json::parse_own(&message.content).map_err(Error::internal)?;
             let NewMessage { format, role, .. } = message;
-            let mut whole = Incoming { format, role, meta: Map::new(), body };
+            let mut whole = NormalizedMessage { format, role, meta: Map::new(), body };
             for (part, id) in &ids {
                 whole.set_answer_id(*part, id);
             }

@@ -1,7 +1,7 @@
 //! Messages: what is said in a session, in four formats.
 //!
-//! [`api`] has the routes; [`incoming`] reads what a client sends, [`shown`] makes the answer of a list. [`mod@format`] is the
-//! formats as pure functions, [`parts`] the model between them, [`tokens`] counts, [`edit`] makes a conversation shorter.
+//! [`api`] has the routes; [`incoming`] reads what a client sends, [`shown`] makes the answer of a list. What a message is, and its
+//! formats, are in [`crate::conversation`].
 //! [`store`] is the SQL, [`page`] reads a page of messages, and [`writer`] stores many at once; [`files`] are the files that
 //! come with messages, [`answers`] messages that answer calls, [`pieces`] a long answer.
 //!
@@ -11,20 +11,17 @@ pub mod answers;
 pub mod api;
 mod columns;
 pub mod convert;
-pub mod edit;
 pub mod file_store;
 pub mod files;
-pub mod format;
 pub mod incoming;
 pub mod meta;
+pub mod new_message;
 pub mod page;
-pub mod parts;
 pub mod pieces;
 pub mod sealed;
 pub mod shown;
 pub mod store;
 pub mod storing;
-pub mod tokens;
 pub mod writer;
 
 use serde::Serialize;
@@ -35,7 +32,7 @@ use crate::app::App;
 use crate::http::idempotency::Act;
 use crate::time::Timestamp;
 use incoming::Ready;
-use store::Stored;
+use new_message::InsertedMessage;
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -48,7 +45,7 @@ pub fn router() -> OpenApiRouter<App> {
 /// A message that was written to the database.
 pub struct Written {
     pub ready: Ready,
-    pub stored: Stored,
+    pub stored: InsertedMessage,
     /// What is still to be committed, together with the answer.
     pub act: Option<Act>,
 }

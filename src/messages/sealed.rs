@@ -9,9 +9,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::format::Format;
+use super::new_message::NewMessage;
 use super::page::Row;
-use super::store::NewMessage;
+use crate::conversation::format::Format;
 use crate::error::{Error, Result};
 use crate::json;
 use crate::seal::{Damaged, Kek, Owner, frame};

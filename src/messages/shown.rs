@@ -11,11 +11,11 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::PublicUrl;
-use super::edit::{self, Edited, Strategy};
-use super::format::{self, Format, Surroundings};
 use super::page::Row;
-use super::parts::{Kind, OPEN_CALLS, Part, Role, USER_META};
 use super::pieces::{PIECE, Pieces};
+use crate::conversation::edit::{self, Edited, Strategy};
+use crate::conversation::format::{self, Format, RenderContext};
+use crate::conversation::parts::{Kind, OPEN_CALLS, Part, Role, USER_META};
 use crate::error::{Error, Result};
 use crate::ids::{MessageId, SessionId};
 use crate::json;
@@ -138,7 +138,7 @@ pub fn is_plain(rows: &[Row], target: Format) -> bool {
 pub fn write_plain(rows: Vec<Row>, target: Format, rest: &Rest) -> Result<Pieces> {
     let room = rows.iter().map(|row| room(row, row.content.len())).sum();
     let opened = rows.into_iter().map(|row| open_one(row, target));
-    write_all(opened, room, target, &mut Surroundings::default(), rest)
+    write_all(opened, room, target, &mut RenderContext::default(), rest)
 }
 
 /// About how much of the answer a message takes, in bytes, if its text is so long.
@@ -215,7 +215,7 @@ pub struct Rest {
 }
 
 /// Writes the answer.
-pub fn write(messages: Vec<Opened>, target: Format, around: &mut Surroundings, rest: &Rest) -> Result<Pieces> {
+pub fn write(messages: Vec<Opened>, target: Format, around: &mut RenderContext, rest: &Rest) -> Result<Pieces> {
     let text = |message: &Opened| message.parts().iter().map(|part| part.text.len()).sum();
     let room = messages.iter().map(|message| room(&message.row, text(message))).sum();
     write_all(messages.into_iter().map(Ok), room, target, around, rest)
@@ -225,7 +225,7 @@ fn write_all(
     messages: impl Iterator<Item = Result<Opened>>,
     room: usize,
     target: Format,
-    around: &mut Surroundings,
+    around: &mut RenderContext,
     rest: &Rest,
 ) -> Result<Pieces> {
     let mut out = Pieces::with_room(room + 1024);

@@ -10,10 +10,10 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::columns::{Columns, Places, forms};
-use super::format::{Call, Format};
-use super::parts::Role;
-use crate::blob::refs;
+use super::new_message::{InsertOutcome, InsertedMessage, NewMessage};
+use crate::blob::rows;
 use crate::config::Learning;
+use crate::conversation::format::FunctionCall;
 use crate::db::interval;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::jobs::NEEDS_KEY;
@@ -37,51 +37,6 @@ impl From<&Learning> for Buffer {
     }
 }
 
-/// A message that is to be stored.
-#[derive(Clone, Debug)]
-pub struct NewMessage {
-    pub id: MessageId,
-    pub project: ProjectId,
-    pub session: SessionId,
-    pub role: Role,
-    pub format: Format,
-    /// The message in its format, as JSON text; sealed if there is a [`job_key`](Self::job_key).
-    pub content: Bytes,
-    pub tokens: i32,
-    pub meta: Map<String, Value>,
-    pub user_meta: Map<String, Value>,
-    /// Calls of Gemini functions that wait for their answers, as the column has them.
-    pub open_calls: Option<Value>,
-    /// The project's own setting of [`Buffer::turns`].
-    pub buffer_turns: Option<i64>,
-    /// Of a sealed message: the project's key for the work that it gives, sealed for the queue.
-    pub job_key: Option<Bytes>,
-}
-
-impl NewMessage {
-    pub fn is_sealed(&self) -> bool {
-        self.job_key.is_some()
-    }
-}
-
-/// What becomes of a message.
-#[derive(Debug)]
-pub enum Outcome {
-    Stored(Stored),
-    /// The project has no such session.
-    NoSession,
-    /// The project wants its content in the other form now, sealed or not.
-    OtherForm,
-}
-
-/// What the database adds to a message.
-#[derive(Clone, Debug)]
-pub struct Stored {
-    pub parent: Option<MessageId>,
-    pub status: String,
-    pub created_at: Timestamp,
-}
-
 /// Stores messages, in this order within each session, in one statement: locks their sessions, gives each message its parent
 /// and a time later than all before it, and leaves a job for each session whose tasks are
 /// tracked and that has none.
@@ -89,7 +44,11 @@ pub struct Stored {
 /// The answer has an entry for each message; `None` if the project has no such session or wants its content in another form, or
 /// another transaction holds one of them: who wants to know calls [`insert_one`].
 #[expect(clippy::too_many_lines, reason = "one statement")]
-pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer) -> sqlx::Result<Vec<Option<Stored>>> {
+pub async fn insert(
+    conn: &mut PgConnection,
+    new: &[NewMessage],
+    buffer: Buffer,
+) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
     let Places { sessions, projects, turns, job_keys, counts, newest, of, nth, previous } = Places::of(new);
     let Columns { ids, roles, formats, contents, sealed, tokens, metas, user_metas, open_calls } = Columns::of(new);
     let (owners, forms) = forms(new);
@@ -181,7 +140,7 @@ pub async fn insert(conn: &mut PgConnection, new: &[NewMessage], buffer: Buffer)
     .await?;
     let mut stored: HashMap<_, _> = rows
         .into_iter()
-        .map(|row| (row.id.0, Stored { parent: row.parent, status: row.status, created_at: row.created_at }))
+        .map(|row| (row.id.0, InsertedMessage { parent: row.parent, status: row.status, created_at: row.created_at }))
         .collect();
     Ok(ids.iter().map(|id| stored.remove(id)).collect())
 }
@@ -192,7 +151,7 @@ pub async fn insert_once(
     conn: &mut PgConnection,
     new: &[NewMessage],
     buffer: Buffer,
-) -> sqlx::Result<Vec<Option<Stored>>> {
+) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
     match insert(conn, new, buffer).await {
         Err(fault) if is_there(&fault) => {
             let ids: Vec<_> = new.iter().map(|message| message.id).collect();
@@ -203,25 +162,25 @@ pub async fn insert_once(
 }
 
 /// Stores one message, of any length, in a transaction; waits for its session.
-pub async fn insert_one(tx: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<Outcome> {
+pub async fn insert_one(tx: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<InsertOutcome> {
     // First, as all do who want both, so that none of them waits for another.
-    if refs::stores_sealed(tx, new.project).await?.is_some_and(|sealed| sealed != new.is_sealed()) {
-        return Ok(Outcome::OtherForm);
+    if rows::stores_sealed(tx, new.project).await?.is_some_and(|sealed| sealed != new.is_sealed()) {
+        return Ok(InsertOutcome::EncryptionChanged);
     }
     if !lock_session(tx, new.project, new.session).await? {
-        return Ok(Outcome::NoSession);
+        return Ok(InsertOutcome::SessionNotFound);
     }
     let is_long = new.content.len() > SLICE;
     let without = is_long.then(|| NewMessage { content: Bytes::new(), ..new.clone() });
     let row = without.as_ref().unwrap_or(new);
     let Some(stored) = insert(tx, std::slice::from_ref(row), buffer).await?.pop().flatten() else {
         // The project is gone.
-        return Ok(Outcome::NoSession);
+        return Ok(InsertOutcome::SessionNotFound);
     };
     if is_long {
         set_long_content(tx, new.id, &new.content).await?;
     }
-    Ok(Outcome::Stored(stored))
+    Ok(InsertOutcome::Inserted(stored))
 }
 
 /// Writes a long content in slices, in a transaction.
@@ -248,13 +207,13 @@ pub fn is_there(fault: &sqlx::Error) -> bool {
 }
 
 /// Calls that wait for their answers, as the column has them if they are not sealed.
-pub fn shown_calls(calls: &[Call]) -> Option<Value> {
-    let call = |call: &Call| serde_json::json!({"id": call.id, "name": call.name});
+pub fn shown_calls(calls: &[FunctionCall]) -> Option<Value> {
+    let call = |call: &FunctionCall| serde_json::json!({"id": call.id, "name": call.name});
     (!calls.is_empty()).then(|| calls.iter().map(call).collect())
 }
 
 /// What of these messages is stored: after a connection was lost, nobody knows.
-pub async fn get_stored(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::Result<Vec<Option<Stored>>> {
+pub async fn get_stored(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
     let rows = sqlx::query!(
         r#"select id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as status,
                   created_at as "created_at: Timestamp"
@@ -265,7 +224,7 @@ pub async fn get_stored(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::Res
     .await?;
     let find = |id: &MessageId| {
         let row = rows.iter().find(|row| row.id == *id)?;
-        Some(Stored { parent: row.parent, status: row.status.clone(), created_at: row.created_at })
+        Some(InsertedMessage { parent: row.parent, status: row.status.clone(), created_at: row.created_at })
     };
     Ok(ids.iter().map(find).collect())
 }

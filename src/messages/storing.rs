@@ -1,7 +1,8 @@
 //! Stores messages, in the form that their project wants: sealed or not.
 
 use super::incoming::Ready;
-use super::store::{self, NewMessage, Outcome};
+use super::new_message::{InsertOutcome, NewMessage};
+use super::store;
 use super::{Written, writer};
 use crate::app::App;
 use crate::error::{Error, Result};
@@ -27,15 +28,15 @@ pub async fn store(app: &App, owner: &Owner, ready: Ready) -> Result<Written> {
             return Ok(Written { ready, stored, act: None });
         }
         match Box::pin(store_waiting(app, &message)).await? {
-            Outcome::Stored(stored) => return Ok(Written { ready, stored, act: None }),
-            Outcome::NoSession => return Err(sessions::NOT_FOUND),
-            Outcome::OtherForm => sealed = !sealed,
+            InsertOutcome::Inserted(stored) => return Ok(Written { ready, stored, act: None }),
+            InsertOutcome::SessionNotFound => return Err(sessions::NOT_FOUND),
+            InsertOutcome::EncryptionChanged => sealed = !sealed,
         }
     }
     Err(CHANGING)
 }
 
-async fn store_waiting(app: &App, message: &NewMessage) -> Result<Outcome> {
+async fn store_waiting(app: &App, message: &NewMessage) -> Result<InsertOutcome> {
     let buffer = (&app.config.learning).into();
     // Those who wait for a session that is held up must leave connections to the others.
     let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
@@ -50,7 +51,7 @@ async fn store_waiting(app: &App, message: &NewMessage) -> Result<Outcome> {
             tx.rollback().await?;
             let mut conn = app.db.acquire().await?;
             let stored = store::get_stored(&mut conn, &[message.id]).await?.pop().flatten();
-            Ok(stored.map_or(Outcome::NoSession, Outcome::Stored))
+            Ok(stored.map_or(InsertOutcome::SessionNotFound, InsertOutcome::Inserted))
         }
         // Whatever stands there by now, a part of a long message perhaps, goes with the transaction.
         Err(fault) => Err(fault.into()),
@@ -75,9 +76,9 @@ pub async fn store_once(app: &App, once: &Once, owner: &Owner, ready: Ready) -> 
         let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
         let mut act = once.begin(app).await?;
         match store::insert_one(&mut act, &message, buffer).await? {
-            Outcome::Stored(stored) => return Ok(Written { ready, stored, act: Some(act) }),
-            Outcome::NoSession => return Err(sessions::NOT_FOUND),
-            Outcome::OtherForm => sealed = !sealed,
+            InsertOutcome::Inserted(stored) => return Ok(Written { ready, stored, act: Some(act) }),
+            InsertOutcome::SessionNotFound => return Err(sessions::NOT_FOUND),
+            InsertOutcome::EncryptionChanged => sealed = !sealed,
         }
         act.rollback().await?;
     }

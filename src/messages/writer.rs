@@ -14,7 +14,8 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::store::{self, Buffer, NewMessage, Stored};
+use super::new_message::{InsertedMessage, NewMessage};
+use super::store::{self, Buffer};
 use crate::app::App;
 use crate::db::pooler::PoolerCheck;
 use crate::error::{Error, Result, is_outage};
@@ -35,7 +36,7 @@ const SETTINGS: &[(&str, &str)] = &[("plan_cache_mode", "force_generic_plan"), (
 /// How often a batch is tried while the database comes and goes.
 const TRIES: usize = 3;
 
-type Answer = Result<Option<Stored>>;
+type Answer = Result<Option<InsertedMessage>>;
 
 struct Waiting {
     message: NewMessage,
@@ -159,7 +160,7 @@ impl Line {
     }
 
     /// Stores all of them or none. After a lost connection it first looks for what is there already.
-    async fn try_store(&mut self, messages: &[NewMessage]) -> sqlx::Result<Vec<Option<Stored>>> {
+    async fn try_store(&mut self, messages: &[NewMessage]) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
         let mut unsure = false;
         let mut tries = 0;
         loop {
@@ -181,7 +182,7 @@ impl Line {
         }
     }
 
-    async fn attempt(&mut self, messages: &[NewMessage], unsure: bool) -> sqlx::Result<Vec<Option<Stored>>> {
+    async fn attempt(&mut self, messages: &[NewMessage], unsure: bool) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
         let mut conn = self.conn.take();
         if let Some(unverified) = &mut conn
             && self.verified.elapsed() > VERIFY_EVERY

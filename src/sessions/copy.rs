@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 
 use crate::app::App;
 use crate::auth::Caller;
-use crate::blob::refs;
+use crate::blob::rows;
 use crate::db::interval;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, PathParam};
@@ -53,7 +53,7 @@ pub async fn copy_session(
     let session: SessionId = id.0.parse().map_err(|_| Error::bad("INVALID_SESSION_ID"))?;
     let mut act = once.begin(&app).await?;
     // First, as all do who want both.
-    let seals = refs::stores_sealed(&mut act, caller.project).await?.unwrap_or_default();
+    let seals = rows::stores_sealed(&mut act, caller.project).await?.unwrap_or_default();
     let owner = Owner { encrypted: seals, ..caller.owner };
     owner.check_may_store()?;
     let messages = lock(&mut act, caller.project, session).await?.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;

@@ -21,10 +21,10 @@ use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Once;
 use crate::http::json::{long_object_in, storable_object};
 use crate::http::memory::Reservations;
+use crate::http::multipart::{FormLimits, MultipartForm};
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
-use crate::http::upload::{Form, Rules};
 use crate::ids::{DiskId, SkillId};
 use crate::users::{self, Identifier};
 
@@ -58,7 +58,8 @@ pub struct CreateSkill {
 pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, request: Request) -> Result<Response> {
     caller.owner.check_may_store()?;
     let reservations = Reservations::of(request.extensions());
-    let mut form = Form::read(request, &app, &Rules::archive(&app.config.limits)).await?.unwrap_or_default();
+    let mut form =
+        MultipartForm::read(request, &app, &FormLimits::archive(&app.config.limits)).await?.unwrap_or_default();
     once.look(&app).await?;
     let file = form.files.pop().ok_or_else(|| Error::bad_because("parameter error", "file is required"))?;
     let extension = file.name.len().checked_sub(4).and_then(|at| file.name.get(at..));

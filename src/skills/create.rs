@@ -11,7 +11,7 @@ use super::front_matter::FrontMatter;
 use super::store::{self, NewSkill};
 use super::{FileEntry, Skill};
 use crate::app::App;
-use crate::blob::refs::{self, Upload};
+use crate::blob::ingest::{self, Upload};
 use crate::blob::spool::Spool;
 use crate::disks;
 use crate::disks::changes::{self, Author, Change, Content, FileChange};
@@ -66,7 +66,7 @@ impl Contents {
             std::future::ready((place == next).then_some((place, content)))
         });
         let put = new.map(async |(place, content)| -> Result<(usize, Upload)> {
-            Ok((place, refs::upload(app, owner, &content).await?))
+            Ok((place, ingest::upload(app, owner, &content).await?))
         });
         let mut uploads: Vec<_> = put.buffer_unordered(AT_ONCE).try_collect().await?;
         uploads.sort_by_key(|(place, _)| *place);
@@ -102,7 +102,7 @@ impl Prepared {
         user: Option<UserId>,
         meta: Option<Map<String, Value>>,
     ) -> Result<Option<Skill>> {
-        let blobs = match refs::claim_all(app, conn, &self.contents).await {
+        let blobs = match ingest::claim_all(app, conn, &self.contents).await {
             Ok(Some(blobs)) => blobs,
             Ok(None) => return Ok(None),
             // Another transaction takes them in another order.

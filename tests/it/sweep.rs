@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use acontextd::blob::refs;
+use acontextd::blob::ingest;
 use acontextd::blob::spool::SpoolDir;
 use acontextd::blob::sweep;
 use acontextd::ids::ProjectId;
@@ -66,10 +66,10 @@ async fn uploads_that_never_completed_are_removed_after_the_time() {
         let client = app.project().await;
         let owner = Owner::plain(ProjectId(client.project()));
         // The object is there, and the row that would refer to it never came.
-        refs::upload(&app.app, &owner, &SpoolDir::of_bytes(Bytes::from("lost"))).await.unwrap();
+        ingest::upload(&app.app, &owner, &SpoolDir::of_bytes(Bytes::from("lost"))).await.unwrap();
         // The row is there, and the object never came.
         app.blobs.set_down(true);
-        refs::upload(&app.app, &owner, &SpoolDir::of_bytes(Bytes::from("never"))).await.unwrap_err();
+        ingest::upload(&app.app, &owner, &SpoolDir::of_bytes(Bytes::from("never"))).await.unwrap_err();
         app.blobs.set_down(false);
         sweep::sweep(&app.app).await.unwrap();
         assert_eq!(blobs(&app).await, (2, 1), "they may still be on their way");
@@ -105,9 +105,9 @@ async fn an_upload_that_found_the_bytes_holds_them_against_the_sweep() {
         client.upload(&disk, "/", "a.txt", "bytes").await;
         client.delete(&format!("/api/v1/disk/{disk}/artifact?file_path=a.txt")).await;
         let content = SpoolDir::of_bytes(Bytes::from("bytes"));
-        let upload = refs::upload(&app.app, &Owner::plain(ProjectId(client.project())), &content).await.unwrap();
+        let upload = ingest::upload(&app.app, &Owner::plain(ProjectId(client.project())), &content).await.unwrap();
         let mut tx = app.app.begin().await.unwrap();
-        assert!(refs::claim(&app.app, &mut tx, &upload).await.unwrap().is_some());
+        assert!(ingest::claim(&app.app, &mut tx, &upload).await.unwrap().is_some());
         // The sweep comes while the reference is not committed yet: it waits, and then sees it.
         let sweeping = sweep::sweep(&app.app);
         tokio::pin!(sweeping);
@@ -133,10 +133,10 @@ async fn an_upload_that_comes_after_the_sweep_begins_again() {
         client.upload(&disk, "/", "a.txt", "bytes").await;
         client.delete(&format!("/api/v1/disk/{disk}/artifact?file_path=a.txt")).await;
         let content = SpoolDir::of_bytes(Bytes::from("bytes"));
-        let upload = refs::upload(&app.app, &Owner::plain(ProjectId(client.project())), &content).await.unwrap();
+        let upload = ingest::upload(&app.app, &Owner::plain(ProjectId(client.project())), &content).await.unwrap();
         sweep::sweep(&app.app).await.unwrap();
         let mut tx = app.app.begin().await.unwrap();
-        assert!(refs::claim(&app.app, &mut tx, &upload).await.unwrap().is_none(), "it refers to bytes that are gone");
+        assert!(ingest::claim(&app.app, &mut tx, &upload).await.unwrap().is_none(), "it refers to bytes that are gone");
     })
     .await;
 }

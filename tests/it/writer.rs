@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use acontextd::conversation::format::Format;
+use acontextd::conversation::parts::Role;
 use acontextd::ids::{MessageId, ProjectId, SessionId};
-use acontextd::messages::format::Format;
-use acontextd::messages::parts::Role;
-use acontextd::messages::store::{self, NewMessage};
+use acontextd::messages::new_message::NewMessage;
+use acontextd::messages::store;
 use axum::http::StatusCode;
 use serde_json::{Map, json};
 use uuid::Uuid;

@@ -6,8 +6,7 @@ use aws_lc_rs::digest::{self, SHA256};
 use axum::extract::Request;
 use axum::http::request::Parts;
 
-use crate::http::extract::media_type;
-use crate::http::upload::Form;
+use crate::http::head::media_type;
 
 pub type Hash = [u8; 32];
 
@@ -39,25 +38,13 @@ impl Fingerprint {
     pub async fn add_body(&self, body: &[u8]) {
         let mut hasher = Hasher::default();
         hasher.add_long(body).await;
-        // A body is read once.
-        let _ = self.body.set(hasher.finish());
+        self.set_body(hasher.finish());
     }
 
-    /// Adds what a form says. Not its bytes: a client that sends it again chooses another boundary.
-    pub async fn add_form(&self, form: &Form) {
-        let mut hasher = Hasher::default();
-        for (name, value) in &form.fields {
-            hasher.add(b"text");
-            hasher.add(name.as_bytes());
-            hasher.add_long(value.as_str().unwrap_or_default().as_bytes()).await;
-        }
-        for file in &form.files {
-            hasher.add(b"file");
-            hasher.add(file.field.as_bytes());
-            hasher.add(file.name.as_bytes());
-            hasher.add(file.content.sha256.as_bytes());
-        }
-        let _ = self.body.set(hasher.finish());
+    /// Sets the hash of a body that is not hashed byte for byte.
+    pub fn set_body(&self, hash: Hash) {
+        // A body is read once.
+        let _ = self.body.set(hash);
     }
 
     /// Of all that was read so far.
@@ -70,7 +57,7 @@ impl Fingerprint {
 }
 
 /// Hashes texts so that where one ends and the next begins counts too.
-pub(super) struct Hasher(digest::Context);
+pub struct Hasher(digest::Context);
 
 impl Default for Hasher {
     fn default() -> Self {
@@ -79,12 +66,12 @@ impl Default for Hasher {
 }
 
 impl Hasher {
-    pub(super) fn add(&mut self, text: &[u8]) {
+    pub fn add(&mut self, text: &[u8]) {
         self.0.update(&(text.len() as u64).to_be_bytes());
         self.0.update(text);
     }
 
-    async fn add_long(&mut self, text: &[u8]) {
+    pub async fn add_long(&mut self, text: &[u8]) {
         self.0.update(&(text.len() as u64).to_be_bytes());
         for (n, piece) in text.chunks(PIECE).enumerate() {
             if n > 0 {
@@ -94,7 +81,7 @@ impl Hasher {
         }
     }
 
-    pub(super) fn finish(self) -> Hash {
+    pub fn finish(self) -> Hash {
         let mut hash = [0; 32];
         hash.copy_from_slice(self.0.finish().as_ref());
         hash

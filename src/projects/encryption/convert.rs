@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::store;
 use crate::app::App;
 use crate::blob;
-use crate::blob::refs::stores_sealed;
+use crate::blob::rows::stores_sealed;
 use crate::db::page::Cursor;
 use crate::error::{Error, Result};
 use crate::ids::{ProjectId, SessionId};
@@ -172,7 +172,7 @@ impl Run<'_> {
         }
     }
 
-    async fn turn_object(&self, stored: blob::refs::Stored, aim: Aim) -> Result<(), Stop> {
+    async fn turn_object(&self, stored: blob::rows::StoredBlob, aim: Aim) -> Result<(), Stop> {
         self.check_time()?;
         let (done, failed, error) = match blob::convert::turn(self.app, self.owner, &stored, aim.seals).await {
             Ok(true) => (1, 0, None),

@@ -1,0 +1,126 @@
+use super::*;
+
+const ACONTEXT: Format = Format::Acontext;
+
+fn asset() -> Asset {
+    Asset {
+        bucket: "b".into(),
+        s3_key: "k".into(),
+        etag: String::new(),
+        sha256: "5ha".into(),
+        mime: "image/png".into(),
+        size_b: 69,
+    }
+}
+
+#[test]
+fn parts_are_shown_as_they_came() {
+    let given = json!([
+        {"type": "text", "text": "words", "meta": {"lang": "en"}},
+        {"type": "image", "meta": {"url": "https://x/c.png"}},
+        {"type": "audio", "meta": {"data": "AAAA", "format": "wav"}},
+        {"type": "video"},
+        {"type": "file", "meta": {"name": "x"}, "unheard_of": [null, {"x": 1.50}]},
+        {"type": "data", "meta": {"data_type": "chart", "values": [1, null]}},
+        {"type": "thinking", "text": "hm"},
+        {"type": "redacted_thinking", "meta": {"data": "zz"}},
+        {"type": "tool-call", "meta": {"name": "n", "arguments": null}},
+        {"type": "tool-result", "text": "r", "meta": {"tool_call_id": null, "extra": [null, {"x": 1.5}]}},
+    ]);
+    let blob = json!({"role": "user", "parts": given});
+    assert_eq!(parts_of(ACONTEXT, blob.clone()), given);
+    let mut written = shown(ACONTEXT, blob, ACONTEXT);
+    assert_eq!(written[0]["parts"].take(), given);
+    assert_eq!(written, json!([{"role": "user", "parts": null, "meta": {"source_format": "acontext"}}]));
+}
+
+#[test]
+fn null_means_absent() {
+    let blob = json!({"role": "user", "meta": null, "parts": [
+        {"type": "text", "text": "x", "meta": null, "file_field": null},
+        {"type": "image", "text": null, "file_field": "", "meta": {}}]});
+    let incoming = stored(ACONTEXT, blob);
+    assert_eq!(
+        incoming.body,
+        json!({"role": "user", "parts": [{"type": "text", "text": "x"}, {"type": "image", "meta": {}}]})
+    );
+    assert!(incoming.file_fields().is_empty());
+    for parts in [json!(null), json!([])] {
+        let incoming = stored(ACONTEXT, json!({"role": "assistant", "parts": parts}));
+        assert_eq!(incoming.body, json!({"role": "assistant", "parts": []}));
+    }
+}
+
+#[test]
+fn the_callers_metadata_is_kept() {
+    for (meta, kept) in [
+        (json!(null), json!({"source_format": "acontext"})),
+        (json!({"a": {"b": null}}), json!({"a": {"b": null}, "source_format": "acontext"})),
+        (json!({"source_format": "elsewhere", "name": "eve"}), json!({"source_format": "elsewhere", "name": "eve"})),
+        (json!({"source_format": 5}), json!({"source_format": "acontext"})),
+    ] {
+        assert_eq!(Value::Object(stored(ACONTEXT, json!({"role": "user", "meta": meta})).meta), kept);
+    }
+    let blob = json!({"role": "user", "parts": [{"type": "text", "text": "ho"}], "meta": {"name": "eve"}});
+    let message = json!({"role": "user", "content": "ho", "name": "eve"});
+    assert_eq!(shown(ACONTEXT, blob, Format::OpenAi), json!([message]));
+}
+
+#[test]
+fn a_wrong_part_is_refused() {
+    for (part, field) in [
+        (json!("text"), ""),
+        (json!({"type": "hologram"}), ".type"),
+        (json!({"type": ""}), ".type"),
+        (json!({"type": 5}), ".type"),
+        (json!({"text": "no type"}), ".type"),
+        (json!({"type": "text"}), ".text"),
+        (json!({"type": "text", "text": ""}), ".text"),
+        (json!({"type": "text", "text": 5}), ".text"),
+        (json!({"type": "image", "text": 5}), ".text"),
+        (json!({"type": "thinking", "text": null}), ".text"),
+        (json!({"type": "file", "file_field": 5}), ".file_field"),
+        (json!({"type": "file", "meta": []}), ".meta"),
+        (json!({"type": "data"}), ".meta.data_type"),
+        (json!({"type": "data", "meta": {"type": "x"}}), ".meta.data_type"),
+        (json!({"type": "tool-call"}), ".meta.name"),
+        (json!({"type": "tool-call", "meta": {"name": "n"}}), ".meta.arguments"),
+        (json!({"type": "tool-call", "meta": {"arguments": {}}}), ".meta.name"),
+        (json!({"type": "tool-result", "meta": {}}), ".meta.tool_call_id"),
+    ] {
+        let blob = json!({"role": "user", "parts": [{"type": "image"}, part]});
+        assert_eq!(refused(ACONTEXT, blob), format!("parts[1]{field}"));
+    }
+    assert_eq!(refused(ACONTEXT, json!({"role": "user", "parts": {}})), "parts");
+    assert_eq!(refused(ACONTEXT, json!({"role": "user", "meta": [1]})), "meta");
+}
+
+#[test]
+fn a_file_takes_the_place_of_its_field() {
+    let blob = json!({"role": "user", "parts": [
+        {"type": "text", "text": "see"},
+        {"type": "image", "file_field": "pic", "asset": {"sha256": "forged"}, "filename": "forged"},
+        {"type": "file", "file_field": "pic"}]});
+    let mut incoming = stored(ACONTEXT, blob);
+    assert_eq!(incoming.file_fields(), [(1, "pic".to_owned()), (2, "pic".to_owned())]);
+    assert_eq!(incoming.body["parts"][1], json!({"type": "image", "file_field": "pic"}));
+    incoming.set_file(1, &asset(), "red.png");
+    incoming.set_file(9, &asset(), "nothing there");
+    assert_eq!(incoming.file_fields(), [(2, "pic".to_owned())]);
+    let kept = json!({"bucket": "b", "s3_key": "k", "etag": "", "sha256": "5ha", "mime": "image/png", "size_b": 69});
+    let expected = json!({"type": "image", "asset": kept, "filename": "red.png"});
+    assert_eq!(incoming.body["parts"][1], expected);
+    let parts = parts(ACONTEXT, incoming.body);
+    assert_eq!(parts[1].asset, Some(asset()));
+    assert_eq!(serde_json::to_value(&parts[1]).unwrap(), expected);
+    let written = write(ACONTEXT, Role::User, &Map::new(), parts, &RenderContext::default());
+    assert_eq!(written[0]["parts"][1], expected);
+}
+
+#[test]
+fn only_acontext_names_files() {
+    let blob = json!({"role": "user", "content": "x", "parts": [{"text": "x", "file_field": "f"}]});
+    for format in [Format::OpenAi, Format::Anthropic, Format::Gemini] {
+        assert!(stored(format, blob.clone()).file_fields().is_empty());
+    }
+}
