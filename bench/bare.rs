@@ -6,12 +6,12 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 
-use acontextd::app::{App, Parts, kinds};
-use acontextd::blob::local::LocalBlobs;
+use acontextd::blob::local::LocalBlobStore;
 use acontextd::blob::spool::SpoolDir;
 use acontextd::config::{Config, Stop};
 use acontextd::db::pooler::PoolerCheck;
 use acontextd::http::{middleware, response, server};
+use acontextd::platform::{Platform, PlatformDependencies};
 use acontextd::telemetry;
 use anyhow::bail;
 use axum::Router;
@@ -40,26 +40,26 @@ pub fn serve(layers: Layers, port: u16, folder: &Path) -> anyhow::Result<()> {
         if layers == Layers::None {
             return Ok(axum::serve(listener, route).await?);
         }
-        let app = app(folder, port)?;
-        let traces = telemetry::init(&app.config.telemetry)?;
-        // As in `http::surface`, less the key.
+        let platform = platform(folder, port)?;
+        let traces = telemetry::init(&platform.config.telemetry)?;
+        // As in `features::router`, without the key.
         let router = route
             .layer(CatchPanicLayer::custom(middleware::panicked))
-            .layer(from_fn_with_state(app.clone(), middleware::bound))
-            .layer(from_fn_with_state(app.clone(), middleware::drain))
-            .layer(from_fn_with_state(Arc::clone(&app.meters), middleware::observe));
-        let served = server::serve(app, listener, router).await;
+            .layer(from_fn_with_state(platform.request_context.clone(), middleware::bound))
+            .layer(from_fn_with_state(platform.process.clone(), middleware::drain))
+            .layer(from_fn_with_state(Arc::clone(&platform.http_metrics), middleware::observe));
+        let served = server::serve(platform.process.clone(), listener, router).await;
         traces.flush();
         served
     })
 }
 
-/// What the layers want to be given; its database is never asked.
-fn app(folder: &Path, port: u16) -> anyhow::Result<App> {
+/// What the layers need; its database is never queried.
+fn platform(folder: &Path, port: u16) -> anyhow::Result<Platform> {
     let (config, spool) = (settings(&[])?, SpoolDir::open(folder)?);
-    let blobs = Arc::new(LocalBlobs::open(&folder.join("objects"), spool.clone())?);
-    let database = PgConnectOptions::new_without_pgpass();
-    App::new(Parts { config, database, pooler: PoolerCheck::default(), blobs, spool, port, kinds: kinds() })
+    let blob_store = Arc::new(LocalBlobStore::open(&folder.join("objects"), spool.clone())?);
+    let (database, pooler) = (PgConnectOptions::new_without_pgpass(), PoolerCheck::default());
+    Platform::new(PlatformDependencies { config, database, pooler, blob_store, spool, port })
 }
 
 /// The settings of a server that nothing but these is configured for.

@@ -48,9 +48,9 @@ async fn measure(bench: &Bench, report: &mut Report, site: &mut Site) -> anyhow:
         drained.push(rate(&format!("run and complete, {name}, all wait"), ran));
     }
     let running = site.start_runner().await?;
-    let both = site.put_in_and_run(&running.app, many).await?;
+    let both = site.put_in_and_run(&running.platform, many).await?;
     let both = rate("put in, run and complete at once, one project", both);
-    let single = site.single(&running.app, bench.pick(SINGLE, 20)).await?;
+    let single = site.single(&running.platform, bench.pick(SINGLE, 20)).await?;
     running.stop().await?;
 
     report.text(&format!(

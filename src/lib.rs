@@ -1,37 +1,51 @@
 //! `acontextd`: an agent's data and memory backend in one process, wire-compatible with Acontext.
 //!
-//! Start reading at [`app`]: what the program is made of. Folders are the nouns of the API (`sessions`, `messages`, `tasks`,
-//! `disks`, `skills`, `spaces`, `projects`, `users`); in each, `mod.rs` has the types and rules, `api.rs` the HTTP, `store.rs` the SQL. [`learn`] is
-//! what is made of conversations in the background. What is no noun of the API (`http`, `blob`, `jobs`, `llm`, `embedded`) is the
-//! platform below them and names no feature. [`start`] brings the parts together.
+//! The modules are grouped by layer: each uses only modules of its own group or of one above it, and `tests/it/layers.rs` checks the
+//! exact order. First come pure modules without I/O, then
+//! the platform ([`db`], [`jobs`], [`blob`], [`http`] and others), which names no feature; [`platform`] has the handles that features
+//! share. Features are the nouns of the API; in each, `mod.rs` has the types, rules and routes, `api.rs` the HTTP handlers and
+//! `store.rs` the SQL. [`features`] lists all routes, job kinds and periodic tasks. [`startup`] brings everything up.
 
-pub mod app;
-pub mod auth;
-pub mod blob;
+// Pure.
 pub mod config;
 pub mod conversation;
 pub mod crypto;
+pub mod ids;
+pub mod json;
+pub mod media;
+pub mod percent;
+pub mod time;
+
+// The platform.
+pub mod blob;
 pub mod db;
-pub mod disks;
 pub mod embedded;
 pub mod error;
 pub mod http;
-pub mod ids;
 pub mod jobs;
-pub mod json;
-pub mod learn;
 pub mod llm;
-pub mod media;
+pub mod platform;
+pub mod process;
+pub mod seal;
+pub mod telemetry;
+
+// Who is calling.
+pub mod auth;
+
+// The features.
+pub mod disks;
+pub mod learn;
+pub mod material;
 pub mod messages;
 pub mod metrics;
-pub mod percent;
 pub mod projects;
-pub mod seal;
 pub mod sessions;
 pub mod skills;
 pub mod spaces;
-pub mod start;
+pub mod status;
 pub mod tasks;
-pub mod telemetry;
-pub mod time;
 pub mod users;
+
+// The program.
+pub mod features;
+pub mod startup;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use acontextd::config::{Command, Config, Stop};
-use acontextd::start::{Server, Signals};
+use acontextd::startup::{Server, Signals};
 use acontextd::{http, telemetry};
 
 // Messages are many small texts: this takes a fifth off converting a page of them, and gives memory back.
@@ -33,13 +33,13 @@ fn run(config: Config) -> anyhow::Result<ExitCode> {
     }
     let traces = telemetry::init(&config.telemetry)?;
     let outcome = runtime.block_on(async {
-        let mut signals = Signals::take()?;
+        let mut signals = Signals::install()?;
         let server = tokio::select! {
             server = Server::start(config) => server?,
             // Nothing was promised yet; the private Postgres ends with us.
             _ = signals.next() => return Ok(()),
         };
-        say(&mut std::io::stdout(), &server.welcome()?, ExitCode::SUCCESS);
+        say(&mut std::io::stdout(), &server.startup_banner()?, ExitCode::SUCCESS);
         server.run(signals).await
     });
     traces.flush();

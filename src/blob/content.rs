@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::sync::SemaphorePermit;
 
 use super::rows::{self, StoredBlob};
+use super::service::{BlobService, PREVIEW_BUDGET_KIB};
 use super::spool::Spool;
 use super::{BlobError, ByteStream, Visit};
-use crate::app::App;
 use crate::error::{Error, Result};
 use crate::seal::object::{Opener, Sealing, open_whole};
 use crate::seal::{Damaged, Dek, Kek};
@@ -88,16 +89,145 @@ impl Form {
     }
 }
 
-/// Puts a content into the store, sealed if there is a key for it.
-///
-/// # Errors
-/// 503 if the object store fails or there is no room.
-pub async fn put(app: &App, object_key: &str, content: &Spool, dek: Option<&Dek>) -> Result<()> {
-    let Some(dek) = dek else { return Ok(app.blobs.put(object_key, content).await?) };
-    let (dir, source) = (app.spool.clone(), content.reader().map_err(Error::internal)?);
-    let mut sealing = Sealing::new(dek, source)?;
-    let sealed = tokio::task::spawn_blocking(move || dir.take_in(&mut sealing)).await.map_err(Error::internal)?;
-    Ok(app.blobs.put(object_key, &sealed.map_err(no_room)?).await?)
+impl BlobService {
+    /// Puts a content into the store, sealed if there is a key for it.
+    ///
+    /// # Errors
+    /// 503 if the object store fails or there is no room.
+    pub(super) async fn put_content(&self, object_key: &str, content: &Spool, dek: Option<&Dek>) -> Result<()> {
+        let Some(dek) = dek else { return Ok(self.store.put(object_key, content).await?) };
+        let (dir, source) = (self.spool.clone(), content.reader().map_err(Error::internal)?);
+        let mut sealing = Sealing::new(dek, source)?;
+        let sealed = tokio::task::spawn_blocking(move || dir.take_in(&mut sealing)).await.map_err(Error::internal)?;
+        Ok(self.store.put(object_key, &sealed.map_err(no_room)?).await?)
+    }
+
+    /// Where an object that was not found is now: it may have moved.
+    async fn find_relocated<'a>(&self, stored: &StoredBlob, missing: String) -> Result<Cow<'a, StoredBlob>> {
+        let mut conn = self.db.acquire().await?;
+        let now = rows::get(&mut conn, stored.id).await?.filter(|now| now.object_key != stored.object_key);
+        now.map(Cow::Owned).ok_or_else(|| BlobError::Missing(missing).into())
+    }
+
+    /// Reads the bytes of `range`, which lies within the content. Its first bytes are at hand when this returns.
+    ///
+    /// # Errors
+    /// 403 and 500 as for [`dek`]; 503 if the object store fails.
+    pub async fn open(&self, key: Key<'_>, stored: &StoredBlob, range: Range<u64>) -> Result<ByteStream> {
+        if stored.seal.as_deref() == Some(WHOLE) {
+            let within = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+            let bytes = self.read(key, stored).await?;
+            let end = within(range.end).min(bytes.len());
+            let part = bytes.slice(within(range.start).min(end)..end);
+            return Ok(stream::once(async { Ok(part) }).boxed());
+        }
+        let mut now = Cow::Borrowed(stored);
+        let (bytes, form) = loop {
+            let form = Form::of(&now, key)?;
+            let within = if let Form::Chunks(opener) = &form { opener.sealed_range(&range) } else { range.clone() };
+            match self.store.open(&now.object_key, within).await {
+                Err(BlobError::Missing(name)) => now = self.find_relocated(&now, name).await?,
+                Err(fault @ BlobError::Short(_)) => return Err(damaged(&now, fault)),
+                done => break (done?, form),
+            }
+        };
+        let Form::Chunks(opener) = form else { return Ok(bytes) };
+        // Whether it opens at all is known before anything is promised.
+        let mut content = opener.open_stream(range, bytes);
+        let first = match content.next().await {
+            Some(Err(fault)) => return Err(unreadable(&now, fault)),
+            first => first,
+        };
+        Ok(stream::iter(first).chain(content).boxed())
+    }
+
+    /// Reads a whole content into memory.
+    ///
+    /// # Errors
+    /// As for [`open`].
+    pub async fn read(&self, key: Key<'_>, stored: &StoredBlob) -> Result<Bytes> {
+        let mut now = Cow::Borrowed(stored);
+        let bytes = loop {
+            match self.store.read(&now.object_key).await {
+                Err(BlobError::Missing(name)) => now = self.find_relocated(&now, name).await?,
+                done => break done?,
+            }
+        };
+        let form = Form::of(&now, key)?;
+        if matches!(form, Form::Plain) {
+            return Ok(bytes);
+        }
+        let mut object = Vec::from(bytes);
+        let open = move || form.open(&mut object).map(|()| object.into());
+        tokio::task::spawn_blocking(open).await.map_err(Error::internal)?.map_err(|fault| damaged(&now, fault))
+    }
+
+    /// Reads a whole content as [`BlobService::read`] does, when the contents that are read this way leave room for it in memory. The
+    /// room is taken until the permit is dropped.
+    ///
+    /// # Errors
+    /// As for [`BlobService::read`].
+    pub async fn read_within_budget(&self, key: Key<'_>, stored: &StoredBlob) -> Result<(SemaphorePermit<'_>, Bytes)> {
+        let kib = u32::try_from(stored.size / 1024).unwrap_or(u32::MAX).clamp(1, PREVIEW_BUDGET_KIB);
+        let permit = self.preview_budget.acquire_many(kib).await.map_err(Error::internal)?;
+        Ok((permit, self.read(key, stored).await?))
+    }
+
+    /// Reads a whole content and hands it on piece by piece; whether it is what it should be is known at the end.
+    ///
+    /// # Errors
+    /// As for [`open`], and 500 if it is another content.
+    pub async fn copy_to_spool(&self, key: Key<'_>, stored: &StoredBlob) -> Result<Spool> {
+        let mut bytes = self.open(key, stored, 0..stored.size.cast_unsigned()).await?;
+        let mut copy = self.spool.writer();
+        while let Some(piece) = bytes.try_next().await.map_err(|fault| unreadable(stored, fault))? {
+            copy.write(&piece).await.map_err(no_room)?;
+        }
+        let copy = copy.finish().await.map_err(no_room)?;
+        if copy.sha256 == stored.sha256 { Ok(copy) } else { Err(damaged(stored, Damaged)) }
+    }
+
+    /// Reads many whole contents, several at a time and in no order. One that is damaged or missing is passed over, and the log says
+    /// so.
+    ///
+    /// # Errors
+    /// 403 if one is sealed and there is nothing to open it with; 503 if the object store fails.
+    pub async fn scan(&self, key: Key<'_>, mut contents: Vec<StoredBlob>, visit: Visit) -> Result<()> {
+        let mut places: Vec<usize> = (0..contents.len()).collect();
+        for _ in 0..TRIES {
+            let forms: Vec<Option<Form>> =
+                contents.iter().map(|stored| searchable(stored, key)).collect::<Result<_>>()?;
+            let keys = contents.iter().map(|stored| stored.object_key.clone()).collect();
+            let names: Vec<String> = contents.iter().map(|stored| stored.sha256.clone()).collect();
+            let (visit, at) = (Arc::clone(&visit), places.clone());
+            let open = move |n: usize, object: &mut Vec<u8>| match forms[n].as_ref().map(|form| form.open(object)) {
+                Some(Ok(())) => visit(at[n], object),
+                Some(Err(fault)) => {
+                    passed_over(&names[n], &fault);
+                    ControlFlow::Continue(())
+                }
+                None => ControlFlow::Continue(()),
+            };
+            let missing = self.store.scan(keys, Arc::new(open)).await?;
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let (mut moved_to, mut moved_at) = (Vec::new(), Vec::new());
+            for at in missing {
+                let stored = &contents[at];
+                match self.find_relocated(stored, stored.object_key.clone()).await {
+                    Ok(now) => {
+                        moved_to.push(now.into_owned());
+                        moved_at.push(places[at]);
+                    }
+                    Err(Error::Internal(fault)) => passed_over(&stored.sha256, &fault),
+                    Err(fault) => return Err(fault),
+                }
+            }
+            (contents, places) = (moved_to, moved_at);
+        }
+        Err(Error::unavailable("the project's files are moving; try again in a moment"))
+    }
 }
 
 fn no_room(fault: std::io::Error) -> Error {
@@ -105,126 +235,11 @@ fn no_room(fault: std::io::Error) -> Error {
     Error::Unavailable { msg, cause: Some(fault.into()) }
 }
 
-/// Where an object that was not found is now: it may have moved.
-async fn moved<'a>(app: &App, stored: &StoredBlob, missing: String) -> Result<Cow<'a, StoredBlob>> {
-    let mut conn = app.db.acquire().await?;
-    let now = rows::get(&mut conn, stored.id).await?.filter(|now| now.object_key != stored.object_key);
-    now.map(Cow::Owned).ok_or_else(|| BlobError::Missing(missing).into())
-}
-
-/// Reads the bytes of `range`, which lies within the content. Its first bytes are at hand when this returns.
-///
-/// # Errors
-/// 403 and 500 as for [`dek`]; 503 if the object store fails.
-pub async fn open(app: &App, key: Key<'_>, stored: &StoredBlob, range: Range<u64>) -> Result<ByteStream> {
-    if stored.seal.as_deref() == Some(WHOLE) {
-        let within = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
-        let bytes = read(app, key, stored).await?;
-        let end = within(range.end).min(bytes.len());
-        let part = bytes.slice(within(range.start).min(end)..end);
-        return Ok(stream::once(async { Ok(part) }).boxed());
-    }
-    let mut now = Cow::Borrowed(stored);
-    let (bytes, form) = loop {
-        let form = Form::of(&now, key)?;
-        let within = if let Form::Chunks(opener) = &form { opener.sealed_range(&range) } else { range.clone() };
-        match app.blobs.open(&now.object_key, within).await {
-            Err(BlobError::Missing(name)) => now = moved(app, &now, name).await?,
-            Err(fault @ BlobError::Short(_)) => return Err(damaged(&now, fault)),
-            done => break (done?, form),
-        }
-    };
-    let Form::Chunks(opener) = form else { return Ok(bytes) };
-    // Whether it opens at all is known before anything is promised.
-    let mut content = opener.open_stream(range, bytes);
-    let first = match content.next().await {
-        Some(Err(fault)) => return Err(unreadable(&now, fault)),
-        first => first,
-    };
-    Ok(stream::iter(first).chain(content).boxed())
-}
-
 fn unreadable(stored: &StoredBlob, fault: std::io::Error) -> Error {
     match fault.get_ref().and_then(|inner| inner.downcast_ref::<Damaged>()) {
         Some(inner) => damaged(stored, *inner),
         None => BlobError::Unavailable(fault.into()).into(),
     }
-}
-
-/// Reads a whole content into memory.
-///
-/// # Errors
-/// As for [`open`].
-pub async fn read(app: &App, key: Key<'_>, stored: &StoredBlob) -> Result<Bytes> {
-    let mut now = Cow::Borrowed(stored);
-    let bytes = loop {
-        match app.blobs.read(&now.object_key).await {
-            Err(BlobError::Missing(name)) => now = moved(app, &now, name).await?,
-            done => break done?,
-        }
-    };
-    let form = Form::of(&now, key)?;
-    if matches!(form, Form::Plain) {
-        return Ok(bytes);
-    }
-    let mut object = Vec::from(bytes);
-    let open = move || form.open(&mut object).map(|()| object.into());
-    tokio::task::spawn_blocking(open).await.map_err(Error::internal)?.map_err(|fault| damaged(&now, fault))
-}
-
-/// Reads a whole content and hands it on piece by piece; whether it is what it should be is known at the end.
-///
-/// # Errors
-/// As for [`open`], and 500 if it is another content.
-pub async fn copy(app: &App, key: Key<'_>, stored: &StoredBlob) -> Result<Spool> {
-    let mut bytes = open(app, key, stored, 0..stored.size.cast_unsigned()).await?;
-    let mut copy = app.spool.writer();
-    while let Some(piece) = bytes.try_next().await.map_err(|fault| unreadable(stored, fault))? {
-        copy.write(&piece).await.map_err(no_room)?;
-    }
-    let copy = copy.finish().await.map_err(no_room)?;
-    if copy.sha256 == stored.sha256 { Ok(copy) } else { Err(damaged(stored, Damaged)) }
-}
-
-/// Reads many whole contents, several at a time and in no order. One that is damaged or missing is passed over, and the log says
-/// so.
-///
-/// # Errors
-/// 403 if one is sealed and there is nothing to open it with; 503 if the object store fails.
-pub async fn scan(app: &App, key: Key<'_>, mut contents: Vec<StoredBlob>, visit: Visit) -> Result<()> {
-    let mut places: Vec<usize> = (0..contents.len()).collect();
-    for _ in 0..TRIES {
-        let forms: Vec<Option<Form>> = contents.iter().map(|stored| searchable(stored, key)).collect::<Result<_>>()?;
-        let keys = contents.iter().map(|stored| stored.object_key.clone()).collect();
-        let names: Vec<String> = contents.iter().map(|stored| stored.sha256.clone()).collect();
-        let (visit, at) = (Arc::clone(&visit), places.clone());
-        let open = move |n: usize, object: &mut Vec<u8>| match forms[n].as_ref().map(|form| form.open(object)) {
-            Some(Ok(())) => visit(at[n], object),
-            Some(Err(fault)) => {
-                passed_over(&names[n], &fault);
-                ControlFlow::Continue(())
-            }
-            None => ControlFlow::Continue(()),
-        };
-        let missing = app.blobs.scan(keys, Arc::new(open)).await?;
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let (mut moved_to, mut moved_at) = (Vec::new(), Vec::new());
-        for at in missing {
-            let stored = &contents[at];
-            match moved(app, stored, stored.object_key.clone()).await {
-                Ok(now) => {
-                    moved_to.push(now.into_owned());
-                    moved_at.push(places[at]);
-                }
-                Err(Error::Internal(fault)) => passed_over(&stored.sha256, &fault),
-                Err(fault) => return Err(fault),
-            }
-        }
-        (contents, places) = (moved_to, moved_at);
-    }
-    Err(Error::unavailable("the project's files are moving; try again in a moment"))
 }
 
 /// How a content is read; `None` if its key is damaged.

@@ -17,19 +17,19 @@ use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
 use super::spool::{Body, Spool, SpoolDir, TempPath};
-use super::{BlobError, Blobs, ByteStream, Result, Visit, unavailable};
+use super::{BlobError, BlobStore, ByteStream, Result, Visit, unavailable};
 
 /// Up to here an object is read in one piece instead of as a stream.
 const ONE_PIECE: u64 = 256 * 1024;
 /// How many threads a scan reads with.
 const SCAN_THREADS: usize = 4;
 
-pub struct LocalBlobs {
+pub struct LocalBlobStore {
     root: Arc<Path>,
     spool: SpoolDir,
 }
 
-impl LocalBlobs {
+impl LocalBlobStore {
     /// Opens the folder, making it on first use. `spool` must be on the same file system.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ fn named(fault: io::Error, key: &str) -> BlobError {
 }
 
 #[async_trait]
-impl Blobs for LocalBlobs {
+impl BlobStore for LocalBlobStore {
     async fn put(&self, key: &str, content: &Spool) -> Result<()> {
         let source = match content.body() {
             Body::Memory(bytes) => Source::Memory(bytes.clone()),

@@ -1,17 +1,17 @@
 //! Stored objects: bytes under a key that is used once and never overwritten.
 //!
-//! [`Blobs`] is the world outside, in two forms: a folder ([`local`]) and a bucket ([`s3`]). [`ingest`] keeps the row of each
+//! [`BlobStore`] is the world outside, in two forms: a folder ([`local`]) and a bucket ([`s3`]). [`ingest`] keeps the row of each
 //! object, so that no row points to nothing and no object is unknown. [`content`] is what others read and write: it seals and
-//! opens. [`spool`] holds an upload until it is whole, [`links`] makes public links, [`sweep`] removes what nothing refers to any
-//! more. [`convert`] turns what is stored from sealed to plain and back.
+//! opens. [`spool`] holds an upload until it is whole, [`sweep`] deletes objects that nothing refers to any more. [`convert`]
+//! encrypts and decrypts what is stored. All of it is reached through [`service::BlobService`].
 
 pub mod content;
 pub mod convert;
 pub mod ingest;
-pub mod links;
 pub mod local;
 pub mod rows;
 pub mod s3;
+pub mod service;
 pub mod spool;
 pub mod sweep;
 
@@ -60,7 +60,7 @@ impl From<BlobError> for Error {
 
 /// Where objects are kept. Keys are made by [`ingest`]: `<project>/<blob id>`.
 #[async_trait]
-pub trait Blobs: Send + Sync {
+pub trait BlobStore: Send + Sync {
     /// Stores an object; when this returns it survives a loss of power.
     async fn put(&self, key: &str, content: &Spool) -> Result<()>;
 

@@ -19,19 +19,19 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio_util::io::ReaderStream;
 
 use super::spool::{Body, Spool};
-use super::{BlobError, Blobs, ByteStream, Result, Visit, unavailable};
+use super::{BlobError, BlobStore, ByteStream, Result, Visit, unavailable};
 use crate::config::S3;
 
 /// How many objects a scan reads at once: enough to hide the way to the store, few enough to bound memory.
 const SCAN_OBJECTS: usize = 8;
 
-pub struct S3Blobs {
+pub struct S3BlobStore {
     client: Client,
     bucket: String,
     sse: Option<ServerSideEncryption>,
 }
 
-impl S3Blobs {
+impl S3BlobStore {
     /// A client for the configured bucket; nothing is asked of the store yet.
     pub fn new(settings: &S3) -> Self {
         use secrecy::ExposeSecret;
@@ -90,7 +90,7 @@ where
 }
 
 #[async_trait]
-impl Blobs for S3Blobs {
+impl BlobStore for S3BlobStore {
     async fn put(&self, key: &str, content: &Spool) -> Result<()> {
         let body = match content.body() {
             Body::Memory(bytes) => S3Body::from(bytes.clone()),

@@ -11,10 +11,10 @@ use sqlx::PgConnection;
 use sqlx::postgres::types::PgInterval;
 use uuid::Uuid;
 
-use crate::app::App;
+use super::service::BlobService;
 use crate::db::interval;
 use crate::error::Result;
-use crate::jobs::{self, Job, JobError, Running};
+use crate::jobs::{self, Delay, Job, JobError, JobHandler, RunningJob};
 use crate::seal::Owner;
 
 /// How many blobs are looked at in one transaction.
@@ -27,8 +27,6 @@ pub struct SweepBlobs {}
 
 impl Job for SweepBlobs {
     const KIND: &'static str = "sweep_blobs";
-    const TIMEOUT: Duration = Duration::from_mins(10);
-    const MAX_ATTEMPTS: i32 = 3;
 
     fn lane(&self) -> Option<String> {
         Some("sweep_blobs".into())
@@ -37,38 +35,77 @@ impl Job for SweepBlobs {
     fn dedupe(&self) -> Option<String> {
         Some(String::new())
     }
+}
 
-    async fn run(self, app: App, _: &Running) -> Result<(), JobError> {
-        Ok(sweep(&app).await?)
+impl JobHandler for SweepBlobs {
+    type Context = BlobService;
+
+    const TIMEOUT: Duration = Duration::from_mins(10);
+    const MAX_ATTEMPTS: i32 = 3;
+
+    async fn run(self, blobs: &BlobService, _: &RunningJob) -> Result<(), JobError> {
+        Ok(blobs.sweep().await?)
     }
 }
 
-/// The reconciler: puts a sweep on the queue, unless one waits there.
-pub async fn request(app: App) -> Result<()> {
-    let mut conn = app.db.acquire().await?;
-    jobs::enqueue(&app, &mut conn, &Owner::plain(jobs::SERVER), &SweepBlobs {}, jobs::Delay::NONE).await?;
-    app.jobs.wake();
-    Ok(())
+/// Enqueues a sweep, unless one is waiting.
+///
+/// # Errors
+/// The database fails.
+pub async fn enqueue_sweep(blobs: BlobService) -> Result<()> {
+    let mut tx = blobs.db.begin().await?;
+    blobs.queue.enqueue(&mut tx, &Owner::plain(jobs::SERVER), &SweepBlobs {}, Delay::NONE).await?;
+    Ok(tx.commit().await?)
 }
 
-/// Removes what has been unreferenced (or never completed) for the configured time; done when a round finds nothing, or when
-/// there is enough for another job.
-pub async fn sweep(app: &App) -> Result<()> {
-    let limits = &app.config.limits;
-    let grace = interval(limits.blob_grace);
-    // As long as an upload may run, its object may still be put.
-    let abandoned = interval(limits.blob_grace + limits.upload);
-    let enough = Instant::now() + SweepBlobs::TIMEOUT / 2;
-    while !app.shutdown.is_cancelled() && Instant::now() < enough {
-        let mut tx = app.begin().await?;
-        let marked = mark_released(&mut tx, &grace).await? + mark_abandoned(&mut tx, &abandoned).await?;
-        tx.commit().await?;
-        let removed = remove_dead(app).await?;
-        if marked + removed == 0 {
-            break;
+impl BlobService {
+    /// Removes what has been unreferenced (or never completed) for the configured time; done when a round finds nothing, or when
+    /// there is enough for another job.
+    pub async fn sweep(&self) -> Result<()> {
+        let grace = interval(self.grace);
+        // As long as an upload may run, its object may still be put.
+        let abandoned = interval(self.grace + self.upload_timeout);
+        let enough = Instant::now() + SweepBlobs::TIMEOUT / 2;
+        while !self.process.shutdown.is_cancelled() && Instant::now() < enough {
+            let mut tx = self.db.begin().await?;
+            let marked = mark_released(&mut tx, &grace).await? + mark_abandoned(&mut tx, &abandoned).await?;
+            tx.commit().await?;
+            let removed = self.delete_dead_objects().await?;
+            if marked + removed == 0 {
+                break;
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Deletes the objects of dead blobs, then their rows. One that cannot be deleted does not keep the others.
+    async fn delete_dead_objects(&self) -> Result<u64> {
+        let (mut after, mut removed, mut failed) = (Uuid::nil(), 0, None);
+        loop {
+            let dead = sqlx::query!(
+                "select id, object_key from blobs where state = 'dead' and id > $1 order by id limit $2",
+                after,
+                BATCH,
+            );
+            let dead = dead.fetch_all(&*self.db).await?;
+            let Some(last) = dead.last() else { break };
+            after = last.id;
+            let mut gone = Vec::with_capacity(dead.len());
+            for blob in &dead {
+                match self.store.delete(&blob.object_key).await {
+                    Ok(()) => gone.push(blob.id),
+                    Err(fault) => failed = Some(fault),
+                }
+            }
+            let rows = sqlx::query!("delete from blobs where id = any($1) and state = 'dead'", &gone);
+            removed += rows.execute(&*self.db).await?.rows_affected();
+            if gone.is_empty() {
+                // The store is down: no use in asking for each of them.
+                break;
+            }
+        }
+        failed.map_or(Ok(removed), |fault| Err(fault.into()))
+    }
 }
 
 /// Settles releases that are due: marks those of their blobs dead that nothing refers to, and that no later release speaks
@@ -108,33 +145,4 @@ async fn mark_abandoned(conn: &mut PgConnection, age: &PgInterval) -> Result<u64
         BATCH,
     );
     Ok(marked.execute(conn).await?.rows_affected())
-}
-
-/// Deletes the objects of dead blobs, then their rows. One that cannot be deleted does not keep the others.
-async fn remove_dead(app: &App) -> Result<u64> {
-    let (mut after, mut removed, mut failed) = (Uuid::nil(), 0, None);
-    loop {
-        let dead = sqlx::query!(
-            "select id, object_key from blobs where state = 'dead' and id > $1 order by id limit $2",
-            after,
-            BATCH,
-        );
-        let dead = dead.fetch_all(&app.db).await?;
-        let Some(last) = dead.last() else { break };
-        after = last.id;
-        let mut gone = Vec::with_capacity(dead.len());
-        for blob in &dead {
-            match app.blobs.delete(&blob.object_key).await {
-                Ok(()) => gone.push(blob.id),
-                Err(fault) => failed = Some(fault),
-            }
-        }
-        let rows = sqlx::query!("delete from blobs where id = any($1) and state = 'dead'", &gone);
-        removed += rows.execute(&app.db).await?.rows_affected();
-        if gone.is_empty() {
-            // The store is down: no use in asking for each of them.
-            break;
-        }
-    }
-    failed.map_or(Ok(removed), |fault| Err(fault.into()))
 }

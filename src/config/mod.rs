@@ -301,6 +301,16 @@ impl Database {
     pub fn is_external(&self) -> bool {
         self.database_url.is_some() || self.database_host.is_some()
     }
+
+    /// How many connections read pages of messages, and nothing else.
+    pub fn page_connections(&self) -> u32 {
+        (u32::try_from(self.connections).unwrap_or(u32::MAX) / 3).max(1)
+    }
+
+    /// How many connections do everything else.
+    pub fn main_connections(&self) -> u32 {
+        u32::try_from(self.connections).unwrap_or(u32::MAX).saturating_sub(self.page_connections()).max(1)
+    }
 }
 
 impl S3 {

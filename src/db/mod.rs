@@ -1,23 +1,28 @@
-//! The connection pools and the migrations. [`pooler`] refuses external poolers that would mix statements, [`page`] has the cursors of
-//! lists.
+//! The database: connection pools, transactions and migrations. [`pooler`] refuses external poolers that would mix statements, [`page`]
+//! has the cursors of lists, [`notify`] passes Postgres notifications on, [`job_waker`] notifies job runners, [`server_state`] stores
+//! facts about the installation.
 
+pub mod job_waker;
+pub mod notify;
 pub mod page;
 pub mod pooler;
+pub mod server_state;
+mod tx;
 
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context as _;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use anyhow::Context;
+use futures_util::future::join_all;
+use sqlx::PgPool;
 use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgPool, Postgres, Transaction};
-use tokio::runtime::Handle;
-use tokio_util::task::TaskTracker;
 
+use crate::process::Process;
+use job_waker::JobWaker;
 use pooler::PoolerCheck;
+pub use tx::{BeginTransaction, Tx};
 
 /// One for the program and all its tests: each use of the macro would embed another copy.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
@@ -25,26 +30,77 @@ pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 /// Connections that were idle for longer are checked before they are used again.
 const CHECK_AFTER_IDLE: Duration = Duration::from_secs(1);
 
-/// Planner settings for reading pages of messages. That statement uses one index whatever the session, so it is planned once for
-/// each connection: planning takes longer than running it, and without these settings Postgres plans it again for each limit,
-/// or reads the whole session and sorts it.
-const PAGE_SETTINGS: &[(&str, &str)] = &[
-    ("enable_bitmapscan", "off"),
-    ("enable_hashjoin", "off"),
-    ("enable_mergejoin", "off"),
-    ("enable_seqscan", "off"),
-    ("enable_sort", "off"),
-    ("plan_cache_mode", "force_generic_plan"),
-];
+/// The database; cheap to clone. Dereferences to its main pool, whose connections are opened on demand.
+#[derive(Clone)]
+pub struct Db(Arc<Inner>);
 
-/// Opens a pool of at most `size` connections, which are established on demand.
-pub fn pool(options: PgConnectOptions, size: u32, pooler: &PoolerCheck) -> PgPool {
-    pool_with(options, size, pooler, &[])
+struct Inner {
+    pool: PgPool,
+    /// Pools for special purposes, by name.
+    other_pools: Mutex<Vec<(&'static str, PgPool)>>,
+    options: PgConnectOptions,
+    pooler: PoolerCheck,
+    process: Process,
+    job_waker: Arc<JobWaker>,
 }
 
-/// Opens a pool for reading pages of messages and nothing else.
-pub fn page_pool(options: PgConnectOptions, size: u32, pooler: &PoolerCheck) -> PgPool {
-    pool_with(options, size, pooler, PAGE_SETTINGS)
+impl Db {
+    /// Connects on demand, with at most `connections` connections in the main pool.
+    pub fn new(options: PgConnectOptions, connections: u32, pooler: PoolerCheck, process: Process) -> Self {
+        let pool = pool_with(options.clone(), connections, &pooler, &[]);
+        Self(Arc::new(Inner {
+            pool,
+            other_pools: Mutex::default(),
+            options,
+            pooler,
+            process,
+            job_waker: Arc::default(),
+        }))
+    }
+
+    /// Opens another pool, whose sessions have settings of their own. Names and values must not come from users.
+    pub fn open_pool(
+        &self,
+        name: &'static str,
+        connections: u32,
+        settings: &'static [(&'static str, &'static str)],
+    ) -> PgPool {
+        let pool = pool_with(self.0.options.clone(), connections, &self.0.pooler, settings);
+        self.0.other_pools.lock().unwrap_or_else(PoisonError::into_inner).push((name, pool.clone()));
+        pool
+    }
+
+    /// Returns all pools by name.
+    pub fn pools(&self) -> Vec<(&'static str, PgPool)> {
+        let mut pools = vec![("main", self.0.pool.clone())];
+        pools.extend(self.0.other_pools.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        pools
+    }
+
+    /// Closes all pools. Connections that are in use are closed when they are returned; this waits for them.
+    pub async fn close(&self) {
+        join_all(self.pools().iter().map(|(_, pool)| pool.close())).await;
+    }
+
+    pub fn pooler(&self) -> &PoolerCheck {
+        &self.0.pooler
+    }
+
+    pub fn job_waker(&self) -> &Arc<JobWaker> {
+        &self.0.job_waker
+    }
+
+    pub(crate) fn process(&self) -> &Process {
+        &self.0.process
+    }
+}
+
+impl Deref for Db {
+    type Target = PgPool;
+
+    fn deref(&self) -> &PgPool {
+        &self.0.pool
+    }
 }
 
 fn pool_with(
@@ -75,43 +131,6 @@ fn pool_with(
             })
         })
         .connect_lazy_with(options)
-}
-
-/// Begins a transaction in a cancel-safe way. If the returned future is dropped, a task of `tasks` finishes `BEGIN` and rolls back.
-/// Otherwise sqlx (0.8.6 and 0.9.0) returns a connection with an open transaction to the pool, and the next user's writes are
-/// lost. Remove it with a release that has <https://github.com/transact-rs/sqlx/pull/4394>.
-pub fn begin(pool: &PgPool, tasks: &TaskTracker) -> Begin {
-    let (pool, tasks) = (pool.clone(), tasks.clone());
-    let beginning = async move {
-        #[expect(clippy::disallowed_methods, reason = "this is what makes it right")]
-        pool.begin().await
-    };
-    Begin { beginning: Some(beginning.boxed()), tasks }
-}
-
-/// A transaction that is begun.
-pub struct Begin {
-    beginning: Option<BoxFuture<'static, sqlx::Result<Transaction<'static, Postgres>>>>,
-    tasks: TaskTracker,
-}
-
-impl Future for Begin {
-    type Output = sqlx::Result<Transaction<'static, Postgres>>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(beginning) = &mut self.beginning else { return Poll::Pending };
-        let begun = ready!(beginning.poll_unpin(context));
-        self.beginning = None;
-        Poll::Ready(begun)
-    }
-}
-
-impl Drop for Begin {
-    fn drop(&mut self) {
-        if let (Some(beginning), Ok(runtime)) = (self.beginning.take(), Handle::try_current()) {
-            self.tasks.spawn_on(beginning.map(drop), &runtime);
-        }
-    }
 }
 
 /// A length of time as Postgres takes it.

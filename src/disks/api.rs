@@ -6,12 +6,12 @@ use serde::Deserialize;
 
 use super::Disk;
 use super::store::{self, Filter};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::db::page::{Cursor, PageRequest};
+use crate::disks::Disks;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Params, Path, Query, RequestBody};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
@@ -37,16 +37,15 @@ impl RequestBody for CreateDisk {
 #[utoipa::path(post, path = "/api/v1/disk", tag = "disk", request_body = Option<CreateDisk>,
     responses((status = 201, body = Envelope<Disk>), Refusals))]
 pub async fn create_disk(
-    State(app): State<App>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Params(body): Params<CreateDisk>,
 ) -> Result<Response> {
-    let mut act = once.begin(&app).await?;
-    let user = users::named(&mut act, caller.project, body.user.as_ref()).await?;
+    let mut tx = idempotency.begin().await?;
+    let user = users::named(&mut tx, caller.project, body.user.as_ref()).await?;
     let disk =
-        store::insert(&mut act, caller.project, user).await.on_constraint("disks_project_id_fkey", || UNAUTHORIZED)?;
-    act.commit(response::created(disk)).await
+        store::insert(&mut tx, caller.project, user).await.on_constraint("disks_project_id_fkey", || UNAUTHORIZED)?;
+    tx.commit(response::created(disk)).await
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -64,7 +63,7 @@ pub struct ListDisks {
 #[utoipa::path(get, path = "/api/v1/disk", tag = "disk", params(ListDisks, PageParams),
     responses((status = 200, body = Envelope<Page<Disk>>), Refusals))]
 pub async fn list_disks(
-    State(app): State<App>,
+    State(ctx): State<Disks>,
     caller: Caller,
     Query(query): Query<ListDisks>,
     Query(page): Query<PageParams>,
@@ -73,7 +72,7 @@ pub async fn list_disks(
     let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
     let id = id.map_err(|wrong| Error::field("id", wrong))?;
     let user = users::filter(query.user.as_deref())?;
-    let mut conn = app.db.acquire().await?;
+    let mut conn = ctx.db.acquire().await?;
     let disks = store::list(&mut conn, caller.project, &Filter { user, id }, &page).await?;
     let cursor = |disk: &Disk| Cursor { created_at: disk.created_at.0, id: disk.id.0 };
     Ok(response::ok(Page::new(disks, &page, cursor)))
@@ -84,13 +83,8 @@ pub async fn list_disks(
 /// With every file on it.
 #[utoipa::path(delete, path = "/api/v1/disk/{disk_id}", tag = "disk", params(("disk_id" = DiskId, Path)),
     responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn delete_disk(
-    State(app): State<App>,
-    caller: Caller,
-    once: Once,
-    Path(disk): Path<DiskId>,
-) -> Result<Response> {
-    let mut act = once.begin(&app).await?;
-    let deleted = store::delete(&mut act, caller.project, disk).await?;
-    if deleted { act.commit(response::ok_empty()).await } else { Err(NOT_FOUND) }
+pub async fn delete_disk(caller: Caller, idempotency: Idempotency, Path(disk): Path<DiskId>) -> Result<Response> {
+    let mut tx = idempotency.begin().await?;
+    let deleted = store::delete(&mut tx, caller.project, disk).await?;
+    if deleted { tx.commit(response::ok_empty()).await } else { Err(NOT_FOUND) }
 }

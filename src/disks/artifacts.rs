@@ -16,24 +16,24 @@ use super::files::{self, File};
 use super::parse::Kind;
 use super::path::FilePath;
 use super::{Artifact, INFO, store};
-use crate::app::{App, SHOWN_KIB};
 use crate::auth::Caller;
 use crate::blob::content::Key;
-use crate::blob::ingest;
-use crate::blob::links::{self, Link, linked_key};
 use crate::blob::spool::Spool;
+use crate::disks::Disks;
 use crate::error::{Error, Result};
-use crate::http::download::{self, Presented};
+use crate::http::download::{self, DownloadMeta};
 use crate::http::extract::{Flag, Int, Params, Path, Query, RequestBody};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::json::{long_object_in, storable_object};
 use crate::http::memory::Reservations;
 use crate::http::multipart::{FormLimits, MultipartForm};
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::DiskId;
+use crate::material::links::{self, Link, linked_key};
+use crate::media;
+use crate::platform::Platform;
 use crate::seal::Owner;
-use crate::{blob, media};
 
 /// The refusal of a disk that is not the caller's, where upstream has a 403.
 const DENIED: Error = Error::Forbidden("access denied: disk does not belong to this project");
@@ -62,36 +62,38 @@ pub struct UpsertArtifact {
     request_body(content = UpsertArtifact, content_type = "multipart/form-data"),
     responses((status = 201, body = Envelope<Artifact>), Refusals))]
 pub async fn upsert_artifact(
-    State(app): State<App>,
+    State(ctx): State<Disks>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(disk): Path<DiskId>,
     request: Request,
 ) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+    let mut conn = ctx.db.acquire().await?;
     // What was answered before is answered again, even if the disk is gone.
-    let there = store::exists(&mut conn, caller.project, disk).await? || once.is_answered(&mut conn).await?;
+    let there =
+        store::exists(&mut conn, caller.project, disk).await? || idempotency.has_stored_response(&mut conn).await?;
     drop(conn);
     if !there {
         return Err(NOT_FOUND);
     }
     caller.owner.check_may_store()?;
     let reservations = Reservations::of(request.extensions());
-    let mut form =
-        MultipartForm::read(request, &app, &FormLimits::one_file(&app.config.limits)).await?.unwrap_or_default();
-    once.look(&app).await?;
+    let mut form = MultipartForm::read(request, &ctx.request_context, &FormLimits::one_file(&ctx.config.limits))
+        .await?
+        .unwrap_or_default();
+    idempotency.replay_if_completed().await?;
     let meta = form.take_text("meta");
     let file = form.file("file").ok_or(Error::bad("file is required"))?;
     let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
     let at = FilePath::of_upload(text("file_path"), &file.name)?;
-    let meta = user_meta(&app, &reservations, meta).await?;
-    store_file(&app, &once, &caller.owner, disk, at, &file.content, meta).await
+    let meta = user_meta(&ctx, &reservations, meta).await?;
+    store_file(&ctx, &idempotency, &caller.owner, disk, at, &file.content, meta).await
 }
 
 /// Puts the bytes into the object store and then, in one short transaction, the file on its disk.
 async fn store_file(
-    app: &App,
-    once: &Once,
+    ctx: &Disks,
+    idempotency: &Idempotency,
     owner: &Owner,
     disk: DiskId,
     at: FilePath,
@@ -101,34 +103,36 @@ async fn store_file(
     let whole = content.head.len() as u64 == content.size;
     let mime = media::detect(&content.head, whole, at.filename());
     for _ in 0..UPLOAD_TRIES {
-        let upload = ingest::upload(app, owner, content).await?;
-        let mut act = once.begin(app).await?;
-        let Some(blob) = ingest::claim(app, &mut act, &upload).await? else {
-            act.rollback().await?;
+        let upload = ctx.blobs.upload(owner, content).await?;
+        let mut tx = idempotency.begin().await?;
+        let Some(blob) = ctx.blobs.claim(&mut tx, &upload).await? else {
+            tx.rollback().await?;
             continue;
         };
         let size = i64::try_from(content.size).map_err(Error::internal)?;
         let content = Content { blob, mime: mime.clone(), size, sha256: content.sha256.clone() };
         let change = FileChange { at: at.clone(), change: Change::Put { content, meta: meta.clone() } };
-        changes::apply(&mut act, owner.project, disk, &[change], by_api(app)).await?.map_err(|_| NOT_FOUND)?;
-        let file = files::get(&mut act, owner.project, disk, &at).await?;
+        changes::apply(&mut tx, owner.project, disk, &[change], by_api(ctx)).await?.map_err(|_| NOT_FOUND)?;
+        let file = files::get(&mut tx, owner.project, disk, &at).await?;
         let file = file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")))?;
-        return act.commit(response::created(Artifact::from(file))).await;
+        return tx.commit(response::created(Artifact::from(file))).await;
     }
     Err(Error::unavailable("equal files are being stored and removed at once; try again in a moment"))
 }
 
-fn by_api(app: &App) -> Author<'static> {
-    Author { made_by: "api", reason: None, keep: app.config.limits.file_versions }
+fn by_api(ctx: &Disks) -> Author<'static> {
+    Author { made_by: "api", reason: None, keep: ctx.config.limits.file_versions }
 }
 
 /// Parses the user metadata of a file: a JSON object as text, or an empty text.
-async fn user_meta(app: &App, reservations: &Reservations, text: String) -> Result<Map<String, Value>> {
-    let meta = long_object_in(app, reservations, "meta", "invalid meta JSON format", text).await?.unwrap_or_default();
+async fn user_meta(ctx: &Disks, reservations: &Reservations, text: String) -> Result<Map<String, Value>> {
+    let meta = long_object_in(&ctx.request_context, reservations, "meta", "invalid meta JSON format", text)
+        .await?
+        .unwrap_or_default();
     if meta.contains_key(INFO) {
         return Err(Error::field("meta", format_args!("reserved key '{INFO}' is not allowed in user meta")));
     }
-    storable_object("meta", &meta, app.config.limits.meta)?;
+    storable_object("meta", &meta, ctx.config.limits.meta)?;
     Ok(meta)
 }
 
@@ -150,16 +154,16 @@ async fn find(conn: &mut PgConnection, caller: &Caller, disk: DiskId, at: &FileP
 }
 
 /// What is wrong with a request is told only to the disk's owner; a right one is not looked at twice.
-async fn for_owner<T>(app: &App, caller: &Caller, disk: DiskId, parsed: Result<T>) -> Result<T> {
+async fn for_owner<T>(ctx: &Disks, caller: &Caller, disk: DiskId, parsed: Result<T>) -> Result<T> {
     if parsed.is_err() {
-        check_disk(app, caller, disk).await?;
+        check_disk(ctx, caller, disk).await?;
     }
     parsed
 }
 
 /// Whether the disk is the caller's.
-pub async fn check_disk(app: &App, caller: &Caller, disk: DiskId) -> Result<()> {
-    let mut conn = app.db.acquire().await?;
+pub async fn check_disk(ctx: &Disks, caller: &Caller, disk: DiskId) -> Result<()> {
+    let mut conn = ctx.db.acquire().await?;
     if store::exists(&mut conn, caller.project, disk).await? { Ok(()) } else { Err(DENIED) }
 }
 
@@ -213,7 +217,7 @@ pub struct GotArtifact {
     params(("disk_id" = DiskId, Path), GetArtifact),
     responses((status = 200, body = Envelope<GotArtifact>), Refusals))]
 pub async fn get_artifact(
-    State(app): State<App>,
+    State(ctx): State<Disks>,
     caller: Caller,
     Path(disk): Path<DiskId>,
     Query(query): Query<GetArtifact>,
@@ -222,19 +226,19 @@ pub async fn get_artifact(
         let life = query.expire.and_then(Int::given).unwrap_or(3600);
         Ok((required_path(query.file_path.as_deref())?, links::end(Utc::now().timestamp(), life)?))
     };
-    let (at, end) = for_owner(&app, &caller, disk, parsed()).await?;
-    let mut conn = app.db.acquire().await?;
+    let (at, end) = for_owner(&ctx, &caller, disk, parsed()).await?;
+    let mut conn = ctx.db.acquire().await?;
     let found = find(&mut conn, &caller, disk, &at).await?;
     drop(conn);
     let with_url = Flag::or(query.with_public_url, true);
-    let public_url = with_url.then(|| public_url(&app, &caller, &found, end)).transpose()?;
-    let content = if Flag::or(query.with_content, true) { content(&app, &caller.owner, &found).await? } else { None };
+    let public_url = with_url.then(|| public_url(&ctx, &caller, &found, end)).transpose()?;
+    let content = if Flag::or(query.with_content, true) { content(&ctx, &caller.owner, &found).await? } else { None };
     Ok(response::ok(GotArtifact { artifact: found.into(), public_url, content }))
 }
 
 /// A link to a file that needs no key, until `end` (Unix seconds).
-pub fn public_url(app: &App, caller: &Caller, file: &File, end: i64) -> Result<String> {
-    let key = linked_key(app, &caller.owner, &file.stored())?;
+pub fn public_url(platform: &Platform, caller: &Caller, file: &File, end: i64) -> Result<String> {
+    let key = linked_key(&platform.link_key, &caller.owner, &file.stored())?;
     let link = Link {
         project: caller.project,
         sha256: file.sha256.clone(),
@@ -242,23 +246,22 @@ pub fn public_url(app: &App, caller: &Caller, file: &File, end: i64) -> Result<S
         filename: file.filename.clone(),
         key,
     };
-    Ok(format!("{}/api/v1/material/{}", app.public_url, link.sign(&app.link_key, end)?))
+    link.url(platform, end)
 }
 
-async fn content(app: &App, owner: &Owner, found: &File) -> Result<Option<FileContent>> {
-    let text = readable(app, owner, found).await?;
+async fn content(platform: &Platform, owner: &Owner, found: &File) -> Result<Option<FileContent>> {
+    let text = readable(platform, owner, found).await?;
     Ok(text.map(|(kind, bytes)| FileContent::new(kind, String::from_utf8_lossy(&bytes).into_owned())))
 }
 
 /// The bytes of a file that is for reading, and as what; `None` for another one, and for one that does not parse as what it
 /// claims to be.
-pub(crate) async fn readable(app: &App, owner: &Owner, file: &File) -> Result<Option<(Kind, Bytes)>> {
+pub(crate) async fn readable(platform: &Platform, owner: &Owner, file: &File) -> Result<Option<(Kind, Bytes)>> {
     let Some(kind) = Kind::of(&file.filename, &file.mime) else {
         return Ok(None);
     };
-    let kib = u32::try_from(file.size / 1024).unwrap_or(u32::MAX).clamp(1, SHOWN_KIB);
-    let _turn = app.shown.acquire_many(kib).await.map_err(Error::internal)?;
-    let bytes = blob::content::read(app, Key::Project(owner.kek.as_deref()), &file.stored()).await?;
+    let key = Key::Project(owner.kek.as_deref());
+    let (_permit, bytes) = platform.blobs.read_within_budget(key, &file.stored()).await?;
     let parse = move || kind.parses(&bytes).then_some((kind, bytes));
     tokio::task::spawn_blocking(parse).await.map_err(Error::internal)
 }
@@ -281,20 +284,20 @@ pub struct DownloadArtifact {
         (status = 206, description = "The bytes of `Range`", content_type = "application/octet-stream"),
         (status = 304, description = "`If-None-Match` names these bytes"), Refusals))]
 pub async fn download_artifact(
-    State(app): State<App>,
+    State(ctx): State<Disks>,
     caller: Caller,
     Path(disk): Path<DiskId>,
     Query(query): Query<DownloadArtifact>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let at = for_owner(&app, &caller, disk, required_path(query.file_path.as_deref())).await?;
-    let mut conn = app.db.acquire().await?;
+    let at = for_owner(&ctx, &caller, disk, required_path(query.file_path.as_deref())).await?;
+    let mut conn = ctx.db.acquire().await?;
     let file = find(&mut conn, &caller, disk, &at).await?;
     drop(conn);
     let key = Key::Project(caller.owner.kek.as_deref());
-    let as_ = Presented { mime: &file.mime, filename: &file.filename, sha256: &file.sha256, public: false };
-    download::serve(&app, &file.stored(), key, &as_, &method, &headers).await
+    let meta = DownloadMeta { mime: &file.mime, filename: &file.filename, sha256: &file.sha256, public: false };
+    download::serve(&ctx.blobs, &file.stored(), key, &meta, &method, &headers).await
 }
 
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -322,9 +325,9 @@ pub struct UpdatedArtifact {
 #[utoipa::path(put, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact", params(("disk_id" = DiskId, Path)),
     request_body = UpdateArtifact, responses((status = 200, body = Envelope<UpdatedArtifact>), Refusals))]
 pub async fn update_artifact(
-    State(app): State<App>,
+    State(ctx): State<Disks>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(disk): Path<DiskId>,
     Extension(reservations): Extension<Reservations>,
     Params(body): Params<UpdateArtifact>,
@@ -335,13 +338,13 @@ pub async fn update_artifact(
     if body.file_path.as_deref().is_none_or(str::is_empty) {
         return Err(Error::field("file_path", "is required"));
     }
-    let parsed = async { Ok((required_path(body.file_path.as_deref())?, user_meta(&app, &reservations, meta).await?)) };
-    let (at, meta) = for_owner(&app, &caller, disk, parsed.await).await?;
-    let mut act = once.begin(&app).await?;
+    let parsed = async { Ok((required_path(body.file_path.as_deref())?, user_meta(&ctx, &reservations, meta).await?)) };
+    let (at, meta) = for_owner(&ctx, &caller, disk, parsed.await).await?;
+    let mut tx = idempotency.begin().await?;
     let change = FileChange { at: at.clone(), change: Change::SetMeta(meta) };
-    changes::apply(&mut act, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
-    let file = files::get(&mut act, caller.project, disk, &at).await?.ok_or(NO_FILE)?;
-    act.commit(response::ok(UpdatedArtifact { artifact: file.into() })).await
+    changes::apply(&mut tx, caller.project, disk, &[change], by_api(&ctx)).await?.map_err(|_| DENIED)?;
+    let file = files::get(&mut tx, caller.project, disk, &at).await?.ok_or(NO_FILE)?;
+    tx.commit(response::ok(UpdatedArtifact { artifact: file.into() })).await
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -367,9 +370,9 @@ impl RequestBody for DeleteArtifact {
     params(("disk_id" = DiskId, Path), DeleteArtifact),
     responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn delete_artifact(
-    State(app): State<App>,
+    State(ctx): State<Disks>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(disk): Path<DiskId>,
     Params(query): Params<DeleteArtifact>,
 ) -> Result<Response> {
@@ -377,10 +380,10 @@ pub async fn delete_artifact(
     if path.as_deref().is_none_or(str::is_empty) {
         return Err(Error::field("file_path", "is required"));
     }
-    let at = for_owner(&app, &caller, disk, required_path(path.as_deref())).await?;
-    let mut act = once.begin(&app).await?;
-    find(&mut act, &caller, disk, &at).await?;
+    let at = for_owner(&ctx, &caller, disk, required_path(path.as_deref())).await?;
+    let mut tx = idempotency.begin().await?;
+    find(&mut tx, &caller, disk, &at).await?;
     let change = FileChange { at, change: Change::Erase };
-    changes::apply(&mut act, caller.project, disk, &[change], by_api(&app)).await?.map_err(|_| DENIED)?;
-    act.commit(response::ok_empty()).await
+    changes::apply(&mut tx, caller.project, disk, &[change], by_api(&ctx)).await?.map_err(|_| DENIED)?;
+    tx.commit(response::ok_empty()).await
 }

@@ -7,7 +7,7 @@ use sqlx::types::Json;
 
 use super::path::FilePath;
 use crate::ids::{BlobId, DiskId, ProjectId};
-use crate::skills;
+use crate::skills::touch::touch;
 
 /// A stored content to put into a file; its blob is claimed in this transaction.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ pub async fn apply(
         return Ok(Err(NoDisk));
     }
     // First, so that two transactions which change several files of a skill do not wait for each other.
-    skills::store::touch(conn, disk).await?;
+    touch(conn, disk).await?;
     let mut in_order: Vec<&FileChange> = changes.iter().collect();
     in_order.sort_by(|one, other| one.at.cmp(&other.at));
     for FileChange { at, change } in in_order {

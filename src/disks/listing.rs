@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::artifacts::check_disk;
 use super::path::Directory;
 use super::{Artifact, files, search};
-use crate::app::App;
 use crate::auth::Caller;
+use crate::disks::Disks;
 use crate::error::{Error, Result};
 use crate::http::extract::{Int, Path, Query};
 use crate::http::openapi::Refusals;
@@ -40,15 +40,15 @@ pub struct ListedArtifacts {
     params(("disk_id" = DiskId, Path), ListArtifacts),
     responses((status = 200, body = Envelope<ListedArtifacts>), Refusals))]
 pub async fn list_artifacts(
-    State(app): State<App>,
+    State(ctx): State<Disks>,
     caller: Caller,
     Path(disk): Path<DiskId>,
     Query(query): Query<ListArtifacts>,
 ) -> Result<Response> {
-    check_disk(&app, &caller, disk).await?;
+    check_disk(&ctx, &caller, disk).await?;
     let within = Directory::parse(query.path.as_deref())?;
-    let limit = app.config.limits.list;
-    let mut conn = app.db.acquire().await?;
+    let limit = ctx.config.limits.list;
+    let mut conn = ctx.db.acquire().await?;
     let Some(found) = files::list(&mut conn, disk, &within, limit, LIST_BYTES).await? else {
         return Err(Error::TooLarge(format!(
             "the directory holds more than {limit} files, or too much is kept with them; narrow it down with glob"
@@ -98,14 +98,14 @@ impl SearchArtifacts {
     params(("disk_id" = DiskId, Path), SearchArtifacts),
     responses((status = 200, body = Envelope<Vec<Artifact>>), Refusals))]
 pub async fn grep_artifacts(
-    State(app): State<App>,
+    State(ctx): State<Disks>,
     caller: Caller,
     Path(disk): Path<DiskId>,
     Query(query): Query<SearchArtifacts>,
 ) -> Result<Response> {
-    check_disk(&app, &caller, disk).await?;
-    let (pattern, limit) = query.parse(app.config.limits.pattern)?;
-    let found = search::grep(&app, &caller.owner, disk, pattern, limit).await?;
+    check_disk(&ctx, &caller, disk).await?;
+    let (pattern, limit) = query.parse(ctx.config.limits.pattern)?;
+    let found = search::grep(&ctx, &caller.owner, disk, pattern, limit).await?;
     Ok(response::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
 }
 
@@ -117,13 +117,13 @@ pub async fn grep_artifacts(
     params(("disk_id" = DiskId, Path), SearchArtifacts),
     responses((status = 200, body = Envelope<Vec<Artifact>>), Refusals))]
 pub async fn glob_artifacts(
-    State(app): State<App>,
+    State(ctx): State<Disks>,
     caller: Caller,
     Path(disk): Path<DiskId>,
     Query(query): Query<SearchArtifacts>,
 ) -> Result<Response> {
-    check_disk(&app, &caller, disk).await?;
-    let (pattern, limit) = query.parse(app.config.limits.pattern)?;
-    let found = search::glob(&app, disk, pattern, limit).await?;
+    check_disk(&ctx, &caller, disk).await?;
+    let (pattern, limit) = query.parse(ctx.config.limits.pattern)?;
+    let found = search::glob(&ctx, disk, pattern, limit).await?;
     Ok(response::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
 }

@@ -14,16 +14,35 @@ pub mod path;
 pub mod search;
 pub mod store;
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::app::App;
 use crate::ids::{DiskId, ProjectId, UserId};
+use crate::platform::{Platform, platform_context};
 use crate::time::Timestamp;
 
-pub fn router() -> OpenApiRouter<App> {
+platform_context! {
+    /// The context of disks.
+    Disks, DisksInner
+}
+
+pub struct DisksInner {
+    platform: Platform,
+    grep_limiter: Arc<Semaphore>,
+}
+
+impl Disks {
+    pub fn new(platform: Platform) -> Self {
+        Self(Arc::new(DisksInner { platform, grep_limiter: Arc::new(Semaphore::new(search::MAX_GREPS)) }))
+    }
+}
+
+pub fn router() -> OpenApiRouter<Disks> {
     OpenApiRouter::new()
         .routes(routes!(api::create_disk, api::list_disks))
         .routes(routes!(api::delete_disk))

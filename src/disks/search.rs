@@ -11,13 +11,13 @@ use std::time::Instant;
 use regex_automata::nfa::thompson;
 use regex_automata::util::syntax;
 use regex_automata::{Input, meta};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::files::{self, Candidate, File, Name};
 use super::parse::Kind;
 use super::path::Directory;
-use crate::app::App;
-use crate::blob::content::{self, Key};
+use crate::blob::content::Key;
+use crate::disks::Disks;
 use crate::error::{Error, Result};
 use crate::ids::DiskId;
 use crate::seal::Owner;
@@ -35,14 +35,8 @@ const OVERLAP: usize = 4 * 1024;
 /// For what is not stopped from outside.
 static NEVER: AtomicBool = AtomicBool::new(false);
 
-/// The greps that run in this process.
-pub struct Greps(Arc<Semaphore>);
-
-impl Default for Greps {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(4)))
-    }
-}
+/// How many greps run in this process at one time.
+pub(super) const MAX_GREPS: usize = 4;
 
 /// A compiled pattern and what it costs.
 struct Pattern {
@@ -104,13 +98,13 @@ fn last_line(fault: &dyn std::error::Error) -> String {
 }
 
 /// The files whose path and name match a glob pattern.
-pub async fn glob(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Result<Vec<File>> {
+pub async fn glob(ctx: &Disks, disk: DiskId, pattern: &str, limit: usize) -> Result<Vec<File>> {
     let syntax = syntax::Config::new().dot_matches_new_line(true).utf8(false);
     // What stands before the first special character bounds where to look.
     let within = Directory::around(pattern.split(['*', '?', '[', '\\']).next().unwrap_or_default());
-    let pattern = Pattern::compile(&glob_to_regex(pattern), syntax, app.config.limits.regex)?;
-    let deadline = Instant::now() + app.config.limits.grep;
-    let mut conn = app.db.acquire().await?;
+    let pattern = Pattern::compile(&glob_to_regex(pattern), syntax, ctx.config.limits.regex)?;
+    let deadline = Instant::now() + ctx.config.limits.grep;
+    let mut conn = ctx.db.acquire().await?;
     let mut found = Vec::new();
     let mut after = Name { path: within.as_str().to_owned(), filename: String::new() };
     let end = within.end();
@@ -136,25 +130,25 @@ pub async fn glob(app: &App, disk: DiskId, pattern: &str, limit: usize) -> Resul
 }
 
 /// The files whose text contains a match of a regular expression.
-pub async fn grep(app: &App, owner: &Owner, disk: DiskId, pattern: &str, limit: usize) -> Result<Vec<File>> {
-    let deadline = Instant::now() + app.config.limits.grep;
+pub async fn grep(ctx: &Disks, owner: &Owner, disk: DiskId, pattern: &str, limit: usize) -> Result<Vec<File>> {
+    let deadline = Instant::now() + ctx.config.limits.grep;
     let syntax = syntax::Config::new().case_insensitive(true).multi_line(true).utf8(false);
-    let pattern = Arc::new(Pattern::compile(pattern, syntax, app.config.limits.regex)?);
+    let pattern = Arc::new(Pattern::compile(pattern, syntax, ctx.config.limits.regex)?);
     let work = async {
-        let turn = Arc::clone(&app.greps.0).acquire_owned().await.map_err(Error::internal)?;
+        let turn = Arc::clone(&ctx.grep_limiter).acquire_owned().await.map_err(Error::internal)?;
         let run = Run { pattern, deadline, stop: StopOnDrop::default(), turn: Arc::new(turn) };
         let mut found = Vec::new();
         let mut after = Name::default();
         let mut batch = FIRST_FILES;
         loop {
-            let mut conn = app.db.acquire().await?;
+            let mut conn = ctx.db.acquire().await?;
             let files = files::list_candidates(&mut conn, disk, &after, batch).await?;
             drop(conn);
             batch = FILES;
             let Some(last) = files.last() else { break };
             after = last.name.clone();
             let text = |file: &Candidate| Kind::of(&file.name.filename, &file.mime).is_some();
-            found.extend(scan(app, owner, files.into_iter().filter(text).collect(), &run).await?);
+            found.extend(scan(ctx, owner, files.into_iter().filter(text).collect(), &run).await?);
             if found.len() >= limit {
                 found.truncate(limit);
                 break;
@@ -163,7 +157,7 @@ pub async fn grep(app: &App, owner: &Owner, disk: DiskId, pattern: &str, limit: 
         Ok::<_, Error>(found)
     };
     let found = tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| late())??;
-    let mut conn = app.db.acquire().await?;
+    let mut conn = ctx.db.acquire().await?;
     Ok(files::get_many(&mut conn, disk, &found).await?)
 }
 
@@ -186,7 +180,7 @@ impl Drop for StopOnDrop {
 }
 
 /// Reads the files and answers with those that match, in their order.
-async fn scan(app: &App, owner: &Owner, files: Vec<Candidate>, run: &Run) -> Result<Vec<Name>> {
+async fn scan(ctx: &Disks, owner: &Owner, files: Vec<Candidate>, run: &Run) -> Result<Vec<Name>> {
     let (names, contents): (Vec<_>, Vec<_>) = files.into_iter().map(|file| (Some(file.name), file.content)).unzip();
     let matches = Arc::new(Mutex::new(Vec::new()));
     let is_late = Arc::new(AtomicBool::new(false));
@@ -206,7 +200,7 @@ async fn scan(app: &App, owner: &Owner, files: Vec<Candidate>, run: &Run) -> Res
             ControlFlow::Continue(())
         }
     };
-    content::scan(app, Key::Project(owner.kek.as_deref()), contents, Arc::new(visit)).await?;
+    ctx.blobs.scan(Key::Project(owner.kek.as_deref()), contents, Arc::new(visit)).await?;
     if is_late.load(Ordering::Relaxed) {
         return Err(late());
     }

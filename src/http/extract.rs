@@ -7,7 +7,7 @@
 //! - [`Fields`]: the body alone, as JSON or as a form.
 //! - [`Path`]: one segment of the path.
 
-use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
+use axum::extract::{FromRef, FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::Method;
 use axum::http::request::Parts;
 use bytes::{Bytes, BytesMut};
@@ -17,10 +17,10 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::context::RequestContext;
 use super::head::{content_length, media_type};
 use super::idempotency::fingerprint::Fingerprint;
 use super::memory::{self, Reservations};
-use crate::app::App;
 use crate::config::Limits;
 use crate::error::{Error, Result};
 use crate::{ids, json, percent};
@@ -43,13 +43,16 @@ pub const FIXED_FORM: u64 = 64 * 1024;
 /// A JSON body.
 pub struct Json<T>(pub T);
 
-impl<T: RequestBody> FromRequest<App> for Json<T> {
+impl<T: RequestBody, S: Send + Sync> FromRequest<S> for Json<T>
+where
+    RequestContext: FromRef<S>,
+{
     type Rejection = Error;
 
-    async fn from_request(request: Request, app: &App) -> Result<Self> {
-        let body = parse_body(request, app, T::max_bytes(&app.config.limits), |body| {
-            bind(Value::Object(first_object(&body)?))
-        });
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        let ctx = RequestContext::from_ref(state);
+        let body =
+            parse_body(request, &ctx, T::max_bytes(&ctx.limits), |body| bind(Value::Object(first_object(&body)?)));
         body.await.map(Self)
     }
 }
@@ -57,13 +60,13 @@ impl<T: RequestBody> FromRequest<App> for Json<T> {
 /// Reads the body and parses it, see [`BodyMemory::parse`](super::memory::BodyMemory::parse).
 async fn parse_body<T: Send + 'static>(
     request: Request,
-    app: &App,
+    ctx: &RequestContext,
     limit: u64,
     parse: impl FnOnce(Bytes) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let reservations = Reservations::of(request.extensions());
-    let body = body_bytes(request, app, limit).await?;
-    app.body_memory.parse(&reservations, "body", body, app.config.limits.json_values, parse).await
+    let body = body_bytes(request, ctx, limit).await?;
+    ctx.body_memory.parse(&reservations, "body", body, ctx.limits.json_values, parse).await
 }
 
 /// The query string.
@@ -80,13 +83,17 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Query<T> {
 /// The query string and the body, whichever the client used; the body wins.
 pub struct Params<T>(pub T);
 
-impl<T: RequestBody> FromRequest<App> for Params<T> {
+impl<T: RequestBody, S: Send + Sync> FromRequest<S> for Params<T>
+where
+    RequestContext: FromRef<S>,
+{
     type Rejection = Error;
 
-    async fn from_request(request: Request, app: &App) -> Result<Self> {
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        let ctx = RequestContext::from_ref(state);
         let (parts, body) = request.into_parts();
         let mut fields = query_pairs(&parts)?;
-        fields.extend(body_fields(Request::from_parts(parts, body), app, T::max_bytes(&app.config.limits)).await?);
+        fields.extend(body_fields(Request::from_parts(parts, body), &ctx, T::max_bytes(&ctx.limits)).await?);
         bind(Value::Object(fields)).map(Self)
     }
 }
@@ -94,28 +101,32 @@ impl<T: RequestBody> FromRequest<App> for Params<T> {
 /// The body alone, as JSON or as a form. Nothing at all is an empty form, but no JSON.
 pub struct Fields<T>(pub T);
 
-impl<T: RequestBody> FromRequest<App> for Fields<T> {
+impl<T: RequestBody, S: Send + Sync> FromRequest<S> for Fields<T>
+where
+    RequestContext: FromRef<S>,
+{
     type Rejection = Error;
 
-    async fn from_request(request: Request, app: &App) -> Result<Self> {
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
         if media_type(request.headers()) == "application/json" {
-            return Json::from_request(request, app).await.map(|Json(fields)| Self(fields));
+            return Json::from_request(request, state).await.map(|Json(fields)| Self(fields));
         }
-        let fields = body_fields(request, app, T::max_bytes(&app.config.limits)).await?;
+        let ctx = RequestContext::from_ref(state);
+        let fields = body_fields(request, &ctx, T::max_bytes(&ctx.limits)).await?;
         bind(Value::Object(fields)).map(Self)
     }
 }
 
 /// The fields of a body, which may be missing.
-async fn body_fields(request: Request, app: &App, limit: u64) -> Result<Map<String, Value>> {
+async fn body_fields(request: Request, ctx: &RequestContext, limit: u64) -> Result<Map<String, Value>> {
     match media_type(request.headers()).as_str() {
-        "multipart/form-data" => super::multipart::text_fields(request, app).await,
+        "multipart/form-data" => super::multipart::text_fields(request, ctx).await,
         "application/json" => {
             let parse = |body: Bytes| if body.is_empty() { Ok(Map::new()) } else { first_object(&body) };
-            parse_body(request, app, limit, parse).await
+            parse_body(request, ctx, limit, parse).await
         }
         _ if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) => {
-            pairs(&body_bytes(request, app, limit).await?)
+            pairs(&body_bytes(request, ctx, limit).await?)
         }
         _ => Ok(Map::new()),
     }
@@ -221,14 +232,14 @@ impl<'de> Deserialize<'de> for Flag {
 ///
 /// # Errors
 /// Returns 413 for a longer body and 400 for one that ends early.
-pub async fn body_bytes(request: Request, app: &App, limit: u64) -> Result<Bytes> {
+pub async fn body_bytes(request: Request, ctx: &RequestContext, limit: u64) -> Result<Bytes> {
     let too_large = || Error::TooLarge(format!("the body is larger than the maximum of {limit} bytes"));
     let announced = content_length(request.headers());
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
     let fingerprint = Fingerprint::wanted_by(&request);
-    let bytes = read_body(request, app, announced, limit).await?.ok_or_else(too_large)?;
+    let bytes = read_body(request, ctx, announced, limit).await?.ok_or_else(too_large)?;
     if let Some(fingerprint) = fingerprint {
         fingerprint.add_body(&bytes).await;
     }
@@ -236,7 +247,12 @@ pub async fn body_bytes(request: Request, app: &App, limit: u64) -> Result<Bytes
 }
 
 /// Returns `None` for a body longer than `limit`.
-async fn read_body(request: Request, app: &App, announced: Option<u64>, limit: u64) -> Result<Option<Bytes>> {
+async fn read_body(
+    request: Request,
+    ctx: &RequestContext,
+    announced: Option<u64>,
+    limit: u64,
+) -> Result<Option<Bytes>> {
     let reservations = Reservations::of(request.extensions());
     let expected = announced.unwrap_or(limit);
     let mut body = request.into_body();
@@ -250,7 +266,7 @@ async fn read_body(request: Request, app: &App, announced: Option<u64>, limit: u
             return Ok(None);
         }
         if length > memory::SHORT && !is_reserved {
-            app.body_memory.reserve_body(&reservations, expected).await?;
+            ctx.body_memory.reserve_body(&reservations, expected).await?;
             is_reserved = true;
             // Room for all of it, so that the buffer does not grow by doubling.
             let announced = usize::try_from(announced.unwrap_or_default()).unwrap_or_default();

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use super::context::RequestContext;
 use super::memory::Reservations;
-use crate::app::App;
 use crate::error::{Error, Result};
 use crate::json;
 
@@ -53,15 +53,15 @@ pub fn object_in(field: &str, invalid: &str, text: &str) -> Result<Option<Map<St
 /// # Errors
 /// Returns what [`object_in`] and [`BodyMemory::parse`](super::memory::BodyMemory::parse) return.
 pub async fn long_object_in(
-    app: &App,
+    ctx: &RequestContext,
     reservations: &Reservations,
     field: &'static str,
     invalid: &'static str,
     text: String,
 ) -> Result<Option<Map<String, Value>>> {
-    let max_values = app.config.limits.json_values;
+    let max_values = ctx.limits.json_values;
     let parse = move |text: Bytes| object_in(field, invalid, &String::from_utf8_lossy(&text));
-    app.body_memory.parse(reservations, field, text.into(), max_values, parse).await
+    ctx.body_memory.parse(reservations, field, text.into(), max_values, parse).await
 }
 
 /// Reads what the objects of a list must contain, a JSON object as text: nothing, `null` and `{}` narrow nothing.

@@ -5,7 +5,7 @@
 
 use std::any::Any;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -24,14 +24,15 @@ use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
+use super::context::RequestContext;
 use super::head::media_type;
 use super::memory::Reservations;
-use super::meters::Meters;
+use super::prometheus::HttpMetrics;
 use super::response::ErrorCause;
 use super::server;
-use crate::app::App;
-use crate::auth::ProjectNote;
 use crate::error::Error;
+use crate::ids::ProjectId;
+use crate::process::Process;
 use crate::telemetry;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -41,8 +42,12 @@ static TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 const DRAIN_BYTES: usize = 64 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(10);
 
+/// The project of a request, for its log line, which is written even if there is no response.
+#[derive(Clone, Default)]
+pub struct LoggedProject(pub Arc<OnceLock<ProjectId>>);
+
 /// Ids in and out, the span, the log line.
-pub async fn observe(State(meters): State<Arc<Meters>>, mut request: Request, next: Next) -> Response {
+pub async fn observe(State(http_metrics): State<Arc<HttpMetrics>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
@@ -55,10 +60,10 @@ pub async fn observe(State(meters): State<Arc<Meters>>, mut request: Request, ne
         let _ = span.set_parent(parent);
     }
 
-    let project = ProjectNote::default();
+    let project = LoggedProject::default();
     request.extensions_mut().insert(project.clone());
     let mut line =
-        Line { meters, id: id.clone(), method, route, path, project, started, span: span.clone(), answer: None };
+        Line { http_metrics, id: id.clone(), method, route, path, project, started, span: span.clone(), answer: None };
 
     let mut response = next.run(request).instrument(span.clone()).await;
 
@@ -85,12 +90,12 @@ fn new_span(method: &Method, route: Option<&str>, id: &HeaderValue) -> Span {
 
 /// The log line of a request, and its count. It is written when this is dropped, so also for one whose client has hung up.
 struct Line {
-    meters: Arc<Meters>,
+    http_metrics: Arc<HttpMetrics>,
     id: HeaderValue,
     method: Method,
     route: Option<String>,
     path: String,
-    project: ProjectNote,
+    project: LoggedProject,
     started: Instant,
     span: Span,
     answer: Option<(StatusCode, Option<ErrorCause>)>,
@@ -104,7 +109,7 @@ impl Drop for Line {
         let seconds = self.started.elapsed().as_secs_f64();
         let duration_ms = (seconds * 1_000_000.0).round() / 1000.0;
         let status = self.answer.as_ref().map_or(HUNG_UP, |(status, _)| status.as_u16());
-        self.meters.count(&self.method, self.route.as_deref(), status, seconds);
+        self.http_metrics.record_request(&self.method, self.route.as_deref(), status, seconds);
         let error = self.answer.as_ref().and_then(|(_, cause)| Some(format!("{:#}", cause.as_ref()?.0)));
         let project = self.project.0.get().map(ToString::to_string);
         self.span.record("http.response.status_code", status);
@@ -152,9 +157,9 @@ fn shown_path(request: &Request, route: Option<&str>) -> String {
 }
 
 fn trace_id(span: &Span) -> Option<HeaderValue> {
-    let context = span.context();
-    let context = context.span().span_context().clone();
-    context.is_valid().then(|| HeaderValue::from_str(&context.trace_id().to_string()).ok())?
+    let ctx = span.context();
+    let ctx = ctx.span().span_context().clone();
+    ctx.is_valid().then(|| HeaderValue::from_str(&ctx.trace_id().to_string()).ok())?
 }
 
 struct Headers<'a>(&'a Request);
@@ -183,22 +188,22 @@ pub async fn head_limit(request: Request, next: Next) -> Response {
 
 /// The outermost layer: what may write runs on a task of its own, which the stop of the process waits for, so that a client
 /// that hangs up cannot end it between two steps.
-pub async fn detach(State(app): State<App>, request: Request, next: Next) -> Response {
+pub async fn detach(State(process): State<Process>, request: Request, next: Next) -> Response {
     if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
         return next.run(request).await;
     }
-    match app.tasks.spawn(next.run(request)).await {
+    match process.background_tasks.spawn(next.run(request)).await {
         Ok(response) => response,
         Err(fault) => Error::internal(fault).into_response(),
     }
 }
 
 /// The time a request may take, and the memory that it has reserved until it ends.
-pub async fn bound(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub async fn bound(State(ctx): State<RequestContext>, mut request: Request, next: Next) -> Response {
     let reservations = Reservations::default();
     request.extensions_mut().insert(reservations.clone());
     let upload = media_type(request.headers()) == "multipart/form-data";
-    let limit = if upload { app.config.limits.upload } else { app.config.limits.request };
+    let limit = if upload { ctx.limits.upload } else { ctx.limits.request };
     let response = tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
         Error::unavailable(format!("the request took longer than {} seconds", limit.as_secs())).into_response()
     });
@@ -208,7 +213,7 @@ pub async fn bound(State(app): State<App>, mut request: Request, next: Next) -> 
 
 /// Reads away what is left of a refused request's body, beside the answer and within limits. A client that is still sending
 /// would otherwise find its connection reset before it could read why.
-pub async fn drain(State(app): State<App>, request: Request, next: Next) -> Response {
+pub async fn drain(State(process): State<Process>, request: Request, next: Next) -> Response {
     // A client that asks first has sent nothing yet, and reading would tell it to.
     if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
         return next.run(request).await;
@@ -218,7 +223,7 @@ pub async fn drain(State(app): State<App>, request: Request, next: Next) -> Resp
     let mut rest = body.clone();
     let response = next.run(Request::from_parts(parts, Body::new(body))).await;
     if response.status().as_u16() >= 400 && !rest.is_end_stream() {
-        app.clone().tasks.spawn(async move {
+        process.clone().background_tasks.spawn(async move {
             let away = async {
                 let mut left = DRAIN_BYTES;
                 while let Some(Ok(frame)) = rest.frame().await {
@@ -230,7 +235,7 @@ pub async fn drain(State(app): State<App>, request: Request, next: Next) -> Resp
             };
             // What is late is cut off.
             tokio::select! {
-                () = app.shutdown.cancelled() => {}
+                () = process.shutdown.cancelled() => {}
                 () = tokio::time::sleep(DRAIN_TIME) => {}
                 () = away => {}
             }

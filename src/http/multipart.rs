@@ -12,10 +12,10 @@ use futures_util::{Stream, StreamExt};
 use multer::{Constraints, Field, Multipart, SizeLimit};
 use serde_json::{Map, Value};
 
+use super::context::RequestContext;
 use super::head::{content_length, content_type};
 use super::idempotency::fingerprint::{Fingerprint, Hash, Hasher};
 use super::memory::{self, Reservations};
-use crate::app::App;
 use crate::blob::spool::Spool;
 use crate::config::Limits;
 use crate::error::{Error, Result};
@@ -101,8 +101,8 @@ impl MultipartForm {
     ///
     /// # Errors
     /// 400 for a broken form and a text that stands twice, 413 for what is too large.
-    pub async fn read(request: Request, app: &App, rules: &FormLimits) -> Result<Option<Self>> {
-        let limits = &app.config.limits;
+    pub async fn read(request: Request, ctx: &RequestContext, rules: &FormLimits) -> Result<Option<Self>> {
+        let limits = &ctx.limits;
         let Ok(boundary) = multer::parse_boundary(content_type(request.headers())) else {
             return Ok(None);
         };
@@ -121,7 +121,7 @@ impl MultipartForm {
         // A part's head that never ends would otherwise be kept as it comes.
         let whole = Constraints::new().size_limit(SizeLimit::new().whole_stream(largest));
         let body = futures_util::stream::iter(begun).chain(chunks.by_ref());
-        let form = Self::read_parts(Multipart::with_constraints(body, boundary, whole), app, rules, &mut texts).await?;
+        let form = Self::read_parts(Multipart::with_constraints(body, boundary, whole), ctx, rules, &mut texts).await?;
         finish(&mut chunks).await;
         if let Some(fingerprint) = fingerprint {
             fingerprint.set_body(form.hash().await);
@@ -129,7 +129,12 @@ impl MultipartForm {
         Ok(Some(form))
     }
 
-    async fn read_parts(mut parts: Multipart<'_>, app: &App, rules: &FormLimits, texts: &mut Texts) -> Result<Self> {
+    async fn read_parts(
+        mut parts: Multipart<'_>,
+        ctx: &RequestContext,
+        rules: &FormLimits,
+        texts: &mut Texts,
+    ) -> Result<Self> {
         let mut form = Self::default();
         while let Some(field) = parts.next_field().await.map_err(|fault| broken(&fault))? {
             let name = field.name().unwrap_or_default().to_owned();
@@ -148,13 +153,13 @@ impl MultipartForm {
                             format_args!("is more than the {} files that may come", rules.files),
                         ));
                     }
-                    let content = spool(field, app, rules.file).await?;
+                    let content = spool(field, ctx, rules.file).await?;
                     form.files.push(UploadedFile { field: name, name: file, content });
                 }
                 // A file that nobody asked for, or one without a name.
                 Some(_) => skip(field, rules.file).await?,
                 None => {
-                    let text = texts.read(field, &name, app, rules).await?;
+                    let text = texts.read(field, &name, ctx, rules).await?;
                     if form.fields.len() == MAX_TEXTS {
                         return Err(Error::field(
                             &name,
@@ -202,8 +207,8 @@ impl MultipartForm {
 }
 
 /// The text fields of a form whose files nobody wants.
-pub async fn text_fields(request: Request, app: &App) -> Result<Map<String, Value>> {
-    let form = MultipartForm::read(request, app, &FormLimits::one_file(&app.config.limits)).await?;
+pub async fn text_fields(request: Request, ctx: &RequestContext) -> Result<Map<String, Value>> {
+    let form = MultipartForm::read(request, ctx, &FormLimits::one_file(&ctx.limits)).await?;
     form.map(|form| form.fields).ok_or_else(|| Error::field("Content-Type", "has no boundary"))
 }
 
@@ -272,8 +277,8 @@ fn read_extended(value: &str) -> Option<String> {
     charset.eq_ignore_ascii_case("utf-8").then(|| crate::percent::decode(escaped.as_bytes()))?
 }
 
-async fn spool(mut field: Field<'_>, app: &App, limit: u64) -> Result<Spool> {
-    let mut writer = app.spool.writer();
+async fn spool(mut field: Field<'_>, ctx: &RequestContext, limit: u64) -> Result<Spool> {
+    let mut writer = ctx.spool.writer();
     while let Some(chunk) = next_chunk(&mut field).await? {
         writer.write(&chunk).await.map_err(no_room)?;
         if writer.size() > limit {
@@ -293,8 +298,14 @@ struct Texts {
 }
 
 impl Texts {
-    async fn read(&mut self, mut field: Field<'_>, name: &str, app: &App, rules: &FormLimits) -> Result<String> {
-        let limits = &app.config.limits;
+    async fn read(
+        &mut self,
+        mut field: Field<'_>,
+        name: &str,
+        ctx: &RequestContext,
+        rules: &FormLimits,
+    ) -> Result<String> {
+        let limits = &ctx.limits;
         let (limit, max_texts) = (rules.text_limit(name, limits), rules.max_texts(limits));
         let mut text = Vec::new();
         while let Some(chunk) = next_chunk(&mut field).await? {
@@ -306,7 +317,7 @@ impl Texts {
                 )));
             }
             if was_short && self.length > SHORT {
-                app.body_memory.reserve_body(&self.reservations, self.expected).await?;
+                ctx.body_memory.reserve_body(&self.reservations, self.expected).await?;
             }
             text.extend_from_slice(&chunk);
             if text.len() as u64 > limit {

@@ -1,11 +1,14 @@
 //! The API's description. Each path stands once, above its handler; this file adds what they share. The document is compared
 //! with `openapi/openapi.json` by a test.
 
+use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
 use axum::body::Body;
+use axum::extract::State;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use utoipa::openapi::header::Header;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
@@ -16,7 +19,6 @@ use utoipa::{IntoResponses, PartialSchema};
 use super::extract::Path;
 use super::idempotency;
 use super::response::ErrorResponse;
-use crate::app;
 use crate::error::{Error, Result};
 
 /// The answers that every route may give besides its own.
@@ -88,9 +90,8 @@ fn key_parameter() -> Parameter {
         .build()
 }
 
-/// The document.
-pub fn document() -> OpenApi {
-    let mut api = app::routes().into_openapi();
+/// Adds to the document of the routes what they share.
+pub fn complete(mut api: OpenApi) -> OpenApi {
     api.info = InfoBuilder::new()
         .title("Acontext API")
         .version("1.0")
@@ -108,29 +109,44 @@ pub fn document() -> OpenApi {
     api
 }
 
-static JSON: LazyLock<Result<String, serde_json::Error>> = LazyLock::new(|| document().to_json());
+/// The API's description as it is served, and the operations in it.
+pub struct ApiDocument {
+    json: Bytes,
+    operations: HashSet<(String, Method)>,
+}
 
-/// Every operation, for the question whether there is one.
-static OPERATIONS: LazyLock<Vec<(String, Method)>> = LazyLock::new(|| {
-    let document = serde_json::to_value(document()).unwrap_or_default();
-    let paths = document["paths"].as_object().into_iter().flatten();
-    let methods = |item: &serde_json::Value| {
-        let names = item.as_object().into_iter().flat_map(|item| item.keys());
-        names.filter_map(|name| name.to_uppercase().parse().ok()).collect::<Vec<Method>>()
-    };
-    paths.flat_map(|(path, item)| methods(item).into_iter().map(move |method| (path.clone(), method))).collect()
-});
+impl ApiDocument {
+    /// # Errors
+    /// The document cannot be serialized, which a test excludes.
+    pub fn new(api: &OpenApi) -> anyhow::Result<Self> {
+        let mut operations = HashSet::new();
+        for (path, item) in &api.paths.paths {
+            let PathItem { get, post, put, patch, delete, .. } = item;
+            for (method, operation) in [
+                (Method::GET, get),
+                (Method::POST, post),
+                (Method::PUT, put),
+                (Method::PATCH, patch),
+                (Method::DELETE, delete),
+            ] {
+                if operation.is_some() {
+                    operations.insert((path.clone(), method));
+                }
+            }
+        }
+        Ok(Self { json: api.to_json()?.into(), operations })
+    }
 
-/// Whether the description has this operation; a HEAD is a GET.
-pub fn has_operation(route: &str, method: &Method) -> bool {
-    let method = if *method == Method::HEAD { &Method::GET } else { method };
-    OPERATIONS.iter().any(|(path, known)| path == route && known == method)
+    /// Returns `true` if the document has this operation; a HEAD is a GET.
+    pub fn has_operation(&self, route: &str, method: &Method) -> bool {
+        let method = if *method == Method::HEAD { &Method::GET } else { method };
+        self.operations.contains(&(route.to_owned(), method.clone()))
+    }
 }
 
 /// Serves the document.
-pub async fn serve() -> Result<Response> {
-    let json = JSON.as_deref().map_err(|fault| Error::internal(anyhow::anyhow!("{fault}")))?;
-    Ok(file("application/json", Body::from(json)))
+pub async fn serve(State(document): State<Arc<ApiDocument>>) -> Response {
+    file("application/json", Body::from(document.json.clone()))
 }
 
 /// Sends browsers to the page.

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceExt};
 use tower_http::normalize_path::{NormalizePath, NormalizePathLayer};
 
-use crate::app::App;
+use crate::process::Process;
 
 /// The request line and all headers.
 pub const MAX_HEAD: usize = 64 * 1024;
@@ -27,14 +27,14 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// None so far; the signature is that of every part of the program.
-pub async fn serve(app: App, listener: TcpListener, router: Router) -> anyhow::Result<()> {
+pub async fn serve(process: Process, listener: TcpListener, router: Router) -> anyhow::Result<()> {
     let service = service(router);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
     let graceful = GracefulShutdown::new();
     loop {
         let stream = tokio::select! {
-            () = app.shutdown.cancelled() => break,
+            () = process.shutdown.cancelled() => break,
             stream = accept(&listener) => stream,
         };
         // Answers are written in one piece; waiting for more to send would only add delay.
@@ -42,7 +42,7 @@ pub async fn serve(app: App, listener: TcpListener, router: Router) -> anyhow::R
         let service = service.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
         let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let connection = graceful.watch(connection);
-        app.tasks.spawn(async move {
+        process.background_tasks.spawn(async move {
             if let Err(fault) = connection.await {
                 tracing::debug!(error = %fault, "a connection ended early");
             }

@@ -1,56 +1,45 @@
 //! Background work on a queue in Postgres.
 //!
-//! A job is enqueued in the transaction that makes it necessary ([`enqueue`]); after the commit [`Jobs::wake`] tells this
-//! process and the others. The [`runner`] claims jobs in batches under a lease with an owner and a heartbeat. A job that has
-//! done its work completes in the transaction of its result ([`Running::complete`]), or is completed when it returns. One
+//! A job is enqueued in the transaction that makes it necessary ([`queue::JobQueue::enqueue`]); the commit wakes the runners of this
+//! process and of the others. The [`runner`] claims jobs in batches under a lease with an owner and a heartbeat. A job that has
+//! done its work completes in the transaction of its result ([`RunningJob::complete`]), or is completed when it returns. One
 //! that fails is tried again later, a bounded number of times; one whose process died is taken over when its lease runs
-//! out. Between them, `lane` and `dedupe` take the place of a lock server and a delay queue. [`periodic`] is work that needs
-//! no input, [`wake`] carries the word between processes, [`store`] is the SQL.
+//! out. Between them, `lane` and `dedupe` take the place of a lock server and a delay queue. [`registry`] has the kinds that this
+//! process can run, [`periodic`] is work that needs no input, [`store`] is the SQL.
 
 pub mod periodic;
+pub mod queue;
+pub mod registry;
 pub mod runner;
 pub mod store;
-pub mod wake;
 
-use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::app::App;
+pub use queue::{Delay, JobQueue};
+pub use registry::JobRegistry;
+
+use crate::db::Tx;
 use crate::ids::{JobId, ProjectId};
 use crate::seal::Owner;
-use crate::telemetry;
 
 /// Whose work it is when it is no project's.
 pub const SERVER: ProjectId = ProjectId(Uuid::nil());
 
 /// Why a job of an encrypted project waits that has no key. Spelled in `migrations/0015_encryption.sql` too.
 pub const NEEDS_KEY: &str = "needs the project's key";
-/// How soon to look again; whoever brings the key hurries it.
+/// How soon to check again; a request with the key makes the job due.
 const WITHOUT_KEY: Duration = Duration::from_hours(24);
 
-/// A kind of background work. The value is what the queue keeps: ids, never content and never a secret.
-///
-/// A job may run twice (its process may die after the work and before the end), so it reads, works, and writes once, guarded
-/// by what it read.
+/// The payload of a job: ids, never content and never a secret. Whoever enqueues a job needs only this type.
 pub trait Job: Serialize + DeserializeOwned + Send + 'static {
     /// The name of the kind in the queue.
     const KIND: &'static str;
-    /// How long one try may take.
-    const TIMEOUT: Duration;
-    /// How many tries there are.
-    const MAX_ATTEMPTS: i32;
-    /// The pauses between them double up to this one.
-    const LONGEST_PAUSE: Duration = Duration::from_mins(10);
 
     /// At most one job of a lane runs at a time, of whatever kind.
     fn lane(&self) -> Option<String> {
@@ -61,8 +50,24 @@ pub trait Job: Serialize + DeserializeOwned + Send + 'static {
     fn dedupe(&self) -> Option<String> {
         None
     }
+}
 
-    fn run(self, app: App, running: &Running) -> impl Future<Output = Result<(), JobError>> + Send;
+/// Executes the jobs of a kind.
+///
+/// A job may run twice (its process may die after the work and before the end), so it reads, works, and writes once, guarded
+/// by what it read.
+pub trait JobHandler: Job {
+    /// What the work needs; registered together with the kind, see [`registry::JobRegistry::register`].
+    type Context: Clone + Send + Sync + 'static;
+
+    /// How long one attempt may take.
+    const TIMEOUT: Duration;
+    /// How many attempts there are.
+    const MAX_ATTEMPTS: i32;
+    /// The delays between attempts double up to this one.
+    const MAX_BACKOFF: Duration = Duration::from_mins(10);
+
+    fn run(self, context: &Self::Context, running: &RunningJob) -> impl Future<Output = Result<(), JobError>> + Send;
 }
 
 /// Why a job did not do its work.
@@ -89,67 +94,8 @@ impl<E: Into<anyhow::Error>> From<E> for JobError {
     }
 }
 
-/// When a job is due.
-#[derive(Clone, Copy, Debug)]
-pub struct Delay(Duration);
-
-impl Delay {
-    pub const NONE: Self = Self(Duration::ZERO);
-
-    pub fn of(duration: Duration) -> Self {
-        Self(duration)
-    }
-}
-
-/// Puts a job on the queue, in the caller's transaction, with the project's key if it is encrypted. If an equal one waits already
-/// (same kind and key), that one's time may come nearer, it is brought the project's key if it has none, and nothing else happens;
-/// one that backs off after a failure keeps its time.
-///
-/// Tell [`Jobs::wake`] after the commit.
-pub async fn enqueue<J: Job>(
-    app: &App,
-    conn: &mut PgConnection,
-    owner: &Owner,
-    job: &J,
-    delay: Delay,
-) -> crate::error::Result<()> {
-    let payload = serde_json::to_value(job).map_err(crate::error::Error::internal)?;
-    let new = store::NewJob {
-        kind: J::KIND,
-        payload,
-        lane: job.lane(),
-        dedupe: job.dedupe(),
-        delay: delay.0,
-        sealed_key: sealed_key(app, owner)?,
-        trace: telemetry::current_trace(),
-    };
-    store::insert(conn, owner.project, new).await?;
-    Ok(())
-}
-
-/// The key that a job for this project is given; none if the project is not encrypted, or the key is not at hand.
-///
-/// # Errors
-/// The system gives no random bytes.
-pub fn sealed_key(app: &App, owner: &Owner) -> anyhow::Result<Option<Vec<u8>>> {
-    owner.kek.as_ref().filter(|_| owner.encrypted).map(|kek| app.job_keys.seal(kek)).transpose()
-}
-
-/// Brings the project's key to those of its jobs that wait for it. Costs next to nothing if none does.
-///
-/// # Errors
-/// The database fails.
-pub async fn bring_key(app: &App, conn: &mut PgConnection, owner: &Owner) -> crate::error::Result<()> {
-    if let Some(sealed_key) = sealed_key(app, owner)?
-        && store::bring_key(conn, owner.project, &sealed_key).await? > 0
-    {
-        app.jobs.wake();
-    }
-    Ok(())
-}
-
 /// A job while it runs.
-pub struct Running {
+pub struct RunningJob {
     pub id: JobId,
     /// Whose work it is, and what opens what is sealed if the job was given it.
     pub owner: Owner,
@@ -164,13 +110,13 @@ pub struct Running {
 #[error("the job's lease was lost")]
 pub struct LeaseLost;
 
-impl Running {
+impl RunningJob {
     /// Ends the job as done, in the transaction of its result.
     ///
     /// # Errors
     /// [`LeaseLost`]: roll back.
-    pub async fn complete(&self, conn: &mut PgConnection) -> Result<(), JobError> {
-        if !store::delete(conn, self.id, self.lease).await? {
+    pub async fn complete(&self, tx: &mut Tx) -> Result<(), JobError> {
+        if !store::delete(tx, self.id, self.lease).await? {
             return Err(LeaseLost.into());
         }
         // From here on it has no lease that could be lost.
@@ -180,62 +126,5 @@ impl Running {
 
     fn is_completed(&self) -> bool {
         self.completed.load(Ordering::SeqCst)
-    }
-}
-
-type RunFn = fn(Value, App, Arc<Running>) -> BoxFuture<'static, Result<(), JobError>>;
-
-/// What the runner must know of a kind.
-#[derive(Clone, Copy)]
-pub struct Kind {
-    timeout: Duration,
-    max_attempts: i32,
-    longest_pause: Duration,
-    run: RunFn,
-}
-
-/// The kinds that this process can run; jobs of others are left alone.
-#[derive(Clone, Default)]
-pub struct Kinds(HashMap<&'static str, Kind>);
-
-impl Kinds {
-    #[must_use]
-    pub fn with<J: Job>(mut self) -> Self {
-        let run: RunFn = |payload, app, running| {
-            Box::pin(async move {
-                let job: J = serde_json::from_value(payload).map_err(|fault| JobError::GiveUp(fault.into()))?;
-                job.run(app, &running).await
-            })
-        };
-        self.0.insert(
-            J::KIND,
-            Kind { timeout: J::TIMEOUT, max_attempts: J::MAX_ATTEMPTS, longest_pause: J::LONGEST_PAUSE, run },
-        );
-        self
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.0.keys().map(ToString::to_string).collect()
-    }
-
-    fn get(&self, kind: &str) -> Option<Kind> {
-        self.0.get(kind).copied()
-    }
-}
-
-/// The process's side of the queue.
-pub struct Jobs {
-    kinds: Kinds,
-    wake: wake::Wake,
-}
-
-impl Jobs {
-    pub fn new(kinds: Kinds) -> Self {
-        Self { kinds, wake: wake::Wake::default() }
-    }
-
-    /// There may be work: tells the runner of this process at once, and the others soon. Call it after the commit.
-    pub fn wake(&self) {
-        self.wake.here_and_elsewhere();
     }
 }

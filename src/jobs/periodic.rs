@@ -1,69 +1,83 @@
-//! Reconcilers: work without input that every process does from time to time, safe on any number of them at once.
+//! Periodic tasks: work without input that every process does at intervals, safe on any number of processes at once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use super::{runner, store};
-use crate::app::App;
+use super::runner::{self, Runner};
+use super::store;
+use crate::db::Db;
 use crate::error::Result;
 
 /// How long the row of a job that failed for good can be read.
-const FAILED_KEPT: Duration = Duration::from_hours(14 * 24);
+const FAILED_JOB_RETENTION: Duration = Duration::from_hours(14 * 24);
 
-/// Periodic work.
-#[derive(Clone, Copy)]
-pub struct Reconciler {
+/// Work that is done at intervals.
+pub struct PeriodicTask {
     pub name: &'static str,
-    pub every: Duration,
-    pub run: fn(App) -> BoxFuture<'static, Result<()>>,
+    interval: Duration,
+    run: Box<dyn Fn() -> BoxFuture<'static, Result<()>> + Send + Sync>,
 }
 
-/// Runs a reconciler now and then every so often, until the process stops. A round that fails is logged; the next one tries
-/// again.
-pub async fn repeat(app: App, reconciler: Reconciler) -> anyhow::Result<()> {
-    let mut timer = tokio::time::interval(reconciler.every);
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = app.shutdown.cancelled() => return Ok(()),
-            _ = timer.tick() => {}
-        }
-        if app.db.is_closed() {
-            continue;
-        }
-        if let Err(fault) = (reconciler.run)(app.clone()).await {
-            tracing::warn!(reconciler = reconciler.name, error = ?fault, "a round of periodic work failed");
+impl PeriodicTask {
+    /// Calls `run` with the context at each interval.
+    pub fn new<C, F>(name: &'static str, interval: Duration, context: &C, run: fn(C) -> F) -> Self
+    where
+        C: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        let context = context.clone();
+        Self { name, interval, run: Box::new(move || Box::pin(run(context.clone()))) }
+    }
+
+    /// Runs the task now and then at each interval, until the process shuts down. A run that fails is logged; the next one tries
+    /// again.
+    ///
+    /// # Errors
+    /// Never; the signature is that of every component.
+    pub async fn run_periodically(self, db: Db) -> anyhow::Result<()> {
+        let mut timer = tokio::time::interval(self.interval);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = db.process().shutdown.cancelled() => return Ok(()),
+                _ = timer.tick() => {}
+            }
+            if db.is_closed() {
+                continue;
+            }
+            if let Err(error) = (self.run)().await {
+                tracing::warn!(periodic_task = self.name, error = ?error, "a periodic task failed");
+            }
         }
     }
 }
 
-/// Gives back what processes that are gone have left running.
-pub async fn take_over(app: App) -> Result<()> {
-    let kinds = app.jobs.kinds.names();
-    let mut conn = app.db.acquire().await?;
+/// Gives back the running jobs of processes that are gone.
+pub async fn reclaim_expired(runner: Arc<Runner>) -> Result<()> {
+    let kinds = runner.registry.kinds();
+    let mut conn = runner.db.acquire().await?;
     let expired = store::list_expired(&mut conn, &kinds, 1_000).await?;
     drop(conn);
     for job in &expired {
-        let Some(kind) = app.jobs.kinds.get(&job.kind) else { continue };
-        let retry = runner::retry_after(job.attempt, kind);
+        let Some(handler) = runner.registry.get(&job.kind) else { continue };
+        let retry = runner::retry_after(job.attempt, handler);
         tracing::warn!(job.id = %job.id, job.kind = job.kind, "a job's process was lost");
-        let mut tx = app.begin().await?;
+        let mut tx = runner.db.begin().await?;
         // Its process may have come back to life since.
         if store::lock_expired(&mut tx, job.id, job.owner).await? {
             store::fail(&mut tx, job.id, job.owner, retry, "the process that ran it was lost").await?;
+            tx.wake_on_commit();
         }
         tx.commit().await?;
-    }
-    if !expired.is_empty() {
-        app.jobs.wake();
     }
     Ok(())
 }
 
-/// Forgets failures of long ago.
-pub async fn forget_failed(app: App) -> Result<()> {
-    let mut conn = app.db.acquire().await?;
-    store::delete_failed(&mut conn, FAILED_KEPT).await?;
+/// Deletes the rows of jobs that failed long ago.
+pub async fn purge_failed(db: Db) -> Result<()> {
+    let mut conn = db.acquire().await?;
+    store::delete_failed(&mut conn, FAILED_JOB_RETENTION).await?;
     Ok(())
 }

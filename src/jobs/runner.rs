@@ -15,11 +15,23 @@ use tokio::task::AbortHandle;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use super::registry::RegisteredHandler;
 use super::store::{self, Claimed};
-use super::{JobError, Kind, LeaseLost, Running};
-use crate::app::App;
+use super::{JobError, JobQueue, JobRegistry, LeaseLost, RunningJob};
+use crate::config::JobSettings;
+use crate::db::Db;
+use crate::process::Process;
 use crate::seal::Owner;
 use crate::telemetry;
+
+/// Claims and runs jobs of the registered kinds.
+pub struct Runner {
+    pub db: Db,
+    pub queue: JobQueue,
+    pub registry: JobRegistry,
+    pub process: Process,
+    pub settings: JobSettings,
+}
 
 /// The first pause after a failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -30,40 +42,40 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const WHILE_STOPPING: Duration = Duration::from_millis(100);
 
 /// How long after try number `attempt` the next one is due, with jitter; `None` after the last one.
-pub fn retry_after(attempt: i32, kind: Kind) -> Option<Duration> {
-    if attempt >= kind.max_attempts {
+pub fn retry_after(attempt: i32, handler: &RegisteredHandler) -> Option<Duration> {
+    if attempt >= handler.max_attempts {
         return None;
     }
     let doublings = u32::try_from(attempt - 1).unwrap_or(0).min(16);
-    let pause = (FIRST_PAUSE * 2_u32.pow(doublings)).min(kind.longest_pause);
+    let pause = (FIRST_PAUSE * 2_u32.pow(doublings)).min(handler.max_backoff);
     Some(pause.mul_f64(rand::rng().random_range(0.8..1.2)))
 }
 
 /// What runs here now.
 #[derive(Default)]
-struct Tries(Mutex<HashMap<Uuid, (AbortHandle, Arc<Running>)>>);
+struct Tries(Mutex<HashMap<Uuid, (AbortHandle, Arc<RunningJob>)>>);
 
 impl Tries {
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<Uuid, (AbortHandle, Arc<Running>)>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<Uuid, (AbortHandle, Arc<RunningJob>)>) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Runs jobs until the process stops; what runs then is waited for by the app's task tracker.
-pub async fn run(app: App) -> anyhow::Result<()> {
-    let slots = Arc::new(Semaphore::new(app.config.jobs.concurrency));
+/// Runs jobs until the process stops; what runs then is waited for by shutdown.
+pub async fn run(runner: Arc<Runner>) -> anyhow::Result<()> {
+    let slots = Arc::new(Semaphore::new(runner.settings.concurrency));
     let owner = Uuid::now_v7();
     let tries = Arc::new(Tries::default());
-    app.tasks.spawn(heartbeat(app.clone(), owner, Arc::clone(&tries)));
-    let kinds = app.jobs.kinds.names();
-    while !app.shutdown.is_cancelled() {
-        let Some(mut free) = free_slots(&app, &slots).await else {
+    runner.process.background_tasks.spawn(heartbeat(Arc::clone(&runner), owner, Arc::clone(&tries)));
+    let kinds = runner.registry.kinds();
+    while !runner.process.shutdown.is_cancelled() {
+        let Some(mut free) = free_slots(&runner, &slots).await else {
             break;
         };
-        let claimed = match claim(&app, owner, &kinds, free.num_permits()).await {
+        let claimed = match claim(&runner, owner, &kinds, free.num_permits()).await {
             Ok(claimed) => claimed,
-            Err(_) if app.db.is_closed() => {
-                app.shutdown.cancelled().await;
+            Err(_) if runner.db.is_closed() => {
+                runner.process.shutdown.cancelled().await;
                 break;
             }
             Err(fault) => {
@@ -74,20 +86,20 @@ pub async fn run(app: App) -> anyhow::Result<()> {
         let nothing_due = claimed.is_empty();
         for job in claimed {
             let Some(slot) = free.split(1) else { break };
-            start(&app, owner, job, slot, &tries);
+            start(&runner, owner, job, slot, &tries);
         }
         drop(free);
         if nothing_due {
-            wait(&app, &kinds).await;
+            wait(&runner, &kinds).await;
         }
     }
     Ok(())
 }
 
 /// Every slot that is free, at least one; `None` when the process stops.
-async fn free_slots(app: &App, slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+async fn free_slots(runner: &Runner, slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
     let mut free = tokio::select! {
-        () = app.shutdown.cancelled() => return None,
+        () = runner.process.shutdown.cancelled() => return None,
         slot = Arc::clone(slots).acquire_owned() => slot.ok()?,
     };
     while let Ok(more) = Arc::clone(slots).try_acquire_owned() {
@@ -96,16 +108,16 @@ async fn free_slots(app: &App, slots: &Arc<Semaphore>) -> Option<OwnedSemaphoreP
     Some(free)
 }
 
-async fn claim(app: &App, owner: Uuid, kinds: &[String], limit: usize) -> sqlx::Result<Vec<Claimed>> {
-    let mut tx = app.begin().await?;
-    let claimed = store::claim(&mut tx, owner, kinds, limit, app.config.jobs.lease).await?;
+async fn claim(runner: &Runner, owner: Uuid, kinds: &[String], limit: usize) -> sqlx::Result<Vec<Claimed>> {
+    let mut tx = runner.db.begin().await?;
+    let claimed = store::claim(&mut tx, owner, kinds, limit, runner.settings.lease).await?;
     tx.commit().await?;
     Ok(claimed)
 }
 
-async fn wait(app: &App, kinds: &[String]) {
+async fn wait(runner: &Runner, kinds: &[String]) {
     let due = async {
-        let mut conn = app.db.acquire().await?;
+        let mut conn = runner.db.acquire().await?;
         store::next_due(&mut conn, kinds).await
     };
     let pause = match due.await {
@@ -114,15 +126,15 @@ async fn wait(app: &App, kinds: &[String]) {
         _ => LOOK_EVERY,
     };
     tokio::select! {
-        () = app.shutdown.cancelled() => {}
-        () = app.jobs.wake.wait() => {}
+        () = runner.process.shutdown.cancelled() => {}
+        () = runner.db.job_waker().wait_local() => {}
         () = tokio::time::sleep(pause) => {}
     }
 }
 
-fn start(app: &App, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries: &Arc<Tries>) {
+fn start(runner: &Arc<Runner>, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries: &Arc<Tries>) {
     // The runner claims only kinds it knows.
-    let Some(kind) = app.jobs.kinds.get(&job.kind) else {
+    let Some(handler) = runner.registry.get(&job.kind).cloned() else {
         return;
     };
     let span = tracing::info_span!(
@@ -132,7 +144,7 @@ fn start(app: &App, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries
         telemetry::link(&span, trace);
     }
     let (id, in_lane) = (job.id.0, job.lane.is_some());
-    let kek = job.sealed_key.as_deref().and_then(|sealed| match app.job_keys.open(job.project, sealed) {
+    let kek = job.sealed_key.as_deref().and_then(|sealed| match runner.queue.keys().open(job.project, sealed) {
         Ok(kek) => Some(Arc::new(kek)),
         Err(fault) => {
             tracing::error!(job.id = %job.id, error = %fault, "the key that a job was given does not open");
@@ -141,63 +153,67 @@ fn start(app: &App, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries
     });
     let owner_of_work = Owner { project: job.project, encrypted: kek.is_some(), kek };
     let running =
-        Running { id: job.id, owner: owner_of_work, attempt: job.attempt, lease: owner, completed: false.into() };
+        RunningJob { id: job.id, owner: owner_of_work, attempt: job.attempt, lease: owner, completed: false.into() };
     let running = Arc::new(running);
-    let (app_, tries_, running_) = (app.clone(), Arc::clone(tries), Arc::clone(&running));
+    let (runner_, tries_, running_) = (Arc::clone(runner), Arc::clone(tries), Arc::clone(&running));
     let task = async move {
-        try_job(&app_, running_, job, kind).await;
+        try_job(&runner_, running_, job, &handler).await;
         tries_.change(|running| running.remove(&id));
         drop(slot);
         if in_lane {
             // The next one of its lane may run now.
-            app_.jobs.wake.here();
+            runner_.db.job_waker().wake_local();
         }
     };
     // Registered before the task can end, as both happen under the lock.
-    tries.change(|all| all.insert(id, (app.tasks.spawn(task.instrument(span)).abort_handle(), running)));
+    tries.change(|all| {
+        all.insert(id, (runner.process.background_tasks.spawn(task.instrument(span)).abort_handle(), running))
+    });
 }
 
 /// One try, and what becomes of the job after it.
-async fn try_job(app: &App, running: Arc<Running>, job: Claimed, kind: Kind) {
+async fn try_job(runner: &Runner, running: Arc<RunningJob>, job: Claimed, handler: &RegisteredHandler) {
     let owner = running.lease;
-    let work = AssertUnwindSafe((kind.run)(job.payload, app.clone(), running)).catch_unwind();
+    let work = AssertUnwindSafe((handler.run)(job.payload, running)).catch_unwind();
     let outcome = tokio::select! {
-        outcome = tokio::time::timeout(kind.timeout, work) => match outcome {
+        outcome = tokio::time::timeout(handler.timeout, work) => match outcome {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(JobError::Retry(anyhow::anyhow!("the job panicked"))),
-            Err(_) => Err(JobError::Retry(anyhow::anyhow!("the job took longer than {:?}", kind.timeout))),
+            Err(_) => Err(JobError::Retry(anyhow::anyhow!("the job took longer than {:?}", handler.timeout))),
         },
-        () = app.hard_stop.cancelled() => {
-            give_back(app, owner, &job.id).await;
+        () = runner.process.hard_stop.cancelled() => {
+            give_back(runner, owner, &job.id).await;
             return;
         }
     };
     let settled = match outcome {
         Ok(()) => {
             tracing::debug!("job done");
-            settle_done(app, owner, job.id).await
+            settle_done(runner, owner, job.id).await
         }
         Err(JobError::Retry(fault) | JobError::GiveUp(fault)) if fault.is::<LeaseLost>() => {
             tracing::warn!("the job's lease was lost; another process has it");
             Ok(())
         }
-        Err(JobError::Retry(fault)) => settle_failed(app, owner, job.id, retry_after(job.attempt, kind), &fault).await,
-        Err(JobError::GiveUp(fault)) => settle_failed(app, owner, job.id, None, &fault).await,
-        Err(JobError::NotYet(reason, pause)) => postpone(app, owner, job.id, pause, &format!("{reason:#}")).await,
+        Err(JobError::Retry(fault)) => {
+            settle_failed(runner, owner, job.id, retry_after(job.attempt, handler), &fault).await
+        }
+        Err(JobError::GiveUp(fault)) => settle_failed(runner, owner, job.id, None, &fault).await,
+        Err(JobError::NotYet(reason, pause)) => postpone(runner, owner, job.id, pause, &format!("{reason:#}")).await,
     };
     if let Err(fault) = settled {
         tracing::warn!(error = %fault, "the end of a job could not be written; its lease will run out");
     }
 }
 
-async fn settle_done(app: &App, owner: Uuid, job: crate::ids::JobId) -> sqlx::Result<()> {
-    let mut conn = app.db.acquire().await?;
+async fn settle_done(runner: &Runner, owner: Uuid, job: crate::ids::JobId) -> sqlx::Result<()> {
+    let mut conn = runner.db.acquire().await?;
     // False if the job has completed itself in its own transaction.
     store::delete(&mut conn, job, owner).await.map(drop)
 }
 
 async fn settle_failed(
-    app: &App,
+    runner: &Runner,
     owner: Uuid,
     job: crate::ids::JobId,
     retry: Option<Duration>,
@@ -208,19 +224,19 @@ async fn settle_failed(
     } else {
         tracing::error!(error = format!("{fault:#}"), "job failed for good");
     }
-    give_up_or_retry(app, owner, job, retry, &format!("{fault:#}")).await
+    give_up_or_retry(runner, owner, job, retry, &format!("{fault:#}")).await
 }
 
 /// Writes a failure down. An equal job may come between the look for one and the write; then once more.
 async fn give_up_or_retry(
-    app: &App,
+    runner: &Runner,
     owner: Uuid,
     job: crate::ids::JobId,
     retry: Option<Duration>,
     reason: &str,
 ) -> sqlx::Result<()> {
     let write = async || {
-        let mut tx = app.begin().await?;
+        let mut tx = runner.db.begin().await?;
         store::fail(&mut tx, job, owner, retry, reason).await?;
         tx.commit().await
     };
@@ -230,15 +246,21 @@ async fn give_up_or_retry(
     }
 }
 
-async fn postpone(app: &App, owner: Uuid, job: crate::ids::JobId, pause: Duration, reason: &str) -> sqlx::Result<()> {
-    let mut tx = app.begin().await?;
+async fn postpone(
+    runner: &Runner,
+    owner: Uuid,
+    job: crate::ids::JobId,
+    pause: Duration,
+    reason: &str,
+) -> sqlx::Result<()> {
+    let mut tx = runner.db.begin().await?;
     store::postpone(&mut tx, job, owner, pause, reason).await?;
     tx.commit().await
 }
 
-async fn give_back(app: &App, owner: Uuid, job: &crate::ids::JobId) {
+async fn give_back(runner: &Runner, owner: Uuid, job: &crate::ids::JobId) {
     let done = async {
-        let mut tx = app.begin().await?;
+        let mut tx = runner.db.begin().await?;
         store::hand_back(&mut tx, *job, owner).await?;
         tx.commit().await
     };
@@ -248,13 +270,13 @@ async fn give_back(app: &App, owner: Uuid, job: &crate::ids::JobId) {
 }
 
 /// Moves the leases of what runs here, and ends tries whose lease another process has taken over.
-async fn heartbeat(app: App, owner: Uuid, tries: Arc<Tries>) {
-    let mut timer = tokio::time::interval(app.config.jobs.lease / 3);
+async fn heartbeat(runner: Arc<Runner>, owner: Uuid, tries: Arc<Tries>) {
+    let mut timer = tokio::time::interval(runner.settings.lease / 3);
     let mut stopping = false;
     loop {
         tokio::select! {
-            () = app.hard_stop.cancelled() => return,
-            () = app.shutdown.cancelled(), if !stopping => {
+            () = runner.process.hard_stop.cancelled() => return,
+            () = runner.process.shutdown.cancelled(), if !stopping => {
                 stopping = true;
                 timer = tokio::time::interval(WHILE_STOPPING);
             }
@@ -263,7 +285,7 @@ async fn heartbeat(app: App, owner: Uuid, tries: Arc<Tries>) {
         if stopping && tries.change(|running| running.is_empty()) {
             return;
         }
-        let leased = |running: &mut HashMap<Uuid, (AbortHandle, Arc<Running>)>| {
+        let leased = |running: &mut HashMap<Uuid, (AbortHandle, Arc<RunningJob>)>| {
             running.iter().filter(|(_, (_, job))| !job.is_completed()).map(|(id, _)| *id).collect()
         };
         let running: Vec<Uuid> = tries.change(leased);
@@ -271,8 +293,8 @@ async fn heartbeat(app: App, owner: Uuid, tries: Arc<Tries>) {
             continue;
         }
         let kept = async {
-            let mut conn = app.db.acquire().await?;
-            store::extend(&mut conn, owner, &running, app.config.jobs.lease).await
+            let mut conn = runner.db.acquire().await?;
+            store::extend(&mut conn, owner, &running, runner.settings.lease).await
         };
         match kept.await {
             Ok(kept) => tries.change(|now| {

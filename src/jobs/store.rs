@@ -52,7 +52,7 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) ->
 }
 
 /// Gives a project's key to its jobs that wait for it, and makes them due.
-pub async fn bring_key(conn: &mut PgConnection, project: ProjectId, sealed_key: &[u8]) -> sqlx::Result<u64> {
+pub async fn provide_key(conn: &mut PgConnection, project: ProjectId, sealed_key: &[u8]) -> sqlx::Result<u64> {
     let moved = sqlx::query!(
         "update jobs set sealed_key = $2, run_at = least(run_at, now()), last_error = null, updated_at = now()
          where project_id = $1 and state = 'ready' and last_error = $3",
@@ -78,6 +78,53 @@ pub async fn set_key(conn: &mut PgConnection, project: ProjectId, sealed_key: Op
     .execute(conn)
     .await
     .map(drop)
+}
+
+/// Makes the waiting job of a kind and dedupe key due now, whatever it waits for. Returns `true` if there is one.
+pub async fn make_due(
+    conn: &mut PgConnection,
+    kind: &str,
+    dedupe: Option<&str>,
+    clears_error: bool,
+) -> sqlx::Result<bool> {
+    let moved = sqlx::query!(
+        "update jobs
+         set run_at = least(run_at, now()), last_error = case when $3 then null else last_error end, updated_at = now()
+         where kind = $1 and dedupe = $2 and state = 'ready'",
+        kind,
+        dedupe,
+        clears_error
+    );
+    Ok(moved.execute(conn).await?.rows_affected() > 0)
+}
+
+/// Makes all jobs of a kind due now that wait for this reason. Returns their number.
+pub async fn make_all_due(conn: &mut PgConnection, kind: &str, reason: &str) -> sqlx::Result<u64> {
+    let moved = sqlx::query!(
+        "update jobs set run_at = now(), updated_at = now()
+         where kind = $1 and state = 'ready' and last_error = $2 and run_at > now()",
+        kind,
+        reason
+    );
+    Ok(moved.execute(conn).await?.rows_affected())
+}
+
+/// Finds a job of a kind and dedupe key that waits or runs; for one that waits, the inner value is why its last attempt failed. The
+/// outcome of an attempt that still runs is not known, whatever the one before it came to.
+pub async fn find_unfinished(
+    conn: &mut PgConnection,
+    kind: &str,
+    dedupe: Option<&str>,
+) -> sqlx::Result<Option<Option<String>>> {
+    sqlx::query_scalar!(
+        "select case when state = 'ready' then last_error end from jobs
+         where kind = $1 and dedupe = $2 and state in ('ready', 'running')
+         order by state desc limit 1",
+        kind,
+        dedupe
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 /// A job that this process has claimed.

@@ -8,18 +8,18 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::observe::Observe;
-use super::store;
-use crate::app::App;
+use super::queue::Observe;
+use super::{Learn, store};
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::Path;
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
 use crate::ids::SessionId;
-use crate::jobs::{self, Delay};
+use crate::jobs::Delay;
 use crate::llm::LlmError;
+use crate::messages::observing;
 use crate::sessions;
 use crate::time::Timestamp;
 
@@ -41,14 +41,15 @@ pub struct ObservingStatus {
     params(("session_id" = SessionId, Path)),
     responses((status = 200, body = Envelope<ObservingStatus>), Refusals))]
 pub async fn get_observing_status(
-    State(app): State<App>,
+    State(ctx): State<Learn>,
     caller: Caller,
     Path(session): Path<SessionId>,
 ) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+    ctx.queue.provide_key_now(&ctx.db, &caller.owner).await?;
+    let mut conn = ctx.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
-    jobs::bring_key(&app, &mut conn, &caller.owner).await?;
-    let store::Counts { observed, in_process, pending } = store::count(&mut conn, caller.project, session).await?;
+    let observing::Counts { observed, in_process, pending } =
+        observing::count(&mut conn, caller.project, session).await?;
     Ok(response::ok(ObservingStatus { observed, in_process, pending, updated_at: Timestamp(Utc::now()) }))
 }
 
@@ -69,55 +70,55 @@ pub struct Flushed {
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/flush", tag = "session",
     params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<Flushed>), Refusals))]
 pub async fn flush_session(
-    State(app): State<App>,
+    State(ctx): State<Learn>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(session): Path<SessionId>,
 ) -> Result<Response> {
-    once.look(&app).await?;
-    let flushed = flush(&app, &caller, session).await?;
+    idempotency.replay_if_completed().await?;
+    let flushed = flush(&ctx, &caller, session).await?;
     let worked = flushed.status == 200;
     let answer = response::ok(flushed);
     // No transaction is held while the work goes on, which may be done twice: each message is observed once.
-    if worked { once.keep(&app, answer).await } else { Ok(answer) }
+    if worked { idempotency.store_response(answer).await } else { Ok(answer) }
 }
 
-async fn flush(app: &App, caller: &Caller, session: SessionId) -> Result<Flushed> {
-    let deadline = Instant::now() + app.config.learning.flush;
-    let mut tx = app.begin().await?;
+async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flushed> {
+    let deadline = Instant::now() + ctx.config.learning.flush;
+    let mut tx = ctx.db.begin().await?;
     sessions::store::check_owned(&mut tx, caller.project, session).await?;
     let locked = store::lock(&mut tx, session).await?.ok_or(sessions::NOT_FOUND)?;
-    jobs::bring_key(app, &mut tx, &caller.owner).await?;
-    store::set_status(&mut tx, session, None, "failed", "pending").await?;
-    let waiting = store::count_unobserved(&mut tx, session, None).await?;
+    ctx.queue.provide_key(&mut tx, &caller.owner).await?;
+    observing::set_status(&mut tx, session, None, "failed", "pending").await?;
+    let waiting = observing::count_unobserved(&mut tx, session, None).await?;
     if waiting == 0 {
         return Ok(answer(200, String::new()));
     }
-    if !app.llm.is_configured() {
+    if !ctx.llm.is_configured() {
         return Ok(answer(503, format!("{}; {waiting} messages wait", LlmError::NotConfigured)));
     }
-    if !store::hurry(&mut tx, session).await? && store::find_job(&mut tx, session).await?.is_none() {
-        jobs::enqueue(app, &mut tx, &caller.owner, &Observe { session }, Delay::NONE).await?;
+    let job = Observe { session };
+    if !ctx.queue.make_due(&mut tx, &job).await? && ctx.queue.find(&mut tx, &job).await?.is_none() {
+        ctx.queue.enqueue(&mut tx, &caller.owner, &job, Delay::NONE).await?;
     }
-    store::set_observing(&mut tx, session, true).await?;
+    sessions::store::set_observing(&mut tx, session, true).await?;
     tx.commit().await?;
-    app.jobs.wake();
-    wait(app, session, locked.last_message_at, deadline).await
+    wait(ctx, session, locked.last_message_at, deadline).await
 }
 
 /// Waits until the messages up to a moment were looked at.
-async fn wait(app: &App, session: SessionId, until: Option<DateTime<Utc>>, deadline: Instant) -> Result<Flushed> {
+async fn wait(ctx: &Learn, session: SessionId, until: Option<DateTime<Utc>>, deadline: Instant) -> Result<Flushed> {
     loop {
         // From here on no word is missed.
-        let told = app.observed.notified();
-        let mut conn = app.db.acquire().await?;
-        let waiting = store::count_unobserved(&mut conn, session, until).await?;
+        let told = ctx.observation_finished.notified();
+        let mut conn = ctx.db.acquire().await?;
+        let waiting = observing::count_unobserved(&mut conn, session, until).await?;
         if waiting == 0 {
-            let failed = store::has_failed(&mut conn, session, until).await?;
+            let failed = observing::has_failed(&mut conn, session, until).await?;
             let why = if failed { "LLM complete failed; the messages can be flushed again" } else { "" };
             return Ok(answer(if failed { 502 } else { 200 }, why.into()));
         }
-        let job = store::find_job(&mut conn, session).await?;
+        let job = ctx.queue.find(&mut conn, &Observe { session }).await?;
         drop(conn);
         if let Some(Some(reason)) = job {
             return Ok(answer(502, format!("{reason}; {waiting} messages still wait")));

@@ -2,31 +2,21 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use super::Learn;
+use super::queue::Distill;
+use crate::jobs::{JobError, JobHandler, RunningJob};
 
-use crate::app::App;
-use crate::ids::TaskId;
-use crate::jobs::{Job, JobError, Running};
-
-/// How soon to look again whether this can be done.
+/// How soon to check again whether this can be done.
 const LATER: Duration = Duration::from_hours(24);
 
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Distill {
-    pub task: TaskId,
-}
+impl JobHandler for Distill {
+    type Context = Learn;
 
-impl Job for Distill {
-    const KIND: &'static str = "distill";
     const TIMEOUT: Duration = Duration::from_mins(10);
     const MAX_ATTEMPTS: i32 = 5;
 
-    fn dedupe(&self) -> Option<String> {
-        Some(self.task.to_string())
-    }
-
     /// Nothing is learned by this version: what is to be learned waits, and says why.
-    async fn run(self, _: App, _: &Running) -> Result<(), JobError> {
+    async fn run(self, _: &Learn, _: &RunningJob) -> Result<(), JobError> {
         Err(JobError::NotYet(anyhow::anyhow!("this version does not learn from tasks"), LATER))
     }
 }

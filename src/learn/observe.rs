@@ -6,85 +6,75 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::store::{self, Said};
-use crate::app::App;
+use super::Learn;
+use super::queue::Observe;
+use super::store;
 use crate::error::Result;
 use crate::ids::SessionId;
-use crate::jobs::{self, Delay, Job, JobError, Running};
+use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
 use crate::llm::{LlmError, Request};
-use crate::metrics;
+use crate::messages::observing::{self, Said};
 use crate::seal::{Owner, frame};
+use crate::{metrics, sessions};
 
 /// How soon to look again whether there is a model.
 const NO_MODEL: Duration = Duration::from_hours(24);
 
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Observe {
-    pub session: SessionId,
-}
+impl JobHandler for Observe {
+    type Context = Learn;
 
-impl Job for Observe {
-    const KIND: &'static str = "observe";
     const TIMEOUT: Duration = Duration::from_mins(10);
     const MAX_ATTEMPTS: i32 = 5;
 
-    fn lane(&self) -> Option<String> {
-        Some(format!("session:{}", self.session))
-    }
-
-    fn dedupe(&self) -> Option<String> {
-        Some(self.session.to_string())
-    }
-
-    async fn run(self, app: App, running: &Running) -> Result<(), JobError> {
-        begin(&app, self.session).await?;
-        while let Some(batch) = take(&app, self.session, running).await? {
-            let outcome = look_at(&app, &running.owner, &batch).await;
-            settle(&app, self.session, &batch, outcome, running).await?;
-            app.observed.notify_waiters();
+    async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
+        begin(ctx, self.session).await?;
+        while let Some(batch) = take(ctx, self.session, running).await? {
+            let outcome = look_at(ctx, &running.owner, &batch).await;
+            settle(ctx, self.session, &batch, outcome, running).await?;
+            ctx.observation_finished.notify_waiters();
         }
-        app.observed.notify_waiters();
+        ctx.observation_finished.notify_waiters();
         Ok(())
     }
 }
 
 /// What a try that died has left behind waits again: the lane says that nobody else works on it.
-async fn begin(app: &App, session: SessionId) -> Result<(), JobError> {
-    let mut tx = app.begin().await?;
+async fn begin(ctx: &Learn, session: SessionId) -> Result<(), JobError> {
+    let mut tx = ctx.db.begin().await?;
     if store::lock(&mut tx, session).await?.is_some() {
-        store::set_status(&mut tx, session, None, "running", "pending").await?;
+        observing::set_status(&mut tx, session, None, "running", "pending").await?;
     }
     tx.commit().await?;
     Ok(())
 }
 
 /// Takes the next batch; `None` if nothing waits, and then the job has completed.
-async fn take(app: &App, session: SessionId, running: &Running) -> Result<Option<Vec<Uuid>>, JobError> {
-    let mut tx = app.begin().await?;
+async fn take(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<Option<Vec<Uuid>>, JobError> {
+    let mut tx = ctx.db.begin().await?;
     let Some(locked) = store::lock(&mut tx, session).await? else {
         return Ok(None);
     };
     if metrics::store::is_excess(&mut tx, locked.project, metrics::store::TASKS).await? {
-        store::set_status(&mut tx, session, None, "pending", "limit_exceed").await?;
+        observing::set_status(&mut tx, session, None, "pending", "limit_exceed").await?;
     }
-    let settings = &app.config.learning;
+    let settings = &ctx.config.learning;
     let turns = locked.turns.unwrap_or(i64::try_from(settings.buffer_turns)?).max(1);
     let overflow = locked.overflow.unwrap_or(settings.buffer_overflow.into()).max(0);
-    let batch = store::take(&mut tx, session, turns.saturating_add(overflow)).await?;
+    let batch = observing::take(&mut tx, session, turns.saturating_add(overflow)).await?;
+    sessions::store::recount_unobserved(&mut tx, session).await?;
     if batch.is_empty() {
-        store::set_observing(&mut tx, session, false).await?;
+        sessions::store::set_observing(&mut tx, session, false).await?;
         running.complete(&mut tx).await?;
         tx.commit().await?;
         return Ok(None);
     }
-    if running.owner.kek.is_none() && store::has_sealed(&mut tx, &batch).await? {
+    if running.owner.kek.is_none() && observing::has_sealed(&mut tx, &batch).await? {
         // As below.
         return Err(JobError::needs_key());
     }
-    if !app.llm.is_configured() {
+    if !ctx.llm.is_configured() {
         // The messages were not taken: this is rolled back.
         return Err(JobError::NotYet(LlmError::NotConfigured.into(), NO_MODEL));
     }
@@ -93,9 +83,9 @@ async fn take(app: &App, session: SessionId, running: &Running) -> Result<Option
 }
 
 /// Asks the model about a batch.
-async fn look_at(app: &App, owner: &Owner, batch: &[Uuid]) -> Result<(), Fault> {
-    let mut conn = app.db.acquire().await.map_err(Fault::again)?;
-    let said = store::list_said(&mut conn, batch).await.map_err(Fault::again)?;
+async fn look_at(ctx: &Learn, owner: &Owner, batch: &[Uuid]) -> Result<(), Fault> {
+    let mut conn = ctx.db.acquire().await.map_err(Fault::again)?;
+    let said = observing::list_said(&mut conn, batch).await.map_err(Fault::again)?;
     drop(conn);
     let mut lines = Vec::with_capacity(said.len());
     for Said { id, role, content, sealed_as, .. } in said {
@@ -110,7 +100,7 @@ async fn look_at(app: &App, owner: &Owner, batch: &[Uuid]) -> Result<(), Fault> 
     }
     let prompt = lines.join("\n");
     let system = "You read what an agent and its user say to each other.".to_owned();
-    match app.llm.complete(Request { system, prompt }).await {
+    match ctx.llm.complete(Request { system, prompt }).await {
         Ok(_) => Ok(()),
         Err(fault @ LlmError::Refused(_)) => Err(Fault { reason: fault.into(), is_final: true }),
         Err(fault) => Err(Fault::again(fault)),
@@ -131,60 +121,62 @@ impl Fault {
 
 /// Writes down what became of a batch.
 async fn settle(
-    app: &App,
+    ctx: &Learn,
     session: SessionId,
     batch: &[Uuid],
     outcome: Result<(), Fault>,
-    running: &Running,
+    running: &RunningJob,
 ) -> Result<(), JobError> {
-    let mut tx = app.begin().await?;
+    let mut tx = ctx.db.begin().await?;
     if store::lock(&mut tx, session).await?.is_none() {
         return Ok(());
     }
     let Err(Fault { reason, is_final }) = outcome else {
-        store::set_status(&mut tx, session, Some(batch), "running", "success").await?;
+        observing::set_status(&mut tx, session, Some(batch), "running", "success").await?;
         tx.commit().await?;
         return Ok(());
     };
     let is_last = is_final || running.attempt >= Observe::MAX_ATTEMPTS;
     let status = if is_last { "failed" } else { "pending" };
-    store::set_status(&mut tx, session, Some(batch), "running", status).await?;
+    observing::set_status(&mut tx, session, Some(batch), "running", status).await?;
     if is_last {
         // What came meanwhile is not the fault of these.
-        let rest = store::count_unobserved(&mut tx, session, None).await? > 0;
-        store::set_observing(&mut tx, session, rest).await?;
+        let rest = observing::count_unobserved(&mut tx, session, None).await? > 0;
+        sessions::store::set_observing(&mut tx, session, rest).await?;
         if rest {
-            let delay = Delay::of(app.config.learning.buffer_ttl);
-            jobs::enqueue(app, &mut tx, &running.owner, &Observe { session }, delay).await?;
+            let delay = Delay::of(ctx.config.learning.buffer_ttl);
+            ctx.queue.enqueue(&mut tx, &running.owner, &Observe { session }, delay).await?;
         }
     }
     tx.commit().await?;
-    app.observed.notify_waiters();
+    ctx.observation_finished.notify_waiters();
     let reason = reason.context("LLM complete failed");
     Err(if is_final { JobError::GiveUp(reason) } else { JobError::Retry(reason) })
 }
 
-/// Sees to it that no message waits without a job, whatever happened to it, and that those which wait for a model need not
-/// wait longer now that there is one. Without a model there is nothing to hurry.
-pub async fn find_forgotten(app: App) -> Result<()> {
-    if !app.llm.is_configured() {
+/// Enqueues a job for sessions whose messages are pending without one, whatever happened to it, and makes jobs due that wait for a
+/// model, now that there is one. Does nothing without a model. Periodic.
+///
+/// # Errors
+/// The database fails.
+pub async fn enqueue_missed(ctx: Learn) -> Result<()> {
+    if !ctx.llm.is_configured() {
         return Ok(());
     }
-    let mut conn = app.db.acquire().await?;
-    let forgotten = store::list_forgotten(&mut conn, 1_000).await?;
-    let hurried = store::hurry_all(&mut conn, &LlmError::NotConfigured.to_string()).await?;
+    let mut conn = ctx.db.acquire().await?;
+    let missed = observing::list_forgotten(&mut conn, 1_000).await?;
     drop(conn);
-    for session in &forgotten {
-        let mut tx = app.begin().await?;
-        if let Some(locked) = store::lock(&mut tx, *session).await? {
-            store::set_observing(&mut tx, *session, true).await?;
-            jobs::enqueue(&app, &mut tx, &Owner::plain(locked.project), &Observe { session: *session }, Delay::NONE)
-                .await?;
+    let mut tx = ctx.db.begin_statement().await?;
+    ctx.queue.make_all_due::<Observe>(&mut tx, &LlmError::NotConfigured.to_string()).await?;
+    tx.commit().await?;
+    for session in missed {
+        let mut tx = ctx.db.begin().await?;
+        if let Some(limits) = store::lock(&mut tx, session).await? {
+            sessions::store::set_observing(&mut tx, session, true).await?;
+            let owner = Owner::plain(limits.project);
+            ctx.queue.enqueue(&mut tx, &owner, &Observe { session }, Delay::NONE).await?;
         }
         tx.commit().await?;
-    }
-    if hurried > 0 || !forgotten.is_empty() {
-        app.jobs.wake();
     }
     Ok(())
 }

@@ -46,7 +46,7 @@ pub trait Llm: Send + Sync {
 }
 
 /// The model that the settings name.
-pub fn configured(settings: &Learning) -> Arc<dyn Llm> {
+pub fn from_config(settings: &Learning) -> Arc<dyn Llm> {
     match settings.sdk.as_str() {
         "mock" => Arc::new(mock::Mock),
         _ => Arc::new(Nobody),

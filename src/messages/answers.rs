@@ -10,13 +10,13 @@ use super::new_message::InsertOutcome;
 use super::store::{self, Calling};
 use super::storing::{CHANGING, FORM_TRIES};
 use super::{Written, sealed};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::blob::rows;
 use crate::conversation::format::{FunctionCall, FunctionResponse};
 use crate::error::{Error, Result};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::ids::{MessageId, SessionId};
+use crate::messages::Messages;
 use crate::seal::{Damaged, Owner};
 use crate::sessions;
 
@@ -24,42 +24,48 @@ use crate::sessions;
 ///
 /// # Errors
 /// 400 for an answer to a call that does not wait.
-pub async fn store(app: &App, once: &Once, caller: &Caller, session: SessionId, draft: Draft) -> Result<Written> {
+pub async fn store(
+    ctx: &Messages,
+    idempotency: &Idempotency,
+    caller: &Caller,
+    session: SessionId,
+    draft: Draft,
+) -> Result<Written> {
     let project = caller.project;
     // What takes long is done before the session is locked; the ids of calls change no tokens.
-    let ready = draft.finish(app, caller, session).await?;
-    let buffer = (&app.config.learning).into();
+    let ready = draft.finish(ctx, caller, session).await?;
+    let buffer = (&ctx.config.learning).into();
     let mut sealed = caller.owner.encrypted;
     for _ in 0..FORM_TRIES {
-        let mut act = once.begin(app).await?;
+        let mut tx = idempotency.begin().await?;
         // First, as all do who want both.
-        if rows::stores_sealed(&mut act, project).await?.is_some_and(|wanted| wanted != sealed) {
-            act.rollback().await?;
+        if rows::stores_sealed(&mut tx, project).await?.is_some_and(|wanted| wanted != sealed) {
+            tx.rollback().await?;
             sealed = !sealed;
             continue;
         }
-        if !store::lock_session(&mut act, project, session).await? {
+        if !store::lock_session(&mut tx, project, session).await? {
             return Err(sessions::NOT_FOUND);
         }
-        let mut waiting = list_waiting(&mut act, &caller.owner, session).await?;
+        let mut waiting = list_waiting(&mut tx, &caller.owner, session).await?;
         let ids = ready.answers.iter().map(|answer| {
             let call = take_call(&mut waiting, answer).ok_or_else(|| unasked(answer))?;
             Ok((answer.part, call.id))
         });
         let ids = ids.collect::<Result<_>>()?;
-        let ready = ready.clone().with_answer_ids(app, ids).await?;
+        let ready = ready.clone().with_answer_ids(ctx, ids).await?;
         for one in waiting.iter().filter(|one| one.is_answered) {
-            store::set_open_calls(&mut act, one.id, one.column(&caller.owner)?).await?;
+            store::set_open_calls(&mut tx, one.id, one.column(&caller.owner)?).await?;
         }
-        let message = ready.in_form(app, &caller.owner, sealed).await?;
-        match store::insert_one(&mut act, &message, buffer).await? {
+        let message = ready.in_form(ctx, &caller.owner, sealed).await?;
+        match store::insert_one(&mut tx, &message, buffer).await? {
             InsertOutcome::Inserted(stored) => {
-                return Ok(Written { ready, stored, act: act.commit_without_key().await? });
+                return Ok(Written { ready, stored, tx: tx.commit_if_unkeyed().await? });
             }
             InsertOutcome::SessionNotFound => return Err(sessions::NOT_FOUND),
             InsertOutcome::EncryptionChanged => sealed = !sealed,
         }
-        act.rollback().await?;
+        tx.rollback().await?;
     }
     Err(CHANGING)
 }

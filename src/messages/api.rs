@@ -14,7 +14,6 @@ use super::page::{self, Row, Wanted};
 use super::pieces::Pieces;
 use super::shown::{self, Item, Opened, Rest};
 use super::{Written, answers, files, sealed, store, storing};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::conversation::edit::{self, ParseError};
 use crate::conversation::format::{Format, RenderContext};
@@ -22,12 +21,13 @@ use crate::conversation::parts::{Asset, Kind, Part};
 use crate::db::page::Cursor;
 use crate::error::{Error, Result};
 use crate::http::extract::{Flag, Int, Path, Query};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::memory::Reservations;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::json;
+use crate::messages::Messages;
 use crate::seal::Owner;
 use crate::sessions::{self, events};
 use crate::time::Timestamp;
@@ -62,30 +62,30 @@ pub struct Message {
     params(("session_id" = SessionId, Path)), request_body = StoreMessage,
     responses((status = 201, body = Envelope<Message>), Refusals))]
 pub async fn store_message(
-    State(app): State<App>,
+    State(ctx): State<Messages>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(session): Path<SessionId>,
     request: Request,
 ) -> Result<Response> {
     caller.owner.check_may_store()?;
-    let draft = incoming::read(request, &app).await?;
-    once.look(&app).await?;
-    let Written { ready, stored, act } = if !draft.message.file_fields().is_empty() {
+    let draft = incoming::read(request, &ctx).await?;
+    idempotency.replay_if_completed().await?;
+    let Written { ready, stored, tx } = if !draft.message.file_fields().is_empty() {
         // Boxed, because the usual way should not carry the room for these.
-        Box::pin(files::store(&app, &caller, &once, session, draft)).await?
+        Box::pin(files::store(&ctx, &caller, &idempotency, session, draft)).await?
     } else if draft.message.answers().is_empty() {
-        let ready = draft.finish(&app, &caller, session).await?;
-        if once.has_key() {
-            Box::pin(storing::store_once(&app, &once, &caller.owner, ready)).await?
+        let ready = draft.finish(&ctx, &caller, session).await?;
+        if idempotency.has_key() {
+            Box::pin(storing::store_once(&ctx, &idempotency, &caller.owner, ready)).await?
         } else {
-            storing::store(&app, &caller.owner, ready).await?
+            storing::store(&ctx, &caller.owner, ready).await?
         }
     } else {
-        Box::pin(answers::store(&app, &once, &caller, session, draft)).await?
+        Box::pin(answers::store(&ctx, &idempotency, &caller, session, draft)).await?
     };
     let length = ready.message.content.len();
-    let (message, parts) = ready.into_parts(&app).await?;
+    let (message, parts) = ready.into_parts(&ctx).await?;
     let shown = Message {
         id: message.id,
         session_id: session,
@@ -98,9 +98,9 @@ pub async fn store_message(
         created_at: stored.created_at,
         updated_at: stored.created_at,
     };
-    let answer = on_the_side(&app, length, move || Ok(response::created(shown))).await?;
-    match act {
-        Some(act) => act.commit(answer).await,
+    let answer = on_the_side(&ctx, length, move || Ok(response::created(shown))).await?;
+    match tx {
+        Some(tx) => tx.commit(answer).await,
         None => Ok(answer),
     }
 }
@@ -171,7 +171,7 @@ pub struct GotMessages<'a> {
     params(("session_id" = SessionId, Path), GetMessages),
     responses((status = 200, body = Envelope<GotMessages<'_>>), Refusals))]
 pub async fn get_messages(
-    State(app): State<App>,
+    State(ctx): State<Messages>,
     caller: Caller,
     Path(session): Path<SessionId>,
     Query(query): Query<GetMessages>,
@@ -183,9 +183,9 @@ pub async fn get_messages(
     if let Err(ParseError::Malformed { field, why }) = &strategies {
         return Err(Error::bad_because("invalid edit_strategies JSON", format_args!("{field}: {why}")));
     }
-    let wanted = wanted(&app, &query)?;
+    let wanted = wanted(&ctx, &query)?;
     let reservations = Reservations::default();
-    let (rows, next) = read(&app, &reservations, caller.project, session, &wanted).await?;
+    let (rows, next) = read(&ctx, &reservations, caller.project, session, &wanted).await?;
     sealed::check_may_open(&caller.owner, &rows)?;
     let strategies = strategies.map_err(|refused| {
         let (ParseError::Malformed { field, why } | ParseError::Invalid { field, why }) = refused;
@@ -197,8 +197,8 @@ pub async fn get_messages(
     let with_links = Flag::or(query.with_asset_public_url, true);
     let events = match (rows.first(), rows.last()) {
         (Some(first), Some(last)) if query.with_events.is_some_and(Flag::is_set) => {
-            let mut conn = app.db.acquire().await?;
-            let limit = i64::try_from(app.config.limits.messages).unwrap_or(i64::MAX);
+            let mut conn = ctx.db.acquire().await?;
+            let limit = i64::try_from(ctx.config.limits.messages).unwrap_or(i64::MAX);
             let (from, to) = (first.created_at, last.created_at);
             events::store::list_between(&mut conn, caller.project, session, from, to, limit).await?
         }
@@ -210,8 +210,8 @@ pub async fn get_messages(
     let passed_on = strategies.is_empty() && shown::is_passed_on(&rows, target);
     let length = if passed_on { sealed::work(&rows) } else { rows.iter().map(Row::length).sum() };
     let owner = caller.owner.clone();
-    let rows = decrypt(&app, &reservations, owner, rows, passed_on).await?;
-    let progress = converted(&app, length, move || {
+    let rows = decrypt(&ctx, &reservations, owner, rows, passed_on).await?;
+    let progress = converted(&ctx, length, move || {
         if strategies.is_empty() && shown::is_plain(&rows, target) {
             return shown::write_plain(rows, target, &rest).map(Progress::Written);
         }
@@ -231,7 +231,7 @@ pub async fn get_messages(
     let answer = match progress {
         Progress::Written(answer) => answer,
         Progress::WithFiles(messages, rest) => {
-            with_files(&app, &caller.owner, messages, target, with_links, length, rest).await?
+            with_files(&ctx, &caller.owner, messages, target, with_links, length, rest).await?
         }
     };
     Ok(answer.into_response())
@@ -239,7 +239,7 @@ pub async fn get_messages(
 
 /// Decrypts messages, and reserves memory for the values of those that are to be converted.
 async fn decrypt(
-    app: &App,
+    ctx: &Messages,
     reservations: &Reservations,
     owner: Owner,
     mut rows: Vec<Row>,
@@ -247,15 +247,15 @@ async fn decrypt(
 ) -> Result<Vec<Row>> {
     let length: usize = rows.iter().map(Row::length).sum();
     if passed_on || length <= QUICK {
-        return converted(app, sealed::work(&rows), move || sealed::open(&owner, &mut rows).map(|()| rows)).await;
+        return converted(ctx, sealed::work(&rows), move || sealed::open(&owner, &mut rows).map(|()| rows)).await;
     }
-    let (rows, estimate) = converted(app, length, move || {
+    let (rows, estimate) = converted(ctx, length, move || {
         sealed::open(&owner, &mut rows)?;
         let estimate = rows.iter().map(|row| json::estimate(&row.content).bytes).sum();
         Ok((rows, estimate))
     })
     .await?;
-    app.body_memory.reserve_values(reservations, estimate).await?;
+    ctx.request_context.body_memory.reserve_values(reservations, estimate).await?;
     Ok(rows)
 }
 
@@ -267,14 +267,14 @@ enum Progress {
 
 /// As [`on_the_side`], for work that takes some microseconds for each KiB.
 async fn converted<T: Send + 'static>(
-    app: &App,
+    ctx: &Messages,
     length: usize,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    if length <= QUICK { work() } else { on_the_side(app, length, work).await }
+    if length <= QUICK { work() } else { on_the_side(ctx, length, work).await }
 }
 
-fn wanted(app: &App, query: &GetMessages) -> Result<Wanted> {
+fn wanted(ctx: &Messages, query: &GetMessages) -> Result<Wanted> {
     let limit = match query.limit.and_then(Int::given) {
         None => 0,
         Some(limit) => {
@@ -282,10 +282,10 @@ fn wanted(app: &App, query: &GetMessages) -> Result<Wanted> {
             limit.ok_or_else(|| Error::field("limit", "must be from 0 to 200"))?
         }
     };
-    let bytes = app.config.limits.messages_bytes;
+    let bytes = ctx.config.limits.messages_bytes;
     if limit == 0 {
         let newest_first = false;
-        return Ok(Wanted { after: None, newest_first, limit: app.config.limits.messages, bytes });
+        return Ok(Wanted { after: None, newest_first, limit: ctx.config.limits.messages, bytes });
     }
     let after = match query.cursor.as_deref() {
         None | Some("") => None,
@@ -296,13 +296,13 @@ fn wanted(app: &App, query: &GetMessages) -> Result<Wanted> {
 
 /// The messages of a page, oldest first, and where the next one begins if there is one.
 async fn read(
-    app: &App,
+    ctx: &Messages,
     reservations: &Reservations,
     project: ProjectId,
     session: SessionId,
     wanted: &Wanted,
 ) -> Result<(Vec<Row>, Option<Cursor>)> {
-    let mut conn = app.pages.acquire().await?;
+    let mut conn = ctx.message_pages.acquire().await?;
     let mut rows = page::list(&mut conn, project, session, wanted).await?;
     if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
         return Err(sessions::NOT_FOUND);
@@ -311,8 +311,8 @@ async fn read(
     rows.truncate(wanted.limit);
     if rows.iter().any(|row| !row.is_whole()) {
         let length = rows.iter().filter_map(|row| u64::try_from(row.content_length).ok()).sum();
-        app.body_memory.reserve_body(reservations, length).await?;
-        let mut conn = app.pages.acquire().await?;
+        ctx.request_context.body_memory.reserve_body(reservations, length).await?;
+        let mut conn = ctx.message_pages.acquire().await?;
         if !page::load_contents(&mut conn, &mut rows).await? {
             return Err(sessions::NOT_FOUND);
         }
@@ -327,7 +327,7 @@ async fn read(
 
 /// The answer to messages that have files.
 async fn with_files(
-    app: &App,
+    ctx: &Messages,
     owner: &Owner,
     messages: Vec<Opened>,
     target: Format,
@@ -337,14 +337,14 @@ async fn with_files(
 ) -> Result<Pieces> {
     let parts = || messages.iter().flat_map(Opened::parts);
     let mut around = RenderContext::default();
-    let urls = if with_links { files::public_urls(app, owner, parts()).await? } else { BTreeMap::new() };
+    let urls = if with_links { files::public_urls(ctx, owner, parts()).await? } else { BTreeMap::new() };
     around.links = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
     around.contents =
-        files::contents(app, owner, parts(), |asset, kind| shows_content(target, asset, kind, with_links)).await?;
+        files::contents(ctx, owner, parts(), |asset, kind| shows_content(target, asset, kind, with_links)).await?;
     if target == Format::Acontext {
         rest.public_urls = urls;
     }
-    on_the_side(app, length, move || {
+    on_the_side(ctx, length, move || {
         around.names = shown::call_names(&messages, target);
         shown::write(messages, target, &mut around, &rest)
     })
@@ -371,11 +371,11 @@ pub struct TokenCounts {
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/token_counts", tag = "message",
     params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<TokenCounts>), Refusals))]
 pub async fn get_token_counts(
-    State(app): State<App>,
+    State(ctx): State<Messages>,
     caller: Caller,
     Path(session): Path<SessionId>,
 ) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+    let mut conn = ctx.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
     let total_tokens = store::sum_tokens(&mut conn, caller.project, session).await?;
     Ok(response::ok(TokenCounts { total_tokens }))

@@ -16,22 +16,22 @@ use super::incoming::Draft;
 use super::new_message::InsertOutcome;
 use super::store;
 use super::{PublicUrl, Written};
-use crate::app::App;
 use crate::auth::Caller;
-use crate::blob::content::{self, Key};
-use crate::blob::ingest::{self, Upload};
-use crate::blob::links::{self, Link};
+use crate::blob::content::Key;
+use crate::blob::ingest::Upload;
 use crate::blob::rows;
 use crate::blob::spool::Spool;
 use crate::conversation::parts::{Asset, Kind, Part};
 use crate::crypto::LinkedKey;
 use crate::error::{Error, Result};
-use crate::http::download::{self, Presented};
+use crate::http::download::{self, DownloadMeta};
 use crate::http::extract::{Path, Query};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::multipart::UploadedFile;
 use crate::http::openapi::Refusals;
 use crate::ids::{BlobId, ProjectId, SessionId};
+use crate::material::links::{self, Link};
+use crate::messages::Messages;
 use crate::seal::Owner;
 use crate::time::Timestamp;
 use crate::{media, sessions};
@@ -53,45 +53,51 @@ struct Named {
 ///
 /// # Errors
 /// 400 for a part that names a file which did not come.
-pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, mut draft: Draft) -> Result<Written> {
-    let mut named = name_files(app, caller.project, &mut draft)?;
+pub async fn store(
+    ctx: &Messages,
+    caller: &Caller,
+    idempotency: &Idempotency,
+    session: SessionId,
+    mut draft: Draft,
+) -> Result<Written> {
+    let mut named = name_files(ctx, caller.project, &mut draft)?;
     // In one order for all, so that two messages with the same files do not wait for each other.
     named.sort_by(|one, other| one.asset.sha256.cmp(&other.asset.sha256));
-    let mut conn = app.db.acquire().await?;
+    let mut conn = ctx.db.acquire().await?;
     let there = sessions::store::exists(&mut conn, caller.project, session).await?;
     drop(conn);
     if !there {
         return Err(sessions::NOT_FOUND);
     }
-    let ready = draft.finish(app, caller, session).await?;
-    let buffer = (&app.config.learning).into();
+    let ready = draft.finish(ctx, caller, session).await?;
+    let buffer = (&ctx.config.learning).into();
     let mut uploads = Vec::with_capacity(named.len());
     for one in &named {
-        uploads.push(ingest::upload(app, &caller.owner, &one.file.content).await?);
+        uploads.push(ctx.blobs.upload(&caller.owner, &one.file.content).await?);
     }
     let mut sealed = caller.owner.encrypted;
     for _ in 0..TRIES {
-        let message = ready.in_form(app, &caller.owner, sealed).await?;
-        let mut act = once.begin(app).await?;
-        let blobs = match claim_all(app, &mut act, &uploads).await {
+        let message = ready.in_form(ctx, &caller.owner, sealed).await?;
+        let mut tx = idempotency.begin().await?;
+        let blobs = match claim_all(ctx, &mut tx, &uploads).await {
             Ok(Ok(blobs)) => blobs,
             Ok(Err(lost)) => {
-                act.rollback().await?;
-                uploads[lost] = ingest::upload(app, &caller.owner, &named[lost].file.content).await?;
+                tx.rollback().await?;
+                uploads[lost] = ctx.blobs.upload(&caller.owner, &named[lost].file.content).await?;
                 continue;
             }
             // The sweep takes them in another order.
             Err(fault) if fault.is_deadlock() => {
-                act.rollback().await?;
+                tx.rollback().await?;
                 continue;
             }
             Err(fault) => return Err(fault),
         };
-        let stored = match store::insert_one(&mut act, &message, buffer).await? {
+        let stored = match store::insert_one(&mut tx, &message, buffer).await? {
             InsertOutcome::Inserted(stored) => stored,
             InsertOutcome::SessionNotFound => return Err(sessions::NOT_FOUND),
             InsertOutcome::EncryptionChanged => {
-                act.rollback().await?;
+                tx.rollback().await?;
                 sealed = !sealed;
                 continue;
             }
@@ -99,19 +105,19 @@ pub async fn store(app: &App, caller: &Caller, once: &Once, session: SessionId, 
         for (one, blob) in named.iter().zip(blobs) {
             let Asset { s3_key, sha256, mime, .. } = &one.asset;
             let file = MessageFile { s3_key, blob, sha256, mime, filename: &one.filename };
-            file_store::insert_file(&mut act, session, ready.message.id, &file).await?;
+            file_store::insert_file(&mut tx, session, ready.message.id, &file).await?;
         }
-        return Ok(Written { ready, stored, act: act.commit_without_key().await? });
+        return Ok(Written { ready, stored, tx: tx.commit_if_unkeyed().await? });
     }
     Err(Error::unavailable("equal files are being stored and removed at once; try again in a moment"))
 }
 
 /// Claims what was uploaded, in order; the place of the first one that another has taken over, after which the transaction is
 /// of no more use.
-async fn claim_all(app: &App, conn: &mut PgConnection, uploads: &[Upload]) -> Result<Result<Vec<BlobId>, usize>> {
+async fn claim_all(ctx: &Messages, conn: &mut PgConnection, uploads: &[Upload]) -> Result<Result<Vec<BlobId>, usize>> {
     let mut blobs = Vec::with_capacity(uploads.len());
     for (at, upload) in uploads.iter().enumerate() {
-        match ingest::claim(app, conn, upload).await? {
+        match ctx.blobs.claim(conn, upload).await? {
             Some(blob) => blobs.push(blob),
             None => return Ok(Err(at)),
         }
@@ -120,14 +126,14 @@ async fn claim_all(app: &App, conn: &mut PgConnection, uploads: &[Upload]) -> Re
 }
 
 /// Puts what is known of each file into the parts that name it, and leaves out files that none names.
-fn name_files(app: &App, project: ProjectId, draft: &mut Draft) -> Result<Vec<Named>> {
+fn name_files(ctx: &Messages, project: ProjectId, draft: &mut Draft) -> Result<Vec<Named>> {
     let mut came: HashMap<String, UploadedFile> =
         std::mem::take(&mut draft.files).into_iter().map(|file| (file.field.clone(), file)).collect();
     let mut named: Vec<Named> = Vec::new();
     for (part, field) in draft.message.file_fields() {
         if !named.iter().any(|one| one.file.field == field) {
             let file = came.remove(&field).ok_or_else(|| Error::bad(format!("missing file {field}")))?;
-            named.push(describe(app, project, file)?);
+            named.push(describe(ctx, project, file)?);
         }
         if let Some(one) = named.iter().find(|one| one.file.field == field) {
             draft.message.set_file(part, &one.asset, &one.filename);
@@ -136,7 +142,7 @@ fn name_files(app: &App, project: ProjectId, draft: &mut Draft) -> Result<Vec<Na
     Ok(named)
 }
 
-fn describe(app: &App, project: ProjectId, file: UploadedFile) -> Result<Named> {
+fn describe(ctx: &Messages, project: ProjectId, file: UploadedFile) -> Result<Named> {
     let filename = file.name.rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
     if filename.len() > MAX_NAME || filename.contains('\0') {
         let wrong =
@@ -145,7 +151,7 @@ fn describe(app: &App, project: ProjectId, file: UploadedFile) -> Result<Named> 
     }
     let Spool { sha256, size, head, .. } = &file.content;
     let asset = Asset {
-        bucket: app.config.s3.bucket.clone().unwrap_or_else(|| "acontext".into()),
+        bucket: ctx.config.s3.bucket.clone().unwrap_or_else(|| "acontext".into()),
         s3_key: s3_key(project, Utc::now(), sha256, &filename),
         etag: String::new(),
         sha256: sha256.clone(),
@@ -163,11 +169,11 @@ fn s3_key(project: ProjectId, now: DateTime<Utc>, sha256: &str, filename: &str) 
 
 /// Links to the files of these parts, by the SHA-256 of their content.
 pub async fn public_urls<'a>(
-    app: &App,
+    ctx: &Messages,
     owner: &Owner,
     parts: impl Iterator<Item = &'a Part> + Clone,
 ) -> Result<BTreeMap<String, PublicUrl>> {
-    let keys = linked_keys(app, owner, parts.clone()).await?;
+    let keys = linked_keys(ctx, owner, parts.clone()).await?;
     let end = links::end(Utc::now().timestamp(), LINK_LIFE)?;
     let expire_at = Timestamp(DateTime::from_timestamp(end, 0).unwrap_or_default());
     let mut urls = BTreeMap::new();
@@ -183,7 +189,7 @@ pub async fn public_urls<'a>(
             filename: part.filename.clone(),
             key: keys.get(&asset.sha256).copied(),
         };
-        let url = format!("{}/api/v1/material/{}", app.public_url, link.sign(&app.link_key, end)?);
+        let url = link.url(ctx, end)?;
         urls.insert(asset.sha256.clone(), PublicUrl { url, expire_at });
     }
     Ok(urls)
@@ -191,7 +197,7 @@ pub async fn public_urls<'a>(
 
 /// The keys of those files of these parts that are sealed, for links to them.
 async fn linked_keys<'a>(
-    app: &App,
+    ctx: &Messages,
     owner: &Owner,
     parts: impl Iterator<Item = &'a Part>,
 ) -> Result<HashMap<String, LinkedKey>> {
@@ -201,12 +207,12 @@ async fn linked_keys<'a>(
     if hashes.is_empty() || owner.kek.is_none() {
         return Ok(HashMap::new());
     }
-    let mut conn = app.db.acquire().await?;
+    let mut conn = ctx.db.acquire().await?;
     let stored = rows::list_by_sha256(&mut conn, owner.project, &hashes).await?;
     drop(conn);
     let mut keys = HashMap::new();
     for one in stored {
-        if let Some(key) = links::linked_key(app, owner, &one)? {
+        if let Some(key) = links::linked_key(&ctx.link_key, owner, &one)? {
             keys.insert(one.sha256, key);
         }
     }
@@ -216,7 +222,7 @@ async fn linked_keys<'a>(
 /// The contents of files that a list shows as part of itself, in base64 by their SHA-256: in the order of the parts, as far as
 /// the limit allows.
 pub async fn contents<'a>(
-    app: &App,
+    ctx: &Messages,
     owner: &Owner,
     parts: impl Iterator<Item = &'a Part>,
     wanted: impl Fn(&Asset, Kind) -> bool,
@@ -231,7 +237,7 @@ pub async fn contents<'a>(
         }
         sizes[at].1 += asset.size_b;
     }
-    let mut left = app.config.limits.inline;
+    let mut left = ctx.config.limits.inline;
     let mut hashes: Vec<String> = Vec::new();
     for (sha256, size) in sizes {
         if size <= left {
@@ -243,11 +249,11 @@ pub async fn contents<'a>(
     if hashes.is_empty() {
         return Ok(contents);
     }
-    let mut conn = app.db.acquire().await?;
+    let mut conn = ctx.db.acquire().await?;
     let stored = rows::list_by_sha256(&mut conn, owner.project, &hashes).await?;
     drop(conn);
     for one in stored {
-        let bytes = content::read(app, Key::Project(owner.kek.as_deref()), &one).await?;
+        let bytes = ctx.blobs.read(Key::Project(owner.kek.as_deref()), &one).await?;
         let base64 = tokio::task::spawn_blocking(move || STANDARD.encode(bytes)).await.map_err(Error::internal)?;
         contents.insert(one.sha256, base64);
     }
@@ -272,14 +278,14 @@ pub struct DownloadAsset {
         (status = 206, description = "The bytes of `Range`", content_type = "application/octet-stream"),
         (status = 304, description = "`If-None-Match` names these bytes"), Refusals))]
 pub async fn download_asset(
-    State(app): State<App>,
+    State(ctx): State<Messages>,
     caller: Caller,
     Path(session): Path<SessionId>,
     Query(query): Query<DownloadAsset>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+    let mut conn = ctx.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
     let key = query.s3_key.filter(|key| !key.is_empty()).ok_or_else(|| Error::field("s3_key", "is required"))?;
     if !key.starts_with(&format!("assets/{}/", caller.project)) {
@@ -291,9 +297,9 @@ pub async fn download_asset(
     drop(conn);
     let file = found.ok_or(Error::NotFound("asset not found"))?;
     let sha256 = &file.content.sha256;
-    let as_ = Presented { mime: "application/octet-stream", filename: &file.filename, sha256, public: false };
+    let meta = DownloadMeta { mime: "application/octet-stream", filename: &file.filename, sha256, public: false };
     let key = Key::Project(caller.owner.kek.as_deref());
-    download::serve(&app, &file.content, key, &as_, &method, &headers).await
+    download::serve(&ctx.blobs, &file.content, key, &meta, &method, &headers).await
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use uuid::Uuid;
 use super::new_message::NewMessage;
 use super::sealed;
 use super::store::shown_calls;
-use crate::app::{App, WORKED_KIB};
 use crate::auth::Caller;
 use crate::conversation::format::{self, Format, FunctionCall, FunctionResponse, NormalizedMessage};
 use crate::conversation::parts::{OPEN_CALLS, Part, USER_META};
@@ -22,6 +21,7 @@ use crate::http::memory::{Reservations, SHORT};
 use crate::http::multipart::{FormLimits, MultipartForm, UploadedFile};
 use crate::ids::{MessageId, SessionId};
 use crate::json;
+use crate::messages::Messages;
 use crate::seal::Owner;
 
 /// Of what a client keeps with a message, in bytes.
@@ -56,40 +56,47 @@ pub struct Draft {
 ///
 /// # Errors
 /// 400 that names the field, 413 for what is too large.
-pub async fn read(request: Request, app: &App) -> Result<Draft> {
-    let limits = &app.config.limits;
+pub async fn read(request: Request, ctx: &Messages) -> Result<Draft> {
+    let limits = &ctx.config.limits;
     let reservations = Reservations::of(request.extensions());
     if media_type(request.headers()) == "multipart/form-data" {
-        let form = MultipartForm::read(request, app, &FormLimits::message(limits)).await?;
+        let form = MultipartForm::read(request, &ctx.request_context, &FormLimits::message(limits)).await?;
         let mut form = form.ok_or_else(|| Error::field("Content-Type", "has no boundary"))?;
         let payload = form.take_text("payload");
         let (files, parts) = (form.files, limits.message_parts);
         let read = move |payload: Bytes| Bound::of_payload(&payload)?.check(files, payload.len(), parts);
-        return app.body_memory.parse(&reservations, "payload", payload.into(), limits.json_values, read).await;
+        return ctx
+            .request_context
+            .body_memory
+            .parse(&reservations, "payload", payload.into(), limits.json_values, read)
+            .await;
     }
-    let body = body_bytes(request, app, limits.json).await?;
+    let body = body_bytes(request, &ctx.request_context, limits.json).await?;
     let parts = limits.message_parts;
     let read = move |body: Bytes| {
         let (fields, length) = (first_object(&body)?, body.len());
         drop(body);
         Bound::of_body(fields)?.check(Vec::new(), length, parts)
     };
-    app.body_memory.parse(&reservations, "body", body, limits.json_values, read).await
+    ctx.request_context.body_memory.parse(&reservations, "body", body, limits.json_values, read).await
 }
 
 /// Does what may take long for a long text in a thread of its own, and no more of it at once than memory allows.
 pub async fn on_the_side<T: Send + 'static>(
-    app: &App,
+    ctx: &Messages,
     length: usize,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     if length <= SHORT {
         return work();
     }
-    let kib = u32::try_from(length / 1024).unwrap_or(u32::MAX).min(WORKED_KIB);
-    let _turn = app.worked.acquire_many(kib).await.map_err(Error::internal)?;
+    let kib = u32::try_from(length / 1024).unwrap_or(u32::MAX).min(PARSE_BUDGET_KIB);
+    let _permit = ctx.parse_budget.acquire_many(kib).await.map_err(Error::internal)?;
     tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
 }
+
+/// Of the text of long messages that is worked on at one time, in KiB. JSON takes many times its length meanwhile.
+pub(super) const PARSE_BUDGET_KIB: u32 = 32 * 1024;
 
 /// The fields of a request.
 struct Bound {
@@ -242,10 +249,10 @@ pub struct Ready {
 
 impl Draft {
     /// Counts the tokens and writes the content out.
-    pub async fn finish(self, app: &App, caller: &Caller, session: SessionId) -> Result<Ready> {
+    pub async fn finish(self, ctx: &Messages, caller: &Caller, session: SessionId) -> Result<Ready> {
         let Self { message, user_meta, length, .. } = self;
         let (project, buffer_turns) = (caller.project, caller.buffer_turns);
-        on_the_side(app, length, move || {
+        on_the_side(ctx, length, move || {
             let (open_calls, answers): (Vec<FunctionCall>, _) = (message.calls(), message.answers());
             let NormalizedMessage { format, role, meta, body } = message;
             let content = Bytes::from(json::to_vec(&body));
@@ -279,19 +286,19 @@ impl Ready {
     ///
     /// # Errors
     /// 403 if it is to be sealed and the project's key not at hand.
-    pub async fn in_form(&self, app: &App, owner: &Owner, sealed: bool) -> Result<NewMessage> {
+    pub async fn in_form(&self, ctx: &Messages, owner: &Owner, sealed: bool) -> Result<NewMessage> {
         if owner.sealing(sealed)?.is_none() {
             return Ok(self.message.clone());
         }
         let (owner, message) = (owner.clone(), self.message.clone());
-        let job_key = app.job_keys.seal(owner.opening()?)?;
-        on_the_side(app, message.content.len(), move || sealed::seal(owner.opening()?, message, job_key)).await
+        let job_key = ctx.queue.wrap_kek(owner.opening()?)?;
+        on_the_side(ctx, message.content.len(), move || sealed::seal(owner.opening()?, message, job_key)).await
     }
 
     /// The same message whose answers tell the ids of their calls: (index of the part, id).
-    pub async fn with_answer_ids(self, app: &App, ids: Vec<(usize, String)>) -> Result<Self> {
+    pub async fn with_answer_ids(self, ctx: &Messages, ids: Vec<(usize, String)>) -> Result<Self> {
         let Self { mut message, answers, .. } = self;
-        on_the_side(app, message.content.len(), move || {
+        on_the_side(ctx, message.content.len(), move || {
             let body = json::parse_own(&message.content).map_err(Error::internal)?;
             let NewMessage { format, role, .. } = message;
             let mut whole = NormalizedMessage { format, role, meta: Map::new(), body };
@@ -305,12 +312,12 @@ impl Ready {
     }
 
     /// The message without its content, and its parts, to show them.
-    pub async fn into_parts(self, app: &App) -> Result<(NewMessage, Vec<Part>)> {
+    pub async fn into_parts(self, ctx: &Messages) -> Result<(NewMessage, Vec<Part>)> {
         let Self { message, parts, .. } = self;
         if let Some(parts) = parts {
             return Ok((message, parts));
         }
-        on_the_side(app, message.content.len(), move || {
+        on_the_side(ctx, message.content.len(), move || {
             let body = json::parse_own(&message.content).map_err(Error::internal)?;
             let format = message.format;
             Ok((NewMessage { content: Bytes::new(), ..message }, format::parts(format, body)))

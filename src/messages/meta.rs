@@ -7,15 +7,15 @@ use serde_json::{Map, Value};
 
 use super::incoming::check_user_meta;
 use super::store;
-use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path, RequestBody};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
 use crate::ids::{MessageId, SessionId};
+use crate::messages::Messages;
 use crate::sessions;
 
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -44,22 +44,22 @@ pub struct PatchedMeta {
     params(("session_id" = SessionId, Path), ("message_id" = MessageId, Path)), request_body = PatchMeta,
     responses((status = 200, body = Envelope<PatchedMeta>), Refusals))]
 pub async fn patch_message_meta(
-    State(app): State<App>,
+    State(ctx): State<Messages>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(session): Path<SessionId>,
     Path(message): Path<MessageId>,
     Json(body): Json<PatchMeta>,
 ) -> Result<Response> {
     let patch = body.meta.ok_or_else(|| Error::field("meta", "is required, a JSON object"))?;
     check_user_meta(&patch)?;
-    let mut act = once.begin(&app).await?;
-    let Some(meta) = store::lock_user_meta(&mut act, caller.project, session, message).await? else {
-        let there = sessions::store::exists(&mut act, caller.project, session).await?;
+    let mut tx = idempotency.begin().await?;
+    let Some(meta) = store::lock_user_meta(&mut tx, caller.project, session, message).await? else {
+        let there = sessions::store::exists(&mut tx, caller.project, session).await?;
         return Err(if there { Error::NotFound("message not found") } else { sessions::NOT_FOUND });
     };
     let meta = merge(meta, patch);
-    storable_object("meta", &meta, app.config.limits.meta)?;
-    store::set_user_meta(&mut act, message, &meta).await?;
-    act.commit(response::ok(PatchedMeta { meta })).await
+    storable_object("meta", &meta, ctx.config.limits.meta)?;
+    store::set_user_meta(&mut tx, message, &meta).await?;
+    tx.commit(response::ok(PatchedMeta { meta })).await
 }

@@ -16,6 +16,7 @@ pub mod files;
 pub mod incoming;
 pub mod meta;
 pub mod new_message;
+pub mod observing;
 pub mod page;
 pub mod pieces;
 pub mod sealed;
@@ -24,17 +25,51 @@ pub mod store;
 pub mod storing;
 pub mod writer;
 
+use std::sync::Arc;
+
 use serde::Serialize;
+use sqlx::PgPool;
+use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::app::App;
-use crate::http::idempotency::Act;
+use crate::http::idempotency::IdempotentTx;
+use crate::platform::{Platform, platform_context};
 use crate::time::Timestamp;
 use incoming::Ready;
 use new_message::InsertedMessage;
+use writer::Writer;
 
-pub fn router() -> OpenApiRouter<App> {
+platform_context! {
+    /// The context of messages.
+    Messages, MessagesInner
+}
+
+pub struct MessagesInner {
+    platform: Platform,
+    /// Connections that read pages of messages.
+    pub message_pages: PgPool,
+    pub writer: Writer,
+    /// How much of long messages is worked on at one time, in KiB.
+    parse_budget: Semaphore,
+    /// For messages that are stored on a connection of their own.
+    direct_store_permits: Semaphore,
+}
+
+impl Messages {
+    pub fn new(platform: Platform) -> Self {
+        let settings = &platform.config.database;
+        Self(Arc::new(MessagesInner {
+            message_pages: platform.db.open_pool("pages", settings.page_connections(), page::SETTINGS),
+            writer: Writer::default(),
+            parse_budget: Semaphore::new(incoming::PARSE_BUDGET_KIB as usize),
+            direct_store_permits: Semaphore::new((settings.connections / 4).max(1)),
+            platform,
+        }))
+    }
+}
+
+pub fn router() -> OpenApiRouter<Messages> {
     OpenApiRouter::new()
         .routes(routes!(api::store_message, api::get_messages))
         .routes(routes!(meta::patch_message_meta))
@@ -47,7 +82,7 @@ pub struct Written {
     pub ready: Ready,
     pub stored: InsertedMessage,
     /// What is still to be committed, together with the answer.
-    pub act: Option<Act>,
+    pub tx: Option<IdempotentTx>,
 }
 
 /// A signed URL, which needs no key.

@@ -10,6 +10,18 @@ use crate::db::page::Cursor;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::time::Timestamp;
 
+/// Planner settings for reading pages of messages. That statement uses one index whatever the session, so it is planned once for
+/// each connection: planning takes longer than running it, and without these settings Postgres plans it again for each limit,
+/// or reads the whole session and sorts it.
+pub(super) const SETTINGS: &[(&str, &str)] = &[
+    ("enable_bitmapscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_seqscan", "off"),
+    ("enable_sort", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+];
+
 /// A message as it is stored.
 pub struct Row {
     pub id: MessageId,

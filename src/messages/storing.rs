@@ -4,9 +4,9 @@ use super::incoming::Ready;
 use super::new_message::{InsertOutcome, NewMessage};
 use super::store;
 use super::{Written, writer};
-use crate::app::App;
 use crate::error::{Error, Result};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
+use crate::messages::Messages;
 use crate::seal::Owner;
 use crate::sessions;
 
@@ -18,17 +18,17 @@ pub(super) const CHANGING: Error = Error::Conflict(std::borrow::Cow::Borrowed(
 ));
 
 /// Stores a message.
-pub async fn store(app: &App, owner: &Owner, ready: Ready) -> Result<Written> {
+pub async fn store(ctx: &Messages, owner: &Owner, ready: Ready) -> Result<Written> {
     let mut sealed = owner.encrypted;
     for _ in 0..FORM_TRIES {
-        let message = ready.in_form(app, owner, sealed).await?;
+        let message = ready.in_form(ctx, owner, sealed).await?;
         if message.content.len() <= writer::LARGE
-            && let Some(stored) = app.messages.store(message.clone()).await?
+            && let Some(stored) = ctx.writer.store(message.clone()).await?
         {
-            return Ok(Written { ready, stored, act: None });
+            return Ok(Written { ready, stored, tx: None });
         }
-        match Box::pin(store_waiting(app, &message)).await? {
-            InsertOutcome::Inserted(stored) => return Ok(Written { ready, stored, act: None }),
+        match Box::pin(store_waiting(ctx, &message)).await? {
+            InsertOutcome::Inserted(stored) => return Ok(Written { ready, stored, tx: None }),
             InsertOutcome::SessionNotFound => return Err(sessions::NOT_FOUND),
             InsertOutcome::EncryptionChanged => sealed = !sealed,
         }
@@ -36,11 +36,11 @@ pub async fn store(app: &App, owner: &Owner, ready: Ready) -> Result<Written> {
     Err(CHANGING)
 }
 
-async fn store_waiting(app: &App, message: &NewMessage) -> Result<InsertOutcome> {
-    let buffer = (&app.config.learning).into();
+async fn store_waiting(ctx: &Messages, message: &NewMessage) -> Result<InsertOutcome> {
+    let buffer = (&ctx.config.learning).into();
     // Those who wait for a session that is held up must leave connections to the others.
-    let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
-    let mut tx = app.begin().await?;
+    let _turn = ctx.direct_store_permits.acquire().await.map_err(Error::internal)?;
+    let mut tx = ctx.db.begin().await?;
     match store::insert_one(&mut tx, message, buffer).await {
         Ok(outcome) => {
             tx.commit().await?;
@@ -49,7 +49,7 @@ async fn store_waiting(app: &App, message: &NewMessage) -> Result<InsertOutcome>
         // A try before this one has stored it.
         Err(fault) if store::is_there(&fault) => {
             tx.rollback().await?;
-            let mut conn = app.db.acquire().await?;
+            let mut conn = ctx.db.acquire().await?;
             let stored = store::get_stored(&mut conn, &[message.id]).await?.pop().flatten();
             Ok(stored.map_or(InsertOutcome::SessionNotFound, InsertOutcome::Inserted))
         }
@@ -59,28 +59,28 @@ async fn store_waiting(app: &App, message: &NewMessage) -> Result<InsertOutcome>
 }
 
 /// Stores a message in the transaction that its answer is kept in.
-pub async fn store_once(app: &App, once: &Once, owner: &Owner, ready: Ready) -> Result<Written> {
-    let buffer = (&app.config.learning).into();
+pub async fn store_once(ctx: &Messages, idempotency: &Idempotency, owner: &Owner, ready: Ready) -> Result<Written> {
+    let buffer = (&ctx.config.learning).into();
     let mut sealed = owner.encrypted;
     for _ in 0..FORM_TRIES {
-        let message = ready.in_form(app, owner, sealed).await?;
+        let message = ready.in_form(ctx, owner, sealed).await?;
         if message.content.len() <= writer::LARGE {
-            let mut act = once.begin(app).await?;
-            let mut stored = store::insert(&mut act, std::slice::from_ref(&message), buffer).await?;
+            let mut tx = idempotency.begin().await?;
+            let mut stored = store::insert(&mut tx, std::slice::from_ref(&message), buffer).await?;
             if let Some(stored) = stored.pop().flatten() {
-                return Ok(Written { ready, stored, act: Some(act) });
+                return Ok(Written { ready, stored, tx: Some(tx) });
             }
-            act.rollback().await?;
+            tx.rollback().await?;
         }
         // As above: those who wait must leave connections to the others.
-        let _turn = app.waiting_stores.acquire().await.map_err(Error::internal)?;
-        let mut act = once.begin(app).await?;
-        match store::insert_one(&mut act, &message, buffer).await? {
-            InsertOutcome::Inserted(stored) => return Ok(Written { ready, stored, act: Some(act) }),
+        let _turn = ctx.direct_store_permits.acquire().await.map_err(Error::internal)?;
+        let mut tx = idempotency.begin().await?;
+        match store::insert_one(&mut tx, &message, buffer).await? {
+            InsertOutcome::Inserted(stored) => return Ok(Written { ready, stored, tx: Some(tx) }),
             InsertOutcome::SessionNotFound => return Err(sessions::NOT_FOUND),
             InsertOutcome::EncryptionChanged => sealed = !sealed,
         }
-        act.rollback().await?;
+        tx.rollback().await?;
     }
     Err(CHANGING)
 }

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::new_message::{InsertedMessage, NewMessage};
 use super::store::{self, Buffer};
-use crate::app::App;
 use crate::db::pooler::PoolerCheck;
 use crate::error::{Error, Result, is_outage};
+use crate::messages::Messages;
 
 /// How many messages are committed together at most.
 const BATCH: usize = 256;
@@ -83,26 +83,26 @@ impl Writer {
 ///
 /// # Errors
 /// There is no thread to be had, or it has panicked.
-pub async fn run(app: App) -> anyhow::Result<()> {
-    let inbox = app.messages.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+pub async fn run(ctx: Messages) -> anyhow::Result<()> {
+    let inbox = ctx.writer.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(inbox) = inbox else { return Ok(()) };
     let cut_off = CancellationToken::new();
     let _cut_off_when_dropped = cut_off.clone().drop_guard();
     let (done, ended) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("message-writer".into()).spawn(move || {
-        runtime.block_on(cut_off.run_until_cancelled(serve(app, inbox)));
+        runtime.block_on(cut_off.run_until_cancelled(serve(ctx, inbox)));
         // Nobody listens any more if this was cut off.
         let _ = done.send(());
     })?;
     ended.await.context("it panicked")
 }
 
-async fn serve(app: App, mut inbox: mpsc::Receiver<Waiting>) {
+async fn serve(ctx: Messages, mut inbox: mpsc::Receiver<Waiting>) {
     let mut line = Line {
-        options: app.db.connect_options().as_ref().clone(),
-        pooler: app.pooler.clone(),
-        buffer: (&app.config.learning).into(),
+        options: ctx.db.connect_options().as_ref().clone(),
+        pooler: ctx.db.pooler().clone(),
+        buffer: (&ctx.config.learning).into(),
         verified: Instant::now(),
         conn: None,
     };

@@ -5,12 +5,12 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::store;
-use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, PathParam, Query};
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, EmptyResponse};
 use crate::ids::ProjectId;
+use crate::platform::Platform;
 
 /// The routes that store bytes, as gateways name them. They are refused when a project has too many.
 const STORING: [&str; 2] = ["api/v1/session/:session_id/messages", "api/v1/disk/:disk_id/artifact"];
@@ -46,7 +46,7 @@ pub struct GetQuota {
     params(("project_id" = ProjectId, Path), GetQuota), security(("AdminToken" = [])),
     responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn get_quota(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     Path(project): Path<Asked>,
     Query(query): Query<GetQuota>,
 ) -> Result<Response> {
@@ -56,7 +56,7 @@ pub async fn get_quota(
     let (path, method) = (required("path", query.path)?, required("method", query.method)?);
     let project: ProjectId = project.0.parse().map_err(|_| Error::bad("invalid project id"))?;
     if stores(&path, &method) {
-        let mut conn = app.db.acquire().await?;
+        let mut conn = platform.db.acquire().await?;
         if store::is_excess(&mut conn, project, store::STORAGE).await? {
             return Err(Error::Forbidden("quota exceeded"));
         }

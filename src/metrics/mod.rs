@@ -13,8 +13,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use crate::app::App;
 use crate::ids::ProjectId;
+use crate::platform::Platform;
 use crate::time::Timestamp;
 
 /// A row of metrics.
@@ -36,7 +36,7 @@ pub struct Quota {
     pub excess: bool,
 }
 
-pub fn router() -> OpenApiRouter<App> {
+pub fn router() -> OpenApiRouter<Platform> {
     OpenApiRouter::new()
         .routes(routes!(api::get_quota))
         .routes(routes!(push::push_metrics))

@@ -13,12 +13,12 @@ use serde::Deserialize;
 use sqlx::Connection;
 
 use super::{Metric, Quota, store};
-use crate::app::App;
+use crate::db::server_state;
 use crate::error::{Error, Result};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, EmptyResponse};
-use crate::projects;
+use crate::platform::Platform;
 
 /// Until when rows were told.
 const TOLD: &str = "metrics_told_until";
@@ -41,47 +41,47 @@ struct Told {
 /// What has changed since the last time goes to `METRICS_PUSH_URL`, whose answer says which projects have too much.
 #[utoipa::path(post, path = "/metrics/v1", tag = "metrics", security(("AdminToken" = [])),
     responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn push_metrics(State(app): State<App>, once: Once) -> Result<Response> {
-    once.look(&app).await?;
-    let Some(url) = app.config.server.metrics_push_url.as_deref() else {
+pub async fn push_metrics(State(platform): State<Platform>, idempotency: Idempotency) -> Result<Response> {
+    idempotency.replay_if_completed().await?;
+    let Some(url) = platform.config.server.metrics_push_url.as_deref() else {
         return Err(Error::unavailable("there is nobody to tell: the server was started without METRICS_PUSH_URL"));
     };
     // Held by a connection of its own, so that it goes with this process.
-    let mut lock = app.db.acquire().await?.detach();
+    let mut lock = platform.db.acquire().await?.detach();
     if !store::try_lock_push(&mut lock).await? {
         return Err(Error::TooMany("another push is in progress, please try again later"));
     }
-    let pushed = push(&app, url).await;
+    let pushed = push(&platform, url).await;
     lock.close().await?;
-    once.keep(&app, response::message(pushed?)).await
+    idempotency.store_response(response::message(pushed?)).await
 }
 
-async fn push(app: &App, url: &str) -> Result<&'static str> {
-    let mut conn = app.db.acquire().await?;
+async fn push(platform: &Platform, url: &str) -> Result<&'static str> {
+    let mut conn = platform.db.acquire().await?;
     let until = store::now(&mut conn).await? - SETTLED;
-    let last = projects::store::get_state(&mut conn, TOLD).await?;
+    let last = server_state::get_state(&mut conn, TOLD).await?;
     let last = last.and_then(|last| last.parse::<DateTime<Utc>>().ok()).unwrap_or(until - FIRST);
     store::measure_storage(&mut conn).await?;
     let metrics = store::list_changed(&mut conn, last, until).await?;
     drop(conn);
-    let quota = if metrics.is_empty() { Vec::new() } else { tell(app, url, &metrics).await? };
-    let mut tx = app.begin().await?;
+    let quota = if metrics.is_empty() { Vec::new() } else { tell(platform, url, &metrics).await? };
+    let mut tx = platform.db.begin().await?;
     for one in &quota {
         store::set_excess(&mut tx, one.project_id, &format!("excess.{}", one.tag), one.excess).await?;
     }
-    projects::store::set_state(&mut tx, TOLD, &until.to_rfc3339()).await?;
+    server_state::set_state(&mut tx, TOLD, &until.to_rfc3339()).await?;
     tx.commit().await?;
     Ok(if metrics.is_empty() { "no metrics to push" } else { "metrics pushed successfully" })
 }
 
-async fn tell(app: &App, url: &str, metrics: &[Metric]) -> Result<Vec<Quota>> {
+async fn tell(platform: &Platform, url: &str, metrics: &[Metric]) -> Result<Vec<Quota>> {
     let failed = |what: &str, fault: reqwest::Error| Error::Upstream {
         msg: format!("failed to {what}").into(),
         cause: Some(fault.without_url().into()),
     };
-    let token = app.config.keys.root_token.expose_secret();
+    let token = platform.config.keys.root_token.expose_secret();
     let body = serde_json::json!({ "metrics": metrics }).to_string();
-    let request = app.http.post(url).timeout(TIMEOUT).bearer_auth(token);
+    let request = platform.http_client.post(url).timeout(TIMEOUT).bearer_auth(token);
     let request = request.header("Content-Type", "application/json").body(body);
     let mut answer = request.send().await.map_err(|fault| failed("call external API", fault))?;
     if answer.status() != reqwest::StatusCode::OK {

@@ -9,12 +9,12 @@ use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
 use crate::http::openapi::Refusals;
 use crate::ids::ProjectId;
 use crate::json;
+use crate::platform::Platform;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// What the spans of this server tell their project by.
@@ -46,11 +46,11 @@ pub struct FindTraces {
     params(("project_id" = ProjectId, Path), FindTraces), security(("AdminToken" = [])),
     responses((status = 200, description = "As Jaeger answers", content_type = "application/json"), Refusals))]
 pub async fn find_traces(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     Path(project): Path<ProjectId>,
     Query(query): Query<FindTraces>,
 ) -> Result<Response> {
-    let Some(endpoint) = app.config.telemetry.jaeger_query_endpoint.as_deref() else {
+    let Some(endpoint) = platform.config.telemetry.jaeger_query_endpoint.as_deref() else {
         let msg = "there are no traces to be asked: the server was started without JAEGER_QUERY_ENDPOINT";
         return Err(Error::unavailable(msg));
     };
@@ -70,9 +70,8 @@ pub async fn find_traces(
     ];
     let asked: Vec<_> = asked.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
     let url = format!("{}/api/traces", endpoint.trim_end_matches('/'));
-    let answer = app.http.get(url).query(&asked).timeout(TIMEOUT).send().await.map_err(|fault| Error::Upstream {
-        msg: "failed to query Jaeger".into(),
-        cause: Some(fault.without_url().into()),
+    let answer = platform.http_client.get(url).query(&asked).timeout(TIMEOUT).send().await.map_err(|fault| {
+        Error::Upstream { msg: "failed to query Jaeger".into(), cause: Some(fault.without_url().into()) }
     })?;
     let mut response = Response::builder().status(answer.status());
     for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {

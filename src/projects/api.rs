@@ -7,14 +7,14 @@ use serde_json::{Map, Value};
 
 use super::keys::{self, Made};
 use super::store;
-use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path, RequestBody};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::ProjectId;
+use crate::projects::Projects;
 
 /// Marks the default project; not for anyone else's `configs`.
 const ROOT_MARK: &str = "__default_init_project__";
@@ -46,18 +46,22 @@ pub struct CreatedProject {
 #[utoipa::path(post, path = "/admin/v1/project", tag = "admin", request_body = CreateProject,
     security(("AdminToken" = [])),
     responses((status = 200, body = Envelope<CreatedProject>), Refusals))]
-pub async fn create_project(State(app): State<App>, once: Once, Json(body): Json<CreateProject>) -> Result<Response> {
+pub async fn create_project(
+    State(ctx): State<Projects>,
+    idempotency: Idempotency,
+    Json(body): Json<CreateProject>,
+) -> Result<Response> {
     if let Some(configs) = &body.configs {
-        storable_object("configs", configs, app.config.limits.meta)?;
+        storable_object("configs", configs, ctx.config.limits.meta)?;
         if configs.contains_key(ROOT_MARK) {
             return Err(Error::field("configs", format_args!("must not contain {ROOT_MARK}")));
         }
     }
-    once.look(&app).await?;
-    let Made { new, secret_key } = keys::make(&app, None).await?;
-    let mut act = once.begin(&app).await?;
-    let project_id = store::insert(&mut act, &new, body.configs.map(Value::Object)).await?;
-    act.commit(response::ok(CreatedProject { project_id, secret_key })).await
+    idempotency.replay_if_completed().await?;
+    let Made { new, secret_key } = keys::make(&ctx, None).await?;
+    let mut tx = idempotency.begin().await?;
+    let project_id = store::insert(&mut tx, &new, body.configs.map(Value::Object)).await?;
+    tx.commit(response::ok(CreatedProject { project_id, secret_key })).await
 }
 
 /// Delete a project
@@ -66,10 +70,14 @@ pub async fn create_project(State(app): State<App>, once: Once, Json(body): Json
 #[utoipa::path(delete, path = "/admin/v1/project/{project_id}", tag = "admin",
     params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])),
     responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn delete_project(State(app): State<App>, once: Once, Path(project): Path<ProjectId>) -> Result<Response> {
-    let mut act = once.begin(&app).await?;
-    store::delete(&mut act, project).await?;
-    let answer = act.commit(response::message("project deleted")).await?;
-    app.keys.forget(project);
+pub async fn delete_project(
+    State(ctx): State<Projects>,
+    idempotency: Idempotency,
+    Path(project): Path<ProjectId>,
+) -> Result<Response> {
+    let mut tx = idempotency.begin().await?;
+    store::delete(&mut tx, project).await?;
+    let answer = tx.commit(response::message("project deleted")).await?;
+    ctx.authenticator.invalidate_project(project);
     Ok(answer)
 }

@@ -6,15 +6,15 @@ use axum::response::Response;
 use serde_json::{Map, Value};
 
 use super::store;
-use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::extract::body_bytes;
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
 use crate::json;
+use crate::projects::Projects;
 
 /// The largest patch, in bytes.
 const MAX_PATCH: u64 = 64 * 1024;
@@ -64,8 +64,8 @@ pub struct ProjectConfigs {
 /// Those that were set, and `encryption_enabled`.
 #[utoipa::path(get, path = "/api/v1/project/configs", tag = "project",
     responses((status = 200, body = Envelope<ProjectConfigs>), Refusals))]
-pub async fn get_project_configs(State(app): State<App>, caller: Caller) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+pub async fn get_project_configs(State(ctx): State<Projects>, caller: Caller) -> Result<Response> {
+    let mut conn = ctx.db.acquire().await?;
     let settings = store::get_settings(&mut conn, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let mut configs = settings.configs;
     configs.insert(ENCRYPTED.into(), settings.encryption_enabled.into());
@@ -78,27 +78,27 @@ pub async fn get_project_configs(State(app): State<App>, caller: Caller) -> Resu
 #[utoipa::path(patch, path = "/api/v1/project/configs", tag = "project", request_body = ProjectConfigs,
     responses((status = 200, body = Envelope<ProjectConfigs>), Refusals))]
 pub async fn update_project_configs(
-    State(app): State<App>,
+    State(ctx): State<Projects>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     request: Request,
 ) -> Result<Response> {
-    let patch = read(&app, request).await?;
+    let patch = read(&ctx, request).await?;
     patch.iter().try_for_each(|(name, value)| check(name, value))?;
-    let mut act = once.begin(&app).await?;
-    store::lock(&mut act, caller.project).await?.ok_or(UNAUTHORIZED)?;
-    let settings = store::get_settings(&mut act, caller.project).await?.ok_or(UNAUTHORIZED)?;
+    let mut tx = idempotency.begin().await?;
+    store::lock(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
+    let settings = store::get_settings(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let configs = merge(settings.configs, patch);
-    storable_object("configs", &configs, app.config.limits.meta)?;
-    store::set_settings(&mut act, caller.project, &configs).await?;
-    let answer = act.commit(response::ok_with_message("ok", configs)).await?;
+    storable_object("configs", &configs, ctx.config.limits.meta)?;
+    store::set_settings(&mut tx, caller.project, &configs).await?;
+    let answer = tx.commit(response::ok_with_message("ok", configs)).await?;
     // The others are told by the database; this process shall not act on the old ones after it has answered.
-    app.keys.forget(caller.project);
+    ctx.authenticator.invalidate_project(caller.project);
     Ok(answer)
 }
 
-async fn read(app: &App, request: Request) -> Result<Map<String, Value>> {
-    let body = body_bytes(request, app, MAX_PATCH).await.map_err(|fault| match fault {
+async fn read(ctx: &Projects, request: Request) -> Result<Map<String, Value>> {
+    let body = body_bytes(request, &ctx.request_context, MAX_PATCH).await.map_err(|fault| match fault {
         Error::TooLarge(_) => Error::TooLarge(NO_PATCH.into()),
         fault => fault,
     })?;

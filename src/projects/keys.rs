@@ -6,15 +6,15 @@ use axum::response::Response;
 use serde::Serialize;
 
 use super::store::{self, NewKey};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::crypto::{KEY_PREFIX, MasterKey, ProjectKey};
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::extract::Path;
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
 use crate::ids::ProjectId;
+use crate::projects::Projects;
 
 /// A key that was made: how it is kept, and how its owner writes it.
 pub struct Made {
@@ -26,10 +26,10 @@ pub struct Made {
 ///
 /// # Errors
 /// The system gives no random bytes.
-pub async fn make(app: &App, master_key: Option<MasterKey>) -> Result<Made> {
-    let app = app.clone();
+pub async fn make(ctx: &Projects, master_key: Option<MasterKey>) -> Result<Made> {
+    let ctx = ctx.clone();
     let make = move || -> anyhow::Result<Made> {
-        let pepper = app.config.keys.pepper();
+        let pepper = ctx.config.keys.pepper();
         let (key, text) = match master_key {
             Some(master_key) => ProjectKey::generate_around(&master_key, pepper)?,
             None => ProjectKey::generate(pepper)?,
@@ -56,14 +56,14 @@ pub struct ReplacedKey {
 /// nothing else.
 #[utoipa::path(put, path = "/admin/v1/project/secret_key", tag = "admin",
     responses((status = 200, body = Envelope<ReplacedKey>), Refusals))]
-pub async fn replace_key(State(app): State<App>, caller: Caller, once: Once) -> Result<Response> {
-    once.look(&app).await?;
+pub async fn replace_key(State(ctx): State<Projects>, caller: Caller, idempotency: Idempotency) -> Result<Response> {
+    idempotency.replay_if_completed().await?;
     if caller.is_replaced {
         return Err(UNAUTHORIZED);
     }
-    let made = make(&app, caller.owner.kek.as_ref().map(|kek| kek.master().clone())).await?;
-    let mut act = once.begin(&app).await?;
-    let locked = store::lock(&mut act, caller.project).await?.ok_or(UNAUTHORIZED)?;
+    let made = make(&ctx, caller.owner.kek.as_ref().map(|kek| kek.master().clone())).await?;
+    let mut tx = idempotency.begin().await?;
+    let locked = store::lock(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
     if locked.secret_key_hmac != *caller.lookup {
         // Another request was faster.
         return Err(UNAUTHORIZED);
@@ -74,11 +74,11 @@ pub async fn replace_key(State(app): State<App>, caller: Caller, once: Once) -> 
              re-issue a v2 key first",
         ));
     }
-    store::update_key(&mut act, caller.project, &made.new).await?;
-    store::insert_replaced(&mut act, caller.project, &caller.lookup).await?;
-    let answer = act.commit(response::ok(ReplacedKey { secret_key: made.secret_key })).await?;
+    store::update_key(&mut tx, caller.project, &made.new).await?;
+    store::insert_replaced(&mut tx, caller.project, &caller.lookup).await?;
+    let answer = tx.commit(response::ok(ReplacedKey { secret_key: made.secret_key })).await?;
     // The others are told by the database.
-    app.keys.forget(caller.project);
+    ctx.authenticator.invalidate_project(caller.project);
     Ok(answer)
 }
 
@@ -88,28 +88,32 @@ pub async fn replace_key(State(app): State<App>, caller: Caller, once: Once) -> 
 #[utoipa::path(put, path = "/admin/v1/project/{project_id}/secret_key", tag = "admin",
     params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])),
     responses((status = 200, body = Envelope<ReplacedKey>), Refusals))]
-pub async fn reset_key(State(app): State<App>, once: Once, Path(project): Path<ProjectId>) -> Result<Response> {
-    once.look(&app).await?;
-    let made = make(&app, None).await?;
-    let mut act = once.begin(&app).await?;
-    let locked = store::lock(&mut act, project).await?.ok_or(Error::NotFound("project not found"))?;
+pub async fn reset_key(
+    State(ctx): State<Projects>,
+    idempotency: Idempotency,
+    Path(project): Path<ProjectId>,
+) -> Result<Response> {
+    idempotency.replay_if_completed().await?;
+    let made = make(&ctx, None).await?;
+    let mut tx = idempotency.begin().await?;
+    let locked = store::lock(&mut tx, project).await?.ok_or(Error::NotFound("project not found"))?;
     if locked.is_sealed() {
         return Err(Error::bad(
             "cannot rotate key for encrypted projects via admin API — use the project Bearer token endpoint to \
              preserve the master key",
         ));
     }
-    store::update_key(&mut act, project, &made.new).await?;
-    let answer = act.commit(response::ok(ReplacedKey { secret_key: made.secret_key })).await?;
-    app.keys.forget(project);
+    store::update_key(&mut tx, project, &made.new).await?;
+    let answer = tx.commit(response::ok(ReplacedKey { secret_key: made.secret_key })).await?;
+    ctx.authenticator.invalidate_project(project);
     Ok(answer)
 }
 
-/// Forgets keys that were replaced long ago.
+/// Deletes the records of keys that were rotated long ago. Periodic.
 ///
 /// # Errors
 /// The database fails.
-pub async fn forget_old(app: App) -> Result<()> {
-    let mut conn = app.db.acquire().await?;
+pub async fn purge_rotated(ctx: Projects) -> Result<()> {
+    let mut conn = ctx.db.acquire().await?;
     Ok(store::delete_replaced(&mut conn).await?)
 }

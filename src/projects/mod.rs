@@ -12,11 +12,34 @@ pub mod store;
 pub mod usage_store;
 pub mod usages;
 
-use crate::app::App;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub fn router() -> OpenApiRouter<App> {
+use crate::auth::keys::Authenticator;
+use crate::platform::{Platform, platform_context};
+
+platform_context! {
+    /// The context of projects.
+    Projects, ProjectsInner
+}
+
+pub struct ProjectsInner {
+    platform: Platform,
+    authenticator: Authenticator,
+    /// Notified whenever the content of a project is all in the wanted form.
+    conversion_finished: Notify,
+}
+
+impl Projects {
+    pub fn new(platform: Platform, authenticator: Authenticator) -> Self {
+        Self(Arc::new(ProjectsInner { platform, authenticator, conversion_finished: Notify::new() }))
+    }
+}
+
+pub fn router() -> OpenApiRouter<Projects> {
     OpenApiRouter::new()
         .routes(routes!(api::create_project))
         .routes(routes!(api::delete_project))

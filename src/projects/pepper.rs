@@ -16,6 +16,7 @@ use sqlx::PgConnection;
 use super::store::{self, PepperEvidence};
 use crate::config::Keys;
 use crate::crypto::{self, ProjectKey};
+use crate::db::server_state;
 
 /// The name of the digest in `server_state`.
 const DIGEST: &str = "pepper_digest";
@@ -133,7 +134,7 @@ pub async fn record(conn: &mut PgConnection, keys: &Keys) -> anyhow::Result<()> 
         Some(Verdict::Unknown) => bail!(UNVERIFIED),
         Some(Verdict::Same) | None => {}
     }
-    Ok(store::set_state(conn, DIGEST, &crypto::pepper_digest(pepper.expose_secret())).await?)
+    Ok(server_state::set_state(conn, DIGEST, &crypto::pepper_digest(pepper.expose_secret())).await?)
 }
 
 /// Generates a pepper and stores it durably.

@@ -9,26 +9,27 @@ use serde_json::json;
 
 use super::pepper;
 use super::store::{self, NewKey, ROOT_TOKEN};
-use crate::app::App;
 use crate::crypto::ProjectKey;
+use crate::db::server_state;
 use crate::ids::ProjectId;
+use crate::platform::Platform;
 
 /// Sees to the default project. Several processes may do this at once.
 ///
 /// # Errors
 /// The database fails, or the token changed while the project is encrypted.
-pub async fn ensure(app: &App) -> anyhow::Result<ProjectId> {
-    let key = ProjectKey::parse(app.config.keys.root_token.expose_secret());
-    let pepper = app.config.keys.pepper();
+pub async fn ensure(platform: &Platform) -> anyhow::Result<ProjectId> {
+    let key = ProjectKey::parse(platform.config.keys.root_token.expose_secret());
+    let pepper = platform.config.keys.pepper();
     let lookup = key.lookup(pepper);
     key.master_key(pepper)
         .context("ROOT_API_BEARER_TOKEN is a compact key that was made under another ROOT_SECRET_PEPPER")?;
 
-    let mut tx = app.begin().await?;
+    let mut tx = platform.db.begin().await?;
     sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd root project'))").fetch_one(&mut *tx).await?;
-    pepper::record(&mut tx, &app.config.keys).await?;
+    pepper::record(&mut tx, &platform.config.keys).await?;
     let root = store::lock_root(&mut tx).await?;
-    let applied = store::get_state(&mut tx, ROOT_TOKEN).await?;
+    let applied = server_state::get_state(&mut tx, ROOT_TOKEN).await?;
     let project = match root {
         Some((project, _)) if applied.as_deref() == Some(lookup.as_str()) => project,
         Some((_, true)) => bail!(
@@ -36,7 +37,7 @@ pub async fn ensure(app: &App) -> anyhow::Result<ProjectId> {
              token could not open its content; set the former token, or decrypt the project first"
         ),
         Some((project, false)) => {
-            let new = hashed(key, lookup.clone(), app).await?;
+            let new = hashed(key, lookup.clone(), platform).await?;
             let updated = store::update_key(&mut tx, project, &new).await;
             updated.map_err(taken_or)?;
             // It is current again, whether or not it was rotated before.
@@ -44,12 +45,12 @@ pub async fn ensure(app: &App) -> anyhow::Result<ProjectId> {
             project
         }
         None => {
-            let new = hashed(key, lookup.clone(), app).await?;
+            let new = hashed(key, lookup.clone(), platform).await?;
             let inserted = store::insert(&mut tx, &new, Some(json!({"__default_init_project__": true}))).await;
             inserted.map_err(taken_or)?
         }
     };
-    store::set_state(&mut tx, ROOT_TOKEN, &lookup).await?;
+    server_state::set_state(&mut tx, ROOT_TOKEN, &lookup).await?;
     tx.commit().await?;
     Ok(project)
 }
@@ -64,8 +65,8 @@ fn taken_or(error: sqlx::Error) -> anyhow::Error {
     }
 }
 
-async fn hashed(key: ProjectKey, secret_key_hmac: String, app: &App) -> anyhow::Result<NewKey> {
-    let app = app.clone();
-    let hash = tokio::task::spawn_blocking(move || key.hash(app.config.keys.pepper())).await??;
+async fn hashed(key: ProjectKey, secret_key_hmac: String, platform: &Platform) -> anyhow::Result<NewKey> {
+    let platform = platform.clone();
+    let hash = tokio::task::spawn_blocking(move || key.hash(platform.config.keys.pepper())).await??;
     Ok(NewKey { secret_key_hmac, secret_key_hash_phc: hash })
 }

@@ -1,37 +1,12 @@
 //! SQL of projects.
 
-use std::time::Duration;
-
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
+use crate::auth::store::ROTATED_KEY_RETENTION;
 use crate::db::interval;
 use crate::ids::ProjectId;
-
-/// What a key leads to.
-pub struct Found {
-    pub id: ProjectId,
-    pub secret_key_hash_phc: String,
-    pub encryption_enabled: bool,
-    /// Of the master key that content is sealed with.
-    pub seal_check: Option<Vec<u8>>,
-    /// So many messages of a session need not wait longer to be observed, if the project has set it.
-    pub buffer_turns: Option<Value>,
-}
-
-/// Finds a project by what is derived from its key. The only look-up without a project: it is how one is found.
-pub async fn get_by_lookup(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<Found>> {
-    sqlx::query_as!(
-        Found,
-        r#"select id as "id: ProjectId", secret_key_hash_phc, encryption_enabled, seal_check,
-                  configs #> '{project_config,project_session_message_buffer_max_turns}' as buffer_turns
-           from projects where secret_key_hmac = $1"#,
-        secret_key_hmac,
-    )
-    .fetch_optional(conn)
-    .await
-}
 
 /// A key as the database keeps it.
 pub struct NewKey {
@@ -144,9 +119,6 @@ pub async fn lock(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<O
     .await
 }
 
-/// How long the answer that told a new key can be asked for again with the old one.
-const REPLACED: Duration = Duration::from_hours(24);
-
 /// Records that a project's key was rotated. The key may have been rotated before and set again by a start with that root token.
 pub async fn insert_replaced(conn: &mut PgConnection, project: ProjectId, secret_key_hmac: &str) -> sqlx::Result<()> {
     sqlx::query!(
@@ -160,42 +132,16 @@ pub async fn insert_replaced(conn: &mut PgConnection, project: ProjectId, secret
     .map(drop)
 }
 
-/// Whose key this was until it was replaced lately.
-pub async fn get_replaced(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<(ProjectId, bool)>> {
-    let row = sqlx::query!(
-        r#"select p.id as "id: ProjectId", p.encryption_enabled
-           from replaced_keys r join projects p on p.id = r.project_id
-           where r.secret_key_hmac = $1 and r.replaced_at > now() - $2::interval"#,
-        secret_key_hmac,
-        interval(REPLACED) as _
-    );
-    Ok(row.fetch_optional(conn).await?.map(|row| (row.id, row.encryption_enabled)))
-}
-
 /// Removes the record of one rotated key.
 pub async fn delete_replaced_key(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<()> {
     sqlx::query!("delete from replaced_keys where secret_key_hmac = $1", secret_key_hmac).execute(conn).await.map(drop)
 }
 
-/// Forgets keys that were replaced long ago.
+/// Deletes the records of keys that were rotated long ago.
 pub async fn delete_replaced(conn: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::query!("delete from replaced_keys where replaced_at <= now() - $1::interval", interval(REPLACED) as _)
-        .execute(conn)
-        .await
-        .map(drop)
-}
-
-/// Reads a fact about this installation.
-pub async fn get_state(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<String>> {
-    sqlx::query_scalar!("select value from server_state where name = $1", name).fetch_optional(conn).await
-}
-
-pub async fn set_state(conn: &mut PgConnection, name: &str, value: &str) -> sqlx::Result<()> {
     sqlx::query!(
-        "insert into server_state (name, value) values ($1, $2)
-         on conflict (name) do update set value = excluded.value, updated_at = now()",
-        name,
-        value,
+        "delete from replaced_keys where replaced_at <= now() - $1::interval",
+        interval(ROTATED_KEY_RETENTION) as _
     )
     .execute(conn)
     .await

@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::usage_store::{self as store, Counted, Mean, Statistics, TaskCounts};
-use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
 use crate::ids::ProjectId;
+use crate::projects::Projects;
 
 const NOT_FOUND: Error = Error::NotFound("project not found");
 /// How many days are told about, if it is not said or cannot be.
@@ -23,8 +23,8 @@ const MAX_DAYS: u64 = 366;
 #[utoipa::path(get, path = "/admin/v1/project/{project_id}/statistics", tag = "admin",
     params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])),
     responses((status = 200, body = Envelope<Statistics>), Refusals))]
-pub async fn get_project_statistics(State(app): State<App>, Path(project): Path<ProjectId>) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+pub async fn get_project_statistics(State(ctx): State<Projects>, Path(project): Path<ProjectId>) -> Result<Response> {
+    let mut conn = ctx.db.acquire().await?;
     let statistics = store::count(&mut conn, project).await?.ok_or(NOT_FOUND)?;
     Ok(response::ok(statistics))
 }
@@ -124,12 +124,12 @@ pub struct Usages {
     params(("project_id" = ProjectId, Path), GetUsages), security(("AdminToken" = [])),
     responses((status = 200, body = Envelope<Usages>), Refusals))]
 pub async fn get_project_usages(
-    State(app): State<App>,
+    State(ctx): State<Projects>,
     Path(project): Path<ProjectId>,
     Query(query): Query<GetUsages>,
 ) -> Result<Response> {
     let wanted = Wanted::parse(&query)?;
-    let mut conn = app.db.acquire().await?;
+    let mut conn = ctx.db.acquire().await?;
     if !store::exists(&mut conn, project).await? {
         return Err(NOT_FOUND);
     }

@@ -7,17 +7,17 @@ use serde_json::{Map, Value};
 
 use super::store::{self, Filter, NewSession};
 use super::{NOT_FOUND, Session};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::db::page::{Cursor, PageRequest};
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Fields, Flag, Path, Query, RequestBody};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::json::{contained_object, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::SessionId;
+use crate::platform::Platform;
 use crate::users::{self, Identifier};
 
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -49,30 +49,29 @@ impl RequestBody for CreateSession {
     responses((status = 201, body = Envelope<Session>),
         (status = 200, description = "It was there already", body = Envelope<Session>), Refusals))]
 pub async fn create_session(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Fields(body): Fields<CreateSession>,
 ) -> Result<Response> {
     let wanted = wanted_id(body.use_uuid.as_deref())?;
     if let Some(configs) = &body.configs {
-        storable_object("configs", configs, app.config.limits.meta)?;
+        storable_object("configs", configs, platform.config.limits.meta)?;
     }
-    let mut act = once.begin(&app).await?;
-    let user = users::named(&mut act, caller.project, body.user.as_ref()).await?;
+    let mut tx = idempotency.begin().await?;
+    let user = users::named(&mut tx, caller.project, body.user.as_ref()).await?;
     let id = wanted.unwrap_or_default();
     let disable_task_tracking = Flag::or(body.disable_task_tracking, false);
     let new = NewSession { id, user, disable_task_tracking, configs: body.configs };
-    let made = store::insert(&mut act, caller.project, new)
-        .await
-        .on_constraint("sessions_project_id_fkey", || UNAUTHORIZED)?;
+    let made =
+        store::insert(&mut tx, caller.project, new).await.on_constraint("sessions_project_id_fkey", || UNAUTHORIZED)?;
     let answer = if let Some(session) = made {
         response::created(session)
     } else {
-        let there = store::get(&mut act, caller.project, id).await?;
+        let there = store::get(&mut tx, caller.project, id).await?;
         response::ok(there.ok_or(Error::Conflict("session with this UUID already exists".into()))?)
     };
-    act.commit(answer).await
+    tx.commit(answer).await
 }
 
 /// Reads `use_uuid`; empty is as if it were not there. The nil UUID names nothing.
@@ -105,7 +104,7 @@ pub struct ListSessions {
 #[utoipa::path(get, path = "/api/v1/session", tag = "session", params(ListSessions, PageParams),
     responses((status = 200, body = Envelope<Page<Session>>), Refusals))]
 pub async fn list_sessions(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
     Query(query): Query<ListSessions>,
     Query(page): Query<PageParams>,
@@ -114,8 +113,9 @@ pub async fn list_sessions(
     let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
     let id = id.map_err(|wrong| Error::field("id", wrong))?;
     let user = users::filter(query.user.as_deref())?;
-    let configs = contained_object("filter_by_configs", query.filter_by_configs.as_deref(), app.config.limits.meta)?;
-    let mut conn = app.db.acquire().await?;
+    let configs =
+        contained_object("filter_by_configs", query.filter_by_configs.as_deref(), platform.config.limits.meta)?;
+    let mut conn = platform.db.acquire().await?;
     let sessions = store::list(&mut conn, caller.project, Filter { user, id, configs }, &page).await?;
     let cursor = |session: &Session| Cursor { created_at: session.created_at.0, id: session.id.0 };
     Ok(response::ok(Page::new(sessions, &page, cursor)))
@@ -127,13 +127,12 @@ pub async fn list_sessions(
 #[utoipa::path(delete, path = "/api/v1/session/{session_id}", tag = "session", params(("session_id" = SessionId, Path)),
     responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn delete_session(
-    State(app): State<App>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(session): Path<SessionId>,
 ) -> Result<Response> {
-    let mut act = once.begin(&app).await?;
-    store::check_owned(&mut act, caller.project, session).await?;
-    let deleted = store::delete(&mut act, caller.project, session).await?;
-    if deleted { act.commit(response::ok_empty()).await } else { Err(NOT_FOUND) }
+    let mut tx = idempotency.begin().await?;
+    store::check_owned(&mut tx, caller.project, session).await?;
+    let deleted = store::delete(&mut tx, caller.project, session).await?;
+    if deleted { tx.commit(response::ok_empty()).await } else { Err(NOT_FOUND) }
 }

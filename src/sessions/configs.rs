@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{NOT_FOUND, Session, store};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path, RequestBody};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::SessionId;
+use crate::platform::Platform;
 
 /// The largest patch, in bytes.
 const MAX_PATCH: usize = 64 * 1024;
@@ -23,11 +23,11 @@ const MAX_PATCH: usize = 64 * 1024;
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/configs", tag = "session",
     params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<Session>), Refusals))]
 pub async fn get_session_configs(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
     Path(session): Path<SessionId>,
 ) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+    let mut conn = platform.db.acquire().await?;
     let found = store::get(&mut conn, caller.project, session).await?;
     if found.is_none() {
         store::check_owned(&mut conn, caller.project, session).await?;
@@ -54,21 +54,21 @@ impl RequestBody for SessionConfigs {
     params(("session_id" = SessionId, Path)), request_body = SessionConfigs,
     responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn put_session_configs(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(session): Path<SessionId>,
     Json(body): Json<SessionConfigs>,
 ) -> Result<Response> {
     if let Some(configs) = &body.configs {
-        storable_object("configs", configs, app.config.limits.meta)?;
+        storable_object("configs", configs, platform.config.limits.meta)?;
     }
-    let mut act = once.begin(&app).await?;
-    store::check_owned(&mut act, caller.project, session).await?;
+    let mut tx = idempotency.begin().await?;
+    store::check_owned(&mut tx, caller.project, session).await?;
     if let Some(configs) = body.configs {
-        store::set_configs(&mut act, caller.project, session, &configs).await?;
+        store::set_configs(&mut tx, caller.project, session, &configs).await?;
     }
-    act.commit(response::ok_empty()).await
+    tx.commit(response::ok_empty()).await
 }
 
 /// What is kept with the session now.
@@ -85,9 +85,9 @@ pub struct PatchedConfigs {
     params(("session_id" = SessionId, Path)), request_body = SessionConfigs,
     responses((status = 200, body = Envelope<PatchedConfigs>), Refusals))]
 pub async fn patch_session_configs(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(session): Path<SessionId>,
     Json(body): Json<SessionConfigs>,
 ) -> Result<Response> {
@@ -95,10 +95,10 @@ pub async fn patch_session_configs(
     if serde_json::to_vec(&patch).map_err(Error::internal)?.len() > MAX_PATCH {
         return Err(Error::bad("configs size exceeds 64KB limit"));
     }
-    let mut act = once.begin(&app).await?;
-    let configs = store::lock_configs(&mut act, caller.project, session).await?.ok_or(NOT_FOUND)?;
+    let mut tx = idempotency.begin().await?;
+    let configs = store::lock_configs(&mut tx, caller.project, session).await?.ok_or(NOT_FOUND)?;
     let configs = merge(configs, patch);
-    storable_object("configs", &configs, app.config.limits.meta)?;
-    store::set_configs(&mut act, caller.project, session, &configs).await?;
-    act.commit(response::ok(PatchedConfigs { configs })).await
+    storable_object("configs", &configs, platform.config.limits.meta)?;
+    store::set_configs(&mut tx, caller.project, session, &configs).await?;
+    tx.commit(response::ok(PatchedConfigs { configs })).await
 }

@@ -7,18 +7,17 @@ use axum::response::Response;
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use crate::app::App;
 use crate::auth::Caller;
 use crate::blob::rows;
 use crate::db::interval;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, PathParam};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
 use crate::ids::{ProjectId, SessionId};
-use crate::jobs;
 use crate::messages::convert;
+use crate::platform::Platform;
 use crate::seal::Owner;
 
 /// The id as it came: clients know a text of its own for one that cannot be read.
@@ -45,34 +44,34 @@ pub struct CopiedSession {
     params(("session_id" = SessionId, Path)),
     responses((status = 200, body = Envelope<CopiedSession>), Refusals))]
 pub async fn copy_session(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(id): Path<Copied>,
 ) -> Result<Response> {
     let session: SessionId = id.0.parse().map_err(|_| Error::bad("INVALID_SESSION_ID"))?;
-    let mut act = once.begin(&app).await?;
+    let mut tx = idempotency.begin().await?;
     // First, as all do who want both.
-    let seals = rows::stores_sealed(&mut act, caller.project).await?.unwrap_or_default();
+    let seals = rows::stores_sealed(&mut tx, caller.project).await?.unwrap_or_default();
     let owner = Owner { encrypted: seals, ..caller.owner };
     owner.check_may_store()?;
-    let messages = lock(&mut act, caller.project, session).await?.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;
-    if messages > app.config.limits.copy as u64 {
+    let messages = lock(&mut tx, caller.project, session).await?.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;
+    if messages > platform.config.limits.copy as u64 {
         return Err(Error::TooLarge("SESSION_TOO_LARGE".into()));
     }
     // What is copied is in the form that the project wants.
-    let mut turned = convert::turn(&mut act, &owner, session, seals, None).await?;
+    let mut turned = convert::turn(&mut tx, &owner, session, seals, None).await?;
     while let Some(after) = turned.next {
-        turned = convert::turn(&mut act, &owner, session, seals, Some(after)).await?;
+        turned = convert::turn(&mut tx, &owner, session, seals, Some(after)).await?;
     }
     let copy = SessionId::new();
-    insert(&mut act, session, copy).await?;
-    let job_key = jobs::sealed_key(&app, &owner)?;
-    insert_content(&mut act, session, copy, app.config.learning.buffer_ttl, job_key).await?;
+    insert(&mut tx, session, copy).await?;
+    let job_key = platform.queue.wrap_key(&owner)?;
+    insert_content(&mut tx, session, copy, platform.config.learning.buffer_ttl, job_key).await?;
     let answer = response::ok(CopiedSession { old_session_id: session, new_session_id: copy });
-    let answer = act.commit(answer).await?;
-    app.jobs.wake();
-    Ok(answer)
+    // The statement enqueues a job.
+    tx.wake_on_commit();
+    tx.commit(answer).await
 }
 
 /// Locks a session, and counts its messages; `None` if the project has no such session.

@@ -15,12 +15,12 @@ use sqlx::types::Json;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::app::App;
 use crate::error::Error;
 use crate::ids::{ProjectId, SessionId, UserId};
+use crate::platform::Platform;
 use crate::time::Timestamp;
 
-pub fn router() -> OpenApiRouter<App> {
+pub fn router() -> OpenApiRouter<Platform> {
     OpenApiRouter::new()
         .routes(routes!(api::create_session, api::list_sessions))
         .routes(routes!(api::delete_session))

@@ -182,3 +182,24 @@ pub async fn set_configs(
     .await
     .map(drop)
 }
+
+/// Notes whether a job observes the session or will.
+pub async fn set_observing(conn: &mut PgConnection, session: SessionId, observing: bool) -> sqlx::Result<()> {
+    sqlx::query!("update sessions set observing = $2 where id = $1", session as _, observing)
+        .execute(conn)
+        .await
+        .map(drop)
+}
+
+/// Counts the pending messages of a session anew, after some of them were claimed.
+pub async fn recount_unobserved(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update sessions set unobserved = (select count(*) from messages
+                                           where session_id = $1 and session_task_process_status = 'pending')
+         where id = $1",
+        session as _
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

@@ -12,13 +12,13 @@ use sqlx::PgConnection;
 use super::create::{RACED, TRIES};
 use super::store::{self, Row};
 use super::{FileEntry, Skill, upload};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::db::page::{Cursor, PageRequest};
+use crate::disks;
 use crate::disks::path;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::json::{long_object_in, storable_object};
 use crate::http::memory::Reservations;
 use crate::http::multipart::{FormLimits, MultipartForm};
@@ -26,6 +26,7 @@ use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::{DiskId, SkillId};
+use crate::platform::Platform;
 use crate::users::{self, Identifier};
 
 pub const NOT_FOUND: Error = Error::NotFound("skill not found");
@@ -55,12 +56,19 @@ pub struct CreateSkill {
 #[utoipa::path(post, path = "/api/v1/agent_skills", tag = "agent_skills",
     request_body(content = CreateSkill, content_type = "multipart/form-data"),
     responses((status = 201, body = Envelope<Skill>), Refusals))]
-pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, request: Request) -> Result<Response> {
+pub async fn create_skill(
+    State(platform): State<Platform>,
+    caller: Caller,
+    idempotency: Idempotency,
+    request: Request,
+) -> Result<Response> {
     caller.owner.check_may_store()?;
     let reservations = Reservations::of(request.extensions());
     let mut form =
-        MultipartForm::read(request, &app, &FormLimits::archive(&app.config.limits)).await?.unwrap_or_default();
-    once.look(&app).await?;
+        MultipartForm::read(request, &platform.request_context, &FormLimits::archive(&platform.config.limits))
+            .await?
+            .unwrap_or_default();
+    idempotency.replay_if_completed().await?;
     let file = form.files.pop().ok_or_else(|| Error::bad_because("parameter error", "file is required"))?;
     let extension = file.name.len().checked_sub(4).and_then(|at| file.name.get(at..));
     if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case(".zip")) {
@@ -71,25 +79,30 @@ pub async fn create_skill(State(app): State<App>, caller: Caller, once: Once, re
     let user = user.map(|user| Identifier::try_from(user.to_owned())).transpose();
     let user = user.map_err(|wrong| Error::field("user", wrong))?;
     let meta = form.take_text("meta");
-    let meta = user_meta(&app, &reservations, meta).await?;
+    let meta = user_meta(&platform, &reservations, meta).await?;
     let archive = Arc::new(file.content);
     for _ in 0..TRIES {
-        let prepared = upload::unpack(&app, &caller.owner, &archive).await?;
-        let mut act = once.begin(&app).await?;
-        let user = users::named(&mut act, caller.project, user.as_ref()).await?;
-        if let Some(skill) = prepared.insert(&mut act, &app, caller.project, user, meta.clone()).await? {
-            return act.commit(response::created(skill)).await;
+        let prepared = upload::unpack(&platform, &caller.owner, &archive).await?;
+        let mut tx = idempotency.begin().await?;
+        let user = users::named(&mut tx, caller.project, user.as_ref()).await?;
+        if let Some(skill) = prepared.insert(&mut tx, &platform, caller.project, user, meta.clone()).await? {
+            return tx.commit(response::created(skill)).await;
         }
-        act.rollback().await?;
+        tx.rollback().await?;
     }
     Err(Error::unavailable(RACED))
 }
 
 /// Parses the user metadata of a skill: a JSON object as text, or an empty text.
-async fn user_meta(app: &App, reservations: &Reservations, text: String) -> Result<Option<Map<String, Value>>> {
-    let meta = long_object_in(app, reservations, "meta", "invalid meta JSON format", text).await?;
+async fn user_meta(
+    platform: &Platform,
+    reservations: &Reservations,
+    text: String,
+) -> Result<Option<Map<String, Value>>> {
+    let meta =
+        long_object_in(&platform.request_context, reservations, "meta", "invalid meta JSON format", text).await?;
     if let Some(meta) = &meta {
-        storable_object("meta", meta, app.config.limits.meta)?;
+        storable_object("meta", meta, platform.config.limits.meta)?;
     }
     Ok(meta)
 }
@@ -108,18 +121,18 @@ pub struct ListSkills {
 #[utoipa::path(get, path = "/api/v1/agent_skills", tag = "agent_skills", params(ListSkills, PageParams),
     responses((status = 200, body = Envelope<Page<Skill>>), Refusals))]
 pub async fn list_skills(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
     Query(query): Query<ListSkills>,
     Query(page): Query<PageParams>,
 ) -> Result<Response> {
     let page: PageRequest = page.parse(20, 200)?;
     let user = users::filter(query.user.as_deref())?;
-    let mut conn = app.db.acquire().await?;
+    let mut conn = platform.db.acquire().await?;
     let rows = store::list(&mut conn, caller.project, user, &page).await?;
     let cursor = |row: &Row| Cursor { created_at: row.created_at.0, id: row.id.0 };
     let mut page = Page::new(rows, &page, cursor);
-    let files = list_files(&mut conn, &app, &page.items).await?;
+    let files = list_files(&mut conn, &platform, &page.items).await?;
     if files.len() < page.items.len() {
         page = page.truncate_to(files.len(), cursor);
     }
@@ -129,9 +142,9 @@ pub async fn list_skills(
 }
 
 /// The files of each skill, by path, in one query; of fewer skills if they are too many for one answer.
-pub async fn list_files(conn: &mut PgConnection, app: &App, skills: &[Row]) -> Result<Vec<Vec<FileEntry>>> {
+pub async fn list_files(conn: &mut PgConnection, platform: &Platform, skills: &[Row]) -> Result<Vec<Vec<FileEntry>>> {
     let disks: Vec<_> = skills.iter().map(|row| row.disk_id).collect();
-    let found = store::list_files(conn, &disks, app.config.limits.list, ANSWER_FILES + 1).await?;
+    let found = store::list_files(conn, &disks, platform.config.limits.list, ANSWER_FILES + 1).await?;
     let is_cut = found.len() > ANSWER_FILES;
     let mut files: HashMap<DiskId, Vec<FileEntry>> = HashMap::with_capacity(disks.len());
     let last = found.last().map(|file| file.disk_id);
@@ -147,10 +160,14 @@ pub async fn list_files(conn: &mut PgConnection, app: &App, skills: &[Row]) -> R
 /// Get a skill
 #[utoipa::path(get, path = "/api/v1/agent_skills/{skill_id}", tag = "agent_skills",
     params(("skill_id" = SkillId, Path)), responses((status = 200, body = Envelope<Skill>), Refusals))]
-pub async fn get_skill(State(app): State<App>, caller: Caller, Path(skill): Path<SkillId>) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+pub async fn get_skill(
+    State(platform): State<Platform>,
+    caller: Caller,
+    Path(skill): Path<SkillId>,
+) -> Result<Response> {
+    let mut conn = platform.db.acquire().await?;
     let row = store::get(&mut conn, caller.project, skill).await?.ok_or(NOT_FOUND)?;
-    let files = list_files(&mut conn, &app, std::slice::from_ref(&row)).await?.pop().unwrap_or_default();
+    let files = list_files(&mut conn, &platform, std::slice::from_ref(&row)).await?.pop().unwrap_or_default();
     Ok(response::ok(row.with_files(files)))
 }
 
@@ -159,13 +176,12 @@ pub async fn get_skill(State(app): State<App>, caller: Caller, Path(skill): Path
 /// With its disk and every file on it; it leaves the learning spaces it is in.
 #[utoipa::path(delete, path = "/api/v1/agent_skills/{skill_id}", tag = "agent_skills",
     params(("skill_id" = SkillId, Path)), responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn delete_skill(
-    State(app): State<App>,
-    caller: Caller,
-    once: Once,
-    Path(skill): Path<SkillId>,
-) -> Result<Response> {
-    let mut act = once.begin(&app).await?;
-    let deleted = store::delete(&mut act, caller.project, skill).await?;
-    if deleted { act.commit(response::ok_empty()).await } else { Err(NOTHING_TO_DELETE) }
+pub async fn delete_skill(caller: Caller, idempotency: Idempotency, Path(skill): Path<SkillId>) -> Result<Response> {
+    let mut tx = idempotency.begin().await?;
+    // Its files go with the disk; the stored bytes are released to the sweep.
+    let deleted = match store::get_disk(&mut tx, caller.project, skill).await? {
+        Some(disk) => disks::store::delete(&mut tx, caller.project, disk).await?,
+        None => false,
+    };
+    if deleted { tx.commit(response::ok_empty()).await } else { Err(NOTHING_TO_DELETE) }
 }

@@ -10,8 +10,7 @@ use sqlx::PgConnection;
 use super::front_matter::FrontMatter;
 use super::store::{self, NewSkill};
 use super::{FileEntry, Skill};
-use crate::app::App;
-use crate::blob::ingest::{self, Upload};
+use crate::blob::ingest::Upload;
 use crate::blob::spool::Spool;
 use crate::disks;
 use crate::disks::changes::{self, Author, Change, Content, FileChange};
@@ -19,6 +18,7 @@ use crate::disks::path::FilePath;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::ids::{ProjectId, UserId};
 use crate::media;
+use crate::platform::Platform;
 use crate::seal::Owner;
 
 /// How many contents are put into the object store at once.
@@ -57,7 +57,11 @@ impl Contents {
     ///
     /// # Errors
     /// 503 if the object store fails.
-    pub async fn put(app: &App, owner: &Owner, source: impl Stream<Item = (FilePath, Spool)>) -> Result<Self> {
+    pub async fn put(
+        platform: &Platform,
+        owner: &Owner,
+        source: impl Stream<Item = (FilePath, Spool)>,
+    ) -> Result<Self> {
         let (mut files, mut known) = (Vec::new(), HashMap::new());
         let new = source.filter_map(|(at, content)| {
             let next = known.len();
@@ -66,7 +70,7 @@ impl Contents {
             std::future::ready((place == next).then_some((place, content)))
         });
         let put = new.map(async |(place, content)| -> Result<(usize, Upload)> {
-            Ok((place, ingest::upload(app, owner, &content).await?))
+            Ok((place, platform.blobs.upload(owner, &content).await?))
         });
         let mut uploads: Vec<_> = put.buffer_unordered(AT_ONCE).try_collect().await?;
         uploads.sort_by_key(|(place, _)| *place);
@@ -97,12 +101,12 @@ impl Prepared {
     pub async fn insert(
         &self,
         conn: &mut PgConnection,
-        app: &App,
+        platform: &Platform,
         project: ProjectId,
         user: Option<UserId>,
         meta: Option<Map<String, Value>>,
     ) -> Result<Option<Skill>> {
-        let blobs = match ingest::claim_all(app, conn, &self.contents).await {
+        let blobs = match platform.blobs.claim_all(conn, &self.contents).await {
             Ok(Some(blobs)) => blobs,
             Ok(None) => return Ok(None),
             // Another transaction takes them in another order.
@@ -112,7 +116,7 @@ impl Prepared {
         let disk =
             disks::store::insert(conn, project, user).await.on_constraint("disks_project_id_fkey", || UNAUTHORIZED)?.id;
         let changes: Vec<FileChange> = self.files.iter().map(|file| file.put(&blobs)).collect();
-        let author = Author { made_by: "api", reason: None, keep: app.config.limits.file_versions };
+        let author = Author { made_by: "api", reason: None, keep: platform.config.limits.file_versions };
         let applied = changes::apply(conn, project, disk, &changes, author).await?;
         applied.map_err(|_| Error::internal(anyhow::anyhow!("a disk that was made is not there")))?;
         let row = store::insert(conn, project, NewSkill { disk, user, says: &self.says, meta }).await?;

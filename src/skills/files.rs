@@ -17,10 +17,8 @@ use zip::write::{SimpleFileOptions, StreamWriter};
 
 use super::api::NOT_FOUND;
 use super::store;
-use crate::app::{App, SHOWN_KIB};
 use crate::auth::Caller;
-use crate::blob::content::{self, Key};
-use crate::blob::links;
+use crate::blob::content::Key;
 use crate::disks::artifacts::{FileContent, public_url, readable};
 use crate::disks::files::{self, File};
 use crate::disks::path::{self, FilePath};
@@ -29,7 +27,9 @@ use crate::http::extract::{Int, Path, PathParam, Query};
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
 use crate::ids::SkillId;
+use crate::material::links;
 use crate::percent;
+use crate::platform::Platform;
 use crate::seal::Owner;
 
 const NO_FILE: Error = Error::NotFound("file not found");
@@ -68,7 +68,7 @@ pub struct SkillFile {
     params(("skill_id" = SkillId, Path), GetSkillFile),
     responses((status = 200, body = Envelope<SkillFile>), Refusals))]
 pub async fn get_skill_file(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
     Path(skill): Path<SkillId>,
     Query(query): Query<GetSkillFile>,
@@ -78,15 +78,15 @@ pub async fn get_skill_file(
     let life = query.expire.and_then(Int::given).unwrap_or(LINK_LIFE);
     let end = links::end(Utc::now().timestamp(), life)?;
     let at = resolve(&path).ok_or(NO_FILE)?;
-    let mut conn = app.db.acquire().await?;
+    let mut conn = platform.db.acquire().await?;
     let row = store::get(&mut conn, caller.project, skill).await?.ok_or(NO_FILE)?;
     let file = files::get(&mut conn, caller.project, row.disk_id, &at).await?.ok_or(NO_FILE)?;
     drop(conn);
-    let content = match readable(&app, &caller.owner, &file).await? {
+    let content = match readable(&platform, &caller.owner, &file).await? {
         Some((kind, bytes)) => String::from_utf8(bytes.into()).ok().map(|raw| FileContent::new(kind, raw)),
         None => None,
     };
-    let url = if content.is_none() { Some(public_url(&app, &caller, &file, end)?) } else { None };
+    let url = if content.is_none() { Some(public_url(&platform, &caller, &file, end)?) } else { None };
     Ok(response::ok(SkillFile { path, mime: file.mime, content, url }))
 }
 
@@ -123,11 +123,15 @@ impl PathParam for Downloaded {
 #[utoipa::path(get, path = "/api/v1/agent_skills/{skill_id}/download_zip", tag = "agent_skills",
     params(("skill_id" = SkillId, Path)),
     responses((status = 200, description = "The archive", content_type = "application/zip"), Refusals))]
-pub async fn download_skill(State(app): State<App>, caller: Caller, Path(id): Path<Downloaded>) -> Result<Response> {
+pub async fn download_skill(
+    State(platform): State<Platform>,
+    caller: Caller,
+    Path(id): Path<Downloaded>,
+) -> Result<Response> {
     let skill: SkillId = id.0.parse().map_err(|_| Error::bad("invalid skill id"))?;
-    let limits = &app.config.limits;
+    let limits = &platform.config.limits;
     let (most, bytes) = (limits.skill_download_files, limits.skill_download);
-    let mut conn = app.db.acquire().await?;
+    let mut conn = platform.db.acquire().await?;
     let row = store::get(&mut conn, caller.project, skill).await?.ok_or(NOT_FOUND)?;
     let (count, size) = store::measure(&mut conn, row.disk_id).await?;
     if count > most as u64 {
@@ -139,7 +143,7 @@ pub async fn download_skill(State(app): State<App>, caller: Caller, Path(id): Pa
     }
     let files = files::list_all(&mut conn, row.disk_id, most).await?;
     drop(conn);
-    let mut chunks = Box::pin(stream::unfold(Packer::new(app.clone(), caller.owner, files), Packer::next));
+    let mut chunks = Box::pin(stream::unfold(Packer::new(platform.clone(), caller.owner, files), Packer::next));
     // Whether the first file can be read is known before anything is promised.
     let first = chunks.next().await.transpose()?;
     let rest = chunks.map(|chunk| chunk.map_err(|fault| cut_short(&fault)));
@@ -169,7 +173,7 @@ fn cut_short(fault: &Error) -> std::io::Error {
 
 /// Packs one file after the other; each is in memory only while it is packed.
 struct Packer {
-    app: App,
+    platform: Platform,
     owner: Owner,
     files: VecDeque<File>,
     /// `None` when the archive is whole.
@@ -201,9 +205,9 @@ impl Write for Out {
 }
 
 impl Packer {
-    fn new(app: App, owner: Owner, files: Vec<File>) -> Self {
+    fn new(platform: Platform, owner: Owner, files: Vec<File>) -> Self {
         let out = Out::default();
-        Self { app, owner, files: files.into(), archive: Some(Box::new(ZipWriter::new_stream(out.clone()))), out }
+        Self { platform, owner, files: files.into(), archive: Some(Box::new(ZipWriter::new_stream(out.clone()))), out }
     }
 
     /// The next part of the archive: a file, or its end.
@@ -217,9 +221,8 @@ impl Packer {
     }
 
     async fn pack(&self, mut archive: Archive, file: File) -> Result<Archive> {
-        let kib = u32::try_from(file.size / 1024).unwrap_or(u32::MAX).clamp(1, SHOWN_KIB);
-        let _turn = self.app.shown.acquire_many(kib).await.map_err(Error::internal)?;
-        let bytes = content::read(&self.app, Key::Project(self.owner.kek.as_deref()), &file.stored()).await?;
+        let key = Key::Project(self.owner.kek.as_deref());
+        let (_permit, bytes) = self.platform.blobs.read_within_budget(key, &file.stored()).await?;
         let pack = move || -> anyhow::Result<_> {
             let name = path::relative(&file.path, &file.filename);
             archive.start_file(name, SimpleFileOptions::default().last_modified_time(changed(&file)))?;

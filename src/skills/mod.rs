@@ -12,6 +12,7 @@ pub mod create;
 pub mod files;
 pub mod front_matter;
 pub mod store;
+pub mod touch;
 pub mod upload;
 
 use serde::Serialize;
@@ -20,11 +21,11 @@ use sqlx::types::Json;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::app::App;
 use crate::ids::{DiskId, SkillId, UserId};
+use crate::platform::Platform;
 use crate::time::Timestamp;
 
-pub fn router() -> OpenApiRouter<App> {
+pub fn router() -> OpenApiRouter<Platform> {
     OpenApiRouter::new()
         .routes(routes!(api::create_skill, api::list_skills))
         .routes(routes!(api::get_skill, api::delete_skill))

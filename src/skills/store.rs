@@ -197,25 +197,13 @@ pub async fn measure(conn: &mut PgConnection, disk: DiskId) -> sqlx::Result<(u64
     Ok((row.count.cast_unsigned(), row.size.cast_unsigned()))
 }
 
-/// Deletes a skill: its disk, with all that lies on it. The stored bytes are released to the sweep.
-pub async fn delete(conn: &mut PgConnection, project: ProjectId, skill: SkillId) -> sqlx::Result<bool> {
-    let gone = sqlx::query!(
-        "delete from disks where project_id = $2 and id = (
-             select disk_id from agent_skills where id = $1 and project_id = $2)",
+/// Returns the disk of a skill.
+pub async fn get_disk(conn: &mut PgConnection, project: ProjectId, skill: SkillId) -> sqlx::Result<Option<DiskId>> {
+    sqlx::query_scalar!(
+        r#"select disk_id as "id: DiskId" from agent_skills where id = $1 and project_id = $2"#,
         skill as _,
         project as _,
-    );
-    Ok(gone.execute(conn).await?.rows_affected() == 1)
-}
-
-/// A file of the skill's disk has changed. The time moves at each change, whichever transaction is the first to be seen.
-pub async fn touch(conn: &mut PgConnection, disk: DiskId) -> sqlx::Result<()> {
-    sqlx::query!(
-        "update agent_skills set updated_at = greatest(clock_timestamp(), updated_at + interval '1 microsecond')
-         where disk_id = $1",
-        disk as _,
     )
-    .execute(conn)
+    .fetch_optional(conn)
     .await
-    .map(drop)
 }

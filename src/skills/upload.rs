@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 use super::archive::{Archive, Bounds};
 use super::create::{Contents, Prepared};
 use super::front_matter::FrontMatter;
-use crate::app::App;
 use crate::blob::spool::Spool;
 use crate::error::{Error, Result};
+use crate::platform::Platform;
 use crate::seal::Owner;
 
 /// How many unpacked files wait for the object store.
@@ -22,8 +22,8 @@ const AHEAD: usize = 4;
 /// # Errors
 /// 400 for an archive that is no skill, or one that cannot be unpacked without harm; 413 if it is too large; 503 if the object
 /// store fails or there is no room.
-pub async fn unpack(app: &App, owner: &Owner, archive: &Arc<Spool>) -> Result<Prepared> {
-    let limits = &app.config.limits;
+pub async fn unpack(platform: &Platform, owner: &Owner, archive: &Arc<Spool>) -> Result<Prepared> {
+    let limits = &platform.config.limits;
     let bounds = Bounds {
         files: limits.skill_files,
         unpacked: limits.skill_unpacked,
@@ -31,7 +31,7 @@ pub async fn unpack(app: &App, owner: &Owner, archive: &Arc<Spool>) -> Result<Pr
         skill_md: limits.skill_md,
     };
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let (archive, spool) = (Arc::clone(archive), app.spool.clone());
+    let (archive, spool) = (Arc::clone(archive), platform.request_context.spool.clone());
     let unpacked = tokio::task::spawn_blocking(move || -> Result<FrontMatter> {
         let reader = archive.reader().map_err(Error::internal)?;
         let mut archive = Archive::open(reader, bounds)?;
@@ -44,7 +44,7 @@ pub async fn unpack(app: &App, owner: &Owner, archive: &Arc<Spool>) -> Result<Pr
         Ok(says)
     });
     let files = stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|file| (file, receiver)));
-    let (says, contents) = tokio::join!(unpacked, Contents::put(app, owner, files));
+    let (says, contents) = tokio::join!(unpacked, Contents::put(platform, owner, files));
     // If the store fails, unpacking stops for that reason.
     let contents = contents?;
     Ok(contents.of_skill(says.map_err(Error::internal)??))

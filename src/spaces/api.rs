@@ -7,17 +7,17 @@ use serde_json::{Map, Value};
 
 use super::store::{self, Filter};
 use super::{NOT_FOUND, Space, defaults};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::db::page::{Cursor, PageRequest};
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Json, Path, Query, RequestBody};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::json::{contained_object, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::{SpaceId, UserId};
+use crate::platform::Platform;
 use crate::skills::create::{Prepared, RACED, TRIES};
 use crate::users::{self, Identifier};
 
@@ -43,26 +43,26 @@ impl RequestBody for CreateSpace {
 #[utoipa::path(post, path = "/api/v1/learning_spaces", tag = "learning_spaces", request_body = CreateSpace,
     responses((status = 201, body = Envelope<Space>), Refusals))]
 pub async fn create_space(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Json(body): Json<CreateSpace>,
 ) -> Result<Response> {
     if let Some(meta) = &body.meta {
-        storable_object("meta", meta, app.config.limits.meta)?;
+        storable_object("meta", meta, platform.config.limits.meta)?;
     }
     caller.owner.check_may_store()?;
-    once.look(&app).await?;
+    idempotency.replay_if_completed().await?;
     for _ in 0..TRIES {
-        let skills = defaults::prepare(&app, &caller.owner).await?;
-        let mut act = once.begin(&app).await?;
-        let user = users::named(&mut act, caller.project, body.user.as_ref()).await?;
-        let space = store::insert(&mut act, caller.project, user, body.meta.as_ref()).await;
+        let skills = defaults::prepare(&platform, &caller.owner).await?;
+        let mut tx = idempotency.begin().await?;
+        let user = users::named(&mut tx, caller.project, body.user.as_ref()).await?;
+        let space = store::insert(&mut tx, caller.project, user, body.meta.as_ref()).await;
         let space = space.on_constraint("learning_spaces_project_id_fkey", || UNAUTHORIZED)?;
-        if insert_skills(&mut act, &app, &caller, user, space.id, &skills).await? {
-            return act.commit(response::created(space)).await;
+        if insert_skills(&mut tx, &platform, &caller, user, space.id, &skills).await? {
+            return tx.commit(response::created(space)).await;
         }
-        act.rollback().await?;
+        tx.rollback().await?;
     }
     Err(Error::unavailable(RACED))
 }
@@ -70,14 +70,14 @@ pub async fn create_space(
 /// Makes the skills in the space; `false` if their contents must be prepared again.
 async fn insert_skills(
     conn: &mut sqlx::PgConnection,
-    app: &App,
+    platform: &Platform,
     caller: &Caller,
     user: Option<UserId>,
     space: SpaceId,
     skills: &[Prepared],
 ) -> Result<bool> {
     for skill in skills {
-        let Some(skill) = skill.insert(conn, app, caller.project, user, None).await? else {
+        let Some(skill) = skill.insert(conn, platform, caller.project, user, None).await? else {
             return Ok(false);
         };
         store::include(conn, space, skill.id, &skill.name).await?;
@@ -101,15 +101,15 @@ pub struct ListSpaces {
 #[utoipa::path(get, path = "/api/v1/learning_spaces", tag = "learning_spaces", params(ListSpaces, PageParams),
     responses((status = 200, body = Envelope<Page<Space>>), Refusals))]
 pub async fn list_spaces(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
     Query(query): Query<ListSpaces>,
     Query(page): Query<PageParams>,
 ) -> Result<Response> {
     let page: PageRequest = page.parse(20, 200)?;
     let user = users::filter(query.user.as_deref())?;
-    let meta = contained_object("filter_by_meta", query.filter_by_meta.as_deref(), app.config.limits.meta)?;
-    let mut conn = app.db.acquire().await?;
+    let meta = contained_object("filter_by_meta", query.filter_by_meta.as_deref(), platform.config.limits.meta)?;
+    let mut conn = platform.db.acquire().await?;
     let spaces = store::list(&mut conn, caller.project, Filter { user, meta }, &page).await?;
     let cursor = |space: &Space| Cursor { created_at: space.created_at.0, id: space.id.0 };
     Ok(response::ok(Page::new(spaces, &page, cursor)))
@@ -118,8 +118,12 @@ pub async fn list_spaces(
 /// Get a learning space
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}", tag = "learning_spaces",
     params(("space_id" = SpaceId, Path)), responses((status = 200, body = Envelope<Space>), Refusals))]
-pub async fn get_space(State(app): State<App>, caller: Caller, Path(space): Path<SpaceId>) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+pub async fn get_space(
+    State(platform): State<Platform>,
+    caller: Caller,
+    Path(space): Path<SpaceId>,
+) -> Result<Response> {
+    let mut conn = platform.db.acquire().await?;
     store::get(&mut conn, caller.project, space).await?.map(response::ok).ok_or(NOT_FOUND)
 }
 
@@ -142,19 +146,19 @@ impl RequestBody for UpdateSpace {
     params(("space_id" = SpaceId, Path)), request_body = UpdateSpace,
     responses((status = 200, body = Envelope<Space>), Refusals))]
 pub async fn update_space(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(space): Path<SpaceId>,
     Json(body): Json<UpdateSpace>,
 ) -> Result<Response> {
     let patch = body.meta.ok_or_else(|| Error::field("meta", "is required, a JSON object"))?;
-    let mut act = once.begin(&app).await?;
-    let mut meta = store::lock_meta(&mut act, caller.project, space).await?.ok_or(NOT_FOUND)?;
+    let mut tx = idempotency.begin().await?;
+    let mut meta = store::lock_meta(&mut tx, caller.project, space).await?.ok_or(NOT_FOUND)?;
     meta.extend(patch);
-    storable_object("meta", &meta, app.config.limits.meta)?;
-    let space = store::set_meta(&mut act, caller.project, space, &meta).await?;
-    act.commit(response::ok(space)).await
+    storable_object("meta", &meta, platform.config.limits.meta)?;
+    let space = store::set_meta(&mut tx, caller.project, space, &meta).await?;
+    tx.commit(response::ok(space)).await
 }
 
 /// Delete a learning space
@@ -162,13 +166,8 @@ pub async fn update_space(
 /// Its skills and sessions stay.
 #[utoipa::path(delete, path = "/api/v1/learning_spaces/{space_id}", tag = "learning_spaces",
     params(("space_id" = SpaceId, Path)), responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn delete_space(
-    State(app): State<App>,
-    caller: Caller,
-    once: Once,
-    Path(space): Path<SpaceId>,
-) -> Result<Response> {
-    let mut act = once.begin(&app).await?;
-    let deleted = store::delete(&mut act, caller.project, space).await?;
-    if deleted { act.commit(response::message("ok")).await } else { Err(NOT_FOUND) }
+pub async fn delete_space(caller: Caller, idempotency: Idempotency, Path(space): Path<SpaceId>) -> Result<Response> {
+    let mut tx = idempotency.begin().await?;
+    let deleted = store::delete(&mut tx, caller.project, space).await?;
+    if deleted { tx.commit(response::message("ok")).await } else { Err(NOT_FOUND) }
 }

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use futures_util::stream;
 
-use crate::app::App;
 use crate::blob::spool::SpoolDir;
 use crate::disks::path::FilePath;
 use crate::error::{Error, Result};
+use crate::platform::Platform;
 use crate::seal::Owner;
 use crate::skills::create::{Contents, Prepared};
 use crate::skills::front_matter::FrontMatter;
@@ -18,12 +18,12 @@ const SKILLS: [&str; 2] = [include_str!("defaults/daily-logs.md"), include_str!(
 ///
 /// # Errors
 /// 503 if the object store fails.
-pub async fn prepare(app: &App, owner: &Owner) -> Result<Vec<Prepared>> {
+pub async fn prepare(platform: &Platform, owner: &Owner) -> Result<Vec<Prepared>> {
     let mut prepared = Vec::with_capacity(SKILLS.len());
     for text in SKILLS {
         let at = FilePath::of_segments(&["SKILL.md"]).map_err(|wrong| Error::internal(anyhow::anyhow!(wrong)))?;
         let content = SpoolDir::of_bytes(Bytes::from_static(text.as_bytes()));
-        let contents = Contents::put(app, owner, stream::iter([(at, content)])).await?;
+        let contents = Contents::put(platform, owner, stream::iter([(at, content)])).await?;
         prepared.push(contents.of_skill(FrontMatter::parse(text.as_bytes())?));
     }
     Ok(prepared)

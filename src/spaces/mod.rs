@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod defaults;
+pub mod progress;
 pub mod sessions;
 pub mod skills;
 pub mod store;
@@ -15,12 +16,12 @@ use sqlx::types::Json;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::app::App;
 use crate::error::Error;
 use crate::ids::{SessionId, SkillId, SpaceId, SpaceSessionId, SpaceSkillId, UserId};
+use crate::platform::Platform;
 use crate::time::Timestamp;
 
-pub fn router() -> OpenApiRouter<App> {
+pub fn router() -> OpenApiRouter<Platform> {
     OpenApiRouter::new()
         .routes(routes!(api::create_space, api::list_spaces))
         .routes(routes!(api::get_space, api::update_space, api::delete_space))

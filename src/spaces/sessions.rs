@@ -4,18 +4,17 @@ use axum::extract::State;
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::{NOT_FOUND, SpaceSession, store};
-use crate::app::App;
+use super::{NOT_FOUND, SpaceSession, progress, store};
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Params, Path, RequestBody};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
 use crate::ids::{SessionId, SpaceId};
-use crate::jobs::{self, Delay};
-use crate::learn::conclude;
-use crate::learn::distill::Distill;
+use crate::jobs::Delay;
+use crate::learn::queue::Distill;
+use crate::platform::Platform;
 use crate::{messages, sessions, tasks};
 
 const NOT_LEARNED: Error = Error::NotFound("learning space session not found");
@@ -42,9 +41,9 @@ impl RequestBody for LearnSession {
     params(("space_id" = SpaceId, Path)), request_body = LearnSession,
     responses((status = 201, body = Envelope<SpaceSession>), Refusals))]
 pub async fn learn_session(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(space): Path<SpaceId>,
     Params(body): Params<LearnSession>,
 ) -> Result<Response> {
@@ -53,26 +52,22 @@ pub async fn learn_session(
         Some(text) => text.parse(),
     }
     .map_err(|wrong| Error::field("session_id", wrong))?;
-    let mut act = once.begin(&app).await?;
-    if !store::hold(&mut act, caller.project, space).await? {
+    let mut tx = idempotency.begin().await?;
+    if !store::hold(&mut tx, caller.project, space).await? {
         return Err(NOT_FOUND);
     }
     // Whoever ends a task holds this lock too: either the task is seen here, or this is seen there.
-    if !messages::store::lock_session(&mut act, caller.project, session).await? {
+    if !messages::store::lock_session(&mut tx, caller.project, session).await? {
         return Err(sessions::NOT_FOUND);
     }
-    jobs::bring_key(&app, &mut act, &caller.owner).await?;
-    let learned = store::insert_session(&mut act, space, session).await?;
+    platform.queue.provide_key(&mut tx, &caller.owner).await?;
+    let learned = store::insert_session(&mut tx, space, session).await?;
     let learned = learned.ok_or(Error::Conflict("session already learned by another space".into()))?;
-    let ended = tasks::store::list_ended(&mut act, caller.project, session).await?;
+    let ended = tasks::store::list_ended(&mut tx, caller.project, session).await?;
     for task in &ended {
-        jobs::enqueue(&app, &mut act, &caller.owner, &Distill { task: *task }, Delay::NONE).await?;
+        platform.queue.enqueue(&mut tx, &caller.owner, &Distill { task: *task }, Delay::NONE).await?;
     }
-    let answer = act.commit(response::created(learned)).await?;
-    if !ended.is_empty() {
-        app.jobs.wake();
-    }
-    Ok(answer)
+    tx.commit(response::created(learned)).await
 }
 
 /// List the sessions that a learning space learns
@@ -81,22 +76,22 @@ pub async fn learn_session(
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/sessions", tag = "learning_spaces",
     params(("space_id" = SpaceId, Path)), responses((status = 200, body = Envelope<Vec<SpaceSession>>), Refusals))]
 pub async fn list_space_sessions(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
     Path(space): Path<SpaceId>,
 ) -> Result<Response> {
-    let limit = app.config.limits.list;
-    let mut conn = app.db.acquire().await?;
+    let limit = platform.config.limits.list;
+    let mut conn = platform.db.acquire().await?;
     if !store::exists(&mut conn, caller.project, space).await? {
         return Err(NOT_FOUND);
     }
-    jobs::bring_key(&app, &mut conn, &caller.owner).await?;
-    let due = conclude::list_due(&mut conn, space, CONCLUDED_AT_ONCE).await?;
+    let due = progress::list_due(&mut conn, space, CONCLUDED_AT_ONCE).await?;
     drop(conn);
+    platform.queue.provide_key_now(&platform.db, &caller.owner).await?;
     for session in due {
-        conclude::look(&app, &caller.owner, session).await?;
+        progress::update_progress(&platform, &caller.owner, session).await?;
     }
-    let mut conn = app.db.acquire().await?;
+    let mut conn = platform.db.acquire().await?;
     let learned = store::list_sessions(&mut conn, space, limit.saturating_add(1)).await?;
     if learned.len() > limit {
         return Err(Error::TooLarge(format!("the space learns more than {limit} sessions; get them one by one")));
@@ -109,20 +104,20 @@ pub async fn list_space_sessions(
     params(("space_id" = SpaceId, Path), ("session_id" = SessionId, Path)),
     responses((status = 200, body = Envelope<SpaceSession>), Refusals))]
 pub async fn get_space_session(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
     Path(space): Path<SpaceId>,
     Path(session): Path<SessionId>,
 ) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+    let mut conn = platform.db.acquire().await?;
     if !store::exists(&mut conn, caller.project, space).await? {
         return Err(NOT_FOUND);
     }
     let mut learned = store::get_session(&mut conn, space, session).await?.ok_or(NOT_LEARNED)?;
-    jobs::bring_key(&app, &mut conn, &caller.owner).await?;
     drop(conn);
-    if learned.status == "pending" && conclude::look(&app, &caller.owner, session).await? {
-        let mut conn = app.db.acquire().await?;
+    platform.queue.provide_key_now(&platform.db, &caller.owner).await?;
+    if learned.status == "pending" && progress::update_progress(&platform, &caller.owner, session).await? {
+        let mut conn = platform.db.acquire().await?;
         learned = store::get_session(&mut conn, space, session).await?.ok_or(NOT_LEARNED)?;
     }
     Ok(response::ok(learned))

@@ -5,14 +5,14 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use super::{NOT_FOUND, SpaceSkill, store};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path, RequestBody};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::{SkillId, SpaceId};
+use crate::platform::Platform;
 use crate::skills::api::list_files;
 use crate::skills::{self, Skill};
 
@@ -34,9 +34,8 @@ impl RequestBody for IncludeSkill {
     params(("space_id" = SpaceId, Path)), request_body = IncludeSkill,
     responses((status = 201, body = Envelope<SpaceSkill>), Refusals))]
 pub async fn include_skill(
-    State(app): State<App>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(space): Path<SpaceId>,
     Json(body): Json<IncludeSkill>,
 ) -> Result<Response> {
@@ -45,15 +44,15 @@ pub async fn include_skill(
         Some(text) => text.parse(),
     }
     .map_err(|wrong| Error::field("skill_id", wrong))?;
-    let mut act = once.begin(&app).await?;
-    if !store::hold(&mut act, caller.project, space).await? {
+    let mut tx = idempotency.begin().await?;
+    if !store::hold(&mut tx, caller.project, space).await? {
         return Err(NOT_FOUND);
     }
-    let name = skills::store::hold(&mut act, caller.project, skill).await?.ok_or(skills::api::NOT_FOUND)?;
-    if let Some(included) = store::include(&mut act, space, skill, &name).await? {
-        return act.commit(response::created(included)).await;
+    let name = skills::store::hold(&mut tx, caller.project, skill).await?.ok_or(skills::api::NOT_FOUND)?;
+    if let Some(included) = store::include(&mut tx, space, skill, &name).await? {
+        return tx.commit(response::created(included)).await;
     }
-    Err(if store::has_skill(&mut act, space, skill).await? {
+    Err(if store::has_skill(&mut tx, space, skill).await? {
         Error::Conflict("skill already included in this space".into())
     } else {
         Error::Conflict(format!("skill with name '{name}' already exists in this space").into())
@@ -65,14 +64,18 @@ pub async fn include_skill(
 /// All of them, in the order they came into it.
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/skills", tag = "learning_spaces",
     params(("space_id" = SpaceId, Path)), responses((status = 200, body = Envelope<Vec<Skill>>), Refusals))]
-pub async fn list_space_skills(State(app): State<App>, caller: Caller, Path(space): Path<SpaceId>) -> Result<Response> {
-    let limit = app.config.limits.list;
-    let mut conn = app.db.acquire().await?;
+pub async fn list_space_skills(
+    State(platform): State<Platform>,
+    caller: Caller,
+    Path(space): Path<SpaceId>,
+) -> Result<Response> {
+    let limit = platform.config.limits.list;
+    let mut conn = platform.db.acquire().await?;
     if !store::exists(&mut conn, caller.project, space).await? {
         return Err(NOT_FOUND);
     }
     let rows = skills::store::list_of_space(&mut conn, caller.project, space, limit.saturating_add(1)).await?;
-    let files = list_files(&mut conn, &app, &rows).await?;
+    let files = list_files(&mut conn, &platform, &rows).await?;
     if rows.len() > limit || files.len() < rows.len() {
         let msg = format!("the space has more than {limit} skills, or more files than one answer shows");
         return Err(Error::TooLarge(msg));
@@ -88,16 +91,15 @@ pub async fn list_space_skills(State(app): State<App>, caller: Caller, Path(spac
     params(("space_id" = SpaceId, Path), ("skill_id" = SkillId, Path)),
     responses((status = 200, body = EmptyResponse), Refusals))]
 pub async fn exclude_skill(
-    State(app): State<App>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(space): Path<SpaceId>,
     Path(skill): Path<SkillId>,
 ) -> Result<Response> {
-    let mut act = once.begin(&app).await?;
-    if !store::hold(&mut act, caller.project, space).await? {
+    let mut tx = idempotency.begin().await?;
+    if !store::hold(&mut tx, caller.project, space).await? {
         return Err(NOT_FOUND);
     }
-    store::exclude(&mut act, space, skill).await?;
-    act.commit(response::message("ok")).await
+    store::exclude(&mut tx, space, skill).await?;
+    tx.commit(response::message("ok")).await
 }

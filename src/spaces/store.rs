@@ -263,3 +263,54 @@ pub async fn list_sessions(conn: &mut PgConnection, space: SpaceId, limit: usize
     .fetch_all(conn)
     .await
 }
+
+/// The progress of a session whose learning is pending.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub struct LearningProgress {
+    pub session: SessionId,
+    /// Messages are pending.
+    pub waits: bool,
+    /// Messages failed to be observed.
+    pub has_failed: bool,
+    pub has_open_tasks: bool,
+    pub has_ended_tasks: bool,
+}
+
+/// What is known of a session; `None` if it is not learned, or something has come of it already.
+pub async fn get_progress(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<LearningProgress>> {
+    sqlx::query_as!(
+        LearningProgress,
+        r#"select session_id as "session!: SessionId", waits as "waits!",
+                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_ended_tasks as "has_ended_tasks!"
+           from pending_learning_sessions where session_id = $1"#,
+        session as _
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// As [`get_progress`], for all sessions of a space, oldest first.
+pub async fn list_progress(conn: &mut PgConnection, space: SpaceId) -> sqlx::Result<Vec<LearningProgress>> {
+    sqlx::query_as!(
+        LearningProgress,
+        r#"select session_id as "session!: SessionId", waits as "waits!",
+                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_ended_tasks as "has_ended_tasks!"
+           from pending_learning_sessions where learning_space_id = $1 order by created_at, id"#,
+        space as _
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Says what has come of learning a session.
+pub async fn set_progress(conn: &mut PgConnection, session: SessionId, status: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update learning_space_sessions set status = $2, updated_at = now() where session_id = $1",
+        session as _,
+        status
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

@@ -4,7 +4,6 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::{Task, store};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::db::page::{Cursor, PageRequest};
 use crate::error::Result;
@@ -13,6 +12,7 @@ use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, Envelope};
 use crate::ids::SessionId;
+use crate::platform::Platform;
 use crate::sessions;
 
 /// List the tasks of a session
@@ -20,13 +20,13 @@ use crate::sessions;
     params(("session_id" = SessionId, Path), PageParams),
     responses((status = 200, body = Envelope<Page<Task>>), Refusals))]
 pub async fn get_tasks(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
     Path(session): Path<SessionId>,
     Query(page): Query<PageParams>,
 ) -> Result<Response> {
     let page: PageRequest = page.parse(20, 200)?;
-    let mut conn = app.db.acquire().await?;
+    let mut conn = platform.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
     let tasks = store::list(&mut conn, caller.project, session, &page).await?;
     let cursor = |task: &Task| Cursor { created_at: task.created_at.0, id: task.id.0 };

@@ -11,11 +11,11 @@ use sqlx::types::Json;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::app::App;
 use crate::ids::{ProjectId, SessionId, TaskId};
+use crate::platform::Platform;
 use crate::time::Timestamp;
 
-pub fn router() -> OpenApiRouter<App> {
+pub fn router() -> OpenApiRouter<Platform> {
     OpenApiRouter::new().routes(routes!(api::get_tasks))
 }
 

@@ -5,24 +5,28 @@ use axum::response::Response;
 use serde::Serialize;
 
 use super::{Identifier, ResourceCounts, User, store};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::db::page::Cursor;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
+use crate::platform::Platform;
 
 /// List users
 ///
 /// Without a limit, or with 0, all of them: up to 10 000, and then a cursor.
 #[utoipa::path(get, path = "/api/v1/user/ls", tag = "user", params(PageParams),
     responses((status = 200, body = Envelope<Page<User>>), Refusals))]
-pub async fn list_users(State(app): State<App>, caller: Caller, Query(page): Query<PageParams>) -> Result<Response> {
-    let page = page.parse_or_all(app.config.limits.list, 200)?;
-    let mut conn = app.db.acquire().await?;
+pub async fn list_users(
+    State(platform): State<Platform>,
+    caller: Caller,
+    Query(page): Query<PageParams>,
+) -> Result<Response> {
+    let page = page.parse_or_all(platform.config.limits.list, 200)?;
+    let mut conn = platform.db.acquire().await?;
     let users = store::list(&mut conn, caller.project, &page).await?;
     let cursor = |user: &User| Cursor { created_at: user.created_at.0, id: user.id.0 };
     Ok(response::ok(Page::new(users, &page, cursor)))
@@ -37,11 +41,11 @@ pub struct UserResources {
 #[utoipa::path(get, path = "/api/v1/user/{identifier}/resources", tag = "user",
     params(("identifier" = String, Path)), responses((status = 200, body = Envelope<UserResources>), Refusals))]
 pub async fn get_user_resources(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
     Path(user): Path<Identifier>,
 ) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+    let mut conn = platform.db.acquire().await?;
     let counts = store::count(&mut conn, caller.project, &user).await?;
     Ok(response::ok(UserResources { counts: counts.ok_or(Error::NotFound("user not found"))? }))
 }
@@ -51,25 +55,20 @@ pub async fn get_user_resources(
 /// With all sessions, disks, skills and learning spaces of the user. One that is not there is fine.
 #[utoipa::path(delete, path = "/api/v1/user/{identifier}", tag = "user", params(("identifier" = String, Path)),
     responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn delete_user(
-    State(app): State<App>,
-    caller: Caller,
-    once: Once,
-    Path(user): Path<Identifier>,
-) -> Result<Response> {
-    delete(&app, &caller, once, &user).await
+pub async fn delete_user(caller: Caller, idempotency: Idempotency, Path(user): Path<Identifier>) -> Result<Response> {
+    delete(&caller, idempotency, &user).await
 }
 
 /// Delete the user who is called `ls`
 ///
 /// As any other; the path is that of the list.
 #[utoipa::path(delete, path = "/api/v1/user/ls", tag = "user", responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn delete_user_ls(State(app): State<App>, caller: Caller, once: Once) -> Result<Response> {
-    delete(&app, &caller, once, &Identifier("ls".into())).await
+pub async fn delete_user_ls(caller: Caller, idempotency: Idempotency) -> Result<Response> {
+    delete(&caller, idempotency, &Identifier("ls".into())).await
 }
 
-async fn delete(app: &App, caller: &Caller, once: Once, user: &Identifier) -> Result<Response> {
-    let mut act = once.begin(app).await?;
-    store::delete(&mut act, caller.project, user).await?;
-    act.commit(response::ok_empty()).await
+async fn delete(caller: &Caller, idempotency: Idempotency, user: &Identifier) -> Result<Response> {
+    let mut tx = idempotency.begin().await?;
+    store::delete(&mut tx, caller.project, user).await?;
+    tx.commit(response::ok_empty()).await
 }

@@ -10,13 +10,13 @@ use sqlx::PgConnection;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::app::App;
 use crate::error::{Error, OnConstraint, UNAUTHORIZED};
 use crate::http::extract::PathParam;
 use crate::ids::{ProjectId, UserId};
+use crate::platform::Platform;
 use crate::time::Timestamp;
 
-pub fn router() -> OpenApiRouter<App> {
+pub fn router() -> OpenApiRouter<Platform> {
     OpenApiRouter::new()
         .routes(routes!(api::list_users, api::delete_user_ls))
         .routes(routes!(api::delete_user))

@@ -24,7 +24,7 @@ async fn a_project_is_made_used_and_deleted() {
         client.get("/api/v1/ping").await.assert_refused(401, "Unauthorized");
         for table in ["disks", "artifacts", "artifact_versions"] {
             let count = format!("select count(*) from {table}");
-            let count: i64 = sqlx::query_scalar(&count).fetch_one(&app.app.db).await.unwrap();
+            let count: i64 = sqlx::query_scalar(&count).fetch_one(&*app.app.db).await.unwrap();
             assert_eq!(count, 0, "{table}");
         }
         assert_eq!(app.value::<i64>("select count(*) from released_blobs").await, 1, "its bytes go to the sweep");

@@ -136,7 +136,7 @@ async fn the_state_of_a_disk_at_a_number_is_one_condition() {
             "select filename, size from artifact_versions where from_no <= $1 and (to_no is null or to_no > $1) order by 1",
         )
         .bind(then)
-        .fetch_all(&app.app.db)
+        .fetch_all(&*app.app.db)
         .await
         .unwrap();
         assert_eq!(state, [("a.txt".to_owned(), 2), ("b.txt".to_owned(), 2)]);
@@ -324,7 +324,7 @@ async fn a_delete_that_finds_nothing_takes_nothing_from_a_file_that_comes_back()
         let author = Author { made_by: "a test", reason: None, keep: 50 };
         // The row is gone for this delete, but the upload that brings it back is not committed before its second step.
         app.execute("delete from artifacts").await;
-        let mut late = app.app.begin().await.unwrap();
+        let mut late = app.app.db.begin().await.unwrap();
         changes::apply(&mut late, project, disk_id, &erase, author).await.unwrap().unwrap();
         late.commit().await.unwrap();
         assert_eq!(app.value::<i64>("select count(*) from artifact_versions").await, 1);

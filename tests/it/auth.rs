@@ -1,13 +1,11 @@
 //! Who is let in.
 
-use acontextd::auth::OPEN;
 use acontextd::crypto::{KEY_PREFIX, ProjectKey};
-use acontextd::http::openapi::document;
-use acontextd::jobs::wake;
+use acontextd::features::ACCESS_RULES;
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
 
-use crate::support::{Client, PEPPER, Setup, eventually, run, run_with};
+use crate::support::{Client, PEPPER, Setup, document, eventually, run, run_with};
 
 /// Every operation of the document, with something in place of its parameters.
 fn operations() -> Vec<(Method, String, String)> {
@@ -35,7 +33,7 @@ async fn every_route_but_the_open_ones_wants_a_key() {
         for (method, path, concrete) in operations() {
             for client in [&client, &wrong] {
                 let answer = client.send(client.request(method.clone(), &concrete).body(Body::empty()).unwrap()).await;
-                if OPEN.contains(&path.as_str()) {
+                if ACCESS_RULES.public.contains(&path.as_str()) {
                     assert_ne!(answer.status, StatusCode::UNAUTHORIZED, "{method} {path}");
                 } else {
                     answer.assert_refused(401, "Unauthorized");
@@ -111,16 +109,16 @@ async fn a_changed_or_deleted_project_is_forgotten_by_every_process() {
             // Once to be remembered, once from memory.
             assert_eq!(at_twin(client.key()).get("/api/v1/ping").await.status, StatusCode::OK);
         }
-        let listening = wake::listen(twin.app.clone());
+        let listening = twin.listen();
         let told = async {
             sqlx::query("update projects set secret_key_hmac = 'another' where id = $1")
                 .bind(changed.project())
-                .execute(&app.app.db)
+                .execute(&*app.app.db)
                 .await
                 .unwrap();
             sqlx::query("delete from projects where id = $1")
                 .bind(deleted.project())
-                .execute(&app.app.db)
+                .execute(&*app.app.db)
                 .await
                 .unwrap();
             for client in [&changed, &deleted] {
@@ -143,14 +141,14 @@ async fn a_changed_or_deleted_project_is_forgotten_by_every_process() {
 async fn losing_the_connection_that_changes_are_heard_on_forgets_every_key() {
     run(async |app| {
         let [client, told] = [app.project().await, app.project().await];
-        let listening = wake::listen(app.app.clone());
+        let listening = app.listen();
         let lost = async {
             let status = async |client: &Client| client.get("/api/v1/ping").await.status;
             // It begins with forgetting all; word of a change is heard after that.
             eventually("it listens", async || {
                 assert!([200, 401].contains(&status(&told).await.as_u16()));
                 let change = sqlx::query("update projects set secret_key_hmac = 'told' where id = $1");
-                change.bind(told.project()).execute(&app.app.db).await.unwrap();
+                change.bind(told.project()).execute(&*app.app.db).await.unwrap();
                 status(&told).await == StatusCode::UNAUTHORIZED
             })
             .await;
@@ -158,7 +156,7 @@ async fn losing_the_connection_that_changes_are_heard_on_forgets_every_key() {
             app.execute("alter table projects disable trigger projects_changed").await;
             let set_lookup = async |lookup: &str| {
                 let change = sqlx::query("update projects set secret_key_hmac = $2 where id = $1");
-                change.bind(client.project()).bind(lookup).execute(&app.app.db).await.unwrap();
+                change.bind(client.project()).bind(lookup).execute(&*app.app.db).await.unwrap();
             };
             let lookup = ProjectKey::parse(client.key().strip_prefix(KEY_PREFIX).unwrap()).lookup(PEPPER);
             // A late notification of the changes above keeps a key that is verified meanwhile out of the cache.

@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use acontextd::blob::local::LocalBlobs;
-use acontextd::blob::s3::S3Blobs;
+use acontextd::blob::local::LocalBlobStore;
+use acontextd::blob::s3::S3BlobStore;
 use acontextd::blob::spool::{Spool, SpoolDir};
-use acontextd::blob::{BlobError, Blobs};
+use acontextd::blob::{BlobError, BlobStore};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 
@@ -26,7 +26,7 @@ fn large() -> Vec<u8> {
     (0_u32..300_000).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
 }
 
-async fn battery(store: &dyn Blobs, dir: &SpoolDir) {
+async fn battery(store: &dyn BlobStore, dir: &SpoolDir) {
     store.check().await.unwrap();
     whole_objects(store, dir).await;
     ranges(store, dir).await;
@@ -34,7 +34,7 @@ async fn battery(store: &dyn Blobs, dir: &SpoolDir) {
     scans(store, dir).await;
 }
 
-async fn whole_objects(store: &dyn Blobs, dir: &SpoolDir) {
+async fn whole_objects(store: &dyn BlobStore, dir: &SpoolDir) {
     for (key, content) in [("p1/a-empty", vec![]), ("p1/b-small", b"small".to_vec()), ("p2/b-large", large())] {
         let spooled = spool(dir, &content).await;
         assert_eq!(spooled.size, content.len() as u64);
@@ -52,7 +52,7 @@ async fn whole_objects(store: &dyn Blobs, dir: &SpoolDir) {
     assert!(store.read("p3/two").await.unwrap() == large());
 }
 
-async fn ranges(store: &dyn Blobs, dir: &SpoolDir) {
+async fn ranges(store: &dyn BlobStore, dir: &SpoolDir) {
     let content = large();
     store.put("p1/ranges", &spool(dir, &content).await).await.unwrap();
     let end = content.len() as u64;
@@ -63,7 +63,7 @@ async fn ranges(store: &dyn Blobs, dir: &SpoolDir) {
     }
 }
 
-async fn absent_ones(store: &dyn Blobs, dir: &SpoolDir) {
+async fn absent_ones(store: &dyn BlobStore, dir: &SpoolDir) {
     assert!(matches!(store.read("p1/none").await, Err(BlobError::Missing(key)) if key == "p1/none"));
     assert!(matches!(store.open("p1/none", 0..5).await, Err(BlobError::Missing(_))));
     store.delete("p1/none").await.unwrap();
@@ -73,7 +73,7 @@ async fn absent_ones(store: &dyn Blobs, dir: &SpoolDir) {
     assert!(matches!(store.read("p1/gone").await, Err(BlobError::Missing(_))));
 }
 
-async fn scans(store: &dyn Blobs, dir: &SpoolDir) {
+async fn scans(store: &dyn BlobStore, dir: &SpoolDir) {
     let keys: Vec<String> = (0..50).map(|n| format!("scan/{n:02}")).collect();
     for (n, key) in keys.iter().enumerate() {
         store.put(key, &spool(dir, format!("content {n}").as_bytes()).await).await.unwrap();
@@ -113,7 +113,7 @@ async fn scans(store: &dyn Blobs, dir: &SpoolDir) {
 async fn the_folder_passes_the_battery_and_leaves_nothing_beside() {
     let folder = tempfile::tempdir().unwrap();
     let dir = SpoolDir::open(folder.path()).unwrap();
-    let store = LocalBlobs::open(&folder.path().join("objects"), dir.clone()).unwrap();
+    let store = LocalBlobStore::open(&folder.path().join("objects"), dir.clone()).unwrap();
     battery(&store, &dir).await;
     let left: Vec<_> = walk(&folder.path().join("tmp")).into_iter().filter(|path| !path.ends_with("lock")).collect();
     assert_eq!(left, [] as [std::path::PathBuf; 0]);
@@ -129,7 +129,7 @@ async fn the_bucket_passes_the_battery_over_http() {
     let folder = tempfile::tempdir().unwrap();
     let dir = SpoolDir::open(folder.path()).unwrap();
     let endpoint = format!("http://{}", s3::start().await);
-    battery(&S3Blobs::new(&s3_settings(&endpoint, s3::BUCKET)), &dir).await;
+    battery(&S3BlobStore::new(&s3_settings(&endpoint, s3::BUCKET)), &dir).await;
 }
 
 fn s3_settings(endpoint: &str, bucket: &str) -> acontextd::config::S3 {
@@ -148,8 +148,8 @@ async fn a_bucket_that_is_not_there_or_a_server_that_is_not_is_unavailable() {
     let dir = SpoolDir::open(folder.path()).unwrap();
     let endpoint = format!("http://{}", s3::start().await);
     for store in [
-        S3Blobs::new(&s3_settings(&endpoint, "no-such-bucket")),
-        S3Blobs::new(&s3_settings("http://127.0.0.1:1", s3::BUCKET)),
+        S3BlobStore::new(&s3_settings(&endpoint, "no-such-bucket")),
+        S3BlobStore::new(&s3_settings("http://127.0.0.1:1", s3::BUCKET)),
     ] {
         assert!(matches!(store.check().await, Err(BlobError::Unavailable(_))));
         let put = store.put("p1/a", &spool(&dir, b"a").await).await;
@@ -162,7 +162,7 @@ async fn a_full_disk_is_unavailable_and_leaves_nothing() {
     // A folder that cannot be written stands for a full one: the same calls fail.
     let folder = tempfile::tempdir().unwrap();
     let dir = SpoolDir::open(folder.path()).unwrap();
-    let store = LocalBlobs::open(&folder.path().join("objects"), dir.clone()).unwrap();
+    let store = LocalBlobStore::open(&folder.path().join("objects"), dir.clone()).unwrap();
     let content = spool(&dir, b"content").await;
     std::fs::remove_dir_all(folder.path().join("objects")).unwrap();
     std::fs::write(folder.path().join("objects"), "no folder").unwrap();

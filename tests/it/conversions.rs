@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use acontextd::jobs::{periodic, runner};
+use acontextd::jobs::periodic;
 use axum::http::Method;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ async fn in_other_form(app: &TestApp, sealed: bool) -> i64 {
                 (select count(*) from blobs where state = 'live' and (seal is null) = $1)",
     )
     .bind(sealed)
-    .fetch_one(&app.app.db)
+    .fetch_one(&*app.app.db)
     .await
     .unwrap();
     messages + objects
@@ -46,7 +46,7 @@ async fn while_jobs_run<T>(app: &TestApp, work: impl Future<Output = T>) -> T {
         done
     };
     tokio::select! {
-        ended = runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+        ended = app.run_jobs() => panic!("the runner ended: {ended:?}"),
         done = work => done,
     }
 }
@@ -71,9 +71,9 @@ async fn assert_readable(client: &Client, (session, disk): &(String, String)) {
 
 /// Every object has a row, and every row its object.
 async fn assert_nothing_left_over(app: &TestApp) {
-    acontextd::blob::sweep::sweep(&app.app).await.unwrap();
+    app.app.blobs.sweep().await.unwrap();
     let mut rows: Vec<String> =
-        sqlx::query_scalar("select object_key from blobs").fetch_all(&app.app.db).await.unwrap();
+        sqlx::query_scalar("select object_key from blobs").fetch_all(&*app.app.db).await.unwrap();
     rows.sort_unstable();
     assert_eq!(rows, app.blobs.keys());
 }
@@ -109,7 +109,7 @@ async fn cut_off(app: &TestApp, seals: bool, step: usize) -> bool {
         app.blobs.is_held()
     };
     let held = tokio::select! {
-        ended = runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+        ended = app.run_jobs() => panic!("the runner ended: {ended:?}"),
         held = held_or_done => held,
     };
     assert_readable(&client, &things).await;
@@ -119,16 +119,16 @@ async fn cut_off(app: &TestApp, seals: bool, step: usize) -> bool {
         // As far as anybody can tell, that process is dead.
         app.execute("update jobs set lease_until = now() - interval '1 second' where state = 'running'").await;
         let twin = app.twin(with_model()).await;
-        periodic::take_over(twin.app.clone()).await.unwrap();
+        periodic::reclaim_expired(twin.runner()).await.unwrap();
         app.execute("update jobs set run_at = now()").await;
         twin.drain_jobs().await;
         assert_eq!(in_other_form(app, seals).await, 0);
         assert_readable(&client, &things).await;
         // It was not; and what it still does, does no harm.
         app.blobs.let_go();
-        app.app.shutdown.cancel();
-        app.app.tasks.close();
-        app.app.tasks.wait().await;
+        app.app.process.shutdown.cancel();
+        app.app.process.background_tasks.close();
+        app.app.process.background_tasks.wait().await;
         assert_nothing_left_over(&twin).await;
     } else {
         assert_nothing_left_over(app).await;
@@ -243,7 +243,7 @@ async fn what_was_turned_back_and_again_is_looked_through_anew() {
         app.blobs.hold_at(0);
         let held = eventually("it is held up", async || app.blobs.is_held());
         tokio::select! {
-            ended = runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+            ended = app.run_jobs() => panic!("the runner ended: {ended:?}"),
             () = held => {}
         }
         // Meanwhile the project is encrypted, a message comes, and it is decrypted again.
@@ -324,7 +324,7 @@ async fn work_without_a_key_waits_until_somebody_brings_it() {
             app.drain_jobs().await;
             let job = "select state, last_error from jobs where kind = 'observe' and dedupe = $1";
             let job: Vec<(String, Option<String>)> =
-                sqlx::query_as(job).bind(&session).fetch_all(&app.app.db).await.unwrap();
+                sqlx::query_as(job).bind(&session).fetch_all(&*app.app.db).await.unwrap();
             assert_eq!(job, [("ready".to_owned(), Some("needs the project's key".to_owned()))], "before a {bring}");
             let at = format!("/api/v1/session/{session}");
             let brought = async {

@@ -12,7 +12,7 @@ async fn a_transaction_that_nobody_waits_for_any_more_is_not_left_open() {
     run_with(Setup::default().with("ACONTEXTD_DATABASE_CONNECTIONS", "2"), async |app| {
         for polls in 1..40 {
             {
-                let mut begin = pin!(app.app.begin());
+                let mut begin = pin!(app.app.db.begin());
                 let mut left = polls;
                 // Given up after so many looks.
                 poll_fn(|context| {

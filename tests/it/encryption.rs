@@ -244,7 +244,7 @@ async fn without_a_master_key_nothing_is_encrypted_and_nothing_sealed_is_read_or
         client.say_text(&session, "said in clear").await;
         client.upload(&disk, "/", "clear.txt", "in clear").await;
         app.execute("update projects set encryption_enabled = true").await;
-        app.app.keys.forget_all();
+        app.forget_keys();
         // What is not sealed can be read.
         assert_eq!(client.download(&disk, "clear.txt").await.unwrap(), b"in clear");
         assert_eq!(client.messages(&session, "").await["items"][0]["content"], "said in clear");
@@ -286,7 +286,7 @@ async fn a_key_around_another_master_key_is_refused() {
         // The project is sealed with another key than the one that is shown: as if it had been made anew.
         encrypt(&app, &client).await;
         app.execute("update projects set seal_check = '\\x00112233445566778899aabbccddeeff'").await;
-        app.app.keys.forget_all();
+        app.forget_keys();
         for path in ["/api/v1/ping", "/api/v1/project/configs"] {
             client.get(path).await.assert_refused(401, "its master key is not the one of this project");
         }
@@ -379,7 +379,7 @@ async fn many_who_encrypt_and_decrypt_at_once_come_to_one_end() {
                 app.until_idle().await;
             };
             tokio::select! {
-                ended = acontextd::jobs::runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+                ended = app.run_jobs() => panic!("the runner ended: {ended:?}"),
                 () = work => {}
             }
             assert_eq!(state(&client).await.1, last == "encrypt");
@@ -390,7 +390,7 @@ async fn many_who_encrypt_and_decrypt_at_once_come_to_one_end() {
             };
             for (table, wrong) in [("messages", messages), ("blobs", objects)] {
                 let count = format!("select count(*) from {table} where {wrong}");
-                let count: i64 = sqlx::query_scalar(&count).fetch_one(&app.app.db).await.unwrap();
+                let count: i64 = sqlx::query_scalar(&count).fetch_one(&*app.app.db).await.unwrap();
                 assert_eq!(count, 0, "{table} after {last}");
             }
         }

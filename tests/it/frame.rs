@@ -1,5 +1,6 @@
 //! What every route shares: the envelope, refusals, ids, limits.
 
+use acontextd::features;
 use acontextd::http::middleware;
 use acontextd::http::server;
 use axum::Router;
@@ -60,7 +61,7 @@ async fn unknown_paths_and_wrong_methods_are_404_in_the_envelope() {
 #[tokio::test]
 async fn a_slash_at_the_end_is_the_path_without_it() {
     run(async |app| {
-        let service = server::service(app.app.router());
+        let service = server::service(features::router(&app.app).unwrap());
         for path in ["/health/", "/health", "/api/v1/ping/"] {
             let request = Request::builder().uri(path).header(header::HOST, "localhost").body(Body::empty()).unwrap();
             let status = service.clone().oneshot(request).await.unwrap().status();

@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use acontextd::http::idempotency::store::forget_old;
-use acontextd::http::openapi::document;
+use acontextd::db::Tx;
+use acontextd::http::idempotency::store::purge_expired;
 use axum::http::{Method, StatusCode};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::support::client::{Answer, Client, Form};
 use crate::support::samples::{operations, sample};
 use crate::support::service::Service;
-use crate::support::{Setup, TestApp, eventually, run, run_with};
+use crate::support::{Setup, TestApp, document, eventually, run, run_with};
 
 const KEPT: &str = "select count(*) from kept_answers";
 const DISKS: &str = "select count(*) from disks";
@@ -60,7 +59,7 @@ async fn every_operation_that_acts_does_so_once() {
             }
         };
         tokio::select! {
-            ended = acontextd::jobs::runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+            ended = app.run_jobs() => panic!("the runner ended: {ended:?}"),
             () = all => {}
         }
     })
@@ -173,8 +172,8 @@ async fn effect_and_answer_are_there_together_or_not_at_all() {
 }
 
 /// Holds a session up until the transaction ends.
-async fn hold(app: &TestApp, session: &str) -> Transaction<'static, Postgres> {
-    let mut lock = app.app.begin().await.unwrap();
+async fn hold(app: &TestApp, session: &str) -> Tx {
+    let mut lock = app.app.db.begin().await.unwrap();
     let held = sqlx::query("select 1 from sessions where id = $1 for update").bind(session.parse::<Uuid>().unwrap());
     held.execute(&mut *lock).await.unwrap();
     lock
@@ -355,11 +354,11 @@ async fn an_answer_is_kept_for_a_day() {
         assert_replay(&second, &client.json_once("old", Method::POST, path, &Value::Null).await);
         assert_eq!((app.value::<i64>(DISKS).await, app.value::<i64>(KEPT).await), (3, 2));
         app.execute(age).await;
-        forget_old(app.app.clone()).await.unwrap();
+        purge_expired(app.app.db.clone()).await.unwrap();
         assert_eq!(app.value::<i64>(KEPT).await, 1, "the young one is over, the other one began anew");
         make_disk(&client, "more").await;
         app.execute("update kept_answers set created_at = created_at - interval '24 hours'").await;
-        forget_old(app.app.clone()).await.unwrap();
+        purge_expired(app.app.db.clone()).await.unwrap();
         assert_eq!(app.value::<i64>(KEPT).await, 0);
     })
     .await;

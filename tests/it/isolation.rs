@@ -1,6 +1,6 @@
 //! No project reaches anything of another one, by whatever operation: the API's description says which there are.
 
-use acontextd::auth::OPEN;
+use acontextd::features::ACCESS_RULES;
 use axum::http::StatusCode;
 
 use crate::support::client::{Answer, Client};
@@ -18,7 +18,7 @@ const SAYS_NO_IDS: [&str; 3] = ["/ping", "/configs", "/encryption"];
 fn of_projects() -> impl Iterator<Item = String> {
     operations().into_iter().filter(|operation| {
         let (_, path) = operation.split_once(' ').unwrap();
-        !path.starts_with("/admin/") && !path.starts_with("/metrics") && !OPEN.contains(&path)
+        !path.starts_with("/admin/") && !path.starts_with("/metrics") && !ACCESS_RULES.public.contains(&path)
     })
 }
 
@@ -34,7 +34,7 @@ async fn for_each_operation(check: impl AsyncFn(&TestApp, &str)) {
             }
         };
         tokio::select! {
-            ended = acontextd::jobs::runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+            ended = app.run_jobs() => panic!("the runner ended: {ended:?}"),
             () = all => {}
         }
     })

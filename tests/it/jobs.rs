@@ -5,10 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
-use acontextd::app::{self, App};
+use acontextd::db::job_waker;
+use acontextd::features;
 use acontextd::ids::ProjectId;
-use acontextd::jobs::{self, Delay, Job, JobError, Running, SERVER, periodic, runner};
+use acontextd::jobs::runner;
+use acontextd::jobs::{Delay, Job, JobError, JobHandler, RunningJob, SERVER, periodic};
+use acontextd::platform::Platform;
 use acontextd::seal::Owner;
+use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -86,8 +90,6 @@ impl Act {
 
 impl Job for Act {
     const KIND: &'static str = "act";
-    const TIMEOUT: Duration = Duration::from_mins(1);
-    const MAX_ATTEMPTS: i32 = 2;
 
     fn lane(&self) -> Option<String> {
         self.lane.clone()
@@ -96,8 +98,15 @@ impl Job for Act {
     fn dedupe(&self) -> Option<String> {
         self.dedupe.clone()
     }
+}
 
-    async fn run(self, app: App, running: &Running) -> Result<(), JobError> {
+impl JobHandler for Act {
+    type Context = Platform;
+
+    const TIMEOUT: Duration = Duration::from_mins(1);
+    const MAX_ATTEMPTS: i32 = 2;
+
+    async fn run(self, platform: &Platform, running: &RunningJob) -> Result<(), JobError> {
         let stage = Arc::clone(&STAGES.lock().unwrap()[&self.stage]);
         stage.log.lock().unwrap().push(self.name.clone());
         let _over = Over(Arc::clone(&stage));
@@ -118,7 +127,7 @@ impl Job for Act {
             "give up" => Err(JobError::GiveUp(anyhow::anyhow!("{} is hopeless", self.name))),
             "panic" => panic!("{} panics", self.name),
             "complete" => {
-                let mut tx = app.begin().await?;
+                let mut tx = platform.db.begin().await?;
                 sqlx::query("insert into server_state (name, value) values ($1, 'done')")
                     .bind(&self.name)
                     .execute(&mut *tx)
@@ -146,20 +155,19 @@ impl Drop for Over {
 }
 
 fn setup() -> Setup {
-    Setup { kinds: app::kinds().with::<Act>(), ..Setup::default() }
+    Setup { registry: |app| features::job_registry(app).register::<Act>(app.platform.clone()), ..Setup::default() }
 }
 
 async fn enqueue(app: &TestApp, project: ProjectId, act: &Act, delay: Delay) {
-    let mut tx = app.app.begin().await.unwrap();
-    jobs::enqueue(&app.app, &mut tx, &Owner::plain(project), act, delay).await.unwrap();
+    let mut tx = app.app.db.begin().await.unwrap();
+    app.app.queue.enqueue(&mut tx, &Owner::plain(project), act, delay).await.unwrap();
     tx.commit().await.unwrap();
-    app.app.jobs.wake();
 }
 
 /// Runs the queue of an app beside the test.
 async fn while_running<T>(app: &TestApp, test: impl Future<Output = T>) -> T {
     tokio::select! {
-        ended = Box::pin(runner::run(app.app.clone())) => panic!("the runner ended: {ended:?}"),
+        ended = Box::pin(app.run_jobs()) => panic!("the runner ended: {ended:?}"),
         outcome = test => outcome,
     }
 }
@@ -170,13 +178,46 @@ const COUNT: &str = "select count(*) from jobs";
 async fn a_job_exists_if_and_only_if_its_transaction_was_committed() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::open();
-        let mut tx = app.app.begin().await.unwrap();
-        jobs::enqueue(&app.app, &mut tx, &Owner::plain(SERVER), &Act::new(id, "undone"), Delay::NONE).await.unwrap();
+        let mut tx = app.app.db.begin().await.unwrap();
+        app.app.queue.enqueue(&mut tx, &Owner::plain(SERVER), &Act::new(id, "undone"), Delay::NONE).await.unwrap();
         tx.rollback().await.unwrap();
         enqueue(&app, SERVER, &Act::new(id, "done"), Delay::NONE).await;
         app.drain_jobs().await;
         assert_eq!(stage.log(), ["done"]);
         assert_eq!(app.value::<i64>(COUNT).await, 0);
+    })
+    .await;
+}
+
+/// Returns `true` if the runner of the app was woken since the last call. A signal of `wake_on_commit` is sent before `commit` returns.
+fn was_woken(app: &TestApp) -> bool {
+    app.app.db.job_waker().wait_local().now_or_never().is_some()
+}
+
+#[tokio::test]
+async fn only_the_commit_of_a_transaction_that_enqueued_a_job_wakes_the_runner() {
+    run_with(setup(), async |app| {
+        let (id, _stage) = Stage::open();
+        let (db, queue, owner) = (&app.app.db, &app.app.queue, Owner::plain(SERVER));
+        let mut tx = db.begin().await.unwrap();
+        queue.enqueue(&mut tx, &owner, &Act::new(id, "undone"), Delay::NONE).await.unwrap();
+        assert!(!was_woken(&app), "before the commit");
+        tx.rollback().await.unwrap();
+        assert!(!was_woken(&app), "rolled back");
+        let mut tx = db.begin().await.unwrap();
+        queue.enqueue(&mut tx, &owner, &Act::new(id, "dropped"), Delay::NONE).await.unwrap();
+        drop(tx);
+        assert!(!was_woken(&app), "dropped");
+        db.begin().await.unwrap().commit().await.unwrap();
+        assert!(!was_woken(&app), "nothing was enqueued");
+        let mut tx = db.begin().await.unwrap();
+        queue.enqueue(&mut tx, &owner, &Act::new(id, "done"), Delay::NONE).await.unwrap();
+        tx.commit().await.unwrap();
+        assert!(was_woken(&app), "committed");
+        let mut tx = db.begin_statement().await.unwrap();
+        queue.enqueue(&mut tx, &owner, &Act::new(id, "statement"), Delay::NONE).await.unwrap();
+        tx.commit().await.unwrap();
+        assert!(was_woken(&app), "committed by its statement");
     })
     .await;
 }
@@ -297,7 +338,7 @@ async fn a_failure_is_tried_again_later_and_ends_with_its_reason() {
         );
         assert_eq!(stage.log().len(), 5);
         app.execute("update jobs set updated_at = now() - interval '15 days'").await;
-        periodic::forget_failed(app.app.clone()).await.unwrap();
+        periodic::purge_failed(app.app.db.clone()).await.unwrap();
         assert_eq!(app.value::<i64>(COUNT).await, 0);
     })
     .await;
@@ -331,13 +372,13 @@ async fn kinds_that_this_process_does_not_know_are_left_alone() {
     run_with(Setup::default(), async |app| {
         let (id, stage) = Stage::open();
         enqueue(&app, SERVER, &Act::new(id, "foreign"), Delay::NONE).await;
-        acontextd::blob::sweep::request(app.app.clone()).await.unwrap();
+        acontextd::blob::sweep::enqueue_sweep(app.app.blobs.clone()).await.unwrap();
         while_running(&app, async {
             eventually("its own work is done", async || app.value::<i64>("select count(*) from jobs where kind = 'sweep_blobs'").await == 0).await;
         })
         .await;
         app.execute("update jobs set state = 'running', lease_owner = gen_random_uuid(), lease_until = now() - interval '1 hour'").await;
-        periodic::take_over(app.app.clone()).await.unwrap();
+        periodic::reclaim_expired(app.runner()).await.unwrap();
         assert_eq!(app.value::<String>("select state from jobs").await, "running");
         assert!(stage.log().is_empty());
     })
@@ -352,14 +393,14 @@ async fn a_job_whose_process_dies_is_taken_over_when_its_lease_runs_out() {
         let doomed = app.twin(setup()).await;
         // A runtime of its own that is shut down without a word: every task of it ends where it stands.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let running = runtime.spawn(runner::run(doomed.app.clone()));
+        let running = runtime.spawn(runner::run(doomed.runner()));
         stage.logged(1).await;
         runtime.shutdown_background();
         assert!(running.await.is_err());
-        periodic::take_over(app.app.clone()).await.unwrap();
+        periodic::reclaim_expired(app.runner()).await.unwrap();
         assert_eq!(app.value::<String>("select state from jobs").await, "running", "its lease has not run out");
         app.execute("update jobs set lease_until = now() - interval '1 second'").await;
-        periodic::take_over(app.app.clone()).await.unwrap();
+        periodic::reclaim_expired(app.runner()).await.unwrap();
         let taken = "select state || ' ' || attempt || ' ' || last_error from jobs";
         assert_eq!(app.value::<String>(taken).await, "ready 1 the process that ran it was lost");
         app.execute("update jobs set run_at = now()").await;
@@ -385,7 +426,7 @@ async fn a_lease_is_kept_while_its_job_runs_and_a_stolen_one_ends_the_try() {
                 now > first + chrono::TimeDelta::milliseconds(900)
             })
             .await;
-            periodic::take_over(app.app.clone()).await.unwrap();
+            periodic::reclaim_expired(app.runner()).await.unwrap();
             assert_eq!(app.value::<String>("select state from jobs").await, "running");
             // Another process has taken it: what this one does must not count.
             app.execute("update jobs set lease_owner = gen_random_uuid()").await;
@@ -403,16 +444,16 @@ async fn a_stop_hands_back_what_does_not_end_without_spending_a_try() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::gated();
         enqueue(&app, SERVER, &Act::new(id, "endless"), Delay::NONE).await;
-        let runner = runner::run(app.app.clone());
+        let runner = app.run_jobs();
         let stop = async {
             stage.logged(1).await;
-            app.app.shutdown.cancel();
+            app.app.process.shutdown.cancel();
         };
         let (ended, ()) = tokio::join!(runner, stop);
         ended.unwrap();
-        app.app.hard_stop.cancel();
-        app.app.tasks.close();
-        app.app.tasks.wait().await;
+        app.app.process.hard_stop.cancel();
+        app.app.process.background_tasks.close();
+        app.app.process.background_tasks.wait().await;
         let row = "select state || ' ' || attempt from jobs";
         assert_eq!(app.value::<String>(row).await, "ready 0");
     })
@@ -424,8 +465,8 @@ async fn word_of_new_work_reaches_another_process() {
     run_with(setup(), async |app| {
         let twin = app.twin(setup()).await;
         let (id, stage) = Stage::open();
-        let telling = Box::pin(jobs::wake::tell(app.app.clone()));
-        let listening = Box::pin(jobs::wake::listen(twin.app.clone()));
+        let telling = Box::pin(job_waker::publish(app.app.db.clone()));
+        let listening = Box::pin(twin.listen());
         let test = async {
             let listeners =
                 "select count(*) from pg_stat_activity where datname = current_database() and query ilike 'listen%'";
@@ -447,8 +488,10 @@ async fn a_request_that_takes_its_time_over_an_equal_job_stops_no_other() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::open();
         enqueue(&app, SERVER, &Act::new(id, "equal").dedupe("key"), Delay::NONE).await;
-        let mut slow = app.app.begin().await.unwrap();
-        jobs::enqueue(&app.app, &mut slow, &Owner::plain(SERVER), &Act::new(id, "equal").dedupe("key"), Delay::NONE)
+        let mut slow = app.app.db.begin().await.unwrap();
+        app.app
+            .queue
+            .enqueue(&mut slow, &Owner::plain(SERVER), &Act::new(id, "equal").dedupe("key"), Delay::NONE)
             .await
             .unwrap();
         enqueue(&app, SERVER, &Act::new(id, "other"), Delay::NONE).await;

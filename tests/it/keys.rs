@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use acontextd::crypto::ProjectKey;
-use acontextd::jobs::wake;
 use acontextd::projects::root;
 use axum::http::{Method, StatusCode};
 use futures_util::future::join_all;
@@ -64,7 +63,7 @@ async fn rotations_and_starts_with_other_tokens_work_in_any_order() {
         let start = async |token: &str| {
             let started = app.twin(setup(token)).await;
             root::ensure(&started.app).await.unwrap();
-            app.app.keys.forget_all();
+            app.forget_keys();
         };
         for _ in 0..3 {
             let rotated = rotate("sk-ac-token-a").await;
@@ -179,7 +178,7 @@ async fn a_lost_answer_is_told_again_to_the_old_key_alone() {
         assert!(!ask(&other, "k").await.is_replay());
         app.execute("update replaced_keys set replaced_at = now() - interval '1 day'").await;
         ask(&old, "k").await.assert_refused(401, "Unauthorized");
-        acontextd::projects::keys::forget_old(app.app.clone()).await.unwrap();
+        acontextd::projects::keys::purge_rotated(app.app.projects.clone()).await.unwrap();
         assert_eq!(app.value::<i64>("select count(*) from replaced_keys").await, 0);
         renewed(&old, &first).get("/api/v1/ping").await.assert_status(200);
     })
@@ -202,7 +201,7 @@ async fn another_process_hears_of_it() {
             tokio::time::timeout(Duration::from_secs(1), refuses).await.expect("within a second");
         };
         tokio::select! {
-            ended = wake::listen(twin.app.clone()) => panic!("listening ended: {ended:?}"),
+            ended = twin.listen() => panic!("listening ended: {ended:?}"),
             () = told => {}
         }
     })

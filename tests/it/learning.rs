@@ -1,9 +1,8 @@
 //! Sessions that are learned: who may, what is enqueued for them, and how they end.
 
-use acontextd::app::App;
-use acontextd::jobs::Kinds;
-use acontextd::learn::conclude::Conclude;
-use acontextd::learn::observe::Observe;
+use acontextd::features::App;
+use acontextd::jobs::JobRegistry;
+use acontextd::learn::queue::{Conclude, Observe};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -30,7 +29,7 @@ async fn insert_task(app: &App, session: &str, order: i64, status: &str) -> Uuid
     .bind(session)
     .bind(order)
     .bind(status)
-    .fetch_one(&app.db)
+    .fetch_one(&*app.db)
     .await
     .unwrap()
 }
@@ -38,13 +37,16 @@ async fn insert_task(app: &App, session: &str, order: i64, status: &str) -> Uuid
 /// What the queue holds of a kind, by what it is about.
 async fn queued(app: &TestApp, kind: &str) -> Vec<String> {
     let jobs = "select dedupe from jobs where kind = $1 and state = 'ready' order by dedupe";
-    sqlx::query_scalar(jobs).bind(kind).fetch_all(&app.app.db).await.unwrap()
+    sqlx::query_scalar(jobs).bind(kind).fetch_all(&*app.app.db).await.unwrap()
 }
 
 /// A setup that observes messages at once and does not learn.
 fn observing() -> Setup {
     let setup = Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
-    Setup { kinds: Kinds::default().with::<Observe>().with::<Conclude>(), ..setup }
+    let registry = |app: &App| {
+        JobRegistry::default().register::<Observe>(app.learn.clone()).register::<Conclude>(app.learn.clone())
+    };
+    Setup { registry, ..setup }
 }
 
 async fn status(client: &Client, space: &str, session: &str) -> String {
@@ -111,7 +113,7 @@ async fn tasks_that_have_ended_are_enqueued_with_the_record() {
         let planning = insert_task(&app.app, &session, 5, "success").await;
         sqlx::query("update tasks set is_planning = true where id = $1")
             .bind(planning)
-            .execute(&app.app.db)
+            .execute(&*app.app.db)
             .await
             .unwrap();
         assert_eq!(queued(&app, "distill").await, [] as [&str; 0]);
@@ -184,7 +186,7 @@ async fn open_tasks_are_closed_and_learned_once_by_a_job() {
         }
         open.sort();
         let statuses = async || -> Vec<String> {
-            sqlx::query_scalar(r#"select status from tasks order by "order""#).fetch_all(&app.app.db).await.unwrap()
+            sqlx::query_scalar(r#"select status from tasks order by "order""#).fetch_all(&*app.app.db).await.unwrap()
         };
         assert_eq!(status(&client, &space, &session).await, "pending");
         assert_eq!(queued(&app, "conclude").await, [] as [&str; 0], "a message waits");
@@ -196,7 +198,7 @@ async fn open_tasks_are_closed_and_learned_once_by_a_job() {
         assert_eq!(queued(&app, "conclude").await, [session.as_str()], "once");
         assert_eq!(statuses().await, ["pending", "failed", "running"], "looking changes no task");
         let one = tokio::select! {
-            ended = acontextd::jobs::runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+            ended = app.run_jobs() => panic!("the runner ended: {ended:?}"),
             () = crate::support::eventually("the job is done", async || queued(&app, "conclude").await.is_empty()
                 && !queued(&app, "distill").await.is_empty()) => statuses().await,
         };
@@ -220,7 +222,7 @@ async fn a_session_whose_messages_could_not_be_observed_has_failed() {
             sqlx::query("update messages set session_task_process_status = $1 where session_id = $2::uuid")
                 .bind(word)
                 .bind(&session)
-                .execute(&app.app.db)
+                .execute(&*app.app.db)
                 .await
                 .unwrap();
             assert_eq!(status(&client, &space, &session).await, wanted, "{word}");

@@ -121,7 +121,7 @@ async fn equal_content_is_stored_once_and_goes_with_its_last_message() {
         for path in [format!("/api/v1/disk/{disk}"), format!("/api/v1/session/{one}")] {
             assert_eq!(client.delete(&path).await.status, StatusCode::OK);
         }
-        acontextd::blob::sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         assert_eq!(
             app.value::<i64>("select count(*) from blobs where state = 'live'").await,
             1,
@@ -229,7 +229,7 @@ async fn an_encrypted_project_gets_no_message_stored_in_clear() {
             let refused = client.say(&session, "openai", json!({"role": "user", "content": "secret"})).await;
             refused.assert_refused(403, "encryption enabled, API key required");
             assert_eq!(refused.json()["error"], "ENCRYPTION_KEY_REQUIRED");
-            app.app.keys.forget_all();
+            app.forget_keys();
         }
         assert_eq!(app.value::<i64>("select count(*) from messages where content like '%secret%'").await, 0);
     })

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use acontextd::features;
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -126,7 +127,11 @@ async fn sixteen_writers_on_one_session_lose_nothing_and_keep_one_order() {
         let twin = app.twin(Setup::default()).await;
         let session = client.new_session().await;
         let writer = |n: usize| {
-            let router = if n.is_multiple_of(2) { app.app.router() } else { twin.app.router() };
+            let router = if n.is_multiple_of(2) {
+                features::router(&app.app).unwrap()
+            } else {
+                features::router(&twin.app).unwrap()
+            };
             let client = Client::new(router, Some((client.project(), client.key().to_owned())));
             let session = session.clone();
             async move {
@@ -150,7 +155,7 @@ async fn sixteen_writers_on_one_session_lose_nothing_and_keep_one_order() {
         let times: Vec<i64> = sqlx::query_scalar(
             "select (extract(epoch from created_at) * 1000000)::bigint from messages order by created_at",
         )
-        .fetch_all(&app.app.db)
+        .fetch_all(&*app.app.db)
         .await
         .unwrap();
         assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "times rise strictly");
@@ -529,7 +534,7 @@ async fn a_tracked_session_leaves_one_job_and_an_untracked_one_none() {
         assert_eq!(status(untracked).await, "disable_tracking");
         let jobs: Vec<(String, Option<String>)> =
             sqlx::query_as("select payload ->> 'session', lane from jobs where kind = 'observe'")
-                .fetch_all(&app.app.db)
+                .fetch_all(&*app.app.db)
                 .await
                 .unwrap();
         assert_eq!(jobs, [(tracked.clone(), Some(format!("session:{tracked}")))]);

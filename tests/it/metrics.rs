@@ -72,7 +72,7 @@ async fn what_has_changed_is_told_once() {
         // It was too young to be told before.
         sqlx::query("update metrics set updated_at = now() - interval '10 seconds' where id = $1")
             .bind(young)
-            .execute(db)
+            .execute(&**db)
             .await
             .unwrap();
         app.execute("update server_state set value = (value::timestamptz - interval '1 minute')::text").await;

@@ -32,7 +32,7 @@ async fn jobs(app: &TestApp) -> i64 {
 /// Runs the queue beside something.
 async fn while_jobs_run<T>(app: &TestApp, work: impl Future<Output = T>) -> T {
     tokio::select! {
-        ended = acontextd::jobs::runner::run(app.app.clone()) => panic!("the runner ended: {ended:?}"),
+        ended = app.run_jobs() => panic!("the runner ended: {ended:?}"),
         done = work => done,
     }
 }
@@ -178,11 +178,11 @@ async fn a_project_says_itself_how_many_messages_are_enough() {
                      'project_session_message_buffer_max_turns', $1::jsonb))",
             )
             .bind(&turns)
-            .execute(&app.app.db)
+            .execute(&*app.app.db)
             .await
             .unwrap();
             // As the process does when it is told of the change.
-            app.app.keys.forget_all();
+            app.forget_keys();
             app.execute("delete from jobs").await;
             let session = client.new_session().await;
             for n in 1..=enough {
@@ -213,7 +213,7 @@ async fn without_a_model_messages_wait_and_the_reason_can_be_read() {
         assert!(flushed["errmsg"].as_str().unwrap().contains("1 messages wait"), "{flushed}");
         // A process with a model comes.
         let twin = app.twin(with_model()).await;
-        acontextd::learn::observe::find_forgotten(twin.app.clone()).await.unwrap();
+        acontextd::learn::observe::enqueue_missed(twin.app.learn.clone()).await.unwrap();
         twin.drain_jobs().await;
         assert_eq!(status(&client, &session).await, (json!(1), json!(0), json!(0)));
     })
@@ -233,7 +233,7 @@ async fn what_a_lost_process_held_is_looked_at_again() {
         client.say_text(&forgotten, "forgotten").await;
         app.execute("delete from jobs").await;
         app.execute("update messages set updated_at = now() - interval '2 minutes'").await;
-        acontextd::learn::observe::find_forgotten(app.app.clone()).await.unwrap();
+        acontextd::learn::observe::enqueue_missed(app.app.learn.clone()).await.unwrap();
         app.drain_jobs().await;
         assert_eq!(status(&client, &forgotten).await, (json!(1), json!(0), json!(0)));
     })
@@ -249,7 +249,7 @@ async fn failed_messages_are_taken_up_by_a_flush_and_by_nothing_else() {
         app.drain_jobs().await;
         app.execute("update messages set session_task_process_status = 'failed'").await;
         assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(0)), "counted nowhere");
-        acontextd::learn::observe::find_forgotten(app.app.clone()).await.unwrap();
+        acontextd::learn::observe::enqueue_missed(app.app.learn.clone()).await.unwrap();
         assert_eq!(jobs(&app).await, 0);
         let flushed = while_jobs_run(&app, flush(&client, &session)).await;
         assert_eq!(flushed["status"], 200, "{flushed}");

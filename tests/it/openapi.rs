@@ -1,9 +1,8 @@
 //! The description of the API is what is committed, and is served.
 
-use acontextd::http::openapi::document;
 use axum::http::StatusCode;
 
-use crate::support::run;
+use crate::support::{document, run};
 
 const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/openapi.json");
 

@@ -37,7 +37,7 @@ async fn insert_disks(app: &TestApp, project: Uuid, count: u64, seed: u64) -> Ve
             .bind(id)
             .bind(project)
             .bind(micros)
-            .execute(&app.app.db)
+            .execute(&*app.app.db)
             .await
             .unwrap();
         rows.push((micros, id));

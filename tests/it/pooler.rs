@@ -24,7 +24,7 @@ async fn database_connections_disable_nagle() {
     let setup = Setup { database: Some(bouncer.options()), ..Setup::default() };
     run_with(setup, async |app| {
         let _held = app.app.db.acquire().await.unwrap();
-        let _pages = app.app.pages.acquire().await.unwrap();
+        let _pages = app.app.messages.message_pages.acquire().await.unwrap();
         let port = bouncer.options().get_port();
         let options = nodelay_options(port);
         assert!(options.len() >= 2, "both pools have a connection");
@@ -61,7 +61,10 @@ async fn connections_through_a_pooler_in_session_mode_have_their_settings() {
         for (setting, wanted) in
             [("plan_cache_mode", "force_generic_plan"), ("enable_sort", "off"), ("TimeZone", "UTC")]
         {
-            let shown: String = sqlx::query_scalar(&format!("show {setting}")).fetch_one(&app.app.pages).await.unwrap();
+            let shown: String = sqlx::query_scalar(&format!("show {setting}"))
+                .fetch_one(&app.app.messages.message_pages)
+                .await
+                .unwrap();
             assert_eq!(shown, wanted, "{setting}");
         }
         let client = app.project().await;

@@ -119,7 +119,7 @@ async fn what_operators_keep_with_the_project_stays() {
             ("null", json!({"project_config": {"b": 2}})),
         ] {
             let sql = format!("update projects set configs = {kept}");
-            sqlx::query(&sql).execute(&app.app.db).await.unwrap();
+            sqlx::query(&sql).execute(&*app.app.db).await.unwrap();
             client.patch(CONFIGS, json!({"b": 2})).await.assert_status(200);
             assert_eq!(app.value::<serde_json::Value>("select configs from projects").await, wanted, "{kept}");
         }

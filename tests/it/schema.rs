@@ -12,7 +12,7 @@ async fn every_table_that_refers_to_blobs_is_known_to_the_sweep() {
              join pg_attribute a on a.attrelid = k.conrelid and a.attnum = k.conkey[1]
              where k.contype = 'f' and k.confrelid = 'blobs'::regclass and k.conrelid <> 'released_blobs'::regclass",
         )
-        .fetch_all(&app.app.db)
+        .fetch_all(&*app.app.db)
         .await
         .unwrap();
         assert!(!referring.is_empty());
@@ -24,7 +24,7 @@ async fn every_table_that_refers_to_blobs_is_known_to_the_sweep() {
                  where t.tgrelid = $1::regclass and p.proname = 'release_blobs' and t.tgtype & 8 = 8",
             )
             .bind(&table)
-            .fetch_one(&app.app.db)
+            .fetch_one(&*app.app.db)
             .await
             .unwrap();
             assert_eq!(triggers, 1, "{table} has no trigger that releases blobs");
@@ -53,11 +53,11 @@ async fn what_others_read_and_write_has_its_names_and_defaults() {
 #[tokio::test]
 async fn two_processes_may_bring_a_database_up_to_date_at_once() {
     run(async |app| {
-        let (one, other) = tokio::join!(acontextd::db::migrate(&app.app.db), acontextd::db::migrate(&app.app.db));
+        let (one, other) = tokio::join!(acontextd::db::migrate(&*app.app.db), acontextd::db::migrate(&*app.app.db));
         one.and(other).unwrap();
         app.execute("drop schema public cascade; ").await;
         app.execute("create schema public").await;
-        let (one, other) = tokio::join!(acontextd::db::migrate(&app.app.db), acontextd::db::migrate(&app.app.db));
+        let (one, other) = tokio::join!(acontextd::db::migrate(&*app.app.db), acontextd::db::migrate(&*app.app.db));
         one.and(other).unwrap();
         assert_eq!(app.value::<i64>("select count(*) from projects").await, 0);
     })

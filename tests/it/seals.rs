@@ -95,7 +95,7 @@ async fn a_message_that_was_changed_says_so_and_the_others_are_shown() {
         };
         let damaged = "This message cannot be shown: what is stored of it was damaged.";
         let set = async |sql: &'static str, id: &str| {
-            sqlx::query(sql).bind(id.parse::<uuid::Uuid>().unwrap()).execute(&app.app.db).await.unwrap();
+            sqlx::query(sql).bind(id.parse::<uuid::Uuid>().unwrap()).execute(&*app.app.db).await.unwrap();
         };
         let kept = "create table kept as select * from messages";
         app.execute(kept).await;
@@ -144,7 +144,7 @@ async fn a_file_that_was_changed_says_so_and_the_others_are_read() {
         let artifact = format!("/api/v1/disk/{disk}/artifact");
         let key_of = async |name: &'static str| -> String {
             let key = "select object_key from current_artifacts where filename = $1";
-            sqlx::query_scalar(key).bind(name).fetch_one(&app.app.db).await.unwrap()
+            sqlx::query_scalar(key).bind(name).fetch_one(&*app.app.db).await.unwrap()
         };
         let damaged = |answer: crate::support::client::Answer| {
             answer.assert_refused(500, "is damaged");
@@ -204,7 +204,7 @@ async fn a_file_whose_key_was_changed_does_not_end_a_search() {
         let a = "select blob_id from current_artifacts where filename = 'a.txt'";
         let blob: uuid::Uuid = app.value(a).await;
         let change = sqlx::query("update blobs set wrapped_key = '\\x00' where id = $1").bind(blob);
-        change.execute(&app.app.db).await.unwrap();
+        change.execute(&*app.app.db).await.unwrap();
         let artifact = format!("/api/v1/disk/{disk}/artifact");
         client.get(&format!("{artifact}/download?file_path=a.txt")).await.assert_refused(500, "is damaged");
         let found = client.get(&format!("{artifact}/grep?query=needle")).await.data();
@@ -228,7 +228,7 @@ async fn an_object_as_acontext_writes_it_is_read() {
         app.blobs.change(&key, |bytes| *bytes = object);
         let wrapped = sealed(&master_key(&client), nonce(100), &dek);
         let row = sqlx::query("update blobs set seal = 'whole', wrapped_key = $1").bind(wrapped);
-        row.execute(&app.app.db).await.unwrap();
+        row.execute(&*app.app.db).await.unwrap();
         assert_eq!(client.download(&disk, "a.txt").await.unwrap(), b"hello");
         let path = format!("/api/v1/disk/{disk}/artifact/download?file_path=a.txt");
         assert_eq!(client.get_with(&path, "range", "bytes=1-3").await.text(), "ell");

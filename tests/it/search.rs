@@ -74,7 +74,7 @@ async fn glob_finds_names_over_batches_and_stops_at_the_limit() {
              select $1, path, filename, 1, b.id, '{}', 'text/plain', 1, '', 'a test' from n, b",
         )
         .bind(disk.parse::<uuid::Uuid>().unwrap())
-        .execute(&app.app.db)
+        .execute(&*app.app.db)
         .await
         .unwrap();
         assert_eq!(glob("/many/f9999.txt").await, ["/many/f9999.txt"]);

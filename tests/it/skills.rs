@@ -101,7 +101,7 @@ async fn changes_by_many_at_once_each_move_the_skill() {
         futures_util::future::join_all(uploads).await;
         assert_eq!(paths(&get(&client, &skill).await).len(), 33);
         let moves: (i64, i64) =
-            sqlx::query_as("select count(*), count(distinct at) from seen").fetch_one(&app.app.db).await.unwrap();
+            sqlx::query_as("select count(*), count(distinct at) from seen").fetch_one(&*app.app.db).await.unwrap();
         assert_eq!(moves, (32, 32), "two changes had one time");
     })
     .await;
@@ -300,7 +300,7 @@ async fn fill(app: &TestApp, client: &Client, skills: i32) {
     )
     .bind(client.project())
     .bind(skills)
-    .execute(&app.app.db)
+    .execute(&*app.app.db)
     .await
     .unwrap();
 }
@@ -327,7 +327,7 @@ async fn a_list_of_skills_takes_no_statement_for_each() {
              order by created_at limit 2",
         )
         .bind(&space)
-        .execute(&app.app.db)
+        .execute(&*app.app.db)
         .await
         .unwrap();
         assert_eq!(statements(&client, &path).await, two);
@@ -349,7 +349,7 @@ async fn a_page_of_very_many_files_ends_early_and_goes_on() {
              select gen_random_uuid(), $1, id, 'vast', 'd' from disk",
         )
         .bind(client.project())
-        .execute(&app.app.db)
+        .execute(&*app.app.db)
         .await
         .unwrap();
         let (mut sizes, mut cursor) = (Vec::new(), String::new());

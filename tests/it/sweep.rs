@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use acontextd::blob::ingest;
 use acontextd::blob::spool::SpoolDir;
 use acontextd::blob::sweep;
 use acontextd::ids::ProjectId;
@@ -31,16 +30,16 @@ async fn bytes_go_when_their_last_reference_has_been_gone_for_the_time() {
         for name in ["a.txt", "c.txt"] {
             client.delete(&format!("/api/v1/disk/{disk}/artifact?file_path={name}")).await;
         }
-        sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (2, 2), "an hour has not passed");
         app.execute("update released_blobs set released_at = released_at - interval '1 hour'").await;
-        sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (1, 1));
         assert_eq!(app.value::<i64>("select count(*) from released_blobs").await, 0);
         assert_eq!(client.download(&disk, "b.txt").await.unwrap(), b"shared");
         client.delete(&format!("/api/v1/disk/{disk}")).await;
         app.execute("update released_blobs set released_at = released_at - interval '1 hour'").await;
-        sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (0, 0));
     })
     .await;
@@ -54,7 +53,7 @@ async fn versions_that_are_pruned_release_their_bytes() {
         for n in 0..5 {
             client.upload(&disk, "/", "a.txt", format!("content {n}")).await;
         }
-        sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (2, 2));
     })
     .await;
@@ -66,15 +65,15 @@ async fn uploads_that_never_completed_are_removed_after_the_time() {
         let client = app.project().await;
         let owner = Owner::plain(ProjectId(client.project()));
         // The object is there, and the row that would refer to it never came.
-        ingest::upload(&app.app, &owner, &SpoolDir::of_bytes(Bytes::from("lost"))).await.unwrap();
+        app.app.blobs.upload(&owner, &SpoolDir::of_bytes(Bytes::from("lost"))).await.unwrap();
         // The row is there, and the object never came.
         app.blobs.set_down(true);
-        ingest::upload(&app.app, &owner, &SpoolDir::of_bytes(Bytes::from("never"))).await.unwrap_err();
+        app.app.blobs.upload(&owner, &SpoolDir::of_bytes(Bytes::from("never"))).await.unwrap_err();
         app.blobs.set_down(false);
-        sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (2, 1), "they may still be on their way");
         app.execute("update blobs set created_at = created_at - interval '2 hours'").await;
-        sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (0, 0));
     })
     .await;
@@ -88,10 +87,10 @@ async fn a_store_that_is_down_leaves_the_rows_for_the_next_round() {
         client.upload(&disk, "/", "a.txt", "bytes").await;
         client.delete(&format!("/api/v1/disk/{disk}")).await;
         app.blobs.set_down(true);
-        sweep::sweep(&app.app).await.unwrap_err();
+        app.app.blobs.sweep().await.unwrap_err();
         assert_eq!(blobs(&app).await, (1, 1));
         app.blobs.set_down(false);
-        sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (0, 0));
     })
     .await;
@@ -105,11 +104,11 @@ async fn an_upload_that_found_the_bytes_holds_them_against_the_sweep() {
         client.upload(&disk, "/", "a.txt", "bytes").await;
         client.delete(&format!("/api/v1/disk/{disk}/artifact?file_path=a.txt")).await;
         let content = SpoolDir::of_bytes(Bytes::from("bytes"));
-        let upload = ingest::upload(&app.app, &Owner::plain(ProjectId(client.project())), &content).await.unwrap();
-        let mut tx = app.app.begin().await.unwrap();
-        assert!(ingest::claim(&app.app, &mut tx, &upload).await.unwrap().is_some());
+        let upload = app.app.blobs.upload(&Owner::plain(ProjectId(client.project())), &content).await.unwrap();
+        let mut tx = app.app.db.begin().await.unwrap();
+        assert!(app.app.blobs.claim(&mut tx, &upload).await.unwrap().is_some());
         // The sweep comes while the reference is not committed yet: it waits, and then sees it.
-        let sweeping = sweep::sweep(&app.app);
+        let sweeping = app.app.blobs.sweep();
         tokio::pin!(sweeping);
         assert!(tokio::time::timeout(Duration::from_millis(300), &mut sweeping).await.is_err(), "it did not wait");
         sqlx::query("insert into artifact_versions (disk_id, path, filename, from_no, blob_id, meta, mime, size, sha256, made_by)
@@ -133,10 +132,10 @@ async fn an_upload_that_comes_after_the_sweep_begins_again() {
         client.upload(&disk, "/", "a.txt", "bytes").await;
         client.delete(&format!("/api/v1/disk/{disk}/artifact?file_path=a.txt")).await;
         let content = SpoolDir::of_bytes(Bytes::from("bytes"));
-        let upload = ingest::upload(&app.app, &Owner::plain(ProjectId(client.project())), &content).await.unwrap();
-        sweep::sweep(&app.app).await.unwrap();
-        let mut tx = app.app.begin().await.unwrap();
-        assert!(ingest::claim(&app.app, &mut tx, &upload).await.unwrap().is_none(), "it refers to bytes that are gone");
+        let upload = app.app.blobs.upload(&Owner::plain(ProjectId(client.project())), &content).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
+        let mut tx = app.app.db.begin().await.unwrap();
+        assert!(app.app.blobs.claim(&mut tx, &upload).await.unwrap().is_none(), "it refers to bytes that are gone");
     })
     .await;
 }
@@ -163,7 +162,7 @@ async fn uploads_deletes_and_sweeps_of_the_same_bytes_at_once_lose_nothing() {
         let writers = futures_util::future::join_all((0..6).map(write));
         let sweeps = async {
             loop {
-                sweep::sweep(&app.app).await.unwrap();
+                app.app.blobs.sweep().await.unwrap();
                 tokio::task::yield_now().await;
             }
         };
@@ -173,7 +172,7 @@ async fn uploads_deletes_and_sweeps_of_the_same_bytes_at_once_lose_nothing() {
         }
         // Those that lost a race to be stored first never completed.
         app.execute("update blobs set created_at = created_at - interval '1 day'").await;
-        sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         for name in 0..6 {
             assert_eq!(client.download(&disk, &format!("{name}.txt")).await.unwrap(), b"content 1");
         }
@@ -190,7 +189,7 @@ async fn the_sweep_is_a_job_and_only_one_waits() {
         client.upload(&disk, "/", "a.txt", "bytes").await;
         client.delete(&format!("/api/v1/disk/{disk}")).await;
         for _ in 0..3 {
-            sweep::request(app.app.clone()).await.unwrap();
+            sweep::enqueue_sweep(app.app.blobs.clone()).await.unwrap();
         }
         assert_eq!(app.value::<i64>("select count(*) from jobs").await, 1);
         app.drain_jobs().await;
@@ -212,10 +211,10 @@ async fn the_time_begins_anew_when_bytes_were_used_again() {
         use_and_delete().await;
         app.execute("update released_blobs set released_at = released_at - interval '61 minutes'").await;
         use_and_delete().await;
-        sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (1, 1), "in use a moment ago");
         app.execute("update released_blobs set released_at = released_at - interval '61 minutes'").await;
-        sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (0, 0));
     })
     .await;
@@ -230,13 +229,13 @@ async fn a_sweep_and_a_release_of_the_same_bytes_do_not_wait_for_each_other() {
         client.upload(&other, "/", "a.txt", "bytes").await;
         client.delete(&format!("/api/v1/disk/{other}")).await;
         // A transaction that has released the bytes and is not over yet.
-        let mut tx = app.app.begin().await.unwrap();
+        let mut tx = app.app.db.begin().await.unwrap();
         sqlx::query("delete from artifact_versions").execute(&mut *tx).await.unwrap();
-        let swept = tokio::time::timeout(Duration::from_secs(10), sweep::sweep(&app.app)).await;
+        let swept = tokio::time::timeout(Duration::from_secs(10), app.app.blobs.sweep()).await;
         swept.expect("the sweep waited").unwrap();
         tx.commit().await.unwrap();
         assert_eq!(blobs(&app).await, (1, 1), "the reference was still there");
-        sweep::sweep(&app.app).await.unwrap();
+        app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (0, 0), "and its release was not lost");
     })
     .await;
@@ -252,7 +251,7 @@ async fn an_object_that_cannot_be_deleted_does_not_keep_the_others() {
         let stuck: String = app.value("select object_key from blobs order by id limit 1").await;
         app.blobs.set_stuck(&stuck);
         client.delete(&format!("/api/v1/disk/{disk}")).await;
-        sweep::sweep(&app.app).await.unwrap_err();
+        app.app.blobs.sweep().await.unwrap_err();
         assert_eq!(app.blobs.keys(), [stuck]);
         assert_eq!(app.value::<i64>("select count(*) from blobs").await, 1);
     })

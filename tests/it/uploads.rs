@@ -115,7 +115,7 @@ async fn a_client_that_hangs_up_leaves_nothing() {
         send(&client, &disk, &kind, Body::from_stream(broken)).await.assert_refused(400, "form");
         for table in ["artifacts", "blobs"] {
             let count = format!("select count(*) from {table}");
-            assert_eq!(sqlx::query_scalar::<_, i64>(&count).fetch_one(&app.app.db).await.unwrap(), 0, "{table}");
+            assert_eq!(sqlx::query_scalar::<_, i64>(&count).fetch_one(&*app.app.db).await.unwrap(), 0, "{table}");
         }
         assert_eq!(app.spooled(), 0);
     })
@@ -178,7 +178,7 @@ async fn a_project_that_is_encrypted_gets_nothing_stored_in_clear() {
         let client = app.old_style_project().await;
         let disk = client.new_disk().await;
         app.execute("update projects set encryption_enabled = true").await;
-        app.app.keys.forget_all();
+        app.forget_keys();
         let refused = client.form(&disk, Form::new().file("file", "a.txt", "secret")).await;
         refused.assert_refused(403, "encryption enabled, API key required");
         assert_eq!(refused.json()["error"], "ENCRYPTION_KEY_REQUIRED");

@@ -40,7 +40,7 @@ async fn fill(app: &TestApp, client: &Client, ago: i32, messages: i32, tasks: &[
         .bind(order)
         .bind(status)
         .bind(ago)
-        .execute(&app.app.db)
+        .execute(&*app.app.db)
         .await
         .unwrap();
     }
@@ -49,13 +49,13 @@ async fn fill(app: &TestApp, client: &Client, ago: i32, messages: i32, tasks: &[
          where id in (select id from messages where session_id = $1::uuid order by created_at limit 2)",
     )
     .bind(&session)
-    .execute(&app.app.db)
+    .execute(&*app.app.db)
     .await
     .unwrap();
     sqlx::query("update sessions set created_at = now() - make_interval(days => $2) where id = $1::uuid")
         .bind(&session)
         .bind(ago)
-        .execute(&app.app.db)
+        .execute(&*app.app.db)
         .await
         .unwrap();
 }
@@ -127,7 +127,7 @@ async fn storage_is_what_is_there_at_the_end_of_each_day() {
             sqlx::query("update blobs set created_at = now() - make_interval(days => $1) where size = $2")
                 .bind(ago)
                 .bind(i64::try_from(size).unwrap())
-                .execute(&app.app.db)
+                .execute(&*app.app.db)
                 .await
                 .unwrap();
         }
@@ -173,7 +173,7 @@ async fn a_gateway_hears_that_a_project_stores_too_much() {
             "insert into metrics (project_id, tag, increment, created_at) values ($1, 'excess.storage.usage', $2, $3)";
         for (up, at) in [(1_i64, "1970-01-01T00:00:00Z"), (0, "1970-01-02T00:00:00Z"), (1, "1970-01-03T00:00:00Z")] {
             let at = at.parse::<chrono::DateTime<Utc>>().unwrap();
-            sqlx::query(flag).bind(client.project()).bind(up).bind(at).execute(&app.app.db).await.unwrap();
+            sqlx::query(flag).bind(client.project()).bind(up).bind(at).execute(&*app.app.db).await.unwrap();
             let answer = ask(mine.clone(), store).await;
             if up == 1 { answer.assert_refused(403, "quota exceeded") } else { answer.assert_status(200) }
         }

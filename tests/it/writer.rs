@@ -83,7 +83,7 @@ async fn a_bad_message_fails_alone() {
         let client = app.project().await;
         let session = client.new_session().await;
         // Everything gathers while the table is locked, so that it comes in one batch.
-        let mut lock = app.app.begin().await.unwrap();
+        let mut lock = app.app.db.begin().await.unwrap();
         sqlx::query("lock table messages in access exclusive mode").execute(&mut *lock).await.unwrap();
         let store = |n: usize| {
             let mut new = message(client.project(), &session, &format!("m{n}"));
@@ -91,7 +91,7 @@ async fn a_bad_message_fails_alone() {
                 // What no request can bring this far.
                 new.user_meta.insert("nul".into(), "\u{0}".into());
             }
-            let writer = &app.app.messages;
+            let writer = &app.app.messages.writer;
             async move { writer.store(new).await.map(|stored| stored.is_some()) }
         };
         let all = futures_util::future::join_all((0..16).map(store));
@@ -114,7 +114,7 @@ async fn a_lost_connection_loses_and_doubles_nothing() {
         let client = app.project().await;
         let session = client.new_session().await;
         client.say_text(&session, "before").await;
-        let mut lock = app.app.begin().await.unwrap();
+        let mut lock = app.app.db.begin().await.unwrap();
         sqlx::query("lock table messages in access exclusive mode").execute(&mut *lock).await.unwrap();
         let said = futures_util::future::join_all((0..5).map(|n| {
             let (client, session) = (client.clone(), session.clone());
@@ -169,7 +169,7 @@ async fn a_statement_that_outlived_its_connection_counts() {
         let mut conn = app.app.db.acquire().await.unwrap();
         store::insert(&mut conn, std::slice::from_ref(&new), (&app.app.config.learning).into()).await.unwrap();
         // The writer has not heard of that, and stores the same message.
-        let again = app.app.messages.store(new).await.unwrap();
+        let again = app.app.messages.writer.store(new).await.unwrap();
         assert!(again.is_some());
         assert_eq!(client.messages(&session, "").await["ids"].as_array().unwrap().len(), 1);
     })
@@ -181,7 +181,7 @@ async fn a_session_that_is_held_up_holds_up_no_other() {
     run(async |app| {
         let client = app.project().await;
         let (held, free) = (client.new_session().await, client.new_session().await);
-        let mut lock = app.app.begin().await.unwrap();
+        let mut lock = app.app.db.begin().await.unwrap();
         sqlx::query("select 1 from sessions where id = $1 for update")
             .bind(held.parse::<Uuid>().unwrap())
             .execute(&mut *lock)
@@ -208,7 +208,7 @@ async fn after_its_end_a_store_is_refused_and_not_lost_in_silence() {
         let client = app.project().await;
         let session = client.new_session().await;
         client.say_text(&session, "stored").await;
-        app.app.messages.close();
+        app.app.messages.writer.close();
         let late = client.say(&session, "openai", json!({"role": "user", "content": "late"})).await;
         assert_eq!(late.status, StatusCode::SERVICE_UNAVAILABLE, "{}", late.text());
     })

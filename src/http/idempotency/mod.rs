@@ -1,13 +1,14 @@
-//! `Idempotency-Key`: a request that a client sends twice acts once.
+//! `Idempotency-Key`: a request that a client sends twice takes effect once.
 //!
-//! A handler that acts takes [`Once`], begins its transaction with [`Once::begin`] before it looks whether what it is about
-//! is there, and ends it with [`Act::commit`], which is handed the answer. With a key the answer is kept in that same
-//! transaction, so that whatever crashes, either both are there or neither; a request that finds one gets it and acts no
-//! more. Without a key this is a plain transaction. A test wants every acting operation of the API to do so.
+//! A handler that changes something takes [`Idempotency`], begins its transaction with [`Idempotency::begin`] before it checks whether
+//! what it changes exists, and ends it with [`IdempotentTx::commit`], which is given the response. With a key the response is stored
+//! in that same transaction, so that after a crash either both are there or neither; a request that finds a stored response returns
+//! it and changes nothing. Without a key this is a plain transaction. A test requires this of every operation that changes something.
 //!
 //! [`fingerprint`] tells another request with the same key from the same one, [`store`] is the SQL.
 
 pub mod fingerprint;
+pub mod settings;
 pub mod store;
 
 use std::ops::{Deref, DerefMut};
@@ -15,23 +16,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRef, FromRequestParts};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use sqlx::pool::PoolConnection;
-use sqlx::{PgConnection, Postgres, Transaction};
+use sqlx::PgConnection;
 use tokio::time::Instant;
 
-use crate::app::App;
-use crate::auth::Caller;
+use super::context::RequestContext;
 use crate::crypto::AnswerKey;
+use crate::db::Tx;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::ids::ProjectId;
+use crate::seal::Owner;
 use fingerprint::{Fingerprint, Hash, Hasher};
-use store::Kept;
+use settings::IdempotencySettings;
+use store::IdempotencyRecord;
 
 pub const HEADER: &str = "Idempotency-Key";
 
@@ -45,11 +47,15 @@ const LONG: usize = 256 * 1024;
 const IN_FLIGHT: &str = "Idempotency-Key: a request with this key is still being worked on; try again in a moment";
 const ANOTHER: &str = "Idempotency-Key: was sent with another request before; a new request wants a new key";
 
-/// Sees to it that a request acts once. Comes before the extractor that reads the body.
-pub struct Once(Option<Arc<Sent>>);
+/// Ensures that a request takes effect once. Comes before the extractor that reads the body.
+pub struct Idempotency {
+    context: RequestContext,
+    /// `None` for a request without a key.
+    request: Option<Arc<IdempotentRequest>>,
+}
 
 /// What came with a key.
-struct Sent {
+struct IdempotentRequest {
     /// Of whose request it is, its method, its path and its key.
     id: Hash,
     /// `None` for the operator.
@@ -63,18 +69,22 @@ struct Sent {
     encrypted: bool,
 }
 
-impl FromRequestParts<App> for Once {
+impl<S: Send + Sync> FromRequestParts<S> for Idempotency
+where
+    RequestContext: FromRef<S>,
+{
     type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        let context = RequestContext::from_ref(state);
         let mut sent = parts.headers.get_all(HEADER).iter();
-        let Some(key) = sent.next() else { return Ok(Self(None)) };
+        let Some(key) = sent.next() else { return Ok(Self { context, request: None }) };
         let fits = |key: &&str| (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
         let (Some(key), None) = (key.to_str().ok().filter(fits), sent.next()) else {
             let wrong = format_args!("must be 1 to {MAX_KEY} visible ASCII characters, and stand once");
             return Err(Error::field(HEADER, wrong));
         };
-        let owner = parts.extensions.get::<Caller>().map(|caller| &caller.owner);
+        let owner = parts.extensions.get::<Owner>();
         let project = owner.map(|owner| owner.project);
         let mut hasher = Hasher::default();
         hasher.add(project.as_ref().map_or(&[][..], |project| project.0.as_bytes()));
@@ -82,41 +92,44 @@ impl FromRequestParts<App> for Once {
             hasher.add(text.as_bytes());
         }
         let id = hasher.finish();
-        let seal = AnswerKey::derive(&id, key, app.config.keys.pepper(), None)?;
+        let pepper = &context.idempotency.pepper;
+        let seal = AnswerKey::derive(&id, key, pepper, None)?;
         let kek = owner.and_then(|owner| owner.kek.as_ref());
-        let with_key = kek.map(|kek| AnswerKey::derive(&id, key, app.config.keys.pepper(), Some(kek.master())));
+        let with_key = kek.map(|kek| AnswerKey::derive(&id, key, pepper, Some(kek.master())));
         let (seal_with_key, encrypted) = (with_key.transpose()?, owner.is_some_and(|owner| owner.encrypted));
         let fingerprint = Fingerprint::of_head(parts);
         parts.extensions.insert(fingerprint.clone());
-        Ok(Self(Some(Arc::new(Sent { id, project, fingerprint, seal, seal_with_key, encrypted }))))
+        let request = IdempotentRequest { id, project, fingerprint, seal, seal_with_key, encrypted };
+        Ok(Self { context, request: Some(Arc::new(request)) })
     }
 }
 
-impl Once {
+impl Idempotency {
     /// Whether the request has a key.
     pub fn has_key(&self) -> bool {
-        self.0.is_some()
+        self.request.is_some()
     }
 
     /// Begins the transaction of the effect, after the body was read. A twin in flight is waited for, without a connection.
     ///
     /// # Errors
     /// [`Error::Replay`] if the request was answered before, 422 if another one was, 409 if a twin takes too long.
-    pub async fn begin(&self, app: &App) -> Result<Act> {
-        let Some(sent) = &self.0 else {
-            return Ok(Act { held: Held::Transaction(app.begin().await?), sent: None });
+    pub async fn begin(&self) -> Result<IdempotentTx> {
+        let IdempotencySettings { db, wait, .. } = &self.context.idempotency;
+        let Some(request) = &self.request else {
+            return Ok(IdempotentTx { tx: db.begin().await?, request: None });
         };
-        let deadline = Instant::now() + app.config.limits.idempotency_wait;
+        let deadline = Instant::now() + *wait;
         let mut pause = FIRST_PAUSE;
         loop {
-            let mut tx = app.begin().await?;
-            if sent.take(&mut tx).await? {
-                return Ok(Act { held: Held::Transaction(tx), sent: Some(Arc::clone(sent)) });
+            let mut tx = db.begin().await?;
+            if request.take(&mut tx).await? {
+                return Ok(IdempotentTx { tx, request: Some(Arc::clone(request)) });
             }
-            let kept = store::get(&mut tx, &sent.id).await?;
+            let record = store::get(&mut tx, &request.id).await?;
             tx.rollback().await?;
-            if let Some(kept) = kept {
-                return Err(sent.replay(kept).await?);
+            if let Some(record) = record {
+                return Err(request.replay(record).await?);
             }
             let now = Instant::now();
             if now >= deadline {
@@ -127,14 +140,14 @@ impl Once {
         }
     }
 
-    /// As [`Once::begin`], for an effect of one statement: without a key it needs no transaction around it.
+    /// As [`Idempotency::begin`], for an effect of one statement: without a key it needs no transaction around it.
     ///
     /// # Errors
-    /// As for [`Once::begin`].
-    pub async fn begin_statement(&self, app: &App) -> Result<Act> {
-        match &self.0 {
-            Some(_) => self.begin(app).await,
-            None => Ok(Act { held: Held::Connection(app.db.acquire().await?), sent: None }),
+    /// As for [`Idempotency::begin`].
+    pub async fn begin_statement(&self) -> Result<IdempotentTx> {
+        match &self.request {
+            Some(_) => self.begin().await,
+            None => Ok(IdempotentTx { tx: self.context.idempotency.db.begin_statement().await?, request: None }),
         }
     }
 
@@ -143,21 +156,21 @@ impl Once {
     ///
     /// # Errors
     /// [`Error::Replay`], or 422 if it was another request.
-    pub async fn look(&self, app: &App) -> Result<()> {
-        let Some(sent) = &self.0 else { return Ok(()) };
-        let mut conn = app.db.acquire().await?;
-        let kept = store::get(&mut conn, &sent.id).await?;
+    pub async fn replay_if_completed(&self) -> Result<()> {
+        let Some(request) = &self.request else { return Ok(()) };
+        let mut conn = self.context.idempotency.db.acquire().await?;
+        let record = store::get(&mut conn, &request.id).await?;
         drop(conn);
-        match kept {
-            Some(kept) => Err(sent.replay(kept).await?),
+        match record {
+            Some(record) => Err(request.replay(record).await?),
             None => Ok(()),
         }
     }
 
     /// Whether an answer is kept, for where the body has not been read yet.
-    pub async fn is_answered(&self, conn: &mut PgConnection) -> Result<bool> {
-        match &self.0 {
-            Some(sent) => Ok(store::exists(conn, &sent.id).await?),
+    pub async fn has_stored_response(&self, conn: &mut PgConnection) -> Result<bool> {
+        match &self.request {
+            Some(request) => Ok(store::exists(conn, &request.id).await?),
             None => Ok(false),
         }
     }
@@ -166,41 +179,41 @@ impl Once {
     /// faster has the say.
     ///
     /// # Errors
-    /// As for [`Once::begin`].
-    pub async fn keep(&self, app: &App, answer: Response) -> Result<Response> {
-        match &self.0 {
-            Some(_) => self.begin(app).await?.commit(answer).await,
-            None => Ok(answer),
+    /// As for [`Idempotency::begin`].
+    pub async fn store_response(&self, response: Response) -> Result<Response> {
+        match &self.request {
+            Some(_) => self.begin().await?.commit(response).await,
+            None => Ok(response),
         }
     }
 }
 
-impl Sent {
+impl IdempotentRequest {
     async fn take(&self, conn: &mut PgConnection) -> Result<bool> {
         let taken = store::take(conn, &self.id, self.project, &self.fingerprint.hash()).await;
         // The project may be deleted just now.
         taken.on_constraint("kept_answers_project_id_fkey", || UNAUTHORIZED)
     }
 
-    async fn replay(self: &Arc<Self>, kept: Kept) -> Result<Error> {
-        if kept.fingerprint != self.fingerprint.hash() {
+    async fn replay(self: &Arc<Self>, record: IdempotencyRecord) -> Result<Error> {
+        if record.fingerprint != self.fingerprint.hash() {
             return Ok(Error::Unprocessable(ANOTHER));
         }
-        let status = u16::try_from(kept.status).map_err(Error::internal)?;
+        let status = u16::try_from(record.status).map_err(Error::internal)?;
         let status = StatusCode::from_u16(status).map_err(Error::internal)?;
-        let sent = Arc::clone(self);
-        if kept.with_key && sent.seal_with_key.is_none() {
+        let request = Arc::clone(self);
+        if record.with_key && request.seal_with_key.is_none() {
             return Err(Error::KeyRequired);
         }
-        let body = aside(kept.body.len(), move || sent.seal(kept.with_key).open(kept.body)).await?;
+        let body = aside(record.body.len(), move || request.seal(record.with_key).open(record.body)).await?;
         Ok(Error::Replay { status, body: body.into() })
     }
 
     async fn keep(self: &Arc<Self>, conn: &mut PgConnection, status: StatusCode, body: &Bytes) -> Result<()> {
         let status = i16::try_from(status.as_u16()).map_err(Error::internal)?;
-        let (sent, plain) = (Arc::clone(self), body.clone());
+        let (request, plain) = (Arc::clone(self), body.clone());
         let with_key = self.encrypted && self.seal_with_key.is_some();
-        let sealed = aside(body.len(), move || sent.seal(with_key).seal(&plain)).await?;
+        let sealed = aside(body.len(), move || request.seal(with_key).seal(&plain)).await?;
         store::keep(conn, &self.id, status, &sealed, with_key).await?;
         Ok(())
     }
@@ -220,81 +233,65 @@ async fn aside<T: Send + 'static>(
     Ok(tokio::task::spawn_blocking(work).await.map_err(Error::internal)??)
 }
 
-/// The transaction of an effect, and of its answer if the request has a key. Dropped, it is rolled back.
-pub struct Act {
-    held: Held,
-    sent: Option<Arc<Sent>>,
+/// The transaction of an effect, and of its response if the request has a key. Dropped, it is rolled back.
+pub struct IdempotentTx {
+    tx: Tx,
+    request: Option<Arc<IdempotentRequest>>,
 }
 
-enum Held {
-    Transaction(Transaction<'static, Postgres>),
-    /// Each statement is a transaction of its own.
-    Connection(PoolConnection<Postgres>),
-}
-
-impl Act {
-    /// Commits the effect together with its answer. An answer that is no success commits nothing.
+impl IdempotentTx {
+    /// Commits the effect together with its response. A response that is no success commits nothing.
     ///
     /// # Errors
-    /// The database fails; as at every commit, nobody knows then whether it was done. The client asks again with its key.
-    pub async fn commit(mut self, answer: Response) -> Result<Response> {
-        if !answer.status().is_success() {
+    /// The database fails; as at every commit, nobody knows then whether it was done. The client sends the request again with its key.
+    pub async fn commit(mut self, response: Response) -> Result<Response> {
+        if !response.status().is_success() {
             self.rollback().await?;
-            return Ok(answer);
+            return Ok(response);
         }
-        let Some(sent) = self.sent.take() else {
-            self.end().await?;
-            return Ok(answer);
+        let Some(request) = self.request.take() else {
+            self.tx.commit().await?;
+            return Ok(response);
         };
-        let (parts, body) = answer.into_parts();
+        let (parts, body) = response.into_parts();
         // It lies in memory.
         let body = body.collect().await.map_err(Error::internal)?.to_bytes();
-        sent.keep(&mut self, parts.status, &body).await?;
-        self.end().await?;
+        request.keep(&mut self.tx, parts.status, &body).await?;
+        self.tx.commit().await?;
         Ok(Response::from_parts(parts, Body::from(body)))
     }
 
-    /// Commits now if the request has no key, for where making the answer takes long; else the answer comes first.
-    pub async fn commit_without_key(self) -> Result<Option<Self>> {
-        if self.sent.is_some() {
+    /// Commits now if the request has no key, for where making the response takes long; otherwise the response comes first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn commit_if_unkeyed(self) -> Result<Option<Self>> {
+        if self.request.is_some() {
             return Ok(Some(self));
         }
-        self.end().await?;
+        self.tx.commit().await?;
         Ok(None)
     }
 
     /// Ends it without an effect, so that it can be begun again.
+    ///
+    /// # Errors
+    /// The database fails.
     pub async fn rollback(self) -> Result<()> {
-        match self.held {
-            Held::Transaction(tx) => Ok(tx.rollback().await?),
-            Held::Connection(_) => Ok(()),
-        }
-    }
-
-    async fn end(self) -> Result<()> {
-        match self.held {
-            Held::Transaction(tx) => Ok(tx.commit().await?),
-            Held::Connection(_) => Ok(()),
-        }
+        Ok(self.tx.rollback().await?)
     }
 }
 
-impl Deref for Act {
-    type Target = PgConnection;
+impl Deref for IdempotentTx {
+    type Target = Tx;
 
-    fn deref(&self) -> &PgConnection {
-        match &self.held {
-            Held::Transaction(tx) => tx,
-            Held::Connection(conn) => conn,
-        }
+    fn deref(&self) -> &Tx {
+        &self.tx
     }
 }
 
-impl DerefMut for Act {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        match &mut self.held {
-            Held::Transaction(tx) => tx,
-            Held::Connection(conn) => conn,
-        }
+impl DerefMut for IdempotentTx {
+    fn deref_mut(&mut self) -> &mut Tx {
+        &mut self.tx
     }
 }

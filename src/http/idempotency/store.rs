@@ -5,8 +5,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 
 use super::fingerprint::Hash;
-use crate::app::App;
-use crate::db::interval;
+use crate::db::{Db, interval};
 use crate::error::Result;
 use crate::ids::ProjectId;
 
@@ -46,7 +45,7 @@ fn number(id: &Hash) -> i64 {
 }
 
 /// An answer as it is kept.
-pub struct Kept {
+pub struct IdempotencyRecord {
     pub fingerprint: Vec<u8>,
     pub status: i16,
     pub body: Vec<u8>,
@@ -55,9 +54,9 @@ pub struct Kept {
 }
 
 /// The answer that was committed under a key.
-pub async fn get(conn: &mut PgConnection, id: &Hash) -> sqlx::Result<Option<Kept>> {
+pub async fn get(conn: &mut PgConnection, id: &Hash) -> sqlx::Result<Option<IdempotencyRecord>> {
     sqlx::query_as!(
-        Kept,
+        IdempotencyRecord,
         r#"select fingerprint, status as "status!", body as "body!", with_key
            from kept_answers where id = $1 and status is not null and created_at > now() - $2::interval"#,
         &id[..],
@@ -91,17 +90,20 @@ pub async fn keep(conn: &mut PgConnection, id: &Hash, status: i16, body: &[u8], 
     .map(drop)
 }
 
-/// The reconciler: forgets answers whose time is over.
-pub async fn forget_old(app: App) -> Result<()> {
-    while !app.shutdown.is_cancelled() {
-        let forgotten = sqlx::query!(
+/// Deletes records that have expired. Periodic.
+///
+/// # Errors
+/// The database fails.
+pub async fn purge_expired(db: Db) -> Result<()> {
+    while !db.process().shutdown.is_cancelled() {
+        let deleted = sqlx::query!(
             "delete from kept_answers where id in (
                  select id from kept_answers where created_at <= now() - $1::interval
                  order by created_at limit $2 for update skip locked)",
             interval(KEPT) as _,
             BATCH,
         );
-        if forgotten.execute(&app.db).await?.rows_affected() == 0 {
+        if deleted.execute(&*db).await?.rows_affected() == 0 {
             break;
         }
     }

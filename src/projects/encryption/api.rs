@@ -9,14 +9,14 @@ use tokio::time::Instant;
 
 use super::convert::Convert;
 use super::store;
-use crate::app::App;
 use crate::auth::Caller;
 use crate::error::{Error, Result, UNAUTHORIZED};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::jobs::{self, Delay};
 use crate::projects;
+use crate::projects::Projects;
 use crate::seal::Owner;
 
 /// How often to look whether another process is done.
@@ -28,8 +28,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// background. The answer waits for that for up to 25 seconds and is the same if it goes on. It can be called again at any time.
 #[utoipa::path(post, path = "/api/v1/project/encrypt", tag = "project",
     responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn encrypt_project(State(app): State<App>, caller: Caller, once: Once) -> Result<Response> {
-    change(&app, &caller, &once, true).await
+pub async fn encrypt_project(
+    State(ctx): State<Projects>,
+    caller: Caller,
+    idempotency: Idempotency,
+) -> Result<Response> {
+    change(&ctx, &caller, &idempotency, true).await
 }
 
 /// Decrypt the project
@@ -38,8 +42,12 @@ pub async fn encrypt_project(State(app): State<App>, caller: Caller, once: Once)
 /// to 25 seconds and is the same if it goes on.
 #[utoipa::path(post, path = "/api/v1/project/decrypt", tag = "project",
     responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn decrypt_project(State(app): State<App>, caller: Caller, once: Once) -> Result<Response> {
-    change(&app, &caller, &once, false).await
+pub async fn decrypt_project(
+    State(ctx): State<Projects>,
+    caller: Caller,
+    idempotency: Idempotency,
+) -> Result<Response> {
+    change(&ctx, &caller, &idempotency, false).await
 }
 
 /// Encrypt the project, as an operator who has its key
@@ -47,8 +55,12 @@ pub async fn decrypt_project(State(app): State<App>, caller: Caller, once: Once)
 /// As the route of the same name under `/api/v1`.
 #[utoipa::path(post, path = "/admin/v1/project/encrypt", tag = "admin",
     responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn encrypt_project_as_admin(state: State<App>, caller: Caller, once: Once) -> Result<Response> {
-    encrypt_project(state, caller, once).await
+pub async fn encrypt_project_as_admin(
+    state: State<Projects>,
+    caller: Caller,
+    idempotency: Idempotency,
+) -> Result<Response> {
+    encrypt_project(state, caller, idempotency).await
 }
 
 /// Decrypt the project, as an operator who has its key
@@ -56,11 +68,15 @@ pub async fn encrypt_project_as_admin(state: State<App>, caller: Caller, once: O
 /// As the route of the same name under `/api/v1`.
 #[utoipa::path(post, path = "/admin/v1/project/decrypt", tag = "admin",
     responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn decrypt_project_as_admin(state: State<App>, caller: Caller, once: Once) -> Result<Response> {
-    decrypt_project(state, caller, once).await
+pub async fn decrypt_project_as_admin(
+    state: State<Projects>,
+    caller: Caller,
+    idempotency: Idempotency,
+) -> Result<Response> {
+    decrypt_project(state, caller, idempotency).await
 }
 
-async fn change(app: &App, caller: &Caller, once: &Once, seals: bool) -> Result<Response> {
+async fn change(ctx: &Projects, caller: &Caller, idempotency: &Idempotency, seals: bool) -> Result<Response> {
     let Some(kek) = caller.owner.kek.clone() else {
         return Err(Error::bad(if seals {
             "compact API key required to derive encryption key; rotate your API key to enable encryption"
@@ -70,9 +86,9 @@ async fn change(app: &App, caller: &Caller, once: &Once, seals: bool) -> Result<
     };
     let check = kek.check();
     let owner = Owner { project: caller.project, encrypted: true, kek: Some(kek) };
-    let mut act = once.begin(app).await?;
-    store::lock_form(&mut act, caller.project).await?;
-    let locked = projects::store::lock(&mut act, caller.project).await?.ok_or(UNAUTHORIZED)?;
+    let mut tx = idempotency.begin().await?;
+    store::lock_form(&mut tx, caller.project).await?;
+    let locked = projects::store::lock(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
     // The key was replaced just now, or is around another master key.
     if locked.secret_key_hmac != *caller.lookup || locked.seal_check.as_deref().is_some_and(|sealed| sealed != check) {
         return Err(UNAUTHORIZED);
@@ -80,28 +96,29 @@ async fn change(app: &App, caller: &Caller, once: &Once, seals: bool) -> Result<
     if !seals && !locked.is_sealed() {
         return Err(Error::bad("project encryption is not enabled"));
     }
-    store::set_form(&mut act, caller.project, seals, &check).await?;
-    store::begin(&mut act, caller.project, seals).await?;
+    store::set_form(&mut tx, caller.project, seals, &check).await?;
+    store::begin(&mut tx, caller.project, seals).await?;
     // What works already may meet sealed content too.
-    jobs::store::set_key(&mut act, caller.project, jobs::sealed_key(app, &owner)?.as_deref()).await?;
-    jobs::enqueue(app, &mut act, &owner, &Convert { project: caller.project }, Delay::NONE).await?;
-    store::hurry(&mut act, caller.project).await?;
+    jobs::store::set_key(&mut tx, caller.project, ctx.queue.wrap_key(&owner)?.as_deref()).await?;
+    let job = Convert { project: caller.project };
+    ctx.queue.enqueue(&mut tx, &owner, &job, Delay::NONE).await?;
+    // It may wait after a failure.
+    ctx.queue.make_due_with_error(&mut tx, &job).await?;
     let answer = response::message(if seals { "encryption enabled" } else { "encryption disabled" });
     // Kept with the effect, so that whoever asks again is not told that there is nothing to decrypt.
-    let answer = act.commit(answer).await?;
-    app.keys.forget(caller.project);
-    app.jobs.wake();
-    wait(app, caller).await?;
+    let answer = tx.commit(answer).await?;
+    ctx.authenticator.invalidate_project(caller.project);
+    wait(ctx, caller).await?;
     Ok(answer)
 }
 
 /// Waits until the conversion has ended, or it takes too long.
-async fn wait(app: &App, caller: &Caller) -> Result<()> {
-    let deadline = Instant::now() + app.config.limits.conversion_wait;
+async fn wait(ctx: &Projects, caller: &Caller) -> Result<()> {
+    let deadline = Instant::now() + ctx.config.limits.conversion_wait;
     loop {
         // From here on no word is missed.
-        let told = app.converted.notified();
-        let mut conn = app.db.acquire().await?;
+        let told = ctx.conversion_finished.notified();
+        let mut conn = ctx.db.acquire().await?;
         let conversion = store::get(&mut conn, caller.project).await?;
         drop(conn);
         if conversion.is_none_or(|conversion| conversion.has_ended) || Instant::now() >= deadline {
@@ -128,8 +145,8 @@ pub struct Encryption {
 /// Tell how far the project is encrypted
 #[utoipa::path(get, path = "/api/v1/project/encryption", tag = "project",
     responses((status = 200, body = Envelope<Encryption>), Refusals))]
-pub async fn get_project_encryption(State(app): State<App>, caller: Caller) -> Result<Response> {
-    let mut conn = app.db.acquire().await?;
+pub async fn get_project_encryption(State(ctx): State<Projects>, caller: Caller) -> Result<Response> {
+    let mut conn = ctx.db.acquire().await?;
     let settings = projects::store::get_settings(&mut conn, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let conversion = store::get(&mut conn, caller.project).await?;
     let mut encryption =

@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::store;
-use crate::app::App;
 use crate::blob;
 use crate::blob::rows::stores_sealed;
 use crate::db::page::Cursor;
 use crate::error::{Error, Result};
 use crate::ids::{ProjectId, SessionId};
-use crate::jobs::{self, Job, JobError, Running};
+use crate::jobs::{self, Job, JobError, JobHandler, RunningJob};
 use crate::messages;
+use crate::projects::Projects;
 use crate::seal::Owner;
 use crate::time::Timestamp;
 
@@ -35,11 +35,6 @@ pub struct Convert {
 
 impl Job for Convert {
     const KIND: &'static str = "convert";
-    const TIMEOUT: Duration = Duration::from_mins(10);
-    /// It is never given up: half of a project in another form is no end.
-    const MAX_ATTEMPTS: i32 = i32::MAX;
-    /// Whoever asked for it waits.
-    const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
     fn lane(&self) -> Option<String> {
         Some(format!("convert:{}", self.project))
@@ -48,9 +43,19 @@ impl Job for Convert {
     fn dedupe(&self) -> Option<String> {
         Some(self.project.to_string())
     }
+}
 
-    async fn run(self, app: App, running: &Running) -> Result<(), JobError> {
-        let run = Run { app: &app, owner: &running.owner, enough: Instant::now() + Self::TIMEOUT / 2 };
+impl JobHandler for Convert {
+    type Context = Projects;
+
+    const TIMEOUT: Duration = Duration::from_mins(10);
+    /// It is never given up: a project with content in two forms is no end.
+    const MAX_ATTEMPTS: i32 = i32::MAX;
+    /// A client waits for it.
+    const MAX_BACKOFF: Duration = Duration::from_secs(15);
+
+    async fn run(self, ctx: &Projects, running: &RunningJob) -> Result<(), JobError> {
+        let run = Run { ctx, owner: &running.owner, enough: Instant::now() + Self::TIMEOUT / 2 };
         match run.convert(running).await {
             // Or the project was turned the other way, and there is another job for that.
             Ok(()) | Err(Stop::OtherForm) => {}
@@ -58,7 +63,7 @@ impl Job for Convert {
             Err(Stop::Enough) => return Err(JobError::NotYet(anyhow::anyhow!(store::GOES_ON), Duration::ZERO)),
             Err(Stop::Failed(fault)) => return Err(JobError::Retry(fault)),
         }
-        app.converted.notify_waiters();
+        ctx.conversion_finished.notify_waiters();
         Ok(())
     }
 }
@@ -79,7 +84,7 @@ impl<E: Into<anyhow::Error>> From<E> for Stop {
 }
 
 struct Run<'a> {
-    app: &'a App,
+    ctx: &'a Projects,
     owner: &'a Owner,
     enough: Instant,
 }
@@ -92,13 +97,13 @@ struct Aim {
 }
 
 impl Run<'_> {
-    async fn convert(&self, running: &Running) -> Result<(), Stop> {
+    async fn convert(&self, running: &RunningJob) -> Result<(), Stop> {
         let project = self.owner.project;
-        let mut conn = self.app.db.acquire().await?;
+        let mut conn = self.ctx.db.acquire().await?;
         // `None`: the project is gone.
         let Some(seals) = stores_sealed(&mut conn, project).await? else { return Ok(()) };
         let left = store::count_messages(&mut conn, project, seals).await?;
-        let left = left + blob::convert::count(self.app, project, seals).await?;
+        let left = left + self.ctx.blobs.count_unconverted(project, seals).await?;
         if left > 0 && self.owner.kek.is_none() {
             return Err(Stop::NoKey);
         }
@@ -107,14 +112,14 @@ impl Run<'_> {
         let aim = Aim { conversion, seals };
         self.turn_messages(aim).await?;
         self.turn_objects(aim).await?;
-        blob::convert::remove_left(self.app, project, seals).await?;
+        self.ctx.blobs.delete_stale_objects(project, seals).await?;
         self.end(running, aim).await
     }
 
     async fn turn_messages(&self, aim: Aim) -> Result<(), Stop> {
         let mut after = START;
         loop {
-            let mut conn = self.app.db.acquire().await?;
+            let mut conn = self.ctx.db.acquire().await?;
             let sessions = store::list_sessions(&mut conn, self.owner.project, aim.seals, after, LISTED).await?;
             drop(conn);
             let Some((_, last)) = sessions.last() else { return Ok(()) };
@@ -130,7 +135,7 @@ impl Run<'_> {
         let mut after: Option<Timestamp> = None;
         loop {
             self.check_time()?;
-            let mut tx = self.app.begin().await?;
+            let mut tx = self.ctx.db.begin().await?;
             if stores_sealed(&mut tx, self.owner.project).await? != Some(seals) {
                 return Err(Stop::OtherForm);
             }
@@ -152,12 +157,12 @@ impl Run<'_> {
     async fn turn_objects(&self, aim: Aim) -> Result<(), Stop> {
         let mut after = START;
         loop {
-            let objects = blob::convert::list(self.app, self.owner.project, aim.seals, after, LISTED).await?;
+            let objects = self.ctx.blobs.list_unconverted(self.owner.project, aim.seals, after, LISTED).await?;
             let Some(last) = objects.last() else { return Ok(()) };
             after = last.position;
             // What was begun is done to its end, also when another one finds that no more is wanted.
             let stop = OnceLock::new();
-            let turn = async |one: blob::convert::Pending| {
+            let turn = async |one: blob::convert::ConversionItem| {
                 if stop.get().is_none()
                     && let Err(reason) = self.turn_object(one.stored, aim).await
                 {
@@ -174,7 +179,7 @@ impl Run<'_> {
 
     async fn turn_object(&self, stored: blob::rows::StoredBlob, aim: Aim) -> Result<(), Stop> {
         self.check_time()?;
-        let (done, failed, error) = match blob::convert::turn(self.app, self.owner, &stored, aim.seals).await {
+        let (done, failed, error) = match self.ctx.blobs.convert_object(self.owner, &stored, aim.seals).await {
             Ok(true) => (1, 0, None),
             Ok(false) => return Err(Stop::OtherForm),
             Err(fault @ (Error::Damaged { .. } | Error::Internal(_))) => {
@@ -183,22 +188,22 @@ impl Run<'_> {
             }
             Err(fault) => return Err(fault.into()),
         };
-        let mut conn = self.app.db.acquire().await?;
+        let mut conn = self.ctx.db.acquire().await?;
         let goes_on = store::add(&mut conn, aim.conversion, done, failed, error.as_deref()).await?;
         if goes_on { Ok(()) } else { Err(Stop::OtherForm) }
     }
 
-    async fn end(&self, running: &Running, aim: Aim) -> Result<(), Stop> {
+    async fn end(&self, running: &RunningJob, aim: Aim) -> Result<(), Stop> {
         let Aim { conversion, seals } = aim;
         let project = self.owner.project;
-        let mut tx = self.app.begin().await?;
+        let mut tx = self.ctx.db.begin().await?;
         if stores_sealed(&mut tx, project).await? != Some(seals) {
             return Err(Stop::OtherForm);
         }
         let failed = store::end(&mut tx, conversion).await?.ok_or(Stop::OtherForm)?;
         if seals {
             // For jobs that were left meanwhile by somebody who did not know yet.
-            if let Some(key) = jobs::sealed_key(self.app, self.owner)? {
+            if let Some(key) = self.ctx.queue.wrap_key(self.owner)? {
                 jobs::store::set_key(&mut tx, project, Some(&key)).await?;
             }
         } else if failed == 0 {
@@ -214,6 +219,10 @@ impl Run<'_> {
     }
 
     fn check_time(&self) -> Result<(), Stop> {
-        if Instant::now() >= self.enough || self.app.shutdown.is_cancelled() { Err(Stop::Enough) } else { Ok(()) }
+        if Instant::now() >= self.enough || self.ctx.process.shutdown.is_cancelled() {
+            Err(Stop::Enough)
+        } else {
+            Ok(())
+        }
     }
 }

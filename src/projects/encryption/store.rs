@@ -120,18 +120,6 @@ pub async fn add(
     .map(|changed| changed.rows_affected() == 1)
 }
 
-/// Makes the job that waits due now: somebody has asked for it.
-pub async fn hurry(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<()> {
-    sqlx::query!(
-        "update jobs set run_at = now(), updated_at = now()
-         where kind = 'convert' and dedupe = $1::uuid::text and state = 'ready' and run_at > now()",
-        project as _
-    )
-    .execute(conn)
-    .await
-    .map(drop)
-}
-
 /// Ends a conversion; how many could not be done. `None` if it was turned back meanwhile.
 pub async fn end(conn: &mut PgConnection, conversion: Uuid) -> sqlx::Result<Option<i64>> {
     sqlx::query_scalar!("update conversions set ended_at = now() where id = $1 returning failed", conversion)

@@ -6,17 +6,17 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Event, store};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::db::page::{Cursor, PageRequest};
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path, Query, RequestBody};
-use crate::http::idempotency::Once;
+use crate::http::idempotency::Idempotency;
 use crate::http::json::storable_object;
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, Envelope};
 use crate::ids::SessionId;
+use crate::platform::Platform;
 use crate::sessions;
 
 /// The longest type of an event, in bytes.
@@ -43,9 +43,9 @@ impl RequestBody for AddEvent {
     params(("session_id" = SessionId, Path)), request_body = AddEvent,
     responses((status = 200, body = Envelope<Event>), Refusals))]
 pub async fn add_event(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
-    once: Once,
+    idempotency: Idempotency,
     Path(session): Path<SessionId>,
     Json(body): Json<AddEvent>,
 ) -> Result<Response> {
@@ -55,10 +55,10 @@ pub async fn add_event(
         return Err(Error::field("type", wrong));
     }
     let data = body.data.ok_or_else(|| Error::field("data", "is required, a JSON object"))?;
-    storable_object("data", &data, app.config.limits.meta)?;
-    let mut act = once.begin_statement(&app).await?;
-    let event = store::insert(&mut act, caller.project, session, &kind, data).await?;
-    act.commit(response::ok(event.ok_or(sessions::NOT_FOUND)?)).await
+    storable_object("data", &data, platform.config.limits.meta)?;
+    let mut tx = idempotency.begin_statement().await?;
+    let event = store::insert(&mut tx, caller.project, session, &kind, data).await?;
+    tx.commit(response::ok(event.ok_or(sessions::NOT_FOUND)?)).await
 }
 
 /// List events
@@ -66,13 +66,13 @@ pub async fn add_event(
     params(("session_id" = SessionId, Path), PageParams),
     responses((status = 200, body = Envelope<Page<Event>>), Refusals))]
 pub async fn list_events(
-    State(app): State<App>,
+    State(platform): State<Platform>,
     caller: Caller,
     Path(session): Path<SessionId>,
     Query(page): Query<PageParams>,
 ) -> Result<Response> {
     let page: PageRequest = page.parse(50, 200)?;
-    let mut conn = app.db.acquire().await?;
+    let mut conn = platform.db.acquire().await?;
     if !sessions::store::exists(&mut conn, caller.project, session).await? {
         return Err(sessions::NOT_FOUND);
     }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 
 use acontextd::blob::spool::Spool;
-use acontextd::blob::{BlobError, Blobs, ByteStream, Result, Visit};
+use acontextd::blob::{BlobError, BlobStore, ByteStream, Result, Visit};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -106,7 +106,7 @@ impl MemoryBlobs {
 }
 
 #[async_trait]
-impl Blobs for MemoryBlobs {
+impl BlobStore for MemoryBlobs {
     async fn put(&self, key: &str, content: &Spool) -> Result<()> {
         self.up()?;
         let _permit = self.puts.acquire().await.unwrap();

@@ -12,19 +12,23 @@ pub mod zip;
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 
-use acontextd::app::{self, App, Parts};
-use acontextd::blob::Blobs;
+use acontextd::blob::BlobStore;
 use acontextd::blob::spool::SpoolDir;
 use acontextd::config::Config;
 use acontextd::crypto::ProjectKey;
+use acontextd::db::notify::{self, NotificationHandler};
 use acontextd::db::pooler::PoolerCheck;
-use acontextd::jobs::{self, Kinds};
+use acontextd::features::{self, App};
+use acontextd::jobs::{JobRegistry, runner};
+use acontextd::platform::{Platform, PlatformDependencies};
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
+use utoipa::openapi::OpenApi;
 use uuid::Uuid;
 
 pub use client::Client;
@@ -41,12 +45,12 @@ pub async fn run<F: Future<Output = ()>>(test: impl FnOnce(TestApp) -> F) {
 /// Runs a test on an app of its own that is set up otherwise.
 pub async fn run_with<F: Future<Output = ()>>(setup: Setup, test: impl FnOnce(TestApp) -> F) {
     let app = TestApp::new(setup).await;
-    let (kept, stop) = (app.app.clone(), app.app.shutdown.clone());
+    let (kept, stop) = (app.app.clone(), app.app.process.shutdown.clone());
     // Boxed: the futures of whole tests are large.
     Box::pin(test(app)).await;
     stop.cancel();
-    kept.tasks.close();
-    kept.tasks.wait().await;
+    kept.process.background_tasks.close();
+    kept.process.background_tasks.wait().await;
     kept.db.close().await;
 }
 
@@ -54,14 +58,15 @@ pub async fn run_with<F: Future<Output = ()>>(setup: Setup, test: impl FnOnce(Te
 pub struct Setup {
     /// Environment names and values, besides those that all tests have.
     pub settings: Vec<(&'static str, String)>,
-    pub kinds: Kinds,
+    /// The jobs that its runner knows.
+    pub registry: fn(&App) -> JobRegistry,
     /// Another app's database, to be a second process on it.
     pub database: Option<PgConnectOptions>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { settings: Vec::new(), kinds: app::kinds(), database: None }
+        Self { settings: Vec::new(), registry: features::job_registry, database: None }
     }
 }
 
@@ -77,6 +82,7 @@ pub struct TestApp {
     pub app: App,
     pub blobs: Arc<MemoryBlobs>,
     pub database: PgConnectOptions,
+    registry: fn(&App) -> JobRegistry,
     folder: Arc<TempDir>,
     _writer: JoinSet<anyhow::Result<()>>,
 }
@@ -84,53 +90,44 @@ pub struct TestApp {
 impl TestApp {
     pub async fn new(setup: Setup) -> Self {
         let blobs = Arc::new(MemoryBlobs::default());
-        Self::with_blobs(setup, Arc::clone(&blobs) as Arc<dyn Blobs>, blobs).await
+        Self::with_blobs(setup, Arc::clone(&blobs) as Arc<dyn BlobStore>, blobs).await
     }
 
-    async fn with_blobs(setup: Setup, store: Arc<dyn Blobs>, blobs: Arc<MemoryBlobs>) -> Self {
+    async fn with_blobs(setup: Setup, store: Arc<dyn BlobStore>, blobs: Arc<MemoryBlobs>) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let database = match setup.database {
             Some(database) => database,
             None => postgres::new_database().await,
         };
-        let parts = Parts {
-            config: config(&setup.settings),
-            database: database.clone(),
-            pooler: PoolerCheck::default(),
-            blobs: store,
-            spool: SpoolDir::open(folder.path()).unwrap(),
-            port: 8029,
-            kinds: setup.kinds,
-        };
-        let app = App::new(parts).unwrap();
+        let app = build_app(config(&setup.settings), database.clone(), store, folder.path());
         let mut writer = JoinSet::new();
-        writer.spawn(acontextd::messages::writer::run(app.clone()));
-        Self { app, blobs, database, folder, _writer: writer }
+        writer.spawn(acontextd::messages::writer::run(app.messages.clone()));
+        Self { app, blobs, database, registry: setup.registry, folder, _writer: writer }
     }
 
     /// A second app on the same database and objects, as another process would be.
     pub async fn twin(&self, setup: Setup) -> Self {
         let setup = Setup { database: Some(self.database.clone()), ..setup };
-        Self::with_blobs(setup, Arc::clone(&self.blobs) as Arc<dyn Blobs>, Arc::clone(&self.blobs)).await
+        Self::with_blobs(setup, Arc::clone(&self.blobs) as Arc<dyn BlobStore>, Arc::clone(&self.blobs)).await
     }
 
     /// A client without a key.
     pub fn client(&self) -> Client {
-        Client::new(self.app.router(), None)
+        Client::new(features::router(&self.app).unwrap(), None)
     }
 
     /// A client of a new project.
     pub async fn project(&self) -> Client {
         let (key, text) = ProjectKey::generate(PEPPER).unwrap();
         let project = self.insert_project(&key, "not checked").await;
-        Client::new(self.app.router(), Some((project, format!("sk-ac-{}", *text))))
+        Client::new(features::router(&self.app).unwrap(), Some((project, format!("sk-ac-{}", *text))))
     }
 
     /// A client of a new project, with an old-style key.
     pub async fn old_style_project(&self) -> Client {
         let secret = Uuid::new_v4().to_string();
         let project = self.insert_project(&ProjectKey::parse(&secret), "not checked").await;
-        Client::new(self.app.router(), Some((project, format!("sk-ac-{secret}"))))
+        Client::new(features::router(&self.app).unwrap(), Some((project, format!("sk-ac-{secret}"))))
     }
 
     /// Puts a project into the database, as operators and other programs do.
@@ -141,14 +138,14 @@ impl TestApp {
         .bind(key.lookup(PEPPER))
         .bind(phc)
         .bind(json!({}))
-        .fetch_one(&self.app.db)
+        .fetch_one(&*self.app.db)
         .await
         .unwrap()
     }
 
     /// A client with the operator's token.
     pub fn admin(&self) -> Client {
-        Client::new(self.app.router(), Some((Uuid::nil(), ADMIN.to_owned())))
+        Client::new(features::router(&self.app).unwrap(), Some((Uuid::nil(), ADMIN.to_owned())))
     }
 
     /// How many uploads lie in files now.
@@ -163,11 +160,11 @@ impl TestApp {
     where
         T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
-        sqlx::query_scalar(sql).fetch_one(&self.app.db).await.unwrap()
+        sqlx::query_scalar(sql).fetch_one(&*self.app.db).await.unwrap()
     }
 
     pub async fn execute(&self, sql: &'static str) {
-        sqlx::query(sql).execute(&self.app.db).await.unwrap();
+        sqlx::query(sql).execute(&*self.app.db).await.unwrap();
     }
 
     /// The tables that contain a text somewhere, as it is or in hex.
@@ -177,7 +174,7 @@ impl TestApp {
         for table in self.tables().await {
             let rows = format!("select count(*) from \"{table}\" t where t::text like any($1)");
             let patterns: Vec<String> = forms.iter().map(|form| format!("%{form}%")).collect();
-            let count: i64 = sqlx::query_scalar(&rows).bind(patterns).fetch_one(&self.app.db).await.unwrap();
+            let count: i64 = sqlx::query_scalar(&rows).bind(patterns).fetch_one(&*self.app.db).await.unwrap();
             if count > 0 {
                 found.push(table);
             }
@@ -188,7 +185,7 @@ impl TestApp {
     async fn tables(&self) -> Vec<String> {
         let tables =
             "select tablename::text from pg_tables where schemaname = 'public' and tablename <> '_sqlx_migrations'";
-        sqlx::query_scalar(tables).fetch_all(&self.app.db).await.unwrap()
+        sqlx::query_scalar(tables).fetch_all(&*self.app.db).await.unwrap()
     }
 
     /// What is in every table but that of the keys, hashed. Waits until no job runs.
@@ -201,16 +198,36 @@ impl TestApp {
         for table in self.tables().await.into_iter().filter(|table| table != "kept_answers") {
             let rows =
                 format!("select coalesce(md5(string_agg(t::text, ',' order by t::text)), '') from \"{table}\" t");
-            let rows: String = sqlx::query_scalar(&rows).fetch_one(&self.app.db).await.unwrap();
+            let rows: String = sqlx::query_scalar(&rows).fetch_one(&*self.app.db).await.unwrap();
             state.insert(table, rows);
         }
         state
     }
 
+    /// The runner of this app.
+    pub fn runner(&self) -> Arc<runner::Runner> {
+        features::runner(&self.app, (self.registry)(&self.app))
+    }
+
+    /// Runs jobs until the app stops.
+    pub async fn run_jobs(&self) -> anyhow::Result<()> {
+        runner::run(self.runner()).await
+    }
+
+    /// Receives notifications until the app stops.
+    pub async fn listen(&self) -> anyhow::Result<()> {
+        notify::listen(self.app.db.clone(), features::notification_handlers(&self.app)).await
+    }
+
+    /// Removes every key from the cache.
+    pub fn forget_keys(&self) {
+        self.app.authenticator.on_reconnect();
+    }
+
     /// Runs the queue of this app until nothing is due.
     pub async fn drain_jobs(&self) {
         tokio::select! {
-            ended = jobs::runner::run(self.app.clone()) => panic!("the runner ended: {ended:?}"),
+            ended = self.run_jobs() => panic!("the runner ended: {ended:?}"),
             () = self.until_idle() => {}
         }
     }
@@ -222,6 +239,25 @@ impl TestApp {
         })
         .await;
     }
+}
+
+fn build_app(config: Config, database: PgConnectOptions, blob_store: Arc<dyn BlobStore>, dir: &Path) -> App {
+    let (pooler, spool) = (PoolerCheck::default(), SpoolDir::open(dir).unwrap());
+    let dependencies = PlatformDependencies { config, database, pooler, blob_store, spool, port: 8029 };
+    App::new(Platform::new(dependencies).unwrap())
+}
+
+/// The API's description.
+pub fn document() -> OpenApi {
+    let build = async {
+        let dir = tempfile::tempdir().unwrap();
+        // The pools of this app connect to nothing, but want a runtime.
+        let database = PgConnectOptions::new_without_pgpass();
+        features::document(&build_app(config(&[]), database, Arc::new(MemoryBlobs::default()), dir.path()))
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    // A test may have a runtime of its own, and one must not wait inside another.
+    std::thread::spawn(move || runtime.block_on(build)).join().unwrap()
 }
 
 /// The settings of a test's app.

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use acontextd::db::Db;
 use acontextd::db::pooler::PoolerCheck;
 use acontextd::embedded::postgres::{Postgres, Tuning};
+use acontextd::process::Process;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tokio::sync::OnceCell;
@@ -18,9 +20,10 @@ async fn start() -> Postgres {
     let postgres = Postgres::start(&folder, None, tuning).await.unwrap();
     let mut conn = postgres.options().connect().await.unwrap();
     sqlx::query(&format!("create database {TEMPLATE}")).execute(&mut conn).await.unwrap();
-    let pool = acontextd::db::pool(postgres.options().database(TEMPLATE), 2, &PoolerCheck::default());
-    acontextd::db::migrate(&pool).await.unwrap();
-    pool.close().await;
+    let (options, process) = (postgres.options().database(TEMPLATE), Process::default());
+    let db = Db::new(options, 2, PoolerCheck::default(), process);
+    acontextd::db::migrate(&db).await.unwrap();
+    db.close().await;
     conn.close().await.unwrap();
     postgres
 }

@@ -1,14 +1,14 @@
 //! A request that works for each operation of the API's description: for tests that hold for every operation. A new operation
 //! fails them until it has a request here.
 
-use acontextd::auth::OF_PROJECTS;
-use acontextd::http::openapi::document;
+use acontextd::features::ACCESS_RULES;
 use axum::body::Body;
 use axum::http::{Method, header};
 use serde_json::{Value, json};
 
 use super::TestApp;
 use super::client::{Answer, Client, Form};
+use super::document;
 use super::zip::written;
 
 /// Every operation of the description: `POST /api/v1/disk`.
@@ -107,8 +107,8 @@ pub async fn sample(app: &TestApp, client: &Client, operation: &str) -> Sample {
         conversation.or_else(|| files(&things, operation)).or_else(|| others(&things, operation))
     };
     let (path, body) = found.unwrap_or_else(|| panic!("{operation} has no request that works: give it one here"));
-    let is_admins =
-        (path.starts_with("/admin/") || path.starts_with("/metrics/")) && !OF_PROJECTS.contains(&path.as_str());
+    let is_admins = (path.starts_with("/admin/") || path.starts_with("/metrics/"))
+        && !ACCESS_RULES.project_admin.contains(&path.as_str());
     let client = if is_admins { app.admin() } else { client.clone() };
     Sample { client, method: method.parse().unwrap(), path, body }
 }

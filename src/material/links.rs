@@ -9,12 +9,12 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use uuid::Uuid;
 
-use super::content::{self, Key};
-use super::rows::StoredBlob;
-use crate::app::App;
+use crate::blob::content::{self, Key};
+use crate::blob::rows::StoredBlob;
 use crate::crypto::{LinkKey, LinkedKey};
 use crate::error::{Error, Result};
 use crate::ids::ProjectId;
+use crate::platform::Platform;
 use crate::seal::Owner;
 
 /// The first byte of every token, so that another form can be told from this one. The second form has the key of a sealed file.
@@ -53,13 +53,24 @@ pub fn end(now: i64, life: i64) -> Result<i64> {
 ///
 /// # Errors
 /// 403 if it is sealed and the project's key not at hand; 500 if its own key is damaged.
-pub fn linked_key(app: &App, owner: &Owner, stored: &StoredBlob) -> Result<Option<LinkedKey>> {
+pub fn linked_key(key: &LinkKey, owner: &Owner, stored: &StoredBlob) -> Result<Option<LinkedKey>> {
     let dek = content::dek(stored, Key::Project(owner.kek.as_deref()))?;
-    Ok(dek.map(|dek| app.link_key.wrap(dek.bytes())).transpose()?)
+    Ok(dek.map(|dek| key.wrap(dek.bytes())).transpose()?)
 }
 
 impl Link {
-    /// The token for this link.
+    /// Returns the URL of this link, valid until `end` (Unix seconds).
+    ///
+    /// # Errors
+    /// The content type is longer than 64 KiB.
+    pub fn url(&self, platform: &Platform, end: i64) -> Result<String> {
+        Ok(format!("{}/api/v1/material/{}", platform.public_url, self.sign(&platform.link_key, end)?))
+    }
+
+    /// Returns the token of this link.
+    ///
+    /// # Errors
+    /// As for [`Link::url`].
     pub fn sign(&self, key: &LinkKey, end: i64) -> Result<String> {
         let mut token = vec![if self.key.is_some() { SEALED } else { PLAIN }];
         token.extend_from_slice(self.project.0.as_bytes());

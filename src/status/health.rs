@@ -5,15 +5,15 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::response::Response;
 
-use super::openapi::Refusals;
-use super::response::{self, EmptyResponse};
-use crate::app::App;
 use crate::auth::Caller;
 use crate::db::pooler::SHARED_SESSIONS;
 use crate::error::{Error, Result};
+use crate::http::openapi::Refusals;
+use crate::http::response::{self, EmptyResponse};
+use crate::platform::Platform;
 
 /// A dependency that takes longer is not ready.
-const PATIENCE: Duration = Duration::from_secs(3);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Whether the server lives
 ///
@@ -28,17 +28,17 @@ pub async fn health() -> Response {
 /// 200 if the database and the object store answer, else 503 that names the one that does not.
 #[utoipa::path(get, path = "/ready", tag = "status", security(()),
     responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn ready(State(app): State<App>) -> Result<Response> {
-    if app.pooler.found_shared_session() {
+pub async fn ready(State(platform): State<Platform>) -> Result<Response> {
+    if platform.db.pooler().found_shared_session() {
         return Err(Error::unavailable(SHARED_SESSIONS));
     }
-    let database = async { sqlx::query_scalar!("select 1 as one").fetch_one(&app.db).await };
-    match tokio::time::timeout(PATIENCE, database).await {
+    let database = async { sqlx::query_scalar!("select 1 as one").fetch_one(&*platform.db).await };
+    match tokio::time::timeout(CHECK_TIMEOUT, database).await {
         Ok(Ok(_)) => {}
         Ok(Err(fault)) => return Err(not_ready("the database does not answer", fault.into())),
         Err(late) => return Err(not_ready("the database does not answer", late.into())),
     }
-    match tokio::time::timeout(PATIENCE, app.blobs.check()).await {
+    match tokio::time::timeout(CHECK_TIMEOUT, platform.blobs.check()).await {
         Ok(Ok(())) => Ok(response::message("ready")),
         Ok(Err(fault)) => Err(not_ready("the object store does not answer", fault.into())),
         Err(late) => Err(not_ready("the object store does not answer", late.into())),

@@ -1,0 +1,62 @@
+//! The route of public links.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, Method};
+use axum::response::Response;
+use chrono::Utc;
+
+use super::links::Link;
+use crate::blob::content::Key;
+use crate::blob::rows;
+use crate::error::{Error, Result};
+use crate::http::download::{self, DownloadMeta};
+use crate::http::extract::{Path, PathParam};
+use crate::http::openapi::Refusals;
+use crate::platform::Platform;
+use crate::seal::Dek;
+
+/// The token of a public link.
+pub struct Token(String);
+
+impl PathParam for Token {
+    const NAME: &'static str = "token";
+
+    fn read(text: &str) -> Result<Self, &'static str> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// Open a public link
+///
+/// Needs no key. Serves exactly the bytes that the link was made for, as long as the project keeps them.
+#[utoipa::path(get, path = "/api/v1/material/{token}", tag = "material", security(()),
+    params(("token" = String, Path, description = "From a public URL")),
+    responses((status = 200, description = "The bytes", content_type = "application/octet-stream"),
+        (status = 206, description = "The bytes of `Range`", content_type = "application/octet-stream"),
+        (status = 304, description = "`If-None-Match` names these bytes"), Refusals))]
+pub async fn get_material(
+    State(platform): State<Platform>,
+    token: Result<Path<Token>>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response> {
+    const MATERIAL_NOT_FOUND: Error = Error::NotFound("material not found");
+    let Path(Token(token)) = token.map_err(|_| MATERIAL_NOT_FOUND)?;
+    let link = Link::verify(&token, &platform.link_key, Utc::now().timestamp()).ok_or(MATERIAL_NOT_FOUND)?;
+    let mut conn = platform.db.acquire().await?;
+    let stored = rows::get_by_sha256(&mut conn, link.project, &link.sha256).await?.ok_or(MATERIAL_NOT_FOUND)?;
+    drop(conn);
+    let meta = DownloadMeta { mime: &link.mime, filename: &link.filename, sha256: &link.sha256, public: true };
+    let dek = link
+        .key
+        .map(|key| platform.link_key.unwrap(&key))
+        .transpose()
+        .map_err(|_| MATERIAL_NOT_FOUND)?
+        .map(|key| Dek::of_bytes(*key));
+    let key = dek.as_ref().map_or(Key::Project(None), Key::Object);
+    match download::serve(&platform.blobs, &stored, key, &meta, &method, &headers).await {
+        // It was sealed after the link was made, or sealed anew.
+        Err(Error::KeyRequired | Error::Damaged { .. }) => Err(MATERIAL_NOT_FOUND),
+        served => served,
+    }
+}

@@ -1,0 +1,103 @@
+//! The connection to the database: the embedded Postgres, or an external one.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use secrecy::ExposeSecret;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+
+use super::STARTUP_TIMEOUT;
+use crate::config::Database;
+use crate::db::pooler::{PoolerCheck, SHARED_SESSIONS};
+use crate::error::is_outage;
+
+/// Opens the first connection. An external database may take a while to answer, as when both start together; it may also be
+/// behind a pooler, which is refused if it shares sessions.
+pub async fn connect(
+    database: &PgConnectOptions,
+    is_external: bool,
+    pooler: &PoolerCheck,
+) -> anyhow::Result<sqlx::PgConnection> {
+    if !is_external {
+        return Ok(pooler.connect(database, &[]).await?);
+    }
+    let deadline = tokio::time::Instant::now() + STARTUP_TIMEOUT;
+    loop {
+        let tried = tokio::time::timeout_at(deadline, pooler.connect(database, &[])).await;
+        match tried {
+            Ok(Ok(conn)) => {
+                pooler.verify_at_startup(database).await?;
+                return Ok(conn);
+            }
+            Ok(Err(_)) if pooler.found_shared_session() => bail!(SHARED_SESSIONS),
+            Ok(Err(error)) if is_outage(&error) && tokio::time::Instant::now() < deadline => {
+                tracing::warn!(error = %error, "the database does not answer yet; retrying");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Ok(Err(error)) => {
+                return Err(error).context(
+                    "cannot connect to the database named by DATABASE_URL (or DATABASE_HOST): check the address, the user, \
+                     the password and the database name",
+                );
+            }
+            Err(_) => bail!("the database named by DATABASE_URL (or DATABASE_HOST) does not answer"),
+        }
+    }
+}
+
+/// Returns how to connect to the external database.
+///
+/// # Errors
+/// `DATABASE_URL` is invalid.
+pub fn external_database_options(settings: &Database) -> anyhow::Result<PgConnectOptions> {
+    let options = if let Some(url) = &settings.database_url {
+        url.expose_secret().parse::<PgConnectOptions>().map_err(|err| {
+            anyhow!("DATABASE_URL cannot be read ({err}): write it like postgres://user:password@host:5432/name")
+        })?
+    } else {
+        let options = PgConnectOptions::new_without_pgpass()
+            .host(settings.database_host.as_deref().unwrap_or("localhost"))
+            .port(settings.database_port)
+            .username(&settings.database_user)
+            .database(&settings.database_name);
+        match &settings.database_password {
+            Some(password) => options.password(password.expose_secret()),
+            None => options,
+        }
+    };
+    // `DATABASE_ENABLE_TLS` only ever raises what the URL or PGSSLMODE asks for.
+    let is_weaker = matches!(options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer);
+    Ok(if settings.database_tls && is_weaker { options.ssl_mode(PgSslMode::Require) } else { options })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn ssl_mode(url: &str, tls: &str) -> String {
+        let environment = [("DATABASE_URL", url), ("DATABASE_ENABLE_TLS", tls), ("ROOT_SECRET_PEPPER", "0123456789")];
+        let environment: HashMap<_, _> = environment.map(|(name, value)| (name.into(), value.into())).into();
+        let config = Config::from_parts(["acontextd"], &environment).unwrap_or_else(|_| panic!("{url} was refused"));
+        format!("{:?}", external_database_options(&config.database).unwrap().get_ssl_mode())
+    }
+
+    #[test]
+    fn enabling_tls_never_weakens_the_mode_of_the_url() {
+        for (mode, with_tls, without) in [
+            ("disable", "Require", "Disable"),
+            ("allow", "Require", "Allow"),
+            ("prefer", "Require", "Prefer"),
+            ("require", "Require", "Require"),
+            ("verify-ca", "VerifyCa", "VerifyCa"),
+            ("verify-full", "VerifyFull", "VerifyFull"),
+        ] {
+            let url = format!("postgres://db/a?sslmode={mode}");
+            assert_eq!(ssl_mode(&url, "true"), with_tls, "{mode}");
+            assert_eq!(ssl_mode(&url, "false"), without, "{mode}");
+        }
+        assert_eq!(ssl_mode("postgres://db/a", "true"), "Require");
+    }
+}
