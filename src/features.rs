@@ -25,6 +25,7 @@ use crate::jobs::periodic::{self, PeriodicTask};
 use crate::jobs::runner::Runner;
 use crate::learn::queue::{Conclude, Distill, Observe};
 use crate::learn::{self, Learn};
+use crate::llm::{self, Llm};
 use crate::messages::{self, Messages};
 use crate::platform::Platform;
 use crate::projects::encryption::convert::Convert;
@@ -87,12 +88,19 @@ pub struct App {
 }
 
 impl App {
+    /// Uses the model that the settings name.
     pub fn new(platform: Platform) -> Self {
+        let llm = llm::from_config(&platform.config.learning);
+        Self::with_llm(platform, llm)
+    }
+
+    /// Uses this model, whatever the settings name.
+    pub fn with_llm(platform: Platform, llm: Arc<dyn Llm>) -> Self {
         let authenticator = Authenticator::new(platform.clone());
         Self {
             messages: Messages::new(platform.clone()),
             disks: Disks::new(platform.clone()),
-            learn: Learn::new(platform.clone()),
+            learn: Learn::new(platform.clone(), llm),
             projects: Projects::new(platform.clone(), authenticator.clone()),
             authenticator,
             platform,

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::llm::{self, Llm};
+use crate::llm::Llm;
 use crate::platform::{Platform, platform_context};
 
 platform_context! {
@@ -33,8 +33,7 @@ pub struct LearnInner {
 }
 
 impl Learn {
-    pub fn new(platform: Platform) -> Self {
-        let llm = llm::from_config(&platform.config.learning);
+    pub fn new(platform: Platform, llm: Arc<dyn Llm>) -> Self {
         Self(Arc::new(LearnInner { platform, llm, observation_finished: Notify::new() }))
     }
 }

@@ -14,10 +14,13 @@ use super::store;
 use crate::error::Result;
 use crate::ids::SessionId;
 use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
-use crate::llm::{LlmError, Request};
+use crate::llm::{ChatRequest, LlmError, Message, ToolChoice};
 use crate::messages::observing::{self, Said};
 use crate::seal::{Owner, frame};
 use crate::{metrics, sessions};
+
+/// The maximum length of a response of the model, in tokens.
+const MAX_TOKENS: u32 = 1024;
 
 /// How soon to look again whether there is a model.
 const NO_MODEL: Duration = Duration::from_hours(24);
@@ -98,12 +101,16 @@ async fn look_at(ctx: &Learn, owner: &Owner, batch: &[Uuid]) -> Result<(), Fault
             Err(fault) => tracing::error!(message.id = %id, error = %fault, "a message does not open"),
         }
     }
-    let prompt = lines.join("\n");
-    let system = "You read what an agent and its user say to each other.".to_owned();
-    match ctx.llm.complete(Request { system, prompt }).await {
+    let request = ChatRequest {
+        system: "You read what an agent and its user say to each other.",
+        messages: &[Message::User(lines.join("\n"))],
+        tools: &[],
+        tool_choice: ToolChoice::None,
+        max_tokens: MAX_TOKENS,
+    };
+    match ctx.llm.chat(&request).await {
         Ok(_) => Ok(()),
-        Err(fault @ LlmError::Refused(_)) => Err(Fault { reason: fault.into(), is_final: true }),
-        Err(fault) => Err(Fault::again(fault)),
+        Err(error) => Err(Fault { is_final: !error.is_retryable(), reason: error.into() }),
     }
 }
 

@@ -1,12 +1,15 @@
 //! Observation: stored messages are looked at in batches, each once, whatever fails in between.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use acontextd::llm::{Llm, LlmError, Message, ToolChoice};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::client::Client;
+use crate::support::llm::ScriptedLlm;
 use crate::support::{Setup, TestApp, eventually, run, run_with};
 
 fn with_model() -> Setup {
@@ -90,6 +93,56 @@ async fn a_job_waits_for_the_oldest_message_or_for_enough_of_them() {
         let done = client.post(&format!("/api/v1/session/{session}/copy"), json!({})).await.data();
         assert_eq!(jobs(&app).await, 2);
         assert_eq!(status(&client, done["new_session_id"].as_str().unwrap()).await, (json!(3), json!(0), json!(0)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_model_is_sent_each_batch_once_and_its_errors_decide_what_becomes_of_the_messages() {
+    let llm = Arc::new(ScriptedLlm::default());
+    let model: Arc<dyn Llm> = llm.clone();
+    run_with(Setup { llm: Some(model), ..with_model() }, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.say_text(&session, "buy milk").await;
+        client.say_text(&session, "and bread").await;
+        let states = "select string_agg(session_task_process_status || '', ',' order by created_at) from messages";
+        let attempts = "select state || ' ' || attempt || ' ' || last_error from jobs where kind = 'observe'";
+        // An error that may pass: the same messages are sent again after a pause.
+        llm.fail(LlmError::Unavailable(anyhow::anyhow!("overloaded")));
+        app.drain_jobs().await;
+        let requests = llm.take_requests();
+        let [request] = &requests[..] else { panic!("{requests:?}") };
+        let [Message::User(text)] = &request.messages[..] else { panic!("{request:?}") };
+        assert!(text.find("buy milk").unwrap() < text.find("and bread").unwrap(), "{text}");
+        assert_eq!((request.tools.len(), request.tool_choice), (0, ToolChoice::None));
+        assert!(request.max_tokens > 0);
+        assert_eq!(app.value::<String>(states).await, "pending,pending");
+        assert_eq!(app.value::<String>(attempts).await, "ready 1 LLM complete failed: overloaded");
+        llm.respond("nothing to do");
+        app.execute("update jobs set run_at = now()").await;
+        app.drain_jobs().await;
+        assert_eq!(llm.take_requests().len(), 1);
+        assert_eq!(app.value::<String>(states).await, "success,success");
+        // Errors that would come again: the messages have failed at once.
+        for (text, error) in [
+            ("too much", LlmError::ContextTooLong(anyhow::anyhow!("too long"))),
+            ("forbidden", LlmError::Rejected(anyhow::anyhow!("not this"))),
+        ] {
+            let session = client.new_session().await;
+            client.say_text(&session, text).await;
+            llm.fail(error);
+            app.drain_jobs().await;
+            assert_eq!(llm.take_requests().len(), 1, "{text}");
+            assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(0)), "{text}");
+        }
+        assert_eq!(app.value::<String>(states).await, "success,success,failed,failed");
+        // A wrong key is a matter of settings: the messages wait.
+        let session = client.new_session().await;
+        client.say_text(&session, "later").await;
+        llm.fail(LlmError::Denied(anyhow::anyhow!("401")));
+        app.drain_jobs().await;
+        assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(1)));
     })
     .await;
 }

@@ -53,11 +53,11 @@ async fn what_others_read_and_write_has_its_names_and_defaults() {
 #[tokio::test]
 async fn two_processes_may_bring_a_database_up_to_date_at_once() {
     run(async |app| {
-        let (one, other) = tokio::join!(acontextd::db::migrate(&*app.app.db), acontextd::db::migrate(&*app.app.db));
+        let (one, other) = tokio::join!(acontextd::db::migrate(&app.app.db), acontextd::db::migrate(&app.app.db));
         one.and(other).unwrap();
         app.execute("drop schema public cascade; ").await;
         app.execute("create schema public").await;
-        let (one, other) = tokio::join!(acontextd::db::migrate(&*app.app.db), acontextd::db::migrate(&*app.app.db));
+        let (one, other) = tokio::join!(acontextd::db::migrate(&app.app.db), acontextd::db::migrate(&app.app.db));
         one.and(other).unwrap();
         assert_eq!(app.value::<i64>("select count(*) from projects").await, 0);
     })

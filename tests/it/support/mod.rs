@@ -1,6 +1,7 @@
 //! What the tests stand on.
 
 pub mod client;
+pub mod llm;
 pub mod memory;
 pub mod pgbouncer;
 pub mod postgres;
@@ -23,6 +24,7 @@ use acontextd::db::notify::{self, NotificationHandler};
 use acontextd::db::pooler::PoolerCheck;
 use acontextd::features::{self, App};
 use acontextd::jobs::{JobRegistry, runner};
+use acontextd::llm::Llm;
 use acontextd::platform::{Platform, PlatformDependencies};
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
@@ -60,13 +62,15 @@ pub struct Setup {
     pub settings: Vec<(&'static str, String)>,
     /// The jobs that its runner knows.
     pub registry: fn(&App) -> JobRegistry,
+    /// The model, if it is not the one that the settings name.
+    pub llm: Option<Arc<dyn Llm>>,
     /// Another app's database, to be a second process on it.
     pub database: Option<PgConnectOptions>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { settings: Vec::new(), registry: features::job_registry, database: None }
+        Self { settings: Vec::new(), registry: features::job_registry, llm: None, database: None }
     }
 }
 
@@ -99,7 +103,7 @@ impl TestApp {
             Some(database) => database,
             None => postgres::new_database().await,
         };
-        let app = build_app(config(&setup.settings), database.clone(), store, folder.path());
+        let app = build_app(config(&setup.settings), database.clone(), store, folder.path(), setup.llm);
         let mut writer = JoinSet::new();
         writer.spawn(acontextd::messages::writer::run(app.messages.clone()));
         Self { app, blobs, database, registry: setup.registry, folder, _writer: writer }
@@ -241,10 +245,20 @@ impl TestApp {
     }
 }
 
-fn build_app(config: Config, database: PgConnectOptions, blob_store: Arc<dyn BlobStore>, dir: &Path) -> App {
+fn build_app(
+    config: Config,
+    database: PgConnectOptions,
+    blob_store: Arc<dyn BlobStore>,
+    dir: &Path,
+    llm: Option<Arc<dyn Llm>>,
+) -> App {
     let (pooler, spool) = (PoolerCheck::default(), SpoolDir::open(dir).unwrap());
     let dependencies = PlatformDependencies { config, database, pooler, blob_store, spool, port: 8029 };
-    App::new(Platform::new(dependencies).unwrap())
+    let platform = Platform::new(dependencies).unwrap();
+    match llm {
+        Some(llm) => App::with_llm(platform, llm),
+        None => App::new(platform),
+    }
 }
 
 /// The API's description.
@@ -253,7 +267,7 @@ pub fn document() -> OpenApi {
         let dir = tempfile::tempdir().unwrap();
         // The pools of this app connect to nothing, but want a runtime.
         let database = PgConnectOptions::new_without_pgpass();
-        features::document(&build_app(config(&[]), database, Arc::new(MemoryBlobs::default()), dir.path()))
+        features::document(&build_app(config(&[]), database, Arc::new(MemoryBlobs::default()), dir.path(), None))
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     // A test may have a runtime of its own, and one must not wait inside another.
