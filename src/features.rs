@@ -28,9 +28,9 @@ use crate::learn::{self, Learn};
 use crate::llm::{self, Llm};
 use crate::messages::{self, Messages};
 use crate::platform::Platform;
-use crate::projects::encryption::convert::Convert;
+use crate::projects::conversion::convert::Convert;
 use crate::projects::{self, Projects};
-use crate::{disks, material, metrics, sessions, skills, spaces, status, tasks, users};
+use crate::{disks, learning_spaces, material, sessions, skills, status, tasks, usage_metrics, users};
 
 /// In which folder of `src` a route is: the longest prefix counts. A test compares this list with the routers.
 pub const ROUTE_OWNERS: &[(&str, &str)] = &[
@@ -41,8 +41,8 @@ pub const ROUTE_OWNERS: &[(&str, &str)] = &[
     ("/api/v1/material", "material"),
     ("/api/v1/project", "projects"),
     ("/admin/v1/project", "projects"),
-    ("/metrics/v1", "metrics"),
-    ("/admin/v1/project/{project_id}/metrics", "metrics"),
+    ("/metrics/v1", "usage_metrics"),
+    ("/admin/v1/project/{project_id}/metrics", "usage_metrics"),
     ("/api/v1/session", "sessions"),
     ("/api/v1/session/{session_id}/messages", "messages"),
     ("/api/v1/session/{session_id}/asset", "messages"),
@@ -52,7 +52,7 @@ pub const ROUTE_OWNERS: &[(&str, &str)] = &[
     ("/api/v1/session/{session_id}/observing_status", "learn"),
     ("/api/v1/disk", "disks"),
     ("/api/v1/agent_skills", "skills"),
-    ("/api/v1/learning_spaces", "spaces"),
+    ("/api/v1/learning_spaces", "learning_spaces"),
     ("/api/v1/user", "users"),
 ];
 
@@ -129,9 +129,9 @@ fn routers(app: &App) -> Vec<(&'static str, OpenApiRouter)> {
         ("learn", learn::router().with_state(app.learn.clone())),
         ("disks", disks::router().with_state(app.disks.clone())),
         ("skills", skills::router().with_state(platform())),
-        ("spaces", spaces::router().with_state(platform())),
+        ("learning_spaces", learning_spaces::router().with_state(platform())),
         ("users", users::router().with_state(platform())),
-        ("metrics", metrics::router().with_state(platform())),
+        ("usage_metrics", usage_metrics::router().with_state(platform())),
     ]
 }
 

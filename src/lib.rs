@@ -20,13 +20,13 @@ pub mod time;
 pub mod blob;
 pub mod db;
 pub mod embedded;
+pub mod encryption;
 pub mod error;
 pub mod http;
 pub mod jobs;
 pub mod llm;
 pub mod platform;
 pub mod process;
-pub mod seal;
 pub mod telemetry;
 
 // Who is calling.
@@ -35,15 +35,15 @@ pub mod auth;
 // The features.
 pub mod disks;
 pub mod learn;
+pub mod learning_spaces;
 pub mod material;
 pub mod messages;
-pub mod metrics;
 pub mod projects;
 pub mod sessions;
 pub mod skills;
-pub mod spaces;
 pub mod status;
 pub mod tasks;
+pub mod usage_metrics;
 pub mod users;
 
 // The program.

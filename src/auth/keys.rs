@@ -15,10 +15,10 @@ use tokio::sync::Semaphore;
 use super::{Caller, store};
 use crate::crypto::{KEY_PREFIX, ProjectKey};
 use crate::db::notify::NotificationHandler;
+use crate::encryption::{Check, Kek, Owner};
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::ids::ProjectId;
 use crate::platform::{Platform, platform_context};
-use crate::seal::{Check, Kek, Owner};
 
 /// The channel of changes of projects. Spelled in `migrations/0001_projects.sql` too.
 const PROJECTS_CHANNEL: &str = "acontextd_projects";

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::ids::ProjectId;
-use crate::seal::Owner;
 
 /// The project that a request's key opened.
 #[derive(Clone)]

@@ -14,9 +14,9 @@ use super::rows::{self, StoredBlob};
 use super::service::{BlobService, PREVIEW_BUDGET_KIB};
 use super::spool::Spool;
 use super::{BlobError, ByteStream, Visit};
+use crate::encryption::object::{Opener, Sealing, open_whole};
+use crate::encryption::{Damaged, Dek, Kek};
 use crate::error::{Error, Result};
-use crate::seal::object::{Opener, Sealing, open_whole};
-use crate::seal::{Damaged, Dek, Kek};
 
 /// The form of sealed objects, as their rows name it.
 pub const CHUNKS: &str = "chunks";
@@ -144,7 +144,7 @@ impl BlobService {
     /// Reads a whole content into memory.
     ///
     /// # Errors
-    /// As for [`open`].
+    /// As for [`BlobService::open`].
     pub async fn read(&self, key: Key<'_>, stored: &StoredBlob) -> Result<Bytes> {
         let mut now = Cow::Borrowed(stored);
         let bytes = loop {
@@ -176,7 +176,7 @@ impl BlobService {
     /// Reads a whole content and hands it on piece by piece; whether it is what it should be is known at the end.
     ///
     /// # Errors
-    /// As for [`open`], and 500 if it is another content.
+    /// As for [`BlobService::open`], and 500 if it is another content.
     pub async fn copy_to_spool(&self, key: Key<'_>, stored: &StoredBlob) -> Result<Spool> {
         let mut bytes = self.open(key, stored, 0..stored.size.cast_unsigned()).await?;
         let mut copy = self.spool.writer();

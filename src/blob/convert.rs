@@ -6,9 +6,9 @@ use super::ingest::{self, NewObject};
 use super::rows::{self, StoredBlob};
 use super::service::BlobService;
 use crate::db::page::Cursor;
+use crate::encryption::{Dek, Owner};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, ProjectId};
-use crate::seal::{Dek, Owner};
 
 /// An object that has to be turned.
 pub struct ConversionItem {

@@ -9,9 +9,9 @@ use sqlx::PgConnection;
 use super::service::BlobService;
 use super::spool::Spool;
 use super::{content, rows};
+use crate::encryption::{Dek, Owner};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, ProjectId};
-use crate::seal::{Dek, Owner};
 
 /// Content that is stored but that no row refers to yet.
 #[derive(Debug)]

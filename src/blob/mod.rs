@@ -21,7 +21,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use crate::seal::object::ByteStream;
+pub use crate::encryption::object::ByteStream;
 
 use crate::error::Error;
 use spool::Spool;

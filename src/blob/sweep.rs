@@ -13,9 +13,9 @@ use uuid::Uuid;
 
 use super::service::BlobService;
 use crate::db::interval;
+use crate::encryption::Owner;
 use crate::error::Result;
 use crate::jobs::{self, Delay, Job, JobError, JobHandler, RunningJob};
-use crate::seal::Owner;
 
 /// How many blobs are looked at in one transaction.
 const BATCH: i64 = 200;

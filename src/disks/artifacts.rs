@@ -20,6 +20,7 @@ use crate::auth::Caller;
 use crate::blob::content::Key;
 use crate::blob::spool::Spool;
 use crate::disks::Disks;
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::http::download::{self, DownloadMeta};
 use crate::http::extract::{Flag, Int, Params, Path, Query, RequestBody};
@@ -33,7 +34,6 @@ use crate::ids::DiskId;
 use crate::material::links::{self, Link, linked_key};
 use crate::media;
 use crate::platform::Platform;
-use crate::seal::Owner;
 
 /// The refusal of a disk that is not the caller's, where upstream has a 403.
 const DENIED: Error = Error::Forbidden("access denied: disk does not belong to this project");

@@ -18,9 +18,9 @@ use super::parse::Kind;
 use super::path::Directory;
 use crate::blob::content::Key;
 use crate::disks::Disks;
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::ids::DiskId;
-use crate::seal::Owner;
 
 /// How many names are read at once.
 const NAMES: i64 = 5_000;

@@ -25,8 +25,8 @@ pub use queue::{Delay, JobQueue};
 pub use registry::JobRegistry;
 
 use crate::db::Tx;
+use crate::encryption::Owner;
 use crate::ids::{JobId, ProjectId};
-use crate::seal::Owner;
 
 /// Whose work it is when it is no project's.
 pub const SERVER: ProjectId = ProjectId(Uuid::nil());

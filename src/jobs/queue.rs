@@ -7,9 +7,9 @@ use sqlx::PgConnection;
 
 use super::{Job, store};
 use crate::db::{Db, Tx};
+use crate::encryption::jobs::JobKeys;
+use crate::encryption::{Kek, Owner};
 use crate::error::{Error, Result};
-use crate::seal::jobs::JobKeys;
-use crate::seal::{Kek, Owner};
 use crate::telemetry;
 
 /// When a job is due.

@@ -20,8 +20,8 @@ use super::store::{self, Claimed};
 use super::{JobError, JobQueue, JobRegistry, LeaseLost, RunningJob};
 use crate::config::JobSettings;
 use crate::db::Db;
+use crate::encryption::Owner;
 use crate::process::Process;
-use crate::seal::Owner;
 use crate::telemetry;
 
 /// Claims and runs jobs of the registered kinds.

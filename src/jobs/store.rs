@@ -17,7 +17,7 @@ pub struct NewJob {
     pub lane: Option<String>,
     pub dedupe: Option<String>,
     pub delay: Duration,
-    /// The project's key, as [`crate::seal::jobs::JobKeys`] seals it.
+    /// The project's key, as [`crate::encryption::jobs::JobKeys`] seals it.
     pub sealed_key: Option<Vec<u8>>,
     /// Where the work comes from, as a W3C traceparent.
     pub trace: Option<String>,

@@ -1,12 +1,12 @@
-//! The job that ends what is open in a session that a space learns, see [`crate::spaces::progress`].
+//! The job that ends what is open in a session that a space learns, see [`crate::learning_spaces::progress`].
 
 use std::time::Duration;
 
 use super::Learn;
 use super::queue::{Conclude, Distill};
 use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
-use crate::spaces::progress::{self, Next};
-use crate::{messages, spaces, tasks};
+use crate::learning_spaces::progress::{self, Next};
+use crate::{learning_spaces, messages, tasks};
 
 impl JobHandler for Conclude {
     type Context = Learn;
@@ -19,7 +19,7 @@ impl JobHandler for Conclude {
         let project = running.owner.project;
         messages::store::lock_session(&mut tx, project, self.session).await?;
         // Messages may have been stored meanwhile; the next check after them enqueues this job again.
-        let progress = spaces::store::get_progress(&mut tx, self.session).await?;
+        let progress = learning_spaces::store::get_progress(&mut tx, self.session).await?;
         if progress.as_ref().and_then(progress::decide) == Some(Next::Close) {
             for task in tasks::store::close_open(&mut tx, project, self.session).await? {
                 ctx.queue.enqueue(&mut tx, &running.owner, &Distill { task }, Delay::NONE).await?;

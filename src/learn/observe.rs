@@ -11,13 +11,13 @@ use uuid::Uuid;
 use super::Learn;
 use super::queue::Observe;
 use super::store;
+use crate::encryption::{Owner, frame};
 use crate::error::Result;
 use crate::ids::SessionId;
 use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
 use crate::llm::{ChatRequest, LlmError, Message, ToolChoice};
 use crate::messages::observing::{self, Said};
-use crate::seal::{Owner, frame};
-use crate::{metrics, sessions};
+use crate::{sessions, usage_metrics};
 
 /// The maximum length of a response of the model, in tokens.
 const MAX_TOKENS: u32 = 1024;
@@ -59,7 +59,7 @@ async fn take(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<O
     let Some(locked) = store::lock(&mut tx, session).await? else {
         return Ok(None);
     };
-    if metrics::store::is_excess(&mut tx, locked.project, metrics::store::TASKS).await? {
+    if usage_metrics::store::is_excess(&mut tx, locked.project, usage_metrics::store::TASKS).await? {
         observing::set_status(&mut tx, session, None, "pending", "limit_exceed").await?;
     }
     let settings = &ctx.config.learning;

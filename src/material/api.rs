@@ -8,12 +8,12 @@ use chrono::Utc;
 use super::links::Link;
 use crate::blob::content::Key;
 use crate::blob::rows;
+use crate::encryption::Dek;
 use crate::error::{Error, Result};
 use crate::http::download::{self, DownloadMeta};
 use crate::http::extract::{Path, PathParam};
 use crate::http::openapi::Refusals;
 use crate::platform::Platform;
-use crate::seal::Dek;
 
 /// The token of a public link.
 pub struct Token(String);

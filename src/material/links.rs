@@ -12,10 +12,10 @@ use uuid::Uuid;
 use crate::blob::content::{self, Key};
 use crate::blob::rows::StoredBlob;
 use crate::crypto::{LinkKey, LinkedKey};
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::ids::ProjectId;
 use crate::platform::Platform;
-use crate::seal::Owner;
 
 /// The first byte of every token, so that another form can be told from this one. The second form has the key of a sealed file.
 const PLAIN: u8 = 1;

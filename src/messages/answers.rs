@@ -13,11 +13,11 @@ use super::{Written, sealed};
 use crate::auth::Caller;
 use crate::blob::rows;
 use crate::conversation::format::{FunctionCall, FunctionResponse};
+use crate::encryption::{Damaged, Owner};
 use crate::error::{Error, Result};
 use crate::http::idempotency::Idempotency;
 use crate::ids::{MessageId, SessionId};
 use crate::messages::Messages;
-use crate::seal::{Damaged, Owner};
 use crate::sessions;
 
 /// Stores a message that answers calls: each answer takes the id of its call, which then waits no longer.

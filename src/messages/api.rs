@@ -19,6 +19,7 @@ use crate::conversation::edit::{self, ParseError};
 use crate::conversation::format::{Format, RenderContext};
 use crate::conversation::parts::{Asset, Kind, Part};
 use crate::db::page::Cursor;
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::http::extract::{Flag, Int, Path, Query};
 use crate::http::idempotency::Idempotency;
@@ -28,7 +29,6 @@ use crate::http::response::{self, Envelope};
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::json;
 use crate::messages::Messages;
-use crate::seal::Owner;
 use crate::sessions::{self, events};
 use crate::time::Timestamp;
 

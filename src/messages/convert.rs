@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::store::{SLICE, set_long_content};
 use super::{page, sealed};
+use crate::encryption::{Damaged, Kek, Owner, frame};
 use crate::error::{Error, Result};
 use crate::ids::{MessageId, SessionId};
-use crate::seal::{Damaged, Kek, Owner, frame};
 use crate::time::Timestamp;
 
 /// How many messages are turned in one transaction at most, and how much of their contents, in bytes.

@@ -23,6 +23,7 @@ use crate::blob::rows;
 use crate::blob::spool::Spool;
 use crate::conversation::parts::{Asset, Kind, Part};
 use crate::crypto::LinkedKey;
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::http::download::{self, DownloadMeta};
 use crate::http::extract::{Path, Query};
@@ -32,7 +33,6 @@ use crate::http::openapi::Refusals;
 use crate::ids::{BlobId, ProjectId, SessionId};
 use crate::material::links::{self, Link};
 use crate::messages::Messages;
-use crate::seal::Owner;
 use crate::time::Timestamp;
 use crate::{media, sessions};
 

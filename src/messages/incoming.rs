@@ -13,6 +13,7 @@ use crate::auth::Caller;
 use crate::conversation::format::{self, Format, FunctionCall, FunctionResponse, NormalizedMessage};
 use crate::conversation::parts::{OPEN_CALLS, Part, USER_META};
 use crate::conversation::tokens;
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::http::extract::{body_bytes, first_object};
 use crate::http::head::media_type;
@@ -22,7 +23,6 @@ use crate::http::multipart::{FormLimits, MultipartForm, UploadedFile};
 use crate::ids::{MessageId, SessionId};
 use crate::json;
 use crate::messages::Messages;
-use crate::seal::Owner;
 
 /// Of what a client keeps with a message, in bytes.
 const MAX_USER_META: usize = 64 * 1024;

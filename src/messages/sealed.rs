@@ -12,9 +12,9 @@ use uuid::Uuid;
 use super::new_message::NewMessage;
 use super::page::Row;
 use crate::conversation::format::Format;
+use crate::encryption::{Damaged, Kek, Owner, frame};
 use crate::error::{Error, Result};
 use crate::json;
-use crate::seal::{Damaged, Kek, Owner, frame};
 
 /// Shown in the place of a message that does not open.
 const UNREADABLE: &str = "This message cannot be shown: what is stored of it was damaged.";

@@ -4,10 +4,10 @@ use super::incoming::Ready;
 use super::new_message::{InsertOutcome, NewMessage};
 use super::store;
 use super::{Written, writer};
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::http::idempotency::Idempotency;
 use crate::messages::Messages;
-use crate::seal::Owner;
 use crate::sessions;
 
 /// How often a message is tried to be stored while the form changes that its project wants: at most twice, unless somebody turns

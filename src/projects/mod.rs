@@ -1,10 +1,10 @@
-//! Projects: the tenants. [`api`] is the operator's side, [`configs`] what a project sets for itself, [`keys`] how its key is
-//! replaced, [`encryption`] how its content is sealed and opened, [`usages`] what operators ask about it, [`root`] the default project that a start sees to. [`store`] is the SQL,
-//! [`usage_store`] that of [`usages`].
+//! Projects: the tenants. [`api`] is the operator's side, [`configs`] what a project configures itself, [`keys`] rotates and resets its
+//! key, [`conversion`] encrypts and decrypts its content, [`usages`] reports its usage, [`root`] creates the default project at startup,
+//! and [`pepper`] rejects a pepper other than the database's. [`store`] is the SQL, [`usage_store`] that of [`usages`].
 
 pub mod api;
 pub mod configs;
-pub mod encryption;
+pub mod conversion;
 pub mod keys;
 pub mod pepper;
 pub mod root;
@@ -43,11 +43,11 @@ pub fn router() -> OpenApiRouter<Projects> {
     OpenApiRouter::new()
         .routes(routes!(api::create_project))
         .routes(routes!(api::delete_project))
-        .routes(routes!(encryption::api::encrypt_project))
-        .routes(routes!(encryption::api::decrypt_project))
-        .routes(routes!(encryption::api::get_project_encryption))
-        .routes(routes!(encryption::api::encrypt_project_as_admin))
-        .routes(routes!(encryption::api::decrypt_project_as_admin))
+        .routes(routes!(conversion::api::encrypt_project))
+        .routes(routes!(conversion::api::decrypt_project))
+        .routes(routes!(conversion::api::get_project_encryption))
+        .routes(routes!(conversion::api::encrypt_project_as_admin))
+        .routes(routes!(conversion::api::decrypt_project_as_admin))
         .routes(routes!(keys::replace_key))
         .routes(routes!(keys::reset_key))
         .routes(routes!(usages::get_project_statistics))

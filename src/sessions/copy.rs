@@ -10,6 +10,7 @@ use sqlx::PgConnection;
 use crate::auth::Caller;
 use crate::blob::rows;
 use crate::db::interval;
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, PathParam};
 use crate::http::idempotency::Idempotency;
@@ -18,7 +19,6 @@ use crate::http::response::{self, Envelope};
 use crate::ids::{ProjectId, SessionId};
 use crate::messages::convert;
 use crate::platform::Platform;
-use crate::seal::Owner;
 
 /// The id as it came: clients know a text of its own for one that cannot be read.
 pub struct Copied(String);

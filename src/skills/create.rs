@@ -15,11 +15,11 @@ use crate::blob::spool::Spool;
 use crate::disks;
 use crate::disks::changes::{self, Author, Change, Content, FileChange};
 use crate::disks::path::FilePath;
+use crate::encryption::Owner;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::ids::{ProjectId, UserId};
 use crate::media;
 use crate::platform::Platform;
-use crate::seal::Owner;
 
 /// How many contents are put into the object store at once.
 const AT_ONCE: usize = 8;

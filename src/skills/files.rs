@@ -22,6 +22,7 @@ use crate::blob::content::Key;
 use crate::disks::artifacts::{FileContent, public_url, readable};
 use crate::disks::files::{self, File};
 use crate::disks::path::{self, FilePath};
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::http::extract::{Int, Path, PathParam, Query};
 use crate::http::openapi::Refusals;
@@ -30,7 +31,6 @@ use crate::ids::SkillId;
 use crate::material::links;
 use crate::percent;
 use crate::platform::Platform;
-use crate::seal::Owner;
 
 const NO_FILE: Error = Error::NotFound("file not found");
 /// How long a link to a file works, in seconds, if nothing else is asked for.

@@ -10,9 +10,9 @@ use super::archive::{Archive, Bounds};
 use super::create::{Contents, Prepared};
 use super::front_matter::FrontMatter;
 use crate::blob::spool::Spool;
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
-use crate::seal::Owner;
 
 /// How many unpacked files wait for the object store.
 const AHEAD: usize = 4;

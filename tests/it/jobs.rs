@@ -6,12 +6,12 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use acontextd::db::job_waker;
+use acontextd::encryption::Owner;
 use acontextd::features;
 use acontextd::ids::ProjectId;
 use acontextd::jobs::runner;
 use acontextd::jobs::{Delay, Job, JobError, JobHandler, RunningJob, SERVER, periodic};
 use acontextd::platform::Platform;
-use acontextd::seal::Owner;
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;

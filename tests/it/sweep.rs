@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use acontextd::blob::spool::SpoolDir;
 use acontextd::blob::sweep;
+use acontextd::encryption::Owner;
 use acontextd::ids::ProjectId;
-use acontextd::seal::Owner;
 use axum::http::StatusCode;
 use bytes::Bytes;
 

@@ -4,13 +4,13 @@
 use sqlx::PgConnection;
 
 use super::store::{self, LearningProgress};
+use crate::encryption::Owner;
 use crate::error::Result;
 use crate::ids::{SessionId, SpaceId};
 use crate::jobs::Delay;
 use crate::learn::queue::Conclude;
 use crate::messages;
 use crate::platform::Platform;
-use crate::seal::Owner;
 
 /// What is next for a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::convert::Convert;
 use super::store;
 use crate::auth::Caller;
+use crate::encryption::Owner;
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
@@ -17,7 +18,6 @@ use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::jobs::{self, Delay};
 use crate::projects;
 use crate::projects::Projects;
-use crate::seal::Owner;
 
 /// How often to look whether another process is done.
 const LOOK_EVERY: Duration = Duration::from_millis(500);

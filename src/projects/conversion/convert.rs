@@ -12,12 +12,12 @@ use super::store;
 use crate::blob;
 use crate::blob::rows::stores_sealed;
 use crate::db::page::Cursor;
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::ids::{ProjectId, SessionId};
 use crate::jobs::{self, Job, JobError, JobHandler, RunningJob};
 use crate::messages;
 use crate::projects::Projects;
-use crate::seal::Owner;
 use crate::time::Timestamp;
 
 /// How many sessions or objects are looked up at once.

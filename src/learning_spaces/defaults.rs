@@ -5,9 +5,9 @@ use futures_util::stream;
 
 use crate::blob::spool::SpoolDir;
 use crate::disks::path::FilePath;
+use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
-use crate::seal::Owner;
 use crate::skills::create::{Contents, Prepared};
 use crate::skills::front_matter::FrontMatter;
 
