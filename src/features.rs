@@ -1,5 +1,5 @@
-//! Every feature: its routes, job kinds, periodic tasks and notification handlers. This is the only file that knows all of them; it
-//! contains lists and no logic.
+//! Every feature: its context, routes, job kinds, periodic tasks and notification handlers, and what stands around the routes. This is
+//! the only file that knows all of them.
 
 use std::ops::Deref;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
 //! `acontextd`: an agent's data and memory backend in one process, wire-compatible with Acontext.
 //!
-//! The modules are grouped by layer: each uses only modules of its own group or of one above it, and `tests/it/layers.rs` checks the
-//! exact order. First come pure modules without I/O, then
-//! the platform ([`db`], [`jobs`], [`blob`], [`http`] and others), which names no feature; [`platform`] has the handles that features
-//! share. Features are the nouns of the API; in each, `mod.rs` has the types, rules and routes, `api.rs` the HTTP handlers and
-//! `store.rs` the SQL. [`features`] lists all routes, job kinds and periodic tasks. [`startup`] brings everything up.
+//! The modules are grouped by layer, from the bottom to the top; `tests/it/layers.rs` has the exact order and checks that each uses only
+//! lower ones. First come pure modules without I/O, then the platform ([`db`], [`jobs`], [`blob`], [`http`] and others), which names
+//! no feature; [`platform`] has the handles that features share. Features are the nouns of the API; in each, `mod.rs` has the types,
+//! rules and routes, `api.rs` HTTP handlers and `store.rs` SQL. [`features`] lists all routes, job kinds and periodic tasks.
+//! [`startup`] brings everything up.
 
 // Pure.
 pub mod config;

@@ -1,7 +1,7 @@
 //! Verifies project keys.
 //!
 //! Verified keys are cached for up to a minute, so that a warm request needs no query. A change of a project's row notifies every
-//! process (see `migrations/0001_projects.sql`), which removes that project's keys at once; a process that loses the connection for
+//! process (the trigger `projects_changed` in the migrations), which removes that project's keys at once; a process that loses the connection for
 //! notifications removes all. A key that is not valid is never cached.
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::ids::ProjectId;
 use crate::platform::{Platform, platform_context};
 
-/// The channel of changes of projects. Spelled in `migrations/0001_projects.sql` too.
+/// The channel of changes of projects, on which the function `tell_project_changed` in the migrations notifies.
 const PROJECTS_CHANNEL: &str = "acontextd_projects";
 
 /// How many hashes are checked at one time: each takes 16 MiB for some milliseconds.

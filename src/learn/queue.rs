@@ -1,4 +1,7 @@
 //! The payloads of the jobs of learning. Features that cause this work use nothing else of it.
+//!
+//! `messages/store.rs` and `sessions/copy.rs` enqueue [`Observe`] in SQL and spell its kind, lane and dedupe key there;
+//! `messages/observing.rs` looks for sessions without one.
 
 use serde::{Deserialize, Serialize};
 

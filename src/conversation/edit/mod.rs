@@ -1,6 +1,6 @@
 //! Edit strategies: a conversation made shorter while it is read. What is stored never changes.
 //!
-//! [`parse`] reads the strategies of a request, [`apply`] makes a page shorter. Each strategy is a file; together they
+//! [`parse()`] reads the strategies of a request, [`apply`] makes a page shorter. Each strategy is a file; together they
 //! work in a fixed order, however they were written: `remove_tool_result`, `remove_tool_call_params`, `middle_out`,
 //! `token_limit`; two of a kind in the order given. Everything here is pure, so the same messages with the
 //! same strategies always give the same bytes, which is what a cache of prompts needs.
@@ -67,7 +67,7 @@ pub struct Edited {
     pub changes: Vec<Change>,
 }
 
-/// Edits a page up to and with the message at `pin`; all of it without one. `strategies` come as [`parse`] gave them.
+/// Edits a page up to and with the message at `pin`; all of it without one. `strategies` come as [`parse()`] gave them.
 ///
 /// Limits and numbers of recent things are about the edited messages alone. Every message may go, the pinned one too.
 pub fn apply(strategies: &[Strategy], messages: Vec<Message>, pin: Option<usize>) -> Vec<Edited> {
