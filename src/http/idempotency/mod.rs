@@ -38,7 +38,7 @@ use store::IdempotencyRecord;
 pub const HEADER: &str = "Idempotency-Key";
 
 const MAX_KEY: usize = 255;
-/// How soon to look again whether a twin has ended; the pause doubles up to the second one.
+/// How soon to check again whether a concurrent request with the same key has ended; the delay doubles up to the second one.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 /// Longer answers are sealed and opened where that keeps no request waiting, in bytes.
@@ -110,10 +110,11 @@ impl Idempotency {
         self.request.is_some()
     }
 
-    /// Begins the transaction of the effect, after the body was read. A twin in flight is waited for, without a connection.
+    /// Begins the transaction of the effect, after the body was read. Waits for a concurrent request with the same key, without
+    /// holding a connection.
     ///
     /// # Errors
-    /// [`Error::Replay`] if the request was answered before, 422 if another one was, 409 if a twin takes too long.
+    /// [`Error::Replay`] if a response is stored, 422 if it is that of another request, 409 if a concurrent request takes too long.
     pub async fn begin(&self) -> Result<IdempotentTx> {
         let IdempotencySettings { db, wait, .. } = &self.context.idempotency;
         let Some(request) = &self.request else {
@@ -151,8 +152,8 @@ impl Idempotency {
         }
     }
 
-    /// Ends the request here if it was answered before: for where much is done before the transaction begins. After the body
-    /// was read.
+    /// Ends the request here if its response is stored: for handlers that do much before the transaction begins. Comes after the
+    /// body was read.
     ///
     /// # Errors
     /// [`Error::Replay`], or 422 if it was another request.
@@ -167,7 +168,7 @@ impl Idempotency {
         }
     }
 
-    /// Whether an answer is kept, for where the body has not been read yet.
+    /// Returns `true` if a response is stored, for handlers that have not read the body yet.
     pub async fn has_stored_response(&self, conn: &mut PgConnection) -> Result<bool> {
         match &self.request {
             Some(request) => Ok(store::exists(conn, &request.id).await?),
@@ -175,8 +176,8 @@ impl Idempotency {
         }
     }
 
-    /// Keeps the answer to a request that takes long and may act again without harm, after the effect. A twin that was
-    /// faster has the say.
+    /// Stores the response of a request that takes long and can be repeated without harm, after its effect. If a concurrent request
+    /// with the same key was faster, its response counts.
     ///
     /// # Errors
     /// As for [`Idempotency::begin`].
