@@ -23,7 +23,7 @@ use crate::http::{host, middleware, not_found};
 use crate::jobs::JobRegistry;
 use crate::jobs::periodic::{self, PeriodicTask};
 use crate::jobs::runner::Runner;
-use crate::learn::queue::{Conclude, Distill, Observe};
+use crate::learn::queue::{Distill, FinalizeSession, Observe};
 use crate::learn::{self, Learn};
 use crate::llm::{self, Llm};
 use crate::messages::{self, Messages};
@@ -189,7 +189,7 @@ pub fn job_registry(app: &App) -> JobRegistry {
     JobRegistry::default()
         .register::<SweepBlobs>(app.blobs.clone())
         .register::<Observe>(app.learn.clone())
-        .register::<Conclude>(app.learn.clone())
+        .register::<FinalizeSession>(app.learn.clone())
         .register::<Distill>(app.learn.clone())
         .register::<Convert>(app.projects.clone())
 }

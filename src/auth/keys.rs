@@ -75,7 +75,7 @@ impl Authenticator {
         let pepper = self.config.keys.pepper();
         let lookup = key.lookup(pepper);
         let mut conn = self.db.acquire().await?;
-        let Some((project, encrypted)) = store::get_replaced(&mut conn, &lookup).await? else { return Ok(None) };
+        let Some((project, encrypted)) = store::get_by_rotated_key(&mut conn, &lookup).await? else { return Ok(None) };
         let owner = Owner { project, encrypted, kek: unwrap_kek(&key, pepper, project)? };
         Ok(Some(Caller { project, lookup: lookup.into(), is_replaced: true, buffer_turns: None, owner }))
     }
@@ -83,7 +83,7 @@ impl Authenticator {
     async fn verify(&self, key: &ProjectKey, lookup: &str) -> Result<Verified> {
         let generation = self.cache.generation();
         let mut conn = self.db.acquire().await?;
-        let found = store::get_by_lookup(&mut conn, lookup).await?.ok_or(UNAUTHORIZED)?;
+        let found = store::get_by_key_hmac(&mut conn, lookup).await?.ok_or(UNAUTHORIZED)?;
         drop(conn);
         if self.config.keys.argon2 && !self.check_hash(key, found.secret_key_hash_phc).await? {
             return Err(UNAUTHORIZED);

@@ -12,7 +12,7 @@ use crate::ids::ProjectId;
 pub const ROTATED_KEY_RETENTION: Duration = Duration::from_hours(24);
 
 /// The project of a key.
-pub struct FoundProject {
+pub struct ProjectAuth {
     pub id: ProjectId,
     pub secret_key_hash_phc: String,
     pub encryption_enabled: bool,
@@ -23,9 +23,9 @@ pub struct FoundProject {
 }
 
 /// Finds a project by the lookup hash of its key. The only query without a project id: it is how the project becomes known.
-pub async fn get_by_lookup(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<FoundProject>> {
+pub async fn get_by_key_hmac(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<ProjectAuth>> {
     sqlx::query_as!(
-        FoundProject,
+        ProjectAuth,
         r#"select id as "id: ProjectId", secret_key_hash_phc, encryption_enabled, seal_check,
                   configs #> '{project_config,project_session_message_buffer_max_turns}' as buffer_turns
            from projects where secret_key_hmac = $1"#,
@@ -36,7 +36,10 @@ pub async fn get_by_lookup(conn: &mut PgConnection, secret_key_hmac: &str) -> sq
 }
 
 /// Finds the project whose key this was until it was rotated lately, and whether it is encrypted.
-pub async fn get_replaced(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<(ProjectId, bool)>> {
+pub async fn get_by_rotated_key(
+    conn: &mut PgConnection,
+    secret_key_hmac: &str,
+) -> sqlx::Result<Option<(ProjectId, bool)>> {
     let row = sqlx::query!(
         r#"select p.id as "id: ProjectId", p.encryption_enabled
            from replaced_keys r join projects p on p.id = r.project_id

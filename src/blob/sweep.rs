@@ -32,7 +32,7 @@ impl Job for SweepBlobs {
         Some("sweep_blobs".into())
     }
 
-    fn dedupe(&self) -> Option<String> {
+    fn dedupe_key(&self) -> Option<String> {
         Some(String::new())
     }
 }

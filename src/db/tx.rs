@@ -14,8 +14,8 @@ use tokio::runtime::Handle;
 use super::Db;
 use super::job_waker::JobWaker;
 
-/// A transaction; dropped, it is rolled back. Whoever enqueues a job needs one, so nobody can forget to wake the runners, or wake
-/// them before there is something to find.
+/// A transaction; dropped, it is rolled back. Enqueuing a job requires one, and its commit wakes the runners: no caller can forget
+/// that, or wake them before there is something to find.
 pub struct Tx {
     inner: Inner,
     job_waker: Arc<JobWaker>,
@@ -41,7 +41,7 @@ impl Tx {
     /// Commits, and wakes the job runners if there is work for them.
     ///
     /// # Errors
-    /// The database fails; nobody knows then whether the transaction was committed.
+    /// The database fails; whether the transaction was committed is unknown then.
     pub async fn commit(self) -> sqlx::Result<()> {
         if let Inner::Transaction(tx) = self.inner {
             tx.commit().await?;

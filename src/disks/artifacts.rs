@@ -31,7 +31,7 @@ use crate::http::multipart::{FormLimits, MultipartForm};
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::DiskId;
-use crate::material::links::{self, Link, linked_key};
+use crate::material::signed_urls::{self, SignedUrl, wrap_key_for_link};
 use crate::media;
 use crate::platform::Platform;
 
@@ -224,7 +224,7 @@ pub async fn get_artifact(
 ) -> Result<Response> {
     let parsed = || {
         let life = query.expire.and_then(Int::given).unwrap_or(3600);
-        Ok((required_path(query.file_path.as_deref())?, links::end(Utc::now().timestamp(), life)?))
+        Ok((required_path(query.file_path.as_deref())?, signed_urls::end(Utc::now().timestamp(), life)?))
     };
     let (at, end) = for_owner(&ctx, &caller, disk, parsed()).await?;
     let mut conn = ctx.db.acquire().await?;
@@ -238,8 +238,8 @@ pub async fn get_artifact(
 
 /// A link to a file that needs no key, until `end` (Unix seconds).
 pub fn public_url(platform: &Platform, caller: &Caller, file: &File, end: i64) -> Result<String> {
-    let key = linked_key(&platform.link_key, &caller.owner, &file.stored())?;
-    let link = Link {
+    let key = wrap_key_for_link(&platform.link_key, &caller.owner, &file.stored())?;
+    let link = SignedUrl {
         project: caller.project,
         sha256: file.sha256.clone(),
         mime: file.mime.clone(),

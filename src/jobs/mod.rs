@@ -36,7 +36,7 @@ pub const NEEDS_KEY: &str = "needs the project's key";
 /// How soon to check again; a request with the key makes the job due.
 const WITHOUT_KEY: Duration = Duration::from_hours(24);
 
-/// The payload of a job: ids, never content and never a secret. Whoever enqueues a job needs only this type.
+/// The payload of a job: ids, never content and never a secret. Code that enqueues a job needs only this type.
 pub trait Job: Serialize + DeserializeOwned + Send + 'static {
     /// The name of the kind in the queue.
     const KIND: &'static str;
@@ -47,7 +47,7 @@ pub trait Job: Serialize + DeserializeOwned + Send + 'static {
     }
 
     /// At most one job of this kind and key waits at a time, of whatever project: a key contains the id of what it is about.
-    fn dedupe(&self) -> Option<String> {
+    fn dedupe_key(&self) -> Option<String> {
         None
     }
 }
@@ -77,7 +77,7 @@ pub enum JobError {
     Retry(anyhow::Error),
     /// No other try would do better.
     GiveUp(anyhow::Error),
-    /// It cannot be done now, and that is nobody's failure: look again after this time. Spends no try.
+    /// It cannot be done now, which is no failure: try again after this time. Does not count as an attempt.
     NotYet(anyhow::Error, Duration),
 }
 

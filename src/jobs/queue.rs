@@ -19,7 +19,7 @@ pub struct Delay(Duration);
 impl Delay {
     pub const NONE: Self = Self(Duration::ZERO);
 
-    pub fn of(duration: Duration) -> Self {
+    pub fn from_duration(duration: Duration) -> Self {
         Self(duration)
     }
 }
@@ -51,7 +51,7 @@ impl JobQueue {
             kind: J::KIND,
             payload,
             lane: job.lane(),
-            dedupe: job.dedupe(),
+            dedupe: job.dedupe_key(),
             delay: delay.0,
             sealed_key: self.wrap_key(owner)?,
             trace: telemetry::current_trace(),
@@ -121,7 +121,7 @@ impl JobQueue {
     }
 
     async fn make_job_due<J: Job>(&self, tx: &mut Tx, job: &J, clears_error: bool) -> sqlx::Result<bool> {
-        let is_waiting = store::make_due(tx, J::KIND, job.dedupe().as_deref(), clears_error).await?;
+        let is_waiting = store::make_due(tx, J::KIND, job.dedupe_key().as_deref(), clears_error).await?;
         if is_waiting {
             tx.wake_on_commit();
         }
@@ -145,7 +145,7 @@ impl JobQueue {
     /// # Errors
     /// The database fails.
     pub async fn find<J: Job>(&self, conn: &mut PgConnection, job: &J) -> sqlx::Result<Option<Option<String>>> {
-        store::find_unfinished(conn, J::KIND, job.dedupe().as_deref()).await
+        store::find_unfinished(conn, J::KIND, job.dedupe_key().as_deref()).await
     }
 
     pub(super) fn keys(&self) -> &JobKeys {

@@ -1,12 +1,12 @@
 //! What is learned from conversations in the background. So far: stored messages are observed in batches, by a job for each session.
 //!
 //! [`queue`] has the payloads of the jobs, for all who enqueue them. [`api`] has the routes that report and expedite observation,
-//! [`observe`] is the job. [`distill`] is the job of each ended task of a session that a space learns, [`conclude`] ends what is open
+//! [`observe`] is the job. [`distill`] is the job of each ended task of a session that a space learns, [`finalize`] ends what is open
 //! in such a session. [`store`] is the SQL.
 
 pub mod api;
-pub mod conclude;
 pub mod distill;
+pub mod finalize;
 pub mod observe;
 pub mod queue;
 pub mod store;

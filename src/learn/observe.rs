@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::ids::SessionId;
 use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
 use crate::llm::{ChatRequest, LlmError, Message, ToolChoice};
-use crate::messages::observing::{self, Said};
+use crate::messages::observing::{self, MessageContent};
 use crate::{sessions, usage_metrics};
 
 /// The maximum length of a response of the model, in tokens.
@@ -73,7 +73,7 @@ async fn take(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<O
         tx.commit().await?;
         return Ok(None);
     }
-    if running.owner.kek.is_none() && observing::has_sealed(&mut tx, &batch).await? {
+    if running.owner.kek.is_none() && observing::has_encrypted(&mut tx, &batch).await? {
         // As below.
         return Err(JobError::needs_key());
     }
@@ -88,10 +88,10 @@ async fn take(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<O
 /// Asks the model about a batch.
 async fn look_at(ctx: &Learn, owner: &Owner, batch: &[Uuid]) -> Result<(), Fault> {
     let mut conn = ctx.db.acquire().await.map_err(Fault::again)?;
-    let said = observing::list_said(&mut conn, batch).await.map_err(Fault::again)?;
+    let said = observing::load_messages(&mut conn, batch).await.map_err(Fault::again)?;
     drop(conn);
     let mut lines = Vec::with_capacity(said.len());
-    for Said { id, role, content, sealed_as, .. } in said {
+    for MessageContent { id, role, content, sealed_as, .. } in said {
         let content = match sealed_as {
             Some(of) => frame::open(owner.opening().map_err(Fault::again)?, of, content),
             None => Ok(content),
@@ -151,7 +151,7 @@ async fn settle(
         let rest = observing::count_unobserved(&mut tx, session, None).await? > 0;
         sessions::store::set_observing(&mut tx, session, rest).await?;
         if rest {
-            let delay = Delay::of(ctx.config.learning.buffer_ttl);
+            let delay = Delay::from_duration(ctx.config.learning.buffer_ttl);
             ctx.queue.enqueue(&mut tx, &running.owner, &Observe { session }, delay).await?;
         }
     }
@@ -171,7 +171,7 @@ pub async fn enqueue_missed(ctx: Learn) -> Result<()> {
         return Ok(());
     }
     let mut conn = ctx.db.acquire().await?;
-    let missed = observing::list_forgotten(&mut conn, 1_000).await?;
+    let missed = observing::list_missed(&mut conn, 1_000).await?;
     drop(conn);
     let mut tx = ctx.db.begin_statement().await?;
     ctx.queue.make_all_due::<Observe>(&mut tx, &LlmError::NotConfigured.to_string()).await?;

@@ -21,25 +21,25 @@ impl Job for Observe {
         Some(session_lane(self.session))
     }
 
-    fn dedupe(&self) -> Option<String> {
+    fn dedupe_key(&self) -> Option<String> {
         Some(self.session.to_string())
     }
 }
 
 /// Ends what is open in a session that a space learns.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Conclude {
+pub struct FinalizeSession {
     pub session: SessionId,
 }
 
-impl Job for Conclude {
+impl Job for FinalizeSession {
     const KIND: &'static str = "conclude";
 
     fn lane(&self) -> Option<String> {
         Some(session_lane(self.session))
     }
 
-    fn dedupe(&self) -> Option<String> {
+    fn dedupe_key(&self) -> Option<String> {
         Some(self.session.to_string())
     }
 }
@@ -53,7 +53,7 @@ pub struct Distill {
 impl Job for Distill {
     const KIND: &'static str = "distill";
 
-    fn dedupe(&self) -> Option<String> {
+    fn dedupe_key(&self) -> Option<String> {
         Some(self.task.to_string())
     }
 }

@@ -8,28 +8,28 @@ use crate::encryption::Owner;
 use crate::error::Result;
 use crate::ids::{SessionId, SpaceId};
 use crate::jobs::Delay;
-use crate::learn::queue::Conclude;
+use crate::learn::queue::FinalizeSession;
 use crate::messages;
 use crate::platform::Platform;
 
 /// What is next for a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// The open tasks are to be closed.
-    Close,
-    /// It has ended, as this status.
-    End(&'static str),
+pub enum NextStep {
+    /// A job closes the open tasks.
+    CloseTasks,
+    /// The session gets this status, its last one.
+    Finish(&'static str),
 }
 
 /// Returns what is next; `None` if nothing can be done yet.
-pub fn decide(learned: &LearningProgress) -> Option<Next> {
+pub fn next_step(learned: &LearningProgress) -> Option<NextStep> {
     match learned {
         LearningProgress { waits: true, .. } => None,
-        LearningProgress { has_failed: true, has_ended_tasks: false, .. } => Some(Next::End("failed")),
-        LearningProgress { has_open_tasks: true, .. } => Some(Next::Close),
+        LearningProgress { has_failed: true, has_ended_tasks: false, .. } => Some(NextStep::Finish("failed")),
+        LearningProgress { has_open_tasks: true, .. } => Some(NextStep::CloseTasks),
         // Each of them has a job that learns it.
         LearningProgress { has_ended_tasks: true, .. } => None,
-        _ => Some(Next::End("completed")),
+        _ => Some(NextStep::Finish("completed")),
     }
 }
 
@@ -39,7 +39,7 @@ pub fn decide(learned: &LearningProgress) -> Option<Next> {
 /// The database fails.
 pub async fn list_due(conn: &mut PgConnection, space: SpaceId, limit: usize) -> Result<Vec<SessionId>> {
     let pending = store::list_progress(conn, space).await?;
-    let due = pending.iter().filter(|learned| decide(learned).is_some());
+    let due = pending.iter().filter(|learned| next_step(learned).is_some());
     Ok(due.map(|learned| learned.session).take(limit).collect())
 }
 
@@ -51,14 +51,16 @@ pub async fn update_progress(platform: &Platform, owner: &Owner, session: Sessio
     let mut tx = platform.db.begin().await?;
     messages::store::lock_session(&mut tx, owner.project, session).await?;
     let learned = store::get_progress(&mut tx, session).await?;
-    match learned.as_ref().and_then(decide) {
+    match learned.as_ref().and_then(next_step) {
         None => return Ok(false),
-        Some(Next::End(status)) => {
+        Some(NextStep::Finish(status)) => {
             store::set_progress(&mut tx, session, status).await?;
             tx.commit().await?;
             return Ok(true);
         }
-        Some(Next::Close) => platform.queue.enqueue(&mut tx, owner, &Conclude { session }, Delay::NONE).await?,
+        Some(NextStep::CloseTasks) => {
+            platform.queue.enqueue(&mut tx, owner, &FinalizeSession { session }, Delay::NONE).await?;
+        }
     }
     tx.commit().await?;
     Ok(false)
@@ -78,14 +80,14 @@ mod tests {
 
     #[test]
     fn a_session_ends_when_nothing_is_left_to_learn() {
-        assert_eq!(decide(&PENDING), Some(Next::End("completed")));
-        assert_eq!(decide(&LearningProgress { has_failed: true, ..PENDING }), Some(Next::End("failed")));
-        assert_eq!(decide(&LearningProgress { has_open_tasks: true, ..PENDING }), Some(Next::Close));
-        assert_eq!(decide(&LearningProgress { has_ended_tasks: true, ..PENDING }), None);
+        assert_eq!(next_step(&PENDING), Some(NextStep::Finish("completed")));
+        assert_eq!(next_step(&LearningProgress { has_failed: true, ..PENDING }), Some(NextStep::Finish("failed")));
+        assert_eq!(next_step(&LearningProgress { has_open_tasks: true, ..PENDING }), Some(NextStep::CloseTasks));
+        assert_eq!(next_step(&LearningProgress { has_ended_tasks: true, ..PENDING }), None);
         let both = LearningProgress { has_open_tasks: true, has_ended_tasks: true, ..PENDING };
-        assert_eq!(decide(&both), Some(Next::Close));
+        assert_eq!(next_step(&both), Some(NextStep::CloseTasks));
         // A part was understood, so it is learned.
-        assert_eq!(decide(&LearningProgress { has_failed: true, ..both }), Some(Next::Close));
+        assert_eq!(next_step(&LearningProgress { has_failed: true, ..both }), Some(NextStep::CloseTasks));
     }
 
     #[test]
@@ -93,7 +95,7 @@ mod tests {
         for open in [false, true] {
             for failed in [false, true] {
                 let waits = LearningProgress { waits: true, has_open_tasks: open, has_failed: failed, ..PENDING };
-                assert_eq!(decide(&waits), None);
+                assert_eq!(next_step(&waits), None);
             }
         }
     }

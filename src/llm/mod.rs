@@ -1,7 +1,7 @@
 //! Language models: the trait [`Llm`] with its requests and responses, and the implementations that the settings name.
 //!
-//! A request is a whole conversation, because models keep no state: whoever talks to a model appends each response, and the results of
-//! the tools that it called, to the messages of the next request.
+//! A request is a whole conversation, because models keep no state: the caller appends each response, and the results of the tools that
+//! it called, to the messages of the next request.
 
 mod mock;
 

@@ -1,11 +1,11 @@
-//! The route of public links.
+//! The route of signed URLs.
 
 use axum::extract::State;
 use axum::http::{HeaderMap, Method};
 use axum::response::Response;
 use chrono::Utc;
 
-use super::links::Link;
+use super::signed_urls::SignedUrl;
 use crate::blob::content::Key;
 use crate::blob::rows;
 use crate::encryption::Dek;
@@ -42,7 +42,7 @@ pub async fn get_material(
 ) -> Result<Response> {
     const MATERIAL_NOT_FOUND: Error = Error::NotFound("material not found");
     let Path(Token(token)) = token.map_err(|_| MATERIAL_NOT_FOUND)?;
-    let link = Link::verify(&token, &platform.link_key, Utc::now().timestamp()).ok_or(MATERIAL_NOT_FOUND)?;
+    let link = SignedUrl::verify(&token, &platform.link_key, Utc::now().timestamp()).ok_or(MATERIAL_NOT_FOUND)?;
     let mut conn = platform.db.acquire().await?;
     let stored = rows::get_by_sha256(&mut conn, link.project, &link.sha256).await?.ok_or(MATERIAL_NOT_FOUND)?;
     drop(conn);

@@ -1,7 +1,7 @@
-//! Public links to stored content, which need no key: [`links`] makes and verifies them, [`api`] serves the content.
+//! Signed URLs of stored content, which need no key: [`signed_urls`] creates and verifies them, [`api`] serves the content.
 
 pub mod api;
-pub mod links;
+pub mod signed_urls;
 
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;

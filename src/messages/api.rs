@@ -224,7 +224,7 @@ pub async fn get_messages(
             return Ok(Progress::WithFiles(messages, rest));
         }
         let names = shown::call_names(&messages, target);
-        let mut around = RenderContext { names, ..RenderContext::default() };
+        let mut around = RenderContext { call_names: names, ..RenderContext::default() };
         shown::write(messages, target, &mut around, &rest).map(Progress::Written)
     })
     .await?;
@@ -338,14 +338,14 @@ async fn with_files(
     let parts = || messages.iter().flat_map(Opened::parts);
     let mut around = RenderContext::default();
     let urls = if with_links { files::public_urls(ctx, owner, parts()).await? } else { BTreeMap::new() };
-    around.links = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
-    around.contents =
+    around.asset_urls = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
+    around.asset_contents =
         files::contents(ctx, owner, parts(), |asset, kind| shows_content(target, asset, kind, with_links)).await?;
     if target == Format::Acontext {
         rest.public_urls = urls;
     }
     on_the_side(ctx, length, move || {
-        around.names = shown::call_names(&messages, target);
+        around.call_names = shown::call_names(&messages, target);
         shown::write(messages, target, &mut around, &rest)
     })
     .await

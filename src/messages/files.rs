@@ -31,7 +31,7 @@ use crate::http::idempotency::Idempotency;
 use crate::http::multipart::UploadedFile;
 use crate::http::openapi::Refusals;
 use crate::ids::{BlobId, ProjectId, SessionId};
-use crate::material::links::{self, Link};
+use crate::material::signed_urls::{self, SignedUrl};
 use crate::messages::Messages;
 use crate::time::Timestamp;
 use crate::{media, sessions};
@@ -174,7 +174,7 @@ pub async fn public_urls<'a>(
     parts: impl Iterator<Item = &'a Part> + Clone,
 ) -> Result<BTreeMap<String, PublicUrl>> {
     let keys = linked_keys(ctx, owner, parts.clone()).await?;
-    let end = links::end(Utc::now().timestamp(), LINK_LIFE)?;
+    let end = signed_urls::end(Utc::now().timestamp(), LINK_LIFE)?;
     let expire_at = Timestamp(DateTime::from_timestamp(end, 0).unwrap_or_default());
     let mut urls = BTreeMap::new();
     for part in parts {
@@ -182,7 +182,7 @@ pub async fn public_urls<'a>(
         if urls.contains_key(&asset.sha256) {
             continue;
         }
-        let link = Link {
+        let link = SignedUrl {
             project: owner.project,
             sha256: asset.sha256.clone(),
             mime: asset.mime.clone(),
@@ -212,7 +212,7 @@ async fn linked_keys<'a>(
     drop(conn);
     let mut keys = HashMap::new();
     for one in stored {
-        if let Some(key) = links::linked_key(&ctx.link_key, owner, &one)? {
+        if let Some(key) = signed_urls::wrap_key_for_link(&ctx.link_key, owner, &one)? {
             keys.insert(one.sha256, key);
         }
     }

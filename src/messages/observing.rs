@@ -1,5 +1,5 @@
-//! SQL of observation: which messages were observed. Each statement that changes messages needs the session's lock, which whoever
-//! stores messages takes too.
+//! SQL of observation: which messages were observed. Each statement that changes messages needs the session's lock, which storing
+//! messages acquires too.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -97,7 +97,7 @@ pub async fn set_status(
 }
 
 /// Sessions with messages that wait although no job is there for them.
-pub async fn list_forgotten(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<SessionId>> {
+pub async fn list_missed(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<SessionId>> {
     sqlx::query_scalar!(
         r#"select distinct m.session_id as "id: SessionId" from messages m
            where m.session_task_process_status in ('pending', 'running')
@@ -111,8 +111,8 @@ pub async fn list_forgotten(conn: &mut PgConnection, limit: i64) -> sqlx::Result
     .await
 }
 
-/// What was said in these messages, for whoever looks at them.
-pub struct Said {
+/// The content of a message, for observation.
+pub struct MessageContent {
     pub id: MessageId,
     pub role: String,
     pub format: String,
@@ -122,7 +122,7 @@ pub struct Said {
 }
 
 /// Whether one of these messages is sealed.
-pub async fn has_sealed(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<bool> {
+pub async fn has_encrypted(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"select exists (select 1 from messages where id = any($1) and sealed_as is not null) as "sealed!""#,
         ids
@@ -131,9 +131,9 @@ pub async fn has_sealed(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<b
     .await
 }
 
-pub async fn list_said(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Vec<Said>> {
+pub async fn load_messages(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Vec<MessageContent>> {
     sqlx::query_as!(
-        Said,
+        MessageContent,
         r#"select id as "id: MessageId", role, format, content, sealed_as
            from messages where id = any($1) order by created_at"#,
         ids

@@ -259,7 +259,7 @@ fn write_all(
                 let meta = if target == Format::OpenAi { row.meta.as_str() } else { "{}" };
                 let meta: Map<String, Value> = serde_json::from_str(meta).map_err(Error::internal)?;
                 if target == Format::Gemini {
-                    note_calls(&parts, &mut around.names);
+                    note_calls(&parts, &mut around.call_names);
                 }
                 let role = if row.role == Role::Assistant.as_str() { Role::Assistant } else { Role::User };
                 around.values.reset();

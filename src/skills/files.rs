@@ -28,7 +28,7 @@ use crate::http::extract::{Int, Path, PathParam, Query};
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
 use crate::ids::SkillId;
-use crate::material::links;
+use crate::material::signed_urls;
 use crate::percent;
 use crate::platform::Platform;
 
@@ -76,7 +76,7 @@ pub async fn get_skill_file(
     let path = query.file_path.filter(|path| !path.is_empty());
     let path = path.ok_or_else(|| Error::bad_because("parameter error", "file_path is required"))?;
     let life = query.expire.and_then(Int::given).unwrap_or(LINK_LIFE);
-    let end = links::end(Utc::now().timestamp(), life)?;
+    let end = signed_urls::end(Utc::now().timestamp(), life)?;
     let at = resolve(&path).ok_or(NO_FILE)?;
     let mut conn = platform.db.acquire().await?;
     let row = store::get(&mut conn, caller.project, skill).await?.ok_or(NO_FILE)?;

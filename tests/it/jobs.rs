@@ -95,7 +95,7 @@ impl Job for Act {
         self.lane.clone()
     }
 
-    fn dedupe(&self) -> Option<String> {
+    fn dedupe_key(&self) -> Option<String> {
         self.dedupe.clone()
     }
 }
@@ -238,9 +238,15 @@ async fn equal_jobs_wait_as_one_whose_time_only_comes_nearer() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::open();
         let act = |name: &str| Act::new(id, name).dedupe("key");
-        enqueue(&app, SERVER, &act("first"), Delay::of(Duration::from_mins(10))).await;
-        enqueue(&app, SERVER, &act("later"), Delay::of(Duration::from_mins(20))).await;
-        enqueue(&app, SERVER, &Act::new(id, "other").dedupe("other key"), Delay::of(Duration::from_mins(10))).await;
+        enqueue(&app, SERVER, &act("first"), Delay::from_duration(Duration::from_mins(10))).await;
+        enqueue(&app, SERVER, &act("later"), Delay::from_duration(Duration::from_mins(20))).await;
+        enqueue(
+            &app,
+            SERVER,
+            &Act::new(id, "other").dedupe("other key"),
+            Delay::from_duration(Duration::from_mins(10)),
+        )
+        .await;
         let minutes = "select round(extract(epoch from run_at - now()) / 60)::bigint from jobs where dedupe = 'key'";
         assert_eq!(app.value::<i64>(minutes).await, 10);
         enqueue(&app, SERVER, &act("now"), Delay::NONE).await;

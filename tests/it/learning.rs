@@ -2,7 +2,7 @@
 
 use acontextd::features::App;
 use acontextd::jobs::JobRegistry;
-use acontextd::learn::queue::{Conclude, Observe};
+use acontextd::learn::queue::{FinalizeSession, Observe};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -44,7 +44,7 @@ async fn queued(app: &TestApp, kind: &str) -> Vec<String> {
 fn observing() -> Setup {
     let setup = Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
     let registry = |app: &App| {
-        JobRegistry::default().register::<Observe>(app.learn.clone()).register::<Conclude>(app.learn.clone())
+        JobRegistry::default().register::<Observe>(app.learn.clone()).register::<FinalizeSession>(app.learn.clone())
     };
     Setup { registry, ..setup }
 }

@@ -344,7 +344,7 @@ fn answer(mut part: Part, around: &RenderContext) -> Object {
     let meta = &mut part.meta;
     let name = take_filled(meta, "name").or_else(|| take_filled(meta, "function_name"));
     let id = take_filled(meta, "tool_call_id");
-    let name = name.or_else(|| around.names.get(id.as_ref()?).cloned()).or_else(|| id.clone());
+    let name = name.or_else(|| around.call_names.get(id.as_ref()?).cloned()).or_else(|| id.clone());
     let mut answer = object([("name", name.unwrap_or_else(|| "unknown".into()).into())]);
     answer.extend(id.map(|id| ("id".to_owned(), id.into())));
     answer.extend(response(part.text, &around.values).map(|response| ("response".to_owned(), Value::Object(response))));

@@ -40,8 +40,8 @@ impl Media {
         };
         if let Some(asset) = part.asset {
             media.mime = plain(&asset.mime);
-            media.url = around.links.get(&asset.sha256).cloned();
-            media.data = around.contents.get(&asset.sha256).cloned();
+            media.url = around.asset_urls.get(&asset.sha256).cloned();
+            media.data = around.asset_contents.get(&asset.sha256).cloned();
         }
         if media.data.is_none() && media.url.is_none() {
             media.look_into_meta();

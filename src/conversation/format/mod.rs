@@ -172,15 +172,15 @@ pub fn parts(format: Format, body: Value) -> Vec<Part> {
     }
 }
 
-/// What a target needs to know besides the message.
+/// What a format needs besides the message to write it.
 #[derive(Default)]
 pub struct RenderContext {
     /// Links to assets by their sha256, if links are wanted.
-    pub links: HashMap<String, String>,
+    pub asset_urls: HashMap<String, String>,
     /// Contents of assets in standard base64 by their sha256, as far as they were loaded.
-    pub contents: HashMap<String, String>,
+    pub asset_contents: HashMap<String, String>,
     /// Names of the functions that tool calls of this page call, by the id of the call.
-    pub names: HashMap<String, String>,
+    pub call_names: HashMap<String, String>,
     /// How many values may still be parsed from texts of the current message: arguments of tool calls, and results.
     pub values: ValueBudget,
 }

@@ -40,7 +40,7 @@ impl Job for Convert {
         Some(format!("convert:{}", self.project))
     }
 
-    fn dedupe(&self) -> Option<String> {
+    fn dedupe_key(&self) -> Option<String> {
         Some(self.project.to_string())
     }
 }

@@ -181,7 +181,7 @@ fn parts_become_parts_of_gemini() {
 #[test]
 fn an_answer_names_its_function() {
     let names = [("known".to_owned(), "f".to_owned())].into();
-    let around = RenderContext { names, ..RenderContext::default() };
+    let around = RenderContext { call_names: names, ..RenderContext::default() };
     for (text, meta, expected) in [
         ("rain", json!({"tool_call_id": "known"}), json!({"id": "known", "name": "f", "response": {"output": "rain"}})),
         ("{\"a\":1}", json!({"tool_call_id": "lost"}), json!({"id": "lost", "name": "lost", "response": {"a": 1}})),

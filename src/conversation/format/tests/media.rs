@@ -149,8 +149,8 @@ fn stored_file(kind: &str, filename: &str, mime: &str) -> Value {
 fn said_of_file(part: &Value, links: bool, contents: Option<&str>) -> [Value; 3] {
     let one = |text: &str| [("5ha".to_owned(), text.to_owned())].into();
     let around = RenderContext {
-        links: if links { one("https://me/link") } else { HashMap::new() },
-        contents: contents.map(one).unwrap_or_default(),
+        asset_urls: if links { one("https://me/link") } else { HashMap::new() },
+        asset_contents: contents.map(one).unwrap_or_default(),
         ..RenderContext::default()
     };
     [(Format::OpenAi, "content"), (Format::Anthropic, "content"), (Format::Gemini, "parts")].map(|(target, list)| {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::Learn;
-use super::queue::{Conclude, Distill};
+use super::queue::{Distill, FinalizeSession};
 use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
-use crate::learning_spaces::progress::{self, Next};
+use crate::learning_spaces::progress::{self, NextStep};
 use crate::{learning_spaces, messages, tasks};
 
-impl JobHandler for Conclude {
+impl JobHandler for FinalizeSession {
     type Context = Learn;
 
     const TIMEOUT: Duration = Duration::from_mins(1);
@@ -20,7 +20,7 @@ impl JobHandler for Conclude {
         messages::store::lock_session(&mut tx, project, self.session).await?;
         // Messages may have been stored meanwhile; the next check after them enqueues this job again.
         let progress = learning_spaces::store::get_progress(&mut tx, self.session).await?;
-        if progress.as_ref().and_then(progress::decide) == Some(Next::Close) {
+        if progress.as_ref().and_then(progress::next_step) == Some(NextStep::CloseTasks) {
             for task in tasks::store::close_open(&mut tx, project, self.session).await? {
                 ctx.queue.enqueue(&mut tx, &running.owner, &Distill { task }, Delay::NONE).await?;
             }

@@ -1,4 +1,4 @@
-//! Public links: tokens that open one content without a key, until a moment that stands in them.
+//! Signed URLs: their tokens grant access to one content without a key, until the time in the token.
 //!
 //! A token is stateless: what it opens, how to present it, and a signature with a key derived from the server's pepper. It
 //! serves exactly the bytes it was made for, as long as some row of the project refers to them. Its end is rounded up to
@@ -27,7 +27,7 @@ pub const MAX_LIFE: i64 = 7 * 24 * HOUR;
 
 /// What a token opens and how it is presented.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
+pub struct SignedUrl {
     pub project: ProjectId,
     /// Of the content, in lower-case hex.
     pub sha256: String,
@@ -53,12 +53,12 @@ pub fn end(now: i64, life: i64) -> Result<i64> {
 ///
 /// # Errors
 /// 403 if it is sealed and the project's key not at hand; 500 if its own key is damaged.
-pub fn linked_key(key: &LinkKey, owner: &Owner, stored: &StoredBlob) -> Result<Option<LinkedKey>> {
+pub fn wrap_key_for_link(key: &LinkKey, owner: &Owner, stored: &StoredBlob) -> Result<Option<LinkedKey>> {
     let dek = content::dek(stored, Key::Project(owner.kek.as_deref()))?;
     Ok(dek.map(|dek| key.wrap(dek.bytes())).transpose()?)
 }
 
-impl Link {
+impl SignedUrl {
     /// Returns the URL of this link, valid until `end` (Unix seconds).
     ///
     /// # Errors
@@ -70,7 +70,7 @@ impl Link {
     /// Returns the token of this link.
     ///
     /// # Errors
-    /// As for [`Link::url`].
+    /// As for [`SignedUrl::url`].
     pub fn sign(&self, key: &LinkKey, end: i64) -> Result<String> {
         let mut token = vec![if self.key.is_some() { SEALED } else { PLAIN }];
         token.extend_from_slice(self.project.0.as_bytes());
@@ -128,8 +128,8 @@ mod tests {
         LinkKey::derive(pepper).unwrap()
     }
 
-    fn link() -> Link {
-        Link {
+    fn link() -> SignedUrl {
+        SignedUrl {
             project: ProjectId::new(),
             sha256: "ab".repeat(32),
             mime: "text/plain; charset=utf-8".into(),
@@ -142,10 +142,10 @@ mod tests {
     fn a_link_opens_until_its_end() {
         let key = key("pepper");
         let wrapped = key.wrap(&[7; 32]).unwrap();
-        for link in [link(), Link { key: Some(wrapped), ..link() }] {
+        for link in [link(), SignedUrl { key: Some(wrapped), ..link() }] {
             let token = link.sign(&key, NOW + 60).unwrap();
-            assert_eq!(Link::verify(&token, &key, NOW + 60), Some(link));
-            assert_eq!(Link::verify(&token, &key, NOW + 61), None);
+            assert_eq!(SignedUrl::verify(&token, &key, NOW + 60), Some(link));
+            assert_eq!(SignedUrl::verify(&token, &key, NOW + 61), None);
         }
         assert_eq!(*key.unwrap(&wrapped).unwrap(), [7; 32]);
     }
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_link_of_another_server_does_not_open() {
         let token = link().sign(&key("pepper"), NOW + 60).unwrap();
-        assert_eq!(Link::verify(&token, &key("salt"), NOW), None);
+        assert_eq!(SignedUrl::verify(&token, &key("salt"), NOW), None);
     }
 
     #[test]
@@ -181,12 +181,12 @@ mod tests {
             let at = at % bytes.len();
             prop_assume!(bytes[at] != with);
             bytes[at] = with;
-            prop_assert_eq!(Link::verify(&URL_SAFE_NO_PAD.encode(bytes), &key, NOW), None);
+            prop_assert_eq!(SignedUrl::verify(&URL_SAFE_NO_PAD.encode(bytes), &key, NOW), None);
         }
 
         #[test]
         fn any_text_is_read_without_a_panic(text in ".{0,300}") {
-            prop_assert_eq!(Link::verify(&text, &key("pepper"), NOW), None);
+            prop_assert_eq!(SignedUrl::verify(&text, &key("pepper"), NOW), None);
         }
     }
 }
