@@ -4,7 +4,7 @@
 //! process and of the others. The [`runner`] claims jobs in batches under a lease with an owner and a heartbeat. A job that has
 //! done its work completes in the transaction of its result ([`RunningJob::complete`]), or is completed when it returns. One
 //! that fails is tried again later, a bounded number of times; one whose process died is taken over when its lease runs
-//! out. Between them, `lane` and `dedupe` take the place of a lock server and a delay queue. [`registry`] has the kinds that this
+//! out. Between them, `lane` and `dedupe_key` take the place of a lock server and a delay queue. [`registry`] has the kinds that this
 //! process can run, [`periodic`] is work that needs no input, [`store`] is the SQL.
 
 pub mod periodic;
