@@ -123,7 +123,7 @@ fn routers(app: &App) -> Vec<(&'static str, OpenApiRouter)> {
         ("status", status::router().with_state(platform())),
         ("material", material::router().with_state(platform())),
         ("projects", projects::router().with_state(app.projects.clone())),
-        ("sessions", sessions::router().with_state(platform())),
+        ("sessions", sessions::router().merge(sessions::copy::router()).with_state(platform())),
         ("messages", messages::router().with_state(app.messages.clone())),
         ("tasks", tasks::router().with_state(platform())),
         ("learn", learn::router().with_state(app.learn.clone())),

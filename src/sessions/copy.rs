@@ -6,6 +6,8 @@ use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
 use sqlx::PgConnection;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::blob::rows;
@@ -19,6 +21,11 @@ use crate::http::response::{self, Envelope};
 use crate::ids::{ProjectId, SessionId};
 use crate::messages::convert;
 use crate::platform::Platform;
+
+/// The route of copies. It is not in the router of sessions, because this file is in a higher layer.
+pub fn router() -> OpenApiRouter<Platform> {
+    OpenApiRouter::new().routes(routes!(copy_session))
+}
 
 /// The id as it came: clients know a text of its own for one that cannot be read.
 pub struct Copied(String);

@@ -25,7 +25,6 @@ pub fn router() -> OpenApiRouter<Platform> {
         .routes(routes!(api::create_session, api::list_sessions))
         .routes(routes!(api::delete_session))
         .routes(routes!(configs::get_session_configs, configs::put_session_configs, configs::patch_session_configs))
-        .routes(routes!(copy::copy_session))
         .routes(routes!(events::api::add_event, events::api::list_events))
 }
 

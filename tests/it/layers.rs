@@ -156,7 +156,7 @@ fn paths_of(tree: &str) -> Vec<String> {
 
 /// Returns every path of this crate that a file names, from the root of the crate.
 fn named_paths(source: &Source) -> BTreeSet<String> {
-    let mut paths = BTreeSet::new();
+    let mut paths = used_children(source);
     for (at, prefix) in source.code.match_indices("crate::") {
         paths.extend(paths_of(&source.code[at + prefix.len()..]));
     }
@@ -174,6 +174,22 @@ fn named_paths(source: &Source) -> BTreeSet<String> {
         paths.extend(paths_of(rest).into_iter().map(|path| format!("{parent}/{path}").trim_matches('/').to_owned()));
     }
     paths
+}
+
+/// Returns the child modules whose items a file names by a relative path, such as `store::insert`.
+fn used_children(source: &Source) -> BTreeSet<String> {
+    let declared = source.code.lines().filter_map(|line| {
+        let line = line.strip_prefix("pub ").unwrap_or(line);
+        line.strip_prefix("mod ")?.strip_suffix(';')
+    });
+    let is_used = |child: &str| {
+        let path = format!("{child}::");
+        source.code.match_indices(&path).any(|(at, _)| {
+            let before = source.code[..at].chars().next_back();
+            before.is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '_' | ':'))
+        })
+    };
+    declared.filter(|child| is_used(child)).map(|child| format!("{}/{child}", source.module)).collect()
 }
 
 /// Returns the files that each file uses.
