@@ -1,7 +1,8 @@
-//! What every route shares: reading requests ([`extract`], [`multipart`]) within the memory that there is ([`memory`]), writing responses
+//! What every route shares: reading requests ([`extract`], [`body`], [`multipart`]) within the memory that there is ([`memory`]), writing responses
 //! ([`response`], [`download`]), idempotency keys ([`idempotency`]), the layers around the routes ([`middleware`], [`host`],
 //! [`server`]), metrics ([`prometheus`]), and the API's description ([`openapi`]).
 
+pub mod body;
 pub mod context;
 pub mod download;
 pub mod extract;

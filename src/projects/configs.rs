@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::store;
 use crate::auth::Caller;
 use crate::error::{Error, Result, UNAUTHORIZED};
-use crate::http::extract::body_bytes;
+use crate::http::body::body_bytes;
 use crate::http::idempotency::Idempotency;
 use crate::http::json::{merge, storable_object};
 use crate::http::openapi::Refusals;
