@@ -66,7 +66,10 @@ impl Authenticator {
         Ok(Caller { project, lookup: lookup.into(), is_replaced: false, buffer_turns, owner })
     }
 
-    /// Whose key this was until it was replaced lately.
+    /// Returns the project that the key in these headers belonged to until it was rotated, for [`store::ROTATED_KEY_RETENTION`].
+    ///
+    /// # Errors
+    /// 401 if the key is malformed; 503 if the database does not respond.
     pub async fn authenticate_rotated_key(&self, headers: &HeaderMap) -> Result<Option<Caller>> {
         let Some(body) = bearer_token(headers).and_then(|token| token.strip_prefix(KEY_PREFIX)) else {
             return Ok(None);
@@ -128,7 +131,7 @@ impl NotificationHandler for Authenticator {
     }
 }
 
-/// What is inside of a compact key.
+/// Returns the key-encryption key in a compact key; `None` for a legacy key.
 fn unwrap_kek(key: &ProjectKey, pepper: &str, project: ProjectId) -> Result<Option<Arc<Kek>>> {
     let master = key.master_key(pepper);
     let master = master.map_err(|_| Error::Unauthorized("invalid API key: failed to unwrap compact token"))?;
@@ -140,7 +143,7 @@ pub(super) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
-/// What a verified key opens.
+/// The project of a verified key.
 #[derive(Clone, Copy)]
 struct Verified {
     project: ProjectId,
@@ -150,7 +153,7 @@ struct Verified {
     check: Option<Check>,
 }
 
-/// The keys that were verified lately, by their look-up value.
+/// The verified keys, by their lookup hash.
 struct KeyCache {
     verified: Cache<String, Verified>,
     /// Counts the invalidations: what was read before one must not be cached after it.

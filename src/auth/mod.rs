@@ -14,17 +14,17 @@ use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::ids::ProjectId;
 
-/// The project that a request's key opened.
+/// The project of a request's key.
 #[derive(Clone)]
 pub struct Caller {
     pub project: ProjectId,
-    /// What the key is found by.
+    /// The lookup hash of the key.
     pub lookup: Arc<str>,
-    /// The key was replaced lately: it opens nothing but the answer that told the new one.
+    /// The key was rotated: it is only accepted to return the response with the new key again.
     pub is_replaced: bool,
-    /// So many messages of a session need not wait longer to be observed, if the project has set it.
+    /// The project's own setting of how many pending messages of a session are observed at once.
     pub buffer_turns: Option<i64>,
-    /// The project with what seals its content, which is inside of the key if it is a compact one.
+    /// The project with the key of its content, which is part of a compact key.
     pub owner: Owner,
 }
 

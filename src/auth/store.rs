@@ -18,7 +18,7 @@ pub struct ProjectAuth {
     pub encryption_enabled: bool,
     /// Of the master key that content is sealed with.
     pub seal_check: Option<Vec<u8>>,
-    /// So many messages of a session need not wait longer to be observed, if the project has set it.
+    /// The project's own setting of how many pending messages of a session are observed at once.
     pub buffer_turns: Option<Value>,
 }
 
@@ -35,7 +35,7 @@ pub async fn get_by_key_hmac(conn: &mut PgConnection, secret_key_hmac: &str) -> 
     .await
 }
 
-/// Finds the project whose key this was until it was rotated lately, and whether it is encrypted.
+/// Finds the project whose key this was until it was rotated, and whether it is encrypted.
 pub async fn get_by_rotated_key(
     conn: &mut PgConnection,
     secret_key_hmac: &str,

@@ -66,7 +66,7 @@ impl JobQueue {
     /// # Errors
     /// The system returns no random bytes.
     pub fn wrap_key(&self, owner: &Owner) -> anyhow::Result<Option<Vec<u8>>> {
-        owner.kek.as_ref().filter(|_| owner.encrypted).map(|kek| self.keys.seal(kek)).transpose()
+        owner.kek.as_ref().filter(|_| owner.encrypted).map(|kek| self.wrap_kek(kek)).transpose()
     }
 
     /// Encrypts a project's key for its jobs.
