@@ -69,7 +69,7 @@ impl Site {
         let blob_store = Arc::new(LocalBlobStore::open(&self.folder.join("objects"), spool.clone())?);
         let (config, database, pooler) = (bare::settings(&[])?, self.database.clone(), PoolerCheck::default());
         let platform = Platform::new(PlatformDependencies { config, database, pooler, blob_store, spool, port: 0 })?;
-        db::migrate(&platform.db).await?;
+        db::migrations::migrate(&platform.db).await?;
         Ok(platform)
     }
 

@@ -1,4 +1,4 @@
--- Users are the people an agent works for. A row appears when a request first names an identifier.
+-- Users are the people an agent works for. The first request that names an identifier inserts its row.
 
 create table users (
     id         uuid primary key default gen_random_uuid(),

@@ -1,22 +1,24 @@
--- What was answered to requests that came with an Idempotency-Key, so that one which comes twice acts once. A row is written
--- in the transaction of the effect: either both are there or neither.
+-- The responses to requests with an Idempotency-Key, so that a repeated request takes effect once. A row is written in the
+-- transaction of the effect: either both exist or neither.
 
 create table kept_answers (
-    -- SHA-256 of whose request it was, its method, its path and its key.
+    -- SHA-256 of the caller, the method, the path and the idempotency key.
     id          bytea primary key,
-    -- Null for the operator's requests, which are no project's.
+    -- Null for requests with the admin token, which belong to no project.
     project_id  uuid references projects on delete cascade,
-    -- SHA-256 of what else was sent: a key stands for one request.
+    -- SHA-256 of the rest of the request: a key must not be used for another request.
     fingerprint bytea not null,
-    -- Both are null only inside of the transaction that acts.
+    -- Both are null only within the transaction that takes the effect.
     status      smallint,
-    -- Sealed under the pepper and the key as the client sent it, which is not here: an answer may contain a secret.
+    -- Encrypted with a key derived from the pepper and the idempotency key, which is not stored: a response may contain a secret.
     body        bytea,
     created_at  timestamptz not null default now(),
+    -- Whether decrypting `body` takes the project's master key too.
+    with_key    boolean not null default false,
     check ((status is null) = (body is null))
 );
 
--- What is sealed cannot be packed.
+-- Ciphertext cannot be compressed.
 alter table kept_answers alter column body set storage external;
 
 create index kept_answers_created on kept_answers (created_at);

@@ -1,8 +1,9 @@
-//! The database: connection pools, transactions and migrations. [`pooler`] refuses external poolers that would mix statements, [`page`]
-//! has the cursors of lists, [`notify`] passes Postgres notifications on, [`job_waker`] notifies job runners, [`server_state`] stores
-//! facts about the installation.
+//! The database: connection pools and transactions. [`migrations`] creates the tables, [`pooler`] refuses external poolers that would
+//! mix statements, [`page`] has the cursors of lists, [`notify`] passes Postgres notifications on, [`job_waker`] notifies job runners,
+//! [`server_state`] stores facts about the installation.
 
 pub mod job_waker;
+pub mod migrations;
 pub mod notify;
 pub mod page;
 pub mod pooler;
@@ -13,7 +14,6 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
 use futures_util::future::join_all;
 use sqlx::PgPool;
 use sqlx::postgres::types::PgInterval;
@@ -23,9 +23,6 @@ use crate::process::Process;
 use job_waker::JobWaker;
 use pooler::PoolerCheck;
 pub use tx::{BeginTransaction, Tx};
-
-/// One for the program and all its tests: each use of the macro would embed another copy.
-pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 
 /// Connections that were idle for longer are checked before they are used again.
 const CHECK_AFTER_IDLE: Duration = Duration::from_secs(1);
@@ -137,12 +134,4 @@ fn pool_with(
 pub fn interval(duration: Duration) -> PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
     PgInterval { months: 0, days: 0, microseconds }
-}
-
-/// Brings the database up to date. Takes an advisory lock, so two processes may do this at once.
-///
-/// # Errors
-/// The database does not answer, or has migrations that this program does not know.
-pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
-    MIGRATOR.run(pool).await.context("the database could not be brought up to date")
 }

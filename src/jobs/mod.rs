@@ -31,7 +31,7 @@ use crate::ids::{JobId, ProjectId};
 /// Whose work it is when it is no project's.
 pub const SERVER: ProjectId = ProjectId(Uuid::nil());
 
-/// Why a job of an encrypted project waits that has no key. Spelled in `migrations/0015_encryption.sql` too.
+/// Why a job of an encrypted project waits that has no key. Spelled in `migrations/0003_jobs.sql` too.
 pub const NEEDS_KEY: &str = "needs the project's key";
 /// How soon to check again; a request with the key makes the job due.
 const WITHOUT_KEY: Duration = Duration::from_hours(24);

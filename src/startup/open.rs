@@ -10,7 +10,7 @@ use super::database::{connect, external_database_options};
 use super::object_store::{open_object_store, wait_for_object_store};
 use crate::blob::spool::SpoolDir;
 use crate::config::Config;
-use crate::db;
+use crate::db::migrations;
 use crate::db::pooler::PoolerCheck;
 use crate::embedded::postgres::{Postgres, Tuning};
 use crate::features::App;
@@ -41,6 +41,7 @@ impl OpenedServer {
         let pooler = PoolerCheck::default();
         let resolved = async {
             let mut conn = connect(&database, postgres.is_none(), &pooler).await?;
+            migrations::ensure_supported(&mut conn).await?;
             let pepper = pepper.resolve(&mut conn, &config.keys).await?;
             conn.close().await?;
             anyhow::Ok(pepper)
@@ -72,7 +73,7 @@ async fn start_embedded(config: &Config, data_dir: &Path) -> anyhow::Result<Opti
 }
 
 async fn initialize(app: &App) -> anyhow::Result<()> {
-    db::migrate(&app.db).await?;
+    migrations::migrate(&app.db).await?;
     wait_for_object_store(&app.blobs).await?;
     projects::root::ensure(app).await.map(drop)
 }

@@ -2,7 +2,10 @@
 
 use serde_json::json;
 
-use crate::support::run;
+use sqlx::{ConnectOptions, Connection};
+
+use crate::support::program::{Program, data_folder};
+use crate::support::{postgres, run};
 
 #[tokio::test]
 async fn every_table_that_refers_to_blobs_is_known_to_the_sweep() {
@@ -53,15 +56,44 @@ async fn what_others_read_and_write_has_its_names_and_defaults() {
 #[tokio::test]
 async fn two_processes_may_bring_a_database_up_to_date_at_once() {
     run(async |app| {
-        let (one, other) = tokio::join!(acontextd::db::migrate(&app.app.db), acontextd::db::migrate(&app.app.db));
+        let (one, other) = tokio::join!(
+            acontextd::db::migrations::migrate(&app.app.db),
+            acontextd::db::migrations::migrate(&app.app.db)
+        );
         one.and(other).unwrap();
         app.execute("drop schema public cascade; ").await;
         app.execute("create schema public").await;
-        let (one, other) = tokio::join!(acontextd::db::migrate(&app.app.db), acontextd::db::migrate(&app.app.db));
+        let (one, other) = tokio::join!(
+            acontextd::db::migrations::migrate(&app.app.db),
+            acontextd::db::migrations::migrate(&app.app.db)
+        );
         one.and(other).unwrap();
         assert_eq!(app.value::<i64>("select count(*) from projects").await, 0);
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_another_version_is_refused_and_stays_as_it_is() {
+    for (change, expected) in [
+        ("update _sqlx_migrations set checksum = '\\x00' where version = 1", "from before its first release"),
+        (
+            "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+             values (9999, 'later', true, '\\x00', 0)",
+            "migration 9999, which this version of acontextd does not know",
+        ),
+    ] {
+        let database = postgres::new_database().await;
+        let mut conn = database.connect().await.unwrap();
+        sqlx::query(change).execute(&mut conn).await.unwrap();
+        let dir = data_folder();
+        let settings = [("DATABASE_URL", postgres::url_of(&database)), ("ROOT_SECRET_PEPPER", "a pepper".into())];
+        let error = Program::refusal(dir.path(), &settings.each_ref().map(|(name, value)| (*name, value.as_str())));
+        assert!(error.contains(expected), "{error}");
+        let written: i64 = sqlx::query_scalar("select count(*) from server_state").fetch_one(&mut conn).await.unwrap();
+        assert_eq!(written, 0, "the refused process has written something");
+        conn.close().await.unwrap();
+    }
 }
 
 #[test]

@@ -22,7 +22,7 @@ async fn start() -> Postgres {
     sqlx::query(&format!("create database {TEMPLATE}")).execute(&mut conn).await.unwrap();
     let (options, process) = (postgres.options().database(TEMPLATE), Process::default());
     let db = Db::new(options, 2, PoolerCheck::default(), process);
-    acontextd::db::migrate(&db).await.unwrap();
+    acontextd::db::migrations::migrate(&db).await.unwrap();
     db.close().await;
     conn.close().await.unwrap();
     postgres

@@ -1,6 +1,6 @@
--- Skills, and the spaces that gather them and learn into them.
+-- Agent skills, and the learning spaces that collect skills and learn new ones from sessions.
 
--- A skill is a disk with a name: its files are the disk's, and it goes with the disk.
+-- A skill is a disk with a name: its files are the disk's files, and it is deleted with the disk.
 create table agent_skills (
     id          uuid primary key,
     project_id  uuid not null references projects on delete cascade,
@@ -10,7 +10,7 @@ create table agent_skills (
     description text not null,
     meta        jsonb,
     created_at  timestamptz not null default now(),
-    -- Moves whenever a file of the disk changes, and never stands still at two changes: clients fetch what has moved.
+    -- Rises strictly with each change of the disk's files: clients fetch the skills that have changed since they last asked.
     updated_at  timestamptz not null default now(),
     unique (id, name)
 );
@@ -31,7 +31,7 @@ create index learning_spaces_created on learning_spaces (project_id, created_at,
 create index learning_spaces_user on learning_spaces (user_id, created_at, id);
 create index learning_spaces_meta on learning_spaces using gin (meta jsonb_path_ops);
 
--- The skills of a space, one of each name. The name stands here too, so that two clients at once cannot get around that.
+-- The skills of a space, one of each name. The name is repeated here so that two concurrent requests cannot break that rule.
 create table learning_space_skills (
     id                uuid primary key,
     learning_space_id uuid not null references learning_spaces on delete cascade,
@@ -45,7 +45,7 @@ create table learning_space_skills (
 
 create index learning_space_skills_skill on learning_space_skills (skill_id, skill_name);
 
--- The sessions that are learned, each by one space.
+-- The sessions that spaces learn from. A session belongs to one space at most.
 create table learning_space_sessions (
     id                uuid primary key,
     learning_space_id uuid not null references learning_spaces on delete cascade,
@@ -58,7 +58,7 @@ create table learning_space_sessions (
 
 create index learning_space_sessions_created on learning_space_sessions (learning_space_id, created_at, id);
 
--- What is known of each session that is learned and of which nothing has come yet.
+-- For each session whose learning is pending: the facts that decide when it begins and how it ends.
 create view pending_learning_sessions as
 select l.id, l.learning_space_id, l.session_id, l.created_at,
        exists (select 1 from messages m where m.session_id = l.session_id

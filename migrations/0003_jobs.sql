@@ -1,15 +1,14 @@
--- Background work. A row is inserted in the transaction that makes the work necessary and deleted in the one that
--- completes it.
---   lane    at most one running job of a lane
---   dedupe  at most one waiting job of a kind and key; its time can only come nearer
+-- Background jobs. A row is inserted in the transaction that makes the work necessary, and deleted in the one that completes it.
+--   lane    at most one job of a lane runs at a time
+--   dedupe  at most one job of a kind and key is ready; enqueuing another one can only make the first one due earlier
 
 create table jobs (
     id          uuid primary key,
-    -- Whose work it is, for fairness; the nil id for the server's own.
+    -- The project that the job works for, for fairness between projects; the nil UUID for the server's own jobs.
     project_id  uuid not null,
     kind        text not null,
     payload     jsonb not null,
-    -- The project's key for work on an encrypted project, itself sealed; gone with the row.
+    -- The master key for work on an encrypted project, itself encrypted.
     sealed_key  bytea,
     lane        text,
     dedupe      text,
@@ -19,7 +18,7 @@ create table jobs (
     lease_owner uuid,
     lease_until timestamptz,
     last_error  text,
-    -- Where the work came from, as a W3C traceparent.
+    -- The span that enqueued the job, as a W3C traceparent.
     trace       text,
     created_at  timestamptz not null default now(),
     updated_at  timestamptz not null default now(),
@@ -32,3 +31,5 @@ create index jobs_due on jobs (project_id, run_at, id) where state = 'ready';
 create index jobs_next on jobs (run_at) where state = 'ready';
 create index jobs_lease on jobs (lease_until) where state = 'running';
 create index jobs_failed on jobs (updated_at) where state = 'failed';
+-- Jobs that wait for their project's key, which only a request with that key can provide.
+create index jobs_keyless on jobs (project_id) where state = 'ready' and last_error = 'needs the project''s key';

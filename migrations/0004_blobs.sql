@@ -1,8 +1,8 @@
--- A row for each stored object. The object is written once, under a key of its own, and never overwritten:
---   pending  the object may or may not be there yet
---   live     complete, and found by its content; rows may refer to it
---   dead     nothing refers to it; the object goes first, then the row
--- `project_id` is deliberately no foreign key: the rows of a deleted project must stay until their objects are gone.
+-- A row for each stored object. An object is written once, under a key of its own, and never overwritten.
+--   pending  the object may or may not exist yet
+--   live     the object is complete; rows may refer to it, and equal content of the project is stored by referring to it
+--   dead     nothing refers to it; the object is deleted first, then the row
+-- `project_id` is deliberately not a foreign key: the rows of a deleted project must stay until their objects are deleted.
 
 create table blobs (
     id          uuid primary key,
@@ -11,7 +11,7 @@ create table blobs (
     sha256      text not null,
     size        bigint not null check (size >= 0),
     state       text not null default 'pending' check (state in ('pending', 'live', 'dead')),
-    -- How the object is sealed: null for plain bytes, else the name of the form and the wrapped key of this object.
+    -- How the object is encrypted, and its wrapped key; both are null for plain bytes.
     seal        text,
     wrapped_key bytea,
     created_at  timestamptz not null default now(),
@@ -22,9 +22,10 @@ create table blobs (
 create unique index blobs_live on blobs (project_id, sha256) where state = 'live';
 create index blobs_pending on blobs (created_at) where state = 'pending';
 create index blobs_dead on blobs (id) where state = 'dead';
+create index blobs_stored on blobs (project_id, created_at) include (size) where state = 'live';
 
--- A row for each time something stopped referring to a blob, written by triggers of the referring tables. The sweep looks
--- only here, so that its work grows with what was deleted and not with what is stored.
+-- A row for each time a row that referred to a blob was deleted, written by triggers of the referring tables. The sweep reads only
+-- this table, so its work grows with what was deleted and not with what is stored.
 create table released_blobs (
     blob_id     uuid not null references blobs on delete cascade,
     released_at timestamptz not null default now()
