@@ -43,7 +43,7 @@ const STATEMENT: &str = "select s.*, f.path, f.filename, f.mime
     from (select * from agent_skills where project_id = (select id from projects) and (created_at, id) > ($1, $2)
           order by created_at, id limit $3) s
     cross join lateral (select path, filename, mime from artifact_versions v
-                        where v.disk_id = s.disk_id and v.to_no is null order by path, filename) f
+                        where v.disk_id = s.disk_id and v.to_revision is null order by path, filename) f
     order by s.created_at, s.id, f.path, f.filename";
 /// Where the pages begin: the last skill before each.
 const STARTS: &str = "select created_at, id from (

@@ -66,8 +66,8 @@ const PLAIN: &str = "drop table if exists plain; create table plain (like messag
 const FILL: &str = "insert into plain select m.* from messages m join sessions s on s.id = m.session_id
     where s.project_id = $1";
 const LEFT: &str = "select (select count(*) from messages m join sessions s on s.id = m.session_id
-        where s.project_id = $1 and (m.sealed_as is null) = $2),
-    (select count(*) from blobs where project_id = $1 and (seal is null) = $2)";
+        where s.project_id = $1 and (m.encrypted_as is null) = $2),
+    (select count(*) from blobs where project_id = $1 and (encryption_format is null) = $2)";
 
 pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     block_on(async {
@@ -239,7 +239,7 @@ async fn rewrite(connection: &mut PgConnection, project: &Project, messages: usi
     sqlx::raw_sql(PLAIN).execute(&mut *connection).await?;
     sqlx::query(FILL).bind(project.id).execute(&mut *connection).await?;
     sqlx::raw_sql("vacuum (analyze) plain").execute(&mut *connection).await?;
-    let update = sqlx::query("update plain set content = content || $1, sealed_as = $2");
+    let update = sqlx::query("update plain set content = content || $1, encrypted_as = $2");
     let update = update.bind(&SEAL[..]).bind(Uuid::now_v7());
     let start = Instant::now();
     let rewritten = update.execute(&mut *connection).await?.rows_affected();

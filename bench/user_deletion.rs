@@ -56,7 +56,7 @@ const FILES: &str = "with m as (
     from m join b on b.object_key = 'bench/' || m.id";
 /// Rows of sessions that are there, and files that were released since the last round.
 const LEFT: &str = "select (select count(*) from sessions where id = any($1)),
-    (select count(*) from messages where session_id = any($1)), (select count(*) from released_blobs)";
+    (select count(*) from messages where session_id = any($1)), (select count(*) from blob_releases)";
 
 pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let sessions = bench.pick(SESSIONS, SESSIONS / 50);
@@ -136,7 +136,7 @@ async fn fill(connection: &mut PgConnection, user: &str, sessions: usize) -> any
     for owned in [TASKS, FILES] {
         sqlx::query(owned).bind(&ids).bind(user).execute(&mut *connection).await?;
     }
-    sqlx::raw_sql("set session_replication_role = default; truncate released_blobs").execute(&mut *connection).await?;
+    sqlx::raw_sql("set session_replication_role = default; truncate blob_releases").execute(&mut *connection).await?;
     for table in ["users", "sessions", "messages", "tasks", "message_files", "blobs"] {
         sqlx::raw_sql(&format!("vacuum (analyze) {table}")).execute(&mut *connection).await?;
     }

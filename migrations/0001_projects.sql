@@ -2,23 +2,23 @@
 -- and write `projects`: keep its names, its types, and the defaults of all columns but the two of the key.
 
 create table projects (
-    id                  uuid primary key default gen_random_uuid(),
-    secret_key_hmac     varchar(64) not null,
-    secret_key_hash_phc varchar(255) not null,
-    encryption_enabled  boolean not null default false,
-    configs             jsonb,
-    created_at          timestamptz not null default now(),
-    updated_at          timestamptz not null default now(),
+    id                     uuid primary key default gen_random_uuid(),
+    secret_key_hmac        varchar(64) not null,
+    secret_key_hash_phc    varchar(255) not null,
+    encryption_enabled     boolean not null default false,
+    configs                jsonb,
+    created_at             timestamptz not null default now(),
+    updated_at             timestamptz not null default now(),
     -- Identifies the master key that the content of this project is encrypted with; null if no content is encrypted.
-    seal_check          bytea
+    master_key_check_value bytea
 );
 
-create unique index projects_secret_key_hmac on projects (secret_key_hmac);
-create index projects_configs on projects using gin (configs);
+create unique index projects_secret_key_hmac_key on projects (secret_key_hmac);
+create index projects_configs_idx on projects using gin (configs);
 
 -- Every process caches verified keys together with these columns. This notifies all of them of each change, made through the API
 -- or by hand.
-create function tell_project_changed() returns trigger language plpgsql as $$
+create function notify_project_changed() returns trigger language plpgsql as $$
 begin
     perform pg_notify('acontextd_projects', old.id::text);
     return null;
@@ -26,17 +26,17 @@ end
 $$;
 
 create trigger projects_changed
-    after update of secret_key_hmac, secret_key_hash_phc, encryption_enabled, seal_check, configs or delete on projects
-    for each row execute function tell_project_changed();
+    after update of secret_key_hmac, secret_key_hash_phc, encryption_enabled, master_key_check_value, configs or delete on projects
+    for each row execute function notify_project_changed();
 
 -- Returns whether a project's content is to be stored encrypted, and keeps that true until the transaction ends: a transaction
--- that changes `encryption_enabled` takes the same lock exclusively. Returns null if another transaction is changing it and `waits`
+-- that changes `encryption_enabled` takes the same lock exclusively. Returns null if another transaction is changing it and `wait`
 -- is false. The query is a statement of its own, so that it sees what was committed while this waited for the lock.
-create function stores_sealed(project uuid, waits boolean) returns boolean language plpgsql volatile as $$
+create function encryption_enabled_for_share(project uuid, wait boolean) returns boolean language plpgsql volatile as $$
 declare
     lock bigint := hashtextextended('acontextd seals ' || project, 0);
 begin
-    if waits then
+    if wait then
         perform pg_advisory_xact_lock_shared(lock);
     elsif not pg_try_advisory_xact_lock_shared(lock) then
         return null;
@@ -47,14 +47,14 @@ $$;
 
 -- Keys that were rotated lately. They authenticate nothing but a repetition of the request that rotated them, for a client that
 -- lost the response and sends the request again with its Idempotency-Key: nobody else knows the new key of an encrypted project.
-create table replaced_keys (
+create table rotated_keys (
     secret_key_hmac varchar(64) primary key,
     project_id      uuid not null references projects on delete cascade,
-    replaced_at     timestamptz not null default now()
+    rotated_at      timestamptz not null default now()
 );
 
-create index replaced_keys_project on replaced_keys (project_id);
-create index replaced_keys_at on replaced_keys (replaced_at);
+create index rotated_keys_project_id_idx on rotated_keys (project_id);
+create index rotated_keys_rotated_at_idx on rotated_keys (rotated_at);
 
 -- Facts about this installation that must survive a restart.
 create table server_state (

@@ -8,5 +8,5 @@ create table users (
     updated_at timestamptz not null default now()
 );
 
-create unique index users_identifier on users (project_id, identifier);
-create index users_created on users (project_id, created_at, id);
+create unique index users_project_id_identifier_key on users (project_id, identifier);
+create index users_project_id_created_at_id_idx on users (project_id, created_at, id);

@@ -12,13 +12,13 @@ create table sessions (
     -- them. Storing a message updates these four columns, so no index may contain them, and pages leave room for the new row.
     last_message_id       uuid,
     last_message_at       timestamptz,
-    unobserved            int not null default 0,
-    observing             boolean not null default false
+    pending_messages      int not null default 0,
+    has_observe_job       boolean not null default false
 ) with (fillfactor = 70);
 
-create index sessions_created on sessions (project_id, created_at, id);
-create index sessions_user on sessions (user_id, created_at, id);
-create index sessions_configs on sessions using gin (configs jsonb_path_ops);
+create index sessions_project_id_created_at_id_idx on sessions (project_id, created_at, id);
+create index sessions_user_id_created_at_id_idx on sessions (user_id, created_at, id);
+create index sessions_configs_idx on sessions using gin (configs jsonb_path_ops);
 
 create table tasks (
     id          uuid primary key default gen_random_uuid(),
@@ -34,8 +34,8 @@ create table tasks (
     unique (session_id, "order")
 );
 
-create index tasks_created on tasks (session_id, created_at, id);
-create index tasks_project on tasks (project_id, created_at);
+create index tasks_session_id_created_at_id_idx on tasks (session_id, created_at, id);
+create index tasks_project_id_created_at_idx on tasks (project_id, created_at);
 
 -- `created_at` rises strictly within a session: it is taken while the session is locked. `parent_id` is the previous message, and
 -- deliberately not a foreign key: messages are deleted only with their session, and a check would slow every insert down.
@@ -54,37 +54,37 @@ create table messages (
     meta                        jsonb not null,
     user_meta                   jsonb not null,
     -- Calls of a Gemini model without a result yet: [{"id", "name"}]; null if there is none.
-    open_calls                  jsonb,
+    pending_calls               jsonb,
     task_id                     uuid references tasks on delete set null,
     session_task_process_status text not null default 'pending',
     created_at                  timestamptz not null,
     updated_at                  timestamptz not null,
     -- The message that `content` was first encrypted for: its id is part of the associated data, and copies keep it. Null if
     -- `content` is plain.
-    sealed_as                   uuid
+    encrypted_as                uuid
 );
 
 -- Short contents stay in the row uncompressed, long ones are stored outside of it: decompressing costs more than fetching.
 alter table messages alter column content set storage external;
 alter table messages set (toast_tuple_target = 8160);
 
-create unique index messages_order on messages (session_id, created_at) include (tokens);
-create index messages_open_calls on messages (session_id, created_at) where open_calls is not null;
-create index messages_task on messages (task_id) where task_id is not null;
+create unique index messages_session_id_created_at_key on messages (session_id, created_at) include (tokens);
+create index messages_pending_calls_idx on messages (session_id, created_at) where pending_calls is not null;
+create index messages_task_id_idx on messages (task_id) where task_id is not null;
 -- Messages that the task agent has not processed yet, or is processing.
-create index messages_unobserved on messages (session_id, created_at)
+create index messages_pending_idx on messages (session_id, created_at)
     where session_task_process_status in ('pending', 'running');
 
 -- A long message is sent to and from the database in slices, so that no process holds more than one copy of it. The rows exist only
 -- within the transaction that stores the message; no other transaction sees them, and a crash may empty the table.
 create unlogged table message_slices (
     message_id uuid not null,
-    n          int not null,
-    slice      bytea not null,
-    primary key (message_id, n)
+    seq        int not null,
+    bytes      bytea not null,
+    primary key (message_id, seq)
 );
 
-alter table message_slices alter column slice set storage external;
+alter table message_slices alter column bytes set storage external;
 
 -- The files of a message, by the public name that its parts contain.
 create table message_files (
@@ -98,11 +98,11 @@ create table message_files (
     primary key (message_id, s3_key)
 );
 
-create index message_files_session on message_files (session_id, s3_key);
-create index message_files_blob on message_files (blob_id);
+create index message_files_session_id_s3_key_idx on message_files (session_id, s3_key);
+create index message_files_blob_id_idx on message_files (blob_id);
 
 create trigger message_files_release
-    after delete on message_files referencing old table as gone
+    after delete on message_files referencing old table as deleted_rows
     for each statement execute function release_blobs();
 
 -- Events that clients report about a session.
@@ -116,4 +116,4 @@ create table session_events (
     updated_at timestamptz not null
 );
 
-create index session_events_created on session_events (session_id, created_at, id);
+create index session_events_session_id_created_at_id_idx on session_events (session_id, created_at, id);

@@ -15,8 +15,8 @@ create table agent_skills (
     unique (id, name)
 );
 
-create index agent_skills_created on agent_skills (project_id, created_at, id);
-create index agent_skills_user on agent_skills (user_id, created_at, id);
+create index agent_skills_project_id_created_at_id_idx on agent_skills (project_id, created_at, id);
+create index agent_skills_user_id_created_at_id_idx on agent_skills (user_id, created_at, id);
 
 create table learning_spaces (
     id         uuid primary key,
@@ -27,9 +27,9 @@ create table learning_spaces (
     updated_at timestamptz not null default now()
 );
 
-create index learning_spaces_created on learning_spaces (project_id, created_at, id);
-create index learning_spaces_user on learning_spaces (user_id, created_at, id);
-create index learning_spaces_meta on learning_spaces using gin (meta jsonb_path_ops);
+create index learning_spaces_project_id_created_at_id_idx on learning_spaces (project_id, created_at, id);
+create index learning_spaces_user_id_created_at_id_idx on learning_spaces (user_id, created_at, id);
+create index learning_spaces_meta_idx on learning_spaces using gin (meta jsonb_path_ops);
 
 -- The skills of a space, one of each name. The name is repeated here so that two concurrent requests cannot break that rule.
 create table learning_space_skills (
@@ -43,7 +43,7 @@ create table learning_space_skills (
     foreign key (skill_id, skill_name) references agent_skills (id, name) on update cascade on delete cascade
 );
 
-create index learning_space_skills_skill on learning_space_skills (skill_id, skill_name);
+create index learning_space_skills_skill_id_skill_name_idx on learning_space_skills (skill_id, skill_name);
 
 -- The sessions that spaces learn from. A session belongs to one space at most.
 create table learning_space_sessions (
@@ -56,18 +56,18 @@ create table learning_space_sessions (
     updated_at        timestamptz not null default now()
 );
 
-create index learning_space_sessions_created on learning_space_sessions (learning_space_id, created_at, id);
+create index learning_space_sessions_learning_space_id_created_at_id_idx on learning_space_sessions (learning_space_id, created_at, id);
 
 -- For each session whose learning is pending: the facts that decide when it begins and how it ends.
 create view pending_learning_sessions as
 select l.id, l.learning_space_id, l.session_id, l.created_at,
        exists (select 1 from messages m where m.session_id = l.session_id
-               and m.session_task_process_status in ('pending', 'running')) as waits,
+               and m.session_task_process_status in ('pending', 'running')) as has_pending_messages,
        exists (select 1 from messages m where m.session_id = l.session_id
                and m.session_task_process_status in ('failed', 'limit_exceed')) as has_failed,
        exists (select 1 from tasks t where t.session_id = l.session_id and not t.is_planning
                and t.status in ('pending', 'running')) as has_open_tasks,
        exists (select 1 from tasks t where t.session_id = l.session_id and not t.is_planning
-               and t.status in ('success', 'failed')) as has_ended_tasks
+               and t.status in ('success', 'failed')) as has_finished_tasks
 from learning_space_sessions l
 where l.status = 'pending';

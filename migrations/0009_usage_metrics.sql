@@ -9,6 +9,6 @@ create table metrics (
     updated_at timestamptz not null default now()
 );
 
-create index metrics_tag on metrics (project_id, tag, created_at);
+create index metrics_project_id_tag_created_at_idx on metrics (project_id, tag, created_at);
 -- Rows that have changed since they were last pushed to the billing service.
-create index metrics_changed on metrics (updated_at);
+create index metrics_updated_at_idx on metrics (updated_at);

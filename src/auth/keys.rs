@@ -20,7 +20,7 @@ use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::ids::ProjectId;
 use crate::platform::{Platform, platform_context};
 
-/// The channel of changes of projects, on which the function `tell_project_changed` in the migrations notifies.
+/// The channel of changes of projects, on which the function `notify_project_changed` in the migrations notifies.
 const PROJECTS_CHANNEL: &str = "acontextd_projects";
 
 /// How many hashes are checked at one time: each takes 16 MiB for some milliseconds.
@@ -94,7 +94,7 @@ impl Authenticator {
         // A value of another type is as if it were not there.
         let buffer_turns = found.buffer_turns.and_then(|turns| turns.as_i64());
         // One of another length fits no key.
-        let check = found.seal_check.map(|check| check.try_into().unwrap_or_default());
+        let check = found.master_key_check_value.map(|check| check.try_into().unwrap_or_default());
         let verified = Verified { project: found.id, encrypted: found.encryption_enabled, buffer_turns, check };
         self.cache.insert_if_current(lookup, verified, generation);
         Ok(verified)

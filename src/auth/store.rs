@@ -17,7 +17,7 @@ pub struct ProjectAuth {
     pub secret_key_hash_phc: String,
     pub encryption_enabled: bool,
     /// Of the master key that content is sealed with.
-    pub seal_check: Option<Vec<u8>>,
+    pub master_key_check_value: Option<Vec<u8>>,
     /// The project's own setting of how many pending messages of a session are observed at once.
     pub buffer_turns: Option<Value>,
 }
@@ -26,7 +26,7 @@ pub struct ProjectAuth {
 pub async fn get_by_key_hmac(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<Option<ProjectAuth>> {
     sqlx::query_as!(
         ProjectAuth,
-        r#"select id as "id: ProjectId", secret_key_hash_phc, encryption_enabled, seal_check,
+        r#"select id as "id: ProjectId", secret_key_hash_phc, encryption_enabled, master_key_check_value,
                   configs #> '{project_config,project_session_message_buffer_max_turns}' as buffer_turns
            from projects where secret_key_hmac = $1"#,
         secret_key_hmac,
@@ -42,8 +42,8 @@ pub async fn get_by_rotated_key(
 ) -> sqlx::Result<Option<(ProjectId, bool)>> {
     let row = sqlx::query!(
         r#"select p.id as "id: ProjectId", p.encryption_enabled
-           from replaced_keys r join projects p on p.id = r.project_id
-           where r.secret_key_hmac = $1 and r.replaced_at > now() - $2::interval"#,
+           from rotated_keys r join projects p on p.id = r.project_id
+           where r.secret_key_hmac = $1 and r.rotated_at > now() - $2::interval"#,
         secret_key_hmac,
         interval(ROTATED_KEY_RETENTION) as _
     );

@@ -19,9 +19,9 @@ use crate::encryption::{Damaged, Dek, Kek};
 use crate::error::{Error, Result};
 
 /// The form of sealed objects, as their rows name it.
-pub const CHUNKS: &str = "chunks";
+pub const CHUNKS: &str = "chunked";
 /// As Acontext writes them: in one piece, with the key bound to nothing. They are read, and never written.
-const WHOLE: &str = "whole";
+const WHOLE: &str = "acontext";
 /// How often a scan looks for objects that have moved.
 const TRIES: usize = 3;
 
@@ -48,7 +48,7 @@ fn hash(sha256: &str) -> Result<Vec<u8>> {
 /// # Errors
 /// 403 if it is sealed and there is nothing to open it with; 500 if its key is damaged.
 pub fn dek(stored: &StoredBlob, key: Key<'_>) -> Result<Option<Dek>> {
-    let Some(form) = &stored.seal else { return Ok(None) };
+    let Some(form) = &stored.encryption_format else { return Ok(None) };
     let kek = match key {
         Key::Object(dek) => return Ok(Some(Dek::of_bytes(*dek.bytes()))),
         Key::Project(kek) => kek.ok_or(Error::KeyRequired)?,
@@ -73,7 +73,7 @@ enum Form {
 impl Form {
     fn of(stored: &StoredBlob, key: Key<'_>) -> Result<Self> {
         let Some(dek) = dek(stored, key)? else { return Ok(Self::Plain) };
-        if stored.seal.as_deref() == Some(WHOLE) {
+        if stored.encryption_format.as_deref() == Some(WHOLE) {
             return Ok(Self::Whole(dek));
         }
         Ok(Self::Chunks(Opener::new(&dek, stored.size.cast_unsigned())?))
@@ -114,7 +114,7 @@ impl BlobService {
     /// # Errors
     /// 403 and 500 as for [`dek`]; 503 if the object store fails.
     pub async fn open(&self, key: Key<'_>, stored: &StoredBlob, range: Range<u64>) -> Result<ByteStream> {
-        if stored.seal.as_deref() == Some(WHOLE) {
+        if stored.encryption_format.as_deref() == Some(WHOLE) {
             let within = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
             let bytes = self.read(key, stored).await?;
             let end = within(range.end).min(bytes.len());

@@ -37,8 +37,8 @@ impl BlobService {
         limit: i64,
     ) -> Result<Vec<ConversionItem>> {
         let rows = sqlx::query!(
-            r#"select id as "id: BlobId", object_key, size, sha256, seal, wrapped_key, created_at from blobs
-               where project_id = $1 and state = 'live' and (seal is null) = $2 and (created_at, id) > ($3, $4)
+            r#"select id as "id: BlobId", object_key, size, sha256, encryption_format, wrapped_key, created_at from blobs
+               where project_id = $1 and state = 'live' and (encryption_format is null) = $2 and (created_at, id) > ($3, $4)
                order by created_at, id limit $5"#,
             project as _,
             seals,
@@ -53,7 +53,7 @@ impl BlobService {
                 object_key: row.object_key,
                 size: row.size,
                 sha256: row.sha256,
-                seal: row.seal,
+                encryption_format: row.encryption_format,
                 wrapped_key: row.wrapped_key,
             },
         });
@@ -66,7 +66,7 @@ impl BlobService {
     /// The database fails.
     pub async fn count_unconverted(&self, project: ProjectId, seals: bool) -> Result<i64> {
         let count = sqlx::query_scalar!(
-            r#"select count(*) as "count!" from blobs where project_id = $1 and state = 'live' and (seal is null) = $2"#,
+            r#"select count(*) as "count!" from blobs where project_id = $1 and state = 'live' and (encryption_format is null) = $2"#,
             project as _,
             seals,
         );
@@ -107,35 +107,35 @@ impl BlobService {
     /// Puts the new object in the place of the old one, which from then on is a dead one with a row of its own.
     async fn swap_object(&self, stored: &StoredBlob, blob: BlobId, new_object: &NewObject) -> Result<SwapOutcome> {
         let mut tx = self.db.begin().await?;
-        if rows::stores_sealed(&mut tx, new_object.project).await? != Some(new_object.sealed) {
+        if rows::encryption_enabled_for_share(&mut tx, new_object.project).await? != Some(new_object.sealed) {
             return Ok(SwapOutcome::TargetChanged);
         }
         let taken = sqlx::query!(
-            "delete from blobs where id = $1 and state = 'pending' returning seal, wrapped_key",
+            "delete from blobs where id = $1 and state = 'pending' returning encryption_format, wrapped_key",
             blob as _
         );
         let Some(new) = taken.fetch_optional(&mut *tx).await? else { return Ok(SwapOutcome::NotNeeded) };
         let moved = sqlx::query!(
-            "update blobs set object_key = $3, seal = $4, wrapped_key = $5
+            "update blobs set object_key = $3, encryption_format = $4, wrapped_key = $5
              where id = $1 and object_key = $2 and state = 'live'",
             stored.id as _,
             stored.object_key,
             new_object.object_key,
-            new.seal,
+            new.encryption_format,
             new.wrapped_key,
         );
         if moved.execute(&mut *tx).await?.rows_affected() == 0 {
             return Ok(SwapOutcome::NotNeeded);
         }
         sqlx::query!(
-            "insert into blobs (id, project_id, object_key, sha256, size, state, seal, wrapped_key)
+            "insert into blobs (id, project_id, object_key, sha256, size, state, encryption_format, wrapped_key)
              values ($1, $2, $3, $4, $5, 'dead', $6, $7)",
             BlobId::new() as _,
             new_object.project as _,
             stored.object_key,
             stored.sha256,
             stored.size,
-            stored.seal,
+            stored.encryption_format,
             stored.wrapped_key,
         )
         .execute(&mut *tx)
@@ -153,10 +153,10 @@ impl BlobService {
         let left = sqlx::query!(
             "with marked as (
                  update blobs set state = 'dead'
-                 where project_id = $1 and state = 'pending' and (seal is null) = $2 returning object_key)
+                 where project_id = $1 and state = 'pending' and (encryption_format is null) = $2 returning object_key)
              select object_key as \"object_key!\" from marked
              union all
-             select object_key from blobs where project_id = $1 and state = 'dead' and (seal is null) = $2",
+             select object_key from blobs where project_id = $1 and state = 'dead' and (encryption_format is null) = $2",
             project as _,
             seals,
         );

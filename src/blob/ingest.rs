@@ -70,7 +70,7 @@ impl BlobService {
         wrapped_key: Option<&[u8]>,
     ) -> Result<()> {
         sqlx::query!(
-            "insert into blobs (id, project_id, object_key, sha256, size, seal, wrapped_key)
+            "insert into blobs (id, project_id, object_key, sha256, size, encryption_format, wrapped_key)
              values ($1, $2, $3, $4, $5, case when $6::bytea is not null then $7 end, $6)",
             blob as _,
             project as _,
@@ -148,7 +148,7 @@ async fn try_claim(conn: &mut PgConnection, uploads: &[Upload]) -> Result<bool> 
     let new_object: Vec<(BlobId, &NewObject)> =
         uploads.iter().filter_map(|one| Some((one.blob, one.new_object.as_ref()?))).collect();
     let Some((_, first)) = new_object.first() else { return Ok(true) };
-    let wanted = rows::stores_sealed(&mut *conn, first.project).await?;
+    let wanted = rows::encryption_enabled_for_share(&mut *conn, first.project).await?;
     if new_object.iter().any(|(_, one)| wanted.is_some_and(|sealed| sealed != one.sealed)) {
         return Ok(false);
     }
@@ -157,7 +157,7 @@ async fn try_claim(conn: &mut PgConnection, uploads: &[Upload]) -> Result<bool> 
     match made.execute(conn).await {
         Ok(made) => Ok(made.rows_affected() == ids.len() as u64),
         // An equal content came first.
-        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("blobs_live") => Ok(false),
+        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("blobs_live_idx") => Ok(false),
         Err(fault) => Err(fault.into()),
     }
 }

@@ -15,7 +15,7 @@ pub struct StoredBlob {
     /// Of the content, in lower-case hex.
     pub sha256: String,
     /// The form of its seal; nothing if it is stored as it is.
-    pub seal: Option<String>,
+    pub encryption_format: Option<String>,
     pub wrapped_key: Option<Vec<u8>>,
 }
 
@@ -23,7 +23,7 @@ pub struct StoredBlob {
 pub async fn get_by_sha256(conn: &mut PgConnection, project: ProjectId, sha256: &str) -> Result<Option<StoredBlob>> {
     let row = sqlx::query_as!(
         StoredBlob,
-        r#"select id as "id: BlobId", object_key, size, sha256, seal, wrapped_key from blobs b
+        r#"select id as "id: BlobId", object_key, size, sha256, encryption_format, wrapped_key from blobs b
          where project_id = $1 and sha256 = $2 and state = 'live'
            and exists (select 1 from blob_references r where r.blob_id = b.id)"#,
         project as _,
@@ -36,7 +36,7 @@ pub async fn get_by_sha256(conn: &mut PgConnection, project: ProjectId, sha256: 
 pub async fn get(conn: &mut PgConnection, blob: BlobId) -> Result<Option<StoredBlob>> {
     let row = sqlx::query_as!(
         StoredBlob,
-        r#"select id as "id: BlobId", object_key, size, sha256, seal, wrapped_key from blobs where id = $1"#,
+        r#"select id as "id: BlobId", object_key, size, sha256, encryption_format, wrapped_key from blobs where id = $1"#,
         blob as _,
     );
     Ok(row.fetch_optional(conn).await?)
@@ -46,7 +46,7 @@ pub async fn get(conn: &mut PgConnection, blob: BlobId) -> Result<Option<StoredB
 pub async fn list_by_sha256(conn: &mut PgConnection, project: ProjectId, hashes: &[String]) -> Result<Vec<StoredBlob>> {
     let rows = sqlx::query_as!(
         StoredBlob,
-        r#"select b.id as "id: BlobId", b.object_key, b.size, b.sha256, b.seal, b.wrapped_key
+        r#"select b.id as "id: BlobId", b.object_key, b.size, b.sha256, b.encryption_format, b.wrapped_key
          from unnest($2::text[]) with ordinality as w (sha256, n)
          join blobs b on b.project_id = $1 and b.sha256 = w.sha256 and b.state = 'live'
          order by w.n"#,
@@ -58,6 +58,6 @@ pub async fn list_by_sha256(conn: &mut PgConnection, project: ProjectId, hashes:
 
 /// Whether a project's content is to be stored sealed: an answer that stays right until the transaction ends. `None` if there is
 /// no such project (any more).
-pub async fn stores_sealed(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<bool>> {
-    sqlx::query_scalar!("select stores_sealed($1, true)", project as _).fetch_one(conn).await
+pub async fn encryption_enabled_for_share(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<bool>> {
+    sqlx::query_scalar!("select encryption_enabled_for_share($1, true)", project as _).fetch_one(conn).await
 }

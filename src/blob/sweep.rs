@@ -112,8 +112,8 @@ impl BlobService {
 /// for. Returns how many releases there were.
 async fn mark_released(conn: &mut PgConnection, grace: &PgInterval) -> Result<u64> {
     let released = sqlx::query_scalar!(
-        "delete from released_blobs where ctid in (
-             select ctid from released_blobs where released_at <= now() - $1::interval order by released_at limit $2)
+        "delete from blob_releases where ctid in (
+             select ctid from blob_releases where released_at <= now() - $1::interval order by released_at limit $2)
          returning blob_id",
         grace as _,
         BATCH,
@@ -127,7 +127,7 @@ async fn mark_released(conn: &mut PgConnection, grace: &PgInterval) -> Result<u6
         "update blobs b set state = 'dead'
          where id = any($1) and state = 'live'
            and not exists (select 1 from blob_references r where r.blob_id = b.id)
-           and not exists (select 1 from released_blobs r where r.blob_id = b.id)",
+           and not exists (select 1 from blob_releases r where r.blob_id = b.id)",
         &released,
     )
     .execute(conn)

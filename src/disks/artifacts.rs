@@ -121,7 +121,7 @@ async fn store_file(
 }
 
 fn by_api(ctx: &Disks) -> Author<'static> {
-    Author { made_by: "api", reason: None, keep: ctx.config.limits.file_versions }
+    Author { author: "api", reason: None, keep: ctx.config.limits.file_versions }
 }
 
 /// Parses the user metadata of a file: a JSON object as text, or an empty text.

@@ -38,7 +38,7 @@ pub struct FileChange {
 /// Who changes files and how much of the past is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Author<'a> {
-    pub made_by: &'a str,
+    pub author: &'a str,
     pub reason: Option<&'a str>,
     /// How many contents of a file are kept, the current one among them.
     pub keep: usize,
@@ -92,7 +92,7 @@ async fn put(
     let file = sqlx::query!(
         r#"insert into artifacts as a (disk_id, path, filename) values ($1, $2, $3)
            on conflict (disk_id, path, filename) do update set updated_at = greatest(now(), a.updated_at)
-           returning nextval('artifact_change_no') as "no!", (a.xmax = 0) as "new!""#,
+           returning nextval('artifact_revision') as "no!", (a.xmax = 0) as "new!""#,
         disk as _,
         at.path(),
         at.filename(),
@@ -116,7 +116,7 @@ async fn set_meta(
     let no = sqlx::query_scalar!(
         r#"update artifacts a set updated_at = greatest(now(), a.updated_at)
            where disk_id = $1 and path = $2 and filename = $3
-           returning nextval('artifact_change_no') as "no!""#,
+           returning nextval('artifact_revision') as "no!""#,
         disk as _,
         at.path(),
         at.filename(),
@@ -155,8 +155,8 @@ async fn erase(conn: &mut PgConnection, disk: DiskId, at: &FilePath) -> sqlx::Re
 async fn end_current(conn: &mut PgConnection, disk: DiskId, at: &FilePath, no: i64) -> sqlx::Result<Option<Content>> {
     sqlx::query_as!(
         Content,
-        r#"update artifact_versions set to_no = $4
-           where disk_id = $1 and path = $2 and filename = $3 and to_no is null
+        r#"update artifact_versions set to_revision = $4
+           where disk_id = $1 and path = $2 and filename = $3 and to_revision is null
            returning blob_id as "blob: BlobId", mime, size, sha256"#,
         disk as _,
         at.path(),
@@ -178,7 +178,7 @@ async fn insert_version(
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into artifact_versions
-             (disk_id, path, filename, from_no, blob_id, meta, mime, size, sha256, made_by, reason)
+             (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author, reason)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         disk as _,
         at.path(),
@@ -189,7 +189,7 @@ async fn insert_version(
         content.mime,
         content.size,
         content.sha256,
-        author.made_by,
+        author.author,
         author.reason,
     )
     .execute(conn)
@@ -201,10 +201,10 @@ async fn insert_version(
 async fn prune(conn: &mut PgConnection, disk: DiskId, at: &FilePath, keep: usize) -> sqlx::Result<()> {
     sqlx::query!(
         "delete from artifact_versions
-         where disk_id = $1 and path = $2 and filename = $3 and to_no is not null and from_no <= (
-             select from_no from artifact_versions
-             where disk_id = $1 and path = $2 and filename = $3 and to_no is not null
-             order by from_no desc offset $4 limit 1)",
+         where disk_id = $1 and path = $2 and filename = $3 and to_revision is not null and from_revision <= (
+             select from_revision from artifact_versions
+             where disk_id = $1 and path = $2 and filename = $3 and to_revision is not null
+             order by from_revision desc offset $4 limit 1)",
         disk as _,
         at.path(),
         at.filename(),

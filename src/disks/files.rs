@@ -26,7 +26,7 @@ pub struct File {
     pub blob_id: BlobId,
     /// Where the bytes are, and what it takes to open them.
     pub object_key: String,
-    pub seal: Option<String>,
+    pub encryption_format: Option<String>,
     pub wrapped_key: Option<Vec<u8>>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
@@ -40,7 +40,7 @@ impl File {
             object_key: self.object_key.clone(),
             size: self.size,
             sha256: self.sha256.clone(),
-            seal: self.seal.clone(),
+            encryption_format: self.encryption_format.clone(),
             wrapped_key: self.wrapped_key.clone(),
         }
     }
@@ -53,7 +53,7 @@ macro_rules! select_files {
             File,
             r#"select c.disk_id as "disk_id!: DiskId", c.path as "path!", c.filename as "filename!",
                       c.meta as "meta!: Json<Map<String, Value>>", c.mime as "mime!", c.size as "size!",
-                      c.sha256 as "sha256!", c.blob_id as "blob_id!: BlobId", c.object_key as "object_key!", c.seal,
+                      c.sha256 as "sha256!", c.blob_id as "blob_id!: BlobId", c.object_key as "object_key!", c.encryption_format,
                       c.wrapped_key, c.created_at as "created_at!: Timestamp",
                       c.updated_at as "updated_at!: Timestamp"
                from "# + $rest,
@@ -208,10 +208,10 @@ pub async fn list_candidates(
     limit: i64,
 ) -> sqlx::Result<Vec<Candidate>> {
     let rows = sqlx::query!(
-        r#"select v.path, v.filename, v.mime, v.size, v.sha256, b.id as "blob: BlobId", b.object_key, b.seal,
+        r#"select v.path, v.filename, v.mime, v.size, v.sha256, b.id as "blob: BlobId", b.object_key, b.encryption_format,
                   b.wrapped_key
            from artifact_versions v join blobs b on b.id = v.blob_id
-           where v.disk_id = $1 and v.to_no is null and (v.path, v.filename) > ($2, $3)
+           where v.disk_id = $1 and v.to_revision is null and (v.path, v.filename) > ($2, $3)
            order by v.path, v.filename limit $4"#,
         disk as _,
         after.path,
@@ -228,7 +228,7 @@ pub async fn list_candidates(
             object_key: row.object_key,
             size: row.size,
             sha256: row.sha256,
-            seal: row.seal,
+            encryption_format: row.encryption_format,
             wrapped_key: row.wrapped_key,
         },
     });

@@ -59,7 +59,7 @@ pub async fn serve(
     };
     let is_head = *method == Method::HEAD;
     // Whether a sealed content opens is known when it is tried.
-    let is_looked_into = !is_head || stored.seal.is_some();
+    let is_looked_into = !is_head || stored.encryption_format.is_some();
     let bytes = if is_looked_into { Some(blobs.open(key, stored, range.clone()).await?) } else { None };
     let body = bytes.filter(|_| !is_head).map_or_else(Body::empty, Body::from_stream);
     let mut response = (status, body).into_response();

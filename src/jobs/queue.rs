@@ -51,10 +51,10 @@ impl JobQueue {
             kind: J::KIND,
             payload,
             lane: job.lane(),
-            dedupe: job.dedupe_key(),
+            dedupe_key: job.dedupe_key(),
             delay: delay.0,
-            sealed_key: self.wrap_key(owner)?,
-            trace: telemetry::current_trace(),
+            encrypted_kek: self.wrap_key(owner)?,
+            traceparent: telemetry::current_trace(),
         };
         store::insert(tx, owner.project, new).await?;
         tx.wake_on_commit();

@@ -140,11 +140,11 @@ fn start(runner: &Arc<Runner>, owner: Uuid, job: Claimed, slot: OwnedSemaphorePe
     let span = tracing::info_span!(
         "job", job.kind, job.id = %job.id, project.id = %job.project, job.attempt = job.attempt
     );
-    if let Some(trace) = &job.trace {
-        telemetry::link(&span, trace);
+    if let Some(traceparent) = &job.traceparent {
+        telemetry::link(&span, traceparent);
     }
     let (id, in_lane) = (job.id.0, job.lane.is_some());
-    let kek = job.sealed_key.as_deref().and_then(|sealed| match runner.queue.keys().open(job.project, sealed) {
+    let kek = job.encrypted_kek.as_deref().and_then(|sealed| match runner.queue.keys().open(job.project, sealed) {
         Ok(kek) => Some(Arc::new(kek)),
         Err(fault) => {
             tracing::error!(job.id = %job.id, error = %fault, "the key that a job was given does not open");
@@ -241,7 +241,7 @@ async fn give_up_or_retry(
         tx.commit().await
     };
     match write().await {
-        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("jobs_dedupe") => write().await,
+        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("jobs_dedupe_key_idx") => write().await,
         other => other,
     }
 }

@@ -15,35 +15,35 @@ pub struct NewJob {
     pub kind: &'static str,
     pub payload: Value,
     pub lane: Option<String>,
-    pub dedupe: Option<String>,
+    pub dedupe_key: Option<String>,
     pub delay: Duration,
     /// The project's key, as [`crate::encryption::jobs::JobKeys`] seals it.
-    pub sealed_key: Option<Vec<u8>>,
+    pub encrypted_kek: Option<Vec<u8>>,
     /// Where the work comes from, as a W3C traceparent.
-    pub trace: Option<String>,
+    pub traceparent: Option<String>,
 }
 
 pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) -> sqlx::Result<()> {
     sqlx::query!(
-        "insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at, trace, sealed_key)
+        "insert into jobs (id, project_id, kind, payload, lane, dedupe_key, run_at, traceparent, encrypted_kek)
          values ($1, $2, $3, $4, $5, $6, now() + $7::interval, $8, $9)
-         on conflict (kind, dedupe) where state = 'ready' do update
+         on conflict (kind, dedupe_key) where state = 'ready' do update
              -- A job in back-off keeps its time, but for one that waits for its key.
-             set run_at = case when jobs.attempt = 0 or jobs.last_error = $10 and excluded.sealed_key is not null
+             set run_at = case when jobs.attempt = 0 or jobs.last_error = $10 and excluded.encrypted_kek is not null
                                then least(jobs.run_at, excluded.run_at) else jobs.run_at end,
-                 sealed_key = coalesce(excluded.sealed_key, jobs.sealed_key), updated_at = now()
+                 encrypted_kek = coalesce(excluded.encrypted_kek, jobs.encrypted_kek), updated_at = now()
              -- Writes nothing if nothing changes.
              where jobs.attempt = 0 and excluded.run_at < jobs.run_at
-                or jobs.sealed_key is null and excluded.sealed_key is not null",
+                or jobs.encrypted_kek is null and excluded.encrypted_kek is not null",
         JobId::new() as _,
         project as _,
         job.kind,
         job.payload,
         job.lane,
-        job.dedupe,
+        job.dedupe_key,
         interval(job.delay) as _,
-        job.trace,
-        job.sealed_key,
+        job.traceparent,
+        job.encrypted_kek,
         NEEDS_KEY,
     )
     .execute(conn)
@@ -52,12 +52,12 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) ->
 }
 
 /// Gives a project's key to its jobs that wait for it, and makes them due.
-pub async fn provide_key(conn: &mut PgConnection, project: ProjectId, sealed_key: &[u8]) -> sqlx::Result<u64> {
+pub async fn provide_key(conn: &mut PgConnection, project: ProjectId, encrypted_kek: &[u8]) -> sqlx::Result<u64> {
     let moved = sqlx::query!(
-        "update jobs set sealed_key = $2, run_at = least(run_at, now()), last_error = null, updated_at = now()
+        "update jobs set encrypted_kek = $2, run_at = least(run_at, now()), last_error = null, updated_at = now()
          where project_id = $1 and state = 'ready' and last_error = $3",
         project as _,
-        sealed_key,
+        encrypted_kek,
         NEEDS_KEY,
     );
     Ok(moved.execute(conn).await?.rows_affected())
@@ -65,14 +65,14 @@ pub async fn provide_key(conn: &mut PgConnection, project: ProjectId, sealed_key
 
 /// Gives a project's key to all its jobs that have none, or takes it from all of them. Those that wait for it are due now: they
 /// have it, or need it no more.
-pub async fn set_key(conn: &mut PgConnection, project: ProjectId, sealed_key: Option<&[u8]>) -> sqlx::Result<()> {
+pub async fn set_key(conn: &mut PgConnection, project: ProjectId, encrypted_kek: Option<&[u8]>) -> sqlx::Result<()> {
     sqlx::query!(
         "update jobs
-         set sealed_key = $2, run_at = case when last_error = $3 then least(run_at, now()) else run_at end, updated_at = now()
+         set encrypted_kek = $2, run_at = case when last_error = $3 then least(run_at, now()) else run_at end, updated_at = now()
          where project_id = $1 and state <> 'failed'
-           and (($2::bytea is null) = (sealed_key is not null) or state = 'ready' and last_error = $3)",
+           and (($2::bytea is null) = (encrypted_kek is not null) or state = 'ready' and last_error = $3)",
         project as _,
-        sealed_key,
+        encrypted_kek,
         NEEDS_KEY,
     )
     .execute(conn)
@@ -84,15 +84,15 @@ pub async fn set_key(conn: &mut PgConnection, project: ProjectId, sealed_key: Op
 pub async fn make_due(
     conn: &mut PgConnection,
     kind: &str,
-    dedupe: Option<&str>,
+    dedupe_key: Option<&str>,
     clears_error: bool,
 ) -> sqlx::Result<bool> {
     let moved = sqlx::query!(
         "update jobs
          set run_at = least(run_at, now()), last_error = case when $3 then null else last_error end, updated_at = now()
-         where kind = $1 and dedupe = $2 and state = 'ready'",
+         where kind = $1 and dedupe_key = $2 and state = 'ready'",
         kind,
-        dedupe,
+        dedupe_key,
         clears_error
     );
     Ok(moved.execute(conn).await?.rows_affected() > 0)
@@ -114,14 +114,14 @@ pub async fn make_all_due(conn: &mut PgConnection, kind: &str, reason: &str) -> 
 pub async fn find_unfinished(
     conn: &mut PgConnection,
     kind: &str,
-    dedupe: Option<&str>,
+    dedupe_key: Option<&str>,
 ) -> sqlx::Result<Option<Option<String>>> {
     sqlx::query_scalar!(
         "select case when state = 'ready' then last_error end from jobs
-         where kind = $1 and dedupe = $2 and state in ('ready', 'running')
+         where kind = $1 and dedupe_key = $2 and state in ('ready', 'running')
          order by state desc limit 1",
         kind,
-        dedupe
+        dedupe_key
     )
     .fetch_optional(conn)
     .await
@@ -136,8 +136,8 @@ pub struct Claimed {
     pub payload: Value,
     pub lane: Option<String>,
     pub attempt: i32,
-    pub sealed_key: Option<Vec<u8>>,
-    pub trace: Option<String>,
+    pub encrypted_kek: Option<Vec<u8>>,
+    pub traceparent: Option<String>,
 }
 
 /// Takes up to `limit` due jobs of these kinds for `owner`: fair between projects (each in turn, counting what runs already),
@@ -187,11 +187,11 @@ pub async fn claim(
                for update of r skip locked
            )
            update jobs j
-           set state = 'running', attempt = j.attempt + 1, lease_owner = $1, lease_until = now() + $4::interval,
+           set state = 'running', attempt = j.attempt + 1, worker_id = $1, lease_expires_at = now() + $4::interval,
                updated_at = now()
            from taken where j.id = taken.id and j.state = 'ready'
            returning j.id as "id: JobId", j.project_id as "project: ProjectId", j.kind, j.payload, j.lane, j.attempt,
-                     j.sealed_key, j.trace"#,
+                     j.encrypted_kek, j.traceparent"#,
         owner,
         kinds,
         limit,
@@ -217,8 +217,8 @@ pub async fn next_due(conn: &mut PgConnection, kinds: &[String]) -> sqlx::Result
 /// locked, and is left as it is.
 pub async fn extend(conn: &mut PgConnection, owner: Uuid, jobs: &[Uuid], lease: Duration) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
-        "update jobs set lease_until = now() + $3::interval where id in (
-             select id from jobs where id = any($1) and lease_owner = $2 order by id for update skip locked)
+        "update jobs set lease_expires_at = now() + $3::interval where id in (
+             select id from jobs where id = any($1) and worker_id = $2 order by id for update skip locked)
          returning id",
         jobs,
         owner,
@@ -226,14 +226,12 @@ pub async fn extend(conn: &mut PgConnection, owner: Uuid, jobs: &[Uuid], lease: 
     )
     .fetch_all(&mut *conn)
     .await?;
-    sqlx::query_scalar!("select id from jobs where id = any($1) and lease_owner = $2", jobs, owner)
-        .fetch_all(conn)
-        .await
+    sqlx::query_scalar!("select id from jobs where id = any($1) and worker_id = $2", jobs, owner).fetch_all(conn).await
 }
 
 /// The job is done.
 pub async fn delete(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<bool> {
-    let gone = sqlx::query!("delete from jobs where id = $1 and lease_owner = $2", job as _, owner);
+    let gone = sqlx::query!("delete from jobs where id = $1 and worker_id = $2", job as _, owner);
     Ok(gone.execute(conn).await?.rows_affected() == 1)
 }
 
@@ -267,9 +265,9 @@ pub async fn fail(
     match retry_after {
         Some(delay) => make_ready(conn, job, owner, 0, delay, Some(reason)).await,
         None => sqlx::query!(
-            "update jobs set state = 'failed', lease_owner = null, lease_until = null, sealed_key = null,
+            "update jobs set state = 'failed', worker_id = null, lease_expires_at = null, encrypted_kek = null,
                  last_error = $3, updated_at = now()
-             where id = $1 and lease_owner = $2",
+             where id = $1 and worker_id = $2",
             job as _,
             owner,
             reason,
@@ -281,7 +279,7 @@ pub async fn fail(
 }
 
 async fn lock(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<()> {
-    let row = sqlx::query!("select id from jobs where id = $1 and lease_owner = $2 for update", job as _, owner);
+    let row = sqlx::query!("select id from jobs where id = $1 and worker_id = $2 for update", job as _, owner);
     row.fetch_optional(conn).await.map(drop)
 }
 
@@ -297,14 +295,14 @@ async fn make_ready(
 ) -> sqlx::Result<()> {
     let inherited = sqlx::query!(
         "with old as (
-             delete from jobs o where o.id = $1 and o.lease_owner = $2 and exists (
-                 select 1 from jobs t where t.kind = o.kind and t.dedupe = o.dedupe and t.state = 'ready')
-             returning o.kind, o.dedupe, o.attempt, o.sealed_key)
+             delete from jobs o where o.id = $1 and o.worker_id = $2 and exists (
+                 select 1 from jobs t where t.kind = o.kind and t.dedupe_key = o.dedupe_key and t.state = 'ready')
+             returning o.kind, o.dedupe_key, o.attempt, o.encrypted_kek)
          update jobs t
-         set sealed_key = coalesce(t.sealed_key, old.sealed_key), attempt = greatest(t.attempt, old.attempt - $3), last_error = coalesce($5, t.last_error),
+         set encrypted_kek = coalesce(t.encrypted_kek, old.encrypted_kek), attempt = greatest(t.attempt, old.attempt - $3), last_error = coalesce($5, t.last_error),
              run_at = case when $5::text is null then t.run_at else greatest(t.run_at, now() + $4::interval) end,
              updated_at = now()
-         from old where t.kind = old.kind and t.dedupe = old.dedupe and t.state = 'ready'",
+         from old where t.kind = old.kind and t.dedupe_key = old.dedupe_key and t.state = 'ready'",
         job as _,
         owner,
         unspent,
@@ -315,9 +313,9 @@ async fn make_ready(
         return Ok(());
     }
     sqlx::query!(
-        "update jobs set state = 'ready', lease_owner = null, lease_until = null, attempt = attempt - $3,
+        "update jobs set state = 'ready', worker_id = null, lease_expires_at = null, attempt = attempt - $3,
              run_at = now() + $4::interval, last_error = coalesce($5, last_error), updated_at = now()
-         where id = $1 and lease_owner = $2",
+         where id = $1 and worker_id = $2",
         job as _,
         owner,
         unspent,
@@ -341,9 +339,9 @@ pub struct Expired {
 pub async fn list_expired(conn: &mut PgConnection, kinds: &[String], limit: i64) -> sqlx::Result<Vec<Expired>> {
     sqlx::query_as!(
         Expired,
-        r#"select id as "id: JobId", kind, attempt, lease_owner as "owner!" from jobs
-           where state = 'running' and lease_until < now() and kind = any($1)
-           order by lease_until limit $2"#,
+        r#"select id as "id: JobId", kind, attempt, worker_id as "owner!" from jobs
+           where state = 'running' and lease_expires_at < now() and kind = any($1)
+           order by lease_expires_at limit $2"#,
         kinds,
         limit,
     )
@@ -354,7 +352,7 @@ pub async fn list_expired(conn: &mut PgConnection, kinds: &[String], limit: i64)
 /// Locks a job if its lease has run out and still is this owner's.
 pub async fn lock_expired(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<bool> {
     let row = sqlx::query!(
-        "select id from jobs where id = $1 and lease_owner = $2 and lease_until < now() for update skip locked",
+        "select id from jobs where id = $1 and worker_id = $2 and lease_expires_at < now() for update skip locked",
         job as _,
         owner,
     );

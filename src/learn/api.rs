@@ -90,7 +90,7 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
     let locked = store::lock(&mut tx, session).await?.ok_or(sessions::NOT_FOUND)?;
     ctx.queue.provide_key(&mut tx, &caller.owner).await?;
     observing::set_status(&mut tx, session, None, "failed", "pending").await?;
-    let waiting = observing::count_unobserved(&mut tx, session, None).await?;
+    let waiting = observing::count_pending_messages(&mut tx, session, None).await?;
     if waiting == 0 {
         return Ok(answer(200, String::new()));
     }
@@ -101,7 +101,7 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
     if !ctx.queue.make_due(&mut tx, &job).await? && ctx.queue.find(&mut tx, &job).await?.is_none() {
         ctx.queue.enqueue(&mut tx, &caller.owner, &job, Delay::NONE).await?;
     }
-    sessions::store::set_observing(&mut tx, session, true).await?;
+    sessions::store::set_has_observe_job(&mut tx, session, true).await?;
     tx.commit().await?;
     wait(ctx, session, locked.last_message_at, deadline).await
 }
@@ -112,7 +112,7 @@ async fn wait(ctx: &Learn, session: SessionId, until: Option<DateTime<Utc>>, dea
         // From here on no word is missed.
         let told = ctx.observation_finished.notified();
         let mut conn = ctx.db.acquire().await?;
-        let waiting = observing::count_unobserved(&mut conn, session, until).await?;
+        let waiting = observing::count_pending_messages(&mut conn, session, until).await?;
         if waiting == 0 {
             let failed = observing::has_failed(&mut conn, session, until).await?;
             let why = if failed { "LLM complete failed; the messages can be flushed again" } else { "" };

@@ -1,6 +1,6 @@
 //! The job that looks at the messages of a session: batch after batch, oldest first, until none waits.
 //!
-//! A session has one such job at most. Whoever stores a message leaves one if there is none (`sessions.observing`), due when
+//! A session has one such job at most. Whoever stores a message leaves one if there is none (`sessions.has_observe_job`), due when
 //! the message has waited long enough, or at once when enough wait. The job ends in the transaction that finds nothing left
 //! to do, under the session's lock; so no message can be stored in between and be forgotten.
 
@@ -66,9 +66,9 @@ async fn take(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<O
     let turns = locked.turns.unwrap_or(i64::try_from(settings.buffer_turns)?).max(1);
     let overflow = locked.overflow.unwrap_or(settings.buffer_overflow.into()).max(0);
     let batch = observing::take(&mut tx, session, turns.saturating_add(overflow)).await?;
-    sessions::store::recount_unobserved(&mut tx, session).await?;
+    sessions::store::recount_pending_messages(&mut tx, session).await?;
     if batch.is_empty() {
-        sessions::store::set_observing(&mut tx, session, false).await?;
+        sessions::store::set_has_observe_job(&mut tx, session, false).await?;
         running.complete(&mut tx).await?;
         tx.commit().await?;
         return Ok(None);
@@ -91,8 +91,8 @@ async fn look_at(ctx: &Learn, owner: &Owner, batch: &[Uuid]) -> Result<(), Fault
     let said = observing::load_messages(&mut conn, batch).await.map_err(Fault::again)?;
     drop(conn);
     let mut lines = Vec::with_capacity(said.len());
-    for MessageContent { id, role, content, sealed_as, .. } in said {
-        let content = match sealed_as {
+    for MessageContent { id, role, content, encrypted_as, .. } in said {
+        let content = match encrypted_as {
             Some(of) => frame::open(owner.opening().map_err(Fault::again)?, of, content),
             None => Ok(content),
         };
@@ -148,8 +148,8 @@ async fn settle(
     observing::set_status(&mut tx, session, Some(batch), "running", status).await?;
     if is_last {
         // What came meanwhile is not the fault of these.
-        let rest = observing::count_unobserved(&mut tx, session, None).await? > 0;
-        sessions::store::set_observing(&mut tx, session, rest).await?;
+        let rest = observing::count_pending_messages(&mut tx, session, None).await? > 0;
+        sessions::store::set_has_observe_job(&mut tx, session, rest).await?;
         if rest {
             let delay = Delay::from_duration(ctx.config.learning.buffer_ttl);
             ctx.queue.enqueue(&mut tx, &running.owner, &Observe { session }, delay).await?;
@@ -179,7 +179,7 @@ pub async fn enqueue_missed(ctx: Learn) -> Result<()> {
     for session in missed {
         let mut tx = ctx.db.begin().await?;
         if let Some(limits) = store::lock(&mut tx, session).await? {
-            sessions::store::set_observing(&mut tx, session, true).await?;
+            sessions::store::set_has_observe_job(&mut tx, session, true).await?;
             let owner = Owner::plain(limits.project);
             ctx.queue.enqueue(&mut tx, &owner, &Observe { session }, Delay::NONE).await?;
         }

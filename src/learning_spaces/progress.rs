@@ -24,11 +24,11 @@ pub enum NextStep {
 /// Returns what is next; `None` if nothing can be done yet.
 pub fn next_step(learned: &LearningProgress) -> Option<NextStep> {
     match learned {
-        LearningProgress { waits: true, .. } => None,
-        LearningProgress { has_failed: true, has_ended_tasks: false, .. } => Some(NextStep::Finish("failed")),
+        LearningProgress { has_pending_messages: true, .. } => None,
+        LearningProgress { has_failed: true, has_finished_tasks: false, .. } => Some(NextStep::Finish("failed")),
         LearningProgress { has_open_tasks: true, .. } => Some(NextStep::CloseTasks),
         // Each of them has a job that learns it.
-        LearningProgress { has_ended_tasks: true, .. } => None,
+        LearningProgress { has_finished_tasks: true, .. } => None,
         _ => Some(NextStep::Finish("completed")),
     }
 }
@@ -72,10 +72,10 @@ mod tests {
 
     const PENDING: LearningProgress = LearningProgress {
         session: SessionId(uuid::Uuid::nil()),
-        waits: false,
+        has_pending_messages: false,
         has_failed: false,
         has_open_tasks: false,
-        has_ended_tasks: false,
+        has_finished_tasks: false,
     };
 
     #[test]
@@ -83,8 +83,8 @@ mod tests {
         assert_eq!(next_step(&PENDING), Some(NextStep::Finish("completed")));
         assert_eq!(next_step(&LearningProgress { has_failed: true, ..PENDING }), Some(NextStep::Finish("failed")));
         assert_eq!(next_step(&LearningProgress { has_open_tasks: true, ..PENDING }), Some(NextStep::CloseTasks));
-        assert_eq!(next_step(&LearningProgress { has_ended_tasks: true, ..PENDING }), None);
-        let both = LearningProgress { has_open_tasks: true, has_ended_tasks: true, ..PENDING };
+        assert_eq!(next_step(&LearningProgress { has_finished_tasks: true, ..PENDING }), None);
+        let both = LearningProgress { has_open_tasks: true, has_finished_tasks: true, ..PENDING };
         assert_eq!(next_step(&both), Some(NextStep::CloseTasks));
         // A part was understood, so it is learned.
         assert_eq!(next_step(&LearningProgress { has_failed: true, ..both }), Some(NextStep::CloseTasks));
@@ -94,8 +94,13 @@ mod tests {
     fn nothing_happens_before_all_is_observed() {
         for open in [false, true] {
             for failed in [false, true] {
-                let waits = LearningProgress { waits: true, has_open_tasks: open, has_failed: failed, ..PENDING };
-                assert_eq!(next_step(&waits), None);
+                let pending = LearningProgress {
+                    has_pending_messages: true,
+                    has_open_tasks: open,
+                    has_failed: failed,
+                    ..PENDING
+                };
+                assert_eq!(next_step(&pending), None);
             }
         }
     }

@@ -269,20 +269,19 @@ pub async fn list_sessions(conn: &mut PgConnection, space: SpaceId, limit: usize
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct LearningProgress {
     pub session: SessionId,
-    /// Messages are pending.
-    pub waits: bool,
+    pub has_pending_messages: bool,
     /// Messages failed to be observed.
     pub has_failed: bool,
     pub has_open_tasks: bool,
-    pub has_ended_tasks: bool,
+    pub has_finished_tasks: bool,
 }
 
 /// What is known of a session; `None` if it is not learned, or something has come of it already.
 pub async fn get_progress(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<LearningProgress>> {
     sqlx::query_as!(
         LearningProgress,
-        r#"select session_id as "session!: SessionId", waits as "waits!",
-                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_ended_tasks as "has_ended_tasks!"
+        r#"select session_id as "session!: SessionId", has_pending_messages as "has_pending_messages!",
+                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_finished_tasks as "has_finished_tasks!"
            from pending_learning_sessions where session_id = $1"#,
         session as _
     )
@@ -294,8 +293,8 @@ pub async fn get_progress(conn: &mut PgConnection, session: SessionId) -> sqlx::
 pub async fn list_progress(conn: &mut PgConnection, space: SpaceId) -> sqlx::Result<Vec<LearningProgress>> {
     sqlx::query_as!(
         LearningProgress,
-        r#"select session_id as "session!: SessionId", waits as "waits!",
-                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_ended_tasks as "has_ended_tasks!"
+        r#"select session_id as "session!: SessionId", has_pending_messages as "has_pending_messages!",
+                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_finished_tasks as "has_finished_tasks!"
            from pending_learning_sessions where learning_space_id = $1 order by created_at, id"#,
         space as _
     )

@@ -39,7 +39,7 @@ pub async fn store(
     for _ in 0..FORM_TRIES {
         let mut tx = idempotency.begin().await?;
         // First, as all do who want both.
-        if rows::stores_sealed(&mut tx, project).await?.is_some_and(|wanted| wanted != sealed) {
+        if rows::encryption_enabled_for_share(&mut tx, project).await?.is_some_and(|wanted| wanted != sealed) {
             tx.rollback().await?;
             sealed = !sealed;
             continue;
@@ -73,7 +73,7 @@ pub async fn store(
 /// A message with calls that wait.
 struct Waiting {
     id: MessageId,
-    sealed_as: Option<Uuid>,
+    encrypted_as: Option<Uuid>,
     calls: Vec<FunctionCall>,
     is_answered: bool,
 }
@@ -82,7 +82,7 @@ impl Waiting {
     /// The calls as they are stored, in the form that the message has.
     fn column(&self, owner: &Owner) -> Result<Option<Value>> {
         let calls = store::shown_calls(&self.calls);
-        match self.sealed_as {
+        match self.encrypted_as {
             Some(id) => calls.map(|calls| sealed::seal_calls(owner.opening()?, id, &calls)).transpose(),
             None => Ok(calls),
         }
@@ -96,14 +96,16 @@ async fn list_waiting(conn: &mut PgConnection, owner: &Owner, session: SessionId
         name: String,
     }
     let mut waiting = Vec::new();
-    for Calling { id, sealed_as, open_calls } in store::list_calling(conn, session).await? {
-        let calls = match sealed_as {
-            Some(of) => sealed::open_calls(owner.opening()?, of, &open_calls).map_err(|fault| damaged(id, fault))?,
-            None => open_calls,
+    for Calling { id, encrypted_as, pending_calls } in store::list_calling(conn, session).await? {
+        let calls = match encrypted_as {
+            Some(of) => {
+                sealed::pending_calls(owner.opening()?, of, &pending_calls).map_err(|fault| damaged(id, fault))?
+            }
+            None => pending_calls,
         };
         let calls: Vec<Open> = serde_json::from_value(calls).map_err(Error::internal)?;
         let calls = calls.into_iter().map(|call| FunctionCall { id: call.id, name: call.name }).collect();
-        waiting.push(Waiting { id, sealed_as, calls, is_answered: false });
+        waiting.push(Waiting { id, encrypted_as, calls, is_answered: false });
     }
     Ok(waiting)
 }

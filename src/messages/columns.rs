@@ -73,7 +73,7 @@ pub(super) struct Columns<'a> {
     pub(super) tokens: Vec<i32>,
     pub(super) metas: Vec<Json<&'a Map<String, Value>>>,
     pub(super) user_metas: Vec<Json<&'a Map<String, Value>>>,
-    pub(super) open_calls: Vec<Option<&'a Value>>,
+    pub(super) pending_calls: Vec<Option<&'a Value>>,
 }
 
 impl<'a> Columns<'a> {
@@ -87,7 +87,7 @@ impl<'a> Columns<'a> {
             tokens: new.iter().map(|message| message.tokens).collect(),
             metas: new.iter().map(|message| Json(&message.meta)).collect(),
             user_metas: new.iter().map(|message| Json(&message.user_meta)).collect(),
-            open_calls: new.iter().map(|message| message.open_calls.as_ref()).collect(),
+            pending_calls: new.iter().map(|message| message.pending_calls.as_ref()).collect(),
         }
     }
 }

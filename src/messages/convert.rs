@@ -65,8 +65,8 @@ struct Stored {
     content: Vec<u8>,
     /// Of the content as it was found, in bytes.
     length: i32,
-    sealed_as: Option<Uuid>,
-    open_calls: Option<Value>,
+    encrypted_as: Option<Uuid>,
+    pending_calls: Option<Value>,
 }
 
 impl Stored {
@@ -84,7 +84,7 @@ async fn list_batch(
 ) -> Result<(Vec<Uuid>, Option<Timestamp>)> {
     let rows = sqlx::query!(
         r#"select id, created_at as "created_at: Timestamp", octet_length(content) as "length!" from messages
-           where session_id = $1 and created_at > coalesce($2, '-infinity'::timestamptz) and (sealed_as is null) = $3
+           where session_id = $1 and created_at > coalesce($2, '-infinity'::timestamptz) and (encrypted_as is null) = $3
            order by created_at limit $4"#,
         session as _,
         after.map(|after| after.0),
@@ -110,7 +110,7 @@ async fn list_contents(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Ve
     sqlx::query_as!(
         Stored,
         r#"select id as "id: MessageId", case when octet_length(content) <= $2 then content else '' end as "content!",
-                  octet_length(content) as "length!", sealed_as, open_calls
+                  octet_length(content) as "length!", encrypted_as, pending_calls
            from messages where id = any($1) order by created_at"#,
         ids,
         i32::try_from(SLICE).unwrap_or(i32::MAX),
@@ -128,9 +128,9 @@ fn in_form(kek: &Arc<Kek>, contents: Vec<Stored>, seals: bool) -> Result<InForm>
     let mut done = InForm { contents: Vec::with_capacity(contents.len()), damaged: Vec::new() };
     for one in contents {
         let id = one.id;
-        match (seals, one.sealed_as) {
+        match (seals, one.encrypted_as) {
             (true, None) => done.contents.push(seal(kek, one)?),
-            (false, Some(sealed_as)) => match open(kek, one, sealed_as) {
+            (false, Some(encrypted_as)) => match open(kek, one, encrypted_as) {
                 Ok(one) => done.contents.push(one),
                 Err(Damaged) => done.damaged.push(id),
             },
@@ -143,14 +143,14 @@ fn in_form(kek: &Arc<Kek>, contents: Vec<Stored>, seals: bool) -> Result<InForm>
 fn seal(kek: &Kek, mut one: Stored) -> Result<Stored> {
     let id = one.id.0;
     let content = frame::seal(kek, id, &one.content)?;
-    one.open_calls = one.open_calls.map(|calls| sealed::seal_calls(kek, id, &calls)).transpose()?;
-    Ok(Stored { content, sealed_as: Some(id), ..one })
+    one.pending_calls = one.pending_calls.map(|calls| sealed::seal_calls(kek, id, &calls)).transpose()?;
+    Ok(Stored { content, encrypted_as: Some(id), ..one })
 }
 
-fn open(kek: &Kek, one: Stored, sealed_as: Uuid) -> Result<Stored, Damaged> {
-    let content = frame::open(kek, sealed_as, one.content)?;
-    let open_calls = one.open_calls.map(|calls| sealed::open_calls(kek, sealed_as, &calls)).transpose()?;
-    Ok(Stored { content, sealed_as: None, open_calls, ..one })
+fn open(kek: &Kek, one: Stored, encrypted_as: Uuid) -> Result<Stored, Damaged> {
+    let content = frame::open(kek, encrypted_as, one.content)?;
+    let pending_calls = one.pending_calls.map(|calls| sealed::pending_calls(kek, encrypted_as, &calls)).transpose()?;
+    Ok(Stored { content, encrypted_as: None, pending_calls, ..one })
 }
 
 async fn write(conn: &mut PgConnection, contents: Vec<Stored>) -> sqlx::Result<()> {
@@ -158,17 +158,17 @@ async fn write(conn: &mut PgConnection, contents: Vec<Stored>) -> sqlx::Result<(
         return Ok(());
     }
     let ids: Vec<Uuid> = contents.iter().map(|one| one.id.0).collect();
-    let sealed_as: Vec<Option<Uuid>> = contents.iter().map(|one| one.sealed_as).collect();
-    let (contents, open_calls): (Vec<_>, Vec<_>) =
-        contents.into_iter().map(|one| (one.content, one.open_calls)).unzip();
+    let encrypted_as: Vec<Option<Uuid>> = contents.iter().map(|one| one.encrypted_as).collect();
+    let (contents, pending_calls): (Vec<_>, Vec<_>) =
+        contents.into_iter().map(|one| (one.content, one.pending_calls)).unzip();
     sqlx::query!(
-        "update messages m set content = c.content, sealed_as = c.sealed_as, open_calls = c.open_calls
-         from unnest($1::uuid[], $2::bytea[], $3::uuid[], $4::jsonb[]) as c (id, content, sealed_as, open_calls)
+        "update messages m set content = c.content, encrypted_as = c.encrypted_as, pending_calls = c.pending_calls
+         from unnest($1::uuid[], $2::bytea[], $3::uuid[], $4::jsonb[]) as c (id, content, encrypted_as, pending_calls)
          where m.id = c.id",
         &ids,
         &contents,
-        &sealed_as as _,
-        &open_calls as _,
+        &encrypted_as as _,
+        &pending_calls as _,
     )
     .execute(conn)
     .await

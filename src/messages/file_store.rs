@@ -50,7 +50,7 @@ pub async fn get_file(
     s3_key: &str,
 ) -> sqlx::Result<Option<FoundFile>> {
     let row = sqlx::query!(
-        r#"select b.id as "id: BlobId", b.object_key, b.size, f.sha256, b.seal, b.wrapped_key, f.filename
+        r#"select b.id as "id: BlobId", b.object_key, b.size, f.sha256, b.encryption_format, b.wrapped_key, f.filename
            from message_files f join blobs b on b.id = f.blob_id and b.project_id = $1
            where f.session_id = $2 and f.s3_key = $3 limit 1"#,
         project as _,
@@ -63,7 +63,7 @@ pub async fn get_file(
             object_key: row.object_key,
             size: row.size,
             sha256: row.sha256,
-            seal: row.seal,
+            encryption_format: row.encryption_format,
             wrapped_key: row.wrapped_key,
         },
         filename: row.filename,

@@ -254,7 +254,7 @@ impl Draft {
         let Self { message, user_meta, length, .. } = self;
         let (project, buffer_turns) = (caller.project, caller.buffer_turns);
         on_the_side(ctx, length, move || {
-            let (open_calls, answers): (Vec<FunctionCall>, _) = (message.calls(), message.answers());
+            let (pending_calls, answers): (Vec<FunctionCall>, _) = (message.calls(), message.answers());
             let NormalizedMessage { format, role, meta, body } = message;
             let content = Bytes::from(json::to_vec(&body));
             let parts = format::parts(format, body);
@@ -272,7 +272,7 @@ impl Draft {
                 tokens,
                 meta,
                 user_meta,
-                open_calls: shown_calls(&open_calls),
+                pending_calls: shown_calls(&pending_calls),
                 buffer_turns,
                 job_key: None,
             };

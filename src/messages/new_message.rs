@@ -22,7 +22,7 @@ pub struct NewMessage {
     pub meta: Map<String, Value>,
     pub user_meta: Map<String, Value>,
     /// Calls of Gemini functions that wait for their answers, as the column has them.
-    pub open_calls: Option<Value>,
+    pub pending_calls: Option<Value>,
     /// The project's own setting of [`Buffer::turns`](super::store::Buffer::turns).
     pub buffer_turns: Option<i64>,
     /// Of a sealed message: the project's key for the work that it gives, sealed for the queue.

@@ -45,7 +45,7 @@ pub async fn has_failed(
 }
 
 /// How many messages up to a moment are not looked at yet. The moment is the time of a message, or nothing for all.
-pub async fn count_unobserved(
+pub async fn count_pending_messages(
     conn: &mut PgConnection,
     session: SessionId,
     until: Option<DateTime<Utc>>,
@@ -61,7 +61,7 @@ pub async fn count_unobserved(
     .await
 }
 
-/// Claims the oldest pending messages. Then [`crate::sessions::store::recount_unobserved`] is due.
+/// Claims the oldest pending messages. Then [`crate::sessions::store::recount_pending_messages`] is due.
 pub async fn take(conn: &mut PgConnection, session: SessionId, limit: i64) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
         "update messages set session_task_process_status = 'running', updated_at = now()
@@ -102,7 +102,7 @@ pub async fn list_missed(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Ve
         r#"select distinct m.session_id as "id: SessionId" from messages m
            where m.session_task_process_status in ('pending', 'running')
              and m.updated_at < now() - interval '1 minute'
-             and not exists (select 1 from jobs j where j.kind = 'observe' and j.dedupe = m.session_id::text
+             and not exists (select 1 from jobs j where j.kind = 'observe' and j.dedupe_key = m.session_id::text
                              and j.state in ('ready', 'running'))
            limit $1"#,
         limit
@@ -118,13 +118,13 @@ pub struct MessageContent {
     pub format: String,
     pub content: Vec<u8>,
     /// As which message it is sealed, if it is.
-    pub sealed_as: Option<Uuid>,
+    pub encrypted_as: Option<Uuid>,
 }
 
 /// Whether one of these messages is sealed.
 pub async fn has_encrypted(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
-        r#"select exists (select 1 from messages where id = any($1) and sealed_as is not null) as "sealed!""#,
+        r#"select exists (select 1 from messages where id = any($1) and encrypted_as is not null) as "sealed!""#,
         ids
     )
     .fetch_one(conn)
@@ -134,7 +134,7 @@ pub async fn has_encrypted(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Resul
 pub async fn load_messages(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Vec<MessageContent>> {
     sqlx::query_as!(
         MessageContent,
-        r#"select id as "id: MessageId", role, format, content, sealed_as
+        r#"select id as "id: MessageId", role, format, content, encrypted_as
            from messages where id = any($1) order by created_at"#,
         ids
     )

@@ -31,14 +31,14 @@ pub struct Row {
     /// JSON text, sealed or not; empty until it is loaded, see [`Self::is_whole`].
     pub content: Vec<u8>,
     /// As which message it is sealed, if it is.
-    pub sealed_as: Option<Uuid>,
+    pub encrypted_as: Option<Uuid>,
     /// How long it is.
     pub content_length: i32,
     pub tokens: i32,
     /// JSON text, like the next two; the last one may be sealed.
     pub meta: String,
     pub user_meta: String,
-    pub open_calls: Option<String>,
+    pub pending_calls: Option<String>,
     pub task_id: Option<Uuid>,
     pub status: String,
     pub created_at: Timestamp,
@@ -114,8 +114,8 @@ pub async fn list(
                select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format,
                       case when octet_length(content) <= $7 and (select total from edges) <= $8
                            then content else '' end as "content!",
-                      octet_length(content) as "content_length!", sealed_as, tokens,
-                      meta::text as "meta!", user_meta::text as "user_meta!", open_calls::text, task_id,
+                      octet_length(content) as "content_length!", encrypted_as, tokens,
+                      meta::text as "meta!", user_meta::text as "user_meta!", pending_calls::text, task_id,
                       session_task_process_status as status, created_at as "created_at: Timestamp",
                       updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
                from messages
@@ -156,8 +156,8 @@ pub async fn list(
                select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format,
                       case when octet_length(content) <= $7 and (select total from edges) <= $8
                            then content else '' end as "content!",
-                      octet_length(content) as "content_length!", sealed_as, tokens,
-                      meta::text as "meta!", user_meta::text as "user_meta!", open_calls::text, task_id,
+                      octet_length(content) as "content_length!", encrypted_as, tokens,
+                      meta::text as "meta!", user_meta::text as "user_meta!", pending_calls::text, task_id,
                       session_task_process_status as status, created_at as "created_at: Timestamp",
                       updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
                from messages

@@ -1,7 +1,7 @@
 //! Messages of encrypted projects: what is sealed in their rows, and how it is opened.
 //!
 //! The content is sealed, and with it the calls that wait for their answers. Bound in is the id of the message that it was first
-//! sealed as ([`Row::sealed_as`]), so that copies of a session need not be sealed anew.
+//! sealed as ([`Row::encrypted_as`]), so that copies of a session need not be sealed anew.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -26,8 +26,8 @@ const UNREADABLE: &str = "This message cannot be shown: what is stored of it was
 pub fn seal(kek: &Kek, message: NewMessage, job_key: Vec<u8>) -> Result<NewMessage> {
     let id = message.id.0;
     let content = Bytes::from(frame::seal(kek, id, &message.content)?);
-    let open_calls = message.open_calls.as_ref().map(|calls| seal_calls(kek, id, calls)).transpose()?;
-    Ok(NewMessage { content, open_calls, job_key: Some(job_key.into()), ..message })
+    let pending_calls = message.pending_calls.as_ref().map(|calls| seal_calls(kek, id, calls)).transpose()?;
+    Ok(NewMessage { content, pending_calls, job_key: Some(job_key.into()), ..message })
 }
 
 /// Calls that wait for their answers, as the column has them.
@@ -35,14 +35,14 @@ pub fn seal_calls(kek: &Kek, id: Uuid, calls: &Value) -> Result<Value> {
     Ok(Value::String(STANDARD.encode(frame::seal(kek, id, &json::to_vec(calls))?)))
 }
 
-pub fn open_calls(kek: &Kek, id: Uuid, calls: &Value) -> Result<Value, Damaged> {
+pub fn pending_calls(kek: &Kek, id: Uuid, calls: &Value) -> Result<Value, Damaged> {
     let sealed = calls.as_str().and_then(|text| STANDARD.decode(text).ok()).ok_or(Damaged)?;
     json::parse_own(&frame::open(kek, id, sealed)?).map_err(|_| Damaged)
 }
 
 /// How much work it is to open these, in bytes of what takes as long to be converted.
 pub fn work(rows: &[Row]) -> usize {
-    rows.iter().filter(|row| row.sealed_as.is_some()).map(|row| row.content.len() / 16).sum()
+    rows.iter().filter(|row| row.encrypted_as.is_some()).map(|row| row.content.len() / 16).sum()
 }
 
 /// Refuses to show messages that are sealed, if there is nothing to open them with.
@@ -50,7 +50,7 @@ pub fn work(rows: &[Row]) -> usize {
 /// # Errors
 /// 403
 pub fn check_may_open(owner: &Owner, rows: &[Row]) -> Result<()> {
-    if rows.iter().any(|row| row.sealed_as.is_some()) { owner.opening().map(drop) } else { Ok(()) }
+    if rows.iter().any(|row| row.encrypted_as.is_some()) { owner.opening().map(drop) } else { Ok(()) }
 }
 
 /// Opens what is sealed. In the place of what does not open stands a message that says so: the others are still worth reading.
@@ -59,8 +59,8 @@ pub fn check_may_open(owner: &Owner, rows: &[Row]) -> Result<()> {
 /// 403 if there is nothing to open it with.
 pub fn open(owner: &Owner, rows: &mut [Row]) -> Result<()> {
     for row in rows {
-        let Some(sealed_as) = row.sealed_as else { continue };
-        if let Err(fault) = open_row(owner.opening()?, sealed_as, row) {
+        let Some(encrypted_as) = row.encrypted_as else { continue };
+        if let Err(fault) = open_row(owner.opening()?, encrypted_as, row) {
             tracing::error!(message.id = %row.id, error = %fault, "a message does not open");
             replace(row);
         }
@@ -68,11 +68,11 @@ pub fn open(owner: &Owner, rows: &mut [Row]) -> Result<()> {
     Ok(())
 }
 
-fn open_row(kek: &Kek, sealed_as: Uuid, row: &mut Row) -> Result<(), Damaged> {
-    row.content = frame::open(kek, sealed_as, std::mem::take(&mut row.content))?;
-    if let Some(calls) = &row.open_calls {
+fn open_row(kek: &Kek, encrypted_as: Uuid, row: &mut Row) -> Result<(), Damaged> {
+    row.content = frame::open(kek, encrypted_as, std::mem::take(&mut row.content))?;
+    if let Some(calls) = &row.pending_calls {
         let sealed = serde_json::from_str(calls).map_err(|_| Damaged)?;
-        row.open_calls = Some(open_calls(kek, sealed_as, &sealed)?.to_string());
+        row.pending_calls = Some(pending_calls(kek, encrypted_as, &sealed)?.to_string());
     }
     Ok(())
 }
@@ -81,5 +81,5 @@ fn replace(row: &mut Row) {
     let part = json!({"type": "text", "text": UNREADABLE, "meta": {"error": Error::CONTENT_DAMAGED}});
     row.content = json::to_vec(&json!({"role": row.role, "parts": [part]}));
     Format::Acontext.as_str().clone_into(&mut row.format);
-    row.open_calls = None;
+    row.pending_calls = None;
 }

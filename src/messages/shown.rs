@@ -336,7 +336,7 @@ fn write_item(
     if !user.is_empty() {
         meta.insert(USER_META.into(), Value::Object(user));
     }
-    if let Some(calls) = &row.open_calls {
+    if let Some(calls) = &row.pending_calls {
         meta.insert(OPEN_CALLS.into(), serde_json::from_str(calls).map_err(Error::internal)?);
     }
     let about = About {

@@ -50,16 +50,16 @@ pub async fn insert(
     buffer: Buffer,
 ) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
     let Places { sessions, projects, turns, job_keys, counts, newest, of, nth, previous } = Places::of(new);
-    let Columns { ids, roles, formats, contents, sealed, tokens, metas, user_metas, open_calls } = Columns::of(new);
+    let Columns { ids, roles, formats, contents, sealed, tokens, metas, user_metas, pending_calls } = Columns::of(new);
     let (owners, forms) = forms(new);
     let rows = sqlx::query!(
         r#"with wanted as materialized (
                select w.project_id from unnest($19::uuid[], $20::boolean[]) as w (project_id, sealed)
-               where stores_sealed(w.project_id, false) = w.sealed
+               where encryption_enabled_for_share(w.project_id, false) = w.sealed
            ),
            held as materialized (
                select w.at, w.new, w.newest, greatest(coalesce(w.turns, $17), 1) as turns, w.job_key, s.id, s.project_id,
-                      s.disable_task_tracking, s.last_message_id, s.unobserved, s.observing,
+                      s.disable_task_tracking, s.last_message_id, s.pending_messages, s.has_observe_job,
                       greatest(clock_timestamp(), s.last_message_at + interval '1 microsecond') as time
                from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[], $18::bigint[], $21::bytea[])
                    with ordinality as w (session_id, project_id, new, newest, turns, job_key, at)
@@ -71,44 +71,44 @@ pub async fn insert(
            moved as (
                update sessions s
                set last_message_id = h.newest, last_message_at = h.time + (h.new - 1) * interval '1 microsecond',
-                   unobserved = case when h.disable_task_tracking then s.unobserved else h.unobserved + h.new end,
-                   observing = h.observing or not h.disable_task_tracking
+                   pending_messages = case when h.disable_task_tracking then s.pending_messages else h.pending_messages + h.new end,
+                   has_observe_job = h.has_observe_job or not h.disable_task_tracking
                from held h where s.id = h.id
            ),
            queued as (
-               insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at, sealed_key)
+               insert into jobs (id, project_id, kind, payload, lane, dedupe_key, run_at, encrypted_kek)
                select gen_random_uuid(), h.project_id, 'observe', jsonb_build_object('session', h.id),
                       'session:' || h.id, h.id::text,
                       case when h.new >= h.turns then now() else now() + $16::interval end, h.job_key
-               from held h where not h.disable_task_tracking and not h.observing
-               on conflict (kind, dedupe) where state = 'ready' do nothing
+               from held h where not h.disable_task_tracking and not h.has_observe_job
+               on conflict (kind, dedupe_key) where state = 'ready' do nothing
            ),
            -- Enough has gathered: the job that waits need not wait longer. One that was not given the project's key is given it.
            -- Each is looked up by its session; as a join, all that wait might be gone through.
            waiting as materialized (
                select h.job_key, h.is_enough,
-                      (select j.id from jobs j where j.kind = 'observe' and j.dedupe = h.id::text and j.state = 'ready') as job
-               from (select *, unobserved < turns and unobserved + new >= turns as is_enough from held) h
-               where not h.disable_task_tracking and h.observing and (h.is_enough or h.job_key is not null)
+                      (select j.id from jobs j where j.kind = 'observe' and j.dedupe_key = h.id::text and j.state = 'ready') as job
+               from (select *, pending_messages < turns and pending_messages + new >= turns as is_enough from held) h
+               where not h.disable_task_tracking and h.has_observe_job and (h.is_enough or h.job_key is not null)
            ),
            hurried as (
                update jobs j
                set run_at = case when w.is_enough and j.attempt = 0 or j.last_error = $22 then least(j.run_at, now())
                                  else j.run_at end,
-                   sealed_key = coalesce(j.sealed_key, w.job_key), updated_at = now()
+                   encrypted_kek = coalesce(j.encrypted_kek, w.job_key), updated_at = now()
                from waiting w
                where j.id = w.job and j.state = 'ready'
                  and (w.is_enough and j.attempt = 0 and j.run_at > now()
-                      or w.job_key is not null and j.sealed_key is null)
+                      or w.job_key is not null and j.encrypted_kek is null)
            )
-           insert into messages (id, session_id, parent_id, role, format, content, sealed_as, tokens, meta, user_meta,
-                                 open_calls, session_task_process_status, created_at, updated_at)
-           select m.id, h.id, coalesce(m.previous, h.last_message_id), m.role, m.format, m.content, m.sealed_as, m.tokens, m.meta,
-                  m.user_meta, m.open_calls, case when h.disable_task_tracking then 'disable_tracking' else 'pending' end,
+           insert into messages (id, session_id, parent_id, role, format, content, encrypted_as, tokens, meta, user_meta,
+                                 pending_calls, session_task_process_status, created_at, updated_at)
+           select m.id, h.id, coalesce(m.previous, h.last_message_id), m.role, m.format, m.content, m.encrypted_as, m.tokens, m.meta,
+                  m.user_meta, m.pending_calls, case when h.disable_task_tracking then 'disable_tracking' else 'pending' end,
                   h.time + m.nth * interval '1 microsecond', h.time + m.nth * interval '1 microsecond'
            from unnest($5::bigint[], $6::bigint[], $7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::bytea[],
                        $12::int[], $13::jsonb[], $14::jsonb[], $15::jsonb[], $23::uuid[])
-                   as m (at, nth, previous, id, role, format, content, tokens, meta, user_meta, open_calls, sealed_as)
+                   as m (at, nth, previous, id, role, format, content, tokens, meta, user_meta, pending_calls, encrypted_as)
            join held h on h.at = m.at
            returning id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as status,
                      created_at as "created_at: Timestamp""#,
@@ -126,7 +126,7 @@ pub async fn insert(
         &tokens,
         &metas as _,
         &user_metas as _,
-        &open_calls as _,
+        &pending_calls as _,
         interval(buffer.ttl) as _,
         buffer.turns,
         &turns as _,
@@ -164,7 +164,7 @@ pub async fn insert_once(
 /// Stores one message, of any length, in a transaction; waits for its session.
 pub async fn insert_one(tx: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<InsertOutcome> {
     // First, as all do who want both, so that none of them waits for another.
-    if rows::stores_sealed(tx, new.project).await?.is_some_and(|sealed| sealed != new.is_sealed()) {
+    if rows::encryption_enabled_for_share(tx, new.project).await?.is_some_and(|sealed| sealed != new.is_sealed()) {
         return Ok(InsertOutcome::EncryptionChanged);
     }
     if !lock_session(tx, new.project, new.session).await? {
@@ -186,13 +186,13 @@ pub async fn insert_one(tx: &mut PgConnection, new: &NewMessage, buffer: Buffer)
 /// Writes a long content in slices, in a transaction.
 pub async fn set_long_content(tx: &mut PgConnection, message: MessageId, content: &[u8]) -> sqlx::Result<()> {
     for (n, slice) in (0..).zip(content.chunks(SLICE)) {
-        sqlx::query!("insert into message_slices (message_id, n, slice) values ($1, $2, $3)", message as _, n, slice)
+        sqlx::query!("insert into message_slices (message_id, seq, bytes) values ($1, $2, $3)", message as _, n, slice)
             .execute(&mut *tx)
             .await?;
     }
     sqlx::query!(
-        "with slices as (delete from message_slices where message_id = $1 returning n, slice)
-         update messages set content = (select string_agg(slice, ''::bytea order by n) from slices) where id = $1",
+        "with slices as (delete from message_slices where message_id = $1 returning seq, bytes)
+         update messages set content = (select string_agg(bytes, ''::bytea order by seq) from slices) where id = $1",
         message as _
     )
     .execute(&mut *tx)
@@ -242,16 +242,16 @@ pub async fn lock_session(conn: &mut PgConnection, project: ProjectId, session: 
 /// A message with calls of Gemini functions that wait for their answers.
 pub struct Calling {
     pub id: MessageId,
-    pub sealed_as: Option<Uuid>,
-    pub open_calls: Value,
+    pub encrypted_as: Option<Uuid>,
+    pub pending_calls: Value,
 }
 
 /// The messages of a session with calls that wait for their answers, oldest first. Wants the session's lock.
 pub async fn list_calling(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Vec<Calling>> {
     sqlx::query_as!(
         Calling,
-        r#"select id as "id: MessageId", sealed_as, open_calls as "open_calls!"
-           from messages where session_id = $1 and open_calls is not null order by created_at limit 1000"#,
+        r#"select id as "id: MessageId", encrypted_as, pending_calls as "pending_calls!"
+           from messages where session_id = $1 and pending_calls is not null order by created_at limit 1000"#,
         session as _
     )
     .fetch_all(conn)
@@ -259,7 +259,10 @@ pub async fn list_calling(conn: &mut PgConnection, session: SessionId) -> sqlx::
 }
 
 pub async fn set_open_calls(conn: &mut PgConnection, message: MessageId, calls: Option<Value>) -> sqlx::Result<()> {
-    sqlx::query!("update messages set open_calls = $2 where id = $1", message as _, calls).execute(conn).await.map(drop)
+    sqlx::query!("update messages set pending_calls = $2 where id = $1", message as _, calls)
+        .execute(conn)
+        .await
+        .map(drop)
 }
 
 /// The tokens of all messages of a session.

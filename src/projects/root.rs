@@ -58,7 +58,7 @@ pub async fn ensure(platform: &Platform) -> anyhow::Result<ProjectId> {
 /// Explains the violation of the unique index on keys.
 fn taken_or(error: sqlx::Error) -> anyhow::Error {
     match &error {
-        sqlx::Error::Database(inner) if inner.constraint() == Some("projects_secret_key_hmac") => anyhow!(
+        sqlx::Error::Database(inner) if inner.constraint() == Some("projects_secret_key_hmac_key") => anyhow!(
             "ROOT_API_BEARER_TOKEN is the key of another project: set it to the former token, or to a new random text"
         ),
         _ => error.into(),

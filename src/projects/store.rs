@@ -75,7 +75,7 @@ pub async fn set_settings(
 /// The default project, and whether something in it may be sealed; locked.
 pub async fn lock_root(conn: &mut PgConnection) -> sqlx::Result<Option<(ProjectId, bool)>> {
     let row = sqlx::query!(
-        r#"select id as "id: ProjectId", encryption_enabled or seal_check is not null as "is_sealed!" from projects
+        r#"select id as "id: ProjectId", encryption_enabled or master_key_check_value is not null as "is_sealed!" from projects
            where configs @> '{"__default_init_project__": true}' order by id limit 1 for update"#,
     )
     .fetch_optional(conn)
@@ -98,13 +98,13 @@ pub struct Locked {
     pub secret_key_hmac: String,
     pub encryption_enabled: bool,
     /// Of the master key that content is, or may still be, sealed with.
-    pub seal_check: Option<Vec<u8>>,
+    pub master_key_check_value: Option<Vec<u8>>,
 }
 
 impl Locked {
     /// Whether something may be sealed, so that without the master key it would be lost.
     pub fn is_sealed(&self) -> bool {
-        self.encryption_enabled || self.seal_check.is_some()
+        self.encryption_enabled || self.master_key_check_value.is_some()
     }
 }
 
@@ -112,7 +112,7 @@ impl Locked {
 pub async fn lock(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<Locked>> {
     sqlx::query_as!(
         Locked,
-        "select secret_key_hmac, encryption_enabled, seal_check from projects where id = $1 for no key update",
+        "select secret_key_hmac, encryption_enabled, master_key_check_value from projects where id = $1 for no key update",
         project as _
     )
     .fetch_optional(conn)
@@ -122,8 +122,8 @@ pub async fn lock(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<O
 /// Records that a project's key was rotated. The key may have been rotated before and set again by a start with that root token.
 pub async fn insert_replaced(conn: &mut PgConnection, project: ProjectId, secret_key_hmac: &str) -> sqlx::Result<()> {
     sqlx::query!(
-        "insert into replaced_keys (secret_key_hmac, project_id) values ($1, $2)
-         on conflict (secret_key_hmac) do update set project_id = excluded.project_id, replaced_at = now()",
+        "insert into rotated_keys (secret_key_hmac, project_id) values ($1, $2)
+         on conflict (secret_key_hmac) do update set project_id = excluded.project_id, rotated_at = now()",
         secret_key_hmac,
         project as _
     )
@@ -134,13 +134,13 @@ pub async fn insert_replaced(conn: &mut PgConnection, project: ProjectId, secret
 
 /// Removes the record of one rotated key.
 pub async fn delete_replaced_key(conn: &mut PgConnection, secret_key_hmac: &str) -> sqlx::Result<()> {
-    sqlx::query!("delete from replaced_keys where secret_key_hmac = $1", secret_key_hmac).execute(conn).await.map(drop)
+    sqlx::query!("delete from rotated_keys where secret_key_hmac = $1", secret_key_hmac).execute(conn).await.map(drop)
 }
 
 /// Deletes the records of keys that were rotated long ago.
 pub async fn delete_replaced(conn: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!(
-        "delete from replaced_keys where replaced_at <= now() - $1::interval",
+        "delete from rotated_keys where rotated_at <= now() - $1::interval",
         interval(ROTATED_KEY_RETENTION) as _
     )
     .execute(conn)

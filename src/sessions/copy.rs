@@ -59,7 +59,7 @@ pub async fn copy_session(
     let session: SessionId = id.0.parse().map_err(|_| Error::bad("INVALID_SESSION_ID"))?;
     let mut tx = idempotency.begin().await?;
     // First, as all do who want both.
-    let seals = rows::stores_sealed(&mut tx, caller.project).await?.unwrap_or_default();
+    let seals = rows::encryption_enabled_for_share(&mut tx, caller.project).await?.unwrap_or_default();
     let owner = Owner { encrypted: seals, ..caller.owner };
     owner.check_may_store()?;
     let messages = lock(&mut tx, caller.project, session).await?.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;
@@ -125,9 +125,9 @@ async fn insert_content(
                from tasks t join task_ids i on i.old = t.id
            ),
            new_messages as (
-               insert into messages (id, session_id, parent_id, role, format, content, sealed_as, tokens, meta, user_meta,
-                                     open_calls, task_id, session_task_process_status, created_at, updated_at)
-               select i.new, $2, p.new, m.role, m.format, m.content, m.sealed_as, m.tokens, m.meta, m.user_meta, m.open_calls,
+               insert into messages (id, session_id, parent_id, role, format, content, encrypted_as, tokens, meta, user_meta,
+                                     pending_calls, task_id, session_task_process_status, created_at, updated_at)
+               select i.new, $2, p.new, m.role, m.format, m.content, m.encrypted_as, m.tokens, m.meta, m.user_meta, m.pending_calls,
                       t.new, case m.session_task_process_status when 'running' then 'pending'
                              else m.session_task_process_status end, m.created_at, m.updated_at
                from messages m
@@ -147,13 +147,13 @@ async fn insert_content(
                from session_events where session_id = $1
            ),
            queued as (
-               insert into jobs (id, project_id, kind, payload, lane, dedupe, run_at, sealed_key)
+               insert into jobs (id, project_id, kind, payload, lane, dedupe_key, run_at, encrypted_kek)
                select gen_random_uuid(), s.project_id, 'observe', jsonb_build_object('session', $2::uuid),
                       'session:' || $2::uuid, $2::uuid::text, now() + $3::interval, $4
                from sessions s where s.id = $1 and exists (select 1 from new_messages where status = 'pending')
            )
            update sessions c
-           set last_message_id = i.new, last_message_at = s.last_message_at, unobserved = w.waiting, observing = w.waiting > 0
+           set last_message_id = i.new, last_message_at = s.last_message_at, pending_messages = w.waiting, has_observe_job = w.waiting > 0
            from sessions s
            left join message_ids i on i.old = s.last_message_id
            cross join (select count(*)::int as waiting from new_messages where status = 'pending') w

@@ -184,17 +184,21 @@ pub async fn set_configs(
 }
 
 /// Notes whether a job observes the session or will.
-pub async fn set_observing(conn: &mut PgConnection, session: SessionId, observing: bool) -> sqlx::Result<()> {
-    sqlx::query!("update sessions set observing = $2 where id = $1", session as _, observing)
+pub async fn set_has_observe_job(
+    conn: &mut PgConnection,
+    session: SessionId,
+    has_observe_job: bool,
+) -> sqlx::Result<()> {
+    sqlx::query!("update sessions set has_observe_job = $2 where id = $1", session as _, has_observe_job)
         .execute(conn)
         .await
         .map(drop)
 }
 
 /// Counts the pending messages of a session anew, after some of them were claimed.
-pub async fn recount_unobserved(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<()> {
+pub async fn recount_pending_messages(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<()> {
     sqlx::query!(
-        "update sessions set unobserved = (select count(*) from messages
+        "update sessions set pending_messages = (select count(*) from messages
                                            where session_id = $1 and session_task_process_status = 'pending')
          where id = $1",
         session as _

@@ -116,7 +116,7 @@ impl Prepared {
         let disk =
             disks::store::insert(conn, project, user).await.on_constraint("disks_project_id_fkey", || UNAUTHORIZED)?.id;
         let changes: Vec<FileChange> = self.files.iter().map(|file| file.put(&blobs)).collect();
-        let author = Author { made_by: "api", reason: None, keep: platform.config.limits.file_versions };
+        let author = Author { author: "api", reason: None, keep: platform.config.limits.file_versions };
         let applied = changes::apply(conn, project, disk, &changes, author).await?;
         applied.map_err(|_| Error::internal(anyhow::anyhow!("a disk that was made is not there")))?;
         let row = store::insert(conn, project, NewSkill { disk, user, says: &self.says, meta }).await?;

@@ -164,7 +164,7 @@ pub async fn list_files(
         r#"select f.disk_id as "disk_id: DiskId", f.path, f.filename, f.mime
            from unnest($1::uuid[]) with ordinality as d (id, n)
            cross join lateral (select v.disk_id, v.path, v.filename, v.mime from artifact_versions v
-                               where v.disk_id = d.id and v.to_no is null
+                               where v.disk_id = d.id and v.to_revision is null
                                order by v.path, v.filename limit $2) f
            order by d.n, f.path, f.filename limit $3"#,
         disks as _,
@@ -190,7 +190,7 @@ pub async fn hold(conn: &mut PgConnection, project: ProjectId, skill: SkillId) -
 pub async fn measure(conn: &mut PgConnection, disk: DiskId) -> sqlx::Result<(u64, u64)> {
     let row = sqlx::query!(
         r#"select count(*) as "count!", coalesce(sum(size), 0)::bigint as "size!"
-           from artifact_versions where disk_id = $1 and to_no is null"#,
+           from artifact_versions where disk_id = $1 and to_revision is null"#,
         disk as _,
     );
     let row = row.fetch_one(conn).await?;

@@ -27,7 +27,7 @@ async fn a_project_is_made_used_and_deleted() {
             let count: i64 = sqlx::query_scalar(&count).fetch_one(&*app.app.db).await.unwrap();
             assert_eq!(count, 0, "{table}");
         }
-        assert_eq!(app.value::<i64>("select count(*) from released_blobs").await, 1, "its bytes go to the sweep");
+        assert_eq!(app.value::<i64>("select count(*) from blob_releases").await, 1, "its bytes go to the sweep");
         let again = app.admin().delete(&format!("/admin/v1/project/{}", id.as_str().unwrap())).await;
         assert_eq!(again.status, StatusCode::OK);
     })

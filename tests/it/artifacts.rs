@@ -114,8 +114,8 @@ async fn replacing_keeps_the_row_and_every_content_as_a_version() {
         let versions = "select count(*) from artifact_versions v join blobs b on b.id = v.blob_id";
         assert_eq!(app.value::<i64>(versions).await, 3);
         // Each ends where the next begins, only the last is current, and all say who made them.
-        let chain = "select bool_and(to_no is not distinct from next) and bool_and(made_by = 'api') from (
-                         select to_no, made_by, lead(from_no) over (order by from_no) as next from artifact_versions) v";
+        let chain = "select bool_and(to_revision is not distinct from next) and bool_and(author = 'api') from (
+                         select to_revision, author, lead(from_revision) over (order by from_revision) as next from artifact_versions) v";
         assert!(app.value::<bool>(chain).await);
     })
     .await;
@@ -128,19 +128,19 @@ async fn the_state_of_a_disk_at_a_number_is_one_condition() {
         let disk = client.new_disk().await;
         client.upload(&disk, "/", "a.txt", "a1").await;
         client.upload(&disk, "/", "b.txt", "b1").await;
-        let then = app.value::<i64>("select last_value from artifact_change_no").await;
+        let then = app.value::<i64>("select last_value from artifact_revision").await;
         client.upload(&disk, "/", "a.txt", "a2").await;
         client.put(&at(&disk), json!({"file_path": "/b.txt", "meta": "{\"v\": 2}"})).await;
         client.upload(&disk, "/", "c.txt", "c1").await;
         let state: Vec<(String, i64)> = sqlx::query_as(
-            "select filename, size from artifact_versions where from_no <= $1 and (to_no is null or to_no > $1) order by 1",
+            "select filename, size from artifact_versions where from_revision <= $1 and (to_revision is null or to_revision > $1) order by 1",
         )
         .bind(then)
         .fetch_all(&*app.app.db)
         .await
         .unwrap();
         assert_eq!(state, [("a.txt".to_owned(), 2), ("b.txt".to_owned(), 2)]);
-        assert_eq!(app.value::<i64>("select count(*) from artifact_versions where to_no is null").await, 3);
+        assert_eq!(app.value::<i64>("select count(*) from artifact_versions where to_revision is null").await, 3);
     })
     .await;
 }
@@ -154,12 +154,12 @@ async fn sixteen_at_once_on_one_name_leave_one_file_and_an_unbroken_chain() {
         futures_util::future::join_all(writers).await;
         assert_eq!(app.value::<i64>("select count(*) from artifacts").await, 1);
         assert_eq!(app.value::<i64>("select count(*) from artifact_versions").await, 16);
-        assert_eq!(app.value::<i64>("select count(*) from artifact_versions where to_no is null").await, 1);
-        let chain = "select bool_and(to_no is not distinct from next) from (
-                         select to_no, lead(from_no) over (order by from_no) as next from artifact_versions) v";
+        assert_eq!(app.value::<i64>("select count(*) from artifact_versions where to_revision is null").await, 1);
+        let chain = "select bool_and(to_revision is not distinct from next) from (
+                         select to_revision, lead(from_revision) over (order by from_revision) as next from artifact_versions) v";
         assert!(app.value::<bool>(chain).await);
         let newest = client.download(&disk, "/a.txt").await.unwrap();
-        let stored: String = app.value("select sha256 from artifact_versions order by from_no desc limit 1").await;
+        let stored: String = app.value("select sha256 from artifact_versions order by from_revision desc limit 1").await;
         assert_eq!(hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &newest)), stored);
     })
     .await;
@@ -321,7 +321,7 @@ async fn a_delete_that_finds_nothing_takes_nothing_from_a_file_that_comes_back()
         client.upload(&disk, "/", "a.txt", "content").await;
         let (project, disk_id) = (ProjectId(client.project()), DiskId(disk.parse().unwrap()));
         let erase = [FileChange { at: FilePath::parse("/a.txt").unwrap(), change: Change::Erase }];
-        let author = Author { made_by: "a test", reason: None, keep: 50 };
+        let author = Author { author: "a test", reason: None, keep: 50 };
         // The row is gone for this delete, but the upload that brings it back is not committed before its second step.
         app.execute("delete from artifacts").await;
         let mut late = app.app.db.begin().await.unwrap();

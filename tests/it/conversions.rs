@@ -28,8 +28,8 @@ async fn state(client: &Client) -> Value {
 /// How many messages and objects are not as the project wants them.
 async fn in_other_form(app: &TestApp, sealed: bool) -> i64 {
     let (messages, objects): (i64, i64) = sqlx::query_as(
-        "select (select count(*) from messages where (sealed_as is null) = $1),
-                (select count(*) from blobs where state = 'live' and (seal is null) = $1)",
+        "select (select count(*) from messages where (encrypted_as is null) = $1),
+                (select count(*) from blobs where state = 'live' and (encryption_format is null) = $1)",
     )
     .bind(sealed)
     .fetch_one(&*app.app.db)
@@ -117,7 +117,7 @@ async fn cut_off(app: &TestApp, seals: bool, step: usize) -> bool {
         let half = state(&client).await;
         assert_eq!(half["state"], if seals { "encrypting" } else { "decrypting" });
         // As far as anybody can tell, that process is dead.
-        app.execute("update jobs set lease_until = now() - interval '1 second' where state = 'running'").await;
+        app.execute("update jobs set lease_expires_at = now() - interval '1 second' where state = 'running'").await;
         let twin = app.twin(with_model()).await;
         periodic::reclaim_expired(twin.runner()).await.unwrap();
         app.execute("update jobs set run_at = now()").await;
@@ -293,7 +293,7 @@ async fn work_on_sealed_messages_is_given_the_key_and_takes_it_along() {
         app.drain_jobs().await;
         let session = client.new_session().await;
         client.say_text(&session, "to be observed").await;
-        let keys = "select count(*) from jobs where kind = 'observe' and sealed_key is not null";
+        let keys = "select count(*) from jobs where kind = 'observe' and encrypted_kek is not null";
         assert_eq!(app.value::<i64>(keys).await, 1);
         app.drain_jobs().await;
         let status = async || client.get(&format!("/api/v1/session/{session}/observing_status")).await.data();
@@ -320,9 +320,9 @@ async fn work_without_a_key_waits_until_somebody_brings_it() {
                 learn().await;
             }
             client.say_text(&session, "waits").await;
-            app.execute("update jobs set sealed_key = null").await;
+            app.execute("update jobs set encrypted_kek = null").await;
             app.drain_jobs().await;
-            let job = "select state, last_error from jobs where kind = 'observe' and dedupe = $1";
+            let job = "select state, last_error from jobs where kind = 'observe' and dedupe_key = $1";
             let job: Vec<(String, Option<String>)> =
                 sqlx::query_as(job).bind(&session).fetch_all(&*app.app.db).await.unwrap();
             assert_eq!(job, [("ready".to_owned(), Some("needs the project's key".to_owned()))], "before a {bring}");
@@ -362,7 +362,7 @@ async fn work_without_a_key_goes_on_when_nothing_is_sealed_any_more() {
         app.drain_jobs().await;
         let session = client.new_session().await;
         client.say_text(&session, "waits").await;
-        app.execute("update jobs set sealed_key = null").await;
+        app.execute("update jobs set encrypted_kek = null").await;
         app.drain_jobs().await;
         let waiting = "select count(*) from jobs where last_error = 'needs the project''s key'";
         assert_eq!(app.value::<i64>(waiting).await, 1);
@@ -387,7 +387,7 @@ async fn a_job_that_failed_for_good_has_no_key_any_more() {
         client.say_text(&session, "never observed").await;
         app.execute("update jobs set payload = '{}'").await;
         app.drain_jobs().await;
-        let kept = "select count(*) filter (where sealed_key is null) from jobs where state = 'failed'";
+        let kept = "select count(*) filter (where encrypted_kek is null) from jobs where state = 'failed'";
         assert_eq!(app.value::<i64>(kept).await, 1);
     })
     .await;

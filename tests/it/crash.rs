@@ -116,7 +116,7 @@ async fn check_rows(folder: &std::path::Path) {
     let mut conn = options.connect().await.unwrap();
     let half: i64 = sqlx::query_scalar(
         "select count(*) from artifacts a
-         full join (select * from artifact_versions where to_no is null) v using (disk_id, path, filename)
+         full join (select * from artifact_versions where to_revision is null) v using (disk_id, path, filename)
          left join blobs b on b.id = v.blob_id and b.state = 'live'
          where a.id is null or v.blob_id is null or b.id is null",
     )

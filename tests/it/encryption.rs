@@ -145,9 +145,9 @@ async fn what_is_there_is_sealed_and_opened_again_and_reads_the_same() {
         encrypt(&app, &client).await;
         decrypt(&app, &client).await;
         assert_eq!(things.read(&client).await, before);
-        let sealed = "select (select count(*) from messages where sealed_as is not null)
-            + (select count(*) from blobs where seal is not null) + (select count(*) from jobs where sealed_key is not null)
-            + (select count(*) from projects where seal_check is not null)";
+        let sealed = "select (select count(*) from messages where encrypted_as is not null)
+            + (select count(*) from blobs where encryption_format is not null) + (select count(*) from jobs where encrypted_kek is not null)
+            + (select count(*) from projects where master_key_check_value is not null)";
         assert_eq!(app.value::<i64>(sealed).await, 0);
         let objects = app.value::<i64>("select count(*) from blobs").await;
         assert_eq!(usize::try_from(objects).unwrap(), app.blobs.keys().len(), "objects are left over");
@@ -218,11 +218,11 @@ async fn a_copy_that_is_made_while_a_session_waits_to_be_sealed_is_sealed() {
         assert_eq!(state(&client).await, ("encrypting".to_owned(), true));
         let copy = client.post(&format!("/api/v1/session/{}/copy", things.session), json!({})).await;
         copy.assert_status(200);
-        assert_eq!(app.value::<i64>("select count(*) from messages where sealed_as is null").await, 0);
+        assert_eq!(app.value::<i64>("select count(*) from messages where encrypted_as is null").await, 0);
         client.post("/api/v1/project/decrypt", json!({})).await.assert_status(200);
         let copy = client.post(&format!("/api/v1/session/{}/copy", things.session), json!({})).await;
         copy.assert_status(200);
-        let sealed = "select count(*) from messages where sealed_as is not null";
+        let sealed = "select count(*) from messages where encrypted_as is not null";
         assert_eq!(app.value::<i64>(sealed).await, 4, "those of the first copy wait for the job");
         app.drain_jobs().await;
         assert_eq!(app.value::<i64>(sealed).await, 0);
@@ -248,8 +248,8 @@ async fn without_a_master_key_nothing_is_encrypted_and_nothing_sealed_is_read_or
         // What is not sealed can be read.
         assert_eq!(client.download(&disk, "clear.txt").await.unwrap(), b"in clear");
         assert_eq!(client.messages(&session, "").await["items"][0]["content"], "said in clear");
-        app.execute("update messages set sealed_as = id").await;
-        app.execute("update blobs set seal = 'chunks', wrapped_key = '\\x00'").await;
+        app.execute("update messages set encrypted_as = id").await;
+        app.execute("update blobs set encryption_format = 'chunked', wrapped_key = '\\x00'").await;
         let artifact = format!("/api/v1/disk/{disk}/artifact");
         for path in [
             format!("/api/v1/session/{session}/messages"),
@@ -285,7 +285,7 @@ async fn a_key_around_another_master_key_is_refused() {
         mixed.get("/api/v1/ping").await.assert_refused(401, "failed to unwrap compact token");
         // The project is sealed with another key than the one that is shown: as if it had been made anew.
         encrypt(&app, &client).await;
-        app.execute("update projects set seal_check = '\\x00112233445566778899aabbccddeeff'").await;
+        app.execute("update projects set master_key_check_value = '\\x00112233445566778899aabbccddeeff'").await;
         app.forget_keys();
         for path in ["/api/v1/ping", "/api/v1/project/configs"] {
             client.get(path).await.assert_refused(401, "its master key is not the one of this project");
@@ -351,7 +351,8 @@ async fn a_project_that_is_deleted_while_it_is_encrypted_leaves_nothing() {
         client.post("/api/v1/project/encrypt", json!({})).await.assert_status(200);
         app.admin().delete(&format!("/admin/v1/project/{}", client.project())).await.assert_status(200);
         app.drain_jobs().await;
-        let left = "select (select count(*) from conversions) + (select count(*) from jobs where kind = 'convert')";
+        let left =
+            "select (select count(*) from encryption_conversions) + (select count(*) from jobs where kind = 'convert')";
         assert_eq!(app.value::<i64>(left).await, 0);
     })
     .await;
@@ -385,8 +386,8 @@ async fn many_who_encrypt_and_decrypt_at_once_come_to_one_end() {
             assert_eq!(state(&client).await.1, last == "encrypt");
             assert_eq!(things.read(&client).await, before);
             let (messages, objects) = match last {
-                "encrypt" => ("sealed_as is null", "seal is null"),
-                _ => ("sealed_as is not null", "seal is not null"),
+                "encrypt" => ("encrypted_as is null", "encryption_format is null"),
+                _ => ("encrypted_as is not null", "encryption_format is not null"),
             };
             for (table, wrong) in [("messages", messages), ("blobs", objects)] {
                 let count = format!("select count(*) from {table} where {wrong}");
@@ -414,7 +415,7 @@ async fn the_answer_to_a_decryption_can_be_asked_for_again() {
 }
 
 #[tokio::test]
-async fn kept_answers_of_encrypted_projects_open_with_their_key_alone() {
+async fn idempotency_records_of_encrypted_projects_open_with_their_key_alone() {
     run_with(with_model(), async |app| {
         let client = app.project().await;
         let session = client.new_session().await;
@@ -426,7 +427,10 @@ async fn kept_answers_of_encrypted_projects_open_with_their_key_alone() {
         first.assert_status(201);
         let again = say(&client).await;
         assert!(again.is_replay() && again.bytes == first.bytes, "{}", again.text());
-        assert_eq!(app.value::<i64>("select count(*) from kept_answers where with_key").await, 1);
+        assert_eq!(
+            app.value::<i64>("select count(*) from idempotency_records where encrypted_with_master_key").await,
+            1
+        );
         assert_sealed(&app, &client).await;
         decrypt(&app, &client).await;
         assert_eq!(say(&client).await.bytes, first.bytes, "also when the project is not encrypted any more");

@@ -14,7 +14,7 @@ use crate::support::samples::{operations, sample};
 use crate::support::service::Service;
 use crate::support::{Setup, TestApp, document, eventually, run, run_with};
 
-const KEPT: &str = "select count(*) from kept_answers";
+const KEPT: &str = "select count(*) from idempotency_records";
 const DISKS: &str = "select count(*) from disks";
 
 /// Every operation of the description that may act.
@@ -160,10 +160,11 @@ async fn effect_and_answer_are_there_together_or_not_at_all() {
         // The last step before the commit fails.
         app.execute("create function fail() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$")
             .await;
-        app.execute("create trigger fail before update on kept_answers for each row execute function fail()").await;
+        app.execute("create trigger fail before update on idempotency_records for each row execute function fail()")
+            .await;
         make_disk(&client, "k").await.assert_refused(500, "internal error");
         assert_eq!((app.value::<i64>(DISKS).await, app.value::<i64>(KEPT).await), (0, 0));
-        app.execute("drop trigger fail on kept_answers").await;
+        app.execute("drop trigger fail on idempotency_records").await;
         let first = make_disk(&client, "k").await;
         assert_replay(&first, &make_disk(&client, "k").await);
         assert_eq!((app.value::<i64>(DISKS).await, app.value::<i64>(KEPT).await), (1, 1));
@@ -341,7 +342,7 @@ async fn messages_with_keys_for_a_session_that_is_held_up_hold_up_no_other() {
 async fn an_answer_is_kept_for_a_day() {
     run(async |app| {
         let client = app.project().await;
-        let age = "update kept_answers set created_at = created_at - interval '12 hours'";
+        let age = "update idempotency_records set created_at = created_at - interval '12 hours'";
         let first = make_disk(&client, "old").await;
         app.execute(age).await;
         assert_replay(&first, &make_disk(&client, "old").await);
@@ -357,7 +358,7 @@ async fn an_answer_is_kept_for_a_day() {
         purge_expired(app.app.db.clone()).await.unwrap();
         assert_eq!(app.value::<i64>(KEPT).await, 1, "the young one is over, the other one began anew");
         make_disk(&client, "more").await;
-        app.execute("update kept_answers set created_at = created_at - interval '24 hours'").await;
+        app.execute("update idempotency_records set created_at = created_at - interval '24 hours'").await;
         purge_expired(app.app.db.clone()).await.unwrap();
         assert_eq!(app.value::<i64>(KEPT).await, 0);
     })
@@ -371,7 +372,7 @@ async fn a_kept_secret_is_sealed_and_goes_with_its_project() {
         let made = send().await;
         let key = made.data()["secret_key"].as_str().unwrap().to_owned();
         assert_replay(&made, &send().await);
-        let kept: Vec<u8> = app.value("select body from kept_answers").await;
+        let kept: Vec<u8> = app.value("select body from idempotency_records").await;
         assert_eq!(kept.len(), made.bytes.len() + 12 + 16);
         assert!(!kept.windows(6).any(|window| window == b"secret"), "it lies in clear");
         let client = app.client().with_key(&key);

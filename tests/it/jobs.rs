@@ -247,7 +247,8 @@ async fn equal_jobs_wait_as_one_whose_time_only_comes_nearer() {
             Delay::from_duration(Duration::from_mins(10)),
         )
         .await;
-        let minutes = "select round(extract(epoch from run_at - now()) / 60)::bigint from jobs where dedupe = 'key'";
+        let minutes =
+            "select round(extract(epoch from run_at - now()) / 60)::bigint from jobs where dedupe_key = 'key'";
         assert_eq!(app.value::<i64>(minutes).await, 10);
         enqueue(&app, SERVER, &act("now"), Delay::NONE).await;
         assert_eq!(app.value::<i64>(COUNT).await, 2);
@@ -383,7 +384,7 @@ async fn kinds_that_this_process_does_not_know_are_left_alone() {
             eventually("its own work is done", async || app.value::<i64>("select count(*) from jobs where kind = 'sweep_blobs'").await == 0).await;
         })
         .await;
-        app.execute("update jobs set state = 'running', lease_owner = gen_random_uuid(), lease_until = now() - interval '1 hour'").await;
+        app.execute("update jobs set state = 'running', worker_id = gen_random_uuid(), lease_expires_at = now() - interval '1 hour'").await;
         periodic::reclaim_expired(app.runner()).await.unwrap();
         assert_eq!(app.value::<String>("select state from jobs").await, "running");
         assert!(stage.log().is_empty());
@@ -405,7 +406,7 @@ async fn a_job_whose_process_dies_is_taken_over_when_its_lease_runs_out() {
         assert!(running.await.is_err());
         periodic::reclaim_expired(app.runner()).await.unwrap();
         assert_eq!(app.value::<String>("select state from jobs").await, "running", "its lease has not run out");
-        app.execute("update jobs set lease_until = now() - interval '1 second'").await;
+        app.execute("update jobs set lease_expires_at = now() - interval '1 second'").await;
         periodic::reclaim_expired(app.runner()).await.unwrap();
         let taken = "select state || ' ' || attempt || ' ' || last_error from jobs";
         assert_eq!(app.value::<String>(taken).await, "ready 1 the process that ran it was lost");
@@ -426,16 +427,16 @@ async fn a_lease_is_kept_while_its_job_runs_and_a_stolen_one_ends_the_try() {
         enqueue(&app, SERVER, &Act::new(id, "long").ends("complete"), Delay::NONE).await;
         while_running(&app, async {
             stage.logged(1).await;
-            let first: chrono::DateTime<chrono::Utc> = app.value("select lease_until from jobs").await;
+            let first: chrono::DateTime<chrono::Utc> = app.value("select lease_expires_at from jobs").await;
             eventually("the lease has moved three times its length", async || {
-                let now: chrono::DateTime<chrono::Utc> = app.value("select lease_until from jobs").await;
+                let now: chrono::DateTime<chrono::Utc> = app.value("select lease_expires_at from jobs").await;
                 now > first + chrono::TimeDelta::milliseconds(900)
             })
             .await;
             periodic::reclaim_expired(app.runner()).await.unwrap();
             assert_eq!(app.value::<String>("select state from jobs").await, "running");
             // Another process has taken it: what this one does must not count.
-            app.execute("update jobs set lease_owner = gen_random_uuid()").await;
+            app.execute("update jobs set worker_id = gen_random_uuid()").await;
             eventually("the try has been ended", async || stage.over.load(Ordering::SeqCst) == 1).await;
         })
         .await;
@@ -523,7 +524,7 @@ async fn a_job_that_has_completed_itself_may_go_on_without_a_lease() {
             eventually("it has completed", async || app.value::<i64>("select count(*) from server_state").await == 1)
                 .await;
             // The heartbeat of another job shows that several have passed.
-            let until = "select coalesce(max(lease_until), now()) from jobs";
+            let until = "select coalesce(max(lease_expires_at), now()) from jobs";
             let first: chrono::DateTime<chrono::Utc> = app.value(until).await;
             eventually("heartbeats have passed", async || {
                 app.value::<chrono::DateTime<chrono::Utc>>(until).await > first + chrono::TimeDelta::milliseconds(200)

@@ -176,10 +176,10 @@ async fn a_lost_answer_is_told_again_to_the_old_key_alone() {
         let disk = old.json_once("k", Method::POST, "/api/v1/disk", &json!({})).await;
         disk.assert_refused(401, "Unauthorized");
         assert!(!ask(&other, "k").await.is_replay());
-        app.execute("update replaced_keys set replaced_at = now() - interval '1 day'").await;
+        app.execute("update rotated_keys set rotated_at = now() - interval '1 day'").await;
         ask(&old, "k").await.assert_refused(401, "Unauthorized");
         acontextd::projects::keys::purge_rotated(app.app.projects.clone()).await.unwrap();
-        assert_eq!(app.value::<i64>("select count(*) from replaced_keys").await, 0);
+        assert_eq!(app.value::<i64>("select count(*) from rotated_keys").await, 0);
         renewed(&old, &first).get("/api/v1/ping").await.assert_status(200);
     })
     .await;
@@ -220,7 +220,7 @@ async fn no_key_is_in_the_database() {
                 assert_eq!(app.find(&text).await, [] as [String; 0]);
             }
         }
-        assert_eq!(app.find("kept_answers").await.len(), 0);
+        assert_eq!(app.find("idempotency_records").await.len(), 0);
         assert!(!app.find(&new.key()[..0]).await.is_empty(), "nothing was looked through");
     })
     .await;

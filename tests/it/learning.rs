@@ -36,7 +36,7 @@ async fn insert_task(app: &App, session: &str, order: i64, status: &str) -> Uuid
 
 /// What the queue holds of a kind, by what it is about.
 async fn queued(app: &TestApp, kind: &str) -> Vec<String> {
-    let jobs = "select dedupe from jobs where kind = $1 and state = 'ready' order by dedupe";
+    let jobs = "select dedupe_key from jobs where kind = $1 and state = 'ready' order by dedupe_key";
     sqlx::query_scalar(jobs).bind(kind).fetch_all(&*app.app.db).await.unwrap()
 }
 

@@ -505,7 +505,7 @@ async fn a_long_message_is_stored_whole_or_not_at_all() {
         let client = app.project().await;
         let session = client.new_session().await;
         let said = json!({"role": "user", "content": "x".repeat(3 << 20)});
-        app.execute("alter table message_slices add constraint no_third check (n < 2)").await;
+        app.execute("alter table message_slices add constraint no_third check (seq < 2)").await;
         let failed = client.say(&session, "openai", said.clone()).await;
         assert_eq!(failed.status, StatusCode::INTERNAL_SERVER_ERROR);
         let left = "select (select count(*) from messages) + (select count(*) from message_slices)";

@@ -192,13 +192,13 @@ async fn what_an_earlier_try_came_to_is_not_the_outcome_of_a_flush() {
         let session = client.new_session().await;
         client.say_text(&session, "a").await;
         app.execute(
-            "update jobs set state = 'running', lease_owner = gen_random_uuid(), lease_until = now() + interval '1 hour',
+            "update jobs set state = 'running', worker_id = gen_random_uuid(), lease_expires_at = now() + interval '1 hour',
                              attempt = 2, last_error = 'LLM complete failed: 429'",
         )
         .await;
         assert_eq!(flush(&client, &session).await["status"], 504);
         app.execute(
-            "update jobs set state = 'ready', lease_owner = null, lease_until = null, run_at = now() + interval '1 hour'",
+            "update jobs set state = 'ready', worker_id = null, lease_expires_at = null, run_at = now() + interval '1 hour'",
         )
         .await;
         assert_eq!(flush(&client, &session).await["status"], 504);

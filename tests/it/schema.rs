@@ -13,7 +13,7 @@ async fn every_table_that_refers_to_blobs_is_known_to_the_sweep() {
         let referring: Vec<(String, String)> = sqlx::query_as(
             "select k.conrelid::regclass::text, a.attname::text from pg_constraint k
              join pg_attribute a on a.attrelid = k.conrelid and a.attnum = k.conkey[1]
-             where k.contype = 'f' and k.confrelid = 'blobs'::regclass and k.conrelid <> 'released_blobs'::regclass",
+             where k.contype = 'f' and k.confrelid = 'blobs'::regclass and k.conrelid <> 'blob_releases'::regclass",
         )
         .fetch_all(&*app.app.db)
         .await

@@ -105,13 +105,13 @@ async fn a_message_that_was_changed_says_so_and_the_others_are_shown() {
             "update messages set content = '' where id = $1",
             "update messages set content = (select content from kept where id <> $1 order by created_at limit 1) where id = $1",
             "update messages set content = (select content from kept order by created_at desc limit 1) where id = $1",
-            "update messages set (content, sealed_as) = (select content, sealed_as from kept order by created_at desc limit 1) where id = $1",
+            "update messages set (content, encrypted_as) = (select content, encrypted_as from kept order by created_at desc limit 1) where id = $1",
         ] {
             set(change, &ids[1]).await;
             for format in ["acontext", "openai", "anthropic", "gemini"] {
                 assert_eq!(texts(format).await, ["one", damaged, "three"], "{format} after {change}");
             }
-            set("update messages m set (content, sealed_as) = (k.content, k.sealed_as) from kept k where k.id = m.id and m.id = $1", &ids[1])
+            set("update messages m set (content, encrypted_as) = (k.content, k.encrypted_as) from kept k where k.id = m.id and m.id = $1", &ids[1])
                 .await;
         }
         assert_eq!(texts("openai").await, ["one", "two", "three"]);
@@ -227,7 +227,7 @@ async fn an_object_as_acontext_writes_it_is_read() {
         assert_eq!(hex::encode(&object), "000102030405060708090a0b7b86da7f149b2df6f001f922f211f02f27864bd48b");
         app.blobs.change(&key, |bytes| *bytes = object);
         let wrapped = sealed(&master_key(&client), nonce(100), &dek);
-        let row = sqlx::query("update blobs set seal = 'whole', wrapped_key = $1").bind(wrapped);
+        let row = sqlx::query("update blobs set encryption_format = 'acontext', wrapped_key = $1").bind(wrapped);
         row.execute(&*app.app.db).await.unwrap();
         assert_eq!(client.download(&disk, "a.txt").await.unwrap(), b"hello");
         let path = format!("/api/v1/disk/{disk}/artifact/download?file_path=a.txt");

@@ -176,7 +176,7 @@ async fn a_deleted_session_takes_messages_and_files_along() {
         assert_eq!((gone.status, gone.json()), (StatusCode::OK, json!({"code": 0, "msg": ""})));
         assert_eq!(app.value::<i64>("select count(*) from messages").await, 1);
         assert_eq!(app.value::<i64>("select count(*) from message_files").await, 0);
-        assert_eq!(app.value::<i64>("select count(*) from released_blobs").await, 1);
+        assert_eq!(app.value::<i64>("select count(*) from blob_releases").await, 1);
         client.delete(&path).await.assert_refused(404, "session not found");
         client.get(&format!("{path}/configs")).await.assert_refused(404, "session not found");
         client.get(&format!("{path}/messages")).await.assert_refused(404, "session not found");

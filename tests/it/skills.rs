@@ -292,7 +292,7 @@ async fn statements(client: &Client, path: &str) -> usize {
 async fn fill(app: &TestApp, client: &Client, skills: i32) {
     sqlx::query(
         "with disk as (insert into disks (project_id) select $1 from generate_series(1, $2) returning id),
-              file as (insert into artifact_versions (disk_id, path, filename, from_no, blob_id, meta, mime, size, sha256, made_by)
+              file as (insert into artifact_versions (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
                        select d.id, '/', f || '.md', f, b.id, '{}', 'text/markdown', 1, '', 'api'
                        from disk d, generate_series(1, 3) f, (select id from blobs limit 1) b)
          insert into agent_skills (id, project_id, disk_id, name, description)
@@ -342,7 +342,7 @@ async fn a_page_of_very_many_files_ends_early_and_goes_on() {
         client.new_skill("first").await;
         sqlx::query(
             "with disk as (insert into disks (project_id) select $1 from generate_series(1, 12) returning id),
-                  file as (insert into artifact_versions (disk_id, path, filename, from_no, blob_id, meta, mime, size, sha256, made_by)
+                  file as (insert into artifact_versions (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
                            select d.id, '/', f::text, f, b.id, '{}', 'text/plain', 1, '', 'api'
                            from disk d, generate_series(1, 9000) f, (select id from blobs limit 1) b)
              insert into agent_skills (id, project_id, disk_id, name, description)

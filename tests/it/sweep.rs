@@ -32,13 +32,13 @@ async fn bytes_go_when_their_last_reference_has_been_gone_for_the_time() {
         }
         app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (2, 2), "an hour has not passed");
-        app.execute("update released_blobs set released_at = released_at - interval '1 hour'").await;
+        app.execute("update blob_releases set released_at = released_at - interval '1 hour'").await;
         app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (1, 1));
-        assert_eq!(app.value::<i64>("select count(*) from released_blobs").await, 0);
+        assert_eq!(app.value::<i64>("select count(*) from blob_releases").await, 0);
         assert_eq!(client.download(&disk, "b.txt").await.unwrap(), b"shared");
         client.delete(&format!("/api/v1/disk/{disk}")).await;
-        app.execute("update released_blobs set released_at = released_at - interval '1 hour'").await;
+        app.execute("update blob_releases set released_at = released_at - interval '1 hour'").await;
         app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (0, 0));
     })
@@ -111,7 +111,7 @@ async fn an_upload_that_found_the_bytes_holds_them_against_the_sweep() {
         let sweeping = app.app.blobs.sweep();
         tokio::pin!(sweeping);
         assert!(tokio::time::timeout(Duration::from_millis(300), &mut sweeping).await.is_err(), "it did not wait");
-        sqlx::query("insert into artifact_versions (disk_id, path, filename, from_no, blob_id, meta, mime, size, sha256, made_by)
+        sqlx::query("insert into artifact_versions (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
                      select $1, '/', 'b.txt', 99, id, '{}', '', 5, '', 'a test' from blobs")
             .bind(disk.parse::<uuid::Uuid>().unwrap())
             .execute(&mut *tx)
@@ -209,11 +209,11 @@ async fn the_time_begins_anew_when_bytes_were_used_again() {
             client.delete(&format!("/api/v1/disk/{disk}/artifact?file_path=a.txt")).await;
         };
         use_and_delete().await;
-        app.execute("update released_blobs set released_at = released_at - interval '61 minutes'").await;
+        app.execute("update blob_releases set released_at = released_at - interval '61 minutes'").await;
         use_and_delete().await;
         app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (1, 1), "in use a moment ago");
-        app.execute("update released_blobs set released_at = released_at - interval '61 minutes'").await;
+        app.execute("update blob_releases set released_at = released_at - interval '61 minutes'").await;
         app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (0, 0));
     })

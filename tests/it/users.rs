@@ -130,11 +130,11 @@ async fn a_deleted_user_takes_all_along_and_nothing_of_others() {
         }
         let mut after = app.state().await;
         // Jobs find nothing to do; bytes wait for the sweep.
-        for table in ["jobs", "blobs", "released_blobs"] {
+        for table in ["jobs", "blobs", "blob_releases"] {
             after.insert(table.into(), before[table].clone());
         }
         assert_eq!(after, before);
-        assert_eq!(app.value::<i64>("select count(*) from released_blobs").await, 4);
+        assert_eq!(app.value::<i64>("select count(*) from blob_releases").await, 4);
         client.delete("/api/v1/user/nobody").await.assert_status(200);
         assert_eq!(identifiers(&other, "").await, ["ann"]);
     })

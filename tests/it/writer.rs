@@ -24,7 +24,7 @@ fn message(project: Uuid, session: &str, text: &str) -> NewMessage {
         tokens: 1,
         meta: Map::new(),
         user_meta: Map::new(),
-        open_calls: None,
+        pending_calls: None,
         job_key: None,
         buffer_turns: None,
     }

@@ -80,8 +80,8 @@ class Project:
     def count(self, what):
         """Messages or stored objects of the project: how many are in clear, and how many are sealed."""
         table, sealed = {
-            "messages": ("messages x join sessions s on s.id = x.session_id", "x.sealed_as"),
-            "blobs": ("(select * from blobs where state = 'live') s", "s.seal"),
+            "messages": ("messages x join sessions s on s.id = x.session_id", "x.encrypted_as"),
+            "blobs": ("(select * from blobs where state = 'live') s", "s.encryption_format"),
         }[what]
         counts = f"count(*) filter (where {sealed} is null), count({sealed})"
         found = self.server.psql(f"select {counts} from {table} where s.project_id = '{self.id}'")
@@ -398,7 +398,7 @@ def spellings(secret):
 def stored(server):
     """Everything that the server keeps: tables, objects, what is on its way in, and the log."""
     tables = server.psql("select tablename from pg_tables where schemaname = 'public'").splitlines()
-    assert {"messages", "blobs", "jobs", "kept_answers", "artifact_versions"} <= set(tables)
+    assert {"messages", "blobs", "jobs", "idempotency_records", "artifact_versions"} <= set(tables)
     for table in tables:
         yield f"table {table}", server.psql(f'copy "{table}" to stdout').encode()
     for folder in ("objects", "tmp"):
@@ -538,10 +538,10 @@ def test_the_keys_are_nowhere_to_be_found(start):
     assert len(master) == 32 and secrets["master key in the replaced key"] == master
     # It is the one that was sealed with.
     check = hmac.digest(master, b"acontextd key check, first form " + uuid.UUID(project.id).bytes, "sha256")[:16]
-    shown = server.psql(f"select encode(seal_check, 'hex') from projects where id = '{project.id}'")
+    shown = server.psql(f"select encode(master_key_check_value, 'hex') from projects where id = '{project.id}'")
     assert shown == check.hex()
     # Work that waits has it with it.
-    of_project = f"project_id = '{project.id}' and sealed_key is not null"
+    of_project = f"project_id = '{project.id}' and encrypted_kek is not null"
     assert int(server.psql(f"select count(*) from jobs where {of_project}")) > 0
     assert traces(server, secrets) == set()
 
@@ -647,7 +647,7 @@ class Writer:
                 answer = project.send("GET", path)
                 assert (answer.status_code, answer.content) == (200, content)
         versions = project.server.psql(
-            f"select filename, sha256 from artifact_versions where disk_id = '{self.disk.id}' order by from_no"
+            f"select filename, sha256 from artifact_versions where disk_id = '{self.disk.id}' order by from_revision"
         )
         stored = [tuple(line.split("|")) for line in versions.splitlines()]
         assert stored == [(name, digest(content)) for name, content in self.files]
@@ -675,7 +675,7 @@ def at_work(writers):
 
 def is_idle(server, project):
     """Whether the conversion has ended; asks the database, so that no request brings the key."""
-    return server.psql(f"select ended_at is not null from conversions where project_id = '{project.id}'") == "t"
+    return server.psql(f"select finished_at is not null from encryption_conversions where project_id = '{project.id}'") == "t"
 
 
 def assert_form(server, project, sealed):
@@ -684,7 +684,7 @@ def assert_form(server, project, sealed):
         plain, closed = project.count(what)
         assert ((plain, closed > 0) if sealed else (closed, plain > 0)) == (0, True), what
     # Rows of what was removed wait for the sweep, the objects do not.
-    dead = server.psql(f"select object_key from blobs where project_id = '{project.id}' and (seal is null) = {sealed}")
+    dead = server.psql(f"select object_key from blobs where project_id = '{project.id}' and (encryption_format is null) = {sealed}")
     dead = {key.rpartition("/")[2] for key in dead.split()}
     eventually(lambda: dead.isdisjoint(path.name for path in server.files("objects")), "the end of them", seconds=5)
     if sealed:

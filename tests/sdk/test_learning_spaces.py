@@ -515,7 +515,7 @@ def test_tasks_that_have_ended_already_are_learned(server, client, space, sessio
         add_task(server, session, order, state)
     learn(client, space, session)
     of_session = f"select id::text from tasks where session_id = '{session.id}'"
-    assert server.psql(f"select count(*) from jobs where kind = 'distill' and dedupe in ({of_session})") == "2"
+    assert server.psql(f"select count(*) from jobs where kind = 'distill' and dedupe_key in ({of_session})") == "2"
 
 
 def test_a_deleted_session_leaves_its_space(client, space, session):

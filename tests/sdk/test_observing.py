@@ -63,7 +63,7 @@ def flush(client, session):
 
 def settle(server, session):
     """Waits until nobody looks for more messages of a session: one that comes while somebody does need not wait."""
-    jobs = f"select count(*) from jobs where dedupe = '{session.id}'"
+    jobs = f"select count(*) from jobs where dedupe_key = '{session.id}'"
     eventually(lambda: server.psql(jobs) == "0", "the session's job ends")
 
 
@@ -93,7 +93,7 @@ def test_a_flush_observes_more_than_one_batch(observer, watched, session):
         f" from messages, generate_series(1, 99) n where id = '{first.id}'"
     )
     observer.psql(
-        "update sessions set last_message_at = last_message_at + interval '99 microseconds', unobserved = 100"
+        "update sessions set last_message_at = last_message_at + interval '99 microseconds', pending_messages = 100"
         f" where id = '{session.id}'"
     )
     assert status(watched, session) == (0, 0, 100)
@@ -227,7 +227,7 @@ def test_what_waited_without_a_model_is_observed_when_there_is_one(start):
         session = client.sessions.create()
         talk(client, session, 3)
         # Somebody has looked for a model in vain.
-        reason = f"select last_error from jobs where kind = 'observe' and dedupe = '{session.id}'"
+        reason = f"select last_error from jobs where kind = 'observe' and dedupe_key = '{session.id}'"
         eventually(lambda: "no model is configured" in server.psql(reason), "the reason can be read")
         assert status(client, session) == (0, 0, 3)
     server.stop()
@@ -264,7 +264,7 @@ def test_what_was_observed_is_not_observed_again_in_a_copy(observer, watched, se
     assert flush(watched, session) == (200, "")
     copied = watched.sessions.get_configs(watched.sessions.copy(session.id).new_session_id)
     assert (status(watched, copied), states(watched, copied)) == ((3, 0, 0), ["success"] * 3)
-    assert observer.psql(f"select count(*) from jobs where dedupe = '{copied.id}'") == "0"
+    assert observer.psql(f"select count(*) from jobs where dedupe_key = '{copied.id}'") == "0"
     say(watched, copied)
     assert (status(watched, copied), status(watched, session)) == ((3, 0, 1), (3, 0, 0))
     assert flush(watched, copied) == (200, "")

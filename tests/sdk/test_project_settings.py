@@ -221,7 +221,7 @@ def test_settings_act_at_once(start):
         say(client, session)
         eventually(lambda: client.sessions.messages_observing_status(session.id).observed == 3, "they are observed")
         client.project.update_configs({"project_session_message_buffer_max_turns": None})
-        jobs = f"select count(*) from jobs where dedupe = '{session.id}'"
+        jobs = f"select count(*) from jobs where dedupe_key = '{session.id}'"
         eventually(lambda: server.psql(jobs) == "0", "the session's job ends")
         for _ in range(3):
             say(client, session)

@@ -193,7 +193,7 @@ impl IdempotentRequest {
     async fn take(&self, conn: &mut PgConnection) -> Result<bool> {
         let taken = store::take(conn, &self.id, self.project, &self.fingerprint.hash()).await;
         // The project may be deleted just now.
-        taken.on_constraint("kept_answers_project_id_fkey", || UNAUTHORIZED)
+        taken.on_constraint("idempotency_records_project_id_fkey", || UNAUTHORIZED)
     }
 
     async fn replay(self: &Arc<Self>, record: IdempotencyRecord) -> Result<Error> {
@@ -203,10 +203,11 @@ impl IdempotentRequest {
         let status = u16::try_from(record.status).map_err(Error::internal)?;
         let status = StatusCode::from_u16(status).map_err(Error::internal)?;
         let request = Arc::clone(self);
-        if record.with_key && request.seal_with_key.is_none() {
+        if record.encrypted_with_master_key && request.seal_with_key.is_none() {
             return Err(Error::KeyRequired);
         }
-        let body = aside(record.body.len(), move || request.seal(record.with_key).open(record.body)).await?;
+        let body =
+            aside(record.body.len(), move || request.seal(record.encrypted_with_master_key).open(record.body)).await?;
         Ok(Error::Replay { status, body: body.into() })
     }
 

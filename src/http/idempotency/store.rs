@@ -24,9 +24,9 @@ pub async fn take(
     fingerprint: &Hash,
 ) -> sqlx::Result<bool> {
     let taken = sqlx::query_scalar!(
-        "insert into kept_answers as k (id, project_id, fingerprint)
+        "insert into idempotency_records as k (key_hash, project_id, fingerprint)
          select $1, $2, $3 where pg_try_advisory_xact_lock($4)
-         on conflict (id) do update
+         on conflict (key_hash) do update
              set fingerprint = excluded.fingerprint, status = null, body = null, created_at = now()
              where k.created_at <= now() - $5::interval
          returning 1 as one",
@@ -50,15 +50,15 @@ pub struct IdempotencyRecord {
     pub status: i16,
     pub body: Vec<u8>,
     /// Whether it is sealed with the project's key too.
-    pub with_key: bool,
+    pub encrypted_with_master_key: bool,
 }
 
 /// The answer that was committed under a key.
 pub async fn get(conn: &mut PgConnection, id: &Hash) -> sqlx::Result<Option<IdempotencyRecord>> {
     sqlx::query_as!(
         IdempotencyRecord,
-        r#"select fingerprint, status as "status!", body as "body!", with_key
-           from kept_answers where id = $1 and status is not null and created_at > now() - $2::interval"#,
+        r#"select fingerprint, status as "status!", body as "body!", encrypted_with_master_key
+           from idempotency_records where key_hash = $1 and status is not null and created_at > now() - $2::interval"#,
         &id[..],
         interval(KEPT) as _,
     )
@@ -69,7 +69,7 @@ pub async fn get(conn: &mut PgConnection, id: &Hash) -> sqlx::Result<Option<Idem
 /// Whether an answer was committed under a key.
 pub async fn exists(conn: &mut PgConnection, id: &Hash) -> sqlx::Result<bool> {
     let found = sqlx::query_scalar!(
-        "select 1 as one from kept_answers where id = $1 and status is not null and created_at > now() - $2::interval",
+        "select 1 as one from idempotency_records where key_hash = $1 and status is not null and created_at > now() - $2::interval",
         &id[..],
         interval(KEPT) as _,
     );
@@ -77,13 +77,19 @@ pub async fn exists(conn: &mut PgConnection, id: &Hash) -> sqlx::Result<bool> {
 }
 
 /// Writes the answer down, in the transaction that took its key.
-pub async fn keep(conn: &mut PgConnection, id: &Hash, status: i16, body: &[u8], with_key: bool) -> sqlx::Result<()> {
+pub async fn keep(
+    conn: &mut PgConnection,
+    id: &Hash,
+    status: i16,
+    body: &[u8],
+    encrypted_with_master_key: bool,
+) -> sqlx::Result<()> {
     sqlx::query!(
-        "update kept_answers set status = $2, body = $3, with_key = $4 where id = $1",
+        "update idempotency_records set status = $2, body = $3, encrypted_with_master_key = $4 where key_hash = $1",
         &id[..],
         status,
         body,
-        with_key
+        encrypted_with_master_key
     )
     .execute(conn)
     .await
@@ -97,8 +103,8 @@ pub async fn keep(conn: &mut PgConnection, id: &Hash, status: i16, body: &[u8], 
 pub async fn purge_expired(db: Db) -> Result<()> {
     while !db.process().shutdown.is_cancelled() {
         let deleted = sqlx::query!(
-            "delete from kept_answers where id in (
-                 select id from kept_answers where created_at <= now() - $1::interval
+            "delete from idempotency_records where key_hash in (
+                 select key_hash from idempotency_records where created_at <= now() - $1::interval
                  order by created_at limit $2 for update skip locked)",
             interval(KEPT) as _,
             BATCH,

@@ -90,7 +90,9 @@ async fn change(ctx: &Projects, caller: &Caller, idempotency: &Idempotency, seal
     store::lock_form(&mut tx, caller.project).await?;
     let locked = projects::store::lock(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
     // The key was replaced just now, or is around another master key.
-    if locked.secret_key_hmac != *caller.lookup || locked.seal_check.as_deref().is_some_and(|sealed| sealed != check) {
+    if locked.secret_key_hmac != *caller.lookup
+        || locked.master_key_check_value.as_deref().is_some_and(|sealed| sealed != check)
+    {
         return Err(UNAUTHORIZED);
     }
     if !seals && !locked.is_sealed() {
@@ -151,13 +153,13 @@ pub async fn get_project_encryption(State(ctx): State<Projects>, caller: Caller)
     let conversion = store::get(&mut conn, caller.project).await?;
     let mut encryption =
         Encryption { enabled: settings.encryption_enabled, state: "idle", done: 0, total: 0, error: None };
-    if let Some(store::Conversion { seals, total, done, failed, error, has_ended }) = conversion {
-        encryption.state = match (has_ended, seals) {
+    if let Some(store::Conversion { encrypt, total, converted, failed, error, has_ended }) = conversion {
+        encryption.state = match (has_ended, encrypt) {
             (true, _) => "idle",
             (false, true) => "encrypting",
             (false, false) => "decrypting",
         };
-        (encryption.done, encryption.total) = (done, total);
+        (encryption.done, encryption.total) = (converted, total);
         encryption.error = match (failed, error) {
             (0 | 1, error) => error,
             (failed, error) => error.map(|error| format!("{error} (and {} more)", failed - 1)),

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::store;
 use crate::blob;
-use crate::blob::rows::stores_sealed;
+use crate::blob::rows::encryption_enabled_for_share;
 use crate::db::page::Cursor;
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
@@ -101,7 +101,7 @@ impl Run<'_> {
         let project = self.owner.project;
         let mut conn = self.ctx.db.acquire().await?;
         // `None`: the project is gone.
-        let Some(seals) = stores_sealed(&mut conn, project).await? else { return Ok(()) };
+        let Some(seals) = encryption_enabled_for_share(&mut conn, project).await? else { return Ok(()) };
         let left = store::count_messages(&mut conn, project, seals).await?;
         let left = left + self.ctx.blobs.count_unconverted(project, seals).await?;
         if left > 0 && self.owner.kek.is_none() {
@@ -136,7 +136,7 @@ impl Run<'_> {
         loop {
             self.check_time()?;
             let mut tx = self.ctx.db.begin().await?;
-            if stores_sealed(&mut tx, self.owner.project).await? != Some(seals) {
+            if encryption_enabled_for_share(&mut tx, self.owner.project).await? != Some(seals) {
                 return Err(Stop::OtherForm);
             }
             if !messages::store::lock_session(&mut tx, self.owner.project, session).await? {
@@ -197,7 +197,7 @@ impl Run<'_> {
         let Aim { conversion, seals } = aim;
         let project = self.owner.project;
         let mut tx = self.ctx.db.begin().await?;
-        if stores_sealed(&mut tx, project).await? != Some(seals) {
+        if encryption_enabled_for_share(&mut tx, project).await? != Some(seals) {
             return Err(Stop::OtherForm);
         }
         let failed = store::end(&mut tx, conversion).await?.ok_or(Stop::OtherForm)?;

@@ -11,7 +11,7 @@ pub const GOES_ON: &str = "goes on";
 
 /// Waits until no transaction stores content of this project, and keeps others from it until this one ends.
 pub async fn lock_form(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<()> {
-    // As spelled in `stores_sealed`.
+    // As spelled in `encryption_enabled_for_share`.
     sqlx::query!(
         "select pg_advisory_xact_lock(hashtextextended('acontextd seals ' || $1::uuid::text, 0))",
         project as _
@@ -26,14 +26,14 @@ pub async fn set_form(
     conn: &mut PgConnection,
     project: ProjectId,
     sealed: bool,
-    seal_check: &[u8],
+    master_key_check_value: &[u8],
 ) -> sqlx::Result<()> {
     sqlx::query!(
-        "update projects set encryption_enabled = $2, seal_check = $3, updated_at = now()
-         where id = $1 and (encryption_enabled, seal_check) is distinct from ($2, $3)",
+        "update projects set encryption_enabled = $2, master_key_check_value = $3, updated_at = now()
+         where id = $1 and (encryption_enabled, master_key_check_value) is distinct from ($2, $3)",
         project as _,
         sealed,
-        seal_check
+        master_key_check_value
     )
     .execute(conn)
     .await
@@ -42,17 +42,20 @@ pub async fn set_form(
 
 /// Nothing in the project is sealed any more.
 pub async fn forget_check(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<()> {
-    sqlx::query!("update projects set seal_check = null where id = $1 and not encryption_enabled", project as _)
-        .execute(conn)
-        .await
-        .map(drop)
+    sqlx::query!(
+        "update projects set master_key_check_value = null where id = $1 and not encryption_enabled",
+        project as _
+    )
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// How far a conversion is.
 pub struct Conversion {
-    pub seals: bool,
+    pub encrypt: bool,
     pub total: i64,
-    pub done: i64,
+    pub converted: i64,
     pub failed: i64,
     pub error: Option<String>,
     pub has_ended: bool,
@@ -62,11 +65,11 @@ pub struct Conversion {
 pub async fn get(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<Conversion>> {
     sqlx::query_as!(
         Conversion,
-        r#"select seals, total, done, failed, ended_at is not null as "has_ended!",
+        r#"select encrypt, total, converted, failed, finished_at is not null as "has_ended!",
                   coalesce(error, (select j.last_error from jobs j
-                                   where c.ended_at is null and j.project_id = $1 and j.kind = 'convert'
+                                   where c.finished_at is null and j.project_id = $1 and j.kind = 'convert'
                                      and j.state = 'ready' and j.last_error <> $2 limit 1)) as error
-           from conversions c where project_id = $1"#,
+           from encryption_conversions c where project_id = $1"#,
         project as _,
         GOES_ON
     )
@@ -77,10 +80,11 @@ pub async fn get(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Op
 /// Begins a conversion, or goes on with one of the same direction.
 pub async fn begin(conn: &mut PgConnection, project: ProjectId, seals: bool) -> sqlx::Result<()> {
     sqlx::query!(
-        "insert into conversions as c (project_id, seals, total) values ($1, $2, 0)
+        "insert into encryption_conversions as c (project_id, encrypt, total) values ($1, $2, 0)
          on conflict (project_id) do update
-             set id = gen_random_uuid(), seals = $2, total = 0, done = 0, failed = 0, error = null, started_at = now(), ended_at = null
-             where c.seals <> $2 or c.ended_at is not null",
+             set id = gen_random_uuid(), encrypt = $2, total = 0, converted = 0, failed = 0, error = null, started_at = now(),
+                 finished_at = null
+             where c.encrypt <> $2 or c.finished_at is not null",
         project as _,
         seals
     )
@@ -92,7 +96,7 @@ pub async fn begin(conn: &mut PgConnection, project: ProjectId, seals: bool) -> 
 /// A try begins: what is left is counted anew, and what failed is tried again. Answers with the conversion's id.
 pub async fn set_left(conn: &mut PgConnection, project: ProjectId, left: i64) -> sqlx::Result<Option<Uuid>> {
     sqlx::query_scalar!(
-        "update conversions set total = done + $2, failed = 0, error = null where project_id = $1 returning id",
+        "update encryption_conversions set total = converted + $2, failed = 0, error = null where project_id = $1 returning id",
         project as _,
         left
     )
@@ -109,7 +113,7 @@ pub async fn add(
     error: Option<&str>,
 ) -> sqlx::Result<bool> {
     sqlx::query!(
-        "update conversions set done = done + $2, failed = failed + $3, error = coalesce(error, $4) where id = $1",
+        "update encryption_conversions set converted = converted + $2, failed = failed + $3, error = coalesce(error, $4) where id = $1",
         conversion,
         done,
         failed,
@@ -122,16 +126,19 @@ pub async fn add(
 
 /// Ends a conversion; how many could not be done. `None` if it was turned back meanwhile.
 pub async fn end(conn: &mut PgConnection, conversion: Uuid) -> sqlx::Result<Option<i64>> {
-    sqlx::query_scalar!("update conversions set ended_at = now() where id = $1 returning failed", conversion)
-        .fetch_optional(conn)
-        .await
+    sqlx::query_scalar!(
+        "update encryption_conversions set finished_at = now() where id = $1 returning failed",
+        conversion
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 /// How many messages of a project are in the other form.
 pub async fn count_messages(conn: &mut PgConnection, project: ProjectId, seals: bool) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"select count(*) as "count!" from messages m join sessions s on s.id = m.session_id
-           where s.project_id = $1 and (m.sealed_as is null) = $2"#,
+           where s.project_id = $1 and (m.encrypted_as is null) = $2"#,
         project as _,
         seals
     )
@@ -150,7 +157,7 @@ pub async fn list_sessions(
     let rows = sqlx::query!(
         r#"select s.id as "id: SessionId", s.created_at from sessions s
            where s.project_id = $1 and (s.created_at, s.id) > ($3, $4)
-             and exists (select 1 from messages m where m.session_id = s.id and (m.sealed_as is null) = $2)
+             and exists (select 1 from messages m where m.session_id = s.id and (m.encrypted_as is null) = $2)
            order by s.created_at, s.id limit $5"#,
         project as _,
         seals,
