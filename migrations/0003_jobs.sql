@@ -17,12 +17,15 @@ create table jobs (
     attempt          int not null default 0,
     worker_id        uuid,
     lease_expires_at timestamptz,
+    -- What a ready job waits for that could not do its work; null if only for its time.
+    wait_reason      text check (wait_reason in ('key', 'model', 'time_slice', 'upgrade')),
     last_error       text,
     -- The span that enqueued the job, as a W3C traceparent.
     traceparent      text,
     created_at       timestamptz not null default now(),
     updated_at       timestamptz not null default now(),
-    check ((state = 'running') = (worker_id is not null and lease_expires_at is not null))
+    check ((state = 'running') = (worker_id is not null and lease_expires_at is not null)),
+    check (wait_reason is null or state = 'ready')
 );
 
 create unique index jobs_dedupe_key_idx on jobs (kind, dedupe_key) where state = 'ready';
@@ -32,4 +35,4 @@ create index jobs_next_idx on jobs (run_at) where state = 'ready';
 create index jobs_lease_idx on jobs (lease_expires_at) where state = 'running';
 create index jobs_failed_idx on jobs (updated_at) where state = 'failed';
 -- Jobs that wait for their project's key, which only a request with that key can provide.
-create index jobs_awaiting_key_idx on jobs (project_id) where state = 'ready' and last_error = 'needs the project''s key';
+create index jobs_awaiting_key_idx on jobs (project_id) where wait_reason = 'key';

@@ -12,7 +12,7 @@ create table blobs (
     size              bigint not null check (size >= 0),
     state             text not null default 'pending' check (state in ('pending', 'live', 'dead')),
     -- How the object is encrypted, and its wrapped key; both are null for plain bytes.
-    encryption_format text,
+    encryption_format text check (encryption_format in ('chunked', 'acontext')),
     wrapped_key       bytea,
     created_at        timestamptz not null default now(),
     check ((encryption_format is null) = (wrapped_key is null))

@@ -56,7 +56,8 @@ create table messages (
     -- Calls of a Gemini model without a result yet: [{"id", "name"}]; null if there is none.
     pending_calls               jsonb,
     task_id                     uuid references tasks on delete set null,
-    session_task_process_status text not null default 'pending',
+    session_task_process_status text not null default 'pending'
+        check (session_task_process_status in ('pending', 'running', 'success', 'failed', 'disable_tracking', 'limit_exceed')),
     created_at                  timestamptz not null,
     updated_at                  timestamptz not null,
     -- The message that `content` was first encrypted for: its id is part of the associated data, and copies keep it. Null if

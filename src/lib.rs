@@ -14,6 +14,7 @@ pub mod ids;
 pub mod json;
 pub mod media;
 pub mod percent;
+pub mod text_enum;
 pub mod time;
 
 // The platform.

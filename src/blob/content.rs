@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::SemaphorePermit;
 
-use super::rows::{self, StoredBlob};
+use super::rows::{self, EncryptionFormat, StoredBlob};
 use super::service::{BlobService, PREVIEW_BUDGET_KIB};
 use super::spool::Spool;
 use super::{BlobError, ByteStream, Visit};
@@ -18,10 +18,6 @@ use crate::encryption::object::{Opener, Sealing, open_whole};
 use crate::encryption::{Damaged, Dek, Kek};
 use crate::error::{Error, Result};
 
-/// The form of sealed objects, as their rows name it.
-pub const CHUNKS: &str = "chunked";
-/// As Acontext writes them: in one piece, with the key bound to nothing. They are read, and never written.
-const WHOLE: &str = "acontext";
 /// How often a scan looks for objects that have moved.
 const TRIES: usize = 3;
 
@@ -48,14 +44,16 @@ fn hash(sha256: &str) -> Result<Vec<u8>> {
 /// # Errors
 /// 403 if it is sealed and there is nothing to open it with; 500 if its key is damaged.
 pub fn dek(stored: &StoredBlob, key: Key<'_>) -> Result<Option<Dek>> {
-    let Some(form) = &stored.encryption_format else { return Ok(None) };
+    let Some(format) = stored.encryption_format else { return Ok(None) };
     let kek = match key {
         Key::Object(dek) => return Ok(Some(Dek::of_bytes(*dek.bytes()))),
         Key::Project(kek) => kek.ok_or(Error::KeyRequired)?,
     };
     let wrapped = stored.wrapped_key.as_deref().unwrap_or_default();
-    let unwrapped =
-        if form == WHOLE { kek.unwrap_unbound(wrapped) } else { kek.unwrap(wrapped, &hash(&stored.sha256)?) };
+    let unwrapped = match format {
+        EncryptionFormat::Chunked => kek.unwrap(wrapped, &hash(&stored.sha256)?),
+        EncryptionFormat::Acontext => kek.unwrap_unbound(wrapped),
+    };
     unwrapped.map(Some).map_err(|fault| damaged(stored, fault))
 }
 
@@ -63,28 +61,28 @@ fn damaged(stored: &StoredBlob, fault: impl Into<anyhow::Error>) -> Error {
     Error::Damaged { what: format!("the stored content with SHA-256 {}", stored.sha256), cause: fault.into() }
 }
 
-/// How an object is read.
-enum Form {
+/// How the bytes of an object become its content.
+enum ObjectEncoding {
     Plain,
-    Chunks(Opener),
-    Whole(Dek),
+    Chunked(Opener),
+    Acontext(Dek),
 }
 
-impl Form {
-    fn of(stored: &StoredBlob, key: Key<'_>) -> Result<Self> {
+impl ObjectEncoding {
+    fn for_blob(stored: &StoredBlob, key: Key<'_>) -> Result<Self> {
         let Some(dek) = dek(stored, key)? else { return Ok(Self::Plain) };
-        if stored.encryption_format.as_deref() == Some(WHOLE) {
-            return Ok(Self::Whole(dek));
+        if stored.encryption_format == Some(EncryptionFormat::Acontext) {
+            return Ok(Self::Acontext(dek));
         }
-        Ok(Self::Chunks(Opener::new(&dek, stored.size.cast_unsigned())?))
+        Ok(Self::Chunked(Opener::new(&dek, stored.size.cast_unsigned())?))
     }
 
-    /// Opens an object that was read whole.
-    fn open(&self, object: &mut Vec<u8>) -> Result<(), Damaged> {
+    /// Decrypts an object that was read whole.
+    fn decode(&self, object: &mut Vec<u8>) -> Result<(), Damaged> {
         match self {
             Self::Plain => Ok(()),
-            Self::Chunks(opener) => opener.open(object),
-            Self::Whole(dek) => open_whole(dek, object),
+            Self::Chunked(opener) => opener.open(object),
+            Self::Acontext(dek) => open_whole(dek, object),
         }
     }
 }
@@ -114,7 +112,7 @@ impl BlobService {
     /// # Errors
     /// 403 and 500 as for [`dek`]; 503 if the object store fails.
     pub async fn open(&self, key: Key<'_>, stored: &StoredBlob, range: Range<u64>) -> Result<ByteStream> {
-        if stored.encryption_format.as_deref() == Some(WHOLE) {
+        if stored.encryption_format == Some(EncryptionFormat::Acontext) {
             let within = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
             let bytes = self.read(key, stored).await?;
             let end = within(range.end).min(bytes.len());
@@ -122,16 +120,20 @@ impl BlobService {
             return Ok(stream::once(async { Ok(part) }).boxed());
         }
         let mut now = Cow::Borrowed(stored);
-        let (bytes, form) = loop {
-            let form = Form::of(&now, key)?;
-            let within = if let Form::Chunks(opener) = &form { opener.sealed_range(&range) } else { range.clone() };
+        let (bytes, encoding) = loop {
+            let encoding = ObjectEncoding::for_blob(&now, key)?;
+            let within = if let ObjectEncoding::Chunked(opener) = &encoding {
+                opener.sealed_range(&range)
+            } else {
+                range.clone()
+            };
             match self.store.open(&now.object_key, within).await {
                 Err(BlobError::Missing(name)) => now = self.find_relocated(&now, name).await?,
                 Err(fault @ BlobError::Short(_)) => return Err(damaged(&now, fault)),
-                done => break (done?, form),
+                done => break (done?, encoding),
             }
         };
-        let Form::Chunks(opener) = form else { return Ok(bytes) };
+        let ObjectEncoding::Chunked(opener) = encoding else { return Ok(bytes) };
         // Whether it opens at all is known before anything is promised.
         let mut content = opener.open_stream(range, bytes);
         let first = match content.next().await {
@@ -153,13 +155,13 @@ impl BlobService {
                 done => break done?,
             }
         };
-        let form = Form::of(&now, key)?;
-        if matches!(form, Form::Plain) {
+        let encoding = ObjectEncoding::for_blob(&now, key)?;
+        if matches!(encoding, ObjectEncoding::Plain) {
             return Ok(bytes);
         }
         let mut object = Vec::from(bytes);
-        let open = move || form.open(&mut object).map(|()| object.into());
-        tokio::task::spawn_blocking(open).await.map_err(Error::internal)?.map_err(|fault| damaged(&now, fault))
+        let decode = move || encoding.decode(&mut object).map(|()| object.into());
+        tokio::task::spawn_blocking(decode).await.map_err(Error::internal)?.map_err(|fault| damaged(&now, fault))
     }
 
     /// Reads a whole content as [`BlobService::read`] does, when the contents that are read this way leave room for it in memory. The
@@ -195,12 +197,13 @@ impl BlobService {
     pub async fn scan(&self, key: Key<'_>, mut contents: Vec<StoredBlob>, visit: Visit) -> Result<()> {
         let mut places: Vec<usize> = (0..contents.len()).collect();
         for _ in 0..TRIES {
-            let forms: Vec<Option<Form>> =
-                contents.iter().map(|stored| searchable(stored, key)).collect::<Result<_>>()?;
+            let encodings: Vec<Option<ObjectEncoding>> =
+                contents.iter().map(|stored| encoding_or_skip(stored, key)).collect::<Result<_>>()?;
             let keys = contents.iter().map(|stored| stored.object_key.clone()).collect();
             let names: Vec<String> = contents.iter().map(|stored| stored.sha256.clone()).collect();
             let (visit, at) = (Arc::clone(&visit), places.clone());
-            let open = move |n: usize, object: &mut Vec<u8>| match forms[n].as_ref().map(|form| form.open(object)) {
+            let decode = move |n: usize, object: &mut Vec<u8>| match encodings[n].as_ref().map(|one| one.decode(object))
+            {
                 Some(Ok(())) => visit(at[n], object),
                 Some(Err(fault)) => {
                     passed_over(&names[n], &fault);
@@ -208,7 +211,7 @@ impl BlobService {
                 }
                 None => ControlFlow::Continue(()),
             };
-            let missing = self.store.scan(keys, Arc::new(open)).await?;
+            let missing = self.store.scan(keys, Arc::new(decode)).await?;
             if missing.is_empty() {
                 return Ok(());
             }
@@ -243,9 +246,9 @@ fn unreadable(stored: &StoredBlob, fault: std::io::Error) -> Error {
 }
 
 /// How a content is read; `None` if its key is damaged.
-fn searchable(stored: &StoredBlob, key: Key<'_>) -> Result<Option<Form>> {
-    match Form::of(stored, key) {
-        Ok(form) => Ok(Some(form)),
+fn encoding_or_skip(stored: &StoredBlob, key: Key<'_>) -> Result<Option<ObjectEncoding>> {
+    match ObjectEncoding::for_blob(stored, key) {
+        Ok(encoding) => Ok(Some(encoding)),
         Err(Error::Damaged { cause, .. }) => {
             passed_over(&stored.sha256, &cause);
             Ok(None)

@@ -3,7 +3,7 @@
 
 use super::content::{self, Key};
 use super::ingest::{self, NewObject};
-use super::rows::{self, StoredBlob};
+use super::rows::{self, EncryptionFormat, StoredBlob, stored_blob};
 use super::service::BlobService;
 use crate::db::page::Cursor;
 use crate::encryption::{Dek, Owner};
@@ -37,7 +37,8 @@ impl BlobService {
         limit: i64,
     ) -> Result<Vec<ConversionItem>> {
         let rows = sqlx::query!(
-            r#"select id as "id: BlobId", object_key, size, sha256, encryption_format, wrapped_key, created_at from blobs
+            r#"select id as "blob_id: BlobId", object_key, size, sha256, encryption_format as "encryption_format: EncryptionFormat",
+                      wrapped_key, created_at from blobs
                where project_id = $1 and state = 'live' and (encryption_format is null) = $2 and (created_at, id) > ($3, $4)
                order by created_at, id limit $5"#,
             project as _,
@@ -47,15 +48,8 @@ impl BlobService {
             limit,
         );
         let rows = rows.fetch_all(&*self.db).await?.into_iter().map(|row| ConversionItem {
-            position: Cursor { created_at: row.created_at, id: row.id.0 },
-            stored: StoredBlob {
-                id: row.id,
-                object_key: row.object_key,
-                size: row.size,
-                sha256: row.sha256,
-                encryption_format: row.encryption_format,
-                wrapped_key: row.wrapped_key,
-            },
+            position: Cursor { created_at: row.created_at, id: row.blob_id.0 },
+            stored: stored_blob!(row),
         });
         Ok(rows.collect())
     }
@@ -135,7 +129,7 @@ impl BlobService {
             stored.object_key,
             stored.sha256,
             stored.size,
-            stored.encryption_format,
+            stored.encryption_format as _,
             stored.wrapped_key,
         )
         .execute(&mut *tx)

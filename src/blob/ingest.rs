@@ -6,6 +6,7 @@
 
 use sqlx::PgConnection;
 
+use super::rows::EncryptionFormat;
 use super::service::BlobService;
 use super::spool::Spool;
 use super::{content, rows};
@@ -78,7 +79,7 @@ impl BlobService {
             content.sha256,
             i64::try_from(content.size).map_err(Error::internal)?,
             wrapped_key,
-            content::CHUNKS,
+            EncryptionFormat::Chunked as _,
         )
         .execute(&*self.db)
         .await?;

@@ -4,27 +4,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::json;
+use crate::text_enum::text_enum;
 
 /// The key in the meta of an `acontext` message that holds the user metadata.
 pub const USER_META: &str = "__user_meta__";
 /// The key in the meta of an `acontext` message that holds its pending Gemini function calls.
 pub const OPEN_CALLS: &str = "__gemini_call_info__";
 
-/// Who speaks. Other roles of a format are one of these, and its meta says which.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    User,
-    Assistant,
-}
-
-impl Role {
-    /// As it stands in the database and in the `acontext` format.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::User => "user",
-            Self::Assistant => "assistant",
-        }
+text_enum! {
+    /// The sender of a message. Other roles of a format are mapped to one of these; the meta of the message has the original role.
+    pub enum Role {
+        User = "user",
+        Assistant = "assistant",
     }
 }
 

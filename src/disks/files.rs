@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::path::{Directory, FilePath};
-use crate::blob::rows::StoredBlob;
+use crate::blob::rows::{EncryptionFormat, StoredBlob, stored_blob};
 use crate::ids::{BlobId, DiskId, ProjectId};
 use crate::time::Timestamp;
 
@@ -26,7 +26,7 @@ pub struct File {
     pub blob_id: BlobId,
     /// Where the bytes are, and what it takes to open them.
     pub object_key: String,
-    pub encryption_format: Option<String>,
+    pub encryption_format: Option<EncryptionFormat>,
     pub wrapped_key: Option<Vec<u8>>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
@@ -40,7 +40,7 @@ impl File {
             object_key: self.object_key.clone(),
             size: self.size,
             sha256: self.sha256.clone(),
-            encryption_format: self.encryption_format.clone(),
+            encryption_format: self.encryption_format,
             wrapped_key: self.wrapped_key.clone(),
         }
     }
@@ -53,8 +53,8 @@ macro_rules! select_files {
             File,
             r#"select c.disk_id as "disk_id!: DiskId", c.path as "path!", c.filename as "filename!",
                       c.meta as "meta!: Json<Map<String, Value>>", c.mime as "mime!", c.size as "size!",
-                      c.sha256 as "sha256!", c.blob_id as "blob_id!: BlobId", c.object_key as "object_key!", c.encryption_format,
-                      c.wrapped_key, c.created_at as "created_at!: Timestamp",
+                      c.sha256 as "sha256!", c.blob_id as "blob_id!: BlobId", c.object_key as "object_key!",
+                      c.encryption_format as "encryption_format: EncryptionFormat", c.wrapped_key, c.created_at as "created_at!: Timestamp",
                       c.updated_at as "updated_at!: Timestamp"
                from "# + $rest,
             $($parameter),*
@@ -208,7 +208,8 @@ pub async fn list_candidates(
     limit: i64,
 ) -> sqlx::Result<Vec<Candidate>> {
     let rows = sqlx::query!(
-        r#"select v.path, v.filename, v.mime, v.size, v.sha256, b.id as "blob: BlobId", b.object_key, b.encryption_format,
+        r#"select v.path, v.filename, v.mime, v.size, v.sha256, b.id as "blob_id: BlobId", b.object_key,
+                  b.encryption_format as "encryption_format: EncryptionFormat",
                   b.wrapped_key
            from artifact_versions v join blobs b on b.id = v.blob_id
            where v.disk_id = $1 and v.to_revision is null and (v.path, v.filename) > ($2, $3)
@@ -223,14 +224,7 @@ pub async fn list_candidates(
     let candidate = rows.into_iter().map(|row| Candidate {
         name: Name { path: row.path, filename: row.filename },
         mime: row.mime,
-        content: StoredBlob {
-            id: row.blob,
-            object_key: row.object_key,
-            size: row.size,
-            sha256: row.sha256,
-            encryption_format: row.encryption_format,
-            wrapped_key: row.wrapped_key,
-        },
+        content: stored_blob!(row),
     });
     Ok(candidate.collect())
 }

@@ -27,14 +27,36 @@ pub use registry::JobRegistry;
 use crate::db::Tx;
 use crate::encryption::Owner;
 use crate::ids::{JobId, ProjectId};
+use crate::text_enum::text_enum;
 
 /// Whose work it is when it is no project's.
 pub const SERVER: ProjectId = ProjectId(Uuid::nil());
 
-/// Why a job of an encrypted project waits that has no key. Spelled in `migrations/0003_jobs.sql` too.
-pub const NEEDS_KEY: &str = "needs the project's key";
-/// How soon to check again; a request with the key makes the job due.
-const WITHOUT_KEY: Duration = Duration::from_hours(24);
+/// How soon a job without its project's key checks again; a request with the key makes the job due.
+const KEY_RECHECK_INTERVAL: Duration = Duration::from_hours(24);
+
+text_enum! {
+    /// The column `jobs.state`.
+    pub enum JobState {
+        Ready = "ready",
+        Running = "running",
+        Failed = "failed",
+    }
+}
+
+text_enum! {
+    /// The column `jobs.wait_reason`: what a job waits for that could not do its work. Whoever provides it makes the job due.
+    pub enum WaitReason {
+        /// The project's key.
+        Key = "key",
+        /// A language model that is configured.
+        Model = "model",
+        /// Nothing: the job has used its share of time and continues in its next attempt.
+        TimeSlice = "time_slice",
+        /// A version of the server that can do this work.
+        Upgrade = "upgrade",
+    }
+}
 
 /// The payload of a job: ids, never content and never a secret. Code that enqueues a job needs only this type.
 pub trait Job: Serialize + DeserializeOwned + Send + 'static {
@@ -70,21 +92,21 @@ pub trait JobHandler: Job {
     fn run(self, context: &Self::Context, running: &RunningJob) -> impl Future<Output = Result<(), JobError>> + Send;
 }
 
-/// Why a job did not do its work.
+/// Why a job did not do its work. The error is text for operators; nothing compares it.
 #[derive(Debug)]
 pub enum JobError {
-    /// Try again later; what `?` gives.
+    /// Another attempt may succeed; what `?` returns.
     Retry(anyhow::Error),
-    /// No other try would do better.
-    GiveUp(anyhow::Error),
-    /// It cannot be done now, which is no failure: try again after this time. Does not count as an attempt.
-    NotYet(anyhow::Error, Duration),
+    /// Another attempt would fail too.
+    Permanent(anyhow::Error),
+    /// The work cannot be done now, which is no failure: try again after this time. Does not count as an attempt.
+    Snooze(WaitReason, anyhow::Error, Duration),
 }
 
 impl JobError {
-    /// There is sealed content, and no key that opens it.
-    pub fn needs_key() -> Self {
-        Self::NotYet(anyhow::anyhow!(NEEDS_KEY), WITHOUT_KEY)
+    /// The job has to decrypt content, and was not given the key.
+    pub fn awaiting_key() -> Self {
+        Self::Snooze(WaitReason::Key, anyhow::anyhow!("needs the project's key"), KEY_RECHECK_INTERVAL)
     }
 }
 

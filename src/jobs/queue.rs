@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use super::{Job, store};
+use super::{Job, WaitReason, store};
 use crate::db::{Db, Tx};
 use crate::encryption::jobs::JobKeys;
 use crate::encryption::{Kek, Owner};
@@ -103,7 +103,7 @@ impl JobQueue {
         Ok(tx.commit().await?)
     }
 
-    /// Makes the waiting job with the kind and dedupe key of `job` due now, whatever it waits for, and forgets why it waited.
+    /// Makes the waiting job with the kind and dedupe key of `job` due now, whatever it waits for, and clears its last error.
     /// Returns `true` if there is one.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ impl JobQueue {
         self.make_job_due(tx, job, true).await
     }
 
-    /// As [`JobQueue::make_due`], but the job keeps its last error until it runs.
+    /// As [`JobQueue::make_due`], but the job keeps its last error and wait reason until it runs.
     ///
     /// # Errors
     /// The database fails.
@@ -132,7 +132,7 @@ impl JobQueue {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn make_all_due<J: Job>(&self, tx: &mut Tx, reason: &str) -> sqlx::Result<()> {
+    pub async fn make_all_due<J: Job>(&self, tx: &mut Tx, reason: WaitReason) -> sqlx::Result<()> {
         if store::make_all_due(tx, J::KIND, reason).await? > 0 {
             tx.wake_on_commit();
         }

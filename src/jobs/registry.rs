@@ -31,7 +31,7 @@ impl JobRegistry {
         let run: RunFn = Arc::new(move |payload, running: Arc<RunningJob>| {
             let context = context.clone();
             Box::pin(async move {
-                let job: J = serde_json::from_value(payload).map_err(|error| JobError::GiveUp(error.into()))?;
+                let job: J = serde_json::from_value(payload).map_err(|error| JobError::Permanent(error.into()))?;
                 job.run(&context, &running).await
             })
         });

@@ -21,6 +21,7 @@ use super::{JobError, JobQueue, JobRegistry, LeaseLost, RunningJob};
 use crate::config::JobSettings;
 use crate::db::Db;
 use crate::encryption::Owner;
+use crate::ids::JobId;
 use crate::process::Process;
 use crate::telemetry;
 
@@ -182,7 +183,7 @@ async fn try_job(runner: &Runner, running: Arc<RunningJob>, job: Claimed, handle
             Err(_) => Err(JobError::Retry(anyhow::anyhow!("the job took longer than {:?}", handler.timeout))),
         },
         () = runner.process.hard_stop.cancelled() => {
-            give_back(runner, owner, &job.id).await;
+            give_back(runner, owner, job.id).await;
             return;
         }
     };
@@ -191,22 +192,25 @@ async fn try_job(runner: &Runner, running: Arc<RunningJob>, job: Claimed, handle
             tracing::debug!("job done");
             settle_done(runner, owner, job.id).await
         }
-        Err(JobError::Retry(fault) | JobError::GiveUp(fault)) if fault.is::<LeaseLost>() => {
+        Err(JobError::Retry(fault) | JobError::Permanent(fault)) if fault.is::<LeaseLost>() => {
             tracing::warn!("the job's lease was lost; another process has it");
             Ok(())
         }
         Err(JobError::Retry(fault)) => {
             settle_failed(runner, owner, job.id, retry_after(job.attempt, handler), &fault).await
         }
-        Err(JobError::GiveUp(fault)) => settle_failed(runner, owner, job.id, None, &fault).await,
-        Err(JobError::NotYet(reason, pause)) => postpone(runner, owner, job.id, pause, &format!("{reason:#}")).await,
+        Err(JobError::Permanent(fault)) => settle_failed(runner, owner, job.id, None, &fault).await,
+        Err(JobError::Snooze(wait_reason, error, delay)) => {
+            let snooze = store::Requeue { wait_reason: Some(wait_reason), delay, error: Some(&format!("{error:#}")) };
+            requeue_unspent(runner, owner, job.id, &snooze).await
+        }
     };
     if let Err(fault) = settled {
         tracing::warn!(error = %fault, "the end of a job could not be written; its lease will run out");
     }
 }
 
-async fn settle_done(runner: &Runner, owner: Uuid, job: crate::ids::JobId) -> sqlx::Result<()> {
+async fn settle_done(runner: &Runner, owner: Uuid, job: JobId) -> sqlx::Result<()> {
     let mut conn = runner.db.acquire().await?;
     // False if the job has completed itself in its own transaction.
     store::delete(&mut conn, job, owner).await.map(drop)
@@ -215,7 +219,7 @@ async fn settle_done(runner: &Runner, owner: Uuid, job: crate::ids::JobId) -> sq
 async fn settle_failed(
     runner: &Runner,
     owner: Uuid,
-    job: crate::ids::JobId,
+    job: JobId,
     retry: Option<Duration>,
     fault: &anyhow::Error,
 ) -> sqlx::Result<()> {
@@ -231,7 +235,7 @@ async fn settle_failed(
 async fn give_up_or_retry(
     runner: &Runner,
     owner: Uuid,
-    job: crate::ids::JobId,
+    job: JobId,
     retry: Option<Duration>,
     reason: &str,
 ) -> sqlx::Result<()> {
@@ -246,25 +250,15 @@ async fn give_up_or_retry(
     }
 }
 
-async fn postpone(
-    runner: &Runner,
-    owner: Uuid,
-    job: crate::ids::JobId,
-    pause: Duration,
-    reason: &str,
-) -> sqlx::Result<()> {
+/// Returns a job to the queue; its attempt does not count.
+async fn requeue_unspent(runner: &Runner, owner: Uuid, job: JobId, requeue: &store::Requeue<'_>) -> sqlx::Result<()> {
     let mut tx = runner.db.begin().await?;
-    store::postpone(&mut tx, job, owner, pause, reason).await?;
+    store::requeue_unspent(&mut tx, job, owner, requeue).await?;
     tx.commit().await
 }
 
-async fn give_back(runner: &Runner, owner: Uuid, job: &crate::ids::JobId) {
-    let done = async {
-        let mut tx = runner.db.begin().await?;
-        store::hand_back(&mut tx, *job, owner).await?;
-        tx.commit().await
-    };
-    if let Err(fault) = done.await {
+async fn give_back(runner: &Runner, owner: Uuid, job: JobId) {
+    if let Err(fault) = requeue_unspent(runner, owner, job, &store::Requeue::default()).await {
         tracing::warn!(error = %fault, "a job could not be handed back; its lease will run out");
     }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::NEEDS_KEY;
+use super::{JobState, WaitReason};
 use crate::db::interval;
 use crate::ids::{JobId, ProjectId};
 
@@ -28,9 +28,10 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) ->
         "insert into jobs (id, project_id, kind, payload, lane, dedupe_key, run_at, traceparent, encrypted_kek)
          values ($1, $2, $3, $4, $5, $6, now() + $7::interval, $8, $9)
          on conflict (kind, dedupe_key) where state = 'ready' do update
-             -- A job in back-off keeps its time, but for one that waits for its key.
-             set run_at = case when jobs.attempt = 0 or jobs.last_error = $10 and excluded.encrypted_kek is not null
+             -- A job in back-off keeps its time, but for one that waits for the key that it is given now.
+             set run_at = case when jobs.attempt = 0 or jobs.wait_reason = 'key' and excluded.encrypted_kek is not null
                                then least(jobs.run_at, excluded.run_at) else jobs.run_at end,
+                 wait_reason = nullif(jobs.wait_reason, case when excluded.encrypted_kek is not null then 'key' end),
                  encrypted_kek = coalesce(excluded.encrypted_kek, jobs.encrypted_kek), updated_at = now()
              -- Writes nothing if nothing changes.
              where jobs.attempt = 0 and excluded.run_at < jobs.run_at
@@ -44,7 +45,6 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) ->
         interval(job.delay) as _,
         job.traceparent,
         job.encrypted_kek,
-        NEEDS_KEY,
     )
     .execute(conn)
     .await
@@ -54,11 +54,10 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) ->
 /// Gives a project's key to its jobs that wait for it, and makes them due.
 pub async fn provide_key(conn: &mut PgConnection, project: ProjectId, encrypted_kek: &[u8]) -> sqlx::Result<u64> {
     let moved = sqlx::query!(
-        "update jobs set encrypted_kek = $2, run_at = least(run_at, now()), last_error = null, updated_at = now()
-         where project_id = $1 and state = 'ready' and last_error = $3",
+        "update jobs set encrypted_kek = $2, run_at = least(run_at, now()), wait_reason = null, last_error = null, updated_at = now()
+         where project_id = $1 and wait_reason = 'key'",
         project as _,
         encrypted_kek,
-        NEEDS_KEY,
     );
     Ok(moved.execute(conn).await?.rows_affected())
 }
@@ -68,12 +67,12 @@ pub async fn provide_key(conn: &mut PgConnection, project: ProjectId, encrypted_
 pub async fn set_key(conn: &mut PgConnection, project: ProjectId, encrypted_kek: Option<&[u8]>) -> sqlx::Result<()> {
     sqlx::query!(
         "update jobs
-         set encrypted_kek = $2, run_at = case when last_error = $3 then least(run_at, now()) else run_at end, updated_at = now()
+         set encrypted_kek = $2, run_at = case when wait_reason = 'key' then least(run_at, now()) else run_at end,
+             wait_reason = nullif(wait_reason, 'key'), updated_at = now()
          where project_id = $1 and state <> 'failed'
-           and (($2::bytea is null) = (encrypted_kek is not null) or state = 'ready' and last_error = $3)",
+           and (($2::bytea is null) = (encrypted_kek is not null) or wait_reason = 'key')",
         project as _,
         encrypted_kek,
-        NEEDS_KEY,
     )
     .execute(conn)
     .await
@@ -89,7 +88,8 @@ pub async fn make_due(
 ) -> sqlx::Result<bool> {
     let moved = sqlx::query!(
         "update jobs
-         set run_at = least(run_at, now()), last_error = case when $3 then null else last_error end, updated_at = now()
+         set run_at = least(run_at, now()), wait_reason = case when $3 then null else wait_reason end,
+             last_error = case when $3 then null else last_error end, updated_at = now()
          where kind = $1 and dedupe_key = $2 and state = 'ready'",
         kind,
         dedupe_key,
@@ -99,12 +99,12 @@ pub async fn make_due(
 }
 
 /// Makes all jobs of a kind due now that wait for this reason. Returns their number.
-pub async fn make_all_due(conn: &mut PgConnection, kind: &str, reason: &str) -> sqlx::Result<u64> {
+pub async fn make_all_due(conn: &mut PgConnection, kind: &str, reason: WaitReason) -> sqlx::Result<u64> {
     let moved = sqlx::query!(
         "update jobs set run_at = now(), updated_at = now()
-         where kind = $1 and state = 'ready' and last_error = $2 and run_at > now()",
+         where kind = $1 and state = 'ready' and wait_reason = $2 and run_at > now()",
         kind,
-        reason
+        reason as _
     );
     Ok(moved.execute(conn).await?.rows_affected())
 }
@@ -188,7 +188,7 @@ pub async fn claim(
            )
            update jobs j
            set state = 'running', attempt = j.attempt + 1, worker_id = $1, lease_expires_at = now() + $4::interval,
-               updated_at = now()
+               wait_reason = null, updated_at = now()
            from taken where j.id = taken.id and j.state = 'ready'
            returning j.id as "id: JobId", j.project_id as "project: ProjectId", j.kind, j.payload, j.lane, j.attempt,
                      j.encrypted_kek, j.traceparent"#,
@@ -235,22 +235,24 @@ pub async fn delete(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::R
     Ok(gone.execute(conn).await?.rows_affected() == 1)
 }
 
-/// The job goes back to the queue without having spent a try: its process stops.
-pub async fn hand_back(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<()> {
-    lock(conn, job, owner).await?;
-    make_ready(conn, job, owner, 1, Duration::ZERO, None).await
+/// How a job returns to the queue. The default is at once, for no reason of its own: its process stops.
+#[derive(Default)]
+pub struct Requeue<'a> {
+    pub wait_reason: Option<WaitReason>,
+    pub delay: Duration,
+    /// Why; `None` keeps the last error.
+    pub error: Option<&'a str>,
 }
 
-/// The job goes back to the queue to be looked at later, without having spent a try.
-pub async fn postpone(
+/// Returns a job to the queue; its attempt does not count.
+pub async fn requeue_unspent(
     conn: &mut PgConnection,
     job: JobId,
     owner: Uuid,
-    pause: Duration,
-    reason: &str,
+    requeue: &Requeue<'_>,
 ) -> sqlx::Result<()> {
     lock(conn, job, owner).await?;
-    make_ready(conn, job, owner, 1, pause, Some(reason)).await
+    make_ready(conn, job, owner, 1, requeue).await
 }
 
 /// The job failed: it goes back to wait out its back-off, or ends as failed after its last try.
@@ -263,7 +265,10 @@ pub async fn fail(
 ) -> sqlx::Result<()> {
     lock(conn, job, owner).await?;
     match retry_after {
-        Some(delay) => make_ready(conn, job, owner, 0, delay, Some(reason)).await,
+        Some(delay) => {
+            let requeue = Requeue { wait_reason: None, delay, error: Some(reason) };
+            make_ready(conn, job, owner, 0, &requeue).await
+        }
         None => sqlx::query!(
             "update jobs set state = 'failed', worker_id = null, lease_expires_at = null, encrypted_kek = null,
                  last_error = $3, updated_at = now()
@@ -290,8 +295,7 @@ async fn make_ready(
     job: JobId,
     owner: Uuid,
     unspent: i32,
-    delay: Duration,
-    reason: Option<&str>,
+    &Requeue { wait_reason, delay, error }: &Requeue<'_>,
 ) -> sqlx::Result<()> {
     let inherited = sqlx::query!(
         "with old as (
@@ -299,7 +303,8 @@ async fn make_ready(
                  select 1 from jobs t where t.kind = o.kind and t.dedupe_key = o.dedupe_key and t.state = 'ready')
              returning o.kind, o.dedupe_key, o.attempt, o.encrypted_kek)
          update jobs t
-         set encrypted_kek = coalesce(t.encrypted_kek, old.encrypted_kek), attempt = greatest(t.attempt, old.attempt - $3), last_error = coalesce($5, t.last_error),
+         set encrypted_kek = coalesce(t.encrypted_kek, old.encrypted_kek), attempt = greatest(t.attempt, old.attempt - $3),
+             last_error = coalesce($5, t.last_error), wait_reason = case when $5::text is null then t.wait_reason else $6 end,
              run_at = case when $5::text is null then t.run_at else greatest(t.run_at, now() + $4::interval) end,
              updated_at = now()
          from old where t.kind = old.kind and t.dedupe_key = old.dedupe_key and t.state = 'ready'",
@@ -307,20 +312,22 @@ async fn make_ready(
         owner,
         unspent,
         interval(delay) as _,
-        reason,
+        error,
+        wait_reason as _,
     );
     if inherited.execute(&mut *conn).await?.rows_affected() > 0 {
         return Ok(());
     }
     sqlx::query!(
         "update jobs set state = 'ready', worker_id = null, lease_expires_at = null, attempt = attempt - $3,
-             run_at = now() + $4::interval, last_error = coalesce($5, last_error), updated_at = now()
+             run_at = now() + $4::interval, last_error = coalesce($5, last_error), wait_reason = $6, updated_at = now()
          where id = $1 and worker_id = $2",
         job as _,
         owner,
         unspent,
         interval(delay) as _,
-        reason,
+        error,
+        wait_reason as _,
     )
     .execute(conn)
     .await
@@ -371,7 +378,7 @@ pub async fn delete_failed(conn: &mut PgConnection, age: Duration) -> sqlx::Resu
 /// The jobs of one kind and state.
 pub struct Waiting {
     pub kind: String,
-    pub state: String,
+    pub state: JobState,
     pub count: i64,
     /// Since the oldest of them was due; 0 if none is.
     pub late_seconds: i64,
@@ -381,7 +388,7 @@ pub struct Waiting {
 pub async fn count(conn: &mut PgConnection) -> sqlx::Result<Vec<Waiting>> {
     sqlx::query_as!(
         Waiting,
-        r#"select kind, state, count(*) as "count!",
+        r#"select kind, state as "state: JobState", count(*) as "count!",
                   greatest(extract(epoch from now() - min(run_at)), 0)::bigint as "late_seconds!"
            from jobs group by kind, state"#
     )

@@ -19,7 +19,7 @@ use crate::http::response::{self, Envelope};
 use crate::ids::SessionId;
 use crate::jobs::Delay;
 use crate::llm::LlmError;
-use crate::messages::observing;
+use crate::messages::{ProcessStatus, observing};
 use crate::sessions;
 use crate::time::Timestamp;
 
@@ -89,7 +89,7 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
     sessions::store::check_owned(&mut tx, caller.project, session).await?;
     let locked = store::lock(&mut tx, session).await?.ok_or(sessions::NOT_FOUND)?;
     ctx.queue.provide_key(&mut tx, &caller.owner).await?;
-    observing::set_status(&mut tx, session, None, "failed", "pending").await?;
+    observing::set_status(&mut tx, session, None, ProcessStatus::Failed, ProcessStatus::Pending).await?;
     let waiting = observing::count_pending_messages(&mut tx, session, None).await?;
     if waiting == 0 {
         return Ok(answer(200, String::new()));

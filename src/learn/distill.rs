@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Learn;
 use super::queue::Distill;
-use crate::jobs::{JobError, JobHandler, RunningJob};
+use crate::jobs::{JobError, JobHandler, RunningJob, WaitReason};
 
 /// How soon to check again whether this can be done.
 const LATER: Duration = Duration::from_hours(24);
@@ -17,6 +17,7 @@ impl JobHandler for Distill {
 
     /// Nothing is learned by this version: what is to be learned waits, and says why.
     async fn run(self, _: &Learn, _: &RunningJob) -> Result<(), JobError> {
-        Err(JobError::NotYet(anyhow::anyhow!("this version does not learn from tasks"), LATER))
+        let error = anyhow::anyhow!("this version does not learn from tasks");
+        Err(JobError::Snooze(WaitReason::Upgrade, error, LATER))
     }
 }

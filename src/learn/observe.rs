@@ -14,8 +14,9 @@ use super::store;
 use crate::encryption::{Owner, frame};
 use crate::error::Result;
 use crate::ids::SessionId;
-use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
+use crate::jobs::{Delay, JobError, JobHandler, RunningJob, WaitReason};
 use crate::llm::{ChatRequest, LlmError, Message, ToolChoice};
+use crate::messages::ProcessStatus;
 use crate::messages::observing::{self, MessageContent};
 use crate::{sessions, usage_metrics};
 
@@ -47,7 +48,7 @@ impl JobHandler for Observe {
 async fn begin(ctx: &Learn, session: SessionId) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
     if store::lock(&mut tx, session).await?.is_some() {
-        observing::set_status(&mut tx, session, None, "running", "pending").await?;
+        observing::set_status(&mut tx, session, None, ProcessStatus::Running, ProcessStatus::Pending).await?;
     }
     tx.commit().await?;
     Ok(())
@@ -60,7 +61,7 @@ async fn take(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<O
         return Ok(None);
     };
     if usage_metrics::store::is_excess(&mut tx, locked.project, usage_metrics::store::TASKS).await? {
-        observing::set_status(&mut tx, session, None, "pending", "limit_exceed").await?;
+        observing::set_status(&mut tx, session, None, ProcessStatus::Pending, ProcessStatus::LimitExceeded).await?;
     }
     let settings = &ctx.config.learning;
     let turns = locked.turns.unwrap_or(i64::try_from(settings.buffer_turns)?).max(1);
@@ -75,11 +76,11 @@ async fn take(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<O
     }
     if running.owner.kek.is_none() && observing::has_encrypted(&mut tx, &batch).await? {
         // As below.
-        return Err(JobError::needs_key());
+        return Err(JobError::awaiting_key());
     }
     if !ctx.llm.is_configured() {
         // The messages were not taken: this is rolled back.
-        return Err(JobError::NotYet(LlmError::NotConfigured.into(), NO_MODEL));
+        return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), NO_MODEL));
     }
     tx.commit().await?;
     Ok(Some(batch))
@@ -139,13 +140,13 @@ async fn settle(
         return Ok(());
     }
     let Err(Fault { reason, is_final }) = outcome else {
-        observing::set_status(&mut tx, session, Some(batch), "running", "success").await?;
+        observing::set_status(&mut tx, session, Some(batch), ProcessStatus::Running, ProcessStatus::Success).await?;
         tx.commit().await?;
         return Ok(());
     };
     let is_last = is_final || running.attempt >= Observe::MAX_ATTEMPTS;
-    let status = if is_last { "failed" } else { "pending" };
-    observing::set_status(&mut tx, session, Some(batch), "running", status).await?;
+    let status = if is_last { ProcessStatus::Failed } else { ProcessStatus::Pending };
+    observing::set_status(&mut tx, session, Some(batch), ProcessStatus::Running, status).await?;
     if is_last {
         // What came meanwhile is not the fault of these.
         let rest = observing::count_pending_messages(&mut tx, session, None).await? > 0;
@@ -158,7 +159,7 @@ async fn settle(
     tx.commit().await?;
     ctx.observation_finished.notify_waiters();
     let reason = reason.context("LLM complete failed");
-    Err(if is_final { JobError::GiveUp(reason) } else { JobError::Retry(reason) })
+    Err(if is_final { JobError::Permanent(reason) } else { JobError::Retry(reason) })
 }
 
 /// Enqueues a job for sessions whose messages are pending without one, whatever happened to it, and makes jobs due that wait for a
@@ -174,7 +175,7 @@ pub async fn enqueue_missed(ctx: Learn) -> Result<()> {
     let missed = observing::list_missed(&mut conn, 1_000).await?;
     drop(conn);
     let mut tx = ctx.db.begin_statement().await?;
-    ctx.queue.make_all_due::<Observe>(&mut tx, &LlmError::NotConfigured.to_string()).await?;
+    ctx.queue.make_all_due::<Observe>(&mut tx, WaitReason::Model).await?;
     tx.commit().await?;
     for session in missed {
         let mut tx = ctx.db.begin().await?;

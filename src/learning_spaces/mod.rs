@@ -19,6 +19,7 @@ use utoipa_axum::routes;
 use crate::error::Error;
 use crate::ids::{SessionId, SkillId, SpaceId, SpaceSessionId, SpaceSkillId, UserId};
 use crate::platform::Platform;
+use crate::text_enum::text_enum;
 use crate::time::Timestamp;
 
 pub fn router() -> OpenApiRouter<Platform> {
@@ -55,15 +56,25 @@ pub struct SpaceSkill {
     pub created_at: Timestamp,
 }
 
+text_enum! {
+    /// How far learning from a session is. `completed` and `failed` are final.
+    pub enum LearningStatus {
+        Pending = "pending",
+        Distilling = "distilling",
+        Queued = "queued",
+        SkillWriting = "skill_writing",
+        Completed = "completed",
+        Failed = "failed",
+    }
+}
+
 /// A session that a learning space learns.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct SpaceSession {
     pub id: SpaceSessionId,
     pub learning_space_id: SpaceId,
     pub session_id: SessionId,
-    /// `pending`, `distilling`, `queued`, `skill_writing`; `completed` and `failed` are the ends.
-    #[schema(example = "pending")]
-    pub status: String,
+    pub status: LearningStatus,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }

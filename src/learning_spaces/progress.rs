@@ -3,6 +3,7 @@
 
 use sqlx::PgConnection;
 
+use super::LearningStatus;
 use super::store::{self, LearningProgress};
 use crate::encryption::Owner;
 use crate::error::Result;
@@ -18,18 +19,20 @@ pub enum NextStep {
     /// A job closes the open tasks.
     CloseTasks,
     /// The session gets this status, its last one.
-    Finish(&'static str),
+    Finish(LearningStatus),
 }
 
 /// Returns what is next; `None` if nothing can be done yet.
 pub fn next_step(learned: &LearningProgress) -> Option<NextStep> {
     match learned {
         LearningProgress { has_pending_messages: true, .. } => None,
-        LearningProgress { has_failed: true, has_finished_tasks: false, .. } => Some(NextStep::Finish("failed")),
+        LearningProgress { has_failed: true, has_finished_tasks: false, .. } => {
+            Some(NextStep::Finish(LearningStatus::Failed))
+        }
         LearningProgress { has_open_tasks: true, .. } => Some(NextStep::CloseTasks),
         // Each of them has a job that learns it.
         LearningProgress { has_finished_tasks: true, .. } => None,
-        _ => Some(NextStep::Finish("completed")),
+        _ => Some(NextStep::Finish(LearningStatus::Completed)),
     }
 }
 
@@ -80,8 +83,11 @@ mod tests {
 
     #[test]
     fn a_session_ends_when_nothing_is_left_to_learn() {
-        assert_eq!(next_step(&PENDING), Some(NextStep::Finish("completed")));
-        assert_eq!(next_step(&LearningProgress { has_failed: true, ..PENDING }), Some(NextStep::Finish("failed")));
+        assert_eq!(next_step(&PENDING), Some(NextStep::Finish(LearningStatus::Completed)));
+        assert_eq!(
+            next_step(&LearningProgress { has_failed: true, ..PENDING }),
+            Some(NextStep::Finish(LearningStatus::Failed))
+        );
         assert_eq!(next_step(&LearningProgress { has_open_tasks: true, ..PENDING }), Some(NextStep::CloseTasks));
         assert_eq!(next_step(&LearningProgress { has_finished_tasks: true, ..PENDING }), None);
         let both = LearningProgress { has_open_tasks: true, has_finished_tasks: true, ..PENDING };

@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::response::Response;
 use serde::Deserialize;
 
-use super::{NOT_FOUND, SpaceSession, progress, store};
+use super::{LearningStatus, NOT_FOUND, SpaceSession, progress, store};
 use crate::auth::Caller;
 use crate::error::{Error, Result};
 use crate::http::extract::{Params, Path, RequestBody};
@@ -116,7 +116,8 @@ pub async fn get_space_session(
     let mut learned = store::get_session(&mut conn, space, session).await?.ok_or(NOT_LEARNED)?;
     drop(conn);
     platform.queue.provide_key_now(&platform.db, &caller.owner).await?;
-    if learned.status == "pending" && progress::update_progress(&platform, &caller.owner, session).await? {
+    if learned.status == LearningStatus::Pending && progress::update_progress(&platform, &caller.owner, session).await?
+    {
         let mut conn = platform.db.acquire().await?;
         learned = store::get_session(&mut conn, space, session).await?.ok_or(NOT_LEARNED)?;
     }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use super::{Space, SpaceSession, SpaceSkill};
+use super::{LearningStatus, Space, SpaceSession, SpaceSkill};
 use crate::db::page::PageRequest;
 use crate::ids::{ProjectId, SessionId, SkillId, SpaceId, SpaceSessionId, SpaceSkillId, UserId};
 use crate::time::Timestamp;
@@ -221,7 +221,7 @@ pub async fn insert_session(
         r#"insert into learning_space_sessions (id, learning_space_id, session_id) values ($1, $2, $3)
            on conflict (session_id) do nothing
            returning id as "id: SpaceSessionId", learning_space_id as "learning_space_id: SpaceId",
-                     session_id as "session_id: SessionId", status, created_at as "created_at: Timestamp",
+                     session_id as "session_id: SessionId", status as "status: LearningStatus", created_at as "created_at: Timestamp",
                      updated_at as "updated_at: Timestamp""#,
         SpaceSessionId::new() as _,
         space as _,
@@ -239,7 +239,7 @@ pub async fn get_session(
     sqlx::query_as!(
         SpaceSession,
         r#"select id as "id: SpaceSessionId", learning_space_id as "learning_space_id: SpaceId",
-                  session_id as "session_id: SessionId", status, created_at as "created_at: Timestamp",
+                  session_id as "session_id: SessionId", status as "status: LearningStatus", created_at as "created_at: Timestamp",
                   updated_at as "updated_at: Timestamp"
            from learning_space_sessions where learning_space_id = $1 and session_id = $2"#,
         space as _,
@@ -254,7 +254,7 @@ pub async fn list_sessions(conn: &mut PgConnection, space: SpaceId, limit: usize
     sqlx::query_as!(
         SpaceSession,
         r#"select id as "id: SpaceSessionId", learning_space_id as "learning_space_id: SpaceId",
-                  session_id as "session_id: SessionId", status, created_at as "created_at: Timestamp",
+                  session_id as "session_id: SessionId", status as "status: LearningStatus", created_at as "created_at: Timestamp",
                   updated_at as "updated_at: Timestamp"
            from learning_space_sessions where learning_space_id = $1 order by created_at, id limit $2"#,
         space as _,
@@ -303,11 +303,11 @@ pub async fn list_progress(conn: &mut PgConnection, space: SpaceId) -> sqlx::Res
 }
 
 /// Says what has come of learning a session.
-pub async fn set_progress(conn: &mut PgConnection, session: SessionId, status: &str) -> sqlx::Result<()> {
+pub async fn set_progress(conn: &mut PgConnection, session: SessionId, status: LearningStatus) -> sqlx::Result<()> {
     sqlx::query!(
         "update learning_space_sessions set status = $2, updated_at = now() where session_id = $1",
         session as _,
-        status
+        status as _
     )
     .execute(conn)
     .await

@@ -13,11 +13,11 @@ use super::incoming::{self, StoreMessage, format_of, on_the_side};
 use super::page::{self, Row, Wanted};
 use super::pieces::Pieces;
 use super::shown::{self, Item, Opened, Rest};
-use super::{Written, answers, files, sealed, store, storing};
+use super::{ProcessStatus, Written, answers, files, sealed, store, storing};
 use crate::auth::Caller;
 use crate::conversation::edit::{self, ParseError};
 use crate::conversation::format::{Format, RenderContext};
-use crate::conversation::parts::{Asset, Kind, Part};
+use crate::conversation::parts::{Asset, Kind, Part, Role};
 use crate::db::page::Cursor;
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
@@ -42,15 +42,14 @@ pub struct Message {
     session_id: SessionId,
     /// The message before.
     parent_id: Option<MessageId>,
-    /// `user` or `assistant`.
-    role: &'static str,
+    role: Role,
     /// What the client keeps with it.
     #[schema(value_type = Object)]
     meta: Map<String, Value>,
     parts: Vec<Part>,
     task_id: Option<Uuid>,
     /// `pending`, or `disable_tracking` if the session's tasks are not tracked.
-    session_task_process_status: String,
+    session_task_process_status: ProcessStatus,
     created_at: Timestamp,
     updated_at: Timestamp,
 }
@@ -90,7 +89,7 @@ pub async fn store_message(
         id: message.id,
         session_id: session,
         parent_id: stored.parent,
-        role: message.role.as_str(),
+        role: message.role,
         meta: message.user_meta,
         parts,
         task_id: None,

@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use crate::blob::rows;
+use crate::blob::rows::{EncryptionFormat, StoredBlob, stored_blob};
 use crate::ids::{BlobId, MessageId, ProjectId, SessionId};
 
 /// A file that a message has.
@@ -38,7 +38,7 @@ pub async fn insert_file(
 
 /// Where a file of a session lies, and how it is shown.
 pub struct FoundFile {
-    pub content: rows::StoredBlob,
+    pub content: StoredBlob,
     pub filename: String,
 }
 
@@ -50,22 +50,13 @@ pub async fn get_file(
     s3_key: &str,
 ) -> sqlx::Result<Option<FoundFile>> {
     let row = sqlx::query!(
-        r#"select b.id as "id: BlobId", b.object_key, b.size, f.sha256, b.encryption_format, b.wrapped_key, f.filename
+        r#"select b.id as "blob_id: BlobId", b.object_key, b.size, f.sha256,
+                  b.encryption_format as "encryption_format: EncryptionFormat", b.wrapped_key, f.filename
            from message_files f join blobs b on b.id = f.blob_id and b.project_id = $1
            where f.session_id = $2 and f.s3_key = $3 limit 1"#,
         project as _,
         session as _,
         s3_key
     );
-    Ok(row.fetch_optional(conn).await?.map(|row| FoundFile {
-        content: rows::StoredBlob {
-            id: row.id,
-            object_key: row.object_key,
-            size: row.size,
-            sha256: row.sha256,
-            encryption_format: row.encryption_format,
-            wrapped_key: row.wrapped_key,
-        },
-        filename: row.filename,
-    }))
+    Ok(row.fetch_optional(conn).await?.map(|row| FoundFile { filename: row.filename, content: stored_blob!(row) }))
 }

@@ -35,10 +35,25 @@ use utoipa_axum::routes;
 
 use crate::http::idempotency::IdempotentTx;
 use crate::platform::{Platform, platform_context};
+use crate::text_enum::text_enum;
 use crate::time::Timestamp;
 use incoming::Ready;
 use new_message::InsertedMessage;
 use writer::Writer;
+
+text_enum! {
+    /// Whether the task agent has processed a message.
+    pub enum ProcessStatus {
+        Pending = "pending",
+        Running = "running",
+        Success = "success",
+        Failed = "failed",
+        /// The tasks of the session are not tracked.
+        DisableTracking = "disable_tracking",
+        /// The project has used up its quota of tasks.
+        LimitExceeded = "limit_exceed",
+    }
+}
 
 platform_context! {
     /// The context of messages.

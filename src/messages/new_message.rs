@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use super::ProcessStatus;
 use crate::conversation::format::Format;
 use crate::conversation::parts::Role;
 use crate::ids::{MessageId, ProjectId, SessionId};
@@ -49,6 +50,6 @@ pub enum InsertOutcome {
 #[derive(Clone, Debug)]
 pub struct InsertedMessage {
     pub parent: Option<MessageId>,
-    pub status: String,
+    pub status: ProcessStatus,
     pub created_at: Timestamp,
 }

@@ -5,6 +5,9 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::ProcessStatus;
+use crate::conversation::format::Format;
+use crate::conversation::parts::Role;
 use crate::ids::{MessageId, ProjectId, SessionId};
 
 /// How many messages of a session are in which state.
@@ -80,16 +83,16 @@ pub async fn set_status(
     conn: &mut PgConnection,
     session: SessionId,
     only: Option<&[Uuid]>,
-    from: &str,
-    to: &str,
+    from: ProcessStatus,
+    to: ProcessStatus,
 ) -> sqlx::Result<u64> {
     sqlx::query!(
         "update messages set session_task_process_status = $4, updated_at = now()
          where session_id = $1 and session_task_process_status = $3 and ($2::uuid[] is null or id = any($2))",
         session as _,
         only as _,
-        from,
-        to
+        from as _,
+        to as _
     )
     .execute(conn)
     .await
@@ -114,8 +117,8 @@ pub async fn list_missed(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Ve
 /// The content of a message, for observation.
 pub struct MessageContent {
     pub id: MessageId,
-    pub role: String,
-    pub format: String,
+    pub role: Role,
+    pub format: Format,
     pub content: Vec<u8>,
     /// As which message it is sealed, if it is.
     pub encrypted_as: Option<Uuid>,
@@ -134,7 +137,7 @@ pub async fn has_encrypted(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Resul
 pub async fn load_messages(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Vec<MessageContent>> {
     sqlx::query_as!(
         MessageContent,
-        r#"select id as "id: MessageId", role, format, content, encrypted_as
+        r#"select id as "id: MessageId", role as "role: Role", format as "format: Format", content, encrypted_as
            from messages where id = any($1) order by created_at"#,
         ids
     )

@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use super::ProcessStatus;
 use super::store::SLICE;
+use crate::conversation::format::Format;
+use crate::conversation::parts::Role;
 use crate::db::page::Cursor;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::time::Timestamp;
@@ -26,8 +29,8 @@ pub(super) const SETTINGS: &[(&str, &str)] = &[
 pub struct Row {
     pub id: MessageId,
     pub parent_id: Option<MessageId>,
-    pub role: String,
-    pub format: String,
+    pub role: Role,
+    pub format: Format,
     /// JSON text, sealed or not; empty until it is loaded, see [`Self::is_whole`].
     pub content: Vec<u8>,
     /// As which message it is sealed, if it is.
@@ -40,7 +43,7 @@ pub struct Row {
     pub user_meta: String,
     pub pending_calls: Option<String>,
     pub task_id: Option<Uuid>,
-    pub status: String,
+    pub status: ProcessStatus,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     /// Of the page that was asked for, before any was left out for its size.
@@ -111,12 +114,12 @@ pub async fn list(
                           sum(size) filter (where before <= $6) as total, count(*) as there
                    from summed
                )
-               select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format,
+               select id as "id: MessageId", parent_id as "parent_id: MessageId", role as "role: Role", format as "format: Format",
                       case when octet_length(content) <= $7 and (select total from edges) <= $8
                            then content else '' end as "content!",
                       octet_length(content) as "content_length!", encrypted_as, tokens,
                       meta::text as "meta!", user_meta::text as "user_meta!", pending_calls::text, task_id,
-                      session_task_process_status as status, created_at as "created_at: Timestamp",
+                      session_task_process_status as "status: ProcessStatus", created_at as "created_at: Timestamp",
                       updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
                from messages
                where session_id = $2 and created_at between (select last from edges) and (select first from edges)
@@ -153,12 +156,12 @@ pub async fn list(
                           sum(size) filter (where before <= $6) as total, count(*) as there
                    from summed
                )
-               select id as "id: MessageId", parent_id as "parent_id: MessageId", role, format,
+               select id as "id: MessageId", parent_id as "parent_id: MessageId", role as "role: Role", format as "format: Format",
                       case when octet_length(content) <= $7 and (select total from edges) <= $8
                            then content else '' end as "content!",
                       octet_length(content) as "content_length!", encrypted_as, tokens,
                       meta::text as "meta!", user_meta::text as "user_meta!", pending_calls::text, task_id,
-                      session_task_process_status as status, created_at as "created_at: Timestamp",
+                      session_task_process_status as "status: ProcessStatus", created_at as "created_at: Timestamp",
                       updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
                from messages
                where session_id = $2 and created_at between (select first from edges) and (select last from edges)

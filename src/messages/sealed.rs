@@ -80,6 +80,6 @@ fn open_row(kek: &Kek, encrypted_as: Uuid, row: &mut Row) -> Result<(), Damaged>
 fn replace(row: &mut Row) {
     let part = json!({"type": "text", "text": UNREADABLE, "meta": {"error": Error::CONTENT_DAMAGED}});
     row.content = json::to_vec(&json!({"role": row.role, "parts": [part]}));
-    Format::Acontext.as_str().clone_into(&mut row.format);
+    row.format = Format::Acontext;
     row.pending_calls = None;
 }

@@ -10,9 +10,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::PublicUrl;
 use super::page::Row;
 use super::pieces::{PIECE, Pieces};
+use super::{ProcessStatus, PublicUrl};
 use crate::conversation::edit::{self, Edited, Strategy};
 use crate::conversation::format::{self, Format, RenderContext};
 use crate::conversation::parts::{Kind, OPEN_CALLS, Part, Role, USER_META};
@@ -43,7 +43,7 @@ pub fn edit(rows: Vec<Row>, target: Format, strategies: &[Strategy], pin: Option
     for row in &rows {
         let body = json::parse_own(&row.content).map_err(|why| unreadable(row, &why))?;
         let tokens = usize::try_from(row.tokens).unwrap_or_default();
-        let parts = format::parts(format_of(row)?, body);
+        let parts = format::parts(row.format, body);
         held.add(&parts)?;
         messages.push(edit::Message { parts, tokens });
     }
@@ -52,7 +52,7 @@ pub fn edit(rows: Vec<Row>, target: Format, strategies: &[Strategy], pin: Option
     for Edited { index, parts, tokens, changes } in edit::apply(strategies, messages, pin) {
         let Some(mut row) = rows[index].take() else { continue };
         row.tokens = i32::try_from(tokens).unwrap_or(i32::MAX);
-        let format = format_of(&row)?;
+        let format = row.format;
         if format != target {
             opened.push(Opened { row, said: Said::Parts(parts), own: None });
             continue;
@@ -66,10 +66,6 @@ pub fn edit(rows: Vec<Row>, target: Format, strategies: &[Strategy], pin: Option
         opened.extend(open(vec![row], target)?);
     }
     Ok(opened)
-}
-
-fn format_of(row: &Row) -> Result<Format> {
-    row.format.parse().map_err(|()| unreadable(row, &"an unknown format"))
 }
 
 /// Takes those messages apart that are not in the format that is asked for.
@@ -108,7 +104,7 @@ impl Held {
 
 fn open_one(mut row: Row, target: Format) -> Result<Opened> {
     let content = std::mem::take(&mut row.content);
-    let format = format_of(&row)?;
+    let format = row.format;
     if format == target && target != Format::Acontext {
         return Ok(Opened { row, said: Said::Whole(content), own: None });
     }
@@ -120,7 +116,7 @@ fn open_one(mut row: Row, target: Format) -> Result<Opened> {
 
 /// Whether all messages lie in the database as they are shown.
 pub fn is_passed_on(rows: &[Row], target: Format) -> bool {
-    target != Format::Acontext && rows.iter().all(|row| row.format == target.as_str())
+    target != Format::Acontext && rows.iter().all(|row| row.format == target)
 }
 
 /// Whether messages can be shown one after the other: none has files, and what one needs to know of others (the name of a
@@ -128,7 +124,7 @@ pub fn is_passed_on(rows: &[Row], target: Format) -> bool {
 pub fn is_plain(rows: &[Row], target: Format) -> bool {
     let alone = |row: &Row| {
         // Only this format has files; and of two that are passed on, only Gemini's have calls that others need to know.
-        row.format != Format::Acontext.as_str() && (target != Format::Gemini || row.format != target.as_str())
+        row.format != Format::Acontext && (target != Format::Gemini || row.format != target)
     };
     rows.iter().all(alone) || is_passed_on(rows, target)
 }
@@ -261,9 +257,8 @@ fn write_all(
                 if target == Format::Gemini {
                     note_calls(&parts, &mut around.call_names);
                 }
-                let role = if row.role == Role::Assistant.as_str() { Role::Assistant } else { Role::User };
                 around.values.reset();
-                for item in format::write(target, role, &meta, parts, around) {
+                for item in format::write(target, row.role, &meta, parts, around) {
                     say(&mut out);
                     json::write(&item, out.end());
                 }
@@ -296,20 +291,18 @@ fn write_all(
 #[expect(dead_code, reason = "describes what is written in pieces")]
 pub struct Item<'a> {
     #[serde(flatten)]
-    about: About<'a>,
+    about: About,
     parts: &'a [Part],
 }
 
 /// All of a message but its parts.
 #[derive(Serialize, utoipa::ToSchema)]
-struct About<'a> {
+struct About {
     id: MessageId,
     session_id: SessionId,
     parent_id: Option<MessageId>,
-    /// `user` or `assistant`.
-    role: &'a str,
-    /// `pending`, `running`, `success`, `failed`, `disable_tracking` or `limit_exceed`.
-    session_task_process_status: &'a str,
+    role: Role,
+    session_task_process_status: ProcessStatus,
     #[schema(value_type = Object)]
     #[serde(skip_serializing_if = "Map::is_empty")]
     meta: Map<String, Value>,
@@ -343,8 +336,8 @@ fn write_item(
         id: row.id,
         session_id: session,
         parent_id: row.parent_id,
-        role: &row.role,
-        session_task_process_status: &row.status,
+        role: row.role,
+        session_task_process_status: row.status,
         meta,
         task_id: row.task_id,
         created_at: row.created_at,

@@ -9,6 +9,7 @@ use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use super::ProcessStatus;
 use super::columns::{Columns, Places, forms};
 use super::new_message::{InsertOutcome, InsertedMessage, NewMessage};
 use crate::blob::rows;
@@ -16,7 +17,6 @@ use crate::config::Learning;
 use crate::conversation::format::FunctionCall;
 use crate::db::interval;
 use crate::ids::{MessageId, ProjectId, SessionId};
-use crate::jobs::NEEDS_KEY;
 use crate::time::Timestamp;
 
 /// Longer contents come and go in slices, in bytes: what the driver makes of a value takes three and a half times its length.
@@ -93,8 +93,9 @@ pub async fn insert(
            ),
            hurried as (
                update jobs j
-               set run_at = case when w.is_enough and j.attempt = 0 or j.last_error = $22 then least(j.run_at, now())
+               set run_at = case when w.is_enough and j.attempt = 0 or j.wait_reason = 'key' then least(j.run_at, now())
                                  else j.run_at end,
+                   wait_reason = nullif(j.wait_reason, case when w.job_key is not null then 'key' end),
                    encrypted_kek = coalesce(j.encrypted_kek, w.job_key), updated_at = now()
                from waiting w
                where j.id = w.job and j.state = 'ready'
@@ -107,10 +108,10 @@ pub async fn insert(
                   m.user_meta, m.pending_calls, case when h.disable_task_tracking then 'disable_tracking' else 'pending' end,
                   h.time + m.nth * interval '1 microsecond', h.time + m.nth * interval '1 microsecond'
            from unnest($5::bigint[], $6::bigint[], $7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::bytea[],
-                       $12::int[], $13::jsonb[], $14::jsonb[], $15::jsonb[], $23::uuid[])
+                       $12::int[], $13::jsonb[], $14::jsonb[], $15::jsonb[], $22::uuid[])
                    as m (at, nth, previous, id, role, format, content, tokens, meta, user_meta, pending_calls, encrypted_as)
            join held h on h.at = m.at
-           returning id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as status,
+           returning id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as "status: ProcessStatus",
                      created_at as "created_at: Timestamp""#,
         &sessions,
         &projects,
@@ -133,7 +134,6 @@ pub async fn insert(
         &owners,
         &forms,
         &job_keys as _,
-        NEEDS_KEY,
         &sealed as _,
     )
     .fetch_all(conn)
@@ -215,7 +215,7 @@ pub fn shown_calls(calls: &[FunctionCall]) -> Option<Value> {
 /// What of these messages is stored: after a connection was lost, nobody knows.
 pub async fn get_stored(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
     let rows = sqlx::query!(
-        r#"select id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as status,
+        r#"select id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as "status: ProcessStatus",
                   created_at as "created_at: Timestamp"
            from messages where id = any($1)"#,
         ids as _
@@ -224,7 +224,7 @@ pub async fn get_stored(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::Res
     .await?;
     let find = |id: &MessageId| {
         let row = rows.iter().find(|row| row.id == *id)?;
-        Some(InsertedMessage { parent: row.parent, status: row.status.clone(), created_at: row.created_at })
+        Some(InsertedMessage { parent: row.parent, status: row.status, created_at: row.created_at })
     };
     Ok(ids.iter().map(find).collect())
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use crate::ids::ProjectId;
+use crate::tasks::TaskStatus;
 
 /// The number of entities of a project.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -43,7 +44,7 @@ pub struct TaskCounts {
 /// The tasks of one status.
 #[derive(Debug)]
 pub struct Timed {
-    pub status: String,
+    pub status: TaskStatus,
     pub count: i64,
     /// From beginning to end, of those that have ended.
     pub seconds: Option<f64>,
@@ -198,7 +199,7 @@ pub async fn count_spaces(conn: &mut PgConnection, project: ProjectId, from: Nai
 pub async fn time_tasks(conn: &mut PgConnection, project: ProjectId, from: NaiveDate) -> sqlx::Result<Vec<Timed>> {
     sqlx::query_as!(
         Timed,
-        r#"select status, count(*) as "count!",
+        r#"select status as "status: TaskStatus", count(*) as "count!",
                   avg(extract(epoch from updated_at - created_at)) filter (where status in ('success', 'failed'))::float8
                       as seconds
            from tasks where project_id = $1 and created_at >= $2::date and not is_planning

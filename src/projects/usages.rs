@@ -13,6 +13,7 @@ use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
 use crate::ids::ProjectId;
 use crate::projects::Projects;
+use crate::tasks::TaskStatus;
 
 const NOT_FOUND: Error = Error::NotFound("project not found");
 /// How many days are told about, if it is not said or cannot be.
@@ -50,7 +51,7 @@ pub struct SuccessRate {
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
-pub struct TaskStatus {
+pub struct TaskStatusCounts {
     date: NaiveDate,
     completed: i64,
     in_progress: i64,
@@ -91,7 +92,7 @@ pub struct Count {
 
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct TaskStats {
-    pub status: String,
+    pub status: TaskStatus,
     pub count: i64,
     /// Of all of these tasks, with one decimal.
     pub percentage: f64,
@@ -103,7 +104,7 @@ pub struct TaskStats {
 #[derive(Default, Serialize, utoipa::ToSchema)]
 pub struct Usages {
     task_success: Option<Vec<SuccessRate>>,
-    task_status: Option<Vec<TaskStatus>>,
+    task_status: Option<Vec<TaskStatusCounts>>,
     /// Of the sessions made that day.
     session_message: Option<Vec<MessageTurns>>,
     /// Of the sessions made that day.
@@ -235,10 +236,10 @@ fn success_rate(date: NaiveDate, tasks: &[TaskCounts]) -> SuccessRate {
     SuccessRate { date, success_rate: of_day.map_or(0.0, |row| percent(row.success, row.success + row.failed)) }
 }
 
-fn task_status(date: NaiveDate, tasks: &[TaskCounts]) -> TaskStatus {
+fn task_status(date: NaiveDate, tasks: &[TaskCounts]) -> TaskStatusCounts {
     let of_day = tasks.iter().find(|row| row.day == date);
     let count = |of: fn(&TaskCounts) -> i64| of_day.map_or(0, of);
-    TaskStatus {
+    TaskStatusCounts {
         date,
         completed: count(|row| row.success),
         in_progress: count(|row| row.running),

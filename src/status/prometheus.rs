@@ -21,7 +21,7 @@ const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct JobLabels {
     kind: String,
-    state: String,
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -57,7 +57,7 @@ fn current_gauges(db: &Db, waiting: Vec<jobs::store::Waiting>) -> Registry {
     let (count, late) = (Family::<JobLabels, Gauge>::default(), Family::<JobLabels, Gauge>::default());
     let pools = Family::<PoolLabels, Gauge>::default();
     for jobs::store::Waiting { kind, state, count: jobs, late_seconds } in waiting {
-        let queued = JobLabels { kind, state };
+        let queued = JobLabels { kind, state: state.as_str() };
         count.get_or_create(&queued).set(jobs);
         late.get_or_create(&queued).set(late_seconds);
     }

@@ -13,10 +13,21 @@ use utoipa_axum::routes;
 
 use crate::ids::{ProjectId, SessionId, TaskId};
 use crate::platform::Platform;
+use crate::text_enum::text_enum;
 use crate::time::Timestamp;
 
 pub fn router() -> OpenApiRouter<Platform> {
     OpenApiRouter::new().routes(routes!(api::get_tasks))
+}
+
+text_enum! {
+    /// The status of a task. `success` and `failed` are final.
+    pub enum TaskStatus {
+        Pending = "pending",
+        Running = "running",
+        Success = "success",
+        Failed = "failed",
+    }
 }
 
 /// A task.
@@ -29,8 +40,7 @@ pub struct Task {
     pub order: i64,
     #[schema(value_type = TaskData)]
     pub data: Json<TaskData>,
-    /// `pending`, `running`, `success` or `failed`.
-    pub status: String,
+    pub status: TaskStatus,
     pub is_planning: bool,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,

@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use super::{Task, TaskData};
+use super::{Task, TaskData, TaskStatus};
 use crate::db::page::PageRequest;
 use crate::ids::{ProjectId, SessionId, TaskId};
 use crate::time::Timestamp;
@@ -20,7 +20,7 @@ pub async fn list(
         sqlx::query_as!(
             Task,
             r#"select id as "id: TaskId", session_id as "session_id: SessionId", project_id as "project_id: ProjectId",
-                      "order", data as "data: Json<TaskData>", status, is_planning, created_at as "created_at: Timestamp",
+                      "order", data as "data: Json<TaskData>", status as "status: TaskStatus", is_planning, created_at as "created_at: Timestamp",
                       updated_at as "updated_at: Timestamp"
                from tasks
                where project_id = $1 and session_id = $2 and not is_planning
@@ -39,7 +39,7 @@ pub async fn list(
         sqlx::query_as!(
             Task,
             r#"select id as "id: TaskId", session_id as "session_id: SessionId", project_id as "project_id: ProjectId",
-                      "order", data as "data: Json<TaskData>", status, is_planning, created_at as "created_at: Timestamp",
+                      "order", data as "data: Json<TaskData>", status as "status: TaskStatus", is_planning, created_at as "created_at: Timestamp",
                       updated_at as "updated_at: Timestamp"
                from tasks
                where project_id = $1 and session_id = $2 and not is_planning

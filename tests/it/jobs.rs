@@ -124,7 +124,7 @@ impl JobHandler for Act {
         stage.running.lock().unwrap().get_mut(&lane).unwrap().0 -= 1;
         match self.ends.as_str() {
             "retry" => Err(JobError::Retry(anyhow::anyhow!("{} failed", self.name))),
-            "give up" => Err(JobError::GiveUp(anyhow::anyhow!("{} is hopeless", self.name))),
+            "give up" => Err(JobError::Permanent(anyhow::anyhow!("{} is hopeless", self.name))),
             "panic" => panic!("{} panics", self.name),
             "complete" => {
                 let mut tx = platform.db.begin().await?;

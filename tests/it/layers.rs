@@ -15,6 +15,7 @@ const LAYERS: &[&str] = &[
     "json",
     "media",
     "crypto",
+    "text_enum",
     "ids",
     "time",
     "config",

@@ -264,7 +264,8 @@ async fn without_a_model_messages_wait_and_the_reason_can_be_read() {
         let flushed = flush(&client, &session).await;
         assert_eq!(flushed["status"], 503);
         assert!(flushed["errmsg"].as_str().unwrap().contains("1 messages wait"), "{flushed}");
-        // A process with a model comes.
+        // A process with a model comes. It finds the job by its wait reason; the error is for people.
+        app.execute("update jobs set last_error = 'in other words'").await;
         let twin = app.twin(with_model()).await;
         acontextd::learn::observe::enqueue_missed(twin.app.learn.clone()).await.unwrap();
         twin.drain_jobs().await;

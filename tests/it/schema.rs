@@ -1,5 +1,14 @@
 //! What the database and the crates must be like for the rest to hold.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use acontextd::blob::rows::EncryptionFormat;
+use acontextd::conversation::format::Format;
+use acontextd::conversation::parts::Role;
+use acontextd::jobs::{JobState, WaitReason};
+use acontextd::learning_spaces::LearningStatus;
+use acontextd::messages::ProcessStatus;
+use acontextd::tasks::TaskStatus;
 use serde_json::json;
 
 use sqlx::{ConnectOptions, Connection};
@@ -32,6 +41,44 @@ async fn every_table_that_refers_to_blobs_is_known_to_the_sweep() {
             .unwrap();
             assert_eq!(triggers, 1, "{table} has no trigger that releases blobs");
         }
+    })
+    .await;
+}
+
+/// Columns whose values are words, and the enum of each.
+const TEXT_ENUMS: &[(&str, &[&str])] = &[
+    ("blobs.encryption_format", EncryptionFormat::VALUES),
+    // No state leaves the SQL of blobs.
+    ("blobs.state", &["pending", "live", "dead"]),
+    ("jobs.state", JobState::VALUES),
+    ("jobs.wait_reason", WaitReason::VALUES),
+    ("learning_space_sessions.status", LearningStatus::VALUES),
+    ("messages.format", Format::VALUES),
+    ("messages.role", Role::VALUES),
+    ("messages.session_task_process_status", ProcessStatus::VALUES),
+    ("tasks.status", TaskStatus::VALUES),
+];
+
+#[tokio::test]
+async fn checks_of_columns_list_the_values_of_their_enums() {
+    run(async |app| {
+        let checks: Vec<(String, String)> = sqlx::query_as(
+            "select k.conrelid::regclass || '.' || a.attname, pg_get_constraintdef(k.oid) from pg_constraint k
+             join pg_attribute a on a.attrelid = k.conrelid and a.attnum = k.conkey[1]
+             where k.contype = 'c' and pg_get_constraintdef(k.oid) like '%ANY (ARRAY[%' order by 1",
+        )
+        .fetch_all(&*app.app.db)
+        .await
+        .unwrap();
+        // CHECK ((state = ANY (ARRAY['ready'::text, 'running'::text])))
+        let words = |check: &str| {
+            let quoted: Vec<_> = check.split('\'').skip(1).step_by(2).map(ToOwned::to_owned).collect();
+            BTreeSet::from_iter(quoted)
+        };
+        let found: BTreeMap<_, _> = checks.into_iter().map(|(column, check)| (column, words(&check))).collect();
+        let set = |values: &[&str]| values.iter().map(ToString::to_string).collect();
+        let expected = TEXT_ENUMS.iter().map(|(column, values)| ((*column).to_owned(), set(values))).collect();
+        assert_eq!(found, expected);
     })
     .await;
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::parts::{Asset, Part, Role};
 use crate::json::ValueBudget;
+use crate::text_enum::text_enum;
 
 mod acontext;
 mod anthropic;
@@ -25,34 +26,13 @@ mod value;
 pub use changes::Change;
 use changes::Changes;
 
-/// A provider's format, as clients name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, utoipa::ToSchema)]
-#[schema(rename_all = "lowercase")]
-pub enum Format {
-    OpenAi,
-    Anthropic,
-    Gemini,
-    Acontext,
-}
-
-impl Format {
-    /// As clients spell it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::OpenAi => "openai",
-            Self::Anthropic => "anthropic",
-            Self::Gemini => "gemini",
-            Self::Acontext => "acontext",
-        }
-    }
-}
-
-impl std::str::FromStr for Format {
-    type Err = ();
-
-    fn from_str(name: &str) -> Result<Self, ()> {
-        let all = [Self::OpenAi, Self::Anthropic, Self::Gemini, Self::Acontext];
-        all.into_iter().find(|format| format.as_str() == name).ok_or(())
+text_enum! {
+    /// A provider's format, as clients name it.
+    pub enum Format {
+        OpenAi = "openai",
+        Anthropic = "anthropic",
+        Gemini = "gemini",
+        Acontext = "acontext",
     }
 }
 

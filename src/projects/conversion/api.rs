@@ -130,13 +130,21 @@ async fn wait(ctx: &Projects, caller: &Caller) -> Result<()> {
     }
 }
 
+/// What is being done with the content that was stored before encryption was enabled or disabled.
+#[derive(Clone, Copy, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ConversionState {
+    Idle,
+    Encrypting,
+    Decrypting,
+}
+
 /// Whether a project is encrypted, and how far its content is.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct Encryption {
     /// How content is stored from now on.
     enabled: bool,
-    /// `encrypting` or `decrypting` while what was there before is turned; else `idle`.
-    state: &'static str,
+    state: ConversionState,
     /// How many messages and stored files were turned the last time, or are by now.
     done: i64,
     total: i64,
@@ -151,13 +159,18 @@ pub async fn get_project_encryption(State(ctx): State<Projects>, caller: Caller)
     let mut conn = ctx.db.acquire().await?;
     let settings = projects::store::get_settings(&mut conn, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let conversion = store::get(&mut conn, caller.project).await?;
-    let mut encryption =
-        Encryption { enabled: settings.encryption_enabled, state: "idle", done: 0, total: 0, error: None };
+    let mut encryption = Encryption {
+        enabled: settings.encryption_enabled,
+        state: ConversionState::Idle,
+        done: 0,
+        total: 0,
+        error: None,
+    };
     if let Some(store::Conversion { encrypt, total, converted, failed, error, has_ended }) = conversion {
         encryption.state = match (has_ended, encrypt) {
-            (true, _) => "idle",
-            (false, true) => "encrypting",
-            (false, false) => "decrypting",
+            (true, _) => ConversionState::Idle,
+            (false, true) => ConversionState::Encrypting,
+            (false, false) => ConversionState::Decrypting,
         };
         (encryption.done, encryption.total) = (converted, total);
         encryption.error = match (failed, error) {

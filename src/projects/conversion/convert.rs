@@ -15,7 +15,7 @@ use crate::db::page::Cursor;
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::ids::{ProjectId, SessionId};
-use crate::jobs::{self, Job, JobError, JobHandler, RunningJob};
+use crate::jobs::{self, Job, JobError, JobHandler, RunningJob, WaitReason};
 use crate::messages;
 use crate::projects::Projects;
 use crate::time::Timestamp;
@@ -59,8 +59,11 @@ impl JobHandler for Convert {
         match run.convert(running).await {
             // Or the project was turned the other way, and there is another job for that.
             Ok(()) | Err(Stop::OtherForm) => {}
-            Err(Stop::NoKey) => return Err(JobError::needs_key()),
-            Err(Stop::Enough) => return Err(JobError::NotYet(anyhow::anyhow!(store::GOES_ON), Duration::ZERO)),
+            Err(Stop::NoKey) => return Err(JobError::awaiting_key()),
+            Err(Stop::Enough) => {
+                let error = anyhow::anyhow!("continues in its next attempt");
+                return Err(JobError::Snooze(WaitReason::TimeSlice, error, Duration::ZERO));
+            }
             Err(Stop::Failed(fault)) => return Err(JobError::Retry(fault)),
         }
         ctx.conversion_finished.notify_waiters();
@@ -212,7 +215,7 @@ impl Run<'_> {
         }
         match running.complete(&mut tx).await {
             Ok(()) => Ok(tx.commit().await?),
-            Err(JobError::Retry(fault) | JobError::GiveUp(fault) | JobError::NotYet(fault, _)) => {
+            Err(JobError::Retry(fault) | JobError::Permanent(fault) | JobError::Snooze(_, fault, _)) => {
                 Err(Stop::Failed(fault))
             }
         }

@@ -6,9 +6,6 @@ use uuid::Uuid;
 use crate::db::page::Cursor;
 use crate::ids::{ProjectId, SessionId};
 
-/// What a job says that has worked long enough for one try; no fault.
-pub const GOES_ON: &str = "goes on";
-
 /// Waits until no transaction stores content of this project, and keeps others from it until this one ends.
 pub async fn lock_form(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<()> {
     // As spelled in `encryption_enabled_for_share`.
@@ -68,10 +65,9 @@ pub async fn get(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Op
         r#"select encrypt, total, converted, failed, finished_at is not null as "has_ended!",
                   coalesce(error, (select j.last_error from jobs j
                                    where c.finished_at is null and j.project_id = $1 and j.kind = 'convert'
-                                     and j.state = 'ready' and j.last_error <> $2 limit 1)) as error
+                                     and j.state = 'ready' and j.wait_reason is distinct from 'time_slice' limit 1)) as error
            from encryption_conversions c where project_id = $1"#,
         project as _,
-        GOES_ON
     )
     .fetch_optional(conn)
     .await
