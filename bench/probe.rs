@@ -211,7 +211,7 @@ async fn put_in(platform: &Platform, many: usize, projects: usize) -> anyhow::Re
 /// Answers with when it was committed.
 async fn put_one_in(platform: &Platform, project: ProjectId) -> anyhow::Result<Instant> {
     let mut tx = platform.db.begin().await?;
-    let owner = Owner::plain(project);
+    let owner = Owner::unencrypted(project);
     platform.queue.enqueue(&mut tx, &owner, &Probe, Delay::NONE).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
     tx.commit().await?;
     Ok(Instant::now())

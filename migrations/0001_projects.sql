@@ -32,13 +32,15 @@ create trigger projects_changed
 -- Returns whether a project's content is to be stored encrypted, and keeps that true until the transaction ends: a transaction
 -- that changes `encryption_enabled` takes the same lock exclusively. Returns null if another transaction is changing it and `wait`
 -- is false. The query is a statement of its own, so that it sees what was committed while this waited for the lock.
+create function encryption_lock_id(project uuid) returns bigint language sql immutable as $$
+    select hashtextextended('acontextd seals ' || project, 0)
+$$;
+
 create function encryption_enabled_for_share(project uuid, wait boolean) returns boolean language plpgsql volatile as $$
-declare
-    lock bigint := hashtextextended('acontextd seals ' || project, 0);
 begin
     if wait then
-        perform pg_advisory_xact_lock_shared(lock);
-    elsif not pg_try_advisory_xact_lock_shared(lock) then
+        perform pg_advisory_xact_lock_shared(encryption_lock_id(project));
+    elsif not pg_try_advisory_xact_lock_shared(encryption_lock_id(project)) then
         return null;
     end if;
     return (select encryption_enabled from projects where id = project);

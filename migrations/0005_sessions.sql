@@ -16,6 +16,13 @@ create table sessions (
     has_observe_job       boolean not null default false
 ) with (fillfactor = 70);
 
+-- The job that processes the pending messages of a session, for the statements that enqueue or look for one. The payload is that of
+-- the program's type `Observe`.
+create function observe_job(session uuid) returns table (kind text, payload jsonb, lane text, dedupe_key text)
+language sql immutable parallel safe as $$
+    select 'observe', jsonb_build_object('session', session), 'session:' || session, session::text
+$$;
+
 create index sessions_project_id_created_at_id_idx on sessions (project_id, created_at, id);
 create index sessions_user_id_created_at_id_idx on sessions (user_id, created_at, id);
 create index sessions_configs_idx on sessions using gin (configs jsonb_path_ops);

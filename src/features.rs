@@ -17,6 +17,7 @@ use crate::auth::keys::Authenticator;
 use crate::blob::sweep::{self, SweepBlobs};
 use crate::db::notify::NotificationHandler;
 use crate::disks::Disks;
+use crate::encryption::reencrypt::Reencrypt;
 use crate::http::idempotency;
 use crate::http::openapi::{self, ApiDocument};
 use crate::http::{host, middleware, not_found};
@@ -26,6 +27,7 @@ use crate::jobs::runner::Runner;
 use crate::learn::queue::{Distill, FinalizeSession, Observe};
 use crate::learn::{self, Learn};
 use crate::llm::{self, Llm};
+use crate::messages::convert::EncryptedMessages;
 use crate::messages::{self, Messages};
 use crate::platform::Platform;
 use crate::projects::conversion::convert::Convert;
@@ -101,7 +103,7 @@ impl App {
             messages: Messages::new(platform.clone()),
             disks: Disks::new(platform.clone()),
             learn: Learn::new(platform.clone(), llm),
-            projects: Projects::new(platform.clone(), authenticator.clone()),
+            projects: Projects::new(platform.clone(), authenticator.clone(), encrypted_content(&platform)),
             authenticator,
             platform,
         }
@@ -114,6 +116,11 @@ impl Deref for App {
     fn deref(&self) -> &Platform {
         &self.platform
     }
+}
+
+/// Returns every kind of content that is encrypted in encrypted projects.
+fn encrypted_content(platform: &Platform) -> Vec<Arc<dyn Reencrypt>> {
+    vec![Arc::new(EncryptedMessages { db: platform.db.clone() }), Arc::new(platform.blobs.clone())]
 }
 
 /// Returns the routes of each feature, by the folder they are in.

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use super::{Caller, store};
 use crate::crypto::{KEY_PREFIX, ProjectKey};
 use crate::db::notify::NotificationHandler;
-use crate::encryption::{Check, Kek, Owner};
+use crate::encryption::{Check, Kek, Owner, StorageFormat};
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::ids::ProjectId;
 use crate::platform::{Platform, platform_context};
@@ -57,12 +57,12 @@ impl Authenticator {
             Some(verified) => verified,
             None => self.verify(&key, &lookup).await?,
         };
-        let Verified { project, encrypted, buffer_turns, check } = verified;
+        let Verified { project, format, buffer_turns, check } = verified;
         let kek = unwrap_kek(&key, pepper, project)?;
         if check.is_some_and(|check| kek.as_ref().is_some_and(|kek| kek.check() != check)) {
             return Err(Error::Unauthorized("invalid API key: its master key is not the one of this project"));
         }
-        let owner = Owner { project, encrypted, kek };
+        let owner = Owner { project, format, kek };
         Ok(Caller { project, lookup: lookup.into(), is_replaced: false, buffer_turns, owner })
     }
 
@@ -78,8 +78,8 @@ impl Authenticator {
         let pepper = self.config.keys.pepper();
         let lookup = key.lookup(pepper);
         let mut conn = self.db.acquire().await?;
-        let Some((project, encrypted)) = store::get_by_rotated_key(&mut conn, &lookup).await? else { return Ok(None) };
-        let owner = Owner { project, encrypted, kek: unwrap_kek(&key, pepper, project)? };
+        let Some((project, format)) = store::get_by_rotated_key(&mut conn, &lookup).await? else { return Ok(None) };
+        let owner = Owner { project, format, kek: unwrap_kek(&key, pepper, project)? };
         Ok(Some(Caller { project, lookup: lookup.into(), is_replaced: true, buffer_turns: None, owner }))
     }
 
@@ -95,7 +95,7 @@ impl Authenticator {
         let buffer_turns = found.buffer_turns.and_then(|turns| turns.as_i64());
         // One of another length fits no key.
         let check = found.master_key_check_value.map(|check| check.try_into().unwrap_or_default());
-        let verified = Verified { project: found.id, encrypted: found.encryption_enabled, buffer_turns, check };
+        let verified = Verified { project: found.id, format: found.format, buffer_turns, check };
         self.cache.insert_if_current(lookup, verified, generation);
         Ok(verified)
     }
@@ -147,7 +147,7 @@ pub(super) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
 #[derive(Clone, Copy)]
 struct Verified {
     project: ProjectId,
-    encrypted: bool,
+    format: StorageFormat,
     buffer_turns: Option<i64>,
     /// Of the master key that the project's content is sealed with, if any is.
     check: Option<Check>,

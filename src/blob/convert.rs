@@ -1,51 +1,119 @@
-//! Turns stored objects from one form into the other: sealed, or opened again. A new object takes the place of the old one in
-//! its row; the old one is then removed, and if that is cut off, the sweep does it.
+//! Encrypts and decrypts stored objects. A new object replaces the old one in its row; the old one is deleted after that, by the sweep
+//! if the process stops in between.
+
+use std::sync::OnceLock;
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
 
 use super::content::{self, Key};
 use super::ingest::{self, NewObject};
-use super::rows::{self, EncryptionFormat, StoredBlob, stored_blob};
+use super::rows::{EncryptionFormat, StoredBlob, stored_blob};
 use super::service::BlobService;
 use crate::db::page::Cursor;
-use crate::encryption::{Dek, Owner};
+use crate::encryption::reencrypt::{ConversionProgress, Interrupt, Reencrypt};
+use crate::encryption::{Dek, Owner, StorageFormat};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, ProjectId};
 
-/// An object that has to be turned.
-pub struct ConversionItem {
-    pub stored: StoredBlob,
-    pub position: Cursor,
+/// How many objects are looked up at once.
+const BATCH_SIZE: i64 = 500;
+/// How many objects are converted concurrently.
+const CONCURRENCY: usize = 4;
+
+/// An object to convert.
+struct ConversionItem {
+    stored: StoredBlob,
+    position: Cursor,
 }
 
 enum SwapOutcome {
     Swapped,
-    /// There is nothing to be turned any more.
+    /// The object was converted or deleted in the meantime.
     NotNeeded,
-    /// The project wants its content in the other form now.
+    /// The project wants its content in the other format now.
     TargetChanged,
 }
 
+#[async_trait]
+impl Reencrypt for BlobService {
+    async fn count_remaining(&self, project: ProjectId, format: StorageFormat) -> Result<i64> {
+        let count = sqlx::query_scalar!(
+            r#"select count(*) as "count!" from blobs
+               where project_id = $1 and state = 'live' and (encryption_format is null) = $2"#,
+            project as _,
+            format as _,
+        );
+        Ok(count.fetch_one(&*self.db).await?)
+    }
+
+    async fn convert(
+        &self,
+        owner: &Owner,
+        format: StorageFormat,
+        progress: &dyn ConversionProgress,
+    ) -> Result<(), Interrupt> {
+        let mut after = Cursor::START;
+        loop {
+            let objects = self.list_unconverted(owner.project, format, after).await?;
+            let Some(last) = objects.last() else { return Ok(()) };
+            after = last.position;
+            // Objects that were begun are finished even if another one finds that the conversion must end.
+            let interrupt = OnceLock::new();
+            let convert = async |item: ConversionItem| {
+                if interrupt.get().is_none()
+                    && let Err(reason) = self.convert_object(owner, format, &item.stored, progress).await
+                {
+                    // The first reason counts.
+                    let _ = interrupt.set(reason);
+                }
+            };
+            stream::iter(objects).for_each_concurrent(CONCURRENCY, convert).await;
+            if let Some(reason) = interrupt.into_inner() {
+                return Err(reason);
+            }
+        }
+    }
+
+    /// Deletes objects of uploads that were cut off or whose format is wrong now, and objects that wait for the sweep. Their rows are
+    /// left to the sweep, which checks once more.
+    async fn delete_stale(&self, project: ProjectId, format: StorageFormat) -> Result<()> {
+        let stale = sqlx::query!(
+            "with marked as (
+                 update blobs set state = 'dead'
+                 where project_id = $1 and state = 'pending' and (encryption_format is null) = $2 returning object_key)
+             select object_key as \"object_key!\" from marked
+             union all
+             select object_key from blobs where project_id = $1 and state = 'dead' and (encryption_format is null) = $2",
+            project as _,
+            format as _,
+        );
+        for row in stale.fetch_all(&*self.db).await? {
+            self.store.delete(&row.object_key).await.map_err(Error::from)?;
+        }
+        Ok(())
+    }
+}
+
 impl BlobService {
-    /// Objects of a project that are in the other form, in the order they were made, after this one.
-    ///
-    /// # Errors
-    /// The database fails.
-    pub async fn list_unconverted(
+    /// Lists objects that are not in this format, in the order of their creation after this position.
+    async fn list_unconverted(
         &self,
         project: ProjectId,
-        seals: bool,
+        format: StorageFormat,
         after: Cursor,
-        limit: i64,
     ) -> Result<Vec<ConversionItem>> {
         let rows = sqlx::query!(
-            r#"select id as "blob_id: BlobId", object_key, size, sha256, encryption_format as "encryption_format: EncryptionFormat",
-                      wrapped_key, created_at from blobs
+            r#"select id as "blob_id: BlobId", object_key, size, sha256,
+                      encryption_format as "encryption_format: EncryptionFormat", wrapped_key, created_at
+               from blobs
                where project_id = $1 and state = 'live' and (encryption_format is null) = $2 and (created_at, id) > ($3, $4)
                order by created_at, id limit $5"#,
             project as _,
-            seals,
+            format as _,
             after.created_at,
             after.id,
-            limit,
+            BATCH_SIZE,
         );
         let rows = rows.fetch_all(&*self.db).await?.into_iter().map(|row| ConversionItem {
             position: Cursor { created_at: row.created_at, id: row.blob_id.0 },
@@ -54,26 +122,31 @@ impl BlobService {
         Ok(rows.collect())
     }
 
-    /// How many there are.
-    ///
-    /// # Errors
-    /// The database fails.
-    pub async fn count_unconverted(&self, project: ProjectId, seals: bool) -> Result<i64> {
-        let count = sqlx::query_scalar!(
-            r#"select count(*) as "count!" from blobs where project_id = $1 and state = 'live' and (encryption_format is null) = $2"#,
-            project as _,
-            seals,
-        );
-        Ok(count.fetch_one(&*self.db).await?)
+    async fn convert_object(
+        &self,
+        owner: &Owner,
+        format: StorageFormat,
+        stored: &StoredBlob,
+        progress: &dyn ConversionProgress,
+    ) -> Result<(), Interrupt> {
+        progress.check_deadline()?;
+        let (converted, damaged) = match self.replace_object(owner, format, stored).await {
+            Ok(SwapOutcome::Swapped | SwapOutcome::NotNeeded) => (1, Vec::new()),
+            Ok(SwapOutcome::TargetChanged) => return Err(Interrupt::TargetChanged),
+            Err(err @ (Error::Damaged { .. } | Error::Internal(_))) => {
+                tracing::error!(content.sha256 = stored.sha256, error = ?err, "an object cannot be converted");
+                (0, vec![format!("the file with SHA-256 {} is damaged and stays as it is", stored.sha256)])
+            }
+            Err(err) => return Err(err.into()),
+        };
+        let mut conn = self.db.acquire().await?;
+        progress.record(&mut conn, converted, &damaged).await
     }
 
-    /// Turns one object. Whether the project still wants that.
-    ///
-    /// # Errors
-    /// 500 if the object is missing or damaged; 503 if the database or the object store fails.
-    pub async fn convert_object(&self, owner: &Owner, stored: &StoredBlob, seals: bool) -> Result<bool> {
-        let copy = self.copy_to_spool(Key::Project(Some(owner.opening()?)), stored).await?;
-        let kek = owner.sealing(seals)?;
+    /// Stores the content of an object in this format, and deletes the object.
+    async fn replace_object(&self, owner: &Owner, format: StorageFormat, stored: &StoredBlob) -> Result<SwapOutcome> {
+        let copy = self.copy_to_spool(Key::Project(Some(owner.decryption_key()?)), stored).await?;
+        let kek = owner.encryption_key(format)?;
         let dek = kek.map(|_| Dek::random()).transpose()?;
         let wrapped = match (kek, &dek) {
             (Some(kek), Some(dek)) => Some(content::wrap(kek, dek, &stored.sha256)?),
@@ -83,25 +156,23 @@ impl BlobService {
         let object_key = ingest::object_key(owner.project, blob);
         self.insert_pending(blob, &object_key, owner.project, &copy, wrapped.as_deref()).await?;
         self.put_content(&object_key, &copy, dek.as_ref()).await?;
-        let new_object = NewObject { project: owner.project, object_key, sealed: seals };
-        match self.swap_object(stored, blob, &new_object).await? {
-            SwapOutcome::Swapped => {}
-            other => {
-                self.discard(vec![(blob, new_object)]).await;
-                return Ok(matches!(other, SwapOutcome::NotNeeded));
-            }
+        let new_object = NewObject { project: owner.project, object_key, format };
+        let outcome = self.swap_object(stored, blob, &new_object).await?;
+        if !matches!(outcome, SwapOutcome::Swapped) {
+            self.discard(vec![(blob, new_object)]).await;
+            return Ok(outcome);
         }
         self.store.delete(&stored.object_key).await?;
         sqlx::query!("delete from blobs where object_key = $1 and state = 'dead'", stored.object_key)
             .execute(&*self.db)
             .await?;
-        Ok(true)
+        Ok(outcome)
     }
 
     /// Puts the new object in the place of the old one, which from then on is a dead one with a row of its own.
     async fn swap_object(&self, stored: &StoredBlob, blob: BlobId, new_object: &NewObject) -> Result<SwapOutcome> {
         let mut tx = self.db.begin().await?;
-        if rows::encryption_enabled_for_share(&mut tx, new_object.project).await? != Some(new_object.sealed) {
+        if StorageFormat::lock_for_share(&mut tx, new_object.project).await? != Some(new_object.format) {
             return Ok(SwapOutcome::TargetChanged);
         }
         let taken = sqlx::query!(
@@ -136,27 +207,5 @@ impl BlobService {
         .await?;
         tx.commit().await?;
         Ok(SwapOutcome::Swapped)
-    }
-
-    /// Removes objects in the other form that no row will ever refer to: of uploads that were cut off or are refused now, and what
-    /// waits for the sweep. Their rows are left to the sweep, which looks once more.
-    ///
-    /// # Errors
-    /// 503 if the database or the object store fails.
-    pub async fn delete_stale_objects(&self, project: ProjectId, seals: bool) -> Result<()> {
-        let left = sqlx::query!(
-            "with marked as (
-                 update blobs set state = 'dead'
-                 where project_id = $1 and state = 'pending' and (encryption_format is null) = $2 returning object_key)
-             select object_key as \"object_key!\" from marked
-             union all
-             select object_key from blobs where project_id = $1 and state = 'dead' and (encryption_format is null) = $2",
-            project as _,
-            seals,
-        );
-        for row in left.fetch_all(&*self.db).await? {
-            self.store.delete(&row.object_key).await.map_err(Error::from)?;
-        }
-        Ok(())
     }
 }

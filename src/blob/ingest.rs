@@ -1,24 +1,38 @@
-//! The rows of stored objects. Every stored file goes through [`BlobService::upload`] and then, in the transaction that inserts the rows
-//! which refer to it, through [`BlobService::claim`].
+//! Stores contents, and hands out the ids of their blobs. Every stored file goes through [`BlobService::ingest`] and then, in the
+//! transaction that inserts the rows which refer to it, through [`Ingest::claim`].
 //!
-//! The order makes a crash harmless at any point: a `pending` row, the object, then one transaction with `live` and the
-//! reference. What is left over is a row that the sweep finds.
+//! The order makes a crash harmless at any point: a `pending` row, the object, then one transaction with `live` and the reference. A
+//! crash in between leaves a row that the sweep finds.
 
+use std::collections::{HashMap, HashSet};
+
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use sqlx::PgConnection;
 
+use super::content;
 use super::rows::EncryptionFormat;
 use super::service::BlobService;
 use super::spool::Spool;
-use super::{content, rows};
-use crate::encryption::{Dek, Owner};
+use crate::db::Tx;
+use crate::encryption::{Dek, Owner, StorageFormat};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, ProjectId};
 
-/// Content that is stored but that no row refers to yet.
-#[derive(Debug)]
-pub struct Upload {
+/// How many contents are stored concurrently.
+const CONCURRENCY: usize = 8;
+
+/// Contents of a project in the object store, each once, that no row refers to yet.
+#[must_use = "contents that are not claimed are deleted by the sweep"]
+pub struct Ingest {
+    service: BlobService,
+    project: ProjectId,
+    uploads: Vec<Upload>,
+}
+
+struct Upload {
+    sha256: String,
     blob: BlobId,
-    /// What this upload put there; nothing if the content was found.
+    /// The object that this upload has stored; `None` if the content was stored already.
     new_object: Option<NewObject>,
 }
 
@@ -26,42 +40,78 @@ pub struct Upload {
 pub(super) struct NewObject {
     pub(super) project: ProjectId,
     pub(super) object_key: String,
-    pub(super) sealed: bool,
+    pub(super) format: StorageFormat,
+}
+
+/// The blobs of contents that were claimed, by SHA-256.
+#[derive(Debug)]
+pub struct Claimed(HashMap<String, BlobId>);
+
+/// A blob that rows of this transaction may refer to; [`Claimed`] is the only source.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim(BlobId);
+
+impl Claimed {
+    /// Returns the claim of a content that was ingested.
+    ///
+    /// # Errors
+    /// 500 for another content.
+    pub fn get(&self, sha256: &str) -> Result<Claim> {
+        let claim = self.0.get(sha256).copied().map(Claim);
+        claim.ok_or_else(|| Error::internal(anyhow::anyhow!("the content {sha256} was not ingested")))
+    }
+}
+
+impl Claim {
+    pub fn blob(self) -> BlobId {
+        self.0
+    }
 }
 
 impl BlobService {
-    /// Sees to it that the content is in the object store: found there, or put there in the form that the project wants.
+    /// Stores contents that the project does not have yet, in the format that the project wants; several concurrently, and equal ones
+    /// once.
     ///
     /// # Errors
-    /// 403 if the project is encrypted and its key not at hand; 503 if the object store fails.
-    pub async fn upload(&self, owner: &Owner, content: &Spool) -> Result<Upload> {
-        let project = owner.project;
+    /// 403 if the project is encrypted and the request has not brought its key; 503 if the object store fails.
+    pub async fn ingest(&self, owner: &Owner, contents: impl Stream<Item = Spool>) -> Result<Ingest> {
+        let mut seen = HashSet::new();
+        let distinct = contents.filter(|content| std::future::ready(seen.insert(content.sha256.clone())));
+        let uploads = distinct.map(|content| async move { self.upload(owner, &content).await });
+        let mut uploads: Vec<_> = uploads.buffer_unordered(CONCURRENCY).try_collect().await?;
+        uploads.sort_by(|one, other| one.sha256.cmp(&other.sha256));
+        Ok(Ingest { service: self.clone(), project: owner.project, uploads })
+    }
+
+    async fn upload(&self, owner: &Owner, content: &Spool) -> Result<Upload> {
+        let (project, sha256) = (owner.project, content.sha256.clone());
         let known = sqlx::query!(
-            r#"select p.encryption_enabled, b.id as "blob?: BlobId"
+            r#"select p.encryption_enabled as "format: StorageFormat", b.id as "blob?: BlobId"
                from projects p left join blobs b on b.project_id = p.id and b.sha256 = $2 and b.state = 'live'
                where p.id = $1"#,
             project as _,
-            content.sha256,
+            sha256,
         );
-        // A project that is deleted just now has nothing to say in this; the transaction will find out.
+        // If the project is being deleted, the transaction will find out.
         let known = known.fetch_optional(&*self.db).await?;
         if let Some(blob) = known.as_ref().and_then(|known| known.blob) {
-            return Ok(Upload { blob, new_object: None });
+            return Ok(Upload { sha256, blob, new_object: None });
         }
-        let kek = owner.sealing(known.is_some_and(|known| known.encryption_enabled))?;
+        let format = known.map_or(StorageFormat::Plaintext, |known| known.format);
+        let kek = owner.encryption_key(format)?;
         let blob = BlobId::new();
-        let new_object = NewObject { project, object_key: object_key(project, blob), sealed: kek.is_some() };
+        let new_object = NewObject { project, object_key: object_key(project, blob), format };
         let dek = kek.map(|_| Dek::random()).transpose()?;
-        let seal = match (kek, &dek) {
-            (Some(kek), Some(dek)) => Some(content::wrap(kek, dek, &content.sha256)?),
+        let wrapped_key = match (kek, &dek) {
+            (Some(kek), Some(dek)) => Some(content::wrap(kek, dek, &sha256)?),
             _ => None,
         };
-        self.insert_pending(blob, &new_object.object_key, project, content, seal.as_deref()).await?;
+        self.insert_pending(blob, &new_object.object_key, project, content, wrapped_key.as_deref()).await?;
         self.put_content(&new_object.object_key, content, dek.as_ref()).await?;
-        Ok(Upload { blob, new_object: Some(new_object) })
+        Ok(Upload { sha256, blob, new_object: Some(new_object) })
     }
 
-    /// Notes that an object may come to be under this name.
+    /// Inserts the row of an object before the object is stored, so that no object is unknown.
     pub(super) async fn insert_pending(
         &self,
         blob: BlobId,
@@ -86,31 +136,9 @@ impl BlobService {
         Ok(())
     }
 
-    /// Makes the upload's blob one that rows of this transaction may refer to, and holds it there until the transaction ends.
-    /// `None` if another one took its place meanwhile (an equal content that came first, or the sweep), or the project wants its
-    /// content in another form now: begin again with [`BlobService::upload`], in a new transaction.
-    pub async fn claim(&self, conn: &mut PgConnection, upload: &Upload) -> Result<Option<BlobId>> {
-        Ok(self.claim_all(conn, std::slice::from_ref(upload)).await?.and_then(|blobs| blobs.first().copied()))
-    }
-
-    /// As [`BlobService::claim`], for several contents of a project, no two of them equal: all of them or none.
-    pub async fn claim_all(&self, conn: &mut PgConnection, uploads: &[Upload]) -> Result<Option<Vec<BlobId>>> {
-        let claimed = try_claim(conn, uploads).await;
-        if !matches!(claimed, Ok(true)) {
-            // Nobody will refer to them any more.
-            let left: Vec<_> =
-                uploads.iter().filter_map(|upload| Some((upload.blob, upload.new_object.clone()?))).collect();
-            if !left.is_empty() {
-                let service = self.clone();
-                self.process.background_tasks.spawn(async move { service.discard(left).await });
-            }
-        }
-        Ok(claimed?.then(|| uploads.iter().map(|upload| upload.blob).collect()))
-    }
-
-    /// Removes what was put into the store in vain, whatever has become of its row.
-    pub(super) async fn discard(&self, left: Vec<(BlobId, NewObject)>) {
-        for (blob, NewObject { object_key, .. }) in left {
+    /// Deletes objects that were stored in vain, whatever has become of their rows.
+    pub(super) async fn discard(&self, objects: Vec<(BlobId, NewObject)>) {
+        for (blob, NewObject { object_key, .. }) in objects {
             let discarded = async {
                 sqlx::query!("update blobs set state = 'dead' where id = $1 and state = 'pending'", blob as _)
                     .execute(&*self.db)
@@ -121,44 +149,90 @@ impl BlobService {
                     .await?;
                 Ok::<_, Error>(())
             };
-            if let Err(fault) = discarded.await {
-                tracing::warn!(error = ?fault, "an upload that is not needed was left to the sweep");
+            if let Err(err) = discarded.await {
+                tracing::warn!(error = ?err, "an upload that is not needed was left to the sweep");
             }
         }
     }
 }
 
-/// The name of an object that will be; used once.
-pub(super) fn object_key(project: ProjectId, blob: BlobId) -> String {
-    format!("{project}/{blob}")
-}
+impl Ingest {
+    /// Makes the blobs available to rows of this transaction, and keeps them until it ends: all or none. `None` if the sweep has
+    /// deleted one, another transaction was faster with an equal content, the project wants another storage format, or this
+    /// transaction and another one waited for each other: roll back and ingest the contents again.
+    ///
+    /// Locks the project's storage format first, and then the blobs.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn claim(&self, tx: &mut Tx) -> Result<Option<Claimed>> {
+        let is_claimed = match self.try_claim(tx).await {
+            Ok(is_claimed) => is_claimed,
+            Err(err) if err.is_deadlock() => false,
+            Err(err) => {
+                self.discard();
+                return Err(err);
+            }
+        };
+        if !is_claimed {
+            self.discard();
+            return Ok(None);
+        }
+        Ok(Some(Claimed(self.uploads.iter().map(|upload| (upload.sha256.clone(), upload.blob)).collect())))
+    }
 
-async fn try_claim(conn: &mut PgConnection, uploads: &[Upload]) -> Result<bool> {
-    let found: Vec<BlobId> = uploads.iter().filter(|one| one.new_object.is_none()).map(|one| one.blob).collect();
-    if !found.is_empty() {
-        // The share lock keeps the sweep from calling it dead before this transaction has ended. In one order, so that two
-        // transactions do not wait for each other.
-        let held = sqlx::query_scalar!(
-            "select 1 as one from blobs where id = any($1) and state = 'live' order by id for share",
-            &found as _,
-        );
-        if held.fetch_all(&mut *conn).await?.len() < found.len() {
+    async fn try_claim(&self, conn: &mut PgConnection) -> Result<bool> {
+        if self.uploads.is_empty() {
+            return Ok(true);
+        }
+        // `None`: the project is being deleted. The rows that will refer to the blobs cannot be inserted.
+        if let Some(format) = StorageFormat::lock_for_share(conn, self.project).await?
+            && self.new_objects().any(|(_, object)| object.format != format)
+        {
             return Ok(false);
         }
+        let (new, found): (Vec<_>, Vec<_>) = self.uploads.iter().partition(|upload| upload.new_object.is_some());
+        let ids = |uploads: Vec<&Upload>| -> Vec<BlobId> { uploads.iter().map(|upload| upload.blob).collect() };
+        let (new, found) = (ids(new), ids(found));
+        if !found.is_empty() {
+            // The share lock keeps the sweep from marking a blob dead before this transaction has ended. In one order, so that two
+            // transactions do not wait for each other.
+            let locked = sqlx::query_scalar!(
+                "select 1 as one from blobs where id = any($1) and state = 'live' order by id for share",
+                &found as _,
+            );
+            if locked.fetch_all(&mut *conn).await?.len() < found.len() {
+                return Ok(false);
+            }
+        }
+        if new.is_empty() {
+            return Ok(true);
+        }
+        let promoted =
+            sqlx::query!("update blobs set state = 'live' where id = any($1) and state = 'pending'", &new as _);
+        match promoted.execute(conn).await {
+            Ok(promoted) => Ok(promoted.rows_affected() == new.len() as u64),
+            // Another transaction was faster with an equal content.
+            Err(sqlx::Error::Database(err)) if err.constraint() == Some("blobs_live_idx") => Ok(false),
+            Err(err) => Err(err.into()),
+        }
     }
-    let new_object: Vec<(BlobId, &NewObject)> =
-        uploads.iter().filter_map(|one| Some((one.blob, one.new_object.as_ref()?))).collect();
-    let Some((_, first)) = new_object.first() else { return Ok(true) };
-    let wanted = rows::encryption_enabled_for_share(&mut *conn, first.project).await?;
-    if new_object.iter().any(|(_, one)| wanted.is_some_and(|sealed| sealed != one.sealed)) {
-        return Ok(false);
+
+    fn new_objects(&self) -> impl Iterator<Item = (BlobId, &NewObject)> {
+        self.uploads.iter().filter_map(|upload| Some((upload.blob, upload.new_object.as_ref()?)))
     }
-    let ids: Vec<BlobId> = new_object.iter().map(|(blob, _)| *blob).collect();
-    let made = sqlx::query!("update blobs set state = 'live' where id = any($1) and state = 'pending'", &ids as _);
-    match made.execute(conn).await {
-        Ok(made) => Ok(made.rows_affected() == ids.len() as u64),
-        // An equal content came first.
-        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("blobs_live_idx") => Ok(false),
-        Err(fault) => Err(fault.into()),
+
+    /// Deletes the new objects in the background: no row will refer to them.
+    fn discard(&self) {
+        let objects: Vec<_> = self.new_objects().map(|(blob, object)| (blob, object.clone())).collect();
+        if !objects.is_empty() {
+            let service = self.service.clone();
+            self.service.process.background_tasks.spawn(async move { service.discard(objects).await });
+        }
     }
+}
+
+/// Returns the key of an object that does not exist yet.
+pub(super) fn object_key(project: ProjectId, blob: BlobId) -> String {
+    format!("{project}/{blob}")
 }

@@ -82,9 +82,3 @@ pub async fn list_by_sha256(conn: &mut PgConnection, project: ProjectId, hashes:
     );
     Ok(rows.fetch_all(conn).await?)
 }
-
-/// Whether a project's content is to be stored sealed: an answer that stays right until the transaction ends. `None` if there is
-/// no such project (any more).
-pub async fn encryption_enabled_for_share(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<bool>> {
-    sqlx::query_scalar!("select encryption_enabled_for_share($1, true)", project as _).fetch_one(conn).await
-}

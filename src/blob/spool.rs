@@ -14,6 +14,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
+use crate::media;
+
 /// Up to here an upload stays in memory.
 const MEMORY: usize = 128 * 1024;
 /// How much of the beginning is kept at hand, to tell what kind of content it is.
@@ -90,8 +92,8 @@ impl SpoolDir {
                 file = Some((begun, path));
             }
         }
-        let body = file.map_or_else(|| Body::Memory(memory.into()), |(_, path)| Body::File(path));
-        Ok(Spool { sha256: hex::encode(hash.finish()), size, head, body })
+        let body = file.map_or_else(|| Body::Memory(memory.into()), |(_, path)| Body::File(Arc::new(path)));
+        Ok(Spool { sha256: hex::encode(hash.finish()), size, head: head.into(), body })
     }
 
     /// A name for a file of the moment; what is made there goes when this is dropped.
@@ -104,10 +106,16 @@ impl SpoolDir {
         Spool {
             sha256: hex::encode(digest::digest(&digest::SHA256, &bytes)),
             size: bytes.len() as u64,
-            head: bytes[..bytes.len().min(HEAD)].to_vec(),
+            head: bytes.slice(..bytes.len().min(HEAD)),
             body: Body::Memory(bytes),
         }
     }
+}
+
+/// Returns the media type of a file, by its content and its name.
+pub fn media_type_of(content: &Spool, filename: &str) -> String {
+    let is_whole = content.head.len() as u64 == content.size;
+    media::detect(&content.head, is_whole, filename)
 }
 
 /// How often a process tries to create its folder while others remove it.
@@ -215,27 +223,29 @@ impl SpoolWriter {
             None => Body::Memory(self.memory.freeze()),
             Some((mut file, path)) => {
                 file.flush().await?;
-                Body::File(path)
+                Body::File(Arc::new(path))
             }
         };
-        Ok(Spool { sha256: hex::encode(self.hash.finish()), size: self.size, head: self.head, body })
+        Ok(Spool { sha256: hex::encode(self.hash.finish()), size: self.size, head: self.head.into(), body })
     }
 }
 
 /// An upload that is whole.
+#[derive(Clone)]
 pub struct Spool {
     /// Of the content, in lower-case hex.
     pub sha256: String,
     /// In bytes.
     pub size: u64,
     /// The first bytes, [`HEAD`] at most.
-    pub head: Vec<u8>,
+    pub head: Bytes,
     body: Body,
 }
 
+#[derive(Clone)]
 pub(super) enum Body {
     Memory(Bytes),
-    File(TempPath),
+    File(Arc<TempPath>),
 }
 
 impl Spool {

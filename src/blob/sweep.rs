@@ -54,7 +54,7 @@ impl JobHandler for SweepBlobs {
 /// The database fails.
 pub async fn enqueue_sweep(blobs: BlobService) -> Result<()> {
     let mut tx = blobs.db.begin().await?;
-    blobs.queue.enqueue(&mut tx, &Owner::plain(jobs::SERVER), &SweepBlobs {}, Delay::NONE).await?;
+    blobs.queue.enqueue(&mut tx, &Owner::unencrypted(jobs::SERVER), &SweepBlobs {}, Delay::NONE).await?;
     Ok(tx.commit().await?)
 }
 

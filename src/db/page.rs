@@ -18,6 +18,9 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// Before every row.
+    pub const START: Self = Self { created_at: DateTime::UNIX_EPOCH, id: Uuid::nil() };
+
     /// Returns the text of this cursor.
     pub fn encode(&self) -> String {
         // In range until the year 2262, as in every client.

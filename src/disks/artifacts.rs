@@ -6,19 +6,20 @@ use axum::http::{HeaderMap, Method};
 use axum::response::Response;
 use bytes::Bytes;
 use chrono::Utc;
+use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
 use super::api::NOT_FOUND;
-use super::changes::{self, Author, Change, Content, FileChange};
+use super::changes::{self, Author, Change, FileChange, NewContent};
 use super::files::{self, File};
 use super::parse::Kind;
 use super::path::FilePath;
 use super::{Artifact, INFO, store};
 use crate::auth::Caller;
 use crate::blob::content::Key;
-use crate::blob::spool::Spool;
+use crate::blob::spool::{Spool, media_type_of};
 use crate::disks::Disks;
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
@@ -32,14 +33,11 @@ use crate::http::openapi::Refusals;
 use crate::http::response::{self, EmptyResponse, Envelope};
 use crate::ids::DiskId;
 use crate::material::signed_urls::{self, SignedUrl, wrap_key_for_link};
-use crate::media;
 use crate::platform::Platform;
 
 /// The refusal of a disk that is not the caller's, where upstream has a 403.
 const DENIED: Error = Error::Forbidden("access denied: disk does not belong to this project");
 const NO_FILE: Error = Error::NotFound("artifact not found");
-/// How often an upload begins again because an equal content came first, or the sweep.
-const UPLOAD_TRIES: usize = 5;
 
 /// The form of an upload.
 #[derive(utoipa::ToSchema)]
@@ -76,7 +74,7 @@ pub async fn upsert_artifact(
     if !there {
         return Err(NOT_FOUND);
     }
-    caller.owner.check_may_store()?;
+    caller.owner.ensure_can_store()?;
     let reservations = Reservations::of(request.extensions());
     let mut form = MultipartForm::read(request, &ctx.request_context, &FormLimits::one_file(&ctx.config.limits))
         .await?
@@ -100,24 +98,24 @@ async fn store_file(
     content: &Spool,
     meta: Map<String, Value>,
 ) -> Result<Response> {
-    let whole = content.head.len() as u64 == content.size;
-    let mime = media::detect(&content.head, whole, at.filename());
-    for _ in 0..UPLOAD_TRIES {
-        let upload = ctx.blobs.upload(owner, content).await?;
-        let mut tx = idempotency.begin().await?;
-        let Some(blob) = ctx.blobs.claim(&mut tx, &upload).await? else {
+    let mime = media_type_of(content, at.filename());
+    let size = i64::try_from(content.size).map_err(Error::internal)?;
+    let mut attempts = idempotency.attempts();
+    loop {
+        let contents = ctx.blobs.ingest(owner, stream::iter([content.clone()])).await?;
+        let mut tx = attempts.begin().await?;
+        let Some(blobs) = contents.claim(&mut tx).await? else {
             tx.rollback().await?;
             continue;
         };
-        let size = i64::try_from(content.size).map_err(Error::internal)?;
-        let content = Content { blob, mime: mime.clone(), size, sha256: content.sha256.clone() };
+        let sha256 = content.sha256.clone();
+        let content = NewContent { content: blobs.get(&sha256)?, mime: mime.clone(), size, sha256 };
         let change = FileChange { at: at.clone(), change: Change::Put { content, meta: meta.clone() } };
         changes::apply(&mut tx, owner.project, disk, &[change], by_api(ctx)).await?.map_err(|_| NOT_FOUND)?;
         let file = files::get(&mut tx, owner.project, disk, &at).await?;
         let file = file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")))?;
         return tx.commit(response::created(Artifact::from(file))).await;
     }
-    Err(Error::unavailable("equal files are being stored and removed at once; try again in a moment"))
 }
 
 fn by_api(ctx: &Disks) -> Author<'static> {

@@ -6,23 +6,32 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::path::FilePath;
+use crate::blob::ingest::Claim;
 use crate::ids::{BlobId, DiskId, ProjectId};
 use crate::skills::touch::touch;
 
-/// A stored content to put into a file; its blob is claimed in this transaction.
+/// A stored content to put into a file.
 #[derive(Clone, Debug)]
-pub struct Content {
-    pub blob: BlobId,
+pub struct NewContent {
+    pub content: Claim,
     pub mime: String,
     pub size: i64,
     pub sha256: String,
+}
+
+/// The content of a version.
+struct Content {
+    blob: BlobId,
+    mime: String,
+    size: i64,
+    sha256: String,
 }
 
 /// What happens to a file.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// A new content, with what the client keeps with it; makes the file if it is not there.
-    Put { content: Content, meta: Map<String, Value> },
+    Put { content: NewContent, meta: Map<String, Value> },
     /// The same content, with something else kept with it.
     SetMeta(Map<String, Value>),
     /// The file goes, and all its versions with it.
@@ -84,7 +93,7 @@ async fn put(
     conn: &mut PgConnection,
     disk: DiskId,
     at: &FilePath,
-    content: &Content,
+    content: &NewContent,
     meta: &Map<String, Value>,
     author: Author<'_>,
 ) -> sqlx::Result<()> {
@@ -103,7 +112,9 @@ async fn put(
         end_current(conn, disk, at, file.no).await?;
         prune(conn, disk, at, author.keep).await?;
     }
-    insert_version(conn, disk, at, file.no, content, meta, author).await
+    let NewContent { content, mime, size, sha256 } = content.clone();
+    let content = Content { blob: content.blob(), mime, size, sha256 };
+    insert_version(conn, disk, at, file.no, &content, meta, author).await
 }
 
 async fn set_meta(

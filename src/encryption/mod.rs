@@ -10,8 +10,11 @@ pub mod frame;
 pub mod jobs;
 pub mod object;
 mod owner;
+pub mod reencrypt;
+mod storage_format;
 
 pub use owner::Owner;
+pub use storage_format::StorageFormat;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::{hmac, rand};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Kek;
+use super::{Kek, StorageFormat};
 use crate::error::{Error, Result};
 use crate::ids::ProjectId;
 
@@ -10,42 +10,42 @@ use crate::ids::ProjectId;
 #[derive(Clone)]
 pub struct Owner {
     pub project: ProjectId,
-    /// Whether the project is encrypted, as far as is known: that may change at any moment.
-    pub encrypted: bool,
+    /// How content is stored, as far as is known: that may change at any moment, see [`StorageFormat::lock_for_share`].
+    pub format: StorageFormat,
     pub kek: Option<Arc<Kek>>,
 }
 
 impl Owner {
-    /// One whose content is not sealed.
-    pub fn plain(project: ProjectId) -> Self {
-        Self { project, encrypted: false, kek: None }
+    /// A project that is not encrypted.
+    pub fn unencrypted(project: ProjectId) -> Self {
+        Self { project, format: StorageFormat::Plaintext, kek: None }
     }
 
-    /// What content is to be sealed with; nothing if it is to be stored as it is.
+    /// Returns the key to encrypt content with; `None` if it is stored as plaintext.
     ///
     /// # Errors
-    /// 403 if the project is encrypted and its key not at hand.
-    pub fn sealing(&self, encrypted: bool) -> Result<Option<&Kek>> {
-        match (encrypted, &self.kek) {
-            (false, _) => Ok(None),
-            (true, Some(kek)) => Ok(Some(kek)),
-            (true, None) => Err(Error::KeyRequired),
+    /// 403 if content is to be encrypted and the request has not brought the key.
+    pub fn encryption_key(&self, format: StorageFormat) -> Result<Option<&Kek>> {
+        match (format, &self.kek) {
+            (StorageFormat::Plaintext, _) => Ok(None),
+            (StorageFormat::Encrypted, Some(kek)) => Ok(Some(kek)),
+            (StorageFormat::Encrypted, None) => Err(Error::KeyRequired),
         }
     }
 
-    /// Refuses what could not be stored in any case, before it is taken in.
+    /// Rejects content that could not be stored, before it is read.
     ///
     /// # Errors
-    /// As for [`Owner::sealing`].
-    pub fn check_may_store(&self) -> Result<()> {
-        self.sealing(self.encrypted).map(drop)
+    /// As for [`Owner::encryption_key`].
+    pub fn ensure_can_store(&self) -> Result<()> {
+        self.encryption_key(self.format).map(drop)
     }
 
-    /// What opens content that is sealed.
+    /// Returns the key to decrypt content with.
     ///
     /// # Errors
-    /// 403 if the key is not at hand.
-    pub fn opening(&self) -> Result<&Kek> {
+    /// 403 if the request has not brought the key.
+    pub fn decryption_key(&self) -> Result<&Kek> {
         self.kek.as_deref().ok_or(Error::KeyRequired)
     }
 }

@@ -66,7 +66,7 @@ impl JobQueue {
     /// # Errors
     /// The system returns no random bytes.
     pub fn wrap_key(&self, owner: &Owner) -> anyhow::Result<Option<Vec<u8>>> {
-        owner.kek.as_ref().filter(|_| owner.encrypted).map(|kek| self.wrap_kek(kek)).transpose()
+        owner.kek.as_ref().filter(|_| owner.format.is_encrypted()).map(|kek| self.wrap_kek(kek)).transpose()
     }
 
     /// Encrypts a project's key for its jobs.
@@ -95,7 +95,7 @@ impl JobQueue {
     /// # Errors
     /// The database fails.
     pub async fn provide_key_now(&self, db: &Db, owner: &Owner) -> Result<()> {
-        if !owner.encrypted || owner.kek.is_none() {
+        if !owner.format.is_encrypted() || owner.kek.is_none() {
             return Ok(());
         }
         let mut tx = db.begin_statement().await?;

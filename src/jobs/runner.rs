@@ -20,7 +20,7 @@ use super::store::{self, Claimed};
 use super::{JobError, JobQueue, JobRegistry, LeaseLost, RunningJob};
 use crate::config::JobSettings;
 use crate::db::Db;
-use crate::encryption::Owner;
+use crate::encryption::{Owner, StorageFormat};
 use crate::ids::JobId;
 use crate::process::Process;
 use crate::telemetry;
@@ -152,7 +152,7 @@ fn start(runner: &Arc<Runner>, owner: Uuid, job: Claimed, slot: OwnedSemaphorePe
             None
         }
     });
-    let owner_of_work = Owner { project: job.project, encrypted: kek.is_some(), kek };
+    let owner_of_work = Owner { project: job.project, format: StorageFormat::from_flag(kek.is_some()), kek };
     let running =
         RunningJob { id: job.id, owner: owner_of_work, attempt: job.attempt, lease: owner, completed: false.into() };
     let running = Arc::new(running);

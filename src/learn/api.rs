@@ -8,8 +8,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::Learn;
 use super::queue::Observe;
-use super::{Learn, store};
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::Path;
@@ -21,6 +21,7 @@ use crate::jobs::Delay;
 use crate::llm::LlmError;
 use crate::messages::{ProcessStatus, observing};
 use crate::sessions;
+use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
 
 /// How often to look whether another process is done.
@@ -87,10 +88,12 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
     let deadline = Instant::now() + ctx.config.learning.flush;
     let mut tx = ctx.db.begin().await?;
     sessions::store::check_owned(&mut tx, caller.project, session).await?;
-    let locked = store::lock(&mut tx, session).await?.ok_or(sessions::NOT_FOUND)?;
-    ctx.queue.provide_key(&mut tx, &caller.owner).await?;
-    observing::set_status(&mut tx, session, None, ProcessStatus::Failed, ProcessStatus::Pending).await?;
-    let waiting = observing::count_pending_messages(&mut tx, session, None).await?;
+    let locked = LockedSession::lock(&mut tx, caller.project, session).await?;
+    let mut locked = locked.ok_or(sessions::NOT_FOUND)?;
+    let last_message_at = locked.last_message_at;
+    ctx.queue.provide_key(&mut locked, &caller.owner).await?;
+    observing::set_status(&mut locked, None, ProcessStatus::Failed, ProcessStatus::Pending).await?;
+    let waiting = observing::count_pending_messages(&mut locked, session, None).await?;
     if waiting == 0 {
         return Ok(answer(200, String::new()));
     }
@@ -98,12 +101,11 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
         return Ok(answer(503, format!("{}; {waiting} messages wait", LlmError::NotConfigured)));
     }
     let job = Observe { session };
-    if !ctx.queue.make_due(&mut tx, &job).await? && ctx.queue.find(&mut tx, &job).await?.is_none() {
-        ctx.queue.enqueue(&mut tx, &caller.owner, &job, Delay::NONE).await?;
+    if !ctx.queue.make_due(&mut locked, &job).await? && ctx.queue.find(&mut locked, &job).await?.is_none() {
+        observing::enqueue_job(&mut locked, &ctx.queue, &caller.owner, Delay::NONE).await?;
     }
-    sessions::store::set_has_observe_job(&mut tx, session, true).await?;
     tx.commit().await?;
-    wait(ctx, session, locked.last_message_at, deadline).await
+    wait(ctx, session, last_message_at, deadline).await
 }
 
 /// Waits until the messages up to a moment were looked at.

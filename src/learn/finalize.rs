@@ -6,7 +6,8 @@ use super::Learn;
 use super::queue::{Distill, FinalizeSession};
 use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
 use crate::learning_spaces::progress::{self, NextStep};
-use crate::{learning_spaces, messages, tasks};
+use crate::sessions::lock::LockedSession;
+use crate::{learning_spaces, tasks};
 
 impl JobHandler for FinalizeSession {
     type Context = Learn;
@@ -16,13 +17,13 @@ impl JobHandler for FinalizeSession {
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
         let mut tx = ctx.db.begin().await?;
-        let project = running.owner.project;
-        messages::store::lock_session(&mut tx, project, self.session).await?;
-        // Messages may have been stored meanwhile; the next check after them enqueues this job again.
-        let progress = learning_spaces::store::get_progress(&mut tx, self.session).await?;
-        if progress.as_ref().and_then(progress::next_step) == Some(NextStep::CloseTasks) {
-            for task in tasks::store::close_open(&mut tx, project, self.session).await? {
-                ctx.queue.enqueue(&mut tx, &running.owner, &Distill { task }, Delay::NONE).await?;
+        if let Some(mut session) = LockedSession::lock(&mut tx, running.owner.project, self.session).await? {
+            // Messages may have been stored in the meantime; the next check after them enqueues this job again.
+            let progress = learning_spaces::store::get_progress(&mut session, self.session).await?;
+            if progress.as_ref().and_then(progress::next_step) == Some(NextStep::CloseTasks) {
+                for task in tasks::store::complete_open(&mut session).await? {
+                    ctx.queue.enqueue(&mut session, &running.owner, &Distill { task }, Delay::NONE).await?;
+                }
             }
         }
         running.complete(&mut tx).await?;

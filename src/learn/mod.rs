@@ -2,14 +2,14 @@
 //!
 //! [`queue`] has the payloads of the jobs, for all who enqueue them. [`api`] has the routes that report and expedite observation,
 //! [`observe`] is the job. [`distill`] is the job of each ended task of a session that a space learns, [`finalize`] ends what is open
-//! in such a session. [`store`] is the SQL.
+//! in such a session. [`settings`] reads what a project has set for itself.
 
 pub mod api;
 pub mod distill;
 pub mod finalize;
 pub mod observe;
 pub mod queue;
-pub mod store;
+pub mod settings;
 
 use std::sync::Arc;
 

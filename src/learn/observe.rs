@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::Learn;
 use super::queue::Observe;
-use super::store;
+use super::settings;
 use crate::encryption::{Owner, frame};
 use crate::error::Result;
 use crate::ids::SessionId;
@@ -18,6 +18,7 @@ use crate::jobs::{Delay, JobError, JobHandler, RunningJob, WaitReason};
 use crate::llm::{ChatRequest, LlmError, Message, ToolChoice};
 use crate::messages::ProcessStatus;
 use crate::messages::observing::{self, MessageContent};
+use crate::sessions::lock::LockedSession;
 use crate::{sessions, usage_metrics};
 
 /// The maximum length of a response of the model, in tokens.
@@ -33,8 +34,8 @@ impl JobHandler for Observe {
     const MAX_ATTEMPTS: i32 = 5;
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
-        begin(ctx, self.session).await?;
-        while let Some(batch) = take(ctx, self.session, running).await? {
+        reset_running(ctx, &running.owner, self.session).await?;
+        while let Some(batch) = claim_batch(ctx, self.session, running).await? {
             let outcome = look_at(ctx, &running.owner, &batch).await;
             settle(ctx, self.session, &batch, outcome, running).await?;
             ctx.observation_finished.notify_waiters();
@@ -44,37 +45,38 @@ impl JobHandler for Observe {
     }
 }
 
-/// What a try that died has left behind waits again: the lane says that nobody else works on it.
-async fn begin(ctx: &Learn, session: SessionId) -> Result<(), JobError> {
+/// Makes messages pending again that an attempt has claimed whose process died. The lane ensures that no other job works on them.
+async fn reset_running(ctx: &Learn, owner: &Owner, session: SessionId) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
-    if store::lock(&mut tx, session).await?.is_some() {
-        observing::set_status(&mut tx, session, None, ProcessStatus::Running, ProcessStatus::Pending).await?;
+    if let Some(mut session) = LockedSession::lock(&mut tx, owner.project, session).await? {
+        observing::set_status(&mut session, None, ProcessStatus::Running, ProcessStatus::Pending).await?;
     }
     tx.commit().await?;
     Ok(())
 }
 
-/// Takes the next batch; `None` if nothing waits, and then the job has completed.
-async fn take(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<Option<Vec<Uuid>>, JobError> {
+/// Claims the next batch. `None` if no message is pending; the job has completed then.
+async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<Option<Vec<Uuid>>, JobError> {
     let mut tx = ctx.db.begin().await?;
-    let Some(locked) = store::lock(&mut tx, session).await? else {
+    let project = running.owner.project;
+    let Some(mut session) = LockedSession::lock(&mut tx, project, session).await? else {
         return Ok(None);
     };
-    if usage_metrics::store::is_excess(&mut tx, locked.project, usage_metrics::store::TASKS).await? {
-        observing::set_status(&mut tx, session, None, ProcessStatus::Pending, ProcessStatus::LimitExceeded).await?;
+    if usage_metrics::store::is_excess(&mut session, project, usage_metrics::store::TASKS).await? {
+        observing::set_status(&mut session, None, ProcessStatus::Pending, ProcessStatus::LimitExceeded).await?;
     }
-    let settings = &ctx.config.learning;
-    let turns = locked.turns.unwrap_or(i64::try_from(settings.buffer_turns)?).max(1);
-    let overflow = locked.overflow.unwrap_or(settings.buffer_overflow.into()).max(0);
-    let batch = observing::take(&mut tx, session, turns.saturating_add(overflow)).await?;
-    sessions::store::recount_pending_messages(&mut tx, session).await?;
+    let limits = settings::load_observe_limits(&mut session, project).await?;
+    let defaults = &ctx.config.learning;
+    let turns = limits.turns.unwrap_or(i64::try_from(defaults.buffer_turns)?).max(1);
+    let overflow = limits.overflow.unwrap_or(defaults.buffer_overflow.into()).max(0);
+    let batch = observing::claim_batch(&mut session, turns.saturating_add(overflow)).await?;
     if batch.is_empty() {
-        sessions::store::set_has_observe_job(&mut tx, session, false).await?;
-        running.complete(&mut tx).await?;
+        sessions::store::set_has_observe_job(&mut session, false).await?;
+        running.complete(&mut session).await?;
         tx.commit().await?;
         return Ok(None);
     }
-    if running.owner.kek.is_none() && observing::has_encrypted(&mut tx, &batch).await? {
+    if running.owner.kek.is_none() && observing::has_encrypted(&mut session, &batch).await? {
         // As below.
         return Err(JobError::awaiting_key());
     }
@@ -94,7 +96,7 @@ async fn look_at(ctx: &Learn, owner: &Owner, batch: &[Uuid]) -> Result<(), Fault
     let mut lines = Vec::with_capacity(said.len());
     for MessageContent { id, role, content, encrypted_as, .. } in said {
         let content = match encrypted_as {
-            Some(of) => frame::open(owner.opening().map_err(Fault::again)?, of, content),
+            Some(of) => frame::open(owner.decryption_key().map_err(Fault::again)?, of, content),
             None => Ok(content),
         };
         match content {
@@ -136,24 +138,24 @@ async fn settle(
     running: &RunningJob,
 ) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
-    if store::lock(&mut tx, session).await?.is_none() {
+    let Some(mut locked) = LockedSession::lock(&mut tx, running.owner.project, session).await? else {
         return Ok(());
-    }
+    };
     let Err(Fault { reason, is_final }) = outcome else {
-        observing::set_status(&mut tx, session, Some(batch), ProcessStatus::Running, ProcessStatus::Success).await?;
+        observing::set_status(&mut locked, Some(batch), ProcessStatus::Running, ProcessStatus::Success).await?;
         tx.commit().await?;
         return Ok(());
     };
     let is_last = is_final || running.attempt >= Observe::MAX_ATTEMPTS;
     let status = if is_last { ProcessStatus::Failed } else { ProcessStatus::Pending };
-    observing::set_status(&mut tx, session, Some(batch), ProcessStatus::Running, status).await?;
+    observing::set_status(&mut locked, Some(batch), ProcessStatus::Running, status).await?;
     if is_last {
-        // What came meanwhile is not the fault of these.
-        let rest = observing::count_pending_messages(&mut tx, session, None).await? > 0;
-        sessions::store::set_has_observe_job(&mut tx, session, rest).await?;
-        if rest {
+        // Messages that were stored in the meantime get another job.
+        if observing::count_pending_messages(&mut locked, session, None).await? > 0 {
             let delay = Delay::from_duration(ctx.config.learning.buffer_ttl);
-            ctx.queue.enqueue(&mut tx, &running.owner, &Observe { session }, delay).await?;
+            observing::enqueue_job(&mut locked, &ctx.queue, &running.owner, delay).await?;
+        } else {
+            sessions::store::set_has_observe_job(&mut locked, false).await?;
         }
     }
     tx.commit().await?;
@@ -177,12 +179,10 @@ pub async fn enqueue_missed(ctx: Learn) -> Result<()> {
     let mut tx = ctx.db.begin_statement().await?;
     ctx.queue.make_all_due::<Observe>(&mut tx, WaitReason::Model).await?;
     tx.commit().await?;
-    for session in missed {
+    for (project, session) in missed {
         let mut tx = ctx.db.begin().await?;
-        if let Some(limits) = store::lock(&mut tx, session).await? {
-            sessions::store::set_has_observe_job(&mut tx, session, true).await?;
-            let owner = Owner::plain(limits.project);
-            ctx.queue.enqueue(&mut tx, &owner, &Observe { session }, Delay::NONE).await?;
+        if let Some(mut session) = LockedSession::lock(&mut tx, project, session).await? {
+            observing::enqueue_job(&mut session, &ctx.queue, &Owner::unencrypted(project), Delay::NONE).await?;
         }
         tx.commit().await?;
     }

@@ -1,7 +1,6 @@
 //! The payloads of the jobs of learning. Features that cause this work use nothing else of it.
 //!
-//! `messages/store.rs` and `sessions/copy.rs` enqueue [`Observe`] in SQL and spell its kind, lane and dedupe key there;
-//! `messages/observing.rs` looks for sessions without one.
+//! Statements that enqueue or look for [`Observe`] use the SQL function `observe_job`, which is the same job in SQL; a test compares both.
 
 use serde::{Deserialize, Serialize};
 

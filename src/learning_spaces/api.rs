@@ -16,9 +16,8 @@ use crate::http::json::{contained_object, storable_object};
 use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, EmptyResponse, Envelope};
-use crate::ids::{SpaceId, UserId};
+use crate::ids::SpaceId;
 use crate::platform::Platform;
-use crate::skills::create::{Prepared, RACED, TRIES};
 use crate::users::{self, Identifier};
 
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -51,38 +50,25 @@ pub async fn create_space(
     if let Some(meta) = &body.meta {
         storable_object("meta", meta, platform.config.limits.meta)?;
     }
-    caller.owner.check_may_store()?;
+    caller.owner.ensure_can_store()?;
     idempotency.replay_if_completed().await?;
-    for _ in 0..TRIES {
-        let skills = defaults::prepare(&platform, &caller.owner).await?;
-        let mut tx = idempotency.begin().await?;
+    let mut attempts = idempotency.attempts();
+    loop {
+        let (skills, contents) = defaults::upload_default_skills(&platform, &caller.owner).await?;
+        let mut tx = attempts.begin().await?;
+        let Some(blobs) = contents.claim(&mut tx).await? else {
+            tx.rollback().await?;
+            continue;
+        };
         let user = users::named(&mut tx, caller.project, body.user.as_ref()).await?;
         let space = store::insert(&mut tx, caller.project, user, body.meta.as_ref()).await;
         let space = space.on_constraint("learning_spaces_project_id_fkey", || UNAUTHORIZED)?;
-        if insert_skills(&mut tx, &platform, &caller, user, space.id, &skills).await? {
-            return tx.commit(response::created(space)).await;
+        for skill in &skills {
+            let skill = skill.insert(&mut tx, &platform, caller.project, user, None, &blobs).await?;
+            store::include(&mut tx, space.id, skill.id, &skill.name).await?;
         }
-        tx.rollback().await?;
+        return tx.commit(response::created(space)).await;
     }
-    Err(Error::unavailable(RACED))
-}
-
-/// Makes the skills in the space; `false` if their contents must be prepared again.
-async fn insert_skills(
-    conn: &mut sqlx::PgConnection,
-    platform: &Platform,
-    caller: &Caller,
-    user: Option<UserId>,
-    space: SpaceId,
-    skills: &[Prepared],
-) -> Result<bool> {
-    for skill in skills {
-        let Some(skill) = skill.insert(conn, platform, caller.project, user, None).await? else {
-            return Ok(false);
-        };
-        store::include(conn, space, skill.id, &skill.name).await?;
-    }
-    Ok(true)
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]

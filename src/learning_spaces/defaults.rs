@@ -3,30 +3,33 @@
 use bytes::Bytes;
 use futures_util::stream;
 
+use crate::blob::ingest::Ingest;
 use crate::blob::spool::SpoolDir;
 use crate::disks::path::FilePath;
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
-use crate::skills::create::{Contents, Prepared};
+use crate::skills::create::{PreparedSkill, SkillFile};
 use crate::skills::front_matter::FrontMatter;
 
-/// Their SKILL.md, in the order they are made.
-const SKILLS: [&str; 2] = [include_str!("defaults/daily-logs.md"), include_str!("defaults/user-general-facts.md")];
+/// Their SKILL.md, in the order of their creation.
+const DEFAULT_SKILLS: [&str; 2] =
+    [include_str!("defaults/daily-logs.md"), include_str!("defaults/user-general-facts.md")];
 
-/// Puts their contents into the object store, if the project does not have them yet.
+/// Stores their contents, if the project does not have them yet.
 ///
 /// # Errors
 /// 503 if the object store fails.
-pub async fn prepare(platform: &Platform, owner: &Owner) -> Result<Vec<Prepared>> {
-    let mut prepared = Vec::with_capacity(SKILLS.len());
-    for text in SKILLS {
+pub async fn upload_default_skills(platform: &Platform, owner: &Owner) -> Result<(Vec<PreparedSkill>, Ingest)> {
+    let (mut skills, mut contents) = (Vec::new(), Vec::new());
+    for text in DEFAULT_SKILLS {
         let at = FilePath::of_segments(&["SKILL.md"]).map_err(|wrong| Error::internal(anyhow::anyhow!(wrong)))?;
         let content = SpoolDir::of_bytes(Bytes::from_static(text.as_bytes()));
-        let contents = Contents::put(platform, owner, stream::iter([(at, content)])).await?;
-        prepared.push(contents.of_skill(FrontMatter::parse(text.as_bytes())?));
+        let front_matter = FrontMatter::parse(text.as_bytes())?;
+        skills.push(PreparedSkill { front_matter, files: vec![SkillFile::new(at, &content)] });
+        contents.push(content);
     }
-    Ok(prepared)
+    Ok((skills, platform.blobs.ingest(owner, stream::iter(contents)).await?))
 }
 
 #[cfg(test)]
@@ -35,7 +38,7 @@ mod tests {
 
     #[test]
     fn they_are_skills_with_names_that_clients_know() {
-        let names = SKILLS.map(|text| FrontMatter::parse(text.as_bytes()).unwrap());
+        let names = DEFAULT_SKILLS.map(|text| FrontMatter::parse(text.as_bytes()).unwrap());
         assert_eq!(names.each_ref().map(|says| says.name.as_str()), ["daily-logs", "user-general-facts"]);
         assert!(names.iter().all(|says| !says.description.contains('\n') && says.description.len() > 100));
     }

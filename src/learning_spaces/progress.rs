@@ -10,8 +10,8 @@ use crate::error::Result;
 use crate::ids::{SessionId, SpaceId};
 use crate::jobs::Delay;
 use crate::learn::queue::FinalizeSession;
-use crate::messages;
 use crate::platform::Platform;
+use crate::sessions::lock::LockedSession;
 
 /// What is next for a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,17 +52,17 @@ pub async fn list_due(conn: &mut PgConnection, space: SpaceId, limit: usize) -> 
 /// The database fails.
 pub async fn update_progress(platform: &Platform, owner: &Owner, session: SessionId) -> Result<bool> {
     let mut tx = platform.db.begin().await?;
-    messages::store::lock_session(&mut tx, owner.project, session).await?;
-    let learned = store::get_progress(&mut tx, session).await?;
+    let Some(mut locked) = LockedSession::lock(&mut tx, owner.project, session).await? else { return Ok(false) };
+    let learned = store::get_progress(&mut locked, session).await?;
     match learned.as_ref().and_then(next_step) {
         None => return Ok(false),
         Some(NextStep::Finish(status)) => {
-            store::set_progress(&mut tx, session, status).await?;
+            store::set_session_status(&mut locked, status).await?;
             tx.commit().await?;
             return Ok(true);
         }
         Some(NextStep::CloseTasks) => {
-            platform.queue.enqueue(&mut tx, owner, &FinalizeSession { session }, Delay::NONE).await?;
+            platform.queue.enqueue(&mut locked, owner, &FinalizeSession { session }, Delay::NONE).await?;
         }
     }
     tx.commit().await?;

@@ -15,7 +15,8 @@ use crate::ids::{SessionId, SpaceId};
 use crate::jobs::Delay;
 use crate::learn::queue::Distill;
 use crate::platform::Platform;
-use crate::{messages, sessions, tasks};
+use crate::sessions::lock::LockedSession;
+use crate::{sessions, tasks};
 
 const NOT_LEARNED: Error = Error::NotFound("learning space session not found");
 /// How many sessions one look at a list brings to an end at most; the next look goes on.
@@ -57,15 +58,14 @@ pub async fn learn_session(
         return Err(NOT_FOUND);
     }
     // Whoever ends a task holds this lock too: either the task is seen here, or this is seen there.
-    if !messages::store::lock_session(&mut tx, caller.project, session).await? {
-        return Err(sessions::NOT_FOUND);
-    }
-    platform.queue.provide_key(&mut tx, &caller.owner).await?;
-    let learned = store::insert_session(&mut tx, space, session).await?;
+    let locked = LockedSession::lock(&mut tx, caller.project, session).await?;
+    let mut locked = locked.ok_or(sessions::NOT_FOUND)?;
+    platform.queue.provide_key(&mut locked, &caller.owner).await?;
+    let learned = store::insert_session(&mut locked, space).await?;
     let learned = learned.ok_or(Error::Conflict("session already learned by another space".into()))?;
-    let ended = tasks::store::list_ended(&mut tx, caller.project, session).await?;
+    let ended = tasks::store::list_finished(&mut locked).await?;
     for task in &ended {
-        platform.queue.enqueue(&mut tx, &caller.owner, &Distill { task: *task }, Delay::NONE).await?;
+        platform.queue.enqueue(&mut locked, &caller.owner, &Distill { task: *task }, Delay::NONE).await?;
     }
     tx.commit(response::created(learned)).await
 }

@@ -7,6 +7,7 @@ use sqlx::types::Json;
 use super::{LearningStatus, Space, SpaceSession, SpaceSkill};
 use crate::db::page::PageRequest;
 use crate::ids::{ProjectId, SessionId, SkillId, SpaceId, SpaceSessionId, SpaceSkillId, UserId};
+use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
 
 pub async fn insert(
@@ -211,11 +212,7 @@ pub async fn exclude(conn: &mut PgConnection, space: SpaceId, skill: SkillId) ->
 }
 
 /// Notes that a space learns a session; `None` if one does already. Wants both held.
-pub async fn insert_session(
-    conn: &mut PgConnection,
-    space: SpaceId,
-    session: SessionId,
-) -> sqlx::Result<Option<SpaceSession>> {
+pub async fn insert_session(session: &mut LockedSession<'_>, space: SpaceId) -> sqlx::Result<Option<SpaceSession>> {
     sqlx::query_as!(
         SpaceSession,
         r#"insert into learning_space_sessions (id, learning_space_id, session_id) values ($1, $2, $3)
@@ -225,9 +222,9 @@ pub async fn insert_session(
                      updated_at as "updated_at: Timestamp""#,
         SpaceSessionId::new() as _,
         space as _,
-        session as _,
+        session.id as _,
     )
-    .fetch_optional(conn)
+    .fetch_optional(&mut ***session)
     .await
 }
 
@@ -302,14 +299,14 @@ pub async fn list_progress(conn: &mut PgConnection, space: SpaceId) -> sqlx::Res
     .await
 }
 
-/// Says what has come of learning a session.
-pub async fn set_progress(conn: &mut PgConnection, session: SessionId, status: LearningStatus) -> sqlx::Result<()> {
+/// Sets how far learning from a session is.
+pub async fn set_session_status(session: &mut LockedSession<'_>, status: LearningStatus) -> sqlx::Result<()> {
     sqlx::query!(
         "update learning_space_sessions set status = $2, updated_at = now() where session_id = $1",
-        session as _,
+        session.id as _,
         status as _
     )
-    .execute(conn)
+    .execute(&mut ***session)
     .await
     .map(drop)
 }

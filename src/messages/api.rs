@@ -13,7 +13,7 @@ use super::incoming::{self, StoreMessage, format_of, on_the_side};
 use super::page::{self, Row, Wanted};
 use super::pieces::Pieces;
 use super::shown::{self, Item, Opened, Rest};
-use super::{ProcessStatus, Written, answers, files, sealed, store, storing};
+use super::{ProcessStatus, Written, files, save, sealed, store};
 use crate::auth::Caller;
 use crate::conversation::edit::{self, ParseError};
 use crate::conversation::format::{Format, RenderContext};
@@ -67,22 +67,10 @@ pub async fn store_message(
     Path(session): Path<SessionId>,
     request: Request,
 ) -> Result<Response> {
-    caller.owner.check_may_store()?;
+    caller.owner.ensure_can_store()?;
     let draft = incoming::read(request, &ctx).await?;
     idempotency.replay_if_completed().await?;
-    let Written { ready, stored, tx } = if !draft.message.file_fields().is_empty() {
-        // Boxed, because the usual way should not carry the room for these.
-        Box::pin(files::store(&ctx, &caller, &idempotency, session, draft)).await?
-    } else if draft.message.answers().is_empty() {
-        let ready = draft.finish(&ctx, &caller, session).await?;
-        if idempotency.has_key() {
-            Box::pin(storing::store_once(&ctx, &idempotency, &caller.owner, ready)).await?
-        } else {
-            storing::store(&ctx, &caller.owner, ready).await?
-        }
-    } else {
-        Box::pin(answers::store(&ctx, &idempotency, &caller, session, draft)).await?
-    };
+    let Written { ready, stored, tx } = save::save(&ctx, &caller, &idempotency, session, draft).await?;
     let length = ready.message.content.len();
     let (message, parts) = ready.into_parts(&ctx).await?;
     let shown = Message {

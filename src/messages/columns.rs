@@ -7,6 +7,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::new_message::NewMessage;
+use crate::encryption::StorageFormat;
 use crate::ids::{ProjectId, SessionId};
 
 /// The sessions of new messages, each once, and where in its session each message stands, as arrays.
@@ -55,11 +56,11 @@ impl Places {
     }
 }
 
-/// The projects of new messages, each once, in one order for all (so that two who lock them do not wait for each other), and
-/// whether their messages are sealed. Those of a project are all of one form.
-pub(super) fn forms(new: &[NewMessage]) -> (Vec<Uuid>, Vec<bool>) {
-    let forms: BTreeMap<Uuid, bool> = new.iter().map(|message| (message.project.0, message.is_sealed())).collect();
-    forms.into_iter().unzip()
+/// Returns the projects of new messages, each once, and how their messages are stored. The order is the same for all transactions, so
+/// that two who lock the formats of several projects do not wait for each other. The messages of a project are all of one format.
+pub(super) fn storage_formats(new: &[NewMessage]) -> (Vec<Uuid>, Vec<StorageFormat>) {
+    let formats: BTreeMap<_, _> = new.iter().map(|message| (message.project.0, message.storage_format())).collect();
+    formats.into_iter().unzip()
 }
 
 /// New messages as arrays, one for each column.
@@ -68,8 +69,8 @@ pub(super) struct Columns<'a> {
     pub(super) roles: Vec<&'static str>,
     pub(super) formats: Vec<&'static str>,
     pub(super) contents: Vec<&'a [u8]>,
-    /// As what a message is sealed: as itself.
-    pub(super) sealed: Vec<Option<Uuid>>,
+    /// An encrypted message is encrypted as itself.
+    pub(super) encrypted_as: Vec<Option<Uuid>>,
     pub(super) tokens: Vec<i32>,
     pub(super) metas: Vec<Json<&'a Map<String, Value>>>,
     pub(super) user_metas: Vec<Json<&'a Map<String, Value>>>,
@@ -83,7 +84,10 @@ impl<'a> Columns<'a> {
             roles: new.iter().map(|message| message.role.as_str()).collect(),
             formats: new.iter().map(|message| message.format.as_str()).collect(),
             contents: new.iter().map(|message| message.content.as_ref()).collect(),
-            sealed: new.iter().map(|message| message.is_sealed().then_some(message.id.0)).collect(),
+            encrypted_as: new
+                .iter()
+                .map(|message| message.storage_format().is_encrypted().then_some(message.id.0))
+                .collect(),
             tokens: new.iter().map(|message| message.tokens).collect(),
             metas: new.iter().map(|message| Json(&message.meta)).collect(),
             user_metas: new.iter().map(|message| Json(&message.user_meta)).collect(),

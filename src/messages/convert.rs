@@ -1,66 +1,158 @@
-//! Turns stored messages from one form into the other: sealed, or opened again.
+//! Encrypts and decrypts stored messages.
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::store::{SLICE, set_long_content};
 use super::{page, sealed};
-use crate::encryption::{Damaged, Kek, Owner, frame};
+use crate::db::Db;
+use crate::db::page::Cursor;
+use crate::encryption::reencrypt::{ConversionProgress, Interrupt, Reencrypt};
+use crate::encryption::{Damaged, Kek, Owner, StorageFormat, frame};
 use crate::error::{Error, Result};
-use crate::ids::{MessageId, SessionId};
+use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
 
-/// How many messages are turned in one transaction at most, and how much of their contents, in bytes.
+/// How many sessions are looked up at once.
+const SESSIONS: i64 = 500;
+/// How many messages are converted in one transaction at most, and how much of their contents, in bytes.
 const BATCH: i64 = 500;
 const BATCH_BYTES: usize = 2 << 20;
 
-/// What was done to some messages of a session.
+/// The messages of all sessions, as content that can be encrypted.
+pub struct EncryptedMessages {
+    pub db: Db,
+}
+
+#[async_trait]
+impl Reencrypt for EncryptedMessages {
+    async fn count_remaining(&self, project: ProjectId, format: StorageFormat) -> Result<i64> {
+        let count = sqlx::query_scalar!(
+            r#"select count(*) as "count!" from messages m join sessions s on s.id = m.session_id
+               where s.project_id = $1 and (m.encrypted_as is null) = $2"#,
+            project as _,
+            format as _
+        );
+        Ok(count.fetch_one(&*self.db).await?)
+    }
+
+    async fn convert(
+        &self,
+        owner: &Owner,
+        format: StorageFormat,
+        progress: &dyn ConversionProgress,
+    ) -> Result<(), Interrupt> {
+        let mut after = Cursor::START;
+        loop {
+            let sessions = self.list_sessions(owner.project, format, after).await?;
+            let Some((_, last)) = sessions.last() else { return Ok(()) };
+            after = *last;
+            for (session, _) in sessions {
+                self.convert_session(owner, format, session, progress).await?;
+            }
+        }
+    }
+}
+
+impl EncryptedMessages {
+    /// Lists sessions of a project with messages that are not in this format, in the order of their creation after this position.
+    async fn list_sessions(
+        &self,
+        project: ProjectId,
+        format: StorageFormat,
+        after: Cursor,
+    ) -> sqlx::Result<Vec<(SessionId, Cursor)>> {
+        let rows = sqlx::query!(
+            r#"select s.id as "id: SessionId", s.created_at from sessions s
+               where s.project_id = $1 and (s.created_at, s.id) > ($3, $4)
+                 and exists (select 1 from messages m where m.session_id = s.id and (m.encrypted_as is null) = $2)
+               order by s.created_at, s.id limit $5"#,
+            project as _,
+            format as _,
+            after.created_at,
+            after.id,
+            SESSIONS
+        );
+        let rows = rows.fetch_all(&*self.db).await?.into_iter();
+        Ok(rows.map(|row| (row.id, Cursor { created_at: row.created_at, id: row.id.0 })).collect())
+    }
+
+    async fn convert_session(
+        &self,
+        owner: &Owner,
+        format: StorageFormat,
+        session: SessionId,
+        progress: &dyn ConversionProgress,
+    ) -> Result<(), Interrupt> {
+        let mut after: Option<Timestamp> = None;
+        loop {
+            progress.check_deadline()?;
+            let mut tx = self.db.begin().await?;
+            let locked = LockedSession::lock_to_store(&mut tx, owner.project, session).await?;
+            let Some((current_format, mut session)) = locked else { return Ok(()) };
+            if current_format != format {
+                return Err(Interrupt::TargetChanged);
+            }
+            let ConvertedBatch { count, damaged, next } = convert_batch(&mut session, owner, format, after).await?;
+            let damaged: Vec<_> =
+                damaged.iter().map(|id| format!("message {id} is damaged and stays as it is")).collect();
+            progress.record(&mut session, count, &damaged).await?;
+            tx.commit().await?;
+            let Some(next) = next else { return Ok(()) };
+            after = Some(next);
+        }
+    }
+}
+
+/// What became of some messages of a session.
 #[derive(Debug, Default)]
-pub struct Turned {
+pub struct ConvertedBatch {
     pub count: i64,
-    /// Those that do not open, and stay as they are.
+    /// Messages that cannot be decrypted, and stay as they are.
     pub damaged: Vec<MessageId>,
-    /// Where to go on; nothing if there are no more.
+    /// Where to continue; `None` if there are no more.
     pub next: Option<Timestamp>,
 }
 
-/// Turns the next messages of a session after that time that are in the other form. Wants the session's lock.
+/// Converts the next messages of a session after that time that are not in this format.
 ///
 /// # Errors
-/// 403 if there are any and the project's key is not at hand.
-pub async fn turn(
-    conn: &mut PgConnection,
+/// 403 if there are any and the request has not brought the project's key.
+pub async fn convert_batch(
+    session: &mut LockedSession<'_>,
     owner: &Owner,
-    session: SessionId,
-    seals: bool,
+    format: StorageFormat,
     after: Option<Timestamp>,
-) -> Result<Turned> {
-    let (batch, next) = list_batch(conn, session, seals, after).await?;
+) -> Result<ConvertedBatch> {
+    let (batch, next) = list_batch(session, format, after).await?;
     if batch.is_empty() {
-        return Ok(Turned::default());
+        return Ok(ConvertedBatch::default());
     }
     let kek = owner.kek.clone().ok_or(Error::KeyRequired)?;
-    let mut contents = list_contents(conn, &batch).await?;
+    let mut contents = list_contents(session, &batch).await?;
     for one in contents.iter_mut().filter(|one| one.is_long()) {
-        one.content = page::long_content(conn, one.id, one.length).await?.unwrap_or_default();
+        one.content = page::long_content(session, one.id, one.length).await?.unwrap_or_default();
     }
-    let done = tokio::task::spawn_blocking(move || in_form(&kek, contents, seals)).await.map_err(Error::internal)??;
-    let (count, damaged) = (i64::try_from(done.contents.len()).map_err(Error::internal)?, done.damaged);
-    let (long, short): (Vec<_>, Vec<_>) = done.contents.into_iter().partition(Stored::is_long);
-    write(conn, short).await?;
+    let converted = tokio::task::spawn_blocking(move || convert_contents(&kek, contents, format));
+    let ConversionResult { contents, damaged } = converted.await.map_err(Error::internal)??;
+    let count = i64::try_from(contents.len()).map_err(Error::internal)?;
+    let (long, short): (Vec<_>, Vec<_>) = contents.into_iter().partition(ContentRow::is_long);
+    write(session, short).await?;
     for mut one in long {
         let (id, content) = (one.id, std::mem::take(&mut one.content));
-        write(conn, vec![one]).await?;
-        set_long_content(conn, id, &content).await?;
+        write(session, vec![one]).await?;
+        set_long_content(session, id, &content).await?;
     }
-    Ok(Turned { count, damaged, next })
+    Ok(ConvertedBatch { count, damaged, next })
 }
 
-/// A message as its row has it.
-struct Stored {
+/// What is encrypted of a message, as its row has it.
+struct ContentRow {
     id: MessageId,
     content: Vec<u8>,
     /// Of the content as it was found, in bytes.
@@ -69,29 +161,28 @@ struct Stored {
     pending_calls: Option<Value>,
 }
 
-impl Stored {
+impl ContentRow {
     fn is_long(&self) -> bool {
         usize::try_from(self.length).is_ok_and(|length| length > SLICE)
     }
 }
 
-/// The next messages that are to be turned, and the time of the last one if there may be more after it.
+/// Lists the next messages to convert, and returns the time of the last one if there may be more after it.
 async fn list_batch(
-    conn: &mut PgConnection,
-    session: SessionId,
-    seals: bool,
+    session: &mut LockedSession<'_>,
+    format: StorageFormat,
     after: Option<Timestamp>,
 ) -> Result<(Vec<Uuid>, Option<Timestamp>)> {
     let rows = sqlx::query!(
         r#"select id, created_at as "created_at: Timestamp", octet_length(content) as "length!" from messages
            where session_id = $1 and created_at > coalesce($2, '-infinity'::timestamptz) and (encrypted_as is null) = $3
            order by created_at limit $4"#,
-        session as _,
+        session.id as _,
         after.map(|after| after.0),
-        seals,
+        format as _,
         BATCH,
     )
-    .fetch_all(conn)
+    .fetch_all(&mut ***session)
     .await?;
     let mut bytes = 0;
     let fits = rows.iter().take_while(|row| {
@@ -106,9 +197,9 @@ async fn list_batch(
 }
 
 /// The contents of messages; long ones without their text.
-async fn list_contents(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Vec<Stored>> {
+async fn list_contents(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Vec<ContentRow>> {
     sqlx::query_as!(
-        Stored,
+        ContentRow,
         r#"select id as "id: MessageId", case when octet_length(content) <= $2 then content else '' end as "content!",
                   octet_length(content) as "length!", encrypted_as, pending_calls
            from messages where id = any($1) order by created_at"#,
@@ -119,18 +210,18 @@ async fn list_contents(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Ve
     .await
 }
 
-struct InForm {
-    contents: Vec<Stored>,
+struct ConversionResult {
+    contents: Vec<ContentRow>,
     damaged: Vec<MessageId>,
 }
 
-fn in_form(kek: &Arc<Kek>, contents: Vec<Stored>, seals: bool) -> Result<InForm> {
-    let mut done = InForm { contents: Vec::with_capacity(contents.len()), damaged: Vec::new() };
+fn convert_contents(kek: &Arc<Kek>, contents: Vec<ContentRow>, format: StorageFormat) -> Result<ConversionResult> {
+    let mut done = ConversionResult { contents: Vec::with_capacity(contents.len()), damaged: Vec::new() };
     for one in contents {
         let id = one.id;
-        match (seals, one.encrypted_as) {
-            (true, None) => done.contents.push(seal(kek, one)?),
-            (false, Some(encrypted_as)) => match open(kek, one, encrypted_as) {
+        match (format, one.encrypted_as) {
+            (StorageFormat::Encrypted, None) => done.contents.push(seal(kek, one)?),
+            (StorageFormat::Plaintext, Some(encrypted_as)) => match open(kek, one, encrypted_as) {
                 Ok(one) => done.contents.push(one),
                 Err(Damaged) => done.damaged.push(id),
             },
@@ -140,20 +231,20 @@ fn in_form(kek: &Arc<Kek>, contents: Vec<Stored>, seals: bool) -> Result<InForm>
     Ok(done)
 }
 
-fn seal(kek: &Kek, mut one: Stored) -> Result<Stored> {
+fn seal(kek: &Kek, mut one: ContentRow) -> Result<ContentRow> {
     let id = one.id.0;
     let content = frame::seal(kek, id, &one.content)?;
     one.pending_calls = one.pending_calls.map(|calls| sealed::seal_calls(kek, id, &calls)).transpose()?;
-    Ok(Stored { content, encrypted_as: Some(id), ..one })
+    Ok(ContentRow { content, encrypted_as: Some(id), ..one })
 }
 
-fn open(kek: &Kek, one: Stored, encrypted_as: Uuid) -> Result<Stored, Damaged> {
+fn open(kek: &Kek, one: ContentRow, encrypted_as: Uuid) -> Result<ContentRow, Damaged> {
     let content = frame::open(kek, encrypted_as, one.content)?;
     let pending_calls = one.pending_calls.map(|calls| sealed::pending_calls(kek, encrypted_as, &calls)).transpose()?;
-    Ok(Stored { content, encrypted_as: None, pending_calls, ..one })
+    Ok(ContentRow { content, encrypted_as: None, pending_calls, ..one })
 }
 
-async fn write(conn: &mut PgConnection, contents: Vec<Stored>) -> sqlx::Result<()> {
+async fn write(conn: &mut PgConnection, contents: Vec<ContentRow>) -> sqlx::Result<()> {
     if contents.is_empty() {
         return Ok(());
     }

@@ -2,21 +2,22 @@
 
 use sqlx::PgConnection;
 
+use crate::blob::ingest::Claim;
 use crate::blob::rows::{EncryptionFormat, StoredBlob, stored_blob};
 use crate::ids::{BlobId, MessageId, ProjectId, SessionId};
+use crate::sessions::lock::LockedSession;
 
 /// A file that a message has.
 pub struct MessageFile<'a> {
     pub s3_key: &'a str,
-    pub blob: BlobId,
+    pub content: Claim,
     pub sha256: &'a str,
     pub mime: &'a str,
     pub filename: &'a str,
 }
 
 pub async fn insert_file(
-    conn: &mut PgConnection,
-    session: SessionId,
+    session: &mut LockedSession<'_>,
     message: MessageId,
     file: &MessageFile<'_>,
 ) -> sqlx::Result<()> {
@@ -25,13 +26,13 @@ pub async fn insert_file(
          values ($1, $2, $3, $4, $5, $6, $7) on conflict (message_id, s3_key) do nothing",
         message as _,
         file.s3_key,
-        session as _,
-        file.blob as _,
+        session.id as _,
+        file.content.blob() as _,
         file.sha256,
         file.mime,
         file.filename,
     )
-    .execute(conn)
+    .execute(&mut ***session)
     .await
     .map(drop)
 }

@@ -1,4 +1,4 @@
-//! The files of messages: stored once like any other, told in the message's parts, shown as links or as part of a list.
+//! The files of messages: uploaded with a message whose parts name them, and returned as links or inside of a list of messages.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -9,156 +9,85 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Datelike, Utc};
 use serde::Deserialize;
-use sqlx::PgConnection;
 
+use super::PublicUrl;
 use super::file_store::{self, MessageFile};
 use super::incoming::Draft;
-use super::new_message::InsertOutcome;
-use super::store;
-use super::{PublicUrl, Written};
 use crate::auth::Caller;
 use crate::blob::content::Key;
-use crate::blob::ingest::Upload;
+use crate::blob::ingest::Claimed;
 use crate::blob::rows;
-use crate::blob::spool::Spool;
+use crate::blob::spool::{Spool, media_type_of};
 use crate::conversation::parts::{Asset, Kind, Part};
 use crate::crypto::LinkedKey;
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::http::download::{self, DownloadMeta};
 use crate::http::extract::{Path, Query};
-use crate::http::idempotency::Idempotency;
 use crate::http::multipart::UploadedFile;
 use crate::http::openapi::Refusals;
-use crate::ids::{BlobId, ProjectId, SessionId};
+use crate::ids::{ProjectId, SessionId};
 use crate::material::signed_urls::{self, SignedUrl};
 use crate::messages::Messages;
+use crate::sessions;
 use crate::time::Timestamp;
-use crate::{media, sessions};
 
-/// How often a store begins again because an equal content came first, or the sweep.
-const TRIES: usize = 5;
 const MAX_NAME: usize = 1024;
 /// How long links to the files of messages work, in seconds.
 const LINK_LIFE: i64 = 24 * 3600;
 
-/// A file that parts of a message name, and how it will be known.
-struct Named {
-    file: UploadedFile,
+/// A file that parts of a message name, and what the parts contain of it.
+pub(super) struct AttachedFile {
+    pub(super) upload: UploadedFile,
     asset: Asset,
     filename: String,
 }
 
-/// Stores a message whose parts name files of its form.
+impl AttachedFile {
+    /// Returns the row of the file, whose content was claimed.
+    pub(super) fn row(&self, blobs: &Claimed) -> Result<MessageFile<'_>> {
+        let Asset { s3_key, sha256, mime, .. } = &self.asset;
+        Ok(MessageFile { s3_key, content: blobs.get(sha256)?, sha256, mime, filename: &self.filename })
+    }
+}
+
+/// Completes the parts that name files. Files that no part names are left out.
 ///
 /// # Errors
-/// 400 for a part that names a file which did not come.
-pub async fn store(
-    ctx: &Messages,
-    caller: &Caller,
-    idempotency: &Idempotency,
-    session: SessionId,
-    mut draft: Draft,
-) -> Result<Written> {
-    let mut named = name_files(ctx, caller.project, &mut draft)?;
-    // In one order for all, so that two messages with the same files do not wait for each other.
-    named.sort_by(|one, other| one.asset.sha256.cmp(&other.asset.sha256));
-    let mut conn = ctx.db.acquire().await?;
-    let there = sessions::store::exists(&mut conn, caller.project, session).await?;
-    drop(conn);
-    if !there {
-        return Err(sessions::NOT_FOUND);
-    }
-    let ready = draft.finish(ctx, caller, session).await?;
-    let buffer = (&ctx.config.learning).into();
-    let mut uploads = Vec::with_capacity(named.len());
-    for one in &named {
-        uploads.push(ctx.blobs.upload(&caller.owner, &one.file.content).await?);
-    }
-    let mut sealed = caller.owner.encrypted;
-    for _ in 0..TRIES {
-        let message = ready.in_form(ctx, &caller.owner, sealed).await?;
-        let mut tx = idempotency.begin().await?;
-        let blobs = match claim_all(ctx, &mut tx, &uploads).await {
-            Ok(Ok(blobs)) => blobs,
-            Ok(Err(lost)) => {
-                tx.rollback().await?;
-                uploads[lost] = ctx.blobs.upload(&caller.owner, &named[lost].file.content).await?;
-                continue;
-            }
-            // The sweep takes them in another order.
-            Err(fault) if fault.is_deadlock() => {
-                tx.rollback().await?;
-                continue;
-            }
-            Err(fault) => return Err(fault),
-        };
-        let stored = match store::insert_one(&mut tx, &message, buffer).await? {
-            InsertOutcome::Inserted(stored) => stored,
-            InsertOutcome::SessionNotFound => return Err(sessions::NOT_FOUND),
-            InsertOutcome::EncryptionChanged => {
-                tx.rollback().await?;
-                sealed = !sealed;
-                continue;
-            }
-        };
-        for (one, blob) in named.iter().zip(blobs) {
-            let Asset { s3_key, sha256, mime, .. } = &one.asset;
-            let file = MessageFile { s3_key, blob, sha256, mime, filename: &one.filename };
-            file_store::insert_file(&mut tx, session, ready.message.id, &file).await?;
-        }
-        return Ok(Written { ready, stored, tx: tx.commit_if_unkeyed().await? });
-    }
-    Err(Error::unavailable("equal files are being stored and removed at once; try again in a moment"))
-}
-
-/// Claims what was uploaded, in order; the place of the first one that another has taken over, after which the transaction is
-/// of no more use.
-async fn claim_all(ctx: &Messages, conn: &mut PgConnection, uploads: &[Upload]) -> Result<Result<Vec<BlobId>, usize>> {
-    let mut blobs = Vec::with_capacity(uploads.len());
-    for (at, upload) in uploads.iter().enumerate() {
-        match ctx.blobs.claim(conn, upload).await? {
-            Some(blob) => blobs.push(blob),
-            None => return Ok(Err(at)),
-        }
-    }
-    Ok(Ok(blobs))
-}
-
-/// Puts what is known of each file into the parts that name it, and leaves out files that none names.
-fn name_files(ctx: &Messages, project: ProjectId, draft: &mut Draft) -> Result<Vec<Named>> {
-    let mut came: HashMap<String, UploadedFile> =
+/// 400 for a part that names a file which the request does not contain.
+pub(super) fn attach_files(ctx: &Messages, project: ProjectId, draft: &mut Draft) -> Result<Vec<AttachedFile>> {
+    let mut uploaded: HashMap<String, UploadedFile> =
         std::mem::take(&mut draft.files).into_iter().map(|file| (file.field.clone(), file)).collect();
-    let mut named: Vec<Named> = Vec::new();
+    let mut attached: Vec<AttachedFile> = Vec::new();
     for (part, field) in draft.message.file_fields() {
-        if !named.iter().any(|one| one.file.field == field) {
-            let file = came.remove(&field).ok_or_else(|| Error::bad(format!("missing file {field}")))?;
-            named.push(describe(ctx, project, file)?);
+        if !attached.iter().any(|one| one.upload.field == field) {
+            let file = uploaded.remove(&field).ok_or_else(|| Error::bad(format!("missing file {field}")))?;
+            attached.push(attach(ctx, project, file)?);
         }
-        if let Some(one) = named.iter().find(|one| one.file.field == field) {
+        if let Some(one) = attached.iter().find(|one| one.upload.field == field) {
             draft.message.set_file(part, &one.asset, &one.filename);
         }
     }
-    Ok(named)
+    Ok(attached)
 }
 
-fn describe(ctx: &Messages, project: ProjectId, file: UploadedFile) -> Result<Named> {
+fn attach(ctx: &Messages, project: ProjectId, file: UploadedFile) -> Result<AttachedFile> {
     let filename = file.name.rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
     if filename.len() > MAX_NAME || filename.contains('\0') {
         let wrong =
             format_args!("its file name must not be longer than {MAX_NAME} bytes, nor contain the character NUL");
         return Err(Error::field(&file.field, wrong));
     }
-    let Spool { sha256, size, head, .. } = &file.content;
+    let Spool { sha256, size, .. } = &file.content;
     let asset = Asset {
         bucket: ctx.config.s3.bucket.clone().unwrap_or_else(|| "acontext".into()),
         s3_key: s3_key(project, Utc::now(), sha256, &filename),
         etag: String::new(),
         sha256: sha256.clone(),
-        mime: media::detect(head, head.len() as u64 == *size, &filename),
+        mime: media_type_of(&file.content, &filename),
         size_b: *size,
     };
-    Ok(Named { file, asset, filename })
+    Ok(AttachedFile { upload: file, asset, filename })
 }
 
 /// The public name of a file: by project, day and content, with the last extension of its name in lower case.

@@ -13,7 +13,7 @@ use crate::auth::Caller;
 use crate::conversation::format::{self, Format, FunctionCall, FunctionResponse, NormalizedMessage};
 use crate::conversation::parts::{OPEN_CALLS, Part, USER_META};
 use crate::conversation::tokens;
-use crate::encryption::Owner;
+use crate::encryption::{Owner, StorageFormat};
 use crate::error::{Error, Result};
 use crate::http::body::body_bytes;
 use crate::http::extract::first_object;
@@ -242,8 +242,8 @@ pub fn check_user_meta(meta: &Map<String, Value>) -> Result<()> {
 #[derive(Clone)]
 pub struct Ready {
     pub message: NewMessage,
-    /// Answers to calls of Gemini functions, whose ids have still to be found.
-    pub answers: Vec<FunctionResponse>,
+    /// Results of Gemini function calls, whose ids have still to be found.
+    pub results: Vec<FunctionResponse>,
     /// Its parts, if it is not a long one.
     parts: Option<Vec<Part>>,
 }
@@ -254,7 +254,7 @@ impl Draft {
         let Self { message, user_meta, length, .. } = self;
         let (project, buffer_turns) = (caller.project, caller.buffer_turns);
         on_the_side(ctx, length, move || {
-            let (pending_calls, answers): (Vec<FunctionCall>, _) = (message.calls(), message.answers());
+            let (pending_calls, results): (Vec<FunctionCall>, _) = (message.calls(), message.answers());
             let NormalizedMessage { format, role, meta, body } = message;
             let content = Bytes::from(json::to_vec(&body));
             let parts = format::parts(format, body);
@@ -276,29 +276,29 @@ impl Draft {
                 buffer_turns,
                 job_key: None,
             };
-            Ok(Ready { message, answers, parts })
+            Ok(Ready { message, results, parts })
         })
         .await
     }
 }
 
 impl Ready {
-    /// The message as it is to be stored.
+    /// Returns the message as it is stored in this format.
     ///
     /// # Errors
-    /// 403 if it is to be sealed and the project's key not at hand.
-    pub async fn in_form(&self, ctx: &Messages, owner: &Owner, sealed: bool) -> Result<NewMessage> {
-        if owner.sealing(sealed)?.is_none() {
+    /// 403 if it is to be encrypted and the request has not brought the project's key.
+    pub async fn to_storage(&self, ctx: &Messages, owner: &Owner, format: StorageFormat) -> Result<NewMessage> {
+        if owner.encryption_key(format)?.is_none() {
             return Ok(self.message.clone());
         }
         let (owner, message) = (owner.clone(), self.message.clone());
-        let job_key = ctx.queue.wrap_kek(owner.opening()?)?;
-        on_the_side(ctx, message.content.len(), move || sealed::seal(owner.opening()?, message, job_key)).await
+        let job_key = ctx.queue.wrap_kek(owner.decryption_key()?)?;
+        on_the_side(ctx, message.content.len(), move || sealed::seal(owner.decryption_key()?, message, job_key)).await
     }
 
-    /// The same message whose answers tell the ids of their calls: (index of the part, id).
-    pub async fn with_answer_ids(self, ctx: &Messages, ids: Vec<(usize, String)>) -> Result<Self> {
-        let Self { mut message, answers, .. } = self;
+    /// Returns the message with the ids of the calls in its results: (index of the part, id).
+    pub async fn with_call_ids(&self, ctx: &Messages, ids: Vec<(usize, String)>) -> Result<Self> {
+        let mut message = self.message.clone();
         on_the_side(ctx, message.content.len(), move || {
             let body = json::parse_own(&message.content).map_err(Error::internal)?;
             let NewMessage { format, role, .. } = message;
@@ -307,7 +307,7 @@ impl Ready {
                 whole.set_answer_id(*part, id);
             }
             message.content = json::to_vec(&whole.body).into();
-            Ok(Self { message, answers, parts: None })
+            Ok(Self { message, results: Vec::new(), parts: None })
         })
         .await
     }

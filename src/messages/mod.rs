@@ -2,27 +2,28 @@
 //!
 //! [`api`] has the routes; [`incoming`] reads what a client sends, [`shown`] makes the answer of a list. What a message is, and its
 //! formats, are in [`crate::conversation`].
-//! [`store`] is the SQL, [`page`] reads a page of messages, and [`writer`] stores many at once; [`files`] are the files that
-//! come with messages, [`answers`] messages that answer calls, [`pieces`] a long answer.
+//! [`save`] stores a message, in most cases through the [`writer`], which stores many at once; [`files`] are the files that come with
+//! messages, [`function_results`] finds the calls that results belong to. [`store`] is the SQL, [`page`] reads a page of messages,
+//! [`pieces`] writes a long response, and [`convert`] encrypts and decrypts stored messages.
 //!
 //! A message is one row, content and all, so a page of them is one query. What a 201 says is on disk.
 
-pub mod answers;
 pub mod api;
 mod columns;
 pub mod convert;
 pub mod file_store;
 pub mod files;
+pub mod function_results;
 pub mod incoming;
 pub mod meta;
 pub mod new_message;
 pub mod observing;
 pub mod page;
 pub mod pieces;
+pub mod save;
 pub mod sealed;
 pub mod shown;
 pub mod store;
-pub mod storing;
 pub mod writer;
 
 use std::sync::Arc;
@@ -67,8 +68,8 @@ pub struct MessagesInner {
     pub writer: Writer,
     /// How much of long messages is worked on at one time, in KiB.
     parse_budget: Semaphore,
-    /// For messages that are stored on a connection of their own.
-    direct_store_permits: Semaphore,
+    /// For transactions that store a message and wait for its session.
+    direct_store_permits: Arc<Semaphore>,
 }
 
 impl Messages {
@@ -78,7 +79,7 @@ impl Messages {
             message_pages: platform.db.open_pool("pages", settings.page_connections(), page::SETTINGS),
             writer: Writer::default(),
             parse_budget: Semaphore::new(incoming::PARSE_BUDGET_KIB as usize),
-            direct_store_permits: Semaphore::new((settings.connections / 4).max(1)),
+            direct_store_permits: Arc::new(Semaphore::new((settings.connections / 4).max(1))),
             platform,
         }))
     }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::ProcessStatus;
 use crate::conversation::format::Format;
 use crate::conversation::parts::Role;
+use crate::encryption::StorageFormat;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::time::Timestamp;
 
@@ -31,19 +32,10 @@ pub struct NewMessage {
 }
 
 impl NewMessage {
-    pub fn is_sealed(&self) -> bool {
-        self.job_key.is_some()
+    /// How the content is stored.
+    pub fn storage_format(&self) -> StorageFormat {
+        StorageFormat::from_flag(self.job_key.is_some())
     }
-}
-
-/// The result of storing a message.
-#[derive(Debug)]
-pub enum InsertOutcome {
-    Inserted(InsertedMessage),
-    /// The project has no such session.
-    SessionNotFound,
-    /// The project was encrypted or decrypted since the message was prepared.
-    EncryptionChanged,
 }
 
 /// What the database adds to a message when it inserts it.

@@ -1,5 +1,4 @@
-//! SQL of observation: which messages were observed. Each statement that changes messages needs the session's lock, which storing
-//! messages acquires too.
+//! SQL of observation: which messages were observed, and the job that observes them.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -8,7 +7,13 @@ use uuid::Uuid;
 use super::ProcessStatus;
 use crate::conversation::format::Format;
 use crate::conversation::parts::Role;
+use crate::encryption::Owner;
+use crate::error::Result;
 use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::jobs::{Delay, JobQueue};
+use crate::learn::queue::Observe;
+use crate::sessions;
+use crate::sessions::lock::LockedSession;
 
 /// How many messages of a session are in which state.
 pub struct Counts {
@@ -64,24 +69,35 @@ pub async fn count_pending_messages(
     .await
 }
 
-/// Claims the oldest pending messages. Then [`crate::sessions::store::recount_pending_messages`] is due.
-pub async fn take(conn: &mut PgConnection, session: SessionId, limit: i64) -> sqlx::Result<Vec<Uuid>> {
-    sqlx::query_scalar!(
+/// Claims the oldest pending messages of a session for an observation.
+pub async fn claim_batch(session: &mut LockedSession<'_>, limit: i64) -> sqlx::Result<Vec<Uuid>> {
+    let claimed = sqlx::query_scalar!(
         "update messages set session_task_process_status = 'running', updated_at = now()
          where id in (select id from messages where session_id = $1 and session_task_process_status = 'pending'
                       order by created_at limit $2)
          returning id",
-        session as _,
+        session.id as _,
         limit
     )
-    .fetch_all(conn)
-    .await
+    .fetch_all(&mut ***session)
+    .await?;
+    sessions::store::recount_pending_messages(session).await?;
+    Ok(claimed)
 }
 
-/// Moves messages of a session from one state to another; all that are in it, or these. Answers with how many.
+/// Enqueues the job that observes a session, or makes the one that is ready due earlier.
+///
+/// # Errors
+/// The database fails.
+pub async fn enqueue_job(session: &mut LockedSession<'_>, queue: &JobQueue, owner: &Owner, delay: Delay) -> Result<()> {
+    sessions::store::set_has_observe_job(session, true).await?;
+    let job = Observe { session: session.id };
+    queue.enqueue(session, owner, &job, delay).await
+}
+
+/// Changes the status of all messages of a session that have the status `from`, or of these. Returns their number.
 pub async fn set_status(
-    conn: &mut PgConnection,
-    session: SessionId,
+    session: &mut LockedSession<'_>,
     only: Option<&[Uuid]>,
     from: ProcessStatus,
     to: ProcessStatus,
@@ -89,29 +105,29 @@ pub async fn set_status(
     sqlx::query!(
         "update messages set session_task_process_status = $4, updated_at = now()
          where session_id = $1 and session_task_process_status = $3 and ($2::uuid[] is null or id = any($2))",
-        session as _,
+        session.id as _,
         only as _,
         from as _,
         to as _
     )
-    .execute(conn)
+    .execute(&mut ***session)
     .await
     .map(|done| done.rows_affected())
 }
 
-/// Sessions with messages that wait although no job is there for them.
-pub async fn list_missed(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<SessionId>> {
-    sqlx::query_scalar!(
-        r#"select distinct m.session_id as "id: SessionId" from messages m
+/// Lists sessions with pending messages and without a job that will observe them.
+pub async fn list_missed(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<(ProjectId, SessionId)>> {
+    let rows = sqlx::query!(
+        r#"select distinct s.project_id as "project: ProjectId", s.id as "session: SessionId"
+           from messages m join sessions s on s.id = m.session_id
            where m.session_task_process_status in ('pending', 'running')
              and m.updated_at < now() - interval '1 minute'
-             and not exists (select 1 from jobs j where j.kind = 'observe' and j.dedupe_key = m.session_id::text
-                             and j.state in ('ready', 'running'))
+             and not exists (select 1 from jobs j, observe_job(m.session_id) o
+                             where j.kind = o.kind and j.dedupe_key = o.dedupe_key and j.state in ('ready', 'running'))
            limit $1"#,
         limit
-    )
-    .fetch_all(conn)
-    .await
+    );
+    Ok(rows.fetch_all(conn).await?.into_iter().map(|row| (row.project, row.session)).collect())
 }
 
 /// The content of a message, for observation.

@@ -50,7 +50,7 @@ pub fn work(rows: &[Row]) -> usize {
 /// # Errors
 /// 403
 pub fn check_may_open(owner: &Owner, rows: &[Row]) -> Result<()> {
-    if rows.iter().any(|row| row.encrypted_as.is_some()) { owner.opening().map(drop) } else { Ok(()) }
+    if rows.iter().any(|row| row.encrypted_as.is_some()) { owner.decryption_key().map(drop) } else { Ok(()) }
 }
 
 /// Opens what is sealed. In the place of what does not open stands a message that says so: the others are still worth reading.
@@ -60,7 +60,7 @@ pub fn check_may_open(owner: &Owner, rows: &[Row]) -> Result<()> {
 pub fn open(owner: &Owner, rows: &mut [Row]) -> Result<()> {
     for row in rows {
         let Some(encrypted_as) = row.encrypted_as else { continue };
-        if let Err(fault) = open_row(owner.opening()?, encrypted_as, row) {
+        if let Err(fault) = open_row(owner.decryption_key()?, encrypted_as, row) {
             tracing::error!(message.id = %row.id, error = %fault, "a message does not open");
             replace(row);
         }

@@ -10,13 +10,13 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::ProcessStatus;
-use super::columns::{Columns, Places, forms};
-use super::new_message::{InsertOutcome, InsertedMessage, NewMessage};
-use crate::blob::rows;
+use super::columns::{Columns, Places, storage_formats};
+use super::new_message::{InsertedMessage, NewMessage};
 use crate::config::Learning;
 use crate::conversation::format::FunctionCall;
 use crate::db::interval;
 use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
 
 /// Longer contents come and go in slices, in bytes: what the driver makes of a value takes three and a half times its length.
@@ -42,7 +42,7 @@ impl From<&Learning> for Buffer {
 /// tracked and that has none.
 ///
 /// The answer has an entry for each message; `None` if the project has no such session or wants its content in another form, or
-/// another transaction holds one of them: who wants to know calls [`insert_one`].
+/// another transaction holds one of them: [`super::save`] stores those.
 #[expect(clippy::too_many_lines, reason = "one statement")]
 pub async fn insert(
     conn: &mut PgConnection,
@@ -50,12 +50,13 @@ pub async fn insert(
     buffer: Buffer,
 ) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
     let Places { sessions, projects, turns, job_keys, counts, newest, of, nth, previous } = Places::of(new);
-    let Columns { ids, roles, formats, contents, sealed, tokens, metas, user_metas, pending_calls } = Columns::of(new);
-    let (owners, forms) = forms(new);
+    let Columns { ids, roles, formats, contents, encrypted_as, tokens, metas, user_metas, pending_calls } =
+        Columns::of(new);
+    let (owners, formats_of_projects) = storage_formats(new);
     let rows = sqlx::query!(
         r#"with wanted as materialized (
-               select w.project_id from unnest($19::uuid[], $20::boolean[]) as w (project_id, sealed)
-               where encryption_enabled_for_share(w.project_id, false) = w.sealed
+               select w.project_id from unnest($19::uuid[], $20::boolean[]) as w (project_id, encrypted)
+               where encryption_enabled_for_share(w.project_id, false) = w.encrypted
            ),
            held as materialized (
                select w.at, w.new, w.newest, greatest(coalesce(w.turns, $17), 1) as turns, w.job_key, s.id, s.project_id,
@@ -77,17 +78,17 @@ pub async fn insert(
            ),
            queued as (
                insert into jobs (id, project_id, kind, payload, lane, dedupe_key, run_at, encrypted_kek)
-               select gen_random_uuid(), h.project_id, 'observe', jsonb_build_object('session', h.id),
-                      'session:' || h.id, h.id::text,
+               select gen_random_uuid(), h.project_id, o.kind, o.payload, o.lane, o.dedupe_key,
                       case when h.new >= h.turns then now() else now() + $16::interval end, h.job_key
-               from held h where not h.disable_task_tracking and not h.has_observe_job
+               from held h, observe_job(h.id) o where not h.disable_task_tracking and not h.has_observe_job
                on conflict (kind, dedupe_key) where state = 'ready' do nothing
            ),
            -- Enough has gathered: the job that waits need not wait longer. One that was not given the project's key is given it.
            -- Each is looked up by its session; as a join, all that wait might be gone through.
            waiting as materialized (
                select h.job_key, h.is_enough,
-                      (select j.id from jobs j where j.kind = 'observe' and j.dedupe_key = h.id::text and j.state = 'ready') as job
+                      (select j.id from jobs j, observe_job(h.id) o
+                       where j.kind = o.kind and j.dedupe_key = o.dedupe_key and j.state = 'ready') as job
                from (select *, pending_messages < turns and pending_messages + new >= turns as is_enough from held) h
                where not h.disable_task_tracking and h.has_observe_job and (h.is_enough or h.job_key is not null)
            ),
@@ -132,9 +133,9 @@ pub async fn insert(
         buffer.turns,
         &turns as _,
         &owners,
-        &forms,
+        &formats_of_projects as _,
         &job_keys as _,
-        &sealed as _,
+        &encrypted_as as _,
     )
     .fetch_all(conn)
     .await?;
@@ -147,40 +148,36 @@ pub async fn insert(
 
 /// As [`insert`], in a transaction of its own, for a message that may be stored already: by a statement that went on after its
 /// connection was lost.
-pub async fn insert_once(
+pub async fn insert_or_find(
     conn: &mut PgConnection,
     new: &[NewMessage],
     buffer: Buffer,
 ) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
     match insert(conn, new, buffer).await {
-        Err(fault) if is_there(&fault) => {
+        Err(fault) if is_duplicate_id(&fault) => {
             let ids: Vec<_> = new.iter().map(|message| message.id).collect();
-            get_stored(conn, &ids).await
+            find_inserted(conn, &ids).await
         }
         done => done,
     }
 }
 
-/// Stores one message, of any length, in a transaction; waits for its session.
-pub async fn insert_one(tx: &mut PgConnection, new: &NewMessage, buffer: Buffer) -> sqlx::Result<InsertOutcome> {
-    // First, as all do who want both, so that none of them waits for another.
-    if rows::encryption_enabled_for_share(tx, new.project).await?.is_some_and(|sealed| sealed != new.is_sealed()) {
-        return Ok(InsertOutcome::EncryptionChanged);
-    }
-    if !lock_session(tx, new.project, new.session).await? {
-        return Ok(InsertOutcome::SessionNotFound);
-    }
+/// Stores one message, of any length, in the storage format that is locked.
+pub async fn insert_one(
+    session: &mut LockedSession<'_>,
+    new: &NewMessage,
+    buffer: Buffer,
+) -> sqlx::Result<InsertedMessage> {
     let is_long = new.content.len() > SLICE;
-    let without = is_long.then(|| NewMessage { content: Bytes::new(), ..new.clone() });
-    let row = without.as_ref().unwrap_or(new);
-    let Some(stored) = insert(tx, std::slice::from_ref(row), buffer).await?.pop().flatten() else {
-        // The project is gone.
-        return Ok(InsertOutcome::SessionNotFound);
-    };
+    let without_content = is_long.then(|| NewMessage { content: Bytes::new(), ..new.clone() });
+    let row = without_content.as_ref().unwrap_or(new);
+    let inserted = insert(session, std::slice::from_ref(row), buffer).await?.pop().flatten();
+    // Nothing can have changed while the session is locked.
+    let inserted = inserted.ok_or(sqlx::Error::RowNotFound)?;
     if is_long {
-        set_long_content(tx, new.id, &new.content).await?;
+        set_long_content(session, new.id, &new.content).await?;
     }
-    Ok(InsertOutcome::Inserted(stored))
+    Ok(inserted)
 }
 
 /// Writes a long content in slices, in a transaction.
@@ -202,7 +199,7 @@ pub async fn set_long_content(tx: &mut PgConnection, message: MessageId, content
 }
 
 /// Whether the message is there already: stored by a statement that went on after its connection was lost.
-pub fn is_there(fault: &sqlx::Error) -> bool {
+pub fn is_duplicate_id(fault: &sqlx::Error) -> bool {
     matches!(fault, sqlx::Error::Database(fault) if fault.constraint() == Some("messages_pkey"))
 }
 
@@ -213,7 +210,7 @@ pub fn shown_calls(calls: &[FunctionCall]) -> Option<Value> {
 }
 
 /// What of these messages is stored: after a connection was lost, nobody knows.
-pub async fn get_stored(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
+pub async fn find_inserted(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
     let rows = sqlx::query!(
         r#"select id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as "status: ProcessStatus",
                   created_at as "created_at: Timestamp"
@@ -229,16 +226,6 @@ pub async fn get_stored(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::Res
     Ok(ids.iter().map(find).collect())
 }
 
-/// Locks a session; whether the project has it.
-pub async fn lock_session(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<bool> {
-    let found = sqlx::query_scalar!(
-        "select 1 as one from sessions where id = $1 and project_id = $2 for no key update",
-        session as _,
-        project as _
-    );
-    Ok(found.fetch_optional(conn).await?.is_some())
-}
-
 /// A message with calls of Gemini functions that wait for their answers.
 pub struct Calling {
     pub id: MessageId,
@@ -246,21 +233,25 @@ pub struct Calling {
     pub pending_calls: Value,
 }
 
-/// The messages of a session with calls that wait for their answers, oldest first. Wants the session's lock.
-pub async fn list_calling(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Vec<Calling>> {
+/// The messages of a session with calls that wait for their answers, oldest first.
+pub async fn list_calling(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<Calling>> {
     sqlx::query_as!(
         Calling,
         r#"select id as "id: MessageId", encrypted_as, pending_calls as "pending_calls!"
            from messages where session_id = $1 and pending_calls is not null order by created_at limit 1000"#,
-        session as _
+        session.id as _
     )
-    .fetch_all(conn)
+    .fetch_all(&mut ***session)
     .await
 }
 
-pub async fn set_open_calls(conn: &mut PgConnection, message: MessageId, calls: Option<Value>) -> sqlx::Result<()> {
+pub async fn set_pending_calls(
+    session: &mut LockedSession<'_>,
+    message: MessageId,
+    calls: Option<Value>,
+) -> sqlx::Result<()> {
     sqlx::query!("update messages set pending_calls = $2 where id = $1", message as _, calls)
-        .execute(conn)
+        .execute(&mut ***session)
         .await
         .map(drop)
 }

@@ -118,13 +118,13 @@ async fn serve(ctx: Messages, mut inbox: mpsc::Receiver<Waiting>) {
     }
 }
 
-/// While the form changes that a project's content is stored in, some of its messages come in the one and some in the other.
-/// A batch has those of one form alone; the others go the way of those that must wait.
+/// While a project's storage format changes, some of its messages come in the old one and some in the new one. A batch contains those of
+/// one format only; the others are stored in transactions of their own.
 fn set_apart(batch: &mut Vec<Waiting>) {
-    let mut forms = HashMap::new();
+    let mut formats = HashMap::new();
     for other in batch.extract_if(.., |one| {
-        let sealed = one.message.is_sealed();
-        *forms.entry(one.message.project.0).or_insert(sealed) != sealed
+        let format = one.message.storage_format();
+        *formats.entry(one.message.project.0).or_insert(format) != format
     }) {
         // It may have been cut off meanwhile.
         let _ = other.answer.send(Ok(None));
@@ -203,12 +203,12 @@ impl Line {
         };
         if unsure {
             let ids: Vec<_> = messages.iter().map(|message| message.id).collect();
-            let found = store::get_stored(conn, &ids).await?;
+            let found = store::find_inserted(conn, &ids).await?;
             if found.iter().any(Option::is_some) {
                 return Ok(found);
             }
         }
-        store::insert_once(conn, messages, self.buffer).await
+        store::insert_or_find(conn, messages, self.buffer).await
     }
 }
 

@@ -19,6 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::keys::Authenticator;
+use crate::encryption::reencrypt::Reencrypt;
 use crate::platform::{Platform, platform_context};
 
 platform_context! {
@@ -29,13 +30,16 @@ platform_context! {
 pub struct ProjectsInner {
     platform: Platform,
     authenticator: Authenticator,
-    /// Notified whenever the content of a project is all in the wanted form.
+    /// Everything that a conversion has to encrypt or decrypt.
+    encrypted_content: Vec<Arc<dyn Reencrypt>>,
+    /// Notified whenever a conversion has finished.
     conversion_finished: Notify,
 }
 
 impl Projects {
-    pub fn new(platform: Platform, authenticator: Authenticator) -> Self {
-        Self(Arc::new(ProjectsInner { platform, authenticator, conversion_finished: Notify::new() }))
+    pub fn new(platform: Platform, authenticator: Authenticator, encrypted_content: Vec<Arc<dyn Reencrypt>>) -> Self {
+        let conversion_finished = Notify::new();
+        Self(Arc::new(ProjectsInner { platform, authenticator, encrypted_content, conversion_finished }))
     }
 }
 

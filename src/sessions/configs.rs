@@ -5,6 +5,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::lock::LockedSession;
 use super::{NOT_FOUND, Session, store};
 use crate::auth::Caller;
 use crate::error::{Error, Result};
@@ -96,7 +97,8 @@ pub async fn patch_session_configs(
         return Err(Error::bad("configs size exceeds 64KB limit"));
     }
     let mut tx = idempotency.begin().await?;
-    let configs = store::lock_configs(&mut tx, caller.project, session).await?.ok_or(NOT_FOUND)?;
+    let mut locked = LockedSession::lock(&mut tx, caller.project, session).await?.ok_or(NOT_FOUND)?;
+    let configs = store::get_configs(&mut locked).await?;
     let configs = merge(configs, patch);
     storable_object("configs", &configs, platform.config.limits.meta)?;
     store::set_configs(&mut tx, caller.project, session, &configs).await?;

@@ -5,12 +5,10 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
-use sqlx::PgConnection;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
-use crate::blob::rows;
 use crate::db::interval;
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
@@ -18,9 +16,10 @@ use crate::http::extract::{Path, PathParam};
 use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
 use crate::http::response::{self, Envelope};
-use crate::ids::{ProjectId, SessionId};
+use crate::ids::SessionId;
 use crate::messages::convert;
 use crate::platform::Platform;
+use crate::sessions::lock::LockedSession;
 
 /// The route of copies. It is not in the router of sessions, because this file is in a higher layer.
 pub fn router() -> OpenApiRouter<Platform> {
@@ -58,51 +57,42 @@ pub async fn copy_session(
 ) -> Result<Response> {
     let session: SessionId = id.0.parse().map_err(|_| Error::bad("INVALID_SESSION_ID"))?;
     let mut tx = idempotency.begin().await?;
-    // First, as all do who want both.
-    let seals = rows::encryption_enabled_for_share(&mut tx, caller.project).await?.unwrap_or_default();
-    let owner = Owner { encrypted: seals, ..caller.owner };
-    owner.check_may_store()?;
-    let messages = lock(&mut tx, caller.project, session).await?.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;
-    if messages > platform.config.limits.copy as u64 {
+    let locked = LockedSession::lock_to_store(&mut tx, caller.project, session).await?;
+    let (format, mut locked) = locked.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;
+    let owner = Owner { format, ..caller.owner };
+    owner.ensure_can_store()?;
+    if count_messages(&mut locked).await? > platform.config.limits.copy as u64 {
         return Err(Error::TooLarge("SESSION_TOO_LARGE".into()));
     }
-    // What is copied is in the form that the project wants.
-    let mut turned = convert::turn(&mut tx, &owner, session, seals, None).await?;
-    while let Some(after) = turned.next {
-        turned = convert::turn(&mut tx, &owner, session, seals, Some(after)).await?;
+    // The copy is in the format that the project wants.
+    let mut converted = convert::convert_batch(&mut locked, &owner, format, None).await?;
+    while let Some(after) = converted.next {
+        converted = convert::convert_batch(&mut locked, &owner, format, Some(after)).await?;
     }
     let copy = SessionId::new();
-    insert(&mut tx, session, copy).await?;
+    insert(&mut locked, copy).await?;
     let job_key = platform.queue.wrap_key(&owner)?;
-    insert_content(&mut tx, session, copy, platform.config.learning.buffer_ttl, job_key).await?;
+    insert_content(&mut locked, copy, platform.config.learning.buffer_ttl, job_key).await?;
     let answer = response::ok(CopiedSession { old_session_id: session, new_session_id: copy });
     // The statement enqueues a job.
     tx.wake_on_commit();
     tx.commit(answer).await
 }
 
-/// Locks a session, and counts its messages; `None` if the project has no such session.
-async fn lock(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<Option<u64>> {
-    let locked = sqlx::query_scalar!(
-        "select 1 as one from sessions where id = $1 and project_id = $2 for no key update",
-        session as _,
-        project as _
-    );
-    if locked.fetch_optional(&mut *conn).await?.is_none() {
-        return Ok(None);
-    }
-    let count = sqlx::query_scalar!(r#"select count(*) as "count!" from messages where session_id = $1"#, session as _);
-    count.fetch_one(conn).await.map(|count| Some(count.cast_unsigned()))
+async fn count_messages(session: &mut LockedSession<'_>) -> sqlx::Result<u64> {
+    let count =
+        sqlx::query_scalar!(r#"select count(*) as "count!" from messages where session_id = $1"#, session.id as _);
+    Ok(count.fetch_one(&mut ***session).await?.cast_unsigned())
 }
 
-async fn insert(conn: &mut PgConnection, session: SessionId, copy: SessionId) -> sqlx::Result<()> {
+async fn insert(session: &mut LockedSession<'_>, copy: SessionId) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into sessions (id, project_id, user_id, disable_task_tracking, configs)
          select $2, project_id, user_id, disable_task_tracking, configs from sessions where id = $1",
-        session as _,
+        session.id as _,
         copy as _
     )
-    .execute(conn)
+    .execute(&mut ***session)
     .await
     .map(drop)
 }
@@ -110,8 +100,7 @@ async fn insert(conn: &mut PgConnection, session: SessionId, copy: SessionId) ->
 /// Copies what is in a session: rows get new ids and refer to each other as the old ones did. What was looked at for tasks is
 /// not looked at again; what still waits for that waits in the copy too.
 async fn insert_content(
-    conn: &mut PgConnection,
-    session: SessionId,
+    session: &mut LockedSession<'_>,
     copy: SessionId,
     wait: Duration,
     job_key: Option<Vec<u8>>,
@@ -148,9 +137,8 @@ async fn insert_content(
            ),
            queued as (
                insert into jobs (id, project_id, kind, payload, lane, dedupe_key, run_at, encrypted_kek)
-               select gen_random_uuid(), s.project_id, 'observe', jsonb_build_object('session', $2::uuid),
-                      'session:' || $2::uuid, $2::uuid::text, now() + $3::interval, $4
-               from sessions s where s.id = $1 and exists (select 1 from new_messages where status = 'pending')
+               select gen_random_uuid(), s.project_id, o.kind, o.payload, o.lane, o.dedupe_key, now() + $3::interval, $4
+               from sessions s, observe_job($2) o where s.id = $1 and exists (select 1 from new_messages where status = 'pending')
            )
            update sessions c
            set last_message_id = i.new, last_message_at = s.last_message_at, pending_messages = w.waiting, has_observe_job = w.waiting > 0
@@ -158,12 +146,12 @@ async fn insert_content(
            left join message_ids i on i.old = s.last_message_id
            cross join (select count(*)::int as waiting from new_messages where status = 'pending') w
            where s.id = $1 and c.id = $2"#,
-        session as _,
+        session.id as _,
         copy as _,
         interval(wait) as _,
         job_key,
     )
-    .execute(conn)
+    .execute(&mut ***session)
     .await
     .map(drop)
 }

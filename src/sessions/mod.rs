@@ -7,6 +7,7 @@ pub mod api;
 pub mod configs;
 pub mod copy;
 pub mod events;
+pub mod lock;
 pub mod store;
 
 use serde::Serialize;

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
+use super::lock::LockedSession;
 use super::{DENIED, NOT_FOUND, Session};
 use crate::db::page::PageRequest;
 use crate::error::Result;
@@ -151,19 +152,13 @@ pub async fn delete(conn: &mut PgConnection, project: ProjectId, session: Sessio
     Ok(gone.execute(conn).await?.rows_affected() == 1)
 }
 
-/// What is kept with a session, nothing being an empty object; locks the session.
-pub async fn lock_configs(
-    conn: &mut PgConnection,
-    project: ProjectId,
-    session: SessionId,
-) -> sqlx::Result<Option<Map<String, Value>>> {
-    let found = sqlx::query_scalar!(
-        r#"select configs as "configs: Json<Map<String, Value>>"
-           from sessions where id = $1 and project_id = $2 for no key update"#,
-        session as _,
-        project as _
+/// Returns the configs of a session; an empty object if there are none.
+pub async fn get_configs(session: &mut LockedSession<'_>) -> sqlx::Result<Map<String, Value>> {
+    let configs = sqlx::query_scalar!(
+        r#"select configs as "configs: Json<Map<String, Value>>" from sessions where id = $1"#,
+        session.id as _
     );
-    Ok(found.fetch_optional(conn).await?.map(|configs| configs.map(|configs| configs.0).unwrap_or_default()))
+    Ok(configs.fetch_one(&mut ***session).await?.map(|configs| configs.0).unwrap_or_default())
 }
 
 pub async fn set_configs(
@@ -183,27 +178,23 @@ pub async fn set_configs(
     .map(drop)
 }
 
-/// Notes whether a job observes the session or will.
-pub async fn set_has_observe_job(
-    conn: &mut PgConnection,
-    session: SessionId,
-    has_observe_job: bool,
-) -> sqlx::Result<()> {
-    sqlx::query!("update sessions set has_observe_job = $2 where id = $1", session as _, has_observe_job)
-        .execute(conn)
+/// Records whether a job exists that processes the pending messages of the session.
+pub async fn set_has_observe_job(session: &mut LockedSession<'_>, has_observe_job: bool) -> sqlx::Result<()> {
+    sqlx::query!("update sessions set has_observe_job = $2 where id = $1", session.id as _, has_observe_job)
+        .execute(&mut ***session)
         .await
         .map(drop)
 }
 
 /// Counts the pending messages of a session anew, after some of them were claimed.
-pub async fn recount_pending_messages(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<()> {
+pub async fn recount_pending_messages(session: &mut LockedSession<'_>) -> sqlx::Result<()> {
     sqlx::query!(
         "update sessions set pending_messages = (select count(*) from messages
-                                           where session_id = $1 and session_task_process_status = 'pending')
+                                                 where session_id = $1 and session_task_process_status = 'pending')
          where id = $1",
-        session as _
+        session.id as _
     )
-    .execute(conn)
+    .execute(&mut ***session)
     .await
     .map(drop)
 }

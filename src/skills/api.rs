@@ -9,7 +9,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
-use super::create::{RACED, TRIES};
 use super::store::{self, Row};
 use super::{FileEntry, Skill, upload};
 use crate::auth::Caller;
@@ -62,7 +61,7 @@ pub async fn create_skill(
     idempotency: Idempotency,
     request: Request,
 ) -> Result<Response> {
-    caller.owner.check_may_store()?;
+    caller.owner.ensure_can_store()?;
     let reservations = Reservations::of(request.extensions());
     let mut form =
         MultipartForm::read(request, &platform.request_context, &FormLimits::archive(&platform.config.limits))
@@ -81,16 +80,18 @@ pub async fn create_skill(
     let meta = form.take_text("meta");
     let meta = user_meta(&platform, &reservations, meta).await?;
     let archive = Arc::new(file.content);
-    for _ in 0..TRIES {
-        let prepared = upload::unpack(&platform, &caller.owner, &archive).await?;
-        let mut tx = idempotency.begin().await?;
+    let mut attempts = idempotency.attempts();
+    loop {
+        let (skill, contents) = upload::unpack(&platform, &caller.owner, &archive).await?;
+        let mut tx = attempts.begin().await?;
+        let Some(blobs) = contents.claim(&mut tx).await? else {
+            tx.rollback().await?;
+            continue;
+        };
         let user = users::named(&mut tx, caller.project, user.as_ref()).await?;
-        if let Some(skill) = prepared.insert(&mut tx, &platform, caller.project, user, meta.clone()).await? {
-            return tx.commit(response::created(skill)).await;
-        }
-        tx.rollback().await?;
+        let skill = skill.insert(&mut tx, &platform, caller.project, user, meta.clone(), &blobs).await?;
+        return tx.commit(response::created(skill)).await;
     }
-    Err(Error::unavailable(RACED))
 }
 
 /// Parses the user metadata of a skill: a JSON object as text, or an empty text.

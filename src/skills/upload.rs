@@ -3,13 +3,15 @@
 
 use std::sync::Arc;
 
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use super::archive::{Archive, Bounds};
-use super::create::{Contents, Prepared};
+use super::create::{PreparedSkill, SkillFile};
 use super::front_matter::FrontMatter;
+use crate::blob::ingest::Ingest;
 use crate::blob::spool::Spool;
+use crate::disks::path::FilePath;
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
@@ -17,12 +19,12 @@ use crate::platform::Platform;
 /// How many unpacked files wait for the object store.
 const AHEAD: usize = 4;
 
-/// Unpacks an archive and puts its files into the object store.
+/// Unpacks an archive and stores the contents of its files.
 ///
 /// # Errors
 /// 400 for an archive that is no skill, or one that cannot be unpacked without harm; 413 if it is too large; 503 if the object
 /// store fails or there is no room.
-pub async fn unpack(platform: &Platform, owner: &Owner, archive: &Arc<Spool>) -> Result<Prepared> {
+pub async fn unpack(platform: &Platform, owner: &Owner, archive: &Arc<Spool>) -> Result<(PreparedSkill, Ingest)> {
     let limits = &platform.config.limits;
     let bounds = Bounds {
         files: limits.skill_files,
@@ -43,9 +45,15 @@ pub async fn unpack(platform: &Platform, owner: &Owner, archive: &Arc<Spool>) ->
         )?;
         Ok(says)
     });
-    let files = stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|file| (file, receiver)));
-    let (says, contents) = tokio::join!(unpacked, Contents::put(platform, owner, files));
-    // If the store fails, unpacking stops for that reason.
+    let mut files = Vec::new();
+    let unpacking = stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|file| (file, receiver)));
+    let contents = unpacking.map(|(at, content): (FilePath, Spool)| {
+        files.push(SkillFile::new(at, &content));
+        content
+    });
+    let (front_matter, contents) = tokio::join!(unpacked, platform.blobs.ingest(owner, contents));
+    // If the object store fails, unpacking stops for that reason.
     let contents = contents?;
-    Ok(contents.of_skill(says.map_err(Error::internal)??))
+    let front_matter = front_matter.map_err(Error::internal)??;
+    Ok((PreparedSkill { front_matter, files }, contents))
 }

@@ -6,6 +6,7 @@ use sqlx::types::Json;
 use super::{Task, TaskData, TaskStatus};
 use crate::db::page::PageRequest;
 use crate::ids::{ProjectId, SessionId, TaskId};
+use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
 
 /// The tasks of a session that are work, in the order they were made.
@@ -57,28 +58,28 @@ pub async fn list(
     }
 }
 
-/// The tasks of a session that have come to an end, in the order they were made.
-pub async fn list_ended(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<Vec<TaskId>> {
+/// Lists the finished tasks of a session, in their order.
+pub async fn list_finished(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<TaskId>> {
     sqlx::query_scalar!(
         r#"select id as "id: TaskId" from tasks
            where project_id = $1 and session_id = $2 and not is_planning and status in ('success', 'failed')
            order by "order""#,
-        project as _,
-        session as _,
+        session.project as _,
+        session.id as _,
     )
-    .fetch_all(conn)
+    .fetch_all(&mut ***session)
     .await
 }
 
-/// Closes the open tasks of a session as successes. Wants the session's lock.
-pub async fn close_open(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<Vec<TaskId>> {
+/// Completes the open tasks of a session as successes.
+pub async fn complete_open(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<TaskId>> {
     sqlx::query_scalar!(
         r#"update tasks set status = 'success', updated_at = now()
            where project_id = $1 and session_id = $2 and not is_planning and status in ('pending', 'running')
            returning id as "id: TaskId""#,
-        project as _,
-        session as _,
+        session.project as _,
+        session.id as _,
     )
-    .fetch_all(conn)
+    .fetch_all(&mut ***session)
     .await
 }

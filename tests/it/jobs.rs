@@ -160,7 +160,7 @@ fn setup() -> Setup {
 
 async fn enqueue(app: &TestApp, project: ProjectId, act: &Act, delay: Delay) {
     let mut tx = app.app.db.begin().await.unwrap();
-    app.app.queue.enqueue(&mut tx, &Owner::plain(project), act, delay).await.unwrap();
+    app.app.queue.enqueue(&mut tx, &Owner::unencrypted(project), act, delay).await.unwrap();
     tx.commit().await.unwrap();
 }
 
@@ -179,7 +179,11 @@ async fn a_job_exists_if_and_only_if_its_transaction_was_committed() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::open();
         let mut tx = app.app.db.begin().await.unwrap();
-        app.app.queue.enqueue(&mut tx, &Owner::plain(SERVER), &Act::new(id, "undone"), Delay::NONE).await.unwrap();
+        app.app
+            .queue
+            .enqueue(&mut tx, &Owner::unencrypted(SERVER), &Act::new(id, "undone"), Delay::NONE)
+            .await
+            .unwrap();
         tx.rollback().await.unwrap();
         enqueue(&app, SERVER, &Act::new(id, "done"), Delay::NONE).await;
         app.drain_jobs().await;
@@ -198,7 +202,7 @@ fn was_woken(app: &TestApp) -> bool {
 async fn only_the_commit_of_a_transaction_that_enqueued_a_job_wakes_the_runner() {
     run_with(setup(), async |app| {
         let (id, _stage) = Stage::open();
-        let (db, queue, owner) = (&app.app.db, &app.app.queue, Owner::plain(SERVER));
+        let (db, queue, owner) = (&app.app.db, &app.app.queue, Owner::unencrypted(SERVER));
         let mut tx = db.begin().await.unwrap();
         queue.enqueue(&mut tx, &owner, &Act::new(id, "undone"), Delay::NONE).await.unwrap();
         assert!(!was_woken(&app), "before the commit");
@@ -498,7 +502,7 @@ async fn a_request_that_takes_its_time_over_an_equal_job_stops_no_other() {
         let mut slow = app.app.db.begin().await.unwrap();
         app.app
             .queue
-            .enqueue(&mut slow, &Owner::plain(SERVER), &Act::new(id, "equal").dedupe("key"), Delay::NONE)
+            .enqueue(&mut slow, &Owner::unencrypted(SERVER), &Act::new(id, "equal").dedupe("key"), Delay::NONE)
             .await
             .unwrap();
         enqueue(&app, SERVER, &Act::new(id, "other"), Delay::NONE).await;

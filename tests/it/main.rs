@@ -20,6 +20,7 @@ mod events;
 mod frame;
 mod host;
 mod idempotency;
+mod ingest;
 mod isolation;
 mod jobs;
 mod keys;

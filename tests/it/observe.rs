@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use acontextd::llm::{Llm, LlmError, Message, ToolChoice};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::client::Client;
+use crate::support::client::{Client, Form};
 use crate::support::llm::ScriptedLlm;
 use crate::support::{Setup, TestApp, eventually, run, run_with};
 
@@ -361,6 +361,79 @@ async fn a_deleted_session_ends_its_job() {
         app.execute("update jobs set run_at = now()").await;
         app.drain_jobs().await;
         assert_eq!(jobs(&app).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a list of ways")]
+async fn every_way_to_store_a_message_leaves_the_same_job() {
+    // Without a model, so that no job runs.
+    run(async |app| {
+        let client = app.project().await;
+        let mut jobs = Vec::new();
+        for way in ["batch", "key", "long", "file", "function result", "copy", "flush", "missed"] {
+            let mut session = client.new_session().await;
+            let user = |text: &str| json!({"format": "openai", "blob": {"role": "user", "content": text}});
+            let path = format!("/api/v1/session/{session}/messages");
+            match way {
+                "key" => client.json_once("key", Method::POST, &path, &user("keyed")).await.assert_status(201),
+                "long" => client.post(&path, user(&"long ".repeat(100_000))).await.assert_status(201),
+                "file" => {
+                    let parts = json!([{"type": "file", "file_field": "f"}]);
+                    let payload = json!({"format": "acontext", "blob": {"role": "user", "parts": parts}});
+                    let form = Form::new().text("payload", &payload.to_string()).file("f", "f.txt", "a file");
+                    client.say_form(&session, form).await.assert_status(201);
+                }
+                "function result" => {
+                    let call = json!({"role": "model", "parts": [{"functionCall": {"name": "f", "args": {}}}]});
+                    client.say(&session, "gemini", call).await.assert_status(201);
+                    app.execute("delete from jobs").await;
+                    app.execute("update sessions set has_observe_job = false").await;
+                    let result = json!({"functionResponse": {"name": "f", "response": {}}});
+                    let message = json!({"role": "user", "parts": [result]});
+                    client.say(&session, "gemini", message).await.assert_status(201);
+                }
+                "copy" => {
+                    client.say_text(&session, "copied").await;
+                    let copy = client.post(&format!("/api/v1/session/{session}/copy"), json!({})).await.data();
+                    session = copy["new_session_id"].as_str().unwrap().to_owned();
+                }
+                "flush" | "missed" => {
+                    client.say_text(&session, way).await;
+                    app.execute("delete from jobs").await;
+                    app.execute("update messages set updated_at = now() - interval '2 minutes'").await;
+                    // A process with a model enqueues the job, and does not run it.
+                    let second = app.twin(with_model().with("ACONTEXTD_FLUSH_TIMEOUT", "1ms")).await;
+                    if way == "flush" {
+                        second
+                            .client()
+                            .with_key(client.key())
+                            .post(&format!("/api/v1/session/{session}/flush"), json!({}))
+                            .await;
+                    } else {
+                        acontextd::learn::observe::enqueue_missed(second.app.learn.clone()).await.unwrap();
+                    }
+                }
+                _ => drop(client.say_text(&session, "batched").await),
+            }
+            let found: Vec<(String, String, Option<String>, Option<String>)> = sqlx::query_as(
+                "select kind, payload::text, lane, dedupe_key from jobs where payload ->> 'session' = $1",
+            )
+            .bind(&session)
+            .fetch_all(&*app.app.db)
+            .await
+            .unwrap();
+            let has_job = sqlx::query_scalar("select has_observe_job from sessions where id = $1::uuid").bind(&session);
+            assert!(has_job.fetch_one(&*app.app.db).await.unwrap_or(false), "{way}");
+            let anonymous = |text: String| text.replace(&session, "<session>");
+            for (kind, payload, lane, dedupe_key) in found {
+                let job = (kind, anonymous(payload), lane.map(anonymous), dedupe_key.map(anonymous));
+                jobs.push((way, job));
+            }
+        }
+        assert_eq!(jobs.len(), 8, "{jobs:#?}");
+        assert!(jobs.iter().all(|(_, job)| *job == jobs[0].1), "{jobs:#?}");
     })
     .await;
 }

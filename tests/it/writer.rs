@@ -35,7 +35,7 @@ async fn writer_waits(app: &TestApp) -> bool {
     app.value::<i64>(
         "select count(*) from pg_stat_activity
          where datname = current_database() and wait_event_type = 'Lock'
-           and (query like 'with wanted as%' or query like 'select 1 as one from sessions%')",
+           and (query like 'with wanted as%' or query like 'select last_message_at from sessions%')",
     )
     .await
         > 0
@@ -146,10 +146,10 @@ async fn what_was_committed_is_found_again_by_its_id() {
         let new = [message(client.project(), &session, "a"), message(client.project(), &session, "b")];
         let mut conn = app.app.db.acquire().await.unwrap();
         let ids: Vec<_> = new.iter().map(|message| message.id).collect();
-        assert!(store::get_stored(&mut conn, &ids).await.unwrap().iter().all(Option::is_none));
+        assert!(store::find_inserted(&mut conn, &ids).await.unwrap().iter().all(Option::is_none));
         let stored = store::insert(&mut conn, &new, (&app.app.config.learning).into()).await.unwrap();
-        let found = store::get_stored(&mut conn, &ids).await.unwrap();
-        let again = store::insert_once(&mut conn, &new, (&app.app.config.learning).into()).await.unwrap();
+        let found = store::find_inserted(&mut conn, &ids).await.unwrap();
+        let again = store::insert_or_find(&mut conn, &new, (&app.app.config.learning).into()).await.unwrap();
         assert!(again.iter().all(Option::is_some), "stored is stored");
         for (stored, found) in stored.iter().zip(&found) {
             let (stored, found) = (stored.as_ref().unwrap(), found.as_ref().unwrap());

@@ -23,6 +23,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use sqlx::PgConnection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::context::RequestContext;
@@ -43,6 +44,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 /// Longer answers are sealed and opened where that keeps no request waiting, in bytes.
 const LONG: usize = 256 * 1024;
+
+/// How often an effect is tried that concurrent requests force to start again.
+const MAX_ATTEMPTS: usize = 5;
 
 const IN_FLIGHT: &str = "Idempotency-Key: a request with this key is still being worked on; try again in a moment";
 const ANOTHER: &str = "Idempotency-Key: was sent with another request before; a new request wants a new key";
@@ -96,7 +100,8 @@ where
         let seal = AnswerKey::derive(&id, key, pepper, None)?;
         let kek = owner.and_then(|owner| owner.kek.as_ref());
         let with_key = kek.map(|kek| AnswerKey::derive(&id, key, pepper, Some(kek.master())));
-        let (seal_with_key, encrypted) = (with_key.transpose()?, owner.is_some_and(|owner| owner.encrypted));
+        let (seal_with_key, encrypted) =
+            (with_key.transpose()?, owner.is_some_and(|owner| owner.format.is_encrypted()));
         let fingerprint = Fingerprint::of_head(parts);
         parts.extensions.insert(fingerprint.clone());
         let request = IdempotentRequest { id, project, fingerprint, seal, seal_with_key, encrypted };
@@ -116,19 +121,29 @@ impl Idempotency {
     /// # Errors
     /// [`Error::Replay`] if a response is stored, 422 if it is that of another request, 409 if a concurrent request takes too long.
     pub async fn begin(&self) -> Result<IdempotentTx> {
+        self.begin_within(None).await
+    }
+
+    /// As [`Idempotency::begin`]; the connection is used only together with one of these permits.
+    async fn begin_within(&self, permits: Option<&Arc<Semaphore>>) -> Result<IdempotentTx> {
         let IdempotencySettings { db, wait, .. } = &self.context.idempotency;
-        let Some(request) = &self.request else {
-            return Ok(IdempotentTx { tx: db.begin().await?, request: None });
-        };
         let deadline = Instant::now() + *wait;
         let mut pause = FIRST_PAUSE;
         loop {
+            let permit = match permits {
+                Some(permits) => Some(Arc::clone(permits).acquire_owned().await.map_err(Error::internal)?),
+                None => None,
+            };
             let mut tx = db.begin().await?;
+            let Some(request) = &self.request else {
+                return Ok(IdempotentTx { tx, request: None, _permit: permit });
+            };
             if request.take(&mut tx).await? {
-                return Ok(IdempotentTx { tx, request: Some(Arc::clone(request)) });
+                return Ok(IdempotentTx { tx, request: Some(Arc::clone(request)), _permit: permit });
             }
             let record = store::get(&mut tx, &request.id).await?;
             tx.rollback().await?;
+            drop(permit);
             if let Some(record) = record {
                 return Err(request.replay(record).await?);
             }
@@ -141,15 +156,21 @@ impl Idempotency {
         }
     }
 
+    /// Returns the attempts of an effect that concurrent requests can force to start again.
+    pub fn attempts(&self) -> Attempts<'_> {
+        Attempts { idempotency: self, permits: None, begun: 0 }
+    }
+
     /// As [`Idempotency::begin`], for an effect of one statement: without a key it needs no transaction around it.
     ///
     /// # Errors
     /// As for [`Idempotency::begin`].
     pub async fn begin_statement(&self) -> Result<IdempotentTx> {
-        match &self.request {
-            Some(_) => self.begin().await,
-            None => Ok(IdempotentTx { tx: self.context.idempotency.db.begin_statement().await?, request: None }),
+        if self.request.is_some() {
+            return self.begin().await;
         }
+        let tx = self.context.idempotency.db.begin_statement().await?;
+        Ok(IdempotentTx { tx, request: None, _permit: None })
     }
 
     /// Ends the request here if its response is stored: for handlers that do much before the transaction begins. Comes after the
@@ -186,6 +207,34 @@ impl Idempotency {
             Some(_) => self.begin().await?.commit(response).await,
             None => Ok(response),
         }
+    }
+}
+
+/// A bounded number of transactions for one effect. The handler rolls one back to begin the next.
+pub struct Attempts<'a> {
+    idempotency: &'a Idempotency,
+    permits: Option<&'a Arc<Semaphore>>,
+    begun: usize,
+}
+
+impl<'a> Attempts<'a> {
+    /// Limits how many transactions like the next ones are open at a time: each holds a permit until it ends.
+    pub fn limit(&mut self, permits: &'a Arc<Semaphore>) {
+        self.permits = Some(permits);
+    }
+
+    /// Begins the transaction of the next attempt.
+    ///
+    /// # Errors
+    /// As for [`Idempotency::begin`], and 503 if there were too many attempts.
+    pub async fn begin(&mut self) -> Result<IdempotentTx> {
+        if self.begun == MAX_ATTEMPTS {
+            return Err(Error::unavailable(
+                "concurrent requests store and delete equal content, or change the project's encryption; try again in a moment",
+            ));
+        }
+        self.begun += 1;
+        self.idempotency.begin_within(self.permits).await
     }
 }
 
@@ -239,6 +288,7 @@ async fn aside<T: Send + 'static>(
 pub struct IdempotentTx {
     tx: Tx,
     request: Option<Arc<IdempotentRequest>>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl IdempotentTx {

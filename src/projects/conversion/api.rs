@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::convert::Convert;
 use super::store;
 use crate::auth::Caller;
-use crate::encryption::Owner;
+use crate::encryption::{Owner, StorageFormat};
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::idempotency::Idempotency;
 use crate::http::openapi::Refusals;
@@ -33,7 +33,7 @@ pub async fn encrypt_project(
     caller: Caller,
     idempotency: Idempotency,
 ) -> Result<Response> {
-    change(&ctx, &caller, &idempotency, true).await
+    change(&ctx, &caller, &idempotency, StorageFormat::Encrypted).await
 }
 
 /// Decrypt the project
@@ -47,7 +47,7 @@ pub async fn decrypt_project(
     caller: Caller,
     idempotency: Idempotency,
 ) -> Result<Response> {
-    change(&ctx, &caller, &idempotency, false).await
+    change(&ctx, &caller, &idempotency, StorageFormat::Plaintext).await
 }
 
 /// Encrypt the project, as an operator who has its key
@@ -76,18 +76,18 @@ pub async fn decrypt_project_as_admin(
     decrypt_project(state, caller, idempotency).await
 }
 
-async fn change(ctx: &Projects, caller: &Caller, idempotency: &Idempotency, seals: bool) -> Result<Response> {
+async fn change(ctx: &Projects, caller: &Caller, idempotency: &Idempotency, format: StorageFormat) -> Result<Response> {
     let Some(kek) = caller.owner.kek.clone() else {
-        return Err(Error::bad(if seals {
+        return Err(Error::bad(if format.is_encrypted() {
             "compact API key required to derive encryption key; rotate your API key to enable encryption"
         } else {
             "compact API key required to derive encryption key; rotate your API key to disable encryption"
         }));
     };
     let check = kek.check();
-    let owner = Owner { project: caller.project, encrypted: true, kek: Some(kek) };
+    let owner = Owner { project: caller.project, format: StorageFormat::Encrypted, kek: Some(kek) };
     let mut tx = idempotency.begin().await?;
-    store::lock_form(&mut tx, caller.project).await?;
+    StorageFormat::lock_exclusively(&mut tx, caller.project).await?;
     let locked = projects::store::lock(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
     // The key was replaced just now, or is around another master key.
     if locked.secret_key_hmac != *caller.lookup
@@ -95,18 +95,18 @@ async fn change(ctx: &Projects, caller: &Caller, idempotency: &Idempotency, seal
     {
         return Err(UNAUTHORIZED);
     }
-    if !seals && !locked.is_sealed() {
+    if !format.is_encrypted() && !locked.is_sealed() {
         return Err(Error::bad("project encryption is not enabled"));
     }
-    store::set_form(&mut tx, caller.project, seals, &check).await?;
-    store::begin(&mut tx, caller.project, seals).await?;
+    store::set_format(&mut tx, caller.project, format, &check).await?;
+    store::begin(&mut tx, caller.project, format).await?;
     // What works already may meet sealed content too.
     jobs::store::set_key(&mut tx, caller.project, ctx.queue.wrap_key(&owner)?.as_deref()).await?;
     let job = Convert { project: caller.project };
     ctx.queue.enqueue(&mut tx, &owner, &job, Delay::NONE).await?;
     // It may wait after a failure.
     ctx.queue.make_due_with_error(&mut tx, &job).await?;
-    let answer = response::message(if seals { "encryption enabled" } else { "encryption disabled" });
+    let answer = response::message(if format.is_encrypted() { "encryption enabled" } else { "encryption disabled" });
     // Kept with the effect, so that whoever asks again is not told that there is nothing to decrypt.
     let answer = tx.commit(answer).await?;
     ctx.authenticator.invalidate_project(caller.project);
@@ -123,7 +123,7 @@ async fn wait(ctx: &Projects, caller: &Caller) -> Result<()> {
         let mut conn = ctx.db.acquire().await?;
         let conversion = store::get(&mut conn, caller.project).await?;
         drop(conn);
-        if conversion.is_none_or(|conversion| conversion.has_ended) || Instant::now() >= deadline {
+        if conversion.is_none_or(|conversion| conversion.is_finished) || Instant::now() >= deadline {
             return Ok(());
         }
         let _ = tokio::time::timeout_at(deadline.min(Instant::now() + LOOK_EVERY), told).await;
@@ -166,11 +166,11 @@ pub async fn get_project_encryption(State(ctx): State<Projects>, caller: Caller)
         total: 0,
         error: None,
     };
-    if let Some(store::Conversion { encrypt, total, converted, failed, error, has_ended }) = conversion {
-        encryption.state = match (has_ended, encrypt) {
+    if let Some(store::Conversion { format, total, converted, failed, error, is_finished }) = conversion {
+        encryption.state = match (is_finished, format) {
             (true, _) => ConversionState::Idle,
-            (false, true) => ConversionState::Encrypting,
-            (false, false) => ConversionState::Decrypting,
+            (false, StorageFormat::Encrypted) => ConversionState::Encrypting,
+            (false, StorageFormat::Plaintext) => ConversionState::Decrypting,
         };
         (encryption.done, encryption.total) = (converted, total);
         encryption.error = match (failed, error) {

@@ -1,32 +1,19 @@
-//! The job that turns a project's content into the form that the project wants: sealed, or opened again. It asks which one that is
-//! with each step, and can be cut off between any two: what is in the other form is left to be found.
+//! The job that converts the content of a project to the format that the project wants. It asks which one that is in each transaction,
+//! and can be interrupted between any two: what is still in the other format is found again.
 
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt, stream};
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::store;
-use crate::blob;
-use crate::blob::rows::encryption_enabled_for_share;
-use crate::db::page::Cursor;
-use crate::encryption::Owner;
-use crate::error::{Error, Result};
-use crate::ids::{ProjectId, SessionId};
+use crate::encryption::reencrypt::{ConversionProgress, Interrupt};
+use crate::encryption::{Owner, StorageFormat};
+use crate::ids::ProjectId;
 use crate::jobs::{self, Job, JobError, JobHandler, RunningJob, WaitReason};
-use crate::messages;
 use crate::projects::Projects;
-use crate::time::Timestamp;
-
-/// How many sessions or objects are looked up at once.
-const LISTED: i64 = 500;
-/// How many objects are turned at once.
-const OBJECTS: usize = 4;
-
-/// Before all that there is.
-const START: Cursor = Cursor { created_at: chrono::DateTime::UNIX_EPOCH, id: Uuid::nil() };
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Convert {
@@ -49,181 +36,102 @@ impl JobHandler for Convert {
     type Context = Projects;
 
     const TIMEOUT: Duration = Duration::from_mins(10);
-    /// It is never given up: a project with content in two forms is no end.
+    /// It never fails for good: a project must not stay with content in two formats.
     const MAX_ATTEMPTS: i32 = i32::MAX;
     /// A client waits for it.
     const MAX_BACKOFF: Duration = Duration::from_secs(15);
 
     async fn run(self, ctx: &Projects, running: &RunningJob) -> Result<(), JobError> {
-        let run = Run { ctx, owner: &running.owner, enough: Instant::now() + Self::TIMEOUT / 2 };
-        match run.convert(running).await {
-            // Or the project was turned the other way, and there is another job for that.
-            Ok(()) | Err(Stop::OtherForm) => {}
-            Err(Stop::NoKey) => return Err(JobError::awaiting_key()),
-            Err(Stop::Enough) => {
+        let converter = Converter { ctx, owner: &running.owner, deadline: Instant::now() + Self::TIMEOUT / 2 };
+        match converter.convert(running).await {
+            // If the target has changed, another job converts to the new one.
+            Ok(()) | Err(Interrupt::TargetChanged) => {}
+            Err(Interrupt::KeyMissing) => return Err(JobError::awaiting_key()),
+            Err(Interrupt::OutOfTime) => {
                 let error = anyhow::anyhow!("continues in its next attempt");
                 return Err(JobError::Snooze(WaitReason::TimeSlice, error, Duration::ZERO));
             }
-            Err(Stop::Failed(fault)) => return Err(JobError::Retry(fault)),
+            Err(Interrupt::Failed(error)) => return Err(JobError::Retry(error)),
         }
         ctx.conversion_finished.notify_waiters();
         Ok(())
     }
 }
 
-/// Why a try ends before all is done.
-enum Stop {
-    OtherForm,
-    NoKey,
-    /// The time is up, or the process stops.
-    Enough,
-    Failed(anyhow::Error),
-}
-
-impl<E: Into<anyhow::Error>> From<E> for Stop {
-    fn from(fault: E) -> Self {
-        Self::Failed(fault.into())
-    }
-}
-
-struct Run<'a> {
+struct Converter<'a> {
     ctx: &'a Projects,
     owner: &'a Owner,
-    enough: Instant,
+    deadline: Instant,
 }
 
-/// What is to be done.
-#[derive(Clone, Copy)]
-struct Aim {
-    conversion: Uuid,
-    seals: bool,
-}
-
-impl Run<'_> {
-    async fn convert(&self, running: &RunningJob) -> Result<(), Stop> {
+impl Converter<'_> {
+    async fn convert(&self, running: &RunningJob) -> Result<(), Interrupt> {
         let project = self.owner.project;
         let mut conn = self.ctx.db.acquire().await?;
-        // `None`: the project is gone.
-        let Some(seals) = encryption_enabled_for_share(&mut conn, project).await? else { return Ok(()) };
-        let left = store::count_messages(&mut conn, project, seals).await?;
-        let left = left + self.ctx.blobs.count_unconverted(project, seals).await?;
-        if left > 0 && self.owner.kek.is_none() {
-            return Err(Stop::NoKey);
+        // `None`: the project was deleted.
+        let Some(format) = StorageFormat::lock_for_share(&mut conn, project).await? else { return Ok(()) };
+        let mut remaining = 0;
+        for content in &self.ctx.encrypted_content {
+            remaining += content.count_remaining(project, format).await?;
         }
-        let Some(conversion) = store::set_left(&mut conn, project, left).await? else { return Ok(()) };
+        if remaining > 0 && self.owner.kek.is_none() {
+            return Err(Interrupt::KeyMissing);
+        }
+        let Some(conversion) = store::set_remaining(&mut conn, project, remaining).await? else { return Ok(()) };
         drop(conn);
-        let aim = Aim { conversion, seals };
-        self.turn_messages(aim).await?;
-        self.turn_objects(aim).await?;
-        self.ctx.blobs.delete_stale_objects(project, seals).await?;
-        self.end(running, aim).await
-    }
-
-    async fn turn_messages(&self, aim: Aim) -> Result<(), Stop> {
-        let mut after = START;
-        loop {
-            let mut conn = self.ctx.db.acquire().await?;
-            let sessions = store::list_sessions(&mut conn, self.owner.project, aim.seals, after, LISTED).await?;
-            drop(conn);
-            let Some((_, last)) = sessions.last() else { return Ok(()) };
-            after = *last;
-            for (session, _) in sessions {
-                self.turn_session(session, aim).await?;
-            }
+        let progress = Progress { converter: self, conversion };
+        for content in &self.ctx.encrypted_content {
+            content.convert(self.owner, format, &progress).await?;
         }
-    }
-
-    async fn turn_session(&self, session: SessionId, aim: Aim) -> Result<(), Stop> {
-        let Aim { conversion, seals } = aim;
-        let mut after: Option<Timestamp> = None;
-        loop {
-            self.check_time()?;
-            let mut tx = self.ctx.db.begin().await?;
-            if encryption_enabled_for_share(&mut tx, self.owner.project).await? != Some(seals) {
-                return Err(Stop::OtherForm);
-            }
-            if !messages::store::lock_session(&mut tx, self.owner.project, session).await? {
-                return Ok(());
-            }
-            let turned = messages::convert::turn(&mut tx, self.owner, session, seals, after).await?;
-            let error = turned.damaged.first().map(|id| format!("message {id} is damaged and stays as it is"));
-            let failed = i64::try_from(turned.damaged.len())?;
-            if !store::add(&mut tx, conversion, turned.count, failed, error.as_deref()).await? {
-                return Err(Stop::OtherForm);
-            }
-            tx.commit().await?;
-            let Some(next) = turned.next else { return Ok(()) };
-            after = Some(next);
+        for content in &self.ctx.encrypted_content {
+            content.delete_stale(project, format).await?;
         }
+        self.finish(running, conversion, format).await
     }
 
-    async fn turn_objects(&self, aim: Aim) -> Result<(), Stop> {
-        let mut after = START;
-        loop {
-            let objects = self.ctx.blobs.list_unconverted(self.owner.project, aim.seals, after, LISTED).await?;
-            let Some(last) = objects.last() else { return Ok(()) };
-            after = last.position;
-            // What was begun is done to its end, also when another one finds that no more is wanted.
-            let stop = OnceLock::new();
-            let turn = async |one: blob::convert::ConversionItem| {
-                if stop.get().is_none()
-                    && let Err(reason) = self.turn_object(one.stored, aim).await
-                {
-                    // The first reason is as good as another.
-                    let _ = stop.set(reason);
-                }
-            };
-            stream::iter(objects).for_each_concurrent(OBJECTS, turn).await;
-            if let Some(reason) = stop.into_inner() {
-                return Err(reason);
-            }
-        }
-    }
-
-    async fn turn_object(&self, stored: blob::rows::StoredBlob, aim: Aim) -> Result<(), Stop> {
-        self.check_time()?;
-        let (done, failed, error) = match self.ctx.blobs.convert_object(self.owner, &stored, aim.seals).await {
-            Ok(true) => (1, 0, None),
-            Ok(false) => return Err(Stop::OtherForm),
-            Err(fault @ (Error::Damaged { .. } | Error::Internal(_))) => {
-                tracing::error!(content.sha256 = stored.sha256, fault = ?fault, "an object cannot be turned");
-                (0, 1, Some(format!("the file with SHA-256 {} is damaged and stays as it is", stored.sha256)))
-            }
-            Err(fault) => return Err(fault.into()),
-        };
-        let mut conn = self.ctx.db.acquire().await?;
-        let goes_on = store::add(&mut conn, aim.conversion, done, failed, error.as_deref()).await?;
-        if goes_on { Ok(()) } else { Err(Stop::OtherForm) }
-    }
-
-    async fn end(&self, running: &RunningJob, aim: Aim) -> Result<(), Stop> {
-        let Aim { conversion, seals } = aim;
+    async fn finish(&self, running: &RunningJob, conversion: Uuid, format: StorageFormat) -> Result<(), Interrupt> {
         let project = self.owner.project;
         let mut tx = self.ctx.db.begin().await?;
-        if encryption_enabled_for_share(&mut tx, project).await? != Some(seals) {
-            return Err(Stop::OtherForm);
+        if StorageFormat::lock_for_share(&mut tx, project).await? != Some(format) {
+            return Err(Interrupt::TargetChanged);
         }
-        let failed = store::end(&mut tx, conversion).await?.ok_or(Stop::OtherForm)?;
-        if seals {
-            // For jobs that were left meanwhile by somebody who did not know yet.
+        let failed = store::finish(&mut tx, conversion).await?.ok_or(Interrupt::TargetChanged)?;
+        if format.is_encrypted() {
+            // For jobs that were enqueued in the meantime by a process that did not know yet.
             if let Some(key) = self.ctx.queue.wrap_key(self.owner)? {
                 jobs::store::set_key(&mut tx, project, Some(&key)).await?;
             }
         } else if failed == 0 {
-            store::forget_check(&mut tx, project).await?;
+            store::clear_key_check_value(&mut tx, project).await?;
             jobs::store::set_key(&mut tx, project, None).await?;
         }
         match running.complete(&mut tx).await {
             Ok(()) => Ok(tx.commit().await?),
-            Err(JobError::Retry(fault) | JobError::Permanent(fault) | JobError::Snooze(_, fault, _)) => {
-                Err(Stop::Failed(fault))
+            Err(JobError::Retry(error) | JobError::Permanent(error) | JobError::Snooze(_, error, _)) => {
+                Err(Interrupt::Failed(error))
             }
         }
     }
+}
 
-    fn check_time(&self) -> Result<(), Stop> {
-        if Instant::now() >= self.enough || self.ctx.process.shutdown.is_cancelled() {
-            Err(Stop::Enough)
+struct Progress<'a> {
+    converter: &'a Converter<'a>,
+    conversion: Uuid,
+}
+
+#[async_trait]
+impl ConversionProgress for Progress<'_> {
+    async fn record(&self, conn: &mut PgConnection, converted: i64, damaged: &[String]) -> Result<(), Interrupt> {
+        let failed = i64::try_from(damaged.len())?;
+        let error = damaged.first().map(String::as_str);
+        let is_current = store::add_progress(conn, self.conversion, converted, failed, error).await?;
+        if is_current { Ok(()) } else { Err(Interrupt::TargetChanged) }
+    }
+
+    fn check_deadline(&self) -> Result<(), Interrupt> {
+        let Converter { ctx, deadline, .. } = self.converter;
+        if Instant::now() >= *deadline || ctx.process.shutdown.is_cancelled() {
+            Err(Interrupt::OutOfTime)
         } else {
             Ok(())
         }

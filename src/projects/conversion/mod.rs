@@ -1,9 +1,9 @@
-//! Encrypting a project, and opening it again. [`api`] changes the flag, which holds at once and for every process: all that is
-//! stored from then on is in the new form. [`convert`] is the job that turns what is there. [`store`] is the SQL.
+//! Encrypts and decrypts a project. [`api`] changes the flag, which takes effect at once and in every process: content that is stored
+//! from then on is in the new format. [`convert`] is the job that converts the content that is stored already. [`store`] is the SQL.
 //!
-//! Whoever stores content asks in the same transaction which form is wanted (`encryption_enabled_for_share` in
-//! `migrations/0001_projects.sql`), and holds that answer by a lock which whoever changes the flag takes alone. So when the flag
-//! has changed, no transaction is left that could store in the old form, and what the job finds is all there will ever be.
+//! A transaction that stores content [locks the format](crate::encryption::StorageFormat::lock_for_share) first, and a transaction that
+//! changes the flag takes the same lock exclusively. So when the flag has changed, no transaction is left that could store content in
+//! the old format, and the job finds all of it.
 
 pub mod api;
 pub mod convert;
