@@ -67,6 +67,56 @@ impl PageRequest {
     }
 }
 
+/// A row of a paged list.
+pub trait Paged {
+    /// Returns the cursor after which the next page begins if this row is the last one of a page.
+    fn cursor(&self) -> Cursor;
+}
+
+/// Implements [`Paged`] for rows with the fields `created_at` and `id`.
+macro_rules! impl_paged {
+    ($Row:ty) => {
+        impl $crate::db::page::Paged for $Row {
+            fn cursor(&self) -> $crate::db::page::Cursor {
+                $crate::db::page::Cursor { created_at: self.created_at.0, id: self.id.0 }
+            }
+        }
+    };
+}
+
+/// Reads a page of a list. `$select` is a macro like `query_as!` that has the columns already: it takes the rest of the statement in
+/// pieces, a semicolon, and the parameters. The statement ends in its WHERE clause; the table of the list is called `t`, and the
+/// statement's own parameters begin at `$4`.
+///
+/// Each direction is a statement of its own, so that both are checked at compile time and have the plan that reads an index.
+macro_rules! fetch_page {
+    ($select:ident!($rest:literal; $($parameter:expr),* $(,)?), $conn:expr, $page:expr) => {{
+        let page: &$crate::db::page::PageRequest = $page;
+        let (after_time, after_id) = page.after_params();
+        if page.newest_first {
+            $select!(
+                $rest " and (t.created_at, t.id) < (coalesce($1, 'infinity'::timestamptz),
+                                                    coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+                        order by t.created_at desc, t.id desc limit $3";
+                after_time, after_id, page.fetch_limit() $(, $parameter)*
+            )
+            .fetch_all($conn)
+            .await
+        } else {
+            $select!(
+                $rest " and (t.created_at, t.id) > (coalesce($1, '-infinity'::timestamptz),
+                                                    coalesce($2, '00000000-0000-0000-0000-000000000000'::uuid))
+                        order by t.created_at, t.id limit $3";
+                after_time, after_id, page.fetch_limit() $(, $parameter)*
+            )
+            .fetch_all($conn)
+            .await
+        }
+    }};
+}
+
+pub(crate) use {fetch_page, impl_paged};
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::Disk;
 use super::store::{self, Filter};
 use crate::auth::Caller;
-use crate::db::page::{Cursor, PageRequest};
+use crate::db::page::PageRequest;
 use crate::disks::Disks;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Params, Path, Query, RequestBody};
@@ -74,8 +74,7 @@ pub async fn list_disks(
     let user = users::filter(query.user.as_deref())?;
     let mut conn = ctx.db.acquire().await?;
     let disks = store::list(&mut conn, caller.project, &Filter { user, id }, &page).await?;
-    let cursor = |disk: &Disk| Cursor { created_at: disk.created_at.0, id: disk.id.0 };
-    Ok(response::ok(Page::new(disks, &page, cursor)))
+    Ok(response::ok(Page::new(disks, &page)))
 }
 
 /// Delete a disk

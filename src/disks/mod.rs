@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::db::page::impl_paged;
 use crate::ids::{DiskId, ProjectId, UserId};
 use crate::platform::{Platform, platform_context};
 use crate::time::Timestamp;
@@ -67,6 +68,8 @@ pub struct Disk {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
+
+impl_paged!(Disk);
 
 /// The key in an artifact's `meta` that is the server's.
 pub const INFO: &str = "__artifact_info__";

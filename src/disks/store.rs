@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 
 use super::Disk;
-use crate::db::page::PageRequest;
+use crate::db::page::{PageRequest, fetch_page};
 use crate::ids::{DiskId, ProjectId, UserId};
 use crate::time::Timestamp;
 
@@ -27,58 +27,38 @@ pub struct Filter<'a> {
     pub id: Option<DiskId>,
 }
 
+macro_rules! select_disks {
+    ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
+        sqlx::query_as!(
+            Disk,
+            r#"select t.id as "id: DiskId", t.project_id as "project_id: ProjectId", t.user_id as "user_id: UserId",
+                      t.created_at as "created_at: Timestamp", t.updated_at as "updated_at: Timestamp"
+               from "# $(+ $rest)+,
+            $($parameter),*
+        )
+    };
+}
+
 pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
     filter: &Filter<'_>,
     page: &PageRequest,
 ) -> sqlx::Result<Vec<Disk>> {
-    let (time, id) = page.after_params();
-    if page.newest_first {
-        sqlx::query_as!(
-            Disk,
-            r#"select id as "id: DiskId", project_id as "project_id: ProjectId", user_id as "user_id: UserId",
-                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
-               from disks
-               where project_id = $1
-                 and ($2::text is null
-                      or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
-                 and ($3::uuid is null or id = $3)
-                 and (created_at, id) < (coalesce($4, 'infinity'::timestamptz),
-                      coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-               order by created_at desc, id desc limit $6"#,
+    fetch_page!(
+        select_disks!(
+            "disks t
+             where t.project_id = $4
+               and ($5::text is null
+                    or t.user_id = (select u.id from users u where u.project_id = $4 and u.identifier = $5))
+               and ($6::uuid is null or t.id = $6)";
             project as _,
             filter.user,
             filter.id as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    } else {
-        sqlx::query_as!(
-            Disk,
-            r#"select id as "id: DiskId", project_id as "project_id: ProjectId", user_id as "user_id: UserId",
-                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
-               from disks
-               where project_id = $1
-                 and ($2::text is null
-                      or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
-                 and ($3::uuid is null or id = $3)
-                 and (created_at, id) > (coalesce($4, '-infinity'::timestamptz),
-                      coalesce($5, '00000000-0000-0000-0000-000000000000'::uuid))
-               order by created_at, id limit $6"#,
-            project as _,
-            filter.user,
-            filter.id as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    }
+        ),
+        conn,
+        page
+    )
 }
 
 /// Whether the project has this disk.

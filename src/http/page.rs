@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::extract::{Flag, Int};
-use crate::db::page::{Cursor, PageRequest};
+use crate::db::page::{Cursor, PageRequest, Paged};
 use crate::error::{Error, Result};
 
 /// The paging parameters of a list, as a client sends them.
@@ -68,20 +68,20 @@ pub struct Page<T> {
     pub has_more: bool,
 }
 
-impl<T> Page<T> {
-    /// Makes a page of rows that were read with [`PageRequest::fetch_limit`]; `cursor` returns the cursor of a row.
-    pub fn new(mut rows: Vec<T>, page: &PageRequest, cursor: impl Fn(&T) -> Cursor) -> Self {
+impl<T: Paged> Page<T> {
+    /// Makes a page of rows that were read with [`PageRequest::fetch_limit`].
+    pub fn new(mut rows: Vec<T>, page: &PageRequest) -> Self {
         let has_more = rows.len() > page.limit;
         rows.truncate(page.limit);
-        let next_cursor = rows.last().filter(|_| has_more).map(|row| cursor(row).encode());
+        let next_cursor = rows.last().filter(|_| has_more).map(|row| row.cursor().encode());
         Self { items: rows, next_cursor, has_more }
     }
 
     /// Ends the page before its limit: after `n` rows, at least one.
     #[must_use]
-    pub fn truncate_to(mut self, n: usize, cursor: impl Fn(&T) -> Cursor) -> Self {
+    pub fn truncate_to(mut self, n: usize) -> Self {
         self.items.truncate(n.max(1));
-        let next_cursor = self.items.last().map(|row| cursor(row).encode());
+        let next_cursor = self.items.last().map(|row| row.cursor().encode());
         Self { items: self.items, next_cursor, has_more: true }
     }
 }

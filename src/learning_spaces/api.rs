@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::store::{self, Filter};
 use super::{NOT_FOUND, Space, defaults};
 use crate::auth::Caller;
-use crate::db::page::{Cursor, PageRequest};
+use crate::db::page::PageRequest;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Json, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
@@ -97,8 +97,7 @@ pub async fn list_spaces(
     let meta = contained_object("filter_by_meta", query.filter_by_meta.as_deref(), platform.config.limits.meta)?;
     let mut conn = platform.db.acquire().await?;
     let spaces = store::list(&mut conn, caller.project, Filter { user, meta }, &page).await?;
-    let cursor = |space: &Space| Cursor { created_at: space.created_at.0, id: space.id.0 };
-    Ok(response::ok(Page::new(spaces, &page, cursor)))
+    Ok(response::ok(Page::new(spaces, &page)))
 }
 
 /// Get a learning space

@@ -16,6 +16,7 @@ use sqlx::types::Json;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::db::page::impl_paged;
 use crate::error::Error;
 use crate::ids::{SessionId, SkillId, SpaceId, SpaceSessionId, SpaceSkillId, UserId};
 use crate::platform::Platform;
@@ -46,6 +47,8 @@ pub struct Space {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
+
+impl_paged!(Space);
 
 /// A skill in a learning space.
 #[derive(Debug, Serialize, utoipa::ToSchema)]

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::{LearningStatus, Space, SpaceSession, SpaceSkill};
-use crate::db::page::PageRequest;
+use crate::db::page::{PageRequest, fetch_page};
 use crate::ids::{ProjectId, SessionId, SkillId, SpaceId, SpaceSessionId, SpaceSkillId, UserId};
 use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
@@ -51,59 +51,38 @@ pub struct Filter<'a> {
     pub meta: Option<Map<String, Value>>,
 }
 
+macro_rules! select_spaces {
+    ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
+        sqlx::query_as!(
+            Space,
+            r#"select t.id as "id: SpaceId", t.user_id as "user_id: UserId", t.meta as "meta: Json<Map<String, Value>>",
+                      t.created_at as "created_at: Timestamp", t.updated_at as "updated_at: Timestamp"
+               from "# $(+ $rest)+,
+            $($parameter),*
+        )
+    };
+}
+
 pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
     filter: Filter<'_>,
     page: &PageRequest,
 ) -> sqlx::Result<Vec<Space>> {
-    let (time, id) = page.after_params();
-    let meta = filter.meta.map(Json);
-    if page.newest_first {
-        sqlx::query_as!(
-            Space,
-            r#"select id as "id: SpaceId", user_id as "user_id: UserId", meta as "meta: Json<Map<String, Value>>",
-                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
-               from learning_spaces
-               where project_id = $1
-                 and ($2::text is null
-                      or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
-                 and ($3::jsonb is null or meta @> $3)
-                 and (created_at, id) < (coalesce($4, 'infinity'::timestamptz),
-                      coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-               order by created_at desc, id desc limit $6"#,
+    fetch_page!(
+        select_spaces!(
+            "learning_spaces t
+             where t.project_id = $4
+               and ($5::text is null
+                    or t.user_id = (select u.id from users u where u.project_id = $4 and u.identifier = $5))
+               and ($6::jsonb is null or t.meta @> $6)";
             project as _,
             filter.user,
-            meta as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    } else {
-        sqlx::query_as!(
-            Space,
-            r#"select id as "id: SpaceId", user_id as "user_id: UserId", meta as "meta: Json<Map<String, Value>>",
-                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
-               from learning_spaces
-               where project_id = $1
-                 and ($2::text is null
-                      or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
-                 and ($3::jsonb is null or meta @> $3)
-                 and (created_at, id) > (coalesce($4, '-infinity'::timestamptz),
-                      coalesce($5, '00000000-0000-0000-0000-000000000000'::uuid))
-               order by created_at, id limit $6"#,
-            project as _,
-            filter.user,
-            meta as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    }
+            filter.meta.map(Json) as _,
+        ),
+        conn,
+        page
+    )
 }
 
 /// Whether the project has this space.

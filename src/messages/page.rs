@@ -79,11 +79,48 @@ pub struct Wanted {
 /// How large a page may be whose messages come with their content, in bytes.
 const WITH_CONTENT: i64 = 1 << 20;
 
-/// Messages of a session, in order of time: one more than the limit if there are as many, but no more than the bytes allow.
-/// Beside each stands how many there are up to one over the limit.
+/// Selects a page of messages in one direction: the condition of what comes after the cursor, the order, and the lowest and the highest
+/// time of the page.
+macro_rules! select_page {
+    ($after:literal, $order:literal, $low:literal, $high:literal; $($parameter:expr),* $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            r#"with page as (
+                   select m.created_at,
+                          octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
+                   from messages m join sessions s on s.id = m.session_id and s.project_id = $1
+                   where m.session_id = $2 and (m.created_at, m.id) "# + $after + r#"
+                   order by m.created_at "# + $order + r#" limit $5
+               ),
+               summed as (
+                   select created_at, size,
+                          sum(size) over (order by created_at "# + $order + r#" rows unbounded preceding) - size as before
+                   from page
+               ),
+               edges as materialized (
+                   select "# + $low + r#" as low, "# + $high + r#" as high,
+                          sum(size) filter (where before <= $6) as total, count(*) as there
+                   from summed
+               )
+               select id as "id: MessageId", parent_id as "parent_id: MessageId", role as "role: Role", format as "format: Format",
+                      case when octet_length(content) <= $7 and (select total from edges) <= $8
+                           then content else '' end as "content!",
+                      octet_length(content) as "content_length!", encrypted_as, tokens,
+                      meta::text as "meta!", user_meta::text as "user_meta!", pending_calls::text, task_id,
+                      session_task_process_status as "status: ProcessStatus", created_at as "created_at: Timestamp",
+                      updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
+               from messages
+               where session_id = $2 and created_at between (select low from edges) and (select high from edges)
+               order by created_at "# + $order,
+            $($parameter),*
+        )
+    };
+}
+
+/// Lists messages of a session, in order of time: one more than the limit if there are as many, but no more than the bytes allow.
+/// Each row contains how many there are up to one over the limit.
 ///
 /// Where the page ends is found first, and without the contents: a sum that runs over whole rows would copy each of them.
-#[expect(clippy::too_many_lines, reason = "two statements")]
 pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
@@ -93,87 +130,20 @@ pub async fn list(
     let (time, id) = (wanted.after.map(|at| at.created_at), wanted.after.map(|at| at.id));
     let limit = i64::try_from(wanted.limit).unwrap_or(i64::MAX).saturating_add(1);
     let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
+    let short = i32::try_from(SLICE).unwrap_or(i32::MAX);
     if wanted.newest_first {
-        sqlx::query_as!(
-            Row,
-            r#"with page as (
-                   select m.created_at,
-                          octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
-                   from messages m join sessions s on s.id = m.session_id and s.project_id = $1
-                   where m.session_id = $2 and (m.created_at, m.id) < (coalesce($3, 'infinity'::timestamptz),
-                         coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-                   order by m.created_at desc limit $5
-               ),
-               summed as (
-                   select created_at, size,
-                          sum(size) over (order by created_at desc rows unbounded preceding) - size as before
-                   from page
-               ),
-               edges as materialized (
-                   select max(created_at) as first, min(created_at) filter (where before <= $6) as last,
-                          sum(size) filter (where before <= $6) as total, count(*) as there
-                   from summed
-               )
-               select id as "id: MessageId", parent_id as "parent_id: MessageId", role as "role: Role", format as "format: Format",
-                      case when octet_length(content) <= $7 and (select total from edges) <= $8
-                           then content else '' end as "content!",
-                      octet_length(content) as "content_length!", encrypted_as, tokens,
-                      meta::text as "meta!", user_meta::text as "user_meta!", pending_calls::text, task_id,
-                      session_task_process_status as "status: ProcessStatus", created_at as "created_at: Timestamp",
-                      updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
-               from messages
-               where session_id = $2 and created_at between (select last from edges) and (select first from edges)
-               order by created_at desc"#,
-            project as _,
-            session as _,
-            time,
-            id,
-            limit,
-            bytes as _,
-            i32::try_from(SLICE).unwrap_or(i32::MAX),
-            WITH_CONTENT as _,
+        select_page!(
+            "< (coalesce($3, 'infinity'::timestamptz), coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))",
+            "desc", "min(created_at) filter (where before <= $6)", "max(created_at)";
+            project as _, session as _, time, id, limit, bytes as _, short, WITH_CONTENT as _,
         )
         .fetch_all(conn)
         .await
     } else {
-        sqlx::query_as!(
-            Row,
-            r#"with page as (
-                   select m.created_at,
-                          octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
-                   from messages m join sessions s on s.id = m.session_id and s.project_id = $1
-                   where m.session_id = $2 and (m.created_at, m.id) > (coalesce($3, '-infinity'::timestamptz),
-                         coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))
-                   order by m.created_at limit $5
-               ),
-               summed as (
-                   select created_at, size,
-                          sum(size) over (order by created_at rows unbounded preceding) - size as before
-                   from page
-               ),
-               edges as materialized (
-                   select min(created_at) as first, max(created_at) filter (where before <= $6) as last,
-                          sum(size) filter (where before <= $6) as total, count(*) as there
-                   from summed
-               )
-               select id as "id: MessageId", parent_id as "parent_id: MessageId", role as "role: Role", format as "format: Format",
-                      case when octet_length(content) <= $7 and (select total from edges) <= $8
-                           then content else '' end as "content!",
-                      octet_length(content) as "content_length!", encrypted_as, tokens,
-                      meta::text as "meta!", user_meta::text as "user_meta!", pending_calls::text, task_id,
-                      session_task_process_status as "status: ProcessStatus", created_at as "created_at: Timestamp",
-                      updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
-               from messages
-               where session_id = $2 and created_at between (select first from edges) and (select last from edges)
-               order by created_at"#,
-            project as _,
-            session as _,
-            time,
-            id,
-            limit,
-            bytes as _,
-            i32::try_from(SLICE).unwrap_or(i32::MAX),
-            WITH_CONTENT as _,
+        select_page!(
+            "> (coalesce($3, '-infinity'::timestamptz), coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))",
+            "asc", "min(created_at)", "max(created_at) filter (where before <= $6)";
+            project as _, session as _, time, id, limit, bytes as _, short, WITH_CONTENT as _,
         )
         .fetch_all(conn)
         .await

@@ -69,144 +69,89 @@ pub async fn count(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<
     .await
 }
 
-pub async fn count_tasks(
-    conn: &mut PgConnection,
-    project: ProjectId,
-    from: NaiveDate,
-) -> sqlx::Result<Vec<TaskCounts>> {
-    sqlx::query_as!(
-        TaskCounts,
-        r#"select created_at::date as "day!", count(*) filter (where status = 'success') as "success!",
-                  count(*) filter (where status = 'running') as "running!",
-                  count(*) filter (where status = 'pending') as "pending!",
-                  count(*) filter (where status = 'failed') as "failed!"
-           from tasks where project_id = $1 and created_at >= $2::date and not is_planning group by 1"#,
-        project as _,
-        from
-    )
-    .fetch_all(conn)
-    .await
+/// Defines a function that reads numbers of a project day by day, from a day on.
+macro_rules! numbers_by_day {
+    ($(#[$meta:meta])* $name:ident, $Row:ty, $sql:literal) => {
+        $(#[$meta])*
+        pub async fn $name(conn: &mut PgConnection, project: ProjectId, from: NaiveDate) -> sqlx::Result<Vec<$Row>> {
+            sqlx::query_as!($Row, $sql, project as _, from).fetch_all(conn).await
+        }
+    };
 }
 
-pub async fn messages_per_session(
-    conn: &mut PgConnection,
-    project: ProjectId,
-    from: NaiveDate,
-) -> sqlx::Result<Vec<Mean>> {
-    sqlx::query_as!(
-        Mean,
-        r#"select s.created_at::date as "day!",
-                  avg((select count(*) from messages m where m.session_id = s.id))::float8 as "mean!"
-           from sessions s where s.project_id = $1 and s.created_at >= $2::date group by 1"#,
-        project as _,
-        from
-    )
-    .fetch_all(conn)
-    .await
-}
+numbers_by_day!(
+    count_tasks,
+    TaskCounts,
+    r#"select created_at::date as "day!", count(*) filter (where status = 'success') as "success!",
+              count(*) filter (where status = 'running') as "running!",
+              count(*) filter (where status = 'pending') as "pending!",
+              count(*) filter (where status = 'failed') as "failed!"
+       from tasks where project_id = $1 and created_at >= $2::date and not is_planning group by 1"#
+);
 
-pub async fn tasks_per_session(
-    conn: &mut PgConnection,
-    project: ProjectId,
-    from: NaiveDate,
-) -> sqlx::Result<Vec<Mean>> {
-    sqlx::query_as!(
-        Mean,
-        // All tasks of the project once: one look for each session takes ten times as long.
-        r#"select s.created_at::date as "day!", avg(coalesce(t.count, 0))::float8 as "mean!"
-           from sessions s
-           left join (select session_id, count(*) from tasks where project_id = $1 and not is_planning group by 1) t
-             on t.session_id = s.id
-           where s.project_id = $1 and s.created_at >= $2::date group by 1"#,
-        project as _,
-        from
-    )
-    .fetch_all(conn)
-    .await
-}
+numbers_by_day!(
+    messages_per_session,
+    Mean,
+    r#"select s.created_at::date as "day!",
+              avg((select count(*) from messages m where m.session_id = s.id))::float8 as "mean!"
+       from sessions s where s.project_id = $1 and s.created_at >= $2::date group by 1"#
+);
 
-pub async fn messages_per_task(
-    conn: &mut PgConnection,
-    project: ProjectId,
-    from: NaiveDate,
-) -> sqlx::Result<Vec<Mean>> {
-    sqlx::query_as!(
-        Mean,
-        r#"select t.created_at::date as "day!",
-                  avg((select count(*) from messages m where m.task_id = t.id))::float8 as "mean!"
-           from tasks t where t.project_id = $1 and t.created_at >= $2::date and not t.is_planning group by 1"#,
-        project as _,
-        from
-    )
-    .fetch_all(conn)
-    .await
-}
+numbers_by_day!(
+    /// Reads all tasks of the project once: a look-up for each session takes ten times as long.
+    tasks_per_session,
+    Mean,
+    r#"select s.created_at::date as "day!", avg(coalesce(t.count, 0))::float8 as "mean!"
+       from sessions s
+       left join (select session_id, count(*) from tasks where project_id = $1 and not is_planning group by 1) t
+         on t.session_id = s.id
+       where s.project_id = $1 and s.created_at >= $2::date group by 1"#
+);
 
-/// The bytes that were stored on each day and are still there; what came before `from` counts at its eve.
-pub async fn sum_stored(conn: &mut PgConnection, project: ProjectId, from: NaiveDate) -> sqlx::Result<Vec<Counted>> {
-    sqlx::query_as!(
-        Counted,
-        r#"select greatest(created_at::date, $2::date - 1) as "day!", sum(size)::bigint as "count!"
-           from blobs where project_id = $1 and state = 'live' group by 1"#,
-        project as _,
-        from
-    )
-    .fetch_all(conn)
-    .await
-}
+numbers_by_day!(
+    messages_per_task,
+    Mean,
+    r#"select t.created_at::date as "day!",
+              avg((select count(*) from messages m where m.task_id = t.id))::float8 as "mean!"
+       from tasks t where t.project_id = $1 and t.created_at >= $2::date and not t.is_planning group by 1"#
+);
 
-pub async fn count_sessions(
-    conn: &mut PgConnection,
-    project: ProjectId,
-    from: NaiveDate,
-) -> sqlx::Result<Vec<Counted>> {
-    sqlx::query_as!(
-        Counted,
-        r#"select created_at::date as "day!", count(*) as "count!"
-           from sessions where project_id = $1 and created_at >= $2::date group by 1"#,
-        project as _,
-        from
-    )
-    .fetch_all(conn)
-    .await
-}
+numbers_by_day!(
+    /// Sums the bytes that were stored on each day and still exist; those from before the first day count on the day before it.
+    storage_by_day,
+    Counted,
+    r#"select greatest(created_at::date, $2::date - 1) as "day!", sum(size)::bigint as "count!"
+       from blobs where project_id = $1 and state = 'live' group by 1"#
+);
 
-pub async fn count_disks(conn: &mut PgConnection, project: ProjectId, from: NaiveDate) -> sqlx::Result<Vec<Counted>> {
-    sqlx::query_as!(
-        Counted,
-        r#"select created_at::date as "day!", count(*) as "count!"
-           from disks where project_id = $1 and created_at >= $2::date group by 1"#,
-        project as _,
-        from
-    )
-    .fetch_all(conn)
-    .await
-}
+numbers_by_day!(
+    count_sessions,
+    Counted,
+    r#"select created_at::date as "day!", count(*) as "count!"
+       from sessions where project_id = $1 and created_at >= $2::date group by 1"#
+);
 
-pub async fn count_spaces(conn: &mut PgConnection, project: ProjectId, from: NaiveDate) -> sqlx::Result<Vec<Counted>> {
-    sqlx::query_as!(
-        Counted,
-        r#"select created_at::date as "day!", count(*) as "count!"
-           from learning_spaces where project_id = $1 and created_at >= $2::date group by 1"#,
-        project as _,
-        from
-    )
-    .fetch_all(conn)
-    .await
-}
+numbers_by_day!(
+    count_disks,
+    Counted,
+    r#"select created_at::date as "day!", count(*) as "count!"
+       from disks where project_id = $1 and created_at >= $2::date group by 1"#
+);
 
-/// The tasks that were made since a day, by status: those that went well, those at work, those that wait, those that failed.
-pub async fn time_tasks(conn: &mut PgConnection, project: ProjectId, from: NaiveDate) -> sqlx::Result<Vec<Timed>> {
-    sqlx::query_as!(
-        Timed,
-        r#"select status as "status: TaskStatus", count(*) as "count!",
-                  avg(extract(epoch from updated_at - created_at)) filter (where status in ('success', 'failed'))::float8
-                      as seconds
-           from tasks where project_id = $1 and created_at >= $2::date and not is_planning
-           group by status order by array_position(array['success', 'running', 'pending', 'failed'], status)"#,
-        project as _,
-        from
-    )
-    .fetch_all(conn)
-    .await
-}
+numbers_by_day!(
+    count_spaces,
+    Counted,
+    r#"select created_at::date as "day!", count(*) as "count!"
+       from learning_spaces where project_id = $1 and created_at >= $2::date group by 1"#
+);
+
+numbers_by_day!(
+    /// Counts the tasks by status: those that succeeded, are running, are pending, and failed.
+    task_durations,
+    Timed,
+    r#"select status as "status: TaskStatus", count(*) as "count!",
+              avg(extract(epoch from updated_at - created_at)) filter (where status in ('success', 'failed'))::float8
+                  as seconds
+       from tasks where project_id = $1 and created_at >= $2::date and not is_planning
+       group by status order by array_position(array['success', 'running', 'pending', 'failed'], status)"#
+);

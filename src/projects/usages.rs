@@ -187,7 +187,7 @@ impl Wanted {
             usages.task_message = Some(self.each(|date| TaskTurns { date, avg_turns: mean(date, &means) }));
         }
         if self.wants("storage") {
-            usages.storage = Some(self.running(&store::sum_stored(conn, project, from).await?));
+            usages.storage = Some(self.running(&store::storage_by_day(conn, project, from).await?));
         }
         if self.wants("new_sessions") {
             usages.new_sessions = Some(self.counts(&store::count_sessions(conn, project, from).await?));
@@ -199,7 +199,7 @@ impl Wanted {
             usages.new_spaces = Some(self.counts(&store::count_spaces(conn, project, from).await?));
         }
         if self.wants("task_stats") {
-            usages.task_stats = Some(task_stats(store::time_tasks(conn, project, from).await?));
+            usages.task_stats = Some(task_stats(store::task_durations(conn, project, from).await?));
         }
         Ok(usages)
     }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::store::{self, Filter, NewSession};
 use super::{NOT_FOUND, Session};
 use crate::auth::Caller;
-use crate::db::page::{Cursor, PageRequest};
+use crate::db::page::PageRequest;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Fields, Flag, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
@@ -117,8 +117,7 @@ pub async fn list_sessions(
         contained_object("filter_by_configs", query.filter_by_configs.as_deref(), platform.config.limits.meta)?;
     let mut conn = platform.db.acquire().await?;
     let sessions = store::list(&mut conn, caller.project, Filter { user, id, configs }, &page).await?;
-    let cursor = |session: &Session| Cursor { created_at: session.created_at.0, id: session.id.0 };
-    Ok(response::ok(Page::new(sessions, &page, cursor)))
+    Ok(response::ok(Page::new(sessions, &page)))
 }
 
 /// Delete a session

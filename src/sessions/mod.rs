@@ -16,6 +16,7 @@ use sqlx::types::Json;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::db::page::impl_paged;
 use crate::error::Error;
 use crate::ids::{ProjectId, SessionId, UserId};
 use crate::platform::Platform;
@@ -48,3 +49,5 @@ pub struct Session {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
+
+impl_paged!(Session);

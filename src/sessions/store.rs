@@ -6,7 +6,7 @@ use sqlx::types::Json;
 
 use super::lock::LockedSession;
 use super::{DENIED, NOT_FOUND, Session};
-use crate::db::page::PageRequest;
+use crate::db::page::{PageRequest, fetch_page};
 use crate::error::Result;
 use crate::ids::{ProjectId, SessionId, UserId};
 use crate::time::Timestamp;
@@ -38,19 +38,24 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, new: NewSession
     .await
 }
 
-/// A session of the project; others are as if they were not there.
+macro_rules! select_sessions {
+    ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
+        sqlx::query_as!(
+            Session,
+            r#"select t.id as "id: SessionId", t.project_id as "project_id: ProjectId", t.user_id as "user_id: UserId",
+                      t.disable_task_tracking, t.configs as "configs: Json<Map<String, Value>>",
+                      t.created_at as "created_at: Timestamp", t.updated_at as "updated_at: Timestamp"
+               from "# $(+ $rest)+,
+            $($parameter),*
+        )
+    };
+}
+
+/// Returns a session of the project; sessions of others do not exist for it.
 pub async fn get(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<Option<Session>> {
-    sqlx::query_as!(
-        Session,
-        r#"select id as "id: SessionId", project_id as "project_id: ProjectId", user_id as "user_id: UserId",
-                  disable_task_tracking, configs as "configs: Json<Map<String, Value>>",
-                  created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
-           from sessions where id = $1 and project_id = $2"#,
-        session as _,
-        project as _,
-    )
-    .fetch_optional(conn)
-    .await
+    select_sessions!("sessions t where t.id = $1 and t.project_id = $2"; session as _, project as _)
+        .fetch_optional(conn)
+        .await
 }
 
 /// What a list of sessions is narrowed to.
@@ -67,59 +72,22 @@ pub async fn list(
     filter: Filter<'_>,
     page: &PageRequest,
 ) -> sqlx::Result<Vec<Session>> {
-    let (time, id) = page.after_params();
-    let configs = filter.configs.map(Json);
-    if page.newest_first {
-        sqlx::query_as!(
-            Session,
-            r#"select id as "id: SessionId", project_id as "project_id: ProjectId", user_id as "user_id: UserId",
-                      disable_task_tracking, configs as "configs: Json<Map<String, Value>>",
-                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
-               from sessions
-               where project_id = $1
-                 and ($2::text is null
-                      or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
-                 and ($3::uuid is null or id = $3)
-                 and ($4::jsonb is null or configs @> $4)
-                 and (created_at, id) < (coalesce($5, 'infinity'::timestamptz),
-                      coalesce($6, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-               order by created_at desc, id desc limit $7"#,
+    fetch_page!(
+        select_sessions!(
+            "sessions t
+             where t.project_id = $4
+               and ($5::text is null
+                    or t.user_id = (select u.id from users u where u.project_id = $4 and u.identifier = $5))
+               and ($6::uuid is null or t.id = $6)
+               and ($7::jsonb is null or t.configs @> $7)";
             project as _,
             filter.user,
             filter.id as _,
-            configs as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    } else {
-        sqlx::query_as!(
-            Session,
-            r#"select id as "id: SessionId", project_id as "project_id: ProjectId", user_id as "user_id: UserId",
-                      disable_task_tracking, configs as "configs: Json<Map<String, Value>>",
-                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
-               from sessions
-               where project_id = $1
-                 and ($2::text is null
-                      or user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
-                 and ($3::uuid is null or id = $3)
-                 and ($4::jsonb is null or configs @> $4)
-                 and (created_at, id) > (coalesce($5, '-infinity'::timestamptz),
-                      coalesce($6, '00000000-0000-0000-0000-000000000000'::uuid))
-               order by created_at, id limit $7"#,
-            project as _,
-            filter.user,
-            filter.id as _,
-            configs as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    }
+            filter.configs.map(Json) as _,
+        ),
+        conn,
+        page
+    )
 }
 
 /// Whether the project has this session.

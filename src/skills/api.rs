@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 use super::store::{self, Row};
 use super::{FileEntry, Skill, upload};
 use crate::auth::Caller;
-use crate::db::page::{Cursor, PageRequest};
+use crate::db::page::PageRequest;
 use crate::disks;
 use crate::disks::path;
 use crate::error::{Error, Result};
@@ -131,11 +131,10 @@ pub async fn list_skills(
     let user = users::filter(query.user.as_deref())?;
     let mut conn = platform.db.acquire().await?;
     let rows = store::list(&mut conn, caller.project, user, &page).await?;
-    let cursor = |row: &Row| Cursor { created_at: row.created_at.0, id: row.id.0 };
-    let mut page = Page::new(rows, &page, cursor);
+    let mut page = Page::new(rows, &page);
     let files = list_files(&mut conn, &platform, &page.items).await?;
     if files.len() < page.items.len() {
-        page = page.truncate_to(files.len(), cursor);
+        page = page.truncate_to(files.len());
     }
     let skills = page.items.into_iter().zip(files);
     let items = skills.map(|(row, files)| Skill { disk_id: None, ..row.with_files(files) }).collect();

@@ -6,7 +6,7 @@ use sqlx::types::Json;
 
 use super::front_matter::FrontMatter;
 use super::{FileEntry, Skill};
-use crate::db::page::PageRequest;
+use crate::db::page::{PageRequest, fetch_page, impl_paged};
 use crate::ids::{DiskId, ProjectId, SkillId, SpaceId, UserId};
 use crate::time::Timestamp;
 
@@ -23,6 +23,8 @@ pub struct Row {
     pub updated_at: Timestamp,
 }
 
+impl_paged!(Row);
+
 impl Row {
     /// The skill as clients see it.
     pub fn with_files(self, file_index: Vec<FileEntry>) -> Skill {
@@ -33,13 +35,13 @@ impl Row {
 
 /// Rows of skills, from whatever the caller calls `s`.
 macro_rules! select_skills {
-    ($rest:literal, $($parameter:expr),* $(,)?) => {
+    ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
         sqlx::query_as!(
             Row,
-            r#"select s.id as "id: SkillId", s.user_id as "user_id: UserId", s.disk_id as "disk_id: DiskId", s.name,
-                      s.description, s.meta as "meta: Json<Map<String, Value>>", s.created_at as "created_at: Timestamp",
-                      s.updated_at as "updated_at: Timestamp"
-               from "# + $rest,
+            r#"select t.id as "id: SkillId", t.user_id as "user_id: UserId", t.disk_id as "disk_id: DiskId", t.name,
+                      t.description, t.meta as "meta: Json<Map<String, Value>>", t.created_at as "created_at: Timestamp",
+                      t.updated_at as "updated_at: Timestamp"
+               from "# $(+ $rest)+,
             $($parameter),*
         )
     };
@@ -75,7 +77,7 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, new: NewSkill<'
 
 /// A skill of the project; others are as if they were not there.
 pub async fn get(conn: &mut PgConnection, project: ProjectId, skill: SkillId) -> sqlx::Result<Option<Row>> {
-    select_skills!("agent_skills s where s.id = $1 and s.project_id = $2", skill as _, project as _)
+    select_skills!("agent_skills t where t.id = $1 and t.project_id = $2"; skill as _, project as _)
         .fetch_optional(conn)
         .await
 }
@@ -86,42 +88,18 @@ pub async fn list(
     user: Option<&str>,
     page: &PageRequest,
 ) -> sqlx::Result<Vec<Row>> {
-    let (time, id) = page.after_params();
-    if page.newest_first {
+    fetch_page!(
         select_skills!(
-            "agent_skills s
-             where s.project_id = $1
-               and ($2::text is null
-                    or s.user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
-               and (s.created_at, s.id) < (coalesce($3, 'infinity'::timestamptz),
-                    coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-             order by s.created_at desc, s.id desc limit $5",
+            "agent_skills t
+             where t.project_id = $4
+               and ($5::text is null
+                    or t.user_id = (select u.id from users u where u.project_id = $4 and u.identifier = $5))";
             project as _,
             user,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    } else {
-        select_skills!(
-            "agent_skills s
-             where s.project_id = $1
-               and ($2::text is null
-                    or s.user_id = (select u.id from users u where u.project_id = $1 and u.identifier = $2))
-               and (s.created_at, s.id) > (coalesce($3, '-infinity'::timestamptz),
-                    coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))
-             order by s.created_at, s.id limit $5",
-            project as _,
-            user,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    }
+        ),
+        conn,
+        page
+    )
 }
 
 /// The skills that a space has, in the order they came into it.
@@ -132,8 +110,8 @@ pub async fn list_of_space(
     limit: usize,
 ) -> sqlx::Result<Vec<Row>> {
     select_skills!(
-        "learning_space_skills l join agent_skills s on s.id = l.skill_id and s.project_id = $1
-         where l.learning_space_id = $2 order by l.created_at, l.id limit $3",
+        "learning_space_skills l join agent_skills t on t.id = l.skill_id and t.project_id = $1
+         where l.learning_space_id = $2 order by l.created_at, l.id limit $3";
         project as _,
         space as _,
         i64::try_from(limit).unwrap_or(i64::MAX),

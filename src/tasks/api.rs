@@ -5,7 +5,7 @@ use axum::response::Response;
 
 use super::{Task, store};
 use crate::auth::Caller;
-use crate::db::page::{Cursor, PageRequest};
+use crate::db::page::PageRequest;
 use crate::error::Result;
 use crate::http::extract::{Path, Query};
 use crate::http::openapi::Refusals;
@@ -29,6 +29,5 @@ pub async fn get_tasks(
     let mut conn = platform.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
     let tasks = store::list(&mut conn, caller.project, session, &page).await?;
-    let cursor = |task: &Task| Cursor { created_at: task.created_at.0, id: task.id.0 };
-    Ok(response::ok(Page::new(tasks, &page, cursor)))
+    Ok(response::ok(Page::new(tasks, &page)))
 }

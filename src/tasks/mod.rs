@@ -11,6 +11,7 @@ use sqlx::types::Json;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::db::page::impl_paged;
 use crate::ids::{ProjectId, SessionId, TaskId};
 use crate::platform::Platform;
 use crate::text_enum::text_enum;
@@ -45,6 +46,8 @@ pub struct Task {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
+
+impl_paged!(Task);
 
 /// What is known of a task.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, utoipa::ToSchema)]

@@ -4,58 +4,40 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::{Task, TaskData, TaskStatus};
-use crate::db::page::PageRequest;
+use crate::db::page::{PageRequest, fetch_page};
 use crate::ids::{ProjectId, SessionId, TaskId};
 use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
 
-/// The tasks of a session that are work, in the order they were made.
+macro_rules! select_tasks {
+    ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
+        sqlx::query_as!(
+            Task,
+            r#"select t.id as "id: TaskId", t.session_id as "session_id: SessionId", t.project_id as "project_id: ProjectId",
+                      t."order", t.data as "data: Json<TaskData>", t.status as "status: TaskStatus", t.is_planning,
+                      t.created_at as "created_at: Timestamp", t.updated_at as "updated_at: Timestamp"
+               from "# $(+ $rest)+,
+            $($parameter),*
+        )
+    };
+}
+
+/// Lists the tasks of a session, without the planning task, in the order of their creation.
 pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
     session: SessionId,
     page: &PageRequest,
 ) -> sqlx::Result<Vec<Task>> {
-    let (time, id) = page.after_params();
-    if page.newest_first {
-        sqlx::query_as!(
-            Task,
-            r#"select id as "id: TaskId", session_id as "session_id: SessionId", project_id as "project_id: ProjectId",
-                      "order", data as "data: Json<TaskData>", status as "status: TaskStatus", is_planning, created_at as "created_at: Timestamp",
-                      updated_at as "updated_at: Timestamp"
-               from tasks
-               where project_id = $1 and session_id = $2 and not is_planning
-                 and (created_at, id) < (coalesce($3, 'infinity'::timestamptz),
-                      coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-               order by created_at desc, id desc limit $5"#,
+    fetch_page!(
+        select_tasks!(
+            "tasks t where t.project_id = $4 and t.session_id = $5 and not t.is_planning";
             project as _,
             session as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    } else {
-        sqlx::query_as!(
-            Task,
-            r#"select id as "id: TaskId", session_id as "session_id: SessionId", project_id as "project_id: ProjectId",
-                      "order", data as "data: Json<TaskData>", status as "status: TaskStatus", is_planning, created_at as "created_at: Timestamp",
-                      updated_at as "updated_at: Timestamp"
-               from tasks
-               where project_id = $1 and session_id = $2 and not is_planning
-                 and (created_at, id) > (coalesce($3, '-infinity'::timestamptz),
-                      coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))
-               order by created_at, id limit $5"#,
-            project as _,
-            session as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    }
+        ),
+        conn,
+        page
+    )
 }
 
 /// Lists the finished tasks of a session, in their order.

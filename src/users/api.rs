@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use super::{Identifier, ResourceCounts, User, store};
 use crate::auth::Caller;
-use crate::db::page::Cursor;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Idempotency;
@@ -28,8 +27,7 @@ pub async fn list_users(
     let page = page.parse_or_all(platform.config.limits.list, 200)?;
     let mut conn = platform.db.acquire().await?;
     let users = store::list(&mut conn, caller.project, &page).await?;
-    let cursor = |user: &User| Cursor { created_at: user.created_at.0, id: user.id.0 };
-    Ok(response::ok(Page::new(users, &page, cursor)))
+    Ok(response::ok(Page::new(users, &page)))
 }
 
 #[derive(Serialize, utoipa::ToSchema)]

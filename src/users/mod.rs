@@ -10,6 +10,7 @@ use sqlx::PgConnection;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::db::page::impl_paged;
 use crate::error::{Error, OnConstraint, UNAUTHORIZED};
 use crate::http::extract::PathParam;
 use crate::ids::{ProjectId, UserId};
@@ -42,6 +43,8 @@ pub struct User {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
+
+impl_paged!(User);
 
 const NUL: &str = "must not contain the character NUL";
 

@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 
 use super::{Identifier, ResourceCounts, User};
-use crate::db::page::PageRequest;
+use crate::db::page::{PageRequest, fetch_page};
 use crate::ids::{ProjectId, UserId};
 use crate::time::Timestamp;
 
@@ -35,43 +35,20 @@ pub async fn get_or_insert(conn: &mut PgConnection, project: ProjectId, user: &I
     .await
 }
 
+macro_rules! select_users {
+    ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
+        sqlx::query_as!(
+            User,
+            r#"select t.id as "id: UserId", t.project_id as "project_id: ProjectId", t.identifier,
+                      t.created_at as "created_at: Timestamp", t.updated_at as "updated_at: Timestamp"
+               from "# $(+ $rest)+,
+            $($parameter),*
+        )
+    };
+}
+
 pub async fn list(conn: &mut PgConnection, project: ProjectId, page: &PageRequest) -> sqlx::Result<Vec<User>> {
-    let (time, id) = page.after_params();
-    if page.newest_first {
-        sqlx::query_as!(
-            User,
-            r#"select id as "id: UserId", project_id as "project_id: ProjectId", identifier,
-                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
-               from users
-               where project_id = $1
-                 and (created_at, id) < (coalesce($2, 'infinity'::timestamptz),
-                      coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-               order by created_at desc, id desc limit $4"#,
-            project as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    } else {
-        sqlx::query_as!(
-            User,
-            r#"select id as "id: UserId", project_id as "project_id: ProjectId", identifier,
-                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
-               from users
-               where project_id = $1
-                 and (created_at, id) > (coalesce($2, '-infinity'::timestamptz),
-                      coalesce($3, '00000000-0000-0000-0000-000000000000'::uuid))
-               order by created_at, id limit $4"#,
-            project as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    }
+    fetch_page!(select_users!("users t where t.project_id = $4"; project as _), conn, page)
 }
 
 /// How much a user has; `None` if there is no such user.

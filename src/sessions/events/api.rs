@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{Event, store};
 use crate::auth::Caller;
-use crate::db::page::{Cursor, PageRequest};
+use crate::db::page::PageRequest;
 use crate::error::{Error, Result};
 use crate::http::extract::{Json, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
@@ -77,6 +77,5 @@ pub async fn list_events(
         return Err(sessions::NOT_FOUND);
     }
     let events = store::list(&mut conn, caller.project, session, &page).await?;
-    let cursor = |event: &Event| Cursor { created_at: event.created_at.0, id: event.id.0 };
-    Ok(response::ok(Page::new(events, &page, cursor)))
+    Ok(response::ok(Page::new(events, &page)))
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use sqlx::types::Json;
 
+use crate::db::page::impl_paged;
 use crate::ids::{EventId, ProjectId, SessionId};
 use crate::time::Timestamp;
 
@@ -24,3 +25,5 @@ pub struct Event {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
+
+impl_paged!(Event);

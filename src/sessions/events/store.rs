@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::Event;
-use crate::db::page::PageRequest;
+use crate::db::page::{PageRequest, fetch_page};
 use crate::ids::{EventId, ProjectId, SessionId};
 use crate::time::Timestamp;
 
@@ -41,55 +41,33 @@ pub async fn insert(
     .await
 }
 
+macro_rules! select_events {
+    ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
+        sqlx::query_as!(
+            Event,
+            r#"select t.id as "id: EventId", t.session_id as "session_id: SessionId", t.project_id as "project_id: ProjectId",
+                      t.type, t.data as "data: Json<Map<String, Value>>", t.created_at as "created_at: Timestamp",
+                      t.updated_at as "updated_at: Timestamp"
+               from "# $(+ $rest)+,
+            $($parameter),*
+        )
+    };
+}
+
 pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
     session: SessionId,
     page: &PageRequest,
 ) -> sqlx::Result<Vec<Event>> {
-    let (time, id) = page.after_params();
-    if page.newest_first {
-        sqlx::query_as!(
-            Event,
-            r#"select id as "id: EventId", session_id as "session_id: SessionId", project_id as "project_id: ProjectId", type,
-                      data as "data: Json<Map<String, Value>>", created_at as "created_at: Timestamp",
-                      updated_at as "updated_at: Timestamp"
-               from session_events
-               where project_id = $1 and session_id = $2
-                 and (created_at, id) < (coalesce($3, 'infinity'::timestamptz),
-                      coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-               order by created_at desc, id desc limit $5"#,
-            project as _,
-            session as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    } else {
-        sqlx::query_as!(
-            Event,
-            r#"select id as "id: EventId", session_id as "session_id: SessionId", project_id as "project_id: ProjectId", type,
-                      data as "data: Json<Map<String, Value>>", created_at as "created_at: Timestamp",
-                      updated_at as "updated_at: Timestamp"
-               from session_events
-               where project_id = $1 and session_id = $2
-                 and (created_at, id) > (coalesce($3, '-infinity'::timestamptz),
-                      coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))
-               order by created_at, id limit $5"#,
-            project as _,
-            session as _,
-            time,
-            id,
-            page.fetch_limit(),
-        )
-        .fetch_all(conn)
-        .await
-    }
+    fetch_page!(
+        select_events!("session_events t where t.project_id = $4 and t.session_id = $5"; project as _, session as _),
+        conn,
+        page
+    )
 }
 
-/// The events of a time, both ends included, oldest first.
+/// Lists the events of a time, both ends included, oldest first.
 pub async fn list_between(
     conn: &mut PgConnection,
     project: ProjectId,
@@ -98,14 +76,10 @@ pub async fn list_between(
     to: Timestamp,
     limit: i64,
 ) -> sqlx::Result<Vec<Event>> {
-    sqlx::query_as!(
-        Event,
-        r#"select id as "id: EventId", session_id as "session_id: SessionId", project_id as "project_id: ProjectId", type,
-                  data as "data: Json<Map<String, Value>>", created_at as "created_at: Timestamp",
-                  updated_at as "updated_at: Timestamp"
-           from session_events
-           where project_id = $1 and session_id = $2 and created_at between $3 and $4
-           order by created_at, id limit $5"#,
+    select_events!(
+        "session_events t
+         where t.project_id = $1 and t.session_id = $2 and t.created_at between $3 and $4
+         order by t.created_at, t.id limit $5";
         project as _,
         session as _,
         from as _,
