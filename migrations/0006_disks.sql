@@ -5,7 +5,10 @@ create table disks (
     project_id uuid not null references projects on delete cascade,
     user_id    uuid references users on delete cascade,
     created_at timestamptz not null default now(),
-    updated_at timestamptz not null default now()
+    updated_at timestamptz not null default now(),
+    -- When a file last changed; null if nothing tracks the changes of this disk. Rises strictly with each change, in whatever order
+    -- transactions commit.
+    changed_at timestamptz
 );
 
 create index disks_project_id_created_at_id_idx on disks (project_id, created_at, id);
@@ -42,7 +45,7 @@ create table artifact_versions (
     mime          text not null,
     size          bigint not null,
     sha256        text not null,
-    author        text not null,
+    author        text not null check (author in ('key', 'learner', 'import', 'operator')),
     reason        text,
     created_at    timestamptz not null default now(),
     primary key (disk_id, path, filename, from_revision)

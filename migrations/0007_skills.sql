@@ -1,6 +1,7 @@
 -- Agent skills, and the learning spaces that collect skills and learn new ones from sessions.
 
--- A skill is a disk with a name: its files are the disk's files, and it is deleted with the disk.
+-- A skill is a disk with a name: its files are the disk's files, and it is deleted with the disk. It was updated when its disk was
+-- changed (`disks.changed_at`): clients fetch the skills that have changed since they last asked.
 create table agent_skills (
     id          uuid primary key,
     project_id  uuid not null references projects on delete cascade,
@@ -10,8 +11,6 @@ create table agent_skills (
     description text not null,
     meta        jsonb,
     created_at  timestamptz not null default now(),
-    -- Rises strictly with each change of the disk's files: clients fetch the skills that have changed since they last asked.
-    updated_at  timestamptz not null default now(),
     unique (id, name)
 );
 

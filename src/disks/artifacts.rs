@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
 use super::api::NOT_FOUND;
-use super::changes::{self, Author, Change, FileChange, NewContent};
+use super::apply::{self, Cause, Change, FileChange, NewContent};
 use super::files::{self, File};
 use super::parse::Kind;
 use super::path::FilePath;
@@ -111,15 +111,13 @@ async fn store_file(
         let sha256 = content.sha256.clone();
         let content = NewContent { content: blobs.get(&sha256)?, mime: mime.clone(), size, sha256 };
         let change = FileChange { at: at.clone(), change: Change::Put { content, meta: meta.clone() } };
-        changes::apply(&mut tx, owner.project, disk, &[change], by_api(ctx)).await?.map_err(|_| NOT_FOUND)?;
+        apply::apply(&mut tx, owner.project, disk, &[change], Cause::REQUEST, ctx.config.limits.file_versions)
+            .await?
+            .map_err(|_| NOT_FOUND)?;
         let file = files::get(&mut tx, owner.project, disk, &at).await?;
         let file = file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")))?;
         return tx.commit(response::created(Artifact::from(file))).await;
     }
-}
-
-fn by_api(ctx: &Disks) -> Author<'static> {
-    Author { author: "api", reason: None, keep: ctx.config.limits.file_versions }
 }
 
 /// Parses the user metadata of a file: a JSON object as text, or an empty text.
@@ -340,7 +338,9 @@ pub async fn update_artifact(
     let (at, meta) = for_owner(&ctx, &caller, disk, parsed.await).await?;
     let mut tx = idempotency.begin().await?;
     let change = FileChange { at: at.clone(), change: Change::SetMeta(meta) };
-    changes::apply(&mut tx, caller.project, disk, &[change], by_api(&ctx)).await?.map_err(|_| DENIED)?;
+    apply::apply(&mut tx, caller.project, disk, &[change], Cause::REQUEST, ctx.config.limits.file_versions)
+        .await?
+        .map_err(|_| DENIED)?;
     let file = files::get(&mut tx, caller.project, disk, &at).await?.ok_or(NO_FILE)?;
     tx.commit(response::ok(UpdatedArtifact { artifact: file.into() })).await
 }
@@ -382,6 +382,8 @@ pub async fn delete_artifact(
     let mut tx = idempotency.begin().await?;
     find(&mut tx, &caller, disk, &at).await?;
     let change = FileChange { at, change: Change::Erase };
-    changes::apply(&mut tx, caller.project, disk, &[change], by_api(&ctx)).await?.map_err(|_| DENIED)?;
+    apply::apply(&mut tx, caller.project, disk, &[change], Cause::REQUEST, ctx.config.limits.file_versions)
+        .await?
+        .map_err(|_| DENIED)?;
     tx.commit(response::ok_empty()).await
 }

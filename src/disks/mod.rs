@@ -5,8 +5,8 @@
 //! changes them and keeps each content as a version. [`search`] is glob and grep, [`parse`] what a file's text is shown as.
 
 pub mod api;
+pub mod apply;
 pub mod artifacts;
-pub mod changes;
 pub mod files;
 pub mod listing;
 pub mod parse;

@@ -21,6 +21,14 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, user: Option<Us
     .await
 }
 
+/// Records the time of each change of the disk's files in `disks.changed_at` from now on.
+pub async fn track_changes(conn: &mut PgConnection, disk: DiskId) -> sqlx::Result<()> {
+    sqlx::query!("update disks set changed_at = now() where id = $1 and changed_at is null", disk as _)
+        .execute(conn)
+        .await
+        .map(drop)
+}
+
 /// What a list of disks is narrowed to.
 pub struct Filter<'a> {
     pub user: Option<&'a str>,

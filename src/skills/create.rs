@@ -10,7 +10,7 @@ use super::{FileEntry, Skill};
 use crate::blob::ingest::Claimed;
 use crate::blob::spool::{Spool, media_type_of};
 use crate::disks;
-use crate::disks::changes::{self, Author, Change, FileChange, NewContent};
+use crate::disks::apply::{self, Cause, Change, FileChange, NewContent};
 use crate::disks::path::FilePath;
 use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::ids::{ProjectId, UserId};
@@ -47,9 +47,11 @@ impl PreparedSkill {
         let disk =
             disks::store::insert(conn, project, user).await.on_constraint("disks_project_id_fkey", || UNAUTHORIZED)?.id;
         let changes = self.files.iter().map(|file| file.change(blobs)).collect::<Result<Vec<_>>>()?;
-        let author = Author { author: "api", reason: None, keep: platform.config.limits.file_versions };
-        let applied = changes::apply(conn, project, disk, &changes, author).await?;
+        let max_versions = platform.config.limits.file_versions;
+        let applied = apply::apply(conn, project, disk, &changes, Cause::REQUEST, max_versions).await?;
         applied.map_err(|_| Error::internal(anyhow::anyhow!("a disk that was just inserted does not exist")))?;
+        // The skill's `updated_at` from now on.
+        disks::store::track_changes(conn, disk).await?;
         let row = store::insert(conn, project, NewSkill { disk, user, says: &self.front_matter, meta }).await?;
         Ok(row.with_files(self.files.iter().map(SkillFile::entry).collect()))
     }

@@ -12,7 +12,6 @@ pub mod create;
 pub mod files;
 pub mod front_matter;
 pub mod store;
-pub mod touch;
 pub mod upload;
 
 use serde::Serialize;

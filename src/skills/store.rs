@@ -33,14 +33,14 @@ impl Row {
     }
 }
 
-/// Rows of skills, from whatever the caller calls `s`.
+/// Selects skills from the table that the caller calls `t`. A skill was updated when a file on its disk changed.
 macro_rules! select_skills {
     ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
         sqlx::query_as!(
             Row,
             r#"select t.id as "id: SkillId", t.user_id as "user_id: UserId", t.disk_id as "disk_id: DiskId", t.name,
                       t.description, t.meta as "meta: Json<Map<String, Value>>", t.created_at as "created_at: Timestamp",
-                      t.updated_at as "updated_at: Timestamp"
+                      (select d.changed_at from disks d where d.id = t.disk_id) as "updated_at!: Timestamp"
                from "# $(+ $rest)+,
             $($parameter),*
         )
@@ -62,7 +62,7 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, new: NewSkill<'
            values ($1, $2, $3, $4, $5, $6, $7)
            returning id as "id: SkillId", user_id as "user_id: UserId", disk_id as "disk_id: DiskId", name, description,
                      meta as "meta: Json<Map<String, Value>>", created_at as "created_at: Timestamp",
-                     updated_at as "updated_at: Timestamp""#,
+                     (select d.changed_at from disks d where d.id = disk_id) as "updated_at!: Timestamp""#,
         SkillId::new() as _,
         project as _,
         new.user as _,

@@ -1,6 +1,6 @@
 //! Files: what is stored, shown, replaced, kept of the past and deleted.
 
-use acontextd::disks::changes::{self, Author, Change, FileChange};
+use acontextd::disks::apply::{self, Cause, Change, FileChange};
 use acontextd::disks::path::FilePath;
 use acontextd::ids::{DiskId, ProjectId};
 use axum::http::{Method, StatusCode};
@@ -114,7 +114,7 @@ async fn replacing_keeps_the_row_and_every_content_as_a_version() {
         let versions = "select count(*) from artifact_versions v join blobs b on b.id = v.blob_id";
         assert_eq!(app.value::<i64>(versions).await, 3);
         // Each ends where the next begins, only the last is current, and all say who made them.
-        let chain = "select bool_and(to_revision is not distinct from next) and bool_and(author = 'api') from (
+        let chain = "select bool_and(to_revision is not distinct from next) and bool_and(author = 'key') from (
                          select to_revision, author, lead(from_revision) over (order by from_revision) as next from artifact_versions) v";
         assert!(app.value::<bool>(chain).await);
     })
@@ -321,11 +321,10 @@ async fn a_delete_that_finds_nothing_takes_nothing_from_a_file_that_comes_back()
         client.upload(&disk, "/", "a.txt", "content").await;
         let (project, disk_id) = (ProjectId(client.project()), DiskId(disk.parse().unwrap()));
         let erase = [FileChange { at: FilePath::parse("/a.txt").unwrap(), change: Change::Erase }];
-        let author = Author { author: "a test", reason: None, keep: 50 };
         // The row is gone for this delete, but the upload that brings it back is not committed before its second step.
         app.execute("delete from artifacts").await;
         let mut late = app.app.db.begin().await.unwrap();
-        changes::apply(&mut late, project, disk_id, &erase, author).await.unwrap().unwrap();
+        apply::apply(&mut late, project, disk_id, &erase, Cause::REQUEST, 50).await.unwrap().unwrap();
         late.commit().await.unwrap();
         assert_eq!(app.value::<i64>("select count(*) from artifact_versions").await, 1);
     })

@@ -46,8 +46,6 @@ const LAYERS: &[&str] = &[
     "tasks",
     // A copy of a session contains what these features store.
     "sessions/copy",
-    // Called by every change of a disk's files.
-    "skills/touch",
     "disks",
     "skills",
     "learning_spaces",

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use acontextd::blob::rows::EncryptionFormat;
 use acontextd::conversation::format::Format;
 use acontextd::conversation::parts::Role;
+use acontextd::disks::apply::Actor;
 use acontextd::jobs::{JobState, WaitReason};
 use acontextd::learning_spaces::LearningStatus;
 use acontextd::messages::ProcessStatus;
@@ -47,6 +48,7 @@ async fn every_table_that_refers_to_blobs_is_known_to_the_sweep() {
 
 /// Columns whose values are words, and the enum of each.
 const TEXT_ENUMS: &[(&str, &[&str])] = &[
+    ("artifact_versions.author", Actor::VALUES),
     ("blobs.encryption_format", EncryptionFormat::VALUES),
     // No state leaves the SQL of blobs.
     ("blobs.state", &["pending", "live", "dead"]),

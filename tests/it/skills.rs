@@ -92,10 +92,11 @@ async fn changes_by_many_at_once_each_move_the_skill() {
         app.execute("create table seen (at timestamptz)").await;
         app.execute(
             "create function note() returns trigger language plpgsql as $$
-             begin insert into seen values (new.updated_at); return null; end $$",
+             begin insert into seen values (new.changed_at); return null; end $$",
         )
         .await;
-        app.execute("create trigger note after update on agent_skills for each row execute function note()").await;
+        app.execute("create trigger note after update of changed_at on disks for each row execute function note()")
+            .await;
         let names: Vec<_> = (0..32).map(|n| format!("{n}.md")).collect();
         let uploads = names.iter().map(|name| client.upload(disk, "/", name, "x"));
         futures_util::future::join_all(uploads).await;
@@ -103,6 +104,10 @@ async fn changes_by_many_at_once_each_move_the_skill() {
         let moves: (i64, i64) =
             sqlx::query_as("select count(*), count(distinct at) from seen").fetch_one(&*app.app.db).await.unwrap();
         assert_eq!(moves, (32, 32), "two changes had one time");
+        // The changes of a disk without a skill are not tracked, so that its uploads lock no common row.
+        let plain = client.new_disk().await;
+        client.upload(&plain, "/", "a.txt", "x").await;
+        assert_eq!(app.value::<i64>("select count(*) from disks where changed_at is null").await, 1);
     })
     .await;
 }
@@ -291,9 +296,9 @@ async fn statements(client: &Client, path: &str) -> usize {
 
 async fn fill(app: &TestApp, client: &Client, skills: i32) {
     sqlx::query(
-        "with disk as (insert into disks (project_id) select $1 from generate_series(1, $2) returning id),
+        "with disk as (insert into disks (project_id, changed_at) select $1, now() from generate_series(1, $2) returning id),
               file as (insert into artifact_versions (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
-                       select d.id, '/', f || '.md', f, b.id, '{}', 'text/markdown', 1, '', 'api'
+                       select d.id, '/', f || '.md', f, b.id, '{}', 'text/markdown', 1, '', 'key'
                        from disk d, generate_series(1, 3) f, (select id from blobs limit 1) b)
          insert into agent_skills (id, project_id, disk_id, name, description)
          select gen_random_uuid(), $1, id, 'filled', 'd' from disk",
@@ -341,9 +346,9 @@ async fn a_page_of_very_many_files_ends_early_and_goes_on() {
         let client = app.project().await;
         client.new_skill("first").await;
         sqlx::query(
-            "with disk as (insert into disks (project_id) select $1 from generate_series(1, 12) returning id),
+            "with disk as (insert into disks (project_id, changed_at) select $1, now() from generate_series(1, 12) returning id),
                   file as (insert into artifact_versions (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
-                           select d.id, '/', f::text, f, b.id, '{}', 'text/plain', 1, '', 'api'
+                           select d.id, '/', f::text, f, b.id, '{}', 'text/plain', 1, '', 'key'
                            from disk d, generate_series(1, 9000) f, (select id from blobs limit 1) b)
              insert into agent_skills (id, project_id, disk_id, name, description)
              select gen_random_uuid(), $1, id, 'vast', 'd' from disk",

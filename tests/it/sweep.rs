@@ -118,7 +118,7 @@ async fn an_upload_that_found_the_bytes_holds_them_against_the_sweep() {
         tokio::pin!(sweeping);
         assert!(tokio::time::timeout(Duration::from_millis(300), &mut sweeping).await.is_err(), "it did not wait");
         sqlx::query("insert into artifact_versions (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
-                     select $1, '/', 'b.txt', 99, id, '{}', '', 5, '', 'a test' from blobs")
+                     select $1, '/', 'b.txt', 99, id, '{}', '', 5, '', 'key' from blobs")
             .bind(disk.parse::<uuid::Uuid>().unwrap())
             .execute(&mut *tx)
             .await

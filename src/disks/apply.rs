@@ -1,5 +1,5 @@
-//! SQL that changes files. Every change of a disk's files, by whichever route or job, goes through [`apply`]: it draws the
-//! change's number and keeps each content as a version, so that the state of a disk at any number is one condition.
+//! SQL that changes files. Every change of a disk's files, by whichever route or job, goes through [`apply`]: it draws the revision of
+//! the change and keeps each content as a version, so that the state of a disk at any revision is one condition.
 
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use super::path::FilePath;
 use crate::blob::ingest::Claim;
 use crate::ids::{BlobId, DiskId, ProjectId};
-use crate::skills::touch::touch;
+use crate::text_enum::text_enum;
 
 /// A stored content to put into a file.
 #[derive(Clone, Debug)]
@@ -44,27 +44,43 @@ pub struct FileChange {
     pub change: Change,
 }
 
-/// Who changes files and how much of the past is kept.
+text_enum! {
+    /// Who changes files.
+    pub enum Actor {
+        /// A request with a project's key.
+        Key = "key",
+        /// A job that learns.
+        Learner = "learner",
+        Import = "import",
+        Operator = "operator",
+    }
+}
+
+/// Why files change.
 #[derive(Clone, Copy, Debug)]
-pub struct Author<'a> {
-    pub author: &'a str,
+pub struct Cause<'a> {
+    pub actor: Actor,
     pub reason: Option<&'a str>,
-    /// How many contents of a file are kept, the current one among them.
-    pub keep: usize,
+}
+
+impl Cause<'_> {
+    /// A request asks for the change.
+    pub const REQUEST: Self = Self { actor: Actor::Key, reason: None };
 }
 
 /// The disk is not there, or is another project's.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NoDisk;
 
-/// Changes files of one disk, in the order of their names, so that two transactions cannot wait for each other. A change of
-/// a file that is not there does nothing.
+/// Changes files of one disk, in the order of their names, so that two transactions cannot wait for each other. Keeps at most
+/// `max_versions` contents of a file, the current one among them. A change of a file that does not exist does nothing.
 pub async fn apply(
     conn: &mut PgConnection,
     project: ProjectId,
     disk: DiskId,
     changes: &[FileChange],
-    author: Author<'_>,
+    cause: Cause<'_>,
+    max_versions: usize,
 ) -> sqlx::Result<Result<(), NoDisk>> {
     // Shared with other changes; whoever needs the disk to stand still takes it alone.
     let there = sqlx::query_scalar!(
@@ -75,14 +91,20 @@ pub async fn apply(
     if there.fetch_optional(&mut *conn).await?.is_none() {
         return Ok(Err(NoDisk));
     }
-    // First, so that two transactions which change several files of a skill do not wait for each other.
-    touch(conn, disk).await?;
+    // First, so that two transactions which change several files of a tracked disk do not wait for each other.
+    sqlx::query!(
+        "update disks set changed_at = greatest(clock_timestamp(), changed_at + interval '1 microsecond')
+         where id = $1 and changed_at is not null",
+        disk as _,
+    )
+    .execute(&mut *conn)
+    .await?;
     let mut in_order: Vec<&FileChange> = changes.iter().collect();
     in_order.sort_by(|one, other| one.at.cmp(&other.at));
     for FileChange { at, change } in in_order {
         match change {
-            Change::Put { content, meta } => put(conn, disk, at, content, meta, author).await?,
-            Change::SetMeta(meta) => set_meta(conn, disk, at, meta, author).await?,
+            Change::Put { content, meta } => put(conn, disk, at, content, meta, cause, max_versions).await?,
+            Change::SetMeta(meta) => set_meta(conn, disk, at, meta, cause, max_versions).await?,
             Change::Erase => erase(conn, disk, at).await?,
         }
     }
@@ -95,9 +117,10 @@ async fn put(
     at: &FilePath,
     content: &NewContent,
     meta: &Map<String, Value>,
-    author: Author<'_>,
+    cause: Cause<'_>,
+    max_versions: usize,
 ) -> sqlx::Result<()> {
-    // The number is drawn when the row is locked, so that the numbers of one file rise.
+    // The revision is drawn when the row is locked, so that the revisions of one file rise.
     let file = sqlx::query!(
         r#"insert into artifacts as a (disk_id, path, filename) values ($1, $2, $3)
            on conflict (disk_id, path, filename) do update set updated_at = greatest(now(), a.updated_at)
@@ -110,11 +133,11 @@ async fn put(
     .await?;
     if !file.new {
         end_current(conn, disk, at, file.no).await?;
-        prune(conn, disk, at, author.keep).await?;
+        prune(conn, disk, at, max_versions).await?;
     }
     let NewContent { content, mime, size, sha256 } = content.clone();
     let content = Content { blob: content.blob(), mime, size, sha256 };
-    insert_version(conn, disk, at, file.no, &content, meta, author).await
+    insert_version(conn, disk, at, file.no, &content, meta, cause).await
 }
 
 async fn set_meta(
@@ -122,7 +145,8 @@ async fn set_meta(
     disk: DiskId,
     at: &FilePath,
     meta: &Map<String, Value>,
-    author: Author<'_>,
+    cause: Cause<'_>,
+    max_versions: usize,
 ) -> sqlx::Result<()> {
     let no = sqlx::query_scalar!(
         r#"update artifacts a set updated_at = greatest(now(), a.updated_at)
@@ -134,8 +158,8 @@ async fn set_meta(
     );
     let Some(no) = no.fetch_optional(&mut *conn).await? else { return Ok(()) };
     if let Some(content) = end_current(conn, disk, at, no).await? {
-        prune(conn, disk, at, author.keep).await?;
-        insert_version(conn, disk, at, no, &content, meta, author).await?;
+        prune(conn, disk, at, max_versions).await?;
+        insert_version(conn, disk, at, no, &content, meta, cause).await?;
     }
     Ok(())
 }
@@ -185,7 +209,7 @@ async fn insert_version(
     no: i64,
     content: &Content,
     meta: &Map<String, Value>,
-    author: Author<'_>,
+    cause: Cause<'_>,
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into artifact_versions
@@ -200,16 +224,16 @@ async fn insert_version(
         content.mime,
         content.size,
         content.sha256,
-        author.author,
-        author.reason,
+        cause.actor as _,
+        cause.reason,
     )
     .execute(conn)
     .await
     .map(drop)
 }
 
-/// Forgets the oldest versions of a file, so that with the current one `keep` are left.
-async fn prune(conn: &mut PgConnection, disk: DiskId, at: &FilePath, keep: usize) -> sqlx::Result<()> {
+/// Deletes the oldest versions of a file, so that `max_versions` remain, the current one among them.
+async fn prune(conn: &mut PgConnection, disk: DiskId, at: &FilePath, max_versions: usize) -> sqlx::Result<()> {
     sqlx::query!(
         "delete from artifact_versions
          where disk_id = $1 and path = $2 and filename = $3 and to_revision is not null and from_revision <= (
@@ -219,7 +243,7 @@ async fn prune(conn: &mut PgConnection, disk: DiskId, at: &FilePath, keep: usize
         disk as _,
         at.path(),
         at.filename(),
-        i64::try_from(keep.saturating_sub(1)).unwrap_or(i64::MAX),
+        i64::try_from(max_versions.saturating_sub(1)).unwrap_or(i64::MAX),
     )
     .execute(conn)
     .await
