@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 
 use axum::http::StatusCode;
-use bytes::Bytes;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -40,10 +39,6 @@ pub enum Error {
     /// 429: somebody else is at it, or it comes too often.
     #[error("{0}")]
     TooMany(&'static str),
-    /// No fault at all: the request was answered before, and this was the answer. It ends a handler wherever that turns out,
-    /// as errors do.
-    #[error("answered before")]
-    Replay { status: StatusCode, body: Bytes },
     /// 502: a service that this one asks does not answer, or not as it should.
     #[error("{msg}")]
     Upstream { msg: Cow<'static, str>, cause: Option<anyhow::Error> },
@@ -107,7 +102,6 @@ impl Error {
             Self::Misdirected(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Replay { status, .. } => *status,
             Self::Upstream { .. } => StatusCode::BAD_GATEWAY,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Damaged { .. } | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -128,7 +122,6 @@ impl Error {
             | Self::Misdirected(msg)
             | Self::Unprocessable(msg)
             | Self::TooMany(msg) => (*msg).into(),
-            Self::Replay { .. } => "".into(),
             Self::KeyRequired => "encryption enabled, API key required".into(),
             Self::TooLarge(msg) => msg.as_str().into(),
             Self::Damaged { what, .. } => format!("{what} is damaged").into(),

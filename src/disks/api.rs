@@ -1,7 +1,6 @@
 //! The routes of disks.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::Deserialize;
 
 use super::Disk;
@@ -9,12 +8,11 @@ use super::store::{self, Filter};
 use crate::auth::Caller;
 use crate::db::page::PageRequest;
 use crate::disks::Disks;
-use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
+use crate::error::{Error, OnConstraint, UNAUTHORIZED};
 use crate::http::extract::{Params, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, EmptyResponse, Envelope};
+use crate::http::response::{self, CommandResult, Created, Empty, PageOf, QueryResult};
 use crate::ids::DiskId;
 use crate::users::{self, Identifier};
 
@@ -34,13 +32,12 @@ impl RequestBody for CreateDisk {
 }
 
 /// Create a disk
-#[utoipa::path(post, path = "/api/v1/disk", tag = "disk", request_body = Option<CreateDisk>,
-    responses((status = 201, body = Envelope<Disk>), Refusals))]
+#[utoipa::path(post, path = "/api/v1/disk", tag = "disk", request_body = Option<CreateDisk>)]
 pub async fn create_disk(
     caller: Caller,
     idempotency: Idempotency,
     Params(body): Params<CreateDisk>,
-) -> Result<Response> {
+) -> CommandResult<Created<Disk>> {
     let mut tx = idempotency.begin().await?;
     let user = users::named(&mut tx, caller.project, body.user.as_ref()).await?;
     let disk =
@@ -60,30 +57,28 @@ pub struct ListDisks {
 }
 
 /// List disks
-#[utoipa::path(get, path = "/api/v1/disk", tag = "disk", params(ListDisks, PageParams),
-    responses((status = 200, body = Envelope<Page<Disk>>), Refusals))]
+#[utoipa::path(get, path = "/api/v1/disk", tag = "disk", params(ListDisks, PageParams))]
 pub async fn list_disks(
     State(ctx): State<Disks>,
     caller: Caller,
     Query(query): Query<ListDisks>,
     Query(page): Query<PageParams>,
-) -> Result<Response> {
+) -> QueryResult<PageOf<Disk>> {
     let page: PageRequest = page.parse(20, 200)?;
     let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
     let id = id.map_err(|wrong| Error::field("id", wrong))?;
     let user = users::filter(query.user.as_deref())?;
     let mut conn = ctx.db.acquire().await?;
     let disks = store::list(&mut conn, caller.project, &Filter { user, id }, &page).await?;
-    Ok(response::ok(Page::new(disks, &page)))
+    Ok(response::page(Page::new(disks, &page)))
 }
 
 /// Delete a disk
 ///
 /// With every file on it.
-#[utoipa::path(delete, path = "/api/v1/disk/{disk_id}", tag = "disk", params(("disk_id" = DiskId, Path)),
-    responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn delete_disk(caller: Caller, idempotency: Idempotency, Path(disk): Path<DiskId>) -> Result<Response> {
+#[utoipa::path(delete, path = "/api/v1/disk/{disk_id}", tag = "disk", params(("disk_id" = DiskId, Path)))]
+pub async fn delete_disk(caller: Caller, idempotency: Idempotency, Path(disk): Path<DiskId>) -> CommandResult<Empty> {
     let mut tx = idempotency.begin().await?;
     let deleted = store::delete(&mut tx, caller.project, disk).await?;
-    if deleted { tx.commit(response::ok_empty()).await } else { Err(NOT_FOUND) }
+    if deleted { tx.commit(response::ok_empty()).await } else { Err(NOT_FOUND.into()) }
 }

@@ -3,7 +3,6 @@
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method};
-use axum::response::Response;
 use bytes::Bytes;
 use chrono::Utc;
 use futures_util::stream;
@@ -29,8 +28,7 @@ use crate::http::idempotency::Idempotency;
 use crate::http::json::{long_object_in, storable_object};
 use crate::http::memory::Reservations;
 use crate::http::multipart::{FormLimits, MultipartForm};
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, EmptyResponse, Envelope};
+use crate::http::response::{self, CommandResult, Created, Data, Empty, QueryResult, RawResponse};
 use crate::ids::DiskId;
 use crate::material::signed_urls::{self, SignedUrl, wrap_key_for_link};
 use crate::platform::Platform;
@@ -57,22 +55,21 @@ pub struct UpsertArtifact {
 ///
 /// Replaces the one of that name, if there is one: readers see the old content until the new one is stored.
 #[utoipa::path(post, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact", params(("disk_id" = DiskId, Path)),
-    request_body(content = UpsertArtifact, content_type = "multipart/form-data"),
-    responses((status = 201, body = Envelope<Artifact>), Refusals))]
+    request_body(content = UpsertArtifact, content_type = "multipart/form-data"))]
 pub async fn upsert_artifact(
     State(ctx): State<Disks>,
     caller: Caller,
     idempotency: Idempotency,
     Path(disk): Path<DiskId>,
     request: Request,
-) -> Result<Response> {
+) -> CommandResult<Created<Artifact>> {
     let mut conn = ctx.db.acquire().await?;
     // What was answered before is answered again, even if the disk is gone.
     let there =
         store::exists(&mut conn, caller.project, disk).await? || idempotency.has_stored_response(&mut conn).await?;
     drop(conn);
     if !there {
-        return Err(NOT_FOUND);
+        return Err(NOT_FOUND.into());
     }
     caller.owner.ensure_can_store()?;
     let reservations = Reservations::of(request.extensions());
@@ -97,7 +94,7 @@ async fn store_file(
     at: FilePath,
     content: &Spool,
     meta: Map<String, Value>,
-) -> Result<Response> {
+) -> CommandResult<Created<Artifact>> {
     let mime = media_type_of(content, at.filename());
     let size = i64::try_from(content.size).map_err(Error::internal)?;
     let mut attempts = idempotency.attempts();
@@ -210,14 +207,13 @@ pub struct GotArtifact {
 
 /// Get a file's description, link and text
 #[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact",
-    params(("disk_id" = DiskId, Path), GetArtifact),
-    responses((status = 200, body = Envelope<GotArtifact>), Refusals))]
+    params(("disk_id" = DiskId, Path), GetArtifact))]
 pub async fn get_artifact(
     State(ctx): State<Disks>,
     caller: Caller,
     Path(disk): Path<DiskId>,
     Query(query): Query<GetArtifact>,
-) -> Result<Response> {
+) -> QueryResult<Data<GotArtifact>> {
     let parsed = || {
         let life = query.expire.and_then(Int::given).unwrap_or(3600);
         Ok((required_path(query.file_path.as_deref())?, signed_urls::end(Utc::now().timestamp(), life)?))
@@ -278,7 +274,7 @@ pub struct DownloadArtifact {
     params(("disk_id" = DiskId, Path), DownloadArtifact),
     responses((status = 200, description = "The bytes", content_type = "application/octet-stream"),
         (status = 206, description = "The bytes of `Range`", content_type = "application/octet-stream"),
-        (status = 304, description = "`If-None-Match` names these bytes"), Refusals))]
+        (status = 304, description = "`If-None-Match` names these bytes")))]
 pub async fn download_artifact(
     State(ctx): State<Disks>,
     caller: Caller,
@@ -286,7 +282,7 @@ pub async fn download_artifact(
     Query(query): Query<DownloadArtifact>,
     method: Method,
     headers: HeaderMap,
-) -> Result<Response> {
+) -> Result<RawResponse> {
     let at = for_owner(&ctx, &caller, disk, required_path(query.file_path.as_deref())).await?;
     let mut conn = ctx.db.acquire().await?;
     let file = find(&mut conn, &caller, disk, &at).await?;
@@ -319,7 +315,7 @@ pub struct UpdatedArtifact {
 
 /// Replace what is kept with a file
 #[utoipa::path(put, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact", params(("disk_id" = DiskId, Path)),
-    request_body = UpdateArtifact, responses((status = 200, body = Envelope<UpdatedArtifact>), Refusals))]
+    request_body = UpdateArtifact)]
 pub async fn update_artifact(
     State(ctx): State<Disks>,
     caller: Caller,
@@ -327,12 +323,12 @@ pub async fn update_artifact(
     Path(disk): Path<DiskId>,
     Extension(reservations): Extension<Reservations>,
     Params(body): Params<UpdateArtifact>,
-) -> Result<Response> {
+) -> CommandResult<Data<UpdatedArtifact>> {
     let Some(meta) = body.meta.filter(|meta| !meta.is_empty()) else {
-        return Err(Error::field("meta", "is required, a JSON object as text"));
+        return Err(Error::field("meta", "is required, a JSON object as text").into());
     };
     if body.file_path.as_deref().is_none_or(str::is_empty) {
-        return Err(Error::field("file_path", "is required"));
+        return Err(Error::field("file_path", "is required").into());
     }
     let parsed = async { Ok((required_path(body.file_path.as_deref())?, user_meta(&ctx, &reservations, meta).await?)) };
     let (at, meta) = for_owner(&ctx, &caller, disk, parsed.await).await?;
@@ -365,18 +361,17 @@ impl RequestBody for DeleteArtifact {
 ///
 /// With all its versions.
 #[utoipa::path(delete, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact",
-    params(("disk_id" = DiskId, Path), DeleteArtifact),
-    responses((status = 200, body = EmptyResponse), Refusals))]
+    params(("disk_id" = DiskId, Path), DeleteArtifact))]
 pub async fn delete_artifact(
     State(ctx): State<Disks>,
     caller: Caller,
     idempotency: Idempotency,
     Path(disk): Path<DiskId>,
     Params(query): Params<DeleteArtifact>,
-) -> Result<Response> {
+) -> CommandResult<Empty> {
     let path = query.file_path.filter(|path| !path.is_empty()).or(query.path);
     if path.as_deref().is_none_or(str::is_empty) {
-        return Err(Error::field("file_path", "is required"));
+        return Err(Error::field("file_path", "is required").into());
     }
     let at = for_owner(&ctx, &caller, disk, required_path(path.as_deref())).await?;
     let mut tx = idempotency.begin().await?;

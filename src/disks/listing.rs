@@ -1,7 +1,6 @@
 //! The routes that answer with many files: a directory, and what grep and glob find.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
 use super::artifacts::check_disk;
@@ -11,8 +10,7 @@ use crate::auth::Caller;
 use crate::disks::Disks;
 use crate::error::{Error, Result};
 use crate::http::extract::{Int, Path, Query};
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, Data, ListOf, QueryResult};
 use crate::ids::DiskId;
 
 /// What the files of one listing may have in their `meta`, all together.
@@ -37,14 +35,13 @@ pub struct ListedArtifacts {
 
 /// List a directory
 #[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/ls", tag = "artifact",
-    params(("disk_id" = DiskId, Path), ListArtifacts),
-    responses((status = 200, body = Envelope<ListedArtifacts>), Refusals))]
+    params(("disk_id" = DiskId, Path), ListArtifacts))]
 pub async fn list_artifacts(
     State(ctx): State<Disks>,
     caller: Caller,
     Path(disk): Path<DiskId>,
     Query(query): Query<ListArtifacts>,
-) -> Result<Response> {
+) -> QueryResult<Data<ListedArtifacts>> {
     check_disk(&ctx, &caller, disk).await?;
     let within = Directory::parse(query.path.as_deref())?;
     let limit = ctx.config.limits.list;
@@ -95,18 +92,17 @@ impl SearchArtifacts {
 /// `query` is a regular expression of Rust's `regex` crate, case-insensitive, `^` and `$` at each line. Answers with the
 /// files that contain a match, by path and name.
 #[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/grep", tag = "artifact",
-    params(("disk_id" = DiskId, Path), SearchArtifacts),
-    responses((status = 200, body = Envelope<Vec<Artifact>>), Refusals))]
+    params(("disk_id" = DiskId, Path), SearchArtifacts))]
 pub async fn grep_artifacts(
     State(ctx): State<Disks>,
     caller: Caller,
     Path(disk): Path<DiskId>,
     Query(query): Query<SearchArtifacts>,
-) -> Result<Response> {
+) -> QueryResult<ListOf<Artifact>> {
     check_disk(&ctx, &caller, disk).await?;
     let (pattern, limit) = query.parse(ctx.config.limits.pattern)?;
     let found = search::grep(&ctx, &caller.owner, disk, pattern, limit).await?;
-    Ok(response::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
+    Ok(response::list(found.into_iter().map(Artifact::from).collect()))
 }
 
 /// Find files by their names
@@ -114,16 +110,15 @@ pub async fn grep_artifacts(
 /// `query` is matched against path and name together: `*` and `**` for any characters (slashes too), `?` for one, `[a-z]` and
 /// `[!a-z]` for one of a class. Answers by path and name.
 #[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/glob", tag = "artifact",
-    params(("disk_id" = DiskId, Path), SearchArtifacts),
-    responses((status = 200, body = Envelope<Vec<Artifact>>), Refusals))]
+    params(("disk_id" = DiskId, Path), SearchArtifacts))]
 pub async fn glob_artifacts(
     State(ctx): State<Disks>,
     caller: Caller,
     Path(disk): Path<DiskId>,
     Query(query): Query<SearchArtifacts>,
-) -> Result<Response> {
+) -> QueryResult<ListOf<Artifact>> {
     check_disk(&ctx, &caller, disk).await?;
     let (pattern, limit) = query.parse(ctx.config.limits.pattern)?;
     let found = search::glob(&ctx, disk, pattern, limit).await?;
-    Ok(response::ok(found.into_iter().map(Artifact::from).collect::<Vec<_>>()))
+    Ok(response::list(found.into_iter().map(Artifact::from).collect()))
 }

@@ -1,7 +1,7 @@
 //! Disks and the files (artifacts) on them.
 //!
 //! [`api`] has the routes of disks, [`artifacts`] those of one file, [`listing`] those that answer with many; [`path`] says
-//! what a file may be called. [`store`] is the SQL of disks, [`files`] reads files, and [`changes`] is the one place that
+//! what a file may be called. [`store`] is the SQL of disks, [`files`] reads files, and [`apply`] is the one place that
 //! changes them and keeps each content as a version. [`search`] is glob and grep, [`parse`] what a file's text is shown as.
 
 pub mod api;

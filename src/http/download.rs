@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 
-use super::response;
+use super::response::{self, RawResponse};
 use crate::blob::content::Key;
 use crate::blob::rows::StoredBlob;
 use crate::blob::service::BlobService;
@@ -33,14 +33,14 @@ pub async fn serve(
     meta: &DownloadMeta<'_>,
     method: &Method,
     headers: &HeaderMap,
-) -> Result<Response> {
+) -> Result<RawResponse> {
     let size = stored.size.cast_unsigned();
     let etag = format!("\"{}\"", meta.sha256);
     let asked = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     if asked(header::IF_NONE_MATCH).is_some_and(|tags| matches(tags, &etag)) {
         let mut response = StatusCode::NOT_MODIFIED.into_response();
         describe(response.headers_mut(), meta, &etag);
-        return Ok(response);
+        return Ok(response.into());
     }
     let unchanged = asked(header::IF_RANGE).is_none_or(|tag| tag == etag);
     let range = match asked(header::RANGE).filter(|_| unchanged) {
@@ -54,7 +54,7 @@ pub async fn serve(
             let mut response =
                 response::error(StatusCode::RANGE_NOT_SATISFIABLE, "the range lies outside of the file", None);
             insert(response.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{size}"));
-            return Ok(response);
+            return Ok(response.into());
         }
     };
     let is_head = *method == Method::HEAD;
@@ -69,7 +69,7 @@ pub async fn serve(
         let range = format!("bytes {}-{}/{size}", range.start, range.end - 1);
         insert(response.headers_mut(), header::CONTENT_RANGE, &range);
     }
-    Ok(response)
+    Ok(response.into())
 }
 
 fn describe(headers: &mut HeaderMap, meta: &DownloadMeta<'_>, etag: &str) {

@@ -1,9 +1,10 @@
 //! What every route shares: reading requests ([`extract`], [`body`], [`multipart`]) within the memory that there is ([`memory`]), writing responses
 //! ([`response`], [`download`]), idempotency keys ([`idempotency`]), the layers around the routes ([`middleware`], [`host`],
-//! [`server`]), metrics ([`prometheus`]), and the API's description ([`openapi`]).
+//! [`server`]), metrics ([`prometheus`]), and the API's document ([`openapi`]).
 
 pub mod body;
 pub mod context;
+mod describe;
 pub mod download;
 pub mod extract;
 pub mod head;

@@ -1,7 +1,7 @@
 //! The API's description. Each path stands once, above its handler; this file adds what they share. The document is compared
 //! with `openapi/openapi.json` by a test.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, LazyLock};
 
 use axum::body::Body;
@@ -13,30 +13,30 @@ use utoipa::openapi::header::Header;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, Ref, RefOr, ResponseBuilder, Schema};
-use utoipa::{IntoResponses, PartialSchema};
+use utoipa::openapi::{InfoBuilder, OpenApi, Ref, RefOr, Schema};
 
+use super::describe;
 use super::extract::Path;
 use super::idempotency;
 use super::response::ErrorResponse;
 use crate::error::{Error, Result};
 
-/// The answers that every route may give besides its own.
-pub struct Refusals;
-
-impl IntoResponses for Refusals {
-    fn responses() -> std::collections::BTreeMap<String, RefOr<utoipa::openapi::response::Response>> {
-        std::collections::BTreeMap::from([
-            ("4XX".to_owned(), refusal("Refused; `code` is the status, `msg` names the field or what is missing")),
-            ("5XX".to_owned(), refusal("A fault of the server; 503 may work in a moment")),
-        ])
+fn move_schemas_to_components(api: &mut OpenApi) {
+    let mut schemas: BTreeMap<String, RefOr<Schema>> = BTreeMap::new();
+    for item in api.paths.paths.values_mut() {
+        let PathItem { get, post, put, patch, delete, .. } = item;
+        let operations = [get, post, put, patch, delete].into_iter().flatten();
+        for response in operations.flat_map(|operation| operation.responses.responses.values_mut()) {
+            if let RefOr::T(response) = response
+                && let Some(mut extensions) = response.extensions.take()
+                && let Some(described) = extensions.remove(describe::SCHEMAS)
+            {
+                let described: BTreeMap<String, RefOr<Schema>> = serde_json::from_value(described).unwrap_or_default();
+                schemas.extend(described);
+            }
+        }
     }
-}
-
-fn refusal(text: &str) -> RefOr<utoipa::openapi::response::Response> {
-    let schema: RefOr<Schema> = ErrorResponse::schema();
-    let content = ContentBuilder::new().schema(Some(schema)).build();
-    ResponseBuilder::new().description(text).content("application/json", content).build().into()
+    api.components.get_or_insert_default().schemas.extend(schemas);
 }
 
 /// The refusals that a key may cause: status, name in the document, text.
@@ -52,7 +52,9 @@ const KEY_REFUSALS: [(&str, &str, &str); 2] = [
 /// Adds to every operation that acts what a key makes of it.
 fn describe_keys(api: &mut OpenApi) {
     let responses = &mut api.components.get_or_insert_default().responses;
-    responses.extend(KEY_REFUSALS.map(|(_, name, text)| (name.to_owned(), refusal(text))));
+    responses.extend(
+        KEY_REFUSALS.map(|(_, name, text)| (name.to_owned(), describe::inline_response::<ErrorResponse<'_>>(text))),
+    );
     for item in api.paths.paths.values_mut() {
         let PathItem { post, put, patch, delete, .. } = item;
         for operation in [post, put, patch, delete].into_iter().flatten() {
@@ -101,6 +103,7 @@ pub fn complete(mut api: OpenApi) -> OpenApi {
         let http = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(description)).build();
         SecurityScheme::Http(http)
     };
+    move_schemas_to_components(&mut api);
     describe_keys(&mut api);
     let components = api.components.get_or_insert_default();
     components.add_security_scheme("BearerAuth", bearer("A project's key, `sk-ac-…`"));

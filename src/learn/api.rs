@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::response::Response;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -14,8 +13,7 @@ use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::Path;
 use crate::http::idempotency::Idempotency;
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, CommandResult, Data, QueryResult};
 use crate::ids::SessionId;
 use crate::jobs::Delay;
 use crate::llm::LlmError;
@@ -39,13 +37,12 @@ pub struct ObservingStatus {
 
 /// Tell how far a session was observed
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/observing_status", tag = "session",
-    params(("session_id" = SessionId, Path)),
-    responses((status = 200, body = Envelope<ObservingStatus>), Refusals))]
+    params(("session_id" = SessionId, Path)))]
 pub async fn get_observing_status(
     State(ctx): State<Learn>,
     caller: Caller,
     Path(session): Path<SessionId>,
-) -> Result<Response> {
+) -> QueryResult<Data<ObservingStatus>> {
     ctx.queue.provide_key_now(&ctx.db, &caller.owner).await?;
     let mut conn = ctx.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
@@ -69,13 +66,13 @@ pub struct Flushed {
 /// tells it. With an `Idempotency-Key` only a flush that observed all is kept; two with one key at once wait for the same
 /// work, and another that did not come to its end can be sent again.
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/flush", tag = "session",
-    params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<Flushed>), Refusals))]
+    params(("session_id" = SessionId, Path)))]
 pub async fn flush_session(
     State(ctx): State<Learn>,
     caller: Caller,
     idempotency: Idempotency,
     Path(session): Path<SessionId>,
-) -> Result<Response> {
+) -> CommandResult<Data<Flushed>> {
     idempotency.replay_if_completed().await?;
     let flushed = flush(&ctx, &caller, session).await?;
     let worked = flushed.status == 200;

@@ -1,7 +1,6 @@
 //! The routes of learning spaces.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -9,13 +8,12 @@ use super::store::{self, Filter};
 use super::{NOT_FOUND, Space, defaults};
 use crate::auth::Caller;
 use crate::db::page::PageRequest;
-use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
+use crate::error::{Error, OnConstraint, UNAUTHORIZED};
 use crate::http::extract::{Json, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
 use crate::http::json::{contained_object, storable_object};
-use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, EmptyResponse, Envelope};
+use crate::http::response::{self, CommandResult, Created, Data, Empty, PageOf, QueryResult};
 use crate::ids::SpaceId;
 use crate::platform::Platform;
 use crate::users::{self, Identifier};
@@ -39,14 +37,13 @@ impl RequestBody for CreateSpace {
 /// Create a learning space
 ///
 /// With two skills of its own: a diary of the user's days, and facts about the user.
-#[utoipa::path(post, path = "/api/v1/learning_spaces", tag = "learning_spaces", request_body = CreateSpace,
-    responses((status = 201, body = Envelope<Space>), Refusals))]
+#[utoipa::path(post, path = "/api/v1/learning_spaces", tag = "learning_spaces", request_body = CreateSpace)]
 pub async fn create_space(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     Json(body): Json<CreateSpace>,
-) -> Result<Response> {
+) -> CommandResult<Created<Space>> {
     if let Some(meta) = &body.meta {
         storable_object("meta", meta, platform.config.limits.meta)?;
     }
@@ -84,30 +81,29 @@ pub struct ListSpaces {
 }
 
 /// List learning spaces
-#[utoipa::path(get, path = "/api/v1/learning_spaces", tag = "learning_spaces", params(ListSpaces, PageParams),
-    responses((status = 200, body = Envelope<Page<Space>>), Refusals))]
+#[utoipa::path(get, path = "/api/v1/learning_spaces", tag = "learning_spaces", params(ListSpaces, PageParams))]
 pub async fn list_spaces(
     State(platform): State<Platform>,
     caller: Caller,
     Query(query): Query<ListSpaces>,
     Query(page): Query<PageParams>,
-) -> Result<Response> {
+) -> QueryResult<PageOf<Space>> {
     let page: PageRequest = page.parse(20, 200)?;
     let user = users::filter(query.user.as_deref())?;
     let meta = contained_object("filter_by_meta", query.filter_by_meta.as_deref(), platform.config.limits.meta)?;
     let mut conn = platform.db.acquire().await?;
     let spaces = store::list(&mut conn, caller.project, Filter { user, meta }, &page).await?;
-    Ok(response::ok(Page::new(spaces, &page)))
+    Ok(response::page(Page::new(spaces, &page)))
 }
 
 /// Get a learning space
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path)), responses((status = 200, body = Envelope<Space>), Refusals))]
+    params(("space_id" = SpaceId, Path)))]
 pub async fn get_space(
     State(platform): State<Platform>,
     caller: Caller,
     Path(space): Path<SpaceId>,
-) -> Result<Response> {
+) -> QueryResult<Data<Space>> {
     let mut conn = platform.db.acquire().await?;
     store::get(&mut conn, caller.project, space).await?.map(response::ok).ok_or(NOT_FOUND)
 }
@@ -128,15 +124,14 @@ impl RequestBody for UpdateSpace {
 ///
 /// Sets keys of the first level.
 #[utoipa::path(patch, path = "/api/v1/learning_spaces/{space_id}", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path)), request_body = UpdateSpace,
-    responses((status = 200, body = Envelope<Space>), Refusals))]
+    params(("space_id" = SpaceId, Path)), request_body = UpdateSpace)]
 pub async fn update_space(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     Path(space): Path<SpaceId>,
     Json(body): Json<UpdateSpace>,
-) -> Result<Response> {
+) -> CommandResult<Data<Space>> {
     let patch = body.meta.ok_or_else(|| Error::field("meta", "is required, a JSON object"))?;
     let mut tx = idempotency.begin().await?;
     let mut meta = store::lock_meta(&mut tx, caller.project, space).await?.ok_or(NOT_FOUND)?;
@@ -150,9 +145,13 @@ pub async fn update_space(
 ///
 /// Its skills and sessions stay.
 #[utoipa::path(delete, path = "/api/v1/learning_spaces/{space_id}", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path)), responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn delete_space(caller: Caller, idempotency: Idempotency, Path(space): Path<SpaceId>) -> Result<Response> {
+    params(("space_id" = SpaceId, Path)))]
+pub async fn delete_space(
+    caller: Caller,
+    idempotency: Idempotency,
+    Path(space): Path<SpaceId>,
+) -> CommandResult<Empty> {
     let mut tx = idempotency.begin().await?;
     let deleted = store::delete(&mut tx, caller.project, space).await?;
-    if deleted { tx.commit(response::message("ok")).await } else { Err(NOT_FOUND) }
+    if deleted { tx.commit(response::message("ok")).await } else { Err(NOT_FOUND.into()) }
 }

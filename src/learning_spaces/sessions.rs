@@ -1,16 +1,14 @@
 //! The routes of the sessions that a learning space learns.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::Deserialize;
 
 use super::{LearningStatus, NOT_FOUND, SpaceSession, progress, store};
 use crate::auth::Caller;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::http::extract::{Params, Path, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, CommandResult, Created, Data, ListOf, QueryResult};
 use crate::ids::{SessionId, SpaceId};
 use crate::jobs::Delay;
 use crate::learn::queue::Distill;
@@ -39,15 +37,14 @@ impl RequestBody for LearnSession {
 /// What is found out in it is written into the skills of the space: from its tasks that have ended already, and from each
 /// that ends from now on. A session is learned by one space.
 #[utoipa::path(post, path = "/api/v1/learning_spaces/{space_id}/learn", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path)), request_body = LearnSession,
-    responses((status = 201, body = Envelope<SpaceSession>), Refusals))]
+    params(("space_id" = SpaceId, Path)), request_body = LearnSession)]
 pub async fn learn_session(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     Path(space): Path<SpaceId>,
     Params(body): Params<LearnSession>,
-) -> Result<Response> {
+) -> CommandResult<Created<SpaceSession>> {
     let session: SessionId = match body.session_id.as_deref() {
         None | Some("") => Err("is required"),
         Some(text) => text.parse(),
@@ -55,7 +52,7 @@ pub async fn learn_session(
     .map_err(|wrong| Error::field("session_id", wrong))?;
     let mut tx = idempotency.begin().await?;
     if !store::hold(&mut tx, caller.project, space).await? {
-        return Err(NOT_FOUND);
+        return Err(NOT_FOUND.into());
     }
     // Whoever ends a task holds this lock too: either the task is seen here, or this is seen there.
     let locked = LockedSession::lock(&mut tx, caller.project, session).await?;
@@ -74,12 +71,12 @@ pub async fn learn_session(
 ///
 /// All of them, oldest first.
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/sessions", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path)), responses((status = 200, body = Envelope<Vec<SpaceSession>>), Refusals))]
+    params(("space_id" = SpaceId, Path)))]
 pub async fn list_space_sessions(
     State(platform): State<Platform>,
     caller: Caller,
     Path(space): Path<SpaceId>,
-) -> Result<Response> {
+) -> QueryResult<ListOf<SpaceSession>> {
     let limit = platform.config.limits.list;
     let mut conn = platform.db.acquire().await?;
     if !store::exists(&mut conn, caller.project, space).await? {
@@ -96,19 +93,18 @@ pub async fn list_space_sessions(
     if learned.len() > limit {
         return Err(Error::TooLarge(format!("the space learns more than {limit} sessions; get them one by one")));
     }
-    Ok(response::ok(learned))
+    Ok(response::list(learned))
 }
 
 /// Tell how far a session is learned
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/sessions/{session_id}", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path), ("session_id" = SessionId, Path)),
-    responses((status = 200, body = Envelope<SpaceSession>), Refusals))]
+    params(("space_id" = SpaceId, Path), ("session_id" = SessionId, Path)))]
 pub async fn get_space_session(
     State(platform): State<Platform>,
     caller: Caller,
     Path(space): Path<SpaceId>,
     Path(session): Path<SessionId>,
-) -> Result<Response> {
+) -> QueryResult<Data<SpaceSession>> {
     let mut conn = platform.db.acquire().await?;
     if !store::exists(&mut conn, caller.project, space).await? {
         return Err(NOT_FOUND);

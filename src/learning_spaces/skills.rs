@@ -1,16 +1,14 @@
 //! The routes of the skills in a learning space.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::Deserialize;
 
 use super::{NOT_FOUND, SpaceSkill, store};
 use crate::auth::Caller;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, EmptyResponse, Envelope};
+use crate::http::response::{self, CommandResult, Created, Empty, ListOf, QueryResult};
 use crate::ids::{SkillId, SpaceId};
 use crate::platform::Platform;
 use crate::skills::api::list_files;
@@ -31,14 +29,13 @@ impl RequestBody for IncludeSkill {
 ///
 /// A space has one skill of each name.
 #[utoipa::path(post, path = "/api/v1/learning_spaces/{space_id}/skills", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path)), request_body = IncludeSkill,
-    responses((status = 201, body = Envelope<SpaceSkill>), Refusals))]
+    params(("space_id" = SpaceId, Path)), request_body = IncludeSkill)]
 pub async fn include_skill(
     caller: Caller,
     idempotency: Idempotency,
     Path(space): Path<SpaceId>,
     Json(body): Json<IncludeSkill>,
-) -> Result<Response> {
+) -> CommandResult<Created<SpaceSkill>> {
     let skill: SkillId = match body.skill_id.as_deref() {
         None | Some("") => Err("is required"),
         Some(text) => text.parse(),
@@ -46,7 +43,7 @@ pub async fn include_skill(
     .map_err(|wrong| Error::field("skill_id", wrong))?;
     let mut tx = idempotency.begin().await?;
     if !store::hold(&mut tx, caller.project, space).await? {
-        return Err(NOT_FOUND);
+        return Err(NOT_FOUND.into());
     }
     let name = skills::store::hold(&mut tx, caller.project, skill).await?.ok_or(skills::api::NOT_FOUND)?;
     if let Some(included) = store::include(&mut tx, space, skill, &name).await? {
@@ -56,19 +53,20 @@ pub async fn include_skill(
         Error::Conflict("skill already included in this space".into())
     } else {
         Error::Conflict(format!("skill with name '{name}' already exists in this space").into())
-    })
+    }
+    .into())
 }
 
 /// List the skills of a learning space
 ///
 /// All of them, in the order they came into it.
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/skills", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path)), responses((status = 200, body = Envelope<Vec<Skill>>), Refusals))]
+    params(("space_id" = SpaceId, Path)))]
 pub async fn list_space_skills(
     State(platform): State<Platform>,
     caller: Caller,
     Path(space): Path<SpaceId>,
-) -> Result<Response> {
+) -> QueryResult<ListOf<Skill>> {
     let limit = platform.config.limits.list;
     let mut conn = platform.db.acquire().await?;
     if !store::exists(&mut conn, caller.project, space).await? {
@@ -81,24 +79,23 @@ pub async fn list_space_skills(
         return Err(Error::TooLarge(msg));
     }
     let skills = rows.into_iter().zip(files).map(|(row, files)| row.with_files(files));
-    Ok(response::ok(skills.collect::<Vec<Skill>>()))
+    Ok(response::list(skills.collect()))
 }
 
 /// Take a skill out of a learning space
 ///
 /// The skill itself stays. One that is not in the space is fine.
 #[utoipa::path(delete, path = "/api/v1/learning_spaces/{space_id}/skills/{skill_id}", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path), ("skill_id" = SkillId, Path)),
-    responses((status = 200, body = EmptyResponse), Refusals))]
+    params(("space_id" = SpaceId, Path), ("skill_id" = SkillId, Path)))]
 pub async fn exclude_skill(
     caller: Caller,
     idempotency: Idempotency,
     Path(space): Path<SpaceId>,
     Path(skill): Path<SkillId>,
-) -> Result<Response> {
+) -> CommandResult<Empty> {
     let mut tx = idempotency.begin().await?;
     if !store::hold(&mut tx, caller.project, space).await? {
-        return Err(NOT_FOUND);
+        return Err(NOT_FOUND.into());
     }
     store::exclude(&mut tx, space, skill).await?;
     tx.commit(response::message("ok")).await

@@ -2,7 +2,6 @@
 
 use axum::extract::State;
 use axum::http::{HeaderMap, Method};
-use axum::response::Response;
 use chrono::Utc;
 
 use super::signed_urls::SignedUrl;
@@ -12,7 +11,7 @@ use crate::encryption::Dek;
 use crate::error::{Error, Result};
 use crate::http::download::{self, DownloadMeta};
 use crate::http::extract::{Path, PathParam};
-use crate::http::openapi::Refusals;
+use crate::http::response::RawResponse;
 use crate::platform::Platform;
 
 /// The token of a public link.
@@ -33,13 +32,13 @@ impl PathParam for Token {
     params(("token" = String, Path, description = "From a public URL")),
     responses((status = 200, description = "The bytes", content_type = "application/octet-stream"),
         (status = 206, description = "The bytes of `Range`", content_type = "application/octet-stream"),
-        (status = 304, description = "`If-None-Match` names these bytes"), Refusals))]
+        (status = 304, description = "`If-None-Match` names these bytes")))]
 pub async fn get_material(
     State(platform): State<Platform>,
     token: Result<Path<Token>>,
     method: Method,
     headers: HeaderMap,
-) -> Result<Response> {
+) -> Result<RawResponse> {
     const MATERIAL_NOT_FOUND: Error = Error::NotFound("material not found");
     let Path(Token(token)) = token.map_err(|_| MATERIAL_NOT_FOUND)?;
     let link = SignedUrl::verify(&token, &platform.link_key, Utc::now().timestamp()).ok_or(MATERIAL_NOT_FOUND)?;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use axum::extract::{Request, State};
-use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -24,8 +23,7 @@ use crate::error::{Error, Result};
 use crate::http::extract::{Flag, Int, Path, Query};
 use crate::http::idempotency::Idempotency;
 use crate::http::memory::Reservations;
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, CommandResult, Created, Data, QueryResult};
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::json;
 use crate::messages::Messages;
@@ -58,15 +56,14 @@ pub struct Message {
 ///
 /// As JSON, or as a form with the same in the field `payload` and the files that parts of the format `acontext` name.
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/messages", tag = "message",
-    params(("session_id" = SessionId, Path)), request_body = StoreMessage,
-    responses((status = 201, body = Envelope<Message>), Refusals))]
+    params(("session_id" = SessionId, Path)), request_body = StoreMessage)]
 pub async fn store_message(
     State(ctx): State<Messages>,
     caller: Caller,
     idempotency: Idempotency,
     Path(session): Path<SessionId>,
     request: Request,
-) -> Result<Response> {
+) -> CommandResult<Created<Message>> {
     caller.owner.ensure_can_store()?;
     let draft = incoming::read(request, &ctx).await?;
     idempotency.replay_if_completed().await?;
@@ -155,14 +152,13 @@ pub struct GotMessages<'a> {
 
 /// Get messages
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/messages", tag = "message",
-    params(("session_id" = SessionId, Path), GetMessages),
-    responses((status = 200, body = Envelope<GotMessages<'_>>), Refusals))]
+    params(("session_id" = SessionId, Path), GetMessages))]
 pub async fn get_messages(
     State(ctx): State<Messages>,
     caller: Caller,
     Path(session): Path<SessionId>,
     Query(query): Query<GetMessages>,
-) -> Result<Response> {
+) -> QueryResult<Data<GotMessages<'static>>> {
     let format = query.format.as_deref().unwrap_or_default();
     let target = format_of(format)
         .ok_or_else(|| Error::field("format", "must be one of acontext, openai, anthropic or gemini"))?;
@@ -196,8 +192,7 @@ pub async fn get_messages(
     // What is passed on as it is makes no work, but for its seal.
     let passed_on = strategies.is_empty() && shown::is_passed_on(&rows, target);
     let length = if passed_on { sealed::work(&rows) } else { rows.iter().map(Row::length).sum() };
-    let owner = caller.owner.clone();
-    let rows = decrypt(&ctx, &reservations, owner, rows, passed_on).await?;
+    let rows = decrypt(&ctx, &reservations, caller.owner.clone(), rows, passed_on).await?;
     let progress = converted(&ctx, length, move || {
         if strategies.is_empty() && shown::is_plain(&rows, target) {
             return shown::write_plain(rows, target, &rest).map(Progress::Written);
@@ -215,13 +210,14 @@ pub async fn get_messages(
         shown::write(messages, target, &mut around, &rest).map(Progress::Written)
     })
     .await?;
-    let answer = match progress {
-        Progress::Written(answer) => answer,
+    let response = match progress {
+        Progress::Written(response) => response,
         Progress::WithFiles(messages, rest) => {
             with_files(&ctx, &caller.owner, messages, target, with_links, length, rest).await?
         }
     };
-    Ok(answer.into_response())
+    let (body, length) = response.into_body();
+    Ok(response::ok_written(body, length))
 }
 
 /// Decrypts messages, and reserves memory for the values of those that are to be converted.
@@ -356,12 +352,12 @@ pub struct TokenCounts {
 
 /// Count the tokens of a session
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/token_counts", tag = "message",
-    params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<TokenCounts>), Refusals))]
+    params(("session_id" = SessionId, Path)))]
 pub async fn get_token_counts(
     State(ctx): State<Messages>,
     caller: Caller,
     Path(session): Path<SessionId>,
-) -> Result<Response> {
+) -> QueryResult<Data<TokenCounts>> {
     let mut conn = ctx.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
     let total_tokens = store::sum_tokens(&mut conn, caller.project, session).await?;

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use axum::extract::State;
 use axum::http::{HeaderMap, Method};
-use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Datelike, Utc};
@@ -25,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::http::download::{self, DownloadMeta};
 use crate::http::extract::{Path, Query};
 use crate::http::multipart::UploadedFile;
-use crate::http::openapi::Refusals;
+use crate::http::response::RawResponse;
 use crate::ids::{ProjectId, SessionId};
 use crate::material::signed_urls::{self, SignedUrl};
 use crate::messages::Messages;
@@ -205,7 +204,7 @@ pub struct DownloadAsset {
     params(("session_id" = SessionId, Path), DownloadAsset),
     responses((status = 200, description = "The bytes", content_type = "application/octet-stream"),
         (status = 206, description = "The bytes of `Range`", content_type = "application/octet-stream"),
-        (status = 304, description = "`If-None-Match` names these bytes"), Refusals))]
+        (status = 304, description = "`If-None-Match` names these bytes")))]
 pub async fn download_asset(
     State(ctx): State<Messages>,
     caller: Caller,
@@ -213,7 +212,7 @@ pub async fn download_asset(
     Query(query): Query<DownloadAsset>,
     method: Method,
     headers: HeaderMap,
-) -> Result<Response> {
+) -> Result<RawResponse> {
     let mut conn = ctx.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
     let key = query.s3_key.filter(|key| !key.is_empty()).ok_or_else(|| Error::field("s3_key", "is required"))?;

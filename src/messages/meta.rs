@@ -1,19 +1,17 @@
 //! What a client keeps with a message.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::incoming::check_user_meta;
 use super::store;
 use crate::auth::Caller;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Idempotency;
 use crate::http::json::{merge, storable_object};
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, CommandResult, Data};
 use crate::ids::{MessageId, SessionId};
 use crate::messages::Messages;
 use crate::sessions;
@@ -41,8 +39,7 @@ pub struct PatchedMeta {
 ///
 /// Sets keys of the first level and removes those that are `null`; other keys stay.
 #[utoipa::path(patch, path = "/api/v1/session/{session_id}/messages/{message_id}/meta", tag = "message",
-    params(("session_id" = SessionId, Path), ("message_id" = MessageId, Path)), request_body = PatchMeta,
-    responses((status = 200, body = Envelope<PatchedMeta>), Refusals))]
+    params(("session_id" = SessionId, Path), ("message_id" = MessageId, Path)), request_body = PatchMeta)]
 pub async fn patch_message_meta(
     State(ctx): State<Messages>,
     caller: Caller,
@@ -50,13 +47,13 @@ pub async fn patch_message_meta(
     Path(session): Path<SessionId>,
     Path(message): Path<MessageId>,
     Json(body): Json<PatchMeta>,
-) -> Result<Response> {
+) -> CommandResult<Data<PatchedMeta>> {
     let patch = body.meta.ok_or_else(|| Error::field("meta", "is required, a JSON object"))?;
     check_user_meta(&patch)?;
     let mut tx = idempotency.begin().await?;
     let Some(meta) = store::lock_user_meta(&mut tx, caller.project, session, message).await? else {
         let there = sessions::store::exists(&mut tx, caller.project, session).await?;
-        return Err(if there { Error::NotFound("message not found") } else { sessions::NOT_FOUND });
+        return Err(if there { Error::NotFound("message not found") } else { sessions::NOT_FOUND }.into());
     };
     let meta = merge(meta, patch);
     storable_object("meta", &meta, ctx.config.limits.meta)?;

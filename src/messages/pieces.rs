@@ -1,8 +1,6 @@
 //! A long JSON answer, put together from pieces so that a long message is not copied once more.
 
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -53,20 +51,17 @@ impl Pieces {
     }
 }
 
-impl IntoResponse for Pieces {
-    fn into_response(mut self) -> Response {
+impl Pieces {
+    /// Returns the body and its length in bytes.
+    pub fn into_body(mut self) -> (Body, usize) {
         self.done.push(self.last.into());
-        let length: usize = self.done.iter().map(Bytes::len).sum();
+        let length = self.done.iter().map(Bytes::len).sum();
         let body = match self.done.len() {
             1 => Body::from(self.done.remove(0)),
             _ => Body::from_stream(futures_util::stream::iter(
                 self.done.into_iter().map(Ok::<_, std::convert::Infallible>),
             )),
         };
-        let mut response = (StatusCode::OK, body).into_response();
-        let kind = HeaderValue::from_static("application/json; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-        response
+        (body, length)
     }
 }

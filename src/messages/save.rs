@@ -10,6 +10,7 @@ use crate::blob::ingest::Ingest;
 use crate::encryption::Owner;
 use crate::error::Result;
 use crate::http::idempotency::Idempotency;
+use crate::http::response::HandlerError;
 use crate::ids::SessionId;
 use crate::messages::Messages;
 use crate::sessions;
@@ -27,13 +28,13 @@ pub async fn save(
     idempotency: &Idempotency,
     session: SessionId,
     mut draft: Draft,
-) -> Result<Written> {
+) -> Result<Written, HandlerError> {
     let files = files::attach_files(ctx, caller.project, &mut draft)?;
     if !files.is_empty() {
         // Before the files are stored.
         let mut conn = ctx.db.acquire().await?;
         if !sessions::store::exists(&mut conn, caller.project, session).await? {
-            return Err(sessions::NOT_FOUND);
+            return Err(sessions::NOT_FOUND.into());
         }
     }
     let ready = draft.finish(ctx, caller, session).await?;
@@ -56,7 +57,7 @@ async fn save_in_transaction(
     id: SessionId,
     ready: Ready,
     files: &[AttachedFile],
-) -> Result<Written> {
+) -> Result<Written, HandlerError> {
     let buffer = (&ctx.config.learning).into();
     // Before the session is locked: encrypting a long message takes a while.
     let mut message = ready.to_storage(ctx, owner, owner.format).await?;

@@ -1,18 +1,16 @@
 //! The operator's routes for projects.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::keys::{self, Made};
 use super::store;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Idempotency;
 use crate::http::json::storable_object;
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, EmptyResponse, Envelope};
+use crate::http::response::{self, CommandResult, Data, Empty};
 use crate::ids::ProjectId;
 use crate::projects::Projects;
 
@@ -44,17 +42,16 @@ pub struct CreatedProject {
 ///
 /// Answers with the project's key, which cannot be shown again.
 #[utoipa::path(post, path = "/admin/v1/project", tag = "admin", request_body = CreateProject,
-    security(("AdminToken" = [])),
-    responses((status = 200, body = Envelope<CreatedProject>), Refusals))]
+    security(("AdminToken" = [])))]
 pub async fn create_project(
     State(ctx): State<Projects>,
     idempotency: Idempotency,
     Json(body): Json<CreateProject>,
-) -> Result<Response> {
+) -> CommandResult<Data<CreatedProject>> {
     if let Some(configs) = &body.configs {
         storable_object("configs", configs, ctx.config.limits.meta)?;
         if configs.contains_key(ROOT_MARK) {
-            return Err(Error::field("configs", format_args!("must not contain {ROOT_MARK}")));
+            return Err(Error::field("configs", format_args!("must not contain {ROOT_MARK}")).into());
         }
     }
     idempotency.replay_if_completed().await?;
@@ -68,13 +65,12 @@ pub async fn create_project(
 ///
 /// With everything that belongs to it. Its key is refused from then on; a project that does not exist is fine.
 #[utoipa::path(delete, path = "/admin/v1/project/{project_id}", tag = "admin",
-    params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])),
-    responses((status = 200, body = EmptyResponse), Refusals))]
+    params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])))]
 pub async fn delete_project(
     State(ctx): State<Projects>,
     idempotency: Idempotency,
     Path(project): Path<ProjectId>,
-) -> Result<Response> {
+) -> CommandResult<Empty> {
     let mut tx = idempotency.begin().await?;
     store::delete(&mut tx, project).await?;
     let answer = tx.commit(response::message("project deleted")).await?;

@@ -2,7 +2,6 @@
 //! not know are kept as they are.
 
 use axum::extract::{Request, State};
-use axum::response::Response;
 use serde_json::{Map, Value};
 
 use super::store;
@@ -11,8 +10,7 @@ use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::body::body_bytes;
 use crate::http::idempotency::Idempotency;
 use crate::http::json::{merge, storable_object};
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, CommandResult, Data, QueryResult};
 use crate::json;
 use crate::projects::Projects;
 
@@ -62,27 +60,25 @@ pub struct ProjectConfigs {
 /// Get the project's settings
 ///
 /// Those that were set, and `encryption_enabled`.
-#[utoipa::path(get, path = "/api/v1/project/configs", tag = "project",
-    responses((status = 200, body = Envelope<ProjectConfigs>), Refusals))]
-pub async fn get_project_configs(State(ctx): State<Projects>, caller: Caller) -> Result<Response> {
+#[utoipa::path(get, path = "/api/v1/project/configs", tag = "project")]
+pub async fn get_project_configs(State(ctx): State<Projects>, caller: Caller) -> QueryResult<Data<ProjectConfigs>> {
     let mut conn = ctx.db.acquire().await?;
     let settings = store::get_settings(&mut conn, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let mut configs = settings.configs;
     configs.insert(ENCRYPTED.into(), settings.encryption_enabled.into());
-    Ok(response::ok_with_message("ok", configs))
+    Ok(response::ok_described_as("ok", configs))
 }
 
 /// Change the project's settings
 ///
 /// Sets keys of the first level and removes those that are `null`; other keys stay. Up to 64 KiB.
-#[utoipa::path(patch, path = "/api/v1/project/configs", tag = "project", request_body = ProjectConfigs,
-    responses((status = 200, body = Envelope<ProjectConfigs>), Refusals))]
+#[utoipa::path(patch, path = "/api/v1/project/configs", tag = "project", request_body = ProjectConfigs)]
 pub async fn update_project_configs(
     State(ctx): State<Projects>,
     caller: Caller,
     idempotency: Idempotency,
     request: Request,
-) -> Result<Response> {
+) -> CommandResult<Data<ProjectConfigs>> {
     let patch = read(&ctx, request).await?;
     patch.iter().try_for_each(|(name, value)| check(name, value))?;
     let mut tx = idempotency.begin().await?;
@@ -91,7 +87,7 @@ pub async fn update_project_configs(
     let configs = merge(settings.configs, patch);
     storable_object("configs", &configs, ctx.config.limits.meta)?;
     store::set_settings(&mut tx, caller.project, &configs).await?;
-    let answer = tx.commit(response::ok_with_message("ok", configs)).await?;
+    let answer = tx.commit(response::ok_described_as("ok", configs)).await?;
     // The others are told by the database; this process shall not act on the old ones after it has answered.
     ctx.authenticator.invalidate_project(caller.project);
     Ok(answer)

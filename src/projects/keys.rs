@@ -2,7 +2,6 @@
 //! because the new one has the same master key.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::Serialize;
 
 use super::store::{self, NewKey};
@@ -11,8 +10,7 @@ use crate::crypto::{KEY_PREFIX, MasterKey, ProjectKey};
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::extract::Path;
 use crate::http::idempotency::Idempotency;
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, CommandResult, Data};
 use crate::ids::ProjectId;
 use crate::projects::Projects;
 
@@ -54,25 +52,29 @@ pub struct ReplacedKey {
 /// The key of the request opens nothing from then on, and what was sealed stays readable with the new one. Send an
 /// `Idempotency-Key`: if the answer is lost, the same request gets it again for 24 hours, also with the old key, which is good for
 /// nothing else.
-#[utoipa::path(put, path = "/admin/v1/project/secret_key", tag = "admin",
-    responses((status = 200, body = Envelope<ReplacedKey>), Refusals))]
-pub async fn replace_key(State(ctx): State<Projects>, caller: Caller, idempotency: Idempotency) -> Result<Response> {
+#[utoipa::path(put, path = "/admin/v1/project/secret_key", tag = "admin")]
+pub async fn replace_key(
+    State(ctx): State<Projects>,
+    caller: Caller,
+    idempotency: Idempotency,
+) -> CommandResult<Data<ReplacedKey>> {
     idempotency.replay_if_completed().await?;
     if caller.is_replaced {
-        return Err(UNAUTHORIZED);
+        return Err(UNAUTHORIZED.into());
     }
     let made = make(&ctx, caller.owner.kek.as_ref().map(|kek| kek.master().clone())).await?;
     let mut tx = idempotency.begin().await?;
     let locked = store::lock(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
     if locked.secret_key_hmac != *caller.lookup {
         // Another request was faster.
-        return Err(UNAUTHORIZED);
+        return Err(UNAUTHORIZED.into());
     }
     if locked.is_sealed() && caller.owner.kek.is_none() {
         return Err(Error::bad(
             "cannot rotate: project has encryption enabled but current API key has no embedded master key; \
              re-issue a v2 key first",
-        ));
+        )
+        .into());
     }
     store::update_key(&mut tx, caller.project, &made.new).await?;
     store::insert_replaced(&mut tx, caller.project, &caller.lookup).await?;
@@ -86,13 +88,12 @@ pub async fn replace_key(State(ctx): State<Projects>, caller: Caller, idempotenc
 ///
 /// With one that has a new master key, so not for encrypted projects: nothing in them could be read any more.
 #[utoipa::path(put, path = "/admin/v1/project/{project_id}/secret_key", tag = "admin",
-    params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])),
-    responses((status = 200, body = Envelope<ReplacedKey>), Refusals))]
+    params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])))]
 pub async fn reset_key(
     State(ctx): State<Projects>,
     idempotency: Idempotency,
     Path(project): Path<ProjectId>,
-) -> Result<Response> {
+) -> CommandResult<Data<ReplacedKey>> {
     idempotency.replay_if_completed().await?;
     let made = make(&ctx, None).await?;
     let mut tx = idempotency.begin().await?;
@@ -101,7 +102,8 @@ pub async fn reset_key(
         return Err(Error::bad(
             "cannot rotate key for encrypted projects via admin API — use the project Bearer token endpoint to \
              preserve the master key",
-        ));
+        )
+        .into());
     }
     store::update_key(&mut tx, project, &made.new).await?;
     let answer = tx.commit(response::ok(ReplacedKey { secret_key: made.secret_key })).await?;

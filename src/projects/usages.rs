@@ -1,7 +1,6 @@
 //! What operators ask about a project: how much it has, and how much came day by day.
 
 use axum::extract::State;
-use axum::response::Response;
 use chrono::{Days, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -9,8 +8,7 @@ use sqlx::PgConnection;
 use super::usage_store::{self as store, Counted, Mean, Statistics, TaskCounts};
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, Data, QueryResult};
 use crate::ids::ProjectId;
 use crate::projects::Projects;
 use crate::tasks::TaskStatus;
@@ -22,9 +20,11 @@ const MAX_DAYS: u64 = 366;
 
 /// Count what a project has
 #[utoipa::path(get, path = "/admin/v1/project/{project_id}/statistics", tag = "admin",
-    params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])),
-    responses((status = 200, body = Envelope<Statistics>), Refusals))]
-pub async fn get_project_statistics(State(ctx): State<Projects>, Path(project): Path<ProjectId>) -> Result<Response> {
+    params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])))]
+pub async fn get_project_statistics(
+    State(ctx): State<Projects>,
+    Path(project): Path<ProjectId>,
+) -> QueryResult<Data<Statistics>> {
     let mut conn = ctx.db.acquire().await?;
     let statistics = store::count(&mut conn, project).await?.ok_or(NOT_FOUND)?;
     Ok(response::ok(statistics))
@@ -122,13 +122,12 @@ pub struct Usages {
 
 /// Tell how a project is used
 #[utoipa::path(get, path = "/admin/v1/project/{project_id}/usages", tag = "admin",
-    params(("project_id" = ProjectId, Path), GetUsages), security(("AdminToken" = [])),
-    responses((status = 200, body = Envelope<Usages>), Refusals))]
+    params(("project_id" = ProjectId, Path), GetUsages), security(("AdminToken" = [])))]
 pub async fn get_project_usages(
     State(ctx): State<Projects>,
     Path(project): Path<ProjectId>,
     Query(query): Query<GetUsages>,
-) -> Result<Response> {
+) -> QueryResult<Data<Usages>> {
     let wanted = Wanted::parse(&query)?;
     let mut conn = ctx.db.acquire().await?;
     if !store::exists(&mut conn, project).await? {

@@ -1,7 +1,6 @@
 //! The routes of sessions.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -13,9 +12,8 @@ use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Fields, Flag, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
 use crate::http::json::{contained_object, storable_object};
-use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, EmptyResponse, Envelope};
+use crate::http::response::{self, CommandResult, CreatedOrExisting, Empty, PageOf, QueryResult};
 use crate::ids::SessionId;
 use crate::platform::Platform;
 use crate::users::{self, Identifier};
@@ -45,15 +43,13 @@ impl RequestBody for CreateSession {
 }
 
 /// Create a session
-#[utoipa::path(post, path = "/api/v1/session", tag = "session", request_body = Option<CreateSession>,
-    responses((status = 201, body = Envelope<Session>),
-        (status = 200, description = "It was there already", body = Envelope<Session>), Refusals))]
+#[utoipa::path(post, path = "/api/v1/session", tag = "session", request_body = Option<CreateSession>)]
 pub async fn create_session(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     Fields(body): Fields<CreateSession>,
-) -> Result<Response> {
+) -> CommandResult<CreatedOrExisting<Session>> {
     let wanted = wanted_id(body.use_uuid.as_deref())?;
     if let Some(configs) = &body.configs {
         storable_object("configs", configs, platform.config.limits.meta)?;
@@ -66,10 +62,10 @@ pub async fn create_session(
     let made =
         store::insert(&mut tx, caller.project, new).await.on_constraint("sessions_project_id_fkey", || UNAUTHORIZED)?;
     let answer = if let Some(session) = made {
-        response::created(session)
+        response::created(session).into()
     } else {
-        let there = store::get(&mut tx, caller.project, id).await?;
-        response::ok(there.ok_or(Error::Conflict("session with this UUID already exists".into()))?)
+        let existing = store::get(&mut tx, caller.project, id).await?;
+        response::ok(existing.ok_or(Error::Conflict("session with this UUID already exists".into()))?).into()
     };
     tx.commit(answer).await
 }
@@ -101,14 +97,13 @@ pub struct ListSessions {
 }
 
 /// List sessions
-#[utoipa::path(get, path = "/api/v1/session", tag = "session", params(ListSessions, PageParams),
-    responses((status = 200, body = Envelope<Page<Session>>), Refusals))]
+#[utoipa::path(get, path = "/api/v1/session", tag = "session", params(ListSessions, PageParams))]
 pub async fn list_sessions(
     State(platform): State<Platform>,
     caller: Caller,
     Query(query): Query<ListSessions>,
     Query(page): Query<PageParams>,
-) -> Result<Response> {
+) -> QueryResult<PageOf<Session>> {
     let page: PageRequest = page.parse(20, 200)?;
     let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
     let id = id.map_err(|wrong| Error::field("id", wrong))?;
@@ -117,21 +112,20 @@ pub async fn list_sessions(
         contained_object("filter_by_configs", query.filter_by_configs.as_deref(), platform.config.limits.meta)?;
     let mut conn = platform.db.acquire().await?;
     let sessions = store::list(&mut conn, caller.project, Filter { user, id, configs }, &page).await?;
-    Ok(response::ok(Page::new(sessions, &page)))
+    Ok(response::page(Page::new(sessions, &page)))
 }
 
 /// Delete a session
 ///
 /// With all its messages and their files.
-#[utoipa::path(delete, path = "/api/v1/session/{session_id}", tag = "session", params(("session_id" = SessionId, Path)),
-    responses((status = 200, body = EmptyResponse), Refusals))]
+#[utoipa::path(delete, path = "/api/v1/session/{session_id}", tag = "session", params(("session_id" = SessionId, Path)))]
 pub async fn delete_session(
     caller: Caller,
     idempotency: Idempotency,
     Path(session): Path<SessionId>,
-) -> Result<Response> {
+) -> CommandResult<Empty> {
     let mut tx = idempotency.begin().await?;
     store::check_owned(&mut tx, caller.project, session).await?;
     let deleted = store::delete(&mut tx, caller.project, session).await?;
-    if deleted { tx.commit(response::ok_empty()).await } else { Err(NOT_FOUND) }
+    if deleted { tx.commit(response::ok_empty()).await } else { Err(NOT_FOUND.into()) }
 }

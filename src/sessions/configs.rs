@@ -1,19 +1,17 @@
 //! What a client keeps with a session.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::lock::LockedSession;
 use super::{NOT_FOUND, Session, store};
 use crate::auth::Caller;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Idempotency;
 use crate::http::json::{merge, storable_object};
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, EmptyResponse, Envelope};
+use crate::http::response::{self, CommandResult, Data, Empty, QueryResult};
 use crate::ids::SessionId;
 use crate::platform::Platform;
 
@@ -22,12 +20,12 @@ const MAX_PATCH: usize = 64 * 1024;
 
 /// Get a session with its configs
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/configs", tag = "session",
-    params(("session_id" = SessionId, Path)), responses((status = 200, body = Envelope<Session>), Refusals))]
+    params(("session_id" = SessionId, Path)))]
 pub async fn get_session_configs(
     State(platform): State<Platform>,
     caller: Caller,
     Path(session): Path<SessionId>,
-) -> Result<Response> {
+) -> QueryResult<Data<Session>> {
     let mut conn = platform.db.acquire().await?;
     let found = store::get(&mut conn, caller.project, session).await?;
     if found.is_none() {
@@ -52,15 +50,14 @@ impl RequestBody for SessionConfigs {
 ///
 /// As a whole. Without any, nothing changes.
 #[utoipa::path(put, path = "/api/v1/session/{session_id}/configs", tag = "session",
-    params(("session_id" = SessionId, Path)), request_body = SessionConfigs,
-    responses((status = 200, body = EmptyResponse), Refusals))]
+    params(("session_id" = SessionId, Path)), request_body = SessionConfigs)]
 pub async fn put_session_configs(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     Path(session): Path<SessionId>,
     Json(body): Json<SessionConfigs>,
-) -> Result<Response> {
+) -> CommandResult<Empty> {
     if let Some(configs) = &body.configs {
         storable_object("configs", configs, platform.config.limits.meta)?;
     }
@@ -83,18 +80,17 @@ pub struct PatchedConfigs {
 ///
 /// Sets keys of the first level and removes those that are `null`; other keys stay. Up to 64 KiB.
 #[utoipa::path(patch, path = "/api/v1/session/{session_id}/configs", tag = "session",
-    params(("session_id" = SessionId, Path)), request_body = SessionConfigs,
-    responses((status = 200, body = Envelope<PatchedConfigs>), Refusals))]
+    params(("session_id" = SessionId, Path)), request_body = SessionConfigs)]
 pub async fn patch_session_configs(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     Path(session): Path<SessionId>,
     Json(body): Json<SessionConfigs>,
-) -> Result<Response> {
+) -> CommandResult<Data<PatchedConfigs>> {
     let patch = body.configs.ok_or_else(|| Error::field("configs", "is required, a JSON object"))?;
     if serde_json::to_vec(&patch).map_err(Error::internal)?.len() > MAX_PATCH {
-        return Err(Error::bad("configs size exceeds 64KB limit"));
+        return Err(Error::bad("configs size exceeds 64KB limit").into());
     }
     let mut tx = idempotency.begin().await?;
     let mut locked = LockedSession::lock(&mut tx, caller.project, session).await?.ok_or(NOT_FOUND)?;

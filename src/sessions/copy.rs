@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::Serialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -14,8 +13,7 @@ use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, PathParam};
 use crate::http::idempotency::Idempotency;
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, CommandResult, Data};
 use crate::ids::SessionId;
 use crate::messages::convert;
 use crate::platform::Platform;
@@ -47,14 +45,13 @@ pub struct CopiedSession {
 ///
 /// With its messages, tasks and events, their order, times and states. Files are shared.
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/copy", tag = "session",
-    params(("session_id" = SessionId, Path)),
-    responses((status = 200, body = Envelope<CopiedSession>), Refusals))]
+    params(("session_id" = SessionId, Path)))]
 pub async fn copy_session(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     Path(id): Path<Copied>,
-) -> Result<Response> {
+) -> CommandResult<Data<CopiedSession>> {
     let session: SessionId = id.0.parse().map_err(|_| Error::bad("INVALID_SESSION_ID"))?;
     let mut tx = idempotency.begin().await?;
     let locked = LockedSession::lock_to_store(&mut tx, caller.project, session).await?;
@@ -62,7 +59,7 @@ pub async fn copy_session(
     let owner = Owner { format, ..caller.owner };
     owner.ensure_can_store()?;
     if count_messages(&mut locked).await? > platform.config.limits.copy as u64 {
-        return Err(Error::TooLarge("SESSION_TOO_LARGE".into()));
+        return Err(Error::TooLarge("SESSION_TOO_LARGE".into()).into());
     }
     // The copy is in the format that the project wants.
     let mut converted = convert::convert_batch(&mut locked, &owner, format, None).await?;

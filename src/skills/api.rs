@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
@@ -21,9 +20,8 @@ use crate::http::idempotency::Idempotency;
 use crate::http::json::{long_object_in, storable_object};
 use crate::http::memory::Reservations;
 use crate::http::multipart::{FormLimits, MultipartForm};
-use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, EmptyResponse, Envelope};
+use crate::http::response::{self, CommandResult, Created, Data, Empty, PageOf, QueryResult};
 use crate::ids::{DiskId, SkillId};
 use crate::platform::Platform;
 use crate::users::{self, Identifier};
@@ -53,14 +51,13 @@ pub struct CreateSkill {
 ///
 /// From an archive. Up to 1 000 files and 50 MiB, packed and unpacked.
 #[utoipa::path(post, path = "/api/v1/agent_skills", tag = "agent_skills",
-    request_body(content = CreateSkill, content_type = "multipart/form-data"),
-    responses((status = 201, body = Envelope<Skill>), Refusals))]
+    request_body(content = CreateSkill, content_type = "multipart/form-data"))]
 pub async fn create_skill(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     request: Request,
-) -> Result<Response> {
+) -> CommandResult<Created<Skill>> {
     caller.owner.ensure_can_store()?;
     let reservations = Reservations::of(request.extensions());
     let mut form =
@@ -71,7 +68,7 @@ pub async fn create_skill(
     let file = form.files.pop().ok_or_else(|| Error::bad_because("parameter error", "file is required"))?;
     let extension = file.name.len().checked_sub(4).and_then(|at| file.name.get(at..));
     if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case(".zip")) {
-        return Err(Error::bad_because("parameter error", "file must be a zip archive"));
+        return Err(Error::bad_because("parameter error", "file must be a zip archive").into());
     }
     let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
     let user = Some(text("user")).filter(|user| !user.is_empty());
@@ -119,14 +116,13 @@ pub struct ListSkills {
 /// List skills
 ///
 /// A page ends early where its skills have very many files.
-#[utoipa::path(get, path = "/api/v1/agent_skills", tag = "agent_skills", params(ListSkills, PageParams),
-    responses((status = 200, body = Envelope<Page<Skill>>), Refusals))]
+#[utoipa::path(get, path = "/api/v1/agent_skills", tag = "agent_skills", params(ListSkills, PageParams))]
 pub async fn list_skills(
     State(platform): State<Platform>,
     caller: Caller,
     Query(query): Query<ListSkills>,
     Query(page): Query<PageParams>,
-) -> Result<Response> {
+) -> QueryResult<PageOf<Skill>> {
     let page: PageRequest = page.parse(20, 200)?;
     let user = users::filter(query.user.as_deref())?;
     let mut conn = platform.db.acquire().await?;
@@ -138,7 +134,7 @@ pub async fn list_skills(
     }
     let skills = page.items.into_iter().zip(files);
     let items = skills.map(|(row, files)| Skill { disk_id: None, ..row.with_files(files) }).collect();
-    Ok(response::ok(Page::<Skill> { items, next_cursor: page.next_cursor, has_more: page.has_more }))
+    Ok(response::page(Page::<Skill> { items, next_cursor: page.next_cursor, has_more: page.has_more }))
 }
 
 /// The files of each skill, by path, in one query; of fewer skills if they are too many for one answer.
@@ -159,12 +155,12 @@ pub async fn list_files(conn: &mut PgConnection, platform: &Platform, skills: &[
 
 /// Get a skill
 #[utoipa::path(get, path = "/api/v1/agent_skills/{skill_id}", tag = "agent_skills",
-    params(("skill_id" = SkillId, Path)), responses((status = 200, body = Envelope<Skill>), Refusals))]
+    params(("skill_id" = SkillId, Path)))]
 pub async fn get_skill(
     State(platform): State<Platform>,
     caller: Caller,
     Path(skill): Path<SkillId>,
-) -> Result<Response> {
+) -> QueryResult<Data<Skill>> {
     let mut conn = platform.db.acquire().await?;
     let row = store::get(&mut conn, caller.project, skill).await?.ok_or(NOT_FOUND)?;
     let files = list_files(&mut conn, &platform, std::slice::from_ref(&row)).await?.pop().unwrap_or_default();
@@ -175,13 +171,17 @@ pub async fn get_skill(
 ///
 /// With its disk and every file on it; it leaves the learning spaces it is in.
 #[utoipa::path(delete, path = "/api/v1/agent_skills/{skill_id}", tag = "agent_skills",
-    params(("skill_id" = SkillId, Path)), responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn delete_skill(caller: Caller, idempotency: Idempotency, Path(skill): Path<SkillId>) -> Result<Response> {
+    params(("skill_id" = SkillId, Path)))]
+pub async fn delete_skill(
+    caller: Caller,
+    idempotency: Idempotency,
+    Path(skill): Path<SkillId>,
+) -> CommandResult<Empty> {
     let mut tx = idempotency.begin().await?;
     // Its files go with the disk; the stored bytes are released to the sweep.
     let deleted = match store::get_disk(&mut tx, caller.project, skill).await? {
         Some(disk) => disks::store::delete(&mut tx, caller.project, disk).await?,
         None => false,
     };
-    if deleted { tx.commit(response::ok_empty()).await } else { Err(NOTHING_TO_DELETE) }
+    if deleted { tx.commit(response::ok_empty()).await } else { Err(NOTHING_TO_DELETE.into()) }
 }

@@ -25,8 +25,7 @@ use crate::disks::path::{self, FilePath};
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::http::extract::{Int, Path, PathParam, Query};
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, Data, QueryResult, RawResponse};
 use crate::ids::SkillId;
 use crate::material::signed_urls;
 use crate::percent;
@@ -65,14 +64,13 @@ pub struct SkillFile {
 ///
 /// Its text if it is one; else, and if it does not parse as what it claims to be, a link.
 #[utoipa::path(get, path = "/api/v1/agent_skills/{skill_id}/file", tag = "agent_skills",
-    params(("skill_id" = SkillId, Path), GetSkillFile),
-    responses((status = 200, body = Envelope<SkillFile>), Refusals))]
+    params(("skill_id" = SkillId, Path), GetSkillFile))]
 pub async fn get_skill_file(
     State(platform): State<Platform>,
     caller: Caller,
     Path(skill): Path<SkillId>,
     Query(query): Query<GetSkillFile>,
-) -> Result<Response> {
+) -> QueryResult<Data<SkillFile>> {
     let path = query.file_path.filter(|path| !path.is_empty());
     let path = path.ok_or_else(|| Error::bad_because("parameter error", "file_path is required"))?;
     let life = query.expire.and_then(Int::given).unwrap_or(LINK_LIFE);
@@ -122,12 +120,12 @@ impl PathParam for Downloaded {
 /// As a zip archive of its files. Up to 200 files and 50 MiB.
 #[utoipa::path(get, path = "/api/v1/agent_skills/{skill_id}/download_zip", tag = "agent_skills",
     params(("skill_id" = SkillId, Path)),
-    responses((status = 200, description = "The archive", content_type = "application/zip"), Refusals))]
+    responses((status = 200, description = "The archive", content_type = "application/zip")))]
 pub async fn download_skill(
     State(platform): State<Platform>,
     caller: Caller,
     Path(id): Path<Downloaded>,
-) -> Result<Response> {
+) -> Result<RawResponse> {
     let skill: SkillId = id.0.parse().map_err(|_| Error::bad("invalid skill id"))?;
     let limits = &platform.config.limits;
     let (most, bytes) = (limits.skill_download_files, limits.skill_download);
@@ -155,7 +153,7 @@ pub async fn download_skill(
     if let Ok(name) = HeaderValue::from_str(&disposition(&row.name)) {
         headers.insert(header::CONTENT_DISPOSITION, name);
     }
-    Ok(response)
+    Ok(response.into())
 }
 
 fn disposition(name: &str) -> String {

@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::response::Response;
 
 use crate::auth::Caller;
 use crate::db::pooler::SHARED_SESSIONS;
-use crate::error::{Error, Result};
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, EmptyResponse};
+use crate::error::Error;
+use crate::http::response::{self, ApiResponse, Empty, QueryResult};
 use crate::platform::Platform;
 
 /// A dependency that takes longer is not ready.
@@ -18,17 +16,16 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Whether the server lives
 ///
 /// Asks nothing of the database or the object store.
-#[utoipa::path(get, path = "/health", tag = "status", security(()), responses((status = 200, body = EmptyResponse)))]
-pub async fn health() -> Response {
+#[utoipa::path(get, path = "/health", tag = "status", security(()))]
+pub async fn health() -> ApiResponse<Empty> {
     response::message("ok")
 }
 
 /// Whether the server can work
 ///
 /// 200 if the database and the object store answer, else 503 that names the one that does not.
-#[utoipa::path(get, path = "/ready", tag = "status", security(()),
-    responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn ready(State(platform): State<Platform>) -> Result<Response> {
+#[utoipa::path(get, path = "/ready", tag = "status", security(()))]
+pub async fn ready(State(platform): State<Platform>) -> QueryResult<Empty> {
     if platform.db.pooler().found_shared_session() {
         return Err(Error::unavailable(SHARED_SESSIONS));
     }
@@ -50,7 +47,7 @@ fn not_ready(msg: &'static str, cause: anyhow::Error) -> Error {
 }
 
 /// Whether the key is known
-#[utoipa::path(get, path = "/api/v1/ping", tag = "status", responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn ping(_: Caller) -> Response {
+#[utoipa::path(get, path = "/api/v1/ping", tag = "status", responses(Error))]
+pub async fn ping(_: Caller) -> ApiResponse<Empty> {
     response::message("pong")
 }

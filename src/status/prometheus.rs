@@ -12,7 +12,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::db::Db;
 use crate::error::{Error, Result};
-use crate::http::openapi::Refusals;
+use crate::http::response::RawResponse;
 use crate::jobs;
 use crate::platform::Platform;
 
@@ -34,8 +34,8 @@ struct PoolLabels {
 ///
 /// In the text form that Prometheus reads.
 #[utoipa::path(get, path = "/metrics", tag = "status", security(("AdminToken" = [])),
-    responses((status = 200, description = "The metrics", content_type = "application/openmetrics-text"), Refusals))]
-pub async fn show_metrics(State(platform): State<Platform>) -> Result<Response> {
+    responses((status = 200, description = "The metrics", content_type = "application/openmetrics-text")))]
+pub async fn show_metrics(State(platform): State<Platform>) -> Result<RawResponse> {
     let mut conn = platform.db.acquire().await?;
     let waiting = jobs::store::count(&mut conn).await?;
     drop(conn);
@@ -49,7 +49,7 @@ pub async fn show_metrics(State(platform): State<Platform>) -> Result<Response> 
     written.map_err(Error::internal)?;
     let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(OPENMETRICS_CONTENT_TYPE));
-    Ok(response)
+    Ok(response.into())
 }
 
 /// Returns the gauges as they are now.

@@ -1,33 +1,29 @@
 //! The route of tasks.
 
 use axum::extract::State;
-use axum::response::Response;
 
 use super::{Task, store};
 use crate::auth::Caller;
 use crate::db::page::PageRequest;
-use crate::error::Result;
 use crate::http::extract::{Path, Query};
-use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, PageOf, QueryResult};
 use crate::ids::SessionId;
 use crate::platform::Platform;
 use crate::sessions;
 
 /// List the tasks of a session
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/task", tag = "session",
-    params(("session_id" = SessionId, Path), PageParams),
-    responses((status = 200, body = Envelope<Page<Task>>), Refusals))]
+    params(("session_id" = SessionId, Path), PageParams))]
 pub async fn get_tasks(
     State(platform): State<Platform>,
     caller: Caller,
     Path(session): Path<SessionId>,
     Query(page): Query<PageParams>,
-) -> Result<Response> {
+) -> QueryResult<PageOf<Task>> {
     let page: PageRequest = page.parse(20, 200)?;
     let mut conn = platform.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
     let tasks = store::list(&mut conn, caller.project, session, &page).await?;
-    Ok(response::ok(Page::new(tasks, &page)))
+    Ok(response::page(Page::new(tasks, &page)))
 }

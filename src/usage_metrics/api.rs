@@ -1,14 +1,12 @@
 //! The route that a gateway asks before it lets a request through.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::Deserialize;
 
 use super::store;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, PathParam, Query};
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, EmptyResponse};
+use crate::http::response::{self, Empty, QueryResult};
 use crate::ids::ProjectId;
 use crate::platform::Platform;
 
@@ -43,13 +41,12 @@ pub struct GetQuota {
 ///
 /// 403 if it would store bytes, and the project has too many.
 #[utoipa::path(get, path = "/metrics/v1/{project_id}/quota", tag = "metrics",
-    params(("project_id" = ProjectId, Path), GetQuota), security(("AdminToken" = [])),
-    responses((status = 200, body = EmptyResponse), Refusals))]
+    params(("project_id" = ProjectId, Path), GetQuota), security(("AdminToken" = [])))]
 pub async fn get_quota(
     State(platform): State<Platform>,
     Path(project): Path<Asked>,
     Query(query): Query<GetQuota>,
-) -> Result<Response> {
+) -> QueryResult<Empty> {
     let required = |name: &str, text: Option<String>| {
         text.filter(|text| !text.is_empty()).ok_or_else(|| Error::field(name, "is required"))
     };

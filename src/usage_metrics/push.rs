@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::response::Response;
 use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
@@ -16,8 +15,7 @@ use super::{Metric, Quota, store};
 use crate::db::server_state;
 use crate::error::{Error, Result};
 use crate::http::idempotency::Idempotency;
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, EmptyResponse};
+use crate::http::response::{self, CommandResult, Empty};
 use crate::platform::Platform;
 
 /// Until when rows were told.
@@ -39,17 +37,18 @@ struct Told {
 /// Tell a billing service what projects use
 ///
 /// What has changed since the last time goes to `METRICS_PUSH_URL`, whose answer says which projects have too much.
-#[utoipa::path(post, path = "/metrics/v1", tag = "metrics", security(("AdminToken" = [])),
-    responses((status = 200, body = EmptyResponse), Refusals))]
-pub async fn push_metrics(State(platform): State<Platform>, idempotency: Idempotency) -> Result<Response> {
+#[utoipa::path(post, path = "/metrics/v1", tag = "metrics", security(("AdminToken" = [])))]
+pub async fn push_metrics(State(platform): State<Platform>, idempotency: Idempotency) -> CommandResult<Empty> {
     idempotency.replay_if_completed().await?;
     let Some(url) = platform.config.server.metrics_push_url.as_deref() else {
-        return Err(Error::unavailable("there is nobody to tell: the server was started without METRICS_PUSH_URL"));
+        return Err(
+            Error::unavailable("there is nobody to tell: the server was started without METRICS_PUSH_URL").into()
+        );
     };
     // Held by a connection of its own, so that it goes with this process.
     let mut lock = platform.db.acquire().await?.detach();
     if !store::try_lock_push(&mut lock).await? {
-        return Err(Error::TooMany("another push is in progress, please try again later"));
+        return Err(Error::TooMany("another push is in progress, please try again later").into());
     }
     let pushed = push(&platform, url).await;
     lock.close().await?;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
-use crate::http::openapi::Refusals;
+use crate::http::response::RawResponse;
 use crate::ids::ProjectId;
 use crate::json;
 use crate::platform::Platform;
@@ -44,12 +44,12 @@ pub struct FindTraces {
 /// Asks the Jaeger at `JAEGER_QUERY_ENDPOINT`, and passes its answer on as it is.
 #[utoipa::path(get, path = "/admin/v1/project/{project_id}/metrics", tag = "admin",
     params(("project_id" = ProjectId, Path), FindTraces), security(("AdminToken" = [])),
-    responses((status = 200, description = "As Jaeger answers", content_type = "application/json"), Refusals))]
+    responses((status = 200, description = "As Jaeger answers", content_type = "application/json")))]
 pub async fn find_traces(
     State(platform): State<Platform>,
     Path(project): Path<ProjectId>,
     Query(query): Query<FindTraces>,
-) -> Result<Response> {
+) -> Result<RawResponse> {
     let Some(endpoint) = platform.config.telemetry.jaeger_query_endpoint.as_deref() else {
         let msg = "there are no traces to be asked: the server was started without JAEGER_QUERY_ENDPOINT";
         return Err(Error::unavailable(msg));
@@ -79,7 +79,7 @@ pub async fn find_traces(
             response = response.header(name, value);
         }
     }
-    response.body(Body::from_stream(answer.bytes_stream())).map_err(Error::internal)
+    response.body(Body::from_stream(answer.bytes_stream())).map(Into::into).map_err(Error::internal)
 }
 
 fn tags(text: Option<&str>) -> Result<Map<String, Value>> {

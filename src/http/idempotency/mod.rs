@@ -15,18 +15,16 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{FromRef, FromRequestParts};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::response::Response;
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use sqlx::PgConnection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::context::RequestContext;
+use super::response::{ApiResponse, CommandResult, HandlerError, StoredResponse};
 use crate::crypto::AnswerKey;
 use crate::db::Tx;
 use crate::encryption::Owner;
@@ -119,13 +117,13 @@ impl Idempotency {
     /// holding a connection.
     ///
     /// # Errors
-    /// [`Error::Replay`] if a response is stored, 422 if it is that of another request, 409 if a concurrent request takes too long.
-    pub async fn begin(&self) -> Result<IdempotentTx> {
+    /// [`HandlerError::Replayed`] if a response is stored, 422 if it is that of another request, 409 if a concurrent request takes too long.
+    pub async fn begin(&self) -> Result<IdempotentTx, HandlerError> {
         self.begin_within(None).await
     }
 
     /// As [`Idempotency::begin`]; the connection is used only together with one of these permits.
-    async fn begin_within(&self, permits: Option<&Arc<Semaphore>>) -> Result<IdempotentTx> {
+    async fn begin_within(&self, permits: Option<&Arc<Semaphore>>) -> Result<IdempotentTx, HandlerError> {
         let IdempotencySettings { db, wait, .. } = &self.context.idempotency;
         let deadline = Instant::now() + *wait;
         let mut pause = FIRST_PAUSE;
@@ -145,11 +143,11 @@ impl Idempotency {
             tx.rollback().await?;
             drop(permit);
             if let Some(record) = record {
-                return Err(request.replay(record).await?);
+                return Err(HandlerError::Replayed(request.open_record(record).await?));
             }
             let now = Instant::now();
             if now >= deadline {
-                return Err(Error::Conflict(IN_FLIGHT.into()));
+                return Err(Error::Conflict(IN_FLIGHT.into()).into());
             }
             tokio::time::sleep_until(deadline.min(now + pause)).await;
             pause = LAST_PAUSE.min(pause * 2);
@@ -165,7 +163,7 @@ impl Idempotency {
     ///
     /// # Errors
     /// As for [`Idempotency::begin`].
-    pub async fn begin_statement(&self) -> Result<IdempotentTx> {
+    pub async fn begin_statement(&self) -> Result<IdempotentTx, HandlerError> {
         if self.request.is_some() {
             return self.begin().await;
         }
@@ -177,14 +175,14 @@ impl Idempotency {
     /// body was read.
     ///
     /// # Errors
-    /// [`Error::Replay`], or 422 if it was another request.
-    pub async fn replay_if_completed(&self) -> Result<()> {
+    /// [`HandlerError::Replayed`], or 422 if it was another request.
+    pub async fn replay_if_completed(&self) -> Result<(), HandlerError> {
         let Some(request) = &self.request else { return Ok(()) };
         let mut conn = self.context.idempotency.db.acquire().await?;
         let record = store::get(&mut conn, &request.id).await?;
         drop(conn);
         match record {
-            Some(record) => Err(request.replay(record).await?),
+            Some(record) => Err(HandlerError::Replayed(request.open_record(record).await?)),
             None => Ok(()),
         }
     }
@@ -202,7 +200,7 @@ impl Idempotency {
     ///
     /// # Errors
     /// As for [`Idempotency::begin`].
-    pub async fn store_response(&self, response: Response) -> Result<Response> {
+    pub async fn store_response<R>(&self, response: ApiResponse<R>) -> CommandResult<R> {
         match &self.request {
             Some(_) => self.begin().await?.commit(response).await,
             None => Ok(response),
@@ -227,11 +225,10 @@ impl<'a> Attempts<'a> {
     ///
     /// # Errors
     /// As for [`Idempotency::begin`], and 503 if there were too many attempts.
-    pub async fn begin(&mut self) -> Result<IdempotentTx> {
+    pub async fn begin(&mut self) -> Result<IdempotentTx, HandlerError> {
         if self.begun == MAX_ATTEMPTS {
-            return Err(Error::unavailable(
-                "concurrent requests store and delete equal content, or change the project's encryption; try again in a moment",
-            ));
+            let msg = "concurrent requests store and delete equal content, or change the project's encryption; try again in a moment";
+            return Err(Error::unavailable(msg).into());
         }
         self.begun += 1;
         self.idempotency.begin_within(self.permits).await
@@ -245,9 +242,10 @@ impl IdempotentRequest {
         taken.on_constraint("idempotency_records_project_id_fkey", || UNAUTHORIZED)
     }
 
-    async fn replay(self: &Arc<Self>, record: IdempotencyRecord) -> Result<Error> {
+    /// Decrypts the response of a completed request, which must be this one.
+    async fn open_record(self: &Arc<Self>, record: IdempotencyRecord) -> Result<StoredResponse> {
         if record.fingerprint != self.fingerprint.hash() {
-            return Ok(Error::Unprocessable(ANOTHER));
+            return Err(Error::Unprocessable(ANOTHER));
         }
         let status = u16::try_from(record.status).map_err(Error::internal)?;
         let status = StatusCode::from_u16(status).map_err(Error::internal)?;
@@ -257,7 +255,7 @@ impl IdempotentRequest {
         }
         let body =
             aside(record.body.len(), move || request.seal(record.encrypted_with_master_key).open(record.body)).await?;
-        Ok(Error::Replay { status, body: body.into() })
+        Ok(StoredResponse { status, body: body.into() })
     }
 
     async fn keep(self: &Arc<Self>, conn: &mut PgConnection, status: StatusCode, body: &Bytes) -> Result<()> {
@@ -292,25 +290,19 @@ pub struct IdempotentTx {
 }
 
 impl IdempotentTx {
-    /// Commits the effect together with its response. A response that is no success commits nothing.
+    /// Commits the effect together with its response.
     ///
     /// # Errors
     /// The database fails; as at every commit, nobody knows then whether it was done. The client sends the request again with its key.
-    pub async fn commit(mut self, response: Response) -> Result<Response> {
-        if !response.status().is_success() {
-            self.rollback().await?;
-            return Ok(response);
-        }
+    pub async fn commit<R>(mut self, response: ApiResponse<R>) -> CommandResult<R> {
         let Some(request) = self.request.take() else {
             self.tx.commit().await?;
             return Ok(response);
         };
-        let (parts, body) = response.into_parts();
-        // It lies in memory.
-        let body = body.collect().await.map_err(Error::internal)?.to_bytes();
-        request.keep(&mut self.tx, parts.status, &body).await?;
+        let (status, body, response) = response.into_bytes().await?;
+        request.keep(&mut self.tx, status, &body).await?;
         self.tx.commit().await?;
-        Ok(Response::from_parts(parts, Body::from(body)))
+        Ok(response)
     }
 
     /// Commits now if the request has no key, for where making the response takes long; otherwise the response comes first.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -13,8 +12,7 @@ use crate::auth::Caller;
 use crate::encryption::{Owner, StorageFormat};
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::idempotency::Idempotency;
-use crate::http::openapi::Refusals;
-use crate::http::response::{self, EmptyResponse, Envelope};
+use crate::http::response::{self, CommandResult, Data, Empty, QueryResult};
 use crate::jobs::{self, Delay};
 use crate::projects;
 use crate::projects::Projects;
@@ -26,13 +24,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 ///
 /// From now on everything is stored sealed with the key inside of the project's API key, and what is there is sealed in the
 /// background. The answer waits for that for up to 25 seconds and is the same if it goes on. It can be called again at any time.
-#[utoipa::path(post, path = "/api/v1/project/encrypt", tag = "project",
-    responses((status = 200, body = EmptyResponse), Refusals))]
+#[utoipa::path(post, path = "/api/v1/project/encrypt", tag = "project")]
 pub async fn encrypt_project(
     State(ctx): State<Projects>,
     caller: Caller,
     idempotency: Idempotency,
-) -> Result<Response> {
+) -> CommandResult<Empty> {
     change(&ctx, &caller, &idempotency, StorageFormat::Encrypted).await
 }
 
@@ -40,49 +37,52 @@ pub async fn encrypt_project(
 ///
 /// From now on everything is stored as it is, and what is sealed is opened in the background. The answer waits for that for up
 /// to 25 seconds and is the same if it goes on.
-#[utoipa::path(post, path = "/api/v1/project/decrypt", tag = "project",
-    responses((status = 200, body = EmptyResponse), Refusals))]
+#[utoipa::path(post, path = "/api/v1/project/decrypt", tag = "project")]
 pub async fn decrypt_project(
     State(ctx): State<Projects>,
     caller: Caller,
     idempotency: Idempotency,
-) -> Result<Response> {
+) -> CommandResult<Empty> {
     change(&ctx, &caller, &idempotency, StorageFormat::Plaintext).await
 }
 
 /// Encrypt the project, as an operator who has its key
 ///
 /// As the route of the same name under `/api/v1`.
-#[utoipa::path(post, path = "/admin/v1/project/encrypt", tag = "admin",
-    responses((status = 200, body = EmptyResponse), Refusals))]
+#[utoipa::path(post, path = "/admin/v1/project/encrypt", tag = "admin")]
 pub async fn encrypt_project_as_admin(
     state: State<Projects>,
     caller: Caller,
     idempotency: Idempotency,
-) -> Result<Response> {
+) -> CommandResult<Empty> {
     encrypt_project(state, caller, idempotency).await
 }
 
 /// Decrypt the project, as an operator who has its key
 ///
 /// As the route of the same name under `/api/v1`.
-#[utoipa::path(post, path = "/admin/v1/project/decrypt", tag = "admin",
-    responses((status = 200, body = EmptyResponse), Refusals))]
+#[utoipa::path(post, path = "/admin/v1/project/decrypt", tag = "admin")]
 pub async fn decrypt_project_as_admin(
     state: State<Projects>,
     caller: Caller,
     idempotency: Idempotency,
-) -> Result<Response> {
+) -> CommandResult<Empty> {
     decrypt_project(state, caller, idempotency).await
 }
 
-async fn change(ctx: &Projects, caller: &Caller, idempotency: &Idempotency, format: StorageFormat) -> Result<Response> {
+async fn change(
+    ctx: &Projects,
+    caller: &Caller,
+    idempotency: &Idempotency,
+    format: StorageFormat,
+) -> CommandResult<Empty> {
     let Some(kek) = caller.owner.kek.clone() else {
         return Err(Error::bad(if format.is_encrypted() {
             "compact API key required to derive encryption key; rotate your API key to enable encryption"
         } else {
             "compact API key required to derive encryption key; rotate your API key to disable encryption"
-        }));
+        })
+        .into());
     };
     let check = kek.check();
     let owner = Owner { project: caller.project, format: StorageFormat::Encrypted, kek: Some(kek) };
@@ -93,10 +93,10 @@ async fn change(ctx: &Projects, caller: &Caller, idempotency: &Idempotency, form
     if locked.secret_key_hmac != *caller.lookup
         || locked.master_key_check_value.as_deref().is_some_and(|sealed| sealed != check)
     {
-        return Err(UNAUTHORIZED);
+        return Err(UNAUTHORIZED.into());
     }
     if !format.is_encrypted() && !locked.is_sealed() {
-        return Err(Error::bad("project encryption is not enabled"));
+        return Err(Error::bad("project encryption is not enabled").into());
     }
     store::set_format(&mut tx, caller.project, format, &check).await?;
     store::begin(&mut tx, caller.project, format).await?;
@@ -153,9 +153,8 @@ pub struct Encryption {
 }
 
 /// Tell how far the project is encrypted
-#[utoipa::path(get, path = "/api/v1/project/encryption", tag = "project",
-    responses((status = 200, body = Envelope<Encryption>), Refusals))]
-pub async fn get_project_encryption(State(ctx): State<Projects>, caller: Caller) -> Result<Response> {
+#[utoipa::path(get, path = "/api/v1/project/encryption", tag = "project")]
+pub async fn get_project_encryption(State(ctx): State<Projects>, caller: Caller) -> QueryResult<Data<Encryption>> {
     let mut conn = ctx.db.acquire().await?;
     let settings = projects::store::get_settings(&mut conn, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let conversion = store::get(&mut conn, caller.project).await?;

@@ -1,20 +1,18 @@
 //! The routes of events.
 
 use axum::extract::State;
-use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Event, store};
 use crate::auth::Caller;
 use crate::db::page::PageRequest;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::http::extract::{Json, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
 use crate::http::json::storable_object;
-use crate::http::openapi::Refusals;
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, Envelope};
+use crate::http::response::{self, CommandResult, Data, PageOf, QueryResult};
 use crate::ids::SessionId;
 use crate::platform::Platform;
 use crate::sessions;
@@ -40,19 +38,18 @@ impl RequestBody for AddEvent {
 
 /// Tell an event
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/events", tag = "session",
-    params(("session_id" = SessionId, Path)), request_body = AddEvent,
-    responses((status = 200, body = Envelope<Event>), Refusals))]
+    params(("session_id" = SessionId, Path)), request_body = AddEvent)]
 pub async fn add_event(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     Path(session): Path<SessionId>,
     Json(body): Json<AddEvent>,
-) -> Result<Response> {
+) -> CommandResult<Data<Event>> {
     let kind = body.r#type.filter(|kind| !kind.is_empty()).ok_or_else(|| Error::field("type", "is required"))?;
     if kind.len() > MAX_TYPE || kind.contains('\0') {
         let wrong = format_args!("must not be longer than {MAX_TYPE} bytes, nor contain the character NUL");
-        return Err(Error::field("type", wrong));
+        return Err(Error::field("type", wrong).into());
     }
     let data = body.data.ok_or_else(|| Error::field("data", "is required, a JSON object"))?;
     storable_object("data", &data, platform.config.limits.meta)?;
@@ -63,19 +60,18 @@ pub async fn add_event(
 
 /// List events
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/events", tag = "session",
-    params(("session_id" = SessionId, Path), PageParams),
-    responses((status = 200, body = Envelope<Page<Event>>), Refusals))]
+    params(("session_id" = SessionId, Path), PageParams))]
 pub async fn list_events(
     State(platform): State<Platform>,
     caller: Caller,
     Path(session): Path<SessionId>,
     Query(page): Query<PageParams>,
-) -> Result<Response> {
+) -> QueryResult<PageOf<Event>> {
     let page: PageRequest = page.parse(50, 200)?;
     let mut conn = platform.db.acquire().await?;
     if !sessions::store::exists(&mut conn, caller.project, session).await? {
         return Err(sessions::NOT_FOUND);
     }
     let events = store::list(&mut conn, caller.project, session, &page).await?;
-    Ok(response::ok(Page::new(events, &page)))
+    Ok(response::page(Page::new(events, &page)))
 }
