@@ -29,13 +29,14 @@ create trigger projects_changed
     after update of secret_key_hmac, secret_key_hash_phc, encryption_enabled, master_key_check_value, configs or delete on projects
     for each row execute function notify_project_changed();
 
--- Returns whether a project's content is to be stored encrypted, and keeps that true until the transaction ends: a transaction
--- that changes `encryption_enabled` takes the same lock exclusively. Returns null if another transaction is changing it and `wait`
--- is false. The query is a statement of its own, so that it sees what was committed while this waited for the lock.
+-- The advisory lock of the way a project's content is stored.
 create function encryption_lock_id(project uuid) returns bigint language sql immutable as $$
     select hashtextextended('acontextd seals ' || project, 0)
 $$;
 
+-- Returns whether a project's content is to be stored encrypted, and keeps that true until the transaction ends: a transaction
+-- that changes `encryption_enabled` takes the same lock exclusively. Returns null if another transaction is changing it and `wait`
+-- is false. The query is a statement of its own, so that it sees what was committed while this waited for the lock.
 create function encryption_enabled_for_share(project uuid, wait boolean) returns boolean language plpgsql volatile as $$
 begin
     if wait then

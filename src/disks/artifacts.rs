@@ -22,13 +22,13 @@ use crate::blob::spool::{Spool, media_type_of};
 use crate::disks::Disks;
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
-use crate::http::download::{self, DownloadMeta};
+use crate::http::download::{self, DownloadMeta, FileResponse};
 use crate::http::extract::{Flag, Int, Params, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
 use crate::http::json::{long_object_in, storable_object};
 use crate::http::memory::Reservations;
 use crate::http::multipart::{FormLimits, MultipartForm};
-use crate::http::response::{self, CommandResult, Created, Data, Empty, QueryResult, RawResponse};
+use crate::http::response::{self, CommandResult, Created, Data, Empty, QueryResult};
 use crate::ids::DiskId;
 use crate::material::signed_urls::{self, SignedUrl, wrap_key_for_link};
 use crate::platform::Platform;
@@ -271,10 +271,7 @@ pub struct DownloadArtifact {
 ///
 /// Knows `Range`, `If-None-Match` (the ETag is the content's SHA-256) and HEAD.
 #[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/download", tag = "artifact",
-    params(("disk_id" = DiskId, Path), DownloadArtifact),
-    responses((status = 200, description = "The bytes", content_type = "application/octet-stream"),
-        (status = 206, description = "The bytes of `Range`", content_type = "application/octet-stream"),
-        (status = 304, description = "`If-None-Match` names these bytes")))]
+    params(("disk_id" = DiskId, Path), DownloadArtifact))]
 pub async fn download_artifact(
     State(ctx): State<Disks>,
     caller: Caller,
@@ -282,7 +279,7 @@ pub async fn download_artifact(
     Query(query): Query<DownloadArtifact>,
     method: Method,
     headers: HeaderMap,
-) -> Result<RawResponse> {
+) -> Result<FileResponse> {
     let at = for_owner(&ctx, &caller, disk, required_path(query.file_path.as_deref())).await?;
     let mut conn = ctx.db.acquire().await?;
     let file = find(&mut conn, &caller, disk, &at).await?;

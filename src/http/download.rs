@@ -1,13 +1,16 @@
 //! Serves stored bytes: ranges, conditional requests, names, and the headers that keep a stored page from running on our
 //! origin.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
+use utoipa::IntoResponses;
+use utoipa::openapi::{ContentBuilder, RefOr, ResponseBuilder};
 
-use super::response::{self, RawResponse};
+use super::response;
 use crate::blob::content::Key;
 use crate::blob::rows::StoredBlob;
 use crate::blob::service::BlobService;
@@ -25,6 +28,30 @@ pub struct DownloadMeta<'a> {
     pub public: bool,
 }
 
+/// The bytes of a file, or of a range of it.
+pub struct FileResponse(Response);
+
+impl IntoResponse for FileResponse {
+    fn into_response(self) -> Response {
+        self.0
+    }
+}
+
+impl IntoResponses for FileResponse {
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        let bytes = |description: &str| {
+            let content = ContentBuilder::new().build();
+            ResponseBuilder::new().description(description).content("application/octet-stream", content).build().into()
+        };
+        let unchanged = ResponseBuilder::new().description("`If-None-Match` names these bytes").build().into();
+        BTreeMap::from([
+            ("200".to_owned(), bytes("The bytes")),
+            ("206".to_owned(), bytes("The bytes of `Range`")),
+            ("304".to_owned(), unchanged),
+        ])
+    }
+}
+
 /// Answers a GET or HEAD with the bytes, a range of them, or the word that the client has them already.
 pub async fn serve(
     blobs: &BlobService,
@@ -33,14 +60,14 @@ pub async fn serve(
     meta: &DownloadMeta<'_>,
     method: &Method,
     headers: &HeaderMap,
-) -> Result<RawResponse> {
+) -> Result<FileResponse> {
     let size = stored.size.cast_unsigned();
     let etag = format!("\"{}\"", meta.sha256);
     let asked = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     if asked(header::IF_NONE_MATCH).is_some_and(|tags| matches(tags, &etag)) {
         let mut response = StatusCode::NOT_MODIFIED.into_response();
         describe(response.headers_mut(), meta, &etag);
-        return Ok(response.into());
+        return Ok(FileResponse(response));
     }
     let unchanged = asked(header::IF_RANGE).is_none_or(|tag| tag == etag);
     let range = match asked(header::RANGE).filter(|_| unchanged) {
@@ -54,7 +81,7 @@ pub async fn serve(
             let mut response =
                 response::error(StatusCode::RANGE_NOT_SATISFIABLE, "the range lies outside of the file", None);
             insert(response.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{size}"));
-            return Ok(response.into());
+            return Ok(FileResponse(response));
         }
     };
     let is_head = *method == Method::HEAD;
@@ -69,7 +96,7 @@ pub async fn serve(
         let range = format!("bytes {}-{}/{size}", range.start, range.end - 1);
         insert(response.headers_mut(), header::CONTENT_RANGE, &range);
     }
-    Ok(response.into())
+    Ok(FileResponse(response))
 }
 
 fn describe(headers: &mut HeaderMap, meta: &DownloadMeta<'_>, etag: &str) {

@@ -1,7 +1,5 @@
 //! The routes that tell how far observation is, and hurry it.
 
-use std::time::Duration;
-
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -18,12 +16,10 @@ use crate::ids::SessionId;
 use crate::jobs::Delay;
 use crate::llm::LlmError;
 use crate::messages::{ProcessStatus, observing};
+use crate::process::Changes;
 use crate::sessions;
 use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
-
-/// How often to look whether another process is done.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How many messages of a session were looked at.
 #[derive(Serialize, utoipa::ToSchema)]
@@ -107,9 +103,9 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
 
 /// Waits until the messages up to a moment were looked at.
 async fn wait(ctx: &Learn, session: SessionId, until: Option<DateTime<Utc>>, deadline: Instant) -> Result<Flushed> {
+    let changes = Changes::until(deadline, &ctx.observation_finished);
     loop {
-        // From here on no word is missed.
-        let told = ctx.observation_finished.notified();
+        let change = changes.next();
         let mut conn = ctx.db.acquire().await?;
         let waiting = observing::count_pending_messages(&mut conn, session, until).await?;
         if waiting == 0 {
@@ -122,14 +118,13 @@ async fn wait(ctx: &Learn, session: SessionId, until: Option<DateTime<Utc>>, dea
         if let Some(Some(reason)) = job {
             return Ok(answer(502, format!("{reason}; {waiting} messages still wait")));
         }
-        if Instant::now() >= deadline {
+        if changes.is_over() {
             return Ok(answer(
                 504,
                 format!("the time is up; {waiting} messages still wait and go on in the background"),
             ));
         }
-        let pause = deadline.min(Instant::now() + LOOK_EVERY);
-        let _ = tokio::time::timeout_at(pause, told).await;
+        change.await;
     }
 }
 

@@ -9,9 +9,8 @@ use crate::blob::content::Key;
 use crate::blob::rows;
 use crate::encryption::Dek;
 use crate::error::{Error, Result};
-use crate::http::download::{self, DownloadMeta};
+use crate::http::download::{self, DownloadMeta, FileResponse};
 use crate::http::extract::{Path, PathParam};
-use crate::http::response::RawResponse;
 use crate::platform::Platform;
 
 /// The token of a public link.
@@ -29,16 +28,13 @@ impl PathParam for Token {
 ///
 /// Needs no key. Serves exactly the bytes that the link was made for, as long as the project keeps them.
 #[utoipa::path(get, path = "/api/v1/material/{token}", tag = "material", security(()),
-    params(("token" = String, Path, description = "From a public URL")),
-    responses((status = 200, description = "The bytes", content_type = "application/octet-stream"),
-        (status = 206, description = "The bytes of `Range`", content_type = "application/octet-stream"),
-        (status = 304, description = "`If-None-Match` names these bytes")))]
+    params(("token" = String, Path, description = "From a public URL")))]
 pub async fn get_material(
     State(platform): State<Platform>,
     token: Result<Path<Token>>,
     method: Method,
     headers: HeaderMap,
-) -> Result<RawResponse> {
+) -> Result<FileResponse> {
     const MATERIAL_NOT_FOUND: Error = Error::NotFound("material not found");
     let Path(Token(token)) = token.map_err(|_| MATERIAL_NOT_FOUND)?;
     let link = SignedUrl::verify(&token, &platform.link_key, Utc::now().timestamp()).ok_or(MATERIAL_NOT_FOUND)?;

@@ -21,10 +21,9 @@ use crate::conversation::parts::{Asset, Kind, Part};
 use crate::crypto::LinkedKey;
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
-use crate::http::download::{self, DownloadMeta};
+use crate::http::download::{self, DownloadMeta, FileResponse};
 use crate::http::extract::{Path, Query};
 use crate::http::multipart::UploadedFile;
-use crate::http::response::RawResponse;
 use crate::ids::{ProjectId, SessionId};
 use crate::material::signed_urls::{self, SignedUrl};
 use crate::messages::Messages;
@@ -201,10 +200,7 @@ pub struct DownloadAsset {
 ///
 /// Knows `Range`, `If-None-Match` (the ETag is the content's SHA-256) and HEAD.
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/asset/download", tag = "message",
-    params(("session_id" = SessionId, Path), DownloadAsset),
-    responses((status = 200, description = "The bytes", content_type = "application/octet-stream"),
-        (status = 206, description = "The bytes of `Range`", content_type = "application/octet-stream"),
-        (status = 304, description = "`If-None-Match` names these bytes")))]
+    params(("session_id" = SessionId, Path), DownloadAsset))]
 pub async fn download_asset(
     State(ctx): State<Messages>,
     caller: Caller,
@@ -212,7 +208,7 @@ pub async fn download_asset(
     Query(query): Query<DownloadAsset>,
     method: Method,
     headers: HeaderMap,
-) -> Result<RawResponse> {
+) -> Result<FileResponse> {
     let mut conn = ctx.db.acquire().await?;
     sessions::store::check_owned(&mut conn, caller.project, session).await?;
     let key = query.s3_key.filter(|key| !key.is_empty()).ok_or_else(|| Error::field("s3_key", "is required"))?;

@@ -1,7 +1,5 @@
 //! The routes that encrypt a project and open it again, and tell how far that is.
 
-use std::time::Duration;
-
 use axum::extract::State;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -14,11 +12,9 @@ use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::idempotency::Idempotency;
 use crate::http::response::{self, CommandResult, Data, Empty, QueryResult};
 use crate::jobs::{self, Delay};
+use crate::process::Changes;
 use crate::projects;
 use crate::projects::Projects;
-
-/// How often to look whether another process is done.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Encrypt the project
 ///
@@ -117,16 +113,16 @@ async fn change(
 /// Waits until the conversion has ended, or it takes too long.
 async fn wait(ctx: &Projects, caller: &Caller) -> Result<()> {
     let deadline = Instant::now() + ctx.config.limits.conversion_wait;
+    let changes = Changes::until(deadline, &ctx.conversion_finished);
     loop {
-        // From here on no word is missed.
-        let told = ctx.conversion_finished.notified();
+        let change = changes.next();
         let mut conn = ctx.db.acquire().await?;
         let conversion = store::get(&mut conn, caller.project).await?;
         drop(conn);
-        if conversion.is_none_or(|conversion| conversion.is_finished) || Instant::now() >= deadline {
+        if conversion.is_none_or(|conversion| conversion.is_finished) || changes.is_over() {
             return Ok(());
         }
-        let _ = tokio::time::timeout_at(deadline.min(Instant::now() + LOOK_EVERY), told).await;
+        change.await;
     }
 }
 
