@@ -6,13 +6,13 @@ use std::sync::OnceLock;
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 
-use super::content::{self, Key};
-use super::ingest::{self, NewObject};
+use super::content::Key;
+use super::ingest::NewObject;
 use super::rows::{EncryptionFormat, StoredBlob, stored_blob};
 use super::service::BlobService;
 use crate::db::page::Cursor;
 use crate::encryption::reencrypt::{ConversionProgress, Interrupt, Reencrypt};
-use crate::encryption::{Dek, Owner, StorageFormat};
+use crate::encryption::{Owner, StorageFormat};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, ProjectId};
 
@@ -146,17 +146,7 @@ impl BlobService {
     /// Stores the content of an object in this format, and deletes the object.
     async fn replace_object(&self, owner: &Owner, format: StorageFormat, stored: &StoredBlob) -> Result<SwapOutcome> {
         let copy = self.copy_to_spool(Key::Project(Some(owner.decryption_key()?)), stored).await?;
-        let kek = owner.encryption_key(format)?;
-        let dek = kek.map(|_| Dek::random()).transpose()?;
-        let wrapped = match (kek, &dek) {
-            (Some(kek), Some(dek)) => Some(content::wrap(kek, dek, &stored.sha256)?),
-            _ => None,
-        };
-        let blob = BlobId::new();
-        let object_key = ingest::object_key(owner.project, blob);
-        self.insert_pending(blob, &object_key, owner.project, &copy, wrapped.as_deref()).await?;
-        self.put_content(&object_key, &copy, dek.as_ref()).await?;
-        let new_object = NewObject { project: owner.project, object_key, format };
+        let (blob, new_object) = self.store_object(owner, format, &copy).await?;
         let outcome = self.swap_object(stored, blob, &new_object).await?;
         if !matches!(outcome, SwapOutcome::Swapped) {
             self.discard(vec![(blob, new_object)]).await;

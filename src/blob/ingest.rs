@@ -98,34 +98,34 @@ impl BlobService {
             return Ok(Upload { sha256, blob, new_object: None });
         }
         let format = known.map_or(StorageFormat::Plaintext, |known| known.format);
-        let kek = owner.encryption_key(format)?;
-        let blob = BlobId::new();
-        let new_object = NewObject { project, object_key: object_key(project, blob), format };
-        let dek = kek.map(|_| Dek::random()).transpose()?;
-        let wrapped_key = match (kek, &dek) {
-            (Some(kek), Some(dek)) => Some(content::wrap(kek, dek, &sha256)?),
-            _ => None,
-        };
-        self.insert_pending(blob, &new_object.object_key, project, content, wrapped_key.as_deref()).await?;
-        self.put_content(&new_object.object_key, content, dek.as_ref()).await?;
+        let (blob, new_object) = self.store_object(owner, format, content).await?;
         Ok(Upload { sha256, blob, new_object: Some(new_object) })
     }
 
-    /// Inserts the row of an object before the object is stored, so that no object is unknown.
-    pub(super) async fn insert_pending(
+    /// Stores a content in this format as a new object, whose row is pending. The row comes first, so that no object is unknown.
+    ///
+    /// # Errors
+    /// As for [`BlobService::ingest`].
+    pub(super) async fn store_object(
         &self,
-        blob: BlobId,
-        object_key: &str,
-        project: ProjectId,
+        owner: &Owner,
+        format: StorageFormat,
         content: &Spool,
-        wrapped_key: Option<&[u8]>,
-    ) -> Result<()> {
+    ) -> Result<(BlobId, NewObject)> {
+        let (project, blob) = (owner.project, BlobId::new());
+        let new_object = NewObject { project, object_key: format!("{project}/{blob}"), format };
+        let kek = owner.encryption_key(format)?;
+        let dek = kek.map(|_| Dek::random()).transpose()?;
+        let wrapped_key = match (kek, &dek) {
+            (Some(kek), Some(dek)) => Some(content::wrap(kek, dek, &content.sha256)?),
+            _ => None,
+        };
         sqlx::query!(
             "insert into blobs (id, project_id, object_key, sha256, size, encryption_format, wrapped_key)
              values ($1, $2, $3, $4, $5, case when $6::bytea is not null then $7 end, $6)",
             blob as _,
             project as _,
-            object_key,
+            new_object.object_key,
             content.sha256,
             i64::try_from(content.size).map_err(Error::internal)?,
             wrapped_key,
@@ -133,7 +133,8 @@ impl BlobService {
         )
         .execute(&*self.db)
         .await?;
-        Ok(())
+        self.put_content(&new_object.object_key, content, dek.as_ref()).await?;
+        Ok((blob, new_object))
     }
 
     /// Deletes objects that were stored in vain, whatever has become of their rows.
@@ -230,9 +231,4 @@ impl Ingest {
             self.service.process.background_tasks.spawn(async move { service.discard(objects).await });
         }
     }
-}
-
-/// Returns the key of an object that does not exist yet.
-pub(super) fn object_key(project: ProjectId, blob: BlobId) -> String {
-    format!("{project}/{blob}")
 }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::registry::RegisteredHandler;
 use super::store::{self, Claimed};
-use super::{JobError, JobQueue, JobRegistry, LeaseLost, RunningJob};
+use super::{JobError, JobQueue, JobRegistry, LeaseLost, RunningJob, WaitReason};
 use crate::config::JobSettings;
 use crate::db::Db;
 use crate::encryption::{Owner, StorageFormat};
@@ -201,7 +201,9 @@ async fn try_job(runner: &Runner, running: Arc<RunningJob>, job: Claimed, handle
         }
         Err(JobError::Permanent(fault)) => settle_failed(runner, owner, job.id, None, &fault).await,
         Err(JobError::Snooze(wait_reason, error, delay)) => {
-            let snooze = store::Requeue { wait_reason: Some(wait_reason), delay, error: Some(&format!("{error:#}")) };
+            let lacked_key = wait_reason == WaitReason::Key && job.encrypted_kek.is_none();
+            let error = format!("{error:#}");
+            let snooze = store::Requeue { wait_reason: Some(wait_reason), lacked_key, delay, error: Some(&error) };
             requeue_unspent(runner, owner, job.id, &snooze).await
         }
     };

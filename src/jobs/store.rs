@@ -239,6 +239,9 @@ pub async fn delete(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::R
 #[derive(Default)]
 pub struct Requeue<'a> {
     pub wait_reason: Option<WaitReason>,
+    /// The job waits for its key, which it was not given when it was claimed. If it was given one in the meantime, or if the equal
+    /// job that takes over has one, there is nothing to wait for.
+    pub lacked_key: bool,
     pub delay: Duration,
     /// Why; `None` keeps the last error.
     pub error: Option<&'a str>,
@@ -266,7 +269,7 @@ pub async fn fail(
     lock(conn, job, owner).await?;
     match retry_after {
         Some(delay) => {
-            let requeue = Requeue { wait_reason: None, delay, error: Some(reason) };
+            let requeue = Requeue { delay, error: Some(reason), ..Requeue::default() };
             make_ready(conn, job, owner, 0, &requeue).await
         }
         None => sqlx::query!(
@@ -295,7 +298,7 @@ async fn make_ready(
     job: JobId,
     owner: Uuid,
     unspent: i32,
-    &Requeue { wait_reason, delay, error }: &Requeue<'_>,
+    &Requeue { wait_reason, lacked_key, delay, error }: &Requeue<'_>,
 ) -> sqlx::Result<()> {
     let inherited = sqlx::query!(
         "with old as (
@@ -304,23 +307,31 @@ async fn make_ready(
              returning o.kind, o.dedupe_key, o.attempt, o.encrypted_kek)
          update jobs t
          set encrypted_kek = coalesce(t.encrypted_kek, old.encrypted_kek), attempt = greatest(t.attempt, old.attempt - $3),
-             last_error = coalesce($5, t.last_error), wait_reason = case when $5::text is null then t.wait_reason else $6 end,
-             run_at = case when $5::text is null then t.run_at else greatest(t.run_at, now() + $4::interval) end,
+             last_error = case when old.has_reason then $5 else t.last_error end,
+             wait_reason = case when old.has_reason then $6 else t.wait_reason end,
+             run_at = case when old.has_reason then greatest(t.run_at, now() + $4::interval) else t.run_at end,
              updated_at = now()
-         from old where t.kind = old.kind and t.dedupe_key = old.dedupe_key and t.state = 'ready'",
+         from (select o.*, $5::text is not null
+                           and not ($7 and coalesce(o.encrypted_kek, t.encrypted_kek) is not null) as has_reason
+               from old o join jobs t on t.kind = o.kind and t.dedupe_key = o.dedupe_key and t.state = 'ready') old
+         where t.kind = old.kind and t.dedupe_key = old.dedupe_key and t.state = 'ready'",
         job as _,
         owner,
         unspent,
         interval(delay) as _,
         error,
         wait_reason as _,
+        lacked_key,
     );
     if inherited.execute(&mut *conn).await?.rows_affected() > 0 {
         return Ok(());
     }
     sqlx::query!(
         "update jobs set state = 'ready', worker_id = null, lease_expires_at = null, attempt = attempt - $3,
-             run_at = now() + $4::interval, last_error = coalesce($5, last_error), wait_reason = $6, updated_at = now()
+             run_at = case when $7 and encrypted_kek is not null then now() else now() + $4::interval end,
+             wait_reason = case when $7 and encrypted_kek is not null then null else $6 end,
+             last_error = case when $7 and encrypted_kek is not null then last_error else coalesce($5, last_error) end,
+             updated_at = now()
          where id = $1 and worker_id = $2",
         job as _,
         owner,
@@ -328,6 +339,7 @@ async fn make_ready(
         interval(delay) as _,
         error,
         wait_reason as _,
+        lacked_key,
     )
     .execute(conn)
     .await

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
+use acontextd::crypto::MasterKey;
 use acontextd::db::job_waker;
-use acontextd::encryption::Owner;
+use acontextd::encryption::{Kek, Owner, StorageFormat};
 use acontextd::features;
 use acontextd::ids::ProjectId;
 use acontextd::jobs::runner;
@@ -66,7 +67,7 @@ struct Act {
     name: String,
     lane: Option<String>,
     dedupe: Option<String>,
-    /// `ok`, `retry`, `give up`, `panic`, `complete`.
+    /// `ok`, `retry`, `give up`, `panic`, `complete`, or `key` for a job that needs its project's key.
     ends: String,
 }
 
@@ -126,6 +127,7 @@ impl JobHandler for Act {
             "retry" => Err(JobError::Retry(anyhow::anyhow!("{} failed", self.name))),
             "give up" => Err(JobError::Permanent(anyhow::anyhow!("{} is hopeless", self.name))),
             "panic" => panic!("{} panics", self.name),
+            "key" if running.owner.kek.is_none() => Err(JobError::awaiting_key()),
             "complete" => {
                 let mut tx = platform.db.begin().await?;
                 sqlx::query("insert into server_state (name, value) values ($1, 'done')")
@@ -540,6 +542,38 @@ async fn a_job_that_has_completed_itself_may_go_on_without_a_lease() {
             eventually("all is done", async || app.value::<i64>(COUNT).await == 0).await;
         })
         .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_that_is_given_its_key_while_it_runs_without_one_does_not_wait_for_it() {
+    run_with(setup(), async |app| {
+        let project = ProjectId::new();
+        let kek = Kek::new(project, MasterKey::new([7; 32])).unwrap();
+        let owner = Owner { project, format: StorageFormat::Encrypted, kek: Some(Arc::new(kek)) };
+        let key = app.app.queue.wrap_key(&owner).unwrap().unwrap();
+        for has_equal in [false, true] {
+            let (id, stage) = Stage::gated();
+            let act = |name: &str| Act::new(id, name).dedupe("key").lane("lane").ends("key");
+            enqueue(&app, project, &act("first"), Delay::NONE).await;
+            while_running(&app, async {
+                stage.logged(1).await;
+                if has_equal {
+                    let mut tx = app.app.db.begin().await.unwrap();
+                    app.app.queue.enqueue(&mut tx, &owner, &act("second"), Delay::NONE).await.unwrap();
+                    tx.commit().await.unwrap();
+                } else {
+                    let mut conn = app.app.db.acquire().await.unwrap();
+                    acontextd::jobs::store::set_key(&mut conn, project, Some(&key)).await.unwrap();
+                }
+                stage.gate.as_ref().unwrap().add_permits(2);
+                eventually("it has run with its key", async || app.value::<i64>(COUNT).await == 0).await;
+            })
+            .await;
+            let second = if has_equal { "second" } else { "first" };
+            assert_eq!(stage.log(), ["first", second]);
+        }
     })
     .await;
 }
