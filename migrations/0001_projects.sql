@@ -49,7 +49,7 @@ end
 $$;
 
 -- Keys that were rotated lately. They authenticate nothing but a repetition of the request that rotated them, for a client that
--- lost the response and sends the request again with its Idempotency-Key: nobody else knows the new key of an encrypted project.
+-- lost the response and sends the request again with its Idempotency-Key: the new key itself is not stored.
 create table rotated_keys (
     secret_key_hmac varchar(64) primary key,
     project_id      uuid not null references projects on delete cascade,

@@ -6,8 +6,8 @@ create table disks (
     user_id    uuid references users on delete cascade,
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
-    -- When a file last changed; null if nothing tracks the changes of this disk. Rises strictly with each change, in whatever order
-    -- transactions commit.
+    -- When a file last changed; null if nothing tracks the changes of this disk. Rises strictly with each change, regardless
+    -- of the order in which transactions commit.
     changed_at timestamptz
 );
 
@@ -19,7 +19,7 @@ create index disks_user_id_created_at_id_idx on disks (user_id, created_at, id);
 create sequence artifact_revision;
 
 -- A file that exists now. Its row outlives each content: replacing the content moves `updated_at`, never `created_at`. Names sort
--- by their bytes, whatever the locale of the database is.
+-- by their bytes, regardless of the locale of the database.
 create table artifacts (
     id         uuid primary key default gen_random_uuid(),
     disk_id    uuid not null references disks on delete cascade,

@@ -54,7 +54,7 @@ pub fn dek(stored: &StoredBlob, key: Key<'_>) -> Result<Option<Dek>> {
         EncryptionFormat::Chunked => kek.unwrap(wrapped, &hash(&stored.sha256)?),
         EncryptionFormat::Acontext => kek.unwrap_unbound(wrapped),
     };
-    unwrapped.map(Some).map_err(|fault| damaged(stored, fault))
+    unwrapped.map(Some).map_err(|err| damaged(stored, err))
 }
 
 fn damaged(stored: &StoredBlob, fault: impl Into<anyhow::Error>) -> Error {
@@ -161,7 +161,7 @@ impl BlobService {
         }
         let mut object = Vec::from(bytes);
         let decode = move || encoding.decode(&mut object).map(|()| object.into());
-        tokio::task::spawn_blocking(decode).await.map_err(Error::internal)?.map_err(|fault| damaged(&now, fault))
+        tokio::task::spawn_blocking(decode).await.map_err(Error::internal)?.map_err(|err| damaged(&now, err))
     }
 
     /// Reads a whole content as [`BlobService::read`] does, when the contents that are read this way leave room for it in memory. The

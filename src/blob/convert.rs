@@ -31,7 +31,7 @@ enum SwapOutcome {
     Swapped,
     /// The object was converted or deleted in the meantime.
     NotNeeded,
-    /// The project wants its content in the other format now.
+    /// The storage format of the project has changed.
     TargetChanged,
 }
 

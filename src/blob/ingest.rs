@@ -69,8 +69,8 @@ impl Claim {
 }
 
 impl BlobService {
-    /// Stores contents that the project does not have yet, in the format that the project wants; several concurrently, and equal ones
-    /// once.
+    /// Stores the contents that the project does not have yet, in the storage format of the project. Several are stored concurrently,
+    /// and equal ones once.
     ///
     /// # Errors
     /// 403 if the project is encrypted and the request has not brought its key; 503 if the object store fails.
@@ -137,7 +137,7 @@ impl BlobService {
         Ok((blob, new_object))
     }
 
-    /// Deletes objects that were stored in vain, whatever has become of their rows.
+    /// Deletes objects that were stored in vain, also if the sweep has deleted their rows already.
     pub(super) async fn discard(&self, objects: Vec<(BlobId, NewObject)>) {
         for (blob, NewObject { object_key, .. }) in objects {
             let discarded = async {
@@ -159,7 +159,7 @@ impl BlobService {
 
 impl Ingest {
     /// Makes the blobs available to rows of this transaction, and keeps them until it ends: all or none. `None` if the sweep has
-    /// deleted one, another transaction was faster with an equal content, the project wants another storage format, or this
+    /// deleted one, another transaction was faster with an equal content, the storage format of the project has changed, or this
     /// transaction and another one waited for each other: roll back and ingest the contents again.
     ///
     /// Locks the project's storage format first, and then the blobs.

@@ -11,7 +11,7 @@ use crate::ids::ProjectId;
 /// Why a conversion ends before everything is converted.
 #[derive(Debug)]
 pub enum Interrupt {
-    /// The project wants its content in the other format now, or another conversion has replaced this one.
+    /// The storage format of the project has changed, or another conversion has replaced this one.
     TargetChanged,
     /// There is encrypted content, or content to encrypt, and no key.
     KeyMissing,

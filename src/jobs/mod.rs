@@ -5,11 +5,12 @@
 //! done its work completes in the transaction of its result ([`RunningJob::complete`]), or is completed when it returns. One
 //! that fails is tried again later, a bounded number of times; one whose process died is taken over when its lease runs
 //! out. Between them, `lane` and `dedupe_key` take the place of a lock server and a delay queue. [`registry`] has the kinds that this
-//! process can run, [`periodic`] is work that needs no input, [`store`] is the SQL.
+//! process can run, [`periodic`] is work that needs no input, [`store`] is the SQL, and [`requeue`] that of jobs that return to the queue.
 
 pub mod periodic;
 pub mod queue;
 pub mod registry;
+pub mod requeue;
 pub mod runner;
 pub mod store;
 

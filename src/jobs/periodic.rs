@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::runner::{self, Runner};
-use super::store;
+use super::{requeue, store};
 use crate::db::Db;
 use crate::error::Result;
 
@@ -67,7 +67,7 @@ pub async fn reclaim_expired(runner: Arc<Runner>) -> Result<()> {
         let mut tx = runner.db.begin().await?;
         // Its process may have come back to life since.
         if store::lock_expired(&mut tx, job.id, job.owner).await? {
-            store::fail(&mut tx, job.id, job.owner, retry, "the process that ran it was lost").await?;
+            requeue::fail(&mut tx, job.id, job.owner, retry, "the process that ran it was lost").await?;
             tx.wake_on_commit();
         }
         tx.commit().await?;

@@ -16,6 +16,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::registry::RegisteredHandler;
+use super::requeue;
 use super::store::{self, Claimed};
 use super::{JobError, JobQueue, JobRegistry, LeaseLost, RunningJob, WaitReason};
 use crate::config::JobSettings;
@@ -203,7 +204,7 @@ async fn try_job(runner: &Runner, running: Arc<RunningJob>, job: Claimed, handle
         Err(JobError::Snooze(wait_reason, error, delay)) => {
             let lacked_key = wait_reason == WaitReason::Key && job.encrypted_kek.is_none();
             let error = format!("{error:#}");
-            let snooze = store::Requeue { wait_reason: Some(wait_reason), lacked_key, delay, error: Some(&error) };
+            let snooze = requeue::Requeue { wait_reason: Some(wait_reason), lacked_key, delay, error: Some(&error) };
             requeue_unspent(runner, owner, job.id, &snooze).await
         }
     };
@@ -243,7 +244,7 @@ async fn give_up_or_retry(
 ) -> sqlx::Result<()> {
     let write = async || {
         let mut tx = runner.db.begin().await?;
-        store::fail(&mut tx, job, owner, retry, reason).await?;
+        requeue::fail(&mut tx, job, owner, retry, reason).await?;
         tx.commit().await
     };
     match write().await {
@@ -253,14 +254,14 @@ async fn give_up_or_retry(
 }
 
 /// Returns a job to the queue; its attempt does not count.
-async fn requeue_unspent(runner: &Runner, owner: Uuid, job: JobId, requeue: &store::Requeue<'_>) -> sqlx::Result<()> {
+async fn requeue_unspent(runner: &Runner, owner: Uuid, job: JobId, requeue: &requeue::Requeue<'_>) -> sqlx::Result<()> {
     let mut tx = runner.db.begin().await?;
-    store::requeue_unspent(&mut tx, job, owner, requeue).await?;
+    requeue::requeue_unspent(&mut tx, job, owner, requeue).await?;
     tx.commit().await
 }
 
 async fn give_back(runner: &Runner, owner: Uuid, job: JobId) {
-    if let Err(fault) = requeue_unspent(runner, owner, job, &store::Requeue::default()).await {
+    if let Err(fault) = requeue_unspent(runner, owner, job, &requeue::Requeue::default()).await {
         tracing::warn!(error = %fault, "a job could not be handed back; its lease will run out");
     }
 }

@@ -57,7 +57,7 @@ impl Places {
 }
 
 /// Returns the projects of new messages, each once, and how their messages are stored. The order is the same for all transactions, so
-/// that two who lock the formats of several projects do not wait for each other. The messages of a project are all of one format.
+/// that two transactions that lock the formats of several projects do not wait for each other. The messages of a project are all of one format.
 pub(super) fn storage_formats(new: &[NewMessage]) -> (Vec<Uuid>, Vec<StorageFormat>) {
     let formats: BTreeMap<_, _> = new.iter().map(|message| (message.project.0, message.storage_format())).collect();
     formats.into_iter().unzip()

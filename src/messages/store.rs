@@ -41,7 +41,7 @@ impl From<&Learning> for Buffer {
 /// and a time later than all before it, and leaves a job for each session whose tasks are
 /// tracked and that has none.
 ///
-/// The answer has an entry for each message; `None` if the project has no such session or wants its content in another form, or
+/// The answer has an entry for each message; `None` if the project has no such session or another storage format, or
 /// another transaction holds one of them: [`super::save`] stores those.
 #[expect(clippy::too_many_lines, reason = "one statement")]
 pub async fn insert(

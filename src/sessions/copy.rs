@@ -61,7 +61,7 @@ pub async fn copy_session(
     if count_messages(&mut locked).await? > platform.config.limits.copy as u64 {
         return Err(Error::TooLarge("SESSION_TOO_LARGE".into()).into());
     }
-    // The copy is in the format that the project wants.
+    // The copy is in the storage format of the project.
     let mut converted = convert::convert_batch(&mut locked, &owner, format, None).await?;
     while let Some(after) = converted.next {
         converted = convert::convert_batch(&mut locked, &owner, format, Some(after)).await?;

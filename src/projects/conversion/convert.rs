@@ -1,4 +1,4 @@
-//! The job that converts the content of a project to the format that the project wants. It asks which one that is in each transaction,
+//! The job that converts the content of a project to the storage format of the project. It reads that format in each transaction,
 //! and can be interrupted between any two: what is still in the other format is found again.
 
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ impl JobHandler for Convert {
     type Context = Projects;
 
     const TIMEOUT: Duration = Duration::from_mins(10);
-    /// It never fails for good: a project must not stay with content in two formats.
+    /// It never fails permanently: a project must not stay with content in two formats.
     const MAX_ATTEMPTS: i32 = i32::MAX;
     /// A client waits for it.
     const MAX_BACKOFF: Duration = Duration::from_secs(15);
