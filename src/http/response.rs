@@ -171,6 +171,11 @@ impl<R> ApiResponse<R> {
         Self { response, description: PhantomData }
     }
 
+    /// Returns `false` for data that could not be serialized.
+    pub(super) fn is_success(&self) -> bool {
+        self.response.status().is_success()
+    }
+
     /// Returns the status and the bytes of the response besides the response itself. The body lies in memory.
     ///
     /// # Errors

@@ -45,7 +45,7 @@ impl JobHandler for Observe {
     }
 }
 
-/// Makes messages pending again that an attempt has claimed whose process died. The lane ensures that no other job works on them.
+/// Makes messages pending again that were claimed by an attempt whose process died. The lane ensures that no other job works on them.
 async fn reset_running(ctx: &Learn, owner: &Owner, session: SessionId) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
     if let Some(mut session) = LockedSession::lock(&mut tx, owner.project, session).await? {

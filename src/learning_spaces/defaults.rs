@@ -9,7 +9,7 @@ use crate::disks::path::FilePath;
 use crate::encryption::Owner;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
-use crate::skills::create::{PreparedSkill, SkillFile};
+use crate::skills::create::{PreparedFile, PreparedSkill};
 use crate::skills::front_matter::FrontMatter;
 
 /// Their SKILL.md, in the order of their creation.
@@ -26,7 +26,7 @@ pub async fn upload_default_skills(platform: &Platform, owner: &Owner) -> Result
         let at = FilePath::of_segments(&["SKILL.md"]).map_err(|wrong| Error::internal(anyhow::anyhow!(wrong)))?;
         let content = SpoolDir::of_bytes(Bytes::from_static(text.as_bytes()));
         let front_matter = FrontMatter::parse(text.as_bytes())?;
-        skills.push(PreparedSkill { front_matter, files: vec![SkillFile::new(at, &content)] });
+        skills.push(PreparedSkill { front_matter, files: vec![PreparedFile::new(at, &content)] });
         contents.push(content);
     }
     Ok((skills, platform.blobs.ingest(owner, stream::iter(contents)).await?))

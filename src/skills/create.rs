@@ -19,11 +19,11 @@ use crate::platform::Platform;
 /// A skill to create.
 pub struct PreparedSkill {
     pub front_matter: FrontMatter,
-    pub files: Vec<SkillFile>,
+    pub files: Vec<PreparedFile>,
 }
 
 /// A file of a skill to create.
-pub struct SkillFile {
+pub struct PreparedFile {
     at: FilePath,
     mime: String,
     size: i64,
@@ -53,11 +53,11 @@ impl PreparedSkill {
         // The skill's `updated_at` from now on.
         disks::store::track_changes(conn, disk).await?;
         let row = store::insert(conn, project, NewSkill { disk, user, says: &self.front_matter, meta }).await?;
-        Ok(row.with_files(self.files.iter().map(SkillFile::entry).collect()))
+        Ok(row.with_files(self.files.iter().map(PreparedFile::entry).collect()))
     }
 }
 
-impl SkillFile {
+impl PreparedFile {
     pub fn new(at: FilePath, content: &Spool) -> Self {
         let mime = media_type_of(content, at.filename());
         let size = i64::try_from(content.size).unwrap_or(i64::MAX);

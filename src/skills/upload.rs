@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use super::archive::{Archive, Bounds};
-use super::create::{PreparedSkill, SkillFile};
+use super::create::{PreparedFile, PreparedSkill};
 use super::front_matter::FrontMatter;
 use crate::blob::ingest::Ingest;
 use crate::blob::spool::Spool;
@@ -48,7 +48,7 @@ pub async fn unpack(platform: &Platform, owner: &Owner, archive: &Arc<Spool>) ->
     let mut files = Vec::new();
     let unpacking = stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|file| (file, receiver)));
     let contents = unpacking.map(|(at, content): (FilePath, Spool)| {
-        files.push(SkillFile::new(at, &content));
+        files.push(PreparedFile::new(at, &content));
         content
     });
     let (front_matter, contents) = tokio::join!(unpacked, platform.blobs.ingest(owner, contents));

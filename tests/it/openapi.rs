@@ -1,5 +1,7 @@
 //! The description of the API is what is committed, and is served.
 
+use std::collections::BTreeSet;
+
 use axum::http::StatusCode;
 
 use crate::support::{document, run};
@@ -33,6 +35,18 @@ fn every_operation_has_a_name_a_summary_and_its_refusals() {
                 assert!(operation["responses"]["4XX"].is_object(), "{at}");
             }
         }
+    }
+}
+
+#[test]
+fn every_reference_names_a_component() {
+    let document = serde_json::to_value(document()).unwrap();
+    let text = document.to_string();
+    let references: BTreeSet<_> =
+        text.split("\"$ref\":\"#").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(references.contains("/components/schemas/Disk"), "{references:?}");
+    for reference in references {
+        assert!(document.pointer(reference).is_some(), "{reference} is not in the document");
     }
 }
 

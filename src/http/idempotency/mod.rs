@@ -290,11 +290,16 @@ pub struct IdempotentTx {
 }
 
 impl IdempotentTx {
-    /// Commits the effect together with its response.
+    /// Commits the effect together with its response. A response that could not be written, and is an error for that reason, commits
+    /// nothing.
     ///
     /// # Errors
     /// The database fails; as at every commit, nobody knows then whether it was done. The client sends the request again with its key.
     pub async fn commit<R>(mut self, response: ApiResponse<R>) -> CommandResult<R> {
+        if !response.is_success() {
+            self.rollback().await?;
+            return Ok(response);
+        }
         let Some(request) = self.request.take() else {
             self.tx.commit().await?;
             return Ok(response);
