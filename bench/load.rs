@@ -151,7 +151,7 @@ pub async fn drive(address: SocketAddr, plan: Plan, mut source: impl FnMut(usize
         match tokio::time::timeout_at(deadline, lanes.join_next()).await {
             Ok(Some(Ok(lane))) => outcome.0.push(lane),
             Ok(None) => break,
-            Ok(Some(Err(fault))) => missing.fail(fault.to_string()),
+            Ok(Some(Err(err))) => missing.fail(err.to_string()),
             Err(_) => {
                 missing.fail("no answer at all".into());
                 lanes.abort_all();
@@ -168,8 +168,8 @@ async fn lane(address: SocketAddr, plan: Plan, mut source: Source, ready: Arc<Ba
     ready.wait().await;
     let mut client = match connected {
         Ok(client) => client,
-        Err(fault) => {
-            lane.fail(format!("no connection: {fault}"));
+        Err(err) => {
+            lane.fail(format!("no connection: {err}"));
             return lane;
         }
     };
@@ -184,8 +184,8 @@ async fn lane(address: SocketAddr, plan: Plan, mut source: Source, ready: Arc<Ba
             Ok(answer) if !answer.is_success() => lane.fail(format!("{} answered {}", request.kind, answer.status)),
             Ok(_) if start >= counted_from => lane.record(request.kind, start, Instant::now()),
             Ok(_) => {}
-            Err(fault) => {
-                lane.fail(format!("{} failed: {fault}", request.kind));
+            Err(err) => {
+                lane.fail(format!("{} failed: {err}", request.kind));
                 let Ok(again) = Client::connect(address).await else {
                     break;
                 };

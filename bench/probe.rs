@@ -9,7 +9,7 @@ use acontextd::blob::local::LocalBlobStore;
 use acontextd::blob::spool::SpoolDir;
 use acontextd::db::pooler::PoolerCheck;
 use acontextd::db::{self, job_waker, notify};
-use acontextd::encryption::Owner;
+use acontextd::encryption::ProjectEncryption;
 use acontextd::ids::ProjectId;
 use acontextd::jobs::runner::{self, Runner};
 use acontextd::jobs::{Delay, Job, JobError, JobHandler, JobRegistry, RunningJob};
@@ -211,8 +211,12 @@ async fn put_in(platform: &Platform, many: usize, projects: usize) -> anyhow::Re
 /// Answers with when it was committed.
 async fn put_one_in(platform: &Platform, project: ProjectId) -> anyhow::Result<Instant> {
     let mut tx = platform.db.begin().await?;
-    let owner = Owner::unencrypted(project);
-    platform.queue.enqueue(&mut tx, &owner, &Probe, Delay::NONE).await.map_err(|fault| anyhow::anyhow!("{fault:?}"))?;
+    let encryption = ProjectEncryption::unencrypted(project);
+    platform
+        .queue
+        .enqueue(&mut tx, &encryption, &Probe, Delay::NONE)
+        .await
+        .map_err(|err| anyhow::anyhow!("{err:?}"))?;
     tx.commit().await?;
     Ok(Instant::now())
 }

@@ -70,7 +70,7 @@ async fn start_by_hand(postgres: &Private) -> anyhow::Result<f64> {
     let connection = loop {
         match postgres.options().connect().await {
             Ok(connection) => break connection,
-            Err(fault) if process.has_ended() => return Err(fault).context("Postgres does not start by hand"),
+            Err(err) if process.has_ended() => return Err(err).context("Postgres does not start by hand"),
             Err(_) if start.elapsed() > Duration::from_mins(1) => bail!("Postgres started by hand does not answer"),
             Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
         }

@@ -58,14 +58,14 @@ impl ProjectKey {
     pub fn generate(pepper: &str) -> anyhow::Result<(Self, Zeroizing<String>)> {
         let mut master = MasterKey::new([0; 32]);
         rand::fill(&mut *master)?;
-        Self::generate_around(&master, pepper)
+        Self::generate_with_master_key(&master, pepper)
     }
 
     /// A new compact key around a master key that is there: what was sealed with it stays readable.
     ///
     /// # Errors
     /// The system gives no random bytes.
-    pub fn generate_around(master: &MasterKey, pepper: &str) -> anyhow::Result<(Self, Zeroizing<String>)> {
+    pub fn generate_with_master_key(master: &MasterKey, pepper: &str) -> anyhow::Result<(Self, Zeroizing<String>)> {
         let mut secret = Zeroizing::new([0; SECRET]);
         rand::fill(&mut *secret)?;
         let hex_secret = Zeroizing::new(hex::encode(*secret));
@@ -99,10 +99,10 @@ impl ProjectKey {
     pub fn hash(&self, pepper: &str) -> anyhow::Result<String> {
         let mut salt = [0; 16];
         rand::fill(&mut salt)?;
-        let salt = SaltString::encode_b64(&salt).map_err(|fault| anyhow!("{fault}"))?;
-        let params = Params::new(16 * 1024, 2, 1, Some(32)).map_err(|fault| anyhow!("{fault}"))?;
+        let salt = SaltString::encode_b64(&salt).map_err(|err| anyhow!("{err}"))?;
+        let params = Params::new(16 * 1024, 2, 1, Some(32)).map_err(|err| anyhow!("{err}"))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let hash = argon2.hash_password(self.peppered(pepper).as_bytes(), &salt).map_err(|fault| anyhow!("{fault}"))?;
+        let hash = argon2.hash_password(self.peppered(pepper).as_bytes(), &salt).map_err(|err| anyhow!("{err}"))?;
         Ok(hash.to_string())
     }
 
@@ -151,9 +151,9 @@ pub(crate) fn derive(salt: &[u8], input: &[u8], info: &[u8]) -> anyhow::Result<Z
 
 /// Seals the answer that is kept for one request, which may contain a secret: opens with the pepper and the key that the
 /// client sent, which is kept nowhere; for encrypted projects with their master key besides.
-pub struct AnswerKey(RandomizedNonceKey);
+pub struct ResponseCipher(RandomizedNonceKey);
 
-impl AnswerKey {
+impl ResponseCipher {
     /// # Errors
     /// None that can be helped.
     pub fn derive(request: &[u8], sent: &str, pepper: &str, master: Option<&MasterKey>) -> anyhow::Result<Self> {
@@ -203,7 +203,7 @@ pub struct LinkKey {
 }
 
 /// The key of a file in a link to it.
-pub type LinkedKey = [u8; WRAPPED];
+pub type WrappedFileKey = [u8; WRAPPED];
 
 impl LinkKey {
     /// # Errors
@@ -226,13 +226,13 @@ impl LinkKey {
     ///
     /// # Errors
     /// None that can be helped.
-    pub fn wrap(&self, key: &[u8; 32]) -> anyhow::Result<LinkedKey> {
+    pub fn wrap(&self, key: &[u8; 32]) -> anyhow::Result<WrappedFileKey> {
         wrap(&self.wrapping, key)
     }
 
     /// # Errors
     /// It was wrapped under another pepper.
-    pub fn unwrap(&self, wrapped: &LinkedKey) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+    pub fn unwrap(&self, wrapped: &WrappedFileKey) -> anyhow::Result<Zeroizing<[u8; 32]>> {
         unwrap(&self.wrapping, wrapped)
     }
 }
@@ -333,15 +333,15 @@ mod tests {
     fn a_new_key_around_a_master_key_has_that_one_and_another_secret() {
         let old = ProjectKey::parse(BODY);
         let master = old.master_key("test-pepper").unwrap().unwrap();
-        let (new, body) = ProjectKey::generate_around(&master, "test-pepper").unwrap();
+        let (new, body) = ProjectKey::generate_with_master_key(&master, "test-pepper").unwrap();
         assert_ne!(new.lookup("test-pepper"), old.lookup("test-pepper"));
         assert_eq!(hex::encode(*ProjectKey::parse(&body).master_key("test-pepper").unwrap().unwrap()), MASTER);
     }
 
     #[test]
     fn a_kept_answer_opens_only_with_pepper_key_and_request() {
-        let key = |request: &[u8], sent, pepper| AnswerKey::derive(request, sent, pepper, None).unwrap();
-        let with_master = AnswerKey::derive(b"request", "key", "pepper", Some(&MasterKey::new([1; 32]))).unwrap();
+        let key = |request: &[u8], sent, pepper| ResponseCipher::derive(request, sent, pepper, None).unwrap();
+        let with_master = ResponseCipher::derive(b"request", "key", "pepper", Some(&MasterKey::new([1; 32]))).unwrap();
         let sealed = key(b"request", "key", "pepper").seal(b"an answer").unwrap();
         assert_ne!(sealed, key(b"request", "key", "pepper").seal(b"an answer").unwrap());
         assert_eq!(key(b"request", "key", "pepper").open(sealed.clone()).unwrap(), b"an answer");

@@ -29,7 +29,7 @@ pub enum Error {
     Conflict(Cow<'static, str>),
     /// 413: says what is too large and what the limit is.
     #[error("{0}")]
-    TooLarge(String),
+    PayloadTooLarge(String),
     /// 421: the request is for a host that this server does not answer for.
     #[error("{0}")]
     Misdirected(&'static str),
@@ -38,7 +38,7 @@ pub enum Error {
     Unprocessable(&'static str),
     /// 429: somebody else is at it, or it comes too often.
     #[error("{0}")]
-    TooMany(&'static str),
+    TooManyRequests(&'static str),
     /// 502: a service that this one asks does not answer, or not as it should.
     #[error("{msg}")]
     Upstream { msg: Cow<'static, str>, cause: Option<anyhow::Error> },
@@ -47,7 +47,7 @@ pub enum Error {
     Unavailable { msg: Cow<'static, str>, cause: Option<anyhow::Error> },
     /// 500: what is stored was changed, or lost a part, and does not open.
     #[error("{what} is damaged")]
-    Damaged { what: String, cause: anyhow::Error },
+    Corrupt { what: String, cause: anyhow::Error },
     /// 500: a bug.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
@@ -58,20 +58,20 @@ pub const UNAUTHORIZED: Error = Error::Unauthorized("Unauthorized");
 
 impl Error {
     /// What clients can look for where stored content does not open.
-    pub const CONTENT_DAMAGED: &str = "CONTENT_DAMAGED";
+    pub const CONTENT_CORRUPT: &str = "CONTENT_CORRUPT";
 
     /// A refusal with the text that clients know for it.
-    pub fn bad(msg: impl Into<Cow<'static, str>>) -> Self {
+    pub fn bad_request(msg: impl Into<Cow<'static, str>>) -> Self {
         Self::BadRequest { msg: msg.into(), detail: None }
     }
 
     /// A refusal of one field: which, and what is wrong with it.
-    pub fn field(name: &str, wrong: impl std::fmt::Display) -> Self {
+    pub fn invalid_field(name: &str, wrong: impl std::fmt::Display) -> Self {
         Self::BadRequest { msg: "parameter error".into(), detail: Some(format!("{name}: {wrong}")) }
     }
 
     /// A refusal with a known text and the reason.
-    pub fn bad_because(msg: &'static str, why: impl std::fmt::Display) -> Self {
+    pub fn bad_request_with_reason(msg: &'static str, why: impl std::fmt::Display) -> Self {
         Self::BadRequest { msg: msg.into(), detail: Some(why.to_string()) }
     }
 
@@ -98,18 +98,18 @@ impl Error {
             Self::Forbidden(_) | Self::KeyRequired => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Conflict(_) => StatusCode::CONFLICT,
-            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::PayloadTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Misdirected(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooManyRequests(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Upstream { .. } => StatusCode::BAD_GATEWAY,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Damaged { .. } | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Corrupt { .. } | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
     /// Returns the text in `msg`.
-    pub fn public(&self) -> Cow<'_, str> {
+    pub fn public_message(&self) -> Cow<'_, str> {
         match self {
             Self::BadRequest { msg, detail: Some(detail) } => format!("{msg}: {detail}").into(),
             Self::BadRequest { msg, detail: None }
@@ -121,19 +121,19 @@ impl Error {
             | Self::NotFound(msg)
             | Self::Misdirected(msg)
             | Self::Unprocessable(msg)
-            | Self::TooMany(msg) => (*msg).into(),
+            | Self::TooManyRequests(msg) => (*msg).into(),
             Self::KeyRequired => "encryption enabled, API key required".into(),
-            Self::TooLarge(msg) => msg.as_str().into(),
-            Self::Damaged { what, .. } => format!("{what} is damaged").into(),
+            Self::PayloadTooLarge(msg) => msg.as_str().into(),
+            Self::Corrupt { what, .. } => format!("{what} is damaged").into(),
             Self::Internal(_) => "internal error; the request id names it in the server's log".into(),
         }
     }
 
     /// Returns the `error` key: only constants, never the text of an inner error.
-    pub fn constant(&self) -> Option<&'static str> {
+    pub fn error_code(&self) -> Option<&'static str> {
         match self {
             Self::KeyRequired => Some("ENCRYPTION_KEY_REQUIRED"),
-            Self::Damaged { .. } => Some(Self::CONTENT_DAMAGED),
+            Self::Corrupt { .. } => Some(Self::CONTENT_CORRUPT),
             _ => None,
         }
     }
@@ -141,7 +141,7 @@ impl Error {
     /// Returns the cause of a server error.
     pub fn into_cause(self) -> Option<anyhow::Error> {
         match self {
-            Self::Internal(cause) | Self::Damaged { cause, .. } => Some(cause),
+            Self::Internal(cause) | Self::Corrupt { cause, .. } => Some(cause),
             Self::Unavailable { cause, .. } | Self::Upstream { cause, .. } => cause,
             _ => None,
         }
@@ -160,7 +160,7 @@ impl From<sqlx::Error> for Error {
             let msg = "the server has closed its database connections; GET /ready says why".into();
             return Self::Unavailable { msg, cause: Some(cause.into()) };
         }
-        if is_outage(&cause) {
+        if is_transient(&cause) {
             let msg = "the database does not answer; try again in a moment".into();
             return Self::Unavailable { msg, cause: Some(cause.into()) };
         }
@@ -170,11 +170,11 @@ impl From<sqlx::Error> for Error {
 
 /// Whether a database error is a matter of the moment (it is down, full, restarting, or two writers met) and not of the
 /// statement. Codes: <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
-pub fn is_outage(error: &sqlx::Error) -> bool {
+pub fn is_transient(error: &sqlx::Error) -> bool {
     use sqlx::Error as E;
     match error {
         E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed | E::Protocol(_) => true,
-        E::Database(fault) => fault.code().is_some_and(|code| {
+        E::Database(err) => err.code().is_some_and(|code| {
             let class = code.get(..2).unwrap_or_default();
             matches!(class, "08" | "53" | "57" | "58") || matches!(&*code, "40001" | "40P01" | "55P03" | "25006")
         }),
@@ -183,15 +183,15 @@ pub fn is_outage(error: &sqlx::Error) -> bool {
 }
 
 /// Turns the violation of a named constraint into an answer of its own.
-pub trait OnConstraint<T> {
-    fn on_constraint(self, name: &str, answer: impl FnOnce() -> Error) -> Result<T>;
+pub trait MapConstraint<T> {
+    fn map_constraint_err(self, name: &str, answer: impl FnOnce() -> Error) -> Result<T>;
 }
 
-impl<T> OnConstraint<T> for Result<T, sqlx::Error> {
-    fn on_constraint(self, name: &str, answer: impl FnOnce() -> Error) -> Result<T> {
-        self.map_err(|fault| match &fault {
+impl<T> MapConstraint<T> for Result<T, sqlx::Error> {
+    fn map_constraint_err(self, name: &str, answer: impl FnOnce() -> Error) -> Result<T> {
+        self.map_err(|err| match &err {
             sqlx::Error::Database(inner) if inner.constraint() == Some(name) => answer(),
-            _ => fault.into(),
+            _ => err.into(),
         })
     }
 }

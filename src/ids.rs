@@ -6,7 +6,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
-macro_rules! id {
+macro_rules! define_id {
     (@new) => {
         /// A new id; the time is in its first bits, so that rows made together lie together.
         pub fn new() -> Self {
@@ -27,7 +27,7 @@ macro_rules! id {
         pub struct $name(pub Uuid);
 
         impl $name {
-            id!(@new $($version)?);
+            define_id!(@new $($version)?);
         }
 
         impl Default for $name {
@@ -59,56 +59,56 @@ macro_rules! id {
     };
 }
 
-id!(
+define_id!(
     /// A project: the tenant that everything else belongs to.
     ProjectId
 );
-id!(
+define_id!(
     /// A person an agent works for.
     UserId
 );
-id!(
+define_id!(
     /// A disk of files.
     DiskId
 );
-id!(
+define_id!(
     /// A session. At random, because a client refuses to copy one whose id is of a newer kind.
     SessionId,
     random
 );
-id!(
+define_id!(
     /// A message.
     MessageId
 );
-id!(
+define_id!(
     /// A task in a session.
     TaskId
 );
-id!(
+define_id!(
     /// An event in a session.
     EventId
 );
-id!(
+define_id!(
     /// An agent skill.
     SkillId
 );
-id!(
+define_id!(
     /// A learning space.
     SpaceId
 );
-id!(
+define_id!(
     /// A skill in a learning space.
     SpaceSkillId
 );
-id!(
+define_id!(
     /// A session in a learning space.
     SpaceSessionId
 );
-id!(
+define_id!(
     /// A stored object's row.
     BlobId
 );
-id!(
+define_id!(
     /// A background job.
     JobId
 );

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     };
     match run(config) {
         Ok(code) => code,
-        Err(fault) => refuse(&format!("{fault:#}")),
+        Err(err) => refuse(&format!("{err:#}")),
     }
 }
 
@@ -28,7 +28,7 @@ fn run(config: Config) -> anyhow::Result<ExitCode> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let Some(Command::Health) = config.command {
-        let alive = runtime.block_on(http::server::is_alive(config.server.address()));
+        let alive = runtime.block_on(http::server::check_health(config.server.address()));
         return Ok(if alive { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let traces = telemetry::init(&config.telemetry)?;

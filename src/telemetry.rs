@@ -40,11 +40,11 @@ impl Guard {
 }
 
 /// Whether anybody sees spans. A JSON line does not show them.
-static SPANS_ARE_SEEN: AtomicBool = AtomicBool::new(true);
+static SPANS_ENABLED: AtomicBool = AtomicBool::new(true);
 
 /// Whether it is worth while to make a span: that, and entering it at each poll, is a tenth of a short request.
-pub fn spans_are_seen() -> bool {
-    SPANS_ARE_SEEN.load(Ordering::Relaxed)
+pub fn spans_enabled() -> bool {
+    SPANS_ENABLED.load(Ordering::Relaxed)
 }
 
 /// Sets logs and traces up for the whole process.
@@ -72,7 +72,7 @@ pub fn init(settings: &config::Telemetry) -> anyhow::Result<Guard> {
         global::set_text_map_propagator(TraceContextPropagator::new());
         tracing_opentelemetry::layer().with_tracer(provider.tracer("acontextd"))
     });
-    SPANS_ARE_SEEN.store(!json || traces.is_some(), Ordering::Relaxed);
+    SPANS_ENABLED.store(!json || traces.is_some(), Ordering::Relaxed);
     tracing_subscriber::registry().with(filter).with(lines).with(traces).init();
     Ok(Guard { provider })
 }
@@ -103,7 +103,7 @@ fn provider(endpoint: &str, settings: &config::Telemetry) -> anyhow::Result<SdkT
 }
 
 /// Where the current work comes from, as a W3C traceparent, if traces are on.
-pub fn current_trace() -> Option<String> {
+pub fn current_traceparent() -> Option<String> {
     let mut carrier = HashMap::new();
     let context = tracing::Span::current().context();
     global::get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut carrier));

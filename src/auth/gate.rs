@@ -75,7 +75,7 @@ pub async fn require_key(State(gate): State<Arc<Gate>>, mut request: Request, ne
             if let Some(logged) = request.extensions().get::<LoggedProject>() {
                 let _ = logged.0.set(caller.project);
             }
-            request.extensions_mut().insert(caller.owner.clone());
+            request.extensions_mut().insert(caller.encryption.clone());
             request.extensions_mut().insert(caller);
             next.run(request).await
         }

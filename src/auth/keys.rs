@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use super::{Caller, store};
 use crate::crypto::{KEY_PREFIX, ProjectKey};
 use crate::db::notify::NotificationHandler;
-use crate::encryption::{Check, Kek, Owner, StorageFormat};
+use crate::encryption::{Check, Kek, ProjectEncryption, StorageFormat};
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::ids::ProjectId;
 use crate::platform::{Platform, platform_context};
@@ -62,8 +62,8 @@ impl Authenticator {
         if check.is_some_and(|check| kek.as_ref().is_some_and(|kek| kek.check() != check)) {
             return Err(Error::Unauthorized("invalid API key: its master key is not the one of this project"));
         }
-        let owner = Owner { project, format, kek };
-        Ok(Caller { project, lookup: lookup.into(), is_replaced: false, buffer_turns, owner })
+        let encryption = ProjectEncryption { project, format, kek };
+        Ok(Caller { project, lookup: lookup.into(), is_rotated: false, buffer_turns, encryption })
     }
 
     /// Returns the project that the key in these headers belonged to until it was rotated, for [`store::ROTATED_KEY_RETENTION`].
@@ -79,8 +79,8 @@ impl Authenticator {
         let lookup = key.lookup(pepper);
         let mut conn = self.db.acquire().await?;
         let Some((project, format)) = store::get_by_rotated_key(&mut conn, &lookup).await? else { return Ok(None) };
-        let owner = Owner { project, format, kek: unwrap_kek(&key, pepper, project)? };
-        Ok(Some(Caller { project, lookup: lookup.into(), is_replaced: true, buffer_turns: None, owner }))
+        let encryption = ProjectEncryption { project, format, kek: unwrap_kek(&key, pepper, project)? };
+        Ok(Some(Caller { project, lookup: lookup.into(), is_rotated: true, buffer_turns: None, encryption }))
     }
 
     async fn verify(&self, key: &ProjectKey, lookup: &str) -> Result<Verified> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::ids::ProjectId;
 
@@ -21,11 +21,11 @@ pub struct Caller {
     /// The lookup hash of the key.
     pub lookup: Arc<str>,
     /// The key was rotated: it is only accepted to return the response with the new key again.
-    pub is_replaced: bool,
+    pub is_rotated: bool,
     /// The project's own setting of how many pending messages of a session are observed at once.
     pub buffer_turns: Option<i64>,
     /// The project with the key of its content, which is part of a compact key.
-    pub owner: Owner,
+    pub encryption: ProjectEncryption,
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {

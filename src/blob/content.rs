@@ -13,9 +13,9 @@ use tokio::sync::SemaphorePermit;
 use super::rows::{self, EncryptionFormat, StoredBlob};
 use super::service::{BlobService, PREVIEW_BUDGET_KIB};
 use super::spool::Spool;
-use super::{BlobError, ByteStream, Visit};
+use super::{BlobError, ByteStream, ScanCallback};
 use crate::encryption::object::{Opener, Sealing, open_whole};
-use crate::encryption::{Damaged, Dek, Kek};
+use crate::encryption::{DecryptError, Dek, Kek};
 use crate::error::{Error, Result};
 
 /// How often a scan looks for objects that have moved.
@@ -46,7 +46,7 @@ fn hash(sha256: &str) -> Result<Vec<u8>> {
 pub fn dek(stored: &StoredBlob, key: Key<'_>) -> Result<Option<Dek>> {
     let Some(format) = stored.encryption_format else { return Ok(None) };
     let kek = match key {
-        Key::Object(dek) => return Ok(Some(Dek::of_bytes(*dek.bytes()))),
+        Key::Object(dek) => return Ok(Some(Dek::from_bytes(*dek.bytes()))),
         Key::Project(kek) => kek.ok_or(Error::KeyRequired)?,
     };
     let wrapped = stored.wrapped_key.as_deref().unwrap_or_default();
@@ -57,8 +57,8 @@ pub fn dek(stored: &StoredBlob, key: Key<'_>) -> Result<Option<Dek>> {
     unwrapped.map(Some).map_err(|err| damaged(stored, err))
 }
 
-fn damaged(stored: &StoredBlob, fault: impl Into<anyhow::Error>) -> Error {
-    Error::Damaged { what: format!("the stored content with SHA-256 {}", stored.sha256), cause: fault.into() }
+fn damaged(stored: &StoredBlob, err: impl Into<anyhow::Error>) -> Error {
+    Error::Corrupt { what: format!("the stored content with SHA-256 {}", stored.sha256), cause: err.into() }
 }
 
 /// How the bytes of an object become its content.
@@ -78,7 +78,7 @@ impl ObjectEncoding {
     }
 
     /// Decrypts an object that was read whole.
-    fn decode(&self, object: &mut Vec<u8>) -> Result<(), Damaged> {
+    fn decode(&self, object: &mut Vec<u8>) -> Result<(), DecryptError> {
         match self {
             Self::Plain => Ok(()),
             Self::Chunked(opener) => opener.open(object),
@@ -96,7 +96,8 @@ impl BlobService {
         let Some(dek) = dek else { return Ok(self.store.put(object_key, content).await?) };
         let (dir, source) = (self.spool.clone(), content.reader().map_err(Error::internal)?);
         let mut sealing = Sealing::new(dek, source)?;
-        let sealed = tokio::task::spawn_blocking(move || dir.take_in(&mut sealing)).await.map_err(Error::internal)?;
+        let sealed =
+            tokio::task::spawn_blocking(move || dir.spool_from_reader(&mut sealing)).await.map_err(Error::internal)?;
         Ok(self.store.put(object_key, &sealed.map_err(no_room)?).await?)
     }
 
@@ -129,7 +130,7 @@ impl BlobService {
             };
             match self.store.open(&now.object_key, within).await {
                 Err(BlobError::Missing(name)) => now = self.find_relocated(&now, name).await?,
-                Err(fault @ BlobError::Short(_)) => return Err(damaged(&now, fault)),
+                Err(err @ BlobError::Short(_)) => return Err(damaged(&now, err)),
                 done => break (done?, encoding),
             }
         };
@@ -137,7 +138,7 @@ impl BlobService {
         // Whether it opens at all is known before anything is promised.
         let mut content = opener.open_stream(range, bytes);
         let first = match content.next().await {
-            Some(Err(fault)) => return Err(unreadable(&now, fault)),
+            Some(Err(err)) => return Err(unreadable(&now, err)),
             first => first,
         };
         Ok(stream::iter(first).chain(content).boxed())
@@ -182,11 +183,11 @@ impl BlobService {
     pub async fn copy_to_spool(&self, key: Key<'_>, stored: &StoredBlob) -> Result<Spool> {
         let mut bytes = self.open(key, stored, 0..stored.size.cast_unsigned()).await?;
         let mut copy = self.spool.writer();
-        while let Some(piece) = bytes.try_next().await.map_err(|fault| unreadable(stored, fault))? {
+        while let Some(piece) = bytes.try_next().await.map_err(|err| unreadable(stored, err))? {
             copy.write(&piece).await.map_err(no_room)?;
         }
         let copy = copy.finish().await.map_err(no_room)?;
-        if copy.sha256 == stored.sha256 { Ok(copy) } else { Err(damaged(stored, Damaged)) }
+        if copy.sha256 == stored.sha256 { Ok(copy) } else { Err(damaged(stored, DecryptError)) }
     }
 
     /// Reads many whole contents, several at a time and in no order. One that is damaged or missing is passed over, and the log says
@@ -194,7 +195,7 @@ impl BlobService {
     ///
     /// # Errors
     /// 403 if one is sealed and there is nothing to open it with; 503 if the object store fails.
-    pub async fn scan(&self, key: Key<'_>, mut contents: Vec<StoredBlob>, visit: Visit) -> Result<()> {
+    pub async fn scan(&self, key: Key<'_>, mut contents: Vec<StoredBlob>, visit: ScanCallback) -> Result<()> {
         let mut places: Vec<usize> = (0..contents.len()).collect();
         for _ in 0..TRIES {
             let encodings: Vec<Option<ObjectEncoding>> =
@@ -205,8 +206,8 @@ impl BlobService {
             let decode = move |n: usize, object: &mut Vec<u8>| match encodings[n].as_ref().map(|one| one.decode(object))
             {
                 Some(Ok(())) => visit(at[n], object),
-                Some(Err(fault)) => {
-                    passed_over(&names[n], &fault);
+                Some(Err(err)) => {
+                    passed_over(&names[n], &err);
                     ControlFlow::Continue(())
                 }
                 None => ControlFlow::Continue(()),
@@ -223,8 +224,8 @@ impl BlobService {
                         moved_to.push(now.into_owned());
                         moved_at.push(places[at]);
                     }
-                    Err(Error::Internal(fault)) => passed_over(&stored.sha256, &fault),
-                    Err(fault) => return Err(fault),
+                    Err(Error::Internal(err)) => passed_over(&stored.sha256, &err),
+                    Err(err) => return Err(err),
                 }
             }
             (contents, places) = (moved_to, moved_at);
@@ -233,15 +234,15 @@ impl BlobService {
     }
 }
 
-fn no_room(fault: std::io::Error) -> Error {
+fn no_room(err: std::io::Error) -> Error {
     let msg = "there is no room to seal the upload; try again later".into();
-    Error::Unavailable { msg, cause: Some(fault.into()) }
+    Error::Unavailable { msg, cause: Some(err.into()) }
 }
 
-fn unreadable(stored: &StoredBlob, fault: std::io::Error) -> Error {
-    match fault.get_ref().and_then(|inner| inner.downcast_ref::<Damaged>()) {
+fn unreadable(stored: &StoredBlob, err: std::io::Error) -> Error {
+    match err.get_ref().and_then(|inner| inner.downcast_ref::<DecryptError>()) {
         Some(inner) => damaged(stored, *inner),
-        None => BlobError::Unavailable(fault.into()).into(),
+        None => BlobError::Unavailable(err.into()).into(),
     }
 }
 
@@ -249,11 +250,11 @@ fn unreadable(stored: &StoredBlob, fault: std::io::Error) -> Error {
 fn encoding_or_skip(stored: &StoredBlob, key: Key<'_>) -> Result<Option<ObjectEncoding>> {
     match ObjectEncoding::for_blob(stored, key) {
         Ok(encoding) => Ok(Some(encoding)),
-        Err(Error::Damaged { cause, .. }) => {
+        Err(Error::Corrupt { cause, .. }) => {
             passed_over(&stored.sha256, &cause);
             Ok(None)
         }
-        Err(fault) => Err(fault),
+        Err(err) => Err(err),
     }
 }
 

@@ -12,7 +12,7 @@ use super::rows::{EncryptionFormat, StoredBlob, stored_blob};
 use super::service::BlobService;
 use crate::db::page::Cursor;
 use crate::encryption::reencrypt::{ConversionProgress, Interrupt, Reencrypt};
-use crate::encryption::{Owner, StorageFormat};
+use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, ProjectId};
 
@@ -49,20 +49,20 @@ impl Reencrypt for BlobService {
 
     async fn convert(
         &self,
-        owner: &Owner,
+        encryption: &ProjectEncryption,
         format: StorageFormat,
         progress: &dyn ConversionProgress,
     ) -> Result<(), Interrupt> {
         let mut after = Cursor::START;
         loop {
-            let objects = self.list_unconverted(owner.project, format, after).await?;
+            let objects = self.list_unconverted(encryption.project, format, after).await?;
             let Some(last) = objects.last() else { return Ok(()) };
             after = last.position;
             // Objects that were begun are finished even if another one finds that the conversion must end.
             let interrupt = OnceLock::new();
             let convert = async |item: ConversionItem| {
                 if interrupt.get().is_none()
-                    && let Err(reason) = self.convert_object(owner, format, &item.stored, progress).await
+                    && let Err(reason) = self.convert_object(encryption, format, &item.stored, progress).await
                 {
                     // The first reason counts.
                     let _ = interrupt.set(reason);
@@ -124,16 +124,16 @@ impl BlobService {
 
     async fn convert_object(
         &self,
-        owner: &Owner,
+        encryption: &ProjectEncryption,
         format: StorageFormat,
         stored: &StoredBlob,
         progress: &dyn ConversionProgress,
     ) -> Result<(), Interrupt> {
         progress.check_deadline()?;
-        let (converted, damaged) = match self.replace_object(owner, format, stored).await {
+        let (converted, damaged) = match self.replace_object(encryption, format, stored).await {
             Ok(SwapOutcome::Swapped | SwapOutcome::NotNeeded) => (1, Vec::new()),
             Ok(SwapOutcome::TargetChanged) => return Err(Interrupt::TargetChanged),
-            Err(err @ (Error::Damaged { .. } | Error::Internal(_))) => {
+            Err(err @ (Error::Corrupt { .. } | Error::Internal(_))) => {
                 tracing::error!(content.sha256 = stored.sha256, error = ?err, "an object cannot be converted");
                 (0, vec![format!("the file with SHA-256 {} is damaged and stays as it is", stored.sha256)])
             }
@@ -144,9 +144,14 @@ impl BlobService {
     }
 
     /// Stores the content of an object in this format, and deletes the object.
-    async fn replace_object(&self, owner: &Owner, format: StorageFormat, stored: &StoredBlob) -> Result<SwapOutcome> {
-        let copy = self.copy_to_spool(Key::Project(Some(owner.decryption_key()?)), stored).await?;
-        let (blob, new_object) = self.store_object(owner, format, &copy).await?;
+    async fn replace_object(
+        &self,
+        encryption: &ProjectEncryption,
+        format: StorageFormat,
+        stored: &StoredBlob,
+    ) -> Result<SwapOutcome> {
+        let copy = self.copy_to_spool(Key::Project(Some(encryption.decryption_key()?)), stored).await?;
+        let (blob, new_object) = self.store_object(encryption, format, &copy).await?;
         let outcome = self.swap_object(stored, blob, &new_object).await?;
         if !matches!(outcome, SwapOutcome::Swapped) {
             self.discard(vec![(blob, new_object)]).await;

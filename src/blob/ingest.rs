@@ -14,7 +14,7 @@ use super::rows::EncryptionFormat;
 use super::service::BlobService;
 use super::spool::Spool;
 use crate::db::Tx;
-use crate::encryption::{Dek, Owner, StorageFormat};
+use crate::encryption::{Dek, ProjectEncryption, StorageFormat};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, ProjectId};
 
@@ -74,17 +74,17 @@ impl BlobService {
     ///
     /// # Errors
     /// 403 if the project is encrypted and the request has not brought its key; 503 if the object store fails.
-    pub async fn ingest(&self, owner: &Owner, contents: impl Stream<Item = Spool>) -> Result<Ingest> {
+    pub async fn ingest(&self, encryption: &ProjectEncryption, contents: impl Stream<Item = Spool>) -> Result<Ingest> {
         let mut seen = HashSet::new();
         let distinct = contents.filter(|content| std::future::ready(seen.insert(content.sha256.clone())));
-        let uploads = distinct.map(|content| async move { self.upload(owner, &content).await });
+        let uploads = distinct.map(|content| async move { self.upload(encryption, &content).await });
         let mut uploads: Vec<_> = uploads.buffer_unordered(CONCURRENCY).try_collect().await?;
         uploads.sort_by(|one, other| one.sha256.cmp(&other.sha256));
-        Ok(Ingest { service: self.clone(), project: owner.project, uploads })
+        Ok(Ingest { service: self.clone(), project: encryption.project, uploads })
     }
 
-    async fn upload(&self, owner: &Owner, content: &Spool) -> Result<Upload> {
-        let (project, sha256) = (owner.project, content.sha256.clone());
+    async fn upload(&self, encryption: &ProjectEncryption, content: &Spool) -> Result<Upload> {
+        let (project, sha256) = (encryption.project, content.sha256.clone());
         let known = sqlx::query!(
             r#"select p.encryption_enabled as "format: StorageFormat", b.id as "blob?: BlobId"
                from projects p left join blobs b on b.project_id = p.id and b.sha256 = $2 and b.state = 'live'
@@ -98,7 +98,7 @@ impl BlobService {
             return Ok(Upload { sha256, blob, new_object: None });
         }
         let format = known.map_or(StorageFormat::Plaintext, |known| known.format);
-        let (blob, new_object) = self.store_object(owner, format, content).await?;
+        let (blob, new_object) = self.store_object(encryption, format, content).await?;
         Ok(Upload { sha256, blob, new_object: Some(new_object) })
     }
 
@@ -108,13 +108,13 @@ impl BlobService {
     /// As for [`BlobService::ingest`].
     pub(super) async fn store_object(
         &self,
-        owner: &Owner,
+        encryption: &ProjectEncryption,
         format: StorageFormat,
         content: &Spool,
     ) -> Result<(BlobId, NewObject)> {
-        let (project, blob) = (owner.project, BlobId::new());
+        let (project, blob) = (encryption.project, BlobId::new());
         let new_object = NewObject { project, object_key: format!("{project}/{blob}"), format };
-        let kek = owner.encryption_key(format)?;
+        let kek = encryption.encryption_key(format)?;
         let dek = kek.map(|_| Dek::random()).transpose()?;
         let wrapped_key = match (kek, &dek) {
             (Some(kek), Some(dek)) => Some(content::wrap(kek, dek, &content.sha256)?),

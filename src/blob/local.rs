@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
 use super::spool::{Body, Spool, SpoolDir, TempPath};
-use super::{BlobError, BlobStore, ByteStream, Result, Visit, unavailable};
+use super::{BlobError, BlobStore, ByteStream, Result, ScanCallback, unavailable};
 
 /// Up to here an object is read in one piece instead of as a stream.
 const ONE_PIECE: u64 = 256 * 1024;
@@ -50,9 +50,7 @@ impl LocalBlobStore {
     ) -> Result<T> {
         let path = self.path(key);
         let key = key.to_owned();
-        tokio::task::spawn_blocking(move || work(&path).map_err(|fault| named(fault, &key)))
-            .await
-            .map_err(unavailable)?
+        tokio::task::spawn_blocking(move || work(&path).map_err(|err| named(err, &key))).await.map_err(unavailable)?
     }
 
     fn path(&self, key: &str) -> PathBuf {
@@ -66,11 +64,11 @@ fn object_path(root: &Path, key: &str) -> PathBuf {
     root.join(project).join(shelf).join(id)
 }
 
-fn named(fault: io::Error, key: &str) -> BlobError {
-    match fault.kind() {
+fn named(err: io::Error, key: &str) -> BlobError {
+    match err.kind() {
         io::ErrorKind::NotFound => BlobError::Missing(key.to_owned()),
         io::ErrorKind::UnexpectedEof => BlobError::Short(key.to_owned()),
-        _ => BlobError::Unavailable(anyhow::Error::new(fault).context(format!("object {key}"))),
+        _ => BlobError::Unavailable(anyhow::Error::new(err).context(format!("object {key}"))),
     }
 }
 
@@ -85,9 +83,9 @@ impl BlobStore for LocalBlobStore {
         self.on_disk(key, move |path| place(&root, &beside, &source, path))
             .await
             // The folder was just made: that it is missing is no missing object.
-            .map_err(|fault| match fault {
+            .map_err(|err| match err {
                 BlobError::Missing(key) => unavailable(anyhow::anyhow!("cannot place object {key}")),
-                fault => fault,
+                err => err,
             })
     }
 
@@ -120,7 +118,7 @@ impl BlobStore for LocalBlobStore {
         self.on_disk(key, |path| fs::read(path).map(Bytes::from)).await
     }
 
-    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<Vec<usize>> {
+    async fn scan(&self, keys: Vec<String>, visit: ScanCallback) -> Result<Vec<usize>> {
         let keys = Arc::new(keys);
         let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let threads: Vec<_> = (0..SCAN_THREADS.min(keys.len()))
@@ -140,8 +138,8 @@ impl BlobStore for LocalBlobStore {
         self.on_disk(key, |path| match fs::remove_file(path) {
             // The row goes next; the object must not come back after a loss of power.
             Ok(()) => sync_folder(path.parent().unwrap_or(path)),
-            Err(fault) if fault.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(fault) => Err(fault),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(err) => Err(err),
         })
         .await
     }
@@ -195,7 +193,7 @@ fn make_folder(root: &Path, folder: &Path) -> io::Result<()> {
     let parent = folder.parent().unwrap_or(root);
     make_folder(root, parent)?;
     match fs::create_dir(folder) {
-        Err(fault) if fault.kind() != io::ErrorKind::AlreadyExists => Err(fault),
+        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => Err(err),
         _ => sync_folder(parent),
     }
 }
@@ -206,16 +204,21 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 
 /// Reads objects into one buffer, one after the other, until none is left or `visit` has seen enough. Answers with those that are
 /// not there.
-fn scan_some(root: &Path, keys: &[String], next: &std::sync::atomic::AtomicUsize, visit: &Visit) -> Result<Vec<usize>> {
+fn scan_some(
+    root: &Path,
+    keys: &[String],
+    next: &std::sync::atomic::AtomicUsize,
+    visit: &ScanCallback,
+) -> Result<Vec<usize>> {
     let (mut buffer, mut missing) = (Vec::new(), Vec::new());
     loop {
         let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let Some(key) = keys.get(at) else { return Ok(missing) };
         buffer.clear();
         let read = File::open(object_path(root, key)).and_then(|mut file| file.read_to_end(&mut buffer));
-        match read.map_err(|fault| named(fault, key)) {
+        match read.map_err(|err| named(err, key)) {
             Err(BlobError::Missing(_)) => missing.push(at),
-            Err(fault) => return Err(fault),
+            Err(err) => return Err(err),
             Ok(_) => {
                 if visit(at, &mut buffer).is_break() {
                     next.store(keys.len(), std::sync::atomic::Ordering::Relaxed);

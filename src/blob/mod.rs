@@ -28,7 +28,7 @@ use spool::Spool;
 
 /// Is called with an object's place in the list and its bytes, which it may change, from several threads at once. What it answers
 /// tells whether the scan goes on.
-pub type Visit = Arc<dyn Fn(usize, &mut Vec<u8>) -> std::ops::ControlFlow<()> + Send + Sync>;
+pub type ScanCallback = Arc<dyn Fn(usize, &mut Vec<u8>) -> std::ops::ControlFlow<()> + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
@@ -52,7 +52,7 @@ impl From<BlobError> for Error {
                 let msg = "the object store does not answer; try again in a moment".into();
                 Self::Unavailable { msg, cause: Some(cause.into()) }
             }
-            BlobError::Short(_) => Self::Damaged { what: "a stored object".into(), cause: cause.into() },
+            BlobError::Short(_) => Self::Corrupt { what: "a stored object".into(), cause: cause.into() },
             BlobError::Missing(_) => Self::Internal(cause.into()),
         }
     }
@@ -71,7 +71,7 @@ pub trait BlobStore: Send + Sync {
     async fn read(&self, key: &str) -> Result<Bytes>;
 
     /// Reads many whole objects, several at a time and in no order. Answers with the places of those that are not there.
-    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<Vec<usize>>;
+    async fn scan(&self, keys: Vec<String>, visit: ScanCallback) -> Result<Vec<usize>>;
 
     /// Removes an object; one that is not there is fine.
     async fn delete(&self, key: &str) -> Result<()>;
@@ -80,6 +80,6 @@ pub trait BlobStore: Send + Sync {
     async fn check(&self) -> Result<()>;
 }
 
-fn unavailable(fault: impl Into<anyhow::Error>) -> BlobError {
-    BlobError::Unavailable(fault.into())
+fn unavailable(err: impl Into<anyhow::Error>) -> BlobError {
+    BlobError::Unavailable(err.into())
 }

@@ -19,7 +19,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio_util::io::ReaderStream;
 
 use super::spool::{Body, Spool};
-use super::{BlobError, BlobStore, ByteStream, Result, Visit, unavailable};
+use super::{BlobError, BlobStore, ByteStream, Result, ScanCallback, unavailable};
 use crate::config::S3;
 
 /// How many objects a scan reads at once: enough to hide the way to the store, few enough to bound memory.
@@ -67,18 +67,17 @@ impl S3BlobStore {
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<S3Body> {
         let range = range.map(|range| format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
         let reply = self.client.get_object().bucket(&self.bucket).key(key).set_range(range).send().await;
-        Ok(reply.map_err(|fault| named(fault, key))?.body)
+        Ok(reply.map_err(|err| named(err, key))?.body)
     }
 }
 
 /// Stores answer an absent object as `NoSuchKey` or, some of them, as a bare 404.
-fn named<E>(fault: SdkError<E>, key: &str) -> BlobError
+fn named<E>(err: SdkError<E>, key: &str) -> BlobError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    let status = fault.raw_response().map(|response| response.status().as_u16());
-    let absent =
-        matches!(fault.code(), Some("NoSuchKey" | "NotFound")) || (status == Some(404) && fault.code().is_none());
+    let status = err.raw_response().map(|response| response.status().as_u16());
+    let absent = matches!(err.code(), Some("NoSuchKey" | "NotFound")) || (status == Some(404) && err.code().is_none());
     if absent {
         return BlobError::Missing(key.to_owned());
     }
@@ -86,7 +85,7 @@ where
     if status == Some(416) {
         return BlobError::Short(key.to_owned());
     }
-    unavailable(anyhow::Error::new(fault).context(format!("object {key}")))
+    unavailable(anyhow::Error::new(err).context(format!("object {key}")))
 }
 
 #[async_trait]
@@ -99,9 +98,9 @@ impl BlobStore for S3BlobStore {
         };
         let put = self.client.put_object().bucket(&self.bucket).key(key);
         let put = put.set_server_side_encryption(self.sse.clone()).body(body);
-        put.send().await.map(drop).map_err(|fault| match named(fault, key) {
+        put.send().await.map(drop).map_err(|err| match named(err, key) {
             BlobError::Missing(_) => unavailable(anyhow::anyhow!("bucket {} is missing", self.bucket)),
-            fault => fault,
+            err => err,
         })
     }
 
@@ -118,7 +117,7 @@ impl BlobStore for S3BlobStore {
         Ok(body.collect().await.map_err(unavailable)?.into_bytes())
     }
 
-    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<Vec<usize>> {
+    async fn scan(&self, keys: Vec<String>, visit: ScanCallback) -> Result<Vec<usize>> {
         let mut objects = stream::iter(keys.into_iter().enumerate())
             .map(|(at, key)| {
                 let visit = Arc::clone(&visit);
@@ -126,7 +125,7 @@ impl BlobStore for S3BlobStore {
                     let mut bytes = match self.read(&key).await {
                         Ok(bytes) => Vec::from(bytes),
                         Err(BlobError::Missing(_)) => return Ok(Err(at)),
-                        Err(fault) => return Err(fault),
+                        Err(err) => return Err(err),
                     };
                     // To look into it may take long: not on a thread that serves others.
                     tokio::task::spawn_blocking(move || Ok(visit(at, &mut bytes))).await.map_err(unavailable)
@@ -147,9 +146,9 @@ impl BlobStore for S3BlobStore {
     async fn delete(&self, key: &str) -> Result<()> {
         match self.client.delete_object().bucket(&self.bucket).key(key).send().await {
             Ok(_) => Ok(()),
-            Err(fault) => match named(fault, key) {
+            Err(err) => match named(err, key) {
                 BlobError::Missing(_) => Ok(()),
-                fault => Err(fault),
+                err => Err(err),
             },
         }
     }

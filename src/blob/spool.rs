@@ -65,7 +65,7 @@ impl SpoolDir {
     ///
     /// # Errors
     /// The source cannot be read, or the file not be written.
-    pub fn take_in(&self, source: &mut dyn Read) -> io::Result<Spool> {
+    pub fn spool_from_reader(&self, source: &mut dyn Read) -> io::Result<Spool> {
         let mut hash = digest::Context::new(&digest::SHA256);
         let (mut memory, mut file) = (Vec::new(), None);
         let (mut head, mut size) = (Vec::new(), 0);
@@ -74,8 +74,8 @@ impl SpoolDir {
             let read = match source.read(&mut chunk) {
                 Ok(0) => break,
                 Ok(read) => &chunk[..read],
-                Err(fault) if fault.kind() == io::ErrorKind::Interrupted => continue,
-                Err(fault) => return Err(fault),
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
+                Err(err) => return Err(err),
             };
             hash.update(read);
             size += read.len() as u64;
@@ -102,7 +102,7 @@ impl SpoolDir {
     }
 
     /// A spool of bytes that are at hand.
-    pub fn of_bytes(bytes: Bytes) -> Spool {
+    pub fn from_bytes(bytes: Bytes) -> Spool {
         Spool {
             sha256: hex::encode(digest::digest(&digest::SHA256, &bytes)),
             size: bytes.len() as u64,

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::service::BlobService;
 use crate::db::interval;
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::jobs::{self, Delay, Job, JobError, JobHandler, RunningJob};
 
@@ -54,7 +54,10 @@ impl JobHandler for SweepBlobs {
 /// The database fails.
 pub async fn enqueue_sweep(blobs: BlobService) -> Result<()> {
     let mut tx = blobs.db.begin().await?;
-    blobs.queue.enqueue(&mut tx, &Owner::unencrypted(jobs::SERVER), &SweepBlobs {}, Delay::NONE).await?;
+    blobs
+        .queue
+        .enqueue(&mut tx, &ProjectEncryption::unencrypted(jobs::SYSTEM_PROJECT), &SweepBlobs {}, Delay::NONE)
+        .await?;
     Ok(tx.commit().await?)
 }
 
@@ -94,7 +97,7 @@ impl BlobService {
             for blob in &dead {
                 match self.store.delete(&blob.object_key).await {
                     Ok(()) => gone.push(blob.id),
-                    Err(fault) => failed = Some(fault),
+                    Err(err) => failed = Some(err),
                 }
             }
             let rows = sqlx::query!("delete from blobs where id = any($1) and state = 'dead'", &gone);
@@ -104,7 +107,7 @@ impl BlobService {
                 break;
             }
         }
-        failed.map_or(Ok(removed), |fault| Err(fault.into()))
+        failed.map_or(Ok(removed), |err| Err(err.into()))
     }
 }
 

@@ -34,7 +34,7 @@ impl Cursor {
     /// Returns 400 if the text is not a cursor.
     pub fn decode(cursor: &str) -> Result<Option<Self>> {
         let parsed = Self::parse(cursor).ok_or_else(|| {
-            Error::field("cursor", "cannot be read; send the next_cursor of the page before, or none")
+            Error::invalid_field("cursor", "cannot be read; send the next_cursor of the page before, or none")
         })?;
         Ok((!parsed.id.is_nil()).then_some(parsed))
     }

@@ -8,11 +8,11 @@ use super::store::{self, Filter};
 use crate::auth::Caller;
 use crate::db::page::PageRequest;
 use crate::disks::Disks;
-use crate::error::{Error, OnConstraint, UNAUTHORIZED};
+use crate::error::{Error, MapConstraint, UNAUTHORIZED};
 use crate::http::extract::{Params, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, CommandResult, Created, Empty, PageOf, QueryResult};
+use crate::http::response::{self, CommandResult, Created, Empty, PageBody, QueryResult};
 use crate::ids::DiskId;
 use crate::users::{self, Identifier};
 
@@ -40,8 +40,9 @@ pub async fn create_disk(
 ) -> CommandResult<Created<Disk>> {
     let mut tx = idempotency.begin().await?;
     let user = users::named(&mut tx, caller.project, body.user.as_ref()).await?;
-    let disk =
-        store::insert(&mut tx, caller.project, user).await.on_constraint("disks_project_id_fkey", || UNAUTHORIZED)?;
+    let disk = store::insert(&mut tx, caller.project, user)
+        .await
+        .map_constraint_err("disks_project_id_fkey", || UNAUTHORIZED)?;
     tx.commit(response::created(disk)).await
 }
 
@@ -63,10 +64,10 @@ pub async fn list_disks(
     caller: Caller,
     Query(query): Query<ListDisks>,
     Query(page): Query<PageParams>,
-) -> QueryResult<PageOf<Disk>> {
+) -> QueryResult<PageBody<Disk>> {
     let page: PageRequest = page.parse(20, 200)?;
     let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
-    let id = id.map_err(|wrong| Error::field("id", wrong))?;
+    let id = id.map_err(|wrong| Error::invalid_field("id", wrong))?;
     let user = users::filter(query.user.as_deref())?;
     let mut conn = ctx.db.acquire().await?;
     let disks = store::list(&mut conn, caller.project, &Filter { user, id }, &page).await?;

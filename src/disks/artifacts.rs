@@ -20,12 +20,12 @@ use crate::auth::Caller;
 use crate::blob::content::Key;
 use crate::blob::spool::{Spool, media_type_of};
 use crate::disks::Disks;
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::http::download::{self, DownloadMeta, FileResponse};
 use crate::http::extract::{Flag, Int, Params, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::{long_object_in, storable_object};
+use crate::http::json::{long_object_in, validate_storable};
 use crate::http::memory::Reservations;
 use crate::http::multipart::{FormLimits, MultipartForm};
 use crate::http::response::{self, CommandResult, Created, Data, Empty, QueryResult};
@@ -71,25 +71,25 @@ pub async fn upsert_artifact(
     if !there {
         return Err(NOT_FOUND.into());
     }
-    caller.owner.ensure_can_store()?;
+    caller.encryption.ensure_can_store()?;
     let reservations = Reservations::of(request.extensions());
     let mut form = MultipartForm::read(request, &ctx.request_context, &FormLimits::one_file(&ctx.config.limits))
         .await?
         .unwrap_or_default();
     idempotency.replay_if_completed().await?;
     let meta = form.take_text("meta");
-    let file = form.file("file").ok_or(Error::bad("file is required"))?;
+    let file = form.file("file").ok_or(Error::bad_request("file is required"))?;
     let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
     let at = FilePath::of_upload(text("file_path"), &file.name)?;
     let meta = user_meta(&ctx, &reservations, meta).await?;
-    store_file(&ctx, &idempotency, &caller.owner, disk, at, &file.content, meta).await
+    store_file(&ctx, &idempotency, &caller.encryption, disk, at, &file.content, meta).await
 }
 
 /// Puts the bytes into the object store and then, in one short transaction, the file on its disk.
 async fn store_file(
     ctx: &Disks,
     idempotency: &Idempotency,
-    owner: &Owner,
+    encryption: &ProjectEncryption,
     disk: DiskId,
     at: FilePath,
     content: &Spool,
@@ -99,7 +99,7 @@ async fn store_file(
     let size = i64::try_from(content.size).map_err(Error::internal)?;
     let mut attempts = idempotency.attempts();
     loop {
-        let contents = ctx.blobs.ingest(owner, stream::iter([content.clone()])).await?;
+        let contents = ctx.blobs.ingest(encryption, stream::iter([content.clone()])).await?;
         let mut tx = attempts.begin().await?;
         let Some(blobs) = contents.claim(&mut tx).await? else {
             tx.rollback().await?;
@@ -108,10 +108,10 @@ async fn store_file(
         let sha256 = content.sha256.clone();
         let content = NewContent { content: blobs.get(&sha256)?, mime: mime.clone(), size, sha256 };
         let change = FileChange { at: at.clone(), change: Change::Put { content, meta: meta.clone() } };
-        apply::apply(&mut tx, owner.project, disk, &[change], Cause::REQUEST, ctx.config.limits.file_versions)
+        apply::apply(&mut tx, encryption.project, disk, &[change], Cause::REQUEST, ctx.config.limits.file_versions)
             .await?
             .map_err(|_| NOT_FOUND)?;
-        let file = files::get(&mut tx, owner.project, disk, &at).await?;
+        let file = files::get(&mut tx, encryption.project, disk, &at).await?;
         let file = file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")))?;
         return tx.commit(response::created(Artifact::from(file))).await;
     }
@@ -123,16 +123,16 @@ async fn user_meta(ctx: &Disks, reservations: &Reservations, text: String) -> Re
         .await?
         .unwrap_or_default();
     if meta.contains_key(INFO) {
-        return Err(Error::field("meta", format_args!("reserved key '{INFO}' is not allowed in user meta")));
+        return Err(Error::invalid_field("meta", format_args!("reserved key '{INFO}' is not allowed in user meta")));
     }
-    storable_object("meta", &meta, ctx.config.limits.meta)?;
+    validate_storable("meta", &meta, ctx.config.limits.meta)?;
     Ok(meta)
 }
 
 /// Reads a full path out of a parameter that must be there.
 fn required_path(text: Option<&str>) -> Result<FilePath> {
     match text {
-        None | Some("") => Err(Error::field("file_path", "is required")),
+        None | Some("") => Err(Error::invalid_field("file_path", "is required")),
         Some(text) => FilePath::parse(text),
     }
 }
@@ -224,13 +224,14 @@ pub async fn get_artifact(
     drop(conn);
     let with_url = Flag::or(query.with_public_url, true);
     let public_url = with_url.then(|| public_url(&ctx, &caller, &found, end)).transpose()?;
-    let content = if Flag::or(query.with_content, true) { content(&ctx, &caller.owner, &found).await? } else { None };
+    let content =
+        if Flag::or(query.with_content, true) { content(&ctx, &caller.encryption, &found).await? } else { None };
     Ok(response::ok(GotArtifact { artifact: found.into(), public_url, content }))
 }
 
 /// A link to a file that needs no key, until `end` (Unix seconds).
 pub fn public_url(platform: &Platform, caller: &Caller, file: &File, end: i64) -> Result<String> {
-    let key = wrap_key_for_link(&platform.link_key, &caller.owner, &file.stored())?;
+    let key = wrap_key_for_link(&platform.link_key, &caller.encryption, &file.stored())?;
     let link = SignedUrl {
         project: caller.project,
         sha256: file.sha256.clone(),
@@ -241,18 +242,22 @@ pub fn public_url(platform: &Platform, caller: &Caller, file: &File, end: i64) -
     link.url(platform, end)
 }
 
-async fn content(platform: &Platform, owner: &Owner, found: &File) -> Result<Option<FileContent>> {
-    let text = readable(platform, owner, found).await?;
+async fn content(platform: &Platform, encryption: &ProjectEncryption, found: &File) -> Result<Option<FileContent>> {
+    let text = readable(platform, encryption, found).await?;
     Ok(text.map(|(kind, bytes)| FileContent::new(kind, String::from_utf8_lossy(&bytes).into_owned())))
 }
 
 /// The bytes of a file that is for reading, and as what; `None` for another one, and for one that does not parse as what it
 /// claims to be.
-pub(crate) async fn readable(platform: &Platform, owner: &Owner, file: &File) -> Result<Option<(Kind, Bytes)>> {
+pub(crate) async fn readable(
+    platform: &Platform,
+    encryption: &ProjectEncryption,
+    file: &File,
+) -> Result<Option<(Kind, Bytes)>> {
     let Some(kind) = Kind::of(&file.filename, &file.mime) else {
         return Ok(None);
     };
-    let key = Key::Project(owner.kek.as_deref());
+    let key = Key::Project(encryption.kek.as_deref());
     let (_permit, bytes) = platform.blobs.read_within_budget(key, &file.stored()).await?;
     let parse = move || kind.parses(&bytes).then_some((kind, bytes));
     tokio::task::spawn_blocking(parse).await.map_err(Error::internal)
@@ -284,7 +289,7 @@ pub async fn download_artifact(
     let mut conn = ctx.db.acquire().await?;
     let file = find(&mut conn, &caller, disk, &at).await?;
     drop(conn);
-    let key = Key::Project(caller.owner.kek.as_deref());
+    let key = Key::Project(caller.encryption.kek.as_deref());
     let meta = DownloadMeta { mime: &file.mime, filename: &file.filename, sha256: &file.sha256, public: false };
     download::serve(&ctx.blobs, &file.stored(), key, &meta, &method, &headers).await
 }
@@ -322,10 +327,10 @@ pub async fn update_artifact(
     Params(body): Params<UpdateArtifact>,
 ) -> CommandResult<Data<UpdatedArtifact>> {
     let Some(meta) = body.meta.filter(|meta| !meta.is_empty()) else {
-        return Err(Error::field("meta", "is required, a JSON object as text").into());
+        return Err(Error::invalid_field("meta", "is required, a JSON object as text").into());
     };
     if body.file_path.as_deref().is_none_or(str::is_empty) {
-        return Err(Error::field("file_path", "is required").into());
+        return Err(Error::invalid_field("file_path", "is required").into());
     }
     let parsed = async { Ok((required_path(body.file_path.as_deref())?, user_meta(&ctx, &reservations, meta).await?)) };
     let (at, meta) = for_owner(&ctx, &caller, disk, parsed.await).await?;
@@ -368,7 +373,7 @@ pub async fn delete_artifact(
 ) -> CommandResult<Empty> {
     let path = query.file_path.filter(|path| !path.is_empty()).or(query.path);
     if path.as_deref().is_none_or(str::is_empty) {
-        return Err(Error::field("file_path", "is required").into());
+        return Err(Error::invalid_field("file_path", "is required").into());
     }
     let at = for_owner(&ctx, &caller, disk, required_path(path.as_deref())).await?;
     let mut tx = idempotency.begin().await?;

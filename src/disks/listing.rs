@@ -47,7 +47,7 @@ pub async fn list_artifacts(
     let limit = ctx.config.limits.list;
     let mut conn = ctx.db.acquire().await?;
     let Some(found) = files::list(&mut conn, disk, &within, limit, LIST_BYTES).await? else {
-        return Err(Error::TooLarge(format!(
+        return Err(Error::PayloadTooLarge(format!(
             "the directory holds more than {limit} files, or too much is kept with them; narrow it down with glob"
         )));
     };
@@ -74,15 +74,15 @@ impl SearchArtifacts {
     fn parse(&self, longest: usize) -> Result<(&str, usize)> {
         let pattern = self.query.as_deref().unwrap_or_default();
         if pattern.is_empty() {
-            return Err(Error::field("query", "is required"));
+            return Err(Error::invalid_field("query", "is required"));
         }
         if pattern.chars().count() > longest {
-            return Err(Error::field("query", format_args!("must not be longer than {longest} characters")));
+            return Err(Error::invalid_field("query", format_args!("must not be longer than {longest} characters")));
         }
         match self.limit.and_then(Int::given).unwrap_or_default() {
             0 => Ok((pattern, 100)),
             limit @ 1..=200 => Ok((pattern, usize::try_from(limit).map_err(Error::internal)?)),
-            _ => Err(Error::field("limit", "must be from 0 to 200")),
+            _ => Err(Error::invalid_field("limit", "must be from 0 to 200")),
         }
     }
 }
@@ -101,7 +101,7 @@ pub async fn grep_artifacts(
 ) -> QueryResult<ListOf<Artifact>> {
     check_disk(&ctx, &caller, disk).await?;
     let (pattern, limit) = query.parse(ctx.config.limits.pattern)?;
-    let found = search::grep(&ctx, &caller.owner, disk, pattern, limit).await?;
+    let found = search::grep(&ctx, &caller.encryption, disk, pattern, limit).await?;
     Ok(response::list(found.into_iter().map(Artifact::from).collect()))
 }
 

@@ -104,7 +104,7 @@ impl Kind {
     }
 }
 
-/// One JSON value. Strings may hold any bytes, so these are repaired first, which cannot hide a fault elsewhere.
+/// One JSON value. Strings may hold any bytes, so these are repaired first, which cannot hide a error elsewhere.
 ///
 /// The value is skipped and not built: that takes no stack, however deep it is.
 fn is_json(bytes: &[u8]) -> bool {
@@ -228,8 +228,8 @@ mod tests {
             "\u{feff}\"a\",b\n",
             "a,b\n \n",
         ];
-        for fault in faults {
-            assert!(!Kind::Csv.parses(fault.as_bytes()), "{fault:?}");
+        for err in faults {
+            assert!(!Kind::Csv.parses(err.as_bytes()), "{err:?}");
         }
         assert!(Kind::Csv.parses(b"\xff,\xfe\n1,2"));
     }

@@ -36,7 +36,7 @@ impl FilePath {
         let trimmed = sent_name.trim_end_matches('/');
         // White space at the end of a path is trimmed, so a name that ends in it would never be found again.
         let filename = trimmed.rsplit('/').next().unwrap_or_default().trim_end();
-        check_name(filename).map_err(|why| Error::field("file", why))?;
+        check_name(filename).map_err(|why| Error::invalid_field("file", why))?;
         Ok(Self { path, filename: filename.to_owned() })
     }
 
@@ -87,9 +87,10 @@ impl Directory {
     pub fn parse(text: Option<&str>) -> Result<Self> {
         let text = text.filter(|text| !text.is_empty()).unwrap_or("/");
         if !text.starts_with('/') || !text.ends_with('/') {
-            return Err(Error::bad("both ends of the path must be '/'"));
+            return Err(Error::bad_request("both ends of the path must be '/'"));
         }
-        check_directory(text).map_err(|why| Error::bad_because("invalid path", format_args!("path: {why}")))?;
+        check_directory(text)
+            .map_err(|why| Error::bad_request_with_reason("invalid path", format_args!("path: {why}")))?;
         Ok(Self(text.to_owned()))
     }
 
@@ -122,7 +123,7 @@ fn check(path: &str, filename: &str) -> Result<()> {
     check_directory(path)
         .and_then(|()| check_length(filename))
         .and_then(|()| check_windows(filename))
-        .map_err(|why| Error::bad_because("invalid path", format_args!("file_path: {why}")))
+        .map_err(|why| Error::bad_request_with_reason("invalid path", format_args!("file_path: {why}")))
 }
 
 fn check_directory(path: &str) -> Result<(), &'static str> {

@@ -18,7 +18,7 @@ use super::parse::Kind;
 use super::path::Directory;
 use crate::blob::content::Key;
 use crate::disks::Disks;
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::ids::DiskId;
 
@@ -48,7 +48,8 @@ struct Pattern {
 impl Pattern {
     fn compile(pattern: &str, syntax: syntax::Config, max_bytes: u64) -> Result<Self> {
         let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
-        let refuse = |why: &dyn std::fmt::Display| Error::field("query", format_args!("is no valid pattern: {why}"));
+        let refuse =
+            |why: &dyn std::fmt::Display| Error::invalid_field("query", format_args!("is no valid pattern: {why}"));
         let thompson = thompson::Config::new().nfa_size_limit(Some(max_bytes)).utf8(false);
         let states = thompson::NFA::compiler()
             .syntax(syntax)
@@ -88,8 +89,8 @@ impl Pattern {
 }
 
 /// The parser's messages draw the pattern with a mark under it; the last line says what is wrong.
-fn last_line(fault: &dyn std::error::Error) -> String {
-    let mut deepest = fault;
+fn last_line(err: &dyn std::error::Error) -> String {
+    let mut deepest = err;
     while let Some(source) = deepest.source() {
         deepest = source;
     }
@@ -130,7 +131,13 @@ pub async fn glob(ctx: &Disks, disk: DiskId, pattern: &str, limit: usize) -> Res
 }
 
 /// The files whose text contains a match of a regular expression.
-pub async fn grep(ctx: &Disks, owner: &Owner, disk: DiskId, pattern: &str, limit: usize) -> Result<Vec<File>> {
+pub async fn grep(
+    ctx: &Disks,
+    encryption: &ProjectEncryption,
+    disk: DiskId,
+    pattern: &str,
+    limit: usize,
+) -> Result<Vec<File>> {
     let deadline = Instant::now() + ctx.config.limits.grep;
     let syntax = syntax::Config::new().case_insensitive(true).multi_line(true).utf8(false);
     let pattern = Arc::new(Pattern::compile(pattern, syntax, ctx.config.limits.regex)?);
@@ -148,7 +155,7 @@ pub async fn grep(ctx: &Disks, owner: &Owner, disk: DiskId, pattern: &str, limit
             let Some(last) = files.last() else { break };
             after = last.name.clone();
             let text = |file: &Candidate| Kind::of(&file.name.filename, &file.mime).is_some();
-            found.extend(scan(ctx, owner, files.into_iter().filter(text).collect(), &run).await?);
+            found.extend(scan(ctx, encryption, files.into_iter().filter(text).collect(), &run).await?);
             if found.len() >= limit {
                 found.truncate(limit);
                 break;
@@ -180,7 +187,7 @@ impl Drop for StopOnDrop {
 }
 
 /// Reads the files and answers with those that match, in their order.
-async fn scan(ctx: &Disks, owner: &Owner, files: Vec<Candidate>, run: &Run) -> Result<Vec<Name>> {
+async fn scan(ctx: &Disks, encryption: &ProjectEncryption, files: Vec<Candidate>, run: &Run) -> Result<Vec<Name>> {
     let (names, contents): (Vec<_>, Vec<_>) = files.into_iter().map(|file| (Some(file.name), file.content)).unzip();
     let matches = Arc::new(Mutex::new(Vec::new()));
     let is_late = Arc::new(AtomicBool::new(false));
@@ -200,7 +207,7 @@ async fn scan(ctx: &Disks, owner: &Owner, files: Vec<Candidate>, run: &Run) -> R
             ControlFlow::Continue(())
         }
     };
-    ctx.blobs.scan(Key::Project(owner.kek.as_deref()), contents, Arc::new(visit)).await?;
+    ctx.blobs.scan(Key::Project(encryption.kek.as_deref()), contents, Arc::new(visit)).await?;
     if is_late.load(Ordering::Relaxed) {
         return Err(late());
     }

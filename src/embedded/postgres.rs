@@ -121,13 +121,13 @@ impl Postgres {
             };
             match tried {
                 Ok(conn) => return Ok(conn.close().await?),
-                Err(sqlx::Error::Database(fault)) if fault.code().as_deref() == Some("3D000") => {
+                Err(sqlx::Error::Database(err)) if err.code().as_deref() == Some("3D000") => {
                     let mut conn = self.options().database("postgres").connect().await?;
                     sqlx::query("create database acontext").execute(&mut conn).await?;
                     conn.close().await?;
                 }
-                Err(fault) if Instant::now() > deadline => {
-                    return Err(fault).context("the private Postgres does not answer");
+                Err(err) if Instant::now() > deadline => {
+                    return Err(err).context("the private Postgres does not answer");
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
@@ -164,8 +164,8 @@ impl Place {
         use std::os::unix::fs::MetadataExt;
         let owner = self.run_as.as_ref().map_or(getuid().as_raw(), |user| user.uid);
         match fs::create_dir(folder) {
-            Err(fault) if fault.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(fault).with_context(|| format!("{} cannot be made", folder.display()));
+            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(err).with_context(|| format!("{} cannot be made", folder.display()));
             }
             _ => {}
         }
@@ -249,7 +249,7 @@ impl Place {
             let child = File::create(&log).and_then(|file| self.server(tuning).stderr(file).spawn());
             let mut child = match child {
                 Ok(child) => child,
-                Err(fault) => return drop(tell_pid.send(Err(no_setpriv(fault)))),
+                Err(err) => return drop(tell_pid.send(Err(no_setpriv(err)))),
             };
             let _ = tell_pid.send(Ok(i32::try_from(child.id()).unwrap_or_default()));
             let how = child.wait();
@@ -286,13 +286,13 @@ impl Place {
 }
 
 fn last_words(how: io::Result<ExitStatus>, log: &Path) -> String {
-    let how = how.map_or_else(|fault| fault.to_string(), |status| status.to_string());
+    let how = how.map_or_else(|err| err.to_string(), |status| status.to_string());
     let log = fs::read_to_string(log).unwrap_or_default();
     format!("{how} {}", log.trim())
 }
 
-fn no_setpriv(fault: io::Error) -> anyhow::Error {
-    anyhow!(fault).context("setpriv cannot be run: install util-linux")
+fn no_setpriv(err: io::Error) -> anyhow::Error {
+    anyhow!(err).context("setpriv cannot be run: install util-linux")
 }
 
 /// `<data folder>/run`, or a short path where that is too long for a socket.

@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use uuid::Uuid;
 
-use super::{Damaged, Dek, Kek, NONCE_LEN, TAG, WRAPPED, open as open_with, random, seal as seal_with};
+use super::{DecryptError, Dek, Kek, NONCE_LEN, TAG, WRAPPED, open as open_with, random, seal as seal_with};
 
 const VERSION: u8 = 1;
 /// Of a wrapped key in base64.
@@ -42,27 +42,27 @@ fn seal_as(
 /// Opens what [`seal`] has sealed for this id.
 ///
 /// # Errors
-/// [`Damaged`]
-pub fn open(kek: &Kek, of: Uuid, frame: Vec<u8>) -> Result<Vec<u8>, Damaged> {
+/// [`DecryptError`]
+pub fn open(kek: &Kek, of: Uuid, frame: Vec<u8>) -> Result<Vec<u8>, DecryptError> {
     open_as(kek, &kek.bound(of.as_bytes()), frame)
 }
 
 /// Opens a frame as Acontext writes it, which is bound to nothing.
 ///
 /// # Errors
-/// [`Damaged`]
-pub fn open_unbound(kek: &Kek, frame: Vec<u8>) -> Result<Vec<u8>, Damaged> {
+/// [`DecryptError`]
+pub fn open_unbound(kek: &Kek, frame: Vec<u8>) -> Result<Vec<u8>, DecryptError> {
     open_as(kek, &[], frame)
 }
 
-fn open_as(kek: &Kek, bound: &[u8], mut frame: Vec<u8>) -> Result<Vec<u8>, Damaged> {
-    let (head, body) = frame.split_at_mut_checked(HEAD).ok_or(Damaged)?;
+fn open_as(kek: &Kek, bound: &[u8], mut frame: Vec<u8>) -> Result<Vec<u8>, DecryptError> {
+    let (head, body) = frame.split_at_mut_checked(HEAD).ok_or(DecryptError)?;
     let length = u16::from_be_bytes([head[1], head[2]]);
     if head[0] != VERSION || usize::from(length) != WRAPPED_TEXT {
-        return Err(Damaged);
+        return Err(DecryptError);
     }
-    let wrapped = STANDARD.decode(&head[3..]).map_err(|_| Damaged)?;
-    let key = kek.unwrap_with(&wrapped, bound)?.aes().map_err(|_| Damaged)?;
+    let wrapped = STANDARD.decode(&head[3..]).map_err(|_| DecryptError)?;
+    let key = kek.unwrap_with(&wrapped, bound)?.aes().map_err(|_| DecryptError)?;
     let length = open_with(&key, bound, body)?.len();
     frame.truncate(HEAD + NONCE_LEN + length);
     frame.drain(..HEAD + NONCE_LEN);
@@ -93,7 +93,7 @@ mod tests {
     fn a_frame_has_the_bytes_that_acontext_writes() {
         let master: [u8; 32] = std::array::from_fn(|at| 0x20 + u8::try_from(at).unwrap());
         let kek = Kek::new(ProjectId::new(), MasterKey::new(master)).unwrap();
-        let dek = Dek::of_bytes([0x11; 32]);
+        let dek = Dek::from_bytes([0x11; 32]);
         let wrapped = kek.wrap_with(&dek, &[], nonce(100)).unwrap();
         let text = "ZGVmZ2hpamtsbW5vpHyfws6g5dzNRc7JmwaPfNiT9G8v239c0lF/bmZYNjIJmzzRPg7KGagCBjetH6HU";
         assert_eq!(STANDARD.encode(&wrapped), text);
@@ -109,10 +109,10 @@ mod tests {
         let frame = seal(&kek(project, 1), id, b"said").unwrap();
         assert_eq!(frame.len(), OVERHEAD + 4);
         assert_eq!(open(&kek(project, 1), id, frame.clone()).unwrap(), b"said");
-        assert_eq!(open(&kek(project, 1), Uuid::now_v7(), frame.clone()), Err(Damaged), "another row");
-        assert_eq!(open(&kek(ProjectId::new(), 1), id, frame.clone()), Err(Damaged), "another project");
-        assert_eq!(open(&kek(project, 2), id, frame.clone()), Err(Damaged), "another key");
-        assert_eq!(open_unbound(&kek(project, 1), frame), Err(Damaged), "as if it were bound to nothing");
+        assert_eq!(open(&kek(project, 1), Uuid::now_v7(), frame.clone()), Err(DecryptError), "another row");
+        assert_eq!(open(&kek(ProjectId::new(), 1), id, frame.clone()), Err(DecryptError), "another project");
+        assert_eq!(open(&kek(project, 2), id, frame.clone()), Err(DecryptError), "another key");
+        assert_eq!(open_unbound(&kek(project, 1), frame), Err(DecryptError), "as if it were bound to nothing");
     }
 
     #[test]
@@ -130,13 +130,13 @@ mod tests {
             let mut changed = frame.clone();
             let at = at.index(frame.len());
             changed[at] ^= 1_u8 << bit;
-            prop_assert_eq!(open(&kek, id, changed), Err(Damaged));
-            prop_assert_eq!(open(&kek, id, frame[..at].to_vec()), Err(Damaged));
+            prop_assert_eq!(open(&kek, id, changed), Err(DecryptError));
+            prop_assert_eq!(open(&kek, id, frame[..at].to_vec()), Err(DecryptError));
         }
 
         #[test]
         fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert_eq!(open(&kek(ProjectId::new(), 1), Uuid::now_v7(), bytes), Err(Damaged));
+            prop_assert_eq!(open(&kek(ProjectId::new(), 1), Uuid::now_v7(), bytes), Err(DecryptError));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use aws_lc_rs::aead::LessSafeKey;
 
-use super::{Damaged, Kek, MasterKey, aes, open, random, seal};
+use super::{DecryptError, Kek, MasterKey, aes, open, random, seal};
 use crate::crypto;
 use crate::ids::ProjectId;
 
@@ -26,12 +26,12 @@ impl JobKeys {
     }
 
     /// # Errors
-    /// [`Damaged`]: it is another project's, or was sealed under another pepper.
-    pub fn open(&self, project: ProjectId, sealed: &[u8]) -> Result<Kek, Damaged> {
+    /// [`DecryptError`]: it is another project's, or was sealed under another pepper.
+    pub fn open(&self, project: ProjectId, sealed: &[u8]) -> Result<Kek, DecryptError> {
         let mut sealed = zeroize::Zeroizing::new(sealed.to_vec());
         let master: &[u8; 32] =
-            (&*open(&self.0, project.0.as_bytes(), &mut sealed)?).try_into().map_err(|_| Damaged)?;
-        Kek::new(project, MasterKey::new(*master)).map_err(|_| Damaged)
+            (&*open(&self.0, project.0.as_bytes(), &mut sealed)?).try_into().map_err(|_| DecryptError)?;
+        Kek::new(project, MasterKey::new(*master)).map_err(|_| DecryptError)
     }
 }
 

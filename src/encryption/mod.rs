@@ -9,11 +9,11 @@
 pub mod frame;
 pub mod jobs;
 pub mod object;
-mod owner;
+mod project;
 pub mod reencrypt;
 mod storage_format;
 
-pub use owner::Owner;
+pub use project::ProjectEncryption;
 pub use storage_format::StorageFormat;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -30,7 +30,7 @@ pub const WRAPPED: usize = NONCE_LEN + 32 + TAG;
 /// What was sealed does not open: it was changed, belongs somewhere else, or was sealed with another key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the seal is damaged, or is of another key")]
-pub struct Damaged;
+pub struct DecryptError;
 
 /// What tells one key-encryption key from another.
 pub type Check = [u8; 16];
@@ -79,16 +79,16 @@ impl Kek {
     }
 
     /// # Errors
-    /// [`Damaged`]
-    pub fn unwrap(&self, wrapped: &[u8], of: &[u8]) -> Result<Dek, Damaged> {
+    /// [`DecryptError`]
+    pub fn unwrap(&self, wrapped: &[u8], of: &[u8]) -> Result<Dek, DecryptError> {
         self.unwrap_with(wrapped, &self.bound(of))
     }
 
     /// As Acontext wraps a key, which binds it to nothing.
     ///
     /// # Errors
-    /// [`Damaged`]
-    pub fn unwrap_unbound(&self, wrapped: &[u8]) -> Result<Dek, Damaged> {
+    /// [`DecryptError`]
+    pub fn unwrap_unbound(&self, wrapped: &[u8]) -> Result<Dek, DecryptError> {
         self.unwrap_with(wrapped, &[])
     }
 
@@ -98,8 +98,8 @@ impl Kek {
         Ok(wrapped)
     }
 
-    fn unwrap_with(&self, wrapped: &[u8], bound: &[u8]) -> Result<Dek, Damaged> {
-        let mut wrapped: Zeroizing<[u8; WRAPPED]> = Zeroizing::new(wrapped.try_into().map_err(|_| Damaged)?);
+    fn unwrap_with(&self, wrapped: &[u8], bound: &[u8]) -> Result<Dek, DecryptError> {
+        let mut wrapped: Zeroizing<[u8; WRAPPED]> = Zeroizing::new(wrapped.try_into().map_err(|_| DecryptError)?);
         let mut dek = Dek(Zeroizing::new([0; 32]));
         dek.0.copy_from_slice(open(&self.key, bound, &mut *wrapped)?);
         Ok(dek)
@@ -119,7 +119,7 @@ impl Dek {
         Ok(key)
     }
 
-    pub fn of_bytes(bytes: [u8; 32]) -> Self {
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
@@ -160,8 +160,8 @@ fn seal(
 }
 
 /// Opens nonce, ciphertext and tag where they lie.
-fn open<'a>(key: &LessSafeKey, bound: &[u8], sealed: &'a mut [u8]) -> Result<&'a mut [u8], Damaged> {
-    let (nonce, rest) = sealed.split_first_chunk_mut().ok_or(Damaged)?;
+fn open<'a>(key: &LessSafeKey, bound: &[u8], sealed: &'a mut [u8]) -> Result<&'a mut [u8], DecryptError> {
+    let (nonce, rest) = sealed.split_first_chunk_mut().ok_or(DecryptError)?;
     let nonce = Nonce::assume_unique_for_key(*nonce);
-    key.open_in_place(nonce, Aad::from(bound), rest).map_err(|_| Damaged)
+    key.open_in_place(nonce, Aad::from(bound), rest).map_err(|_| DecryptError)
 }

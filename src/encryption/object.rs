@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
 
-use super::{Damaged, Dek, TAG, open as open_with};
+use super::{DecryptError, Dek, TAG, open as open_with};
 
 /// The bytes of an object as they arrive.
 pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
@@ -60,10 +60,10 @@ impl Opener {
     /// Opens a whole object where it lies.
     ///
     /// # Errors
-    /// [`Damaged`]
-    pub fn open(&self, object: &mut Vec<u8>) -> Result<(), Damaged> {
+    /// [`DecryptError`]
+    pub fn open(&self, object: &mut Vec<u8>) -> Result<(), DecryptError> {
         if object.len() as u64 != self.sealed_size() {
-            return Err(Damaged);
+            return Err(DecryptError);
         }
         let (mut from, mut to) = (0, 0);
         for number in 0..self.chunks() {
@@ -77,13 +77,13 @@ impl Opener {
     }
 
     /// Opens one chunk where it lies; answers with the length of what was in it.
-    fn open_chunk(&self, number: u64, sealed: &mut [u8]) -> Result<usize, Damaged> {
-        let nonce = nonce(number, number + 1 == self.chunks()).ok_or(Damaged)?;
-        Ok(self.key.open_in_place(nonce, Aad::empty(), sealed).map_err(|_| Damaged)?.len())
+    fn open_chunk(&self, number: u64, sealed: &mut [u8]) -> Result<usize, DecryptError> {
+        let nonce = nonce(number, number + 1 == self.chunks()).ok_or(DecryptError)?;
+        Ok(self.key.open_in_place(nonce, Aad::empty(), sealed).map_err(|_| DecryptError)?.len())
     }
 
     /// Opens what comes of [`Opener::sealed_range`], and gives the bytes of the range. What does not open ends the stream with
-    /// [`Damaged`] inside of the error.
+    /// [`DecryptError`] inside of the error.
     pub fn open_stream(self, range: Range<u64>, sealed: ByteStream) -> ByteStream {
         let chunks = self.chunks_of(&range);
         let reading = Reading { opener: self, range, chunks, sealed, buffer: BytesMut::new() };
@@ -92,7 +92,7 @@ impl Opener {
             match reading.next().await {
                 Ok(Some(bytes)) => Some((Ok(bytes), Some(reading))),
                 Ok(None) => None,
-                Err(fault) => Some((Err(fault), None)),
+                Err(err) => Some((Err(err), None)),
             }
         })
         .boxed()
@@ -120,11 +120,11 @@ impl Reading {
         while self.buffer.len() < wanted {
             match self.sealed.next().await {
                 Some(bytes) => self.buffer.extend_from_slice(&bytes?),
-                None => return Err(io::Error::new(io::ErrorKind::InvalidData, Damaged)),
+                None => return Err(io::Error::new(io::ErrorKind::InvalidData, DecryptError)),
             }
         }
         let mut chunk = self.buffer.split_to(wanted);
-        let damaged = |fault| io::Error::new(io::ErrorKind::InvalidData, fault);
+        let damaged = |err| io::Error::new(io::ErrorKind::InvalidData, err);
         let length = self.opener.open_chunk(number, &mut chunk).map_err(damaged)?;
         let within = |at: u64| usize::try_from(at.saturating_sub(start)).unwrap_or(length).min(length);
         Ok(Some(chunk.freeze().slice(within(self.range.start)..within(self.range.end))))
@@ -186,9 +186,9 @@ impl<R: Read> Read for Sealing<R> {
 /// Opens an object as Acontext writes it: nonce, ciphertext and tag of the whole.
 ///
 /// # Errors
-/// [`Damaged`]
-pub fn open_whole(dek: &Dek, object: &mut Vec<u8>) -> Result<(), Damaged> {
-    let key = dek.aes().map_err(|_| Damaged)?;
+/// [`DecryptError`]
+pub fn open_whole(dek: &Dek, object: &mut Vec<u8>) -> Result<(), DecryptError> {
+    let key = dek.aes().map_err(|_| DecryptError)?;
     let length = open_with(&key, &[], object)?.len();
     object.drain(..NONCE_LEN);
     object.truncate(length);
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     fn dek() -> Dek {
-        Dek::of_bytes([0x11; 32])
+        Dek::from_bytes([0x11; 32])
     }
 
     fn content(size: usize) -> Vec<u8> {
@@ -216,7 +216,7 @@ mod tests {
         object
     }
 
-    fn open(size: usize, mut object: Vec<u8>) -> Result<Vec<u8>, Damaged> {
+    fn open(size: usize, mut object: Vec<u8>) -> Result<Vec<u8>, DecryptError> {
         Opener::new(&dek(), size as u64).unwrap().open(&mut object).map(|()| object)
     }
 
@@ -240,8 +240,8 @@ mod tests {
         open_whole(&dek(), &mut object).unwrap();
         assert_eq!(object, b"hello");
         changed[13] ^= 1;
-        assert_eq!(open_whole(&dek(), &mut changed), Err(Damaged));
-        assert_eq!(open_whole(&dek(), &mut Vec::new()), Err(Damaged));
+        assert_eq!(open_whole(&dek(), &mut changed), Err(DecryptError));
+        assert_eq!(open_whole(&dek(), &mut Vec::new()), Err(DecryptError));
     }
 
     #[test]
@@ -267,10 +267,10 @@ mod tests {
             ("one more", [chunk(0), chunk(1), chunk(2), chunk(2)].concat(), 4 * CHUNK),
             ("nothing", Vec::new(), 0),
         ] {
-            assert_eq!(open(claimed, changed), Err(Damaged), "{what}");
+            assert_eq!(open(claimed, changed), Err(DecryptError), "{what}");
         }
-        let other = Opener::new(&Dek::of_bytes([0x12; 32]), size as u64).unwrap();
-        assert_eq!(other.open(&mut object.clone()), Err(Damaged), "another key");
+        let other = Opener::new(&Dek::from_bytes([0x12; 32]), size as u64).unwrap();
+        assert_eq!(other.open(&mut object.clone()), Err(DecryptError), "another key");
     }
 
     #[tokio::test]
@@ -281,8 +281,8 @@ mod tests {
         let chunk = CHUNK as u64;
         assert_eq!(read(size, &object, 5..chunk, 1000).await.unwrap(), content(size)[5..CHUNK]);
         assert_eq!(read(size, &object, 2 * chunk..3 * chunk, 1000).await.unwrap(), content(size)[2 * CHUNK..]);
-        let fault = read(size, &object, 5..chunk + 1, 1000).await.unwrap_err();
-        assert!(fault.get_ref().and_then(|inner| inner.downcast_ref()) == Some(&Damaged), "{fault}");
+        let err = read(size, &object, 5..chunk + 1, 1000).await.unwrap_err();
+        assert!(err.get_ref().and_then(|inner| inner.downcast_ref()) == Some(&DecryptError), "{err}");
         object.truncate(2 * SEALED_CHUNK + 10);
         assert!(read(size, &object, 2 * chunk..3 * chunk, 1000).await.is_err(), "cut off");
     }

@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use sqlx::PgConnection;
 
-use super::{Owner, StorageFormat};
+use super::{ProjectEncryption, StorageFormat};
 use crate::error::Result;
 use crate::ids::ProjectId;
 
@@ -57,7 +57,7 @@ pub trait Reencrypt: Send + Sync {
     /// See [`Interrupt`]; a later call continues.
     async fn convert(
         &self,
-        owner: &Owner,
+        encryption: &ProjectEncryption,
         format: StorageFormat,
         progress: &dyn ConversionProgress,
     ) -> Result<(), Interrupt>;

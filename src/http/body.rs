@@ -27,7 +27,7 @@ pub(super) async fn parse_body<T: Send + 'static>(
 /// # Errors
 /// Returns 413 for a longer body and 400 for one that ends early.
 pub async fn body_bytes(request: Request, ctx: &RequestContext, limit: u64) -> Result<Bytes> {
-    let too_large = || Error::TooLarge(format!("the body is larger than the maximum of {limit} bytes"));
+    let too_large = || Error::PayloadTooLarge(format!("the body is larger than the maximum of {limit} bytes"));
     let announced = content_length(request.headers());
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large());
@@ -53,7 +53,8 @@ async fn read_body(
     let mut bytes = BytesMut::new();
     let mut is_reserved = false;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Error::bad_because("parameter error", "body: ended before it was whole"))?;
+        let frame =
+            frame.map_err(|_| Error::bad_request_with_reason("parameter error", "body: ended before it was whole"))?;
         let Ok(data) = frame.into_data() else { continue };
         let length = bytes.len() + data.len();
         if length as u64 > limit {

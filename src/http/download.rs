@@ -117,7 +117,7 @@ fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: &str) {
 
 /// Types that browsers execute are saved and not shown.
 fn disposition(meta: &DownloadMeta<'_>) -> String {
-    let kind = if media::runs_in_browser(meta.mime) { "attachment" } else { "inline" };
+    let kind = if media::is_active_content(meta.mime) { "attachment" } else { "inline" };
     let plain = |c: char| {
         if c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '%') || c == ' ' { c } else { '_' }
     };

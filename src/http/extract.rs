@@ -133,9 +133,9 @@ impl<T: PathParam, S: Send + Sync> FromRequestParts<S> for Path<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
         let params = RawPathParams::from_request_parts(parts, state)
             .await
-            .map_err(|_| Error::field(T::NAME, "is not valid UTF-8"))?;
+            .map_err(|_| Error::invalid_field(T::NAME, "is not valid UTF-8"))?;
         let text = params.iter().find(|(name, _)| *name == T::NAME).map(|(_, text)| text).unwrap_or_default();
-        T::read(text).map(Self).map_err(|wrong| Error::field(T::NAME, wrong))
+        T::read(text).map(Self).map_err(|wrong| Error::invalid_field(T::NAME, wrong))
     }
 }
 
@@ -216,7 +216,8 @@ impl<'de> Deserialize<'de> for Flag {
 
 /// The first JSON value of a body, which must be an object or `null`; what follows it is ignored.
 pub fn first_object(bytes: &[u8]) -> Result<Map<String, Value>> {
-    let wrong = |why: &dyn std::fmt::Display| Error::bad_because("parameter error", format_args!("body: {why}"));
+    let wrong =
+        |why: &dyn std::fmt::Display| Error::bad_request_with_reason("parameter error", format_args!("body: {why}"));
     if bytes.is_empty() {
         return Err(wrong(&"is empty, a JSON object is due"));
     }
@@ -224,17 +225,17 @@ pub fn first_object(bytes: &[u8]) -> Result<Map<String, Value>> {
         Ok(Value::Null) => Ok(Map::new()),
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err(wrong(&"must be a JSON object")),
-        Err(fault) => Err(wrong(&format_args!("is not valid JSON ({fault})"))),
+        Err(err) => Err(wrong(&format_args!("is not valid JSON ({err})"))),
     }
 }
 
 fn bind<T: DeserializeOwned>(fields: Value) -> Result<T> {
-    serde_path_to_error::deserialize(fields).map_err(|fault| {
-        let path = fault.path().to_string();
-        let wrong = fault.into_inner();
+    serde_path_to_error::deserialize(fields).map_err(|err| {
+        let path = err.path().to_string();
+        let wrong = err.into_inner();
         match path.as_str() {
-            "." | "?" | "" => Error::bad_because("parameter error", wrong),
-            field => Error::field(field, wrong),
+            "." | "?" | "" => Error::bad_request_with_reason("parameter error", wrong),
+            field => Error::invalid_field(field, wrong),
         }
     })
 }
@@ -250,7 +251,7 @@ const MAX_PAIRS: usize = 1_000;
 fn pairs(encoded: &[u8]) -> Result<Map<String, Value>> {
     let mut fields = Map::new();
     if memchr_iter(b'&', encoded).count() >= MAX_PAIRS {
-        return Err(Error::bad_because(
+        return Err(Error::bad_request_with_reason(
             "parameter error",
             format_args!("must not have more than {MAX_PAIRS} parameters"),
         ));
@@ -258,8 +259,9 @@ fn pairs(encoded: &[u8]) -> Result<Map<String, Value>> {
     for pair in encoded.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
         let at = pair.iter().position(|byte| *byte == b'=');
         let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
-        let name = decode(name).ok_or_else(|| Error::field("query", "a name is not valid UTF-8 or badly escaped"))?;
-        let value = decode(value).ok_or_else(|| Error::field(&name, "is not valid UTF-8 or badly escaped"))?;
+        let name =
+            decode(name).ok_or_else(|| Error::invalid_field("query", "a name is not valid UTF-8 or badly escaped"))?;
+        let value = decode(value).ok_or_else(|| Error::invalid_field(&name, "is not valid UTF-8 or badly escaped"))?;
         fields.entry(name).or_insert(Value::String(value));
     }
     Ok(fields)

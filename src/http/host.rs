@@ -56,10 +56,10 @@ impl AllowedHosts {
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let host = hosts.next();
         if hosts.next().is_some() {
-            return Err(Error::field("Host", "must not appear more than once"));
+            return Err(Error::invalid_field("Host", "must not appear more than once"));
         }
         if host.is_none() && request.uri().host().is_none() && request.version() > Version::HTTP_10 {
-            return Err(Error::field("Host", "is required"));
+            return Err(Error::invalid_field("Host", "is required"));
         }
         let host_is_allowed = |host: &HeaderValue| {
             let authority = Authority::try_from(host.as_bytes());

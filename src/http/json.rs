@@ -16,14 +16,14 @@ const MAX_EXPONENT: i32 = 1_000;
 ///
 /// # Errors
 /// 400 or, for its size, 413 that names the field.
-pub fn storable_object(field: &str, object: &Map<String, Value>, max_bytes: u64) -> Result<()> {
+pub fn validate_storable(field: &str, object: &Map<String, Value>, max_bytes: u64) -> Result<()> {
     let mut size = serde_json::to_vec(object).map_err(Error::internal)?.len();
     object
         .iter()
         .try_for_each(|(key, value)| text(key).and_then(|()| storable(value, &mut size)))
-        .map_err(|wrong| Error::field(field, wrong))?;
+        .map_err(|wrong| Error::invalid_field(field, wrong))?;
     if size as u64 > max_bytes {
-        return Err(Error::TooLarge(format!("{field}: is larger than the maximum of {max_bytes} bytes")));
+        return Err(Error::PayloadTooLarge(format!("{field}: is larger than the maximum of {max_bytes} bytes")));
     }
     Ok(())
 }
@@ -32,7 +32,7 @@ pub fn storable_object(field: &str, object: &Map<String, Value>, max_bytes: u64)
 ///
 /// # Errors
 /// 400 with a text that clients know for it, for what is no JSON object.
-pub fn object_in(field: &str, invalid: &str, text: &str) -> Result<Option<Map<String, Value>>> {
+pub fn parse_object_field(field: &str, invalid: &str, text: &str) -> Result<Option<Map<String, Value>>> {
     let invalid = |why: &dyn std::fmt::Display| Error::BadRequest {
         msg: invalid.to_owned().into(),
         detail: Some(format!("{field}: {why}")),
@@ -48,10 +48,10 @@ pub fn object_in(field: &str, invalid: &str, text: &str) -> Result<Option<Map<St
 }
 
 /// Parses an object that comes as a text of up to [`Limits::form_field`](crate::config::Limits::form_field) bytes, as
-/// [`object_in`] does, within the memory of the request.
+/// [`parse_object_field`] does, within the memory of the request.
 ///
 /// # Errors
-/// Returns what [`object_in`] and [`BodyMemory::parse`](super::memory::BodyMemory::parse) return.
+/// Returns what [`parse_object_field`] and [`BodyMemory::parse`](super::memory::BodyMemory::parse) return.
 pub async fn long_object_in(
     ctx: &RequestContext,
     reservations: &Reservations,
@@ -60,19 +60,19 @@ pub async fn long_object_in(
     text: String,
 ) -> Result<Option<Map<String, Value>>> {
     let max_values = ctx.limits.json_values;
-    let parse = move |text: Bytes| object_in(field, invalid, &String::from_utf8_lossy(&text));
+    let parse = move |text: Bytes| parse_object_field(field, invalid, &String::from_utf8_lossy(&text));
     ctx.body_memory.parse(reservations, field, text.into(), max_values, parse).await
 }
 
 /// Reads what the objects of a list must contain, a JSON object as text: nothing, `null` and `{}` narrow nothing.
 ///
 /// # Errors
-/// 400 `invalid <field> JSON`, or what [`storable_object`] says.
-pub fn contained_object(field: &str, text: Option<&str>, max_bytes: u64) -> Result<Option<Map<String, Value>>> {
-    let filter = object_in(field, &format!("invalid {field} JSON"), text.unwrap_or_default())?;
+/// 400 `invalid <field> JSON`, or what [`validate_storable`] says.
+pub fn parse_containment_filter(field: &str, text: Option<&str>, max_bytes: u64) -> Result<Option<Map<String, Value>>> {
+    let filter = parse_object_field(field, &format!("invalid {field} JSON"), text.unwrap_or_default())?;
     let filter = filter.filter(|filter| !filter.is_empty());
     if let Some(filter) = &filter {
-        storable_object(field, filter, max_bytes)?;
+        validate_storable(field, filter, max_bytes)?;
     }
     Ok(filter)
 }
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     fn check(json: &str) -> Result<()> {
-        storable_object("meta", serde_json::from_str::<Value>(json).unwrap().as_object().unwrap(), 1_000_000)
+        validate_storable("meta", serde_json::from_str::<Value>(json).unwrap().as_object().unwrap(), 1_000_000)
     }
 
     #[test]
@@ -137,7 +137,7 @@ mod tests {
             assert!(matches!(refusal, Error::BadRequest { detail: Some(detail), .. } if detail.starts_with("meta: ")));
         }
         let grows = format!(r#"{{"n": [{}]}}"#, ["1e1000"; 1_000].join(","));
-        assert!(matches!(check(&grows), Err(Error::TooLarge(_))));
-        assert!(storable_object("meta", &Map::from_iter([("k".into(), Value::from("v".repeat(100)))]), 50).is_err());
+        assert!(matches!(check(&grows), Err(Error::PayloadTooLarge(_))));
+        assert!(validate_storable("meta", &Map::from_iter([("k".into(), Value::from("v".repeat(100)))]), 50).is_err());
     }
 }

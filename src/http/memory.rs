@@ -90,7 +90,7 @@ impl BodyMemory {
         let counted = text.clone();
         let estimate = tokio::task::spawn_blocking(move || json::estimate(&counted)).await.map_err(Error::internal)?;
         if estimate.values > max_values {
-            return Err(Error::field(field, format_args!("must not have more than {max_values} JSON values")));
+            return Err(Error::invalid_field(field, format_args!("must not have more than {max_values} JSON values")));
         }
         self.reserve_values(reservations, estimate.bytes).await?;
         tokio::task::spawn_blocking(move || parse(text)).await.map_err(Error::internal)?

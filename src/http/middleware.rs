@@ -53,7 +53,7 @@ pub async fn observe(State(http_metrics): State<Arc<HttpMetrics>>, mut request: 
     let method = request.method().clone();
     let id = request_id(&request);
     let path = shown_path(&request, route.as_deref());
-    let span = if telemetry::spans_are_seen() { new_span(&method, route.as_deref(), &id) } else { Span::none() };
+    let span = if telemetry::spans_enabled() { new_span(&method, route.as_deref(), &id) } else { Span::none() };
     if global::get_text_map_propagator(|propagator| propagator.fields().next().is_some()) {
         let parent = global::get_text_map_propagator(|propagator| propagator.extract(&Headers(&request)));
         // Without a trace of the client's there is nothing to follow.
@@ -102,13 +102,13 @@ struct Line {
 }
 
 /// What proxies write down for a client that did not wait for its answer.
-const HUNG_UP: u16 = 499;
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 impl Drop for Line {
     fn drop(&mut self) {
         let seconds = self.started.elapsed().as_secs_f64();
         let duration_ms = (seconds * 1_000_000.0).round() / 1000.0;
-        let status = self.answer.as_ref().map_or(HUNG_UP, |(status, _)| status.as_u16());
+        let status = self.answer.as_ref().map_or(CLIENT_CLOSED_REQUEST, |(status, _)| status.as_u16());
         self.http_metrics.record_request(&self.method, self.route.as_deref(), status, seconds);
         let error = self.answer.as_ref().and_then(|(_, cause)| Some(format!("{:#}", cause.as_ref()?.0)));
         let project = self.project.0.get().map(ToString::to_string);
@@ -181,7 +181,7 @@ pub async fn head_limit(request: Request, next: Next) -> Response {
     if line + headers > server::MAX_HEAD {
         let limit = server::MAX_HEAD;
         let msg = format!("the request line and headers are larger than the maximum of {limit} bytes");
-        return Error::TooLarge(msg).into_response();
+        return Error::PayloadTooLarge(msg).into_response();
     }
     next.run(request).await
 }
@@ -194,7 +194,7 @@ pub async fn detach(State(process): State<Process>, request: Request, next: Next
     }
     match process.background_tasks.spawn(next.run(request)).await {
         Ok(response) => response,
-        Err(fault) => Error::internal(fault).into_response(),
+        Err(err) => Error::internal(err).into_response(),
     }
 }
 

@@ -136,7 +136,7 @@ impl MultipartForm {
         texts: &mut Texts,
     ) -> Result<Self> {
         let mut form = Self::default();
-        while let Some(field) = parts.next_field().await.map_err(|fault| broken(&fault))? {
+        while let Some(field) = parts.next_field().await.map_err(|err| broken(&err))? {
             let name = field.name().unwrap_or_default().to_owned();
             match file_name(&field, &name)? {
                 Some(file) if rules.only.is_none_or(|only| only == name) && !file.is_empty() => {
@@ -148,7 +148,7 @@ impl MultipartForm {
                         continue;
                     }
                     if form.files.len() == rules.files {
-                        return Err(Error::field(
+                        return Err(Error::invalid_field(
                             &name,
                             format_args!("is more than the {} files that may come", rules.files),
                         ));
@@ -161,7 +161,7 @@ impl MultipartForm {
                 None => {
                     let text = texts.read(field, &name, ctx, rules).await?;
                     if form.fields.len() == MAX_TEXTS {
-                        return Err(Error::field(
+                        return Err(Error::invalid_field(
                             &name,
                             format_args!("is more than the {MAX_TEXTS} texts that may come"),
                         ));
@@ -209,7 +209,7 @@ impl MultipartForm {
 /// The text fields of a form whose files nobody wants.
 pub async fn text_fields(request: Request, ctx: &RequestContext) -> Result<Map<String, Value>> {
     let form = MultipartForm::read(request, ctx, &FormLimits::one_file(&ctx.limits)).await?;
-    form.map(|form| form.fields).ok_or_else(|| Error::field("Content-Type", "has no boundary"))
+    form.map(|form| form.fields).ok_or_else(|| Error::invalid_field("Content-Type", "has no boundary"))
 }
 
 type Chunks = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
@@ -254,11 +254,11 @@ async fn finish(chunks: &mut Chunks) {
 fn file_name(field: &Field<'_>, name: &str) -> Result<Option<String>> {
     let disposition = field.headers().get(header::CONTENT_DISPOSITION).map_or(&[][..], |value| value.as_bytes());
     let Ok(disposition) = std::str::from_utf8(disposition) else {
-        return Err(Error::field(name, "its file name is not valid UTF-8"));
+        return Err(Error::invalid_field(name, "its file name is not valid UTF-8"));
     };
     match extended_value(disposition) {
         Some(value) => {
-            read_extended(value).map(Some).ok_or_else(|| Error::field(name, "its file name is badly escaped"))
+            read_extended(value).map(Some).ok_or_else(|| Error::invalid_field(name, "its file name is badly escaped"))
         }
         None => Ok(field.file_name().map(ToOwned::to_owned)),
     }
@@ -312,7 +312,7 @@ impl Texts {
             let was_short = self.length <= SHORT;
             self.length += chunk.len() as u64;
             if self.length > max_texts {
-                return Err(Error::TooLarge(format!(
+                return Err(Error::PayloadTooLarge(format!(
                     "the text fields are larger than the maximum of {max_texts} bytes"
                 )));
             }
@@ -321,10 +321,10 @@ impl Texts {
             }
             text.extend_from_slice(&chunk);
             if text.len() as u64 > limit {
-                return Err(Error::TooLarge(format!("{name}: is larger than the maximum of {limit} bytes")));
+                return Err(Error::PayloadTooLarge(format!("{name}: is larger than the maximum of {limit} bytes")));
             }
         }
-        String::from_utf8(text).map_err(|_| Error::field(name, "is not valid UTF-8"))
+        String::from_utf8(text).map_err(|_| Error::invalid_field(name, "is not valid UTF-8"))
     }
 }
 
@@ -343,34 +343,34 @@ async fn skip(mut field: Field<'_>, limit: u64) -> Result<()> {
 }
 
 async fn next_chunk(field: &mut Field<'_>) -> Result<Option<Bytes>> {
-    field.chunk().await.map_err(|fault| broken(&fault))
+    field.chunk().await.map_err(|err| broken(&err))
 }
 
-fn broken(fault: &multer::Error) -> Error {
-    if let multer::Error::StreamSizeExceeded { limit } = fault {
+fn broken(err: &multer::Error) -> Error {
+    if let multer::Error::StreamSizeExceeded { limit } = err {
         return form_too_large(*limit);
     }
-    Error::bad_because("parameter error", format_args!("body: is no whole multipart form ({fault})"))
+    Error::bad_request_with_reason("parameter error", format_args!("body: is no whole multipart form ({err})"))
 }
 
 fn form_too_large(limit: u64) -> Error {
-    Error::TooLarge(format!("the form is larger than the maximum of {limit} bytes"))
+    Error::PayloadTooLarge(format!("the form is larger than the maximum of {limit} bytes"))
 }
 
 fn twice(name: &str) -> Error {
-    Error::field(name, "stands in the form twice")
+    Error::invalid_field(name, "stands in the form twice")
 }
 
-fn no_room(fault: io::Error) -> Error {
+fn no_room(err: io::Error) -> Error {
     let msg = "the server has no room for the upload; try again in a moment".into();
-    Error::Unavailable { msg, cause: Some(fault.into()) }
+    Error::Unavailable { msg, cause: Some(err.into()) }
 }
 
 /// The refusal of a file over the limit, as clients know it: in MiB with two decimals.
 #[expect(clippy::cast_precision_loss, reason = "two decimals are shown")]
 fn file_too_large(limit: u64) -> Error {
     let mebibytes = limit as f64 / 1_048_576.0;
-    Error::TooLarge(format!("file size exceeds maximum allowed size of {mebibytes:.2}MB"))
+    Error::PayloadTooLarge(format!("file size exceeds maximum allowed size of {mebibytes:.2}MB"))
 }
 
 #[cfg(test)]

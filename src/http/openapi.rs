@@ -171,7 +171,7 @@ static SWAGGER: LazyLock<Arc<utoipa_swagger_ui::Config<'static>>> =
 /// Serves the page that shows the document.
 pub async fn swagger(Path(name): Path<String>) -> Result<Response> {
     let found = utoipa_swagger_ui::serve(&name, SWAGGER.clone());
-    let found = found.map_err(|fault| Error::internal(anyhow::anyhow!("{fault}")))?;
+    let found = found.map_err(|err| Error::internal(anyhow::anyhow!("{err}")))?;
     let page = found.ok_or(Error::NotFound("no such page"))?;
     Ok(file(&page.content_type, Body::from(page.bytes.into_owned())))
 }

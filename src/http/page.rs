@@ -47,7 +47,7 @@ impl PageParams {
             Some(n) => u16::try_from(n)
                 .ok()
                 .filter(|n| (min..=max).contains(n))
-                .ok_or_else(|| Error::field("limit", format_args!("must be from {min} to {max}")))?
+                .ok_or_else(|| Error::invalid_field("limit", format_args!("must be from {min} to {max}")))?
                 .into(),
         };
         let after = match self.cursor.as_deref() {

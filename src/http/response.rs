@@ -24,7 +24,7 @@ static REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// A JSON response that is written, and in its type the description that the API's document has of it: [`Data`], [`Created`],
 /// [`CreatedOrExisting`],
-/// [`PageOf`], [`ListOf`] or [`Empty`]. The functions of this module are the only source, so a response cannot differ from its
+/// [`PageBody`], [`ListOf`] or [`Empty`]. The functions of this module are the only source, so a response cannot differ from its
 /// description.
 pub struct ApiResponse<R> {
     response: Response,
@@ -43,7 +43,7 @@ pub struct Created<T>(PhantomData<T>);
 /// Describes 201 with new data, or 200 with data that existed already.
 pub struct CreatedOrExisting<T>(PhantomData<T>);
 /// Describes 200 with a page of a list.
-pub struct PageOf<T>(PhantomData<T>);
+pub struct PageBody<T>(PhantomData<T>);
 /// Describes 200 with a whole list.
 pub struct ListOf<T>(PhantomData<T>);
 /// Describes 200 without data.
@@ -110,7 +110,7 @@ pub fn ok_with_message<T: Serialize>(msg: &'static str, data: T) -> ApiResponse<
 }
 
 /// Returns 200 with a page of a list.
-pub fn page<T: Serialize>(page: Page<T>) -> ApiResponse<PageOf<T>> {
+pub fn page<T: Serialize>(page: Page<T>) -> ApiResponse<PageBody<T>> {
     ApiResponse::new(json(StatusCode::OK, &Envelope { code: 0, data: page, msg: "" }))
 }
 
@@ -226,7 +226,7 @@ macro_rules! describe {
 describe!(Data<T>, T: data_schema::<T>(), "200" "");
 describe!(Created<T>, T: data_schema::<T>(), "201" "");
 describe!(CreatedOrExisting<T>, T: data_schema::<T>(), "201" "", "200" "It was there already");
-describe!(PageOf<T>, T: page_schema::<T>(), "200" "");
+describe!(PageBody<T>, T: page_schema::<T>(), "200" "");
 describe!(ListOf<T>, T: list_schema::<T>(), "200" "");
 describe!(Empty: BodySchema::of::<EmptyResponse>(), "200" "");
 
@@ -309,7 +309,7 @@ pub struct ErrorCause(pub Arc<anyhow::Error>);
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let status = self.status();
-        let mut response = error(status, &self.public(), self.constant());
+        let mut response = error(status, &self.public_message(), self.error_code());
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
         }

@@ -21,7 +21,7 @@ use crate::process::Process;
 
 /// The request line and all headers.
 pub const MAX_HEAD: usize = 64 * 1024;
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves until the process stops; then takes no more connections and lets those that work finish.
 ///
@@ -30,7 +30,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 pub async fn serve(process: Process, listener: TcpListener, router: Router) -> anyhow::Result<()> {
     let service = service(router);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT).max_buf_size(MAX_HEAD);
     let graceful = GracefulShutdown::new();
     loop {
         let stream = tokio::select! {
@@ -43,8 +43,8 @@ pub async fn serve(process: Process, listener: TcpListener, router: Router) -> a
         let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let connection = graceful.watch(connection);
         process.background_tasks.spawn(async move {
-            if let Err(fault) = connection.await {
-                tracing::debug!(error = %fault, "a connection ended early");
+            if let Err(err) = connection.await {
+                tracing::debug!(error = %err, "a connection ended early");
             }
         });
     }
@@ -62,9 +62,9 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
-            Err(fault) => {
+            Err(err) => {
                 // Out of file descriptors, most likely: those in use come free.
-                tracing::warn!(error = %fault, "a connection could not be accepted");
+                tracing::warn!(error = %err, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -72,7 +72,7 @@ async fn accept(listener: &TcpListener) -> TcpStream {
 }
 
 /// Whether a server answers `/health` at this address.
-pub async fn is_alive(address: SocketAddr) -> bool {
+pub async fn check_health(address: SocketAddr) -> bool {
     let ask = async {
         let ip = match address.ip() {
             // Listening everywhere includes this machine.

@@ -1,7 +1,7 @@
 //! Background work on a queue in Postgres.
 //!
 //! A job is enqueued in the transaction that makes it necessary ([`queue::JobQueue::enqueue`]); the commit wakes the runners of this
-//! process and of the others. The [`runner`] claims jobs in batches under a lease with an owner and a heartbeat. A job that has
+//! process and of the others. The [`runner`] claims jobs in batches under a lease with a worker id and a heartbeat. A job that has
 //! done its work completes in the transaction of its result ([`RunningJob::complete`]), or is completed when it returns. One
 //! that fails is tried again later, a bounded number of times; one whose process died is taken over when its lease runs
 //! out. Between them, `lane` and `dedupe_key` take the place of a lock server and a delay queue. [`registry`] has the kinds that this
@@ -26,12 +26,12 @@ pub use queue::{Delay, JobQueue};
 pub use registry::JobRegistry;
 
 use crate::db::Tx;
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::ids::{JobId, ProjectId};
 use crate::text_enum::text_enum;
 
 /// Whose work it is when it is no project's.
-pub const SERVER: ProjectId = ProjectId(Uuid::nil());
+pub const SYSTEM_PROJECT: ProjectId = ProjectId(Uuid::nil());
 
 /// How soon a job without its project's key checks again; a request with the key makes the job due.
 const KEY_RECHECK_INTERVAL: Duration = Duration::from_hours(24);
@@ -112,8 +112,8 @@ impl JobError {
 }
 
 impl<E: Into<anyhow::Error>> From<E> for JobError {
-    fn from(fault: E) -> Self {
-        Self::Retry(fault.into())
+    fn from(err: E) -> Self {
+        Self::Retry(err.into())
     }
 }
 
@@ -121,10 +121,10 @@ impl<E: Into<anyhow::Error>> From<E> for JobError {
 pub struct RunningJob {
     pub id: JobId,
     /// Whose work it is, and what opens what is sealed if the job was given it.
-    pub owner: Owner,
+    pub encryption: ProjectEncryption,
     /// The number of this try, from 1.
     pub attempt: i32,
-    lease: Uuid,
+    worker_id: Uuid,
     completed: AtomicBool,
 }
 
@@ -139,7 +139,7 @@ impl RunningJob {
     /// # Errors
     /// [`LeaseLost`]: roll back.
     pub async fn complete(&self, tx: &mut Tx) -> Result<(), JobError> {
-        if !store::delete(tx, self.id, self.lease).await? {
+        if !store::delete(tx, self.id, self.worker_id).await? {
             return Err(LeaseLost.into());
         }
         // From here on it has no lease that could be lost.

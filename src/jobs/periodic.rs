@@ -66,8 +66,8 @@ pub async fn reclaim_expired(runner: Arc<Runner>) -> Result<()> {
         tracing::warn!(job.id = %job.id, job.kind = job.kind, "a job's process was lost");
         let mut tx = runner.db.begin().await?;
         // Its process may have come back to life since.
-        if store::lock_expired(&mut tx, job.id, job.owner).await? {
-            requeue::fail(&mut tx, job.id, job.owner, retry, "the process that ran it was lost").await?;
+        if store::lock_expired(&mut tx, job.id, job.worker_id).await? {
+            requeue::fail(&mut tx, job.id, job.worker_id, retry, "the process that ran it was lost").await?;
             tx.wake_on_commit();
         }
         tx.commit().await?;

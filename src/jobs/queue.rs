@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use super::{Job, WaitReason, store};
 use crate::db::{Db, Tx};
 use crate::encryption::jobs::JobKeys;
-use crate::encryption::{Kek, Owner};
+use crate::encryption::{Kek, ProjectEncryption};
 use crate::error::{Error, Result};
 use crate::telemetry;
 
@@ -45,7 +45,13 @@ impl JobQueue {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn enqueue<J: Job>(&self, tx: &mut Tx, owner: &Owner, job: &J, delay: Delay) -> Result<()> {
+    pub async fn enqueue<J: Job>(
+        &self,
+        tx: &mut Tx,
+        encryption: &ProjectEncryption,
+        job: &J,
+        delay: Delay,
+    ) -> Result<()> {
         let payload = serde_json::to_value(job).map_err(Error::internal)?;
         let new = store::NewJob {
             kind: J::KIND,
@@ -53,10 +59,10 @@ impl JobQueue {
             lane: job.lane(),
             dedupe_key: job.dedupe_key(),
             delay: delay.0,
-            encrypted_kek: self.wrap_key(owner)?,
-            traceparent: telemetry::current_trace(),
+            encrypted_kek: self.wrap_key(encryption)?,
+            traceparent: telemetry::current_traceparent(),
         };
-        store::insert(tx, owner.project, new).await?;
+        store::insert(tx, encryption.project, new).await?;
         tx.wake_on_commit();
         Ok(())
     }
@@ -65,8 +71,8 @@ impl JobQueue {
     ///
     /// # Errors
     /// The system returns no random bytes.
-    pub fn wrap_key(&self, owner: &Owner) -> anyhow::Result<Option<Vec<u8>>> {
-        owner.kek.as_ref().filter(|_| owner.format.is_encrypted()).map(|kek| self.wrap_kek(kek)).transpose()
+    pub fn wrap_key(&self, encryption: &ProjectEncryption) -> anyhow::Result<Option<Vec<u8>>> {
+        encryption.kek.as_ref().filter(|_| encryption.format.is_encrypted()).map(|kek| self.wrap_kek(kek)).transpose()
     }
 
     /// Encrypts a project's key for its jobs.
@@ -81,9 +87,9 @@ impl JobQueue {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn provide_key(&self, tx: &mut Tx, owner: &Owner) -> Result<()> {
-        if let Some(key) = self.wrap_key(owner)?
-            && store::provide_key(tx, owner.project, &key).await? > 0
+    pub async fn provide_key(&self, tx: &mut Tx, encryption: &ProjectEncryption) -> Result<()> {
+        if let Some(key) = self.wrap_key(encryption)?
+            && store::provide_key(tx, encryption.project, &key).await? > 0
         {
             tx.wake_on_commit();
         }
@@ -94,12 +100,12 @@ impl JobQueue {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn provide_key_now(&self, db: &Db, owner: &Owner) -> Result<()> {
-        if !owner.format.is_encrypted() || owner.kek.is_none() {
+    pub async fn provide_key_now(&self, db: &Db, encryption: &ProjectEncryption) -> Result<()> {
+        if !encryption.format.is_encrypted() || encryption.kek.is_none() {
             return Ok(());
         }
         let mut tx = db.begin_statement().await?;
-        self.provide_key(&mut tx, owner).await?;
+        self.provide_key(&mut tx, encryption).await?;
         Ok(tx.commit().await?)
     }
 

@@ -25,33 +25,33 @@ pub struct Requeue<'a> {
 pub async fn requeue_unspent(
     conn: &mut PgConnection,
     job: JobId,
-    owner: Uuid,
+    worker_id: Uuid,
     requeue: &Requeue<'_>,
 ) -> sqlx::Result<()> {
-    lock(conn, job, owner).await?;
-    make_ready(conn, job, owner, 1, requeue).await
+    lock(conn, job, worker_id).await?;
+    make_ready(conn, job, worker_id, 1, requeue).await
 }
 
 /// The job failed: it goes back to wait out its back-off, or ends as failed after its last try.
 pub async fn fail(
     conn: &mut PgConnection,
     job: JobId,
-    owner: Uuid,
+    worker_id: Uuid,
     retry_after: Option<Duration>,
     reason: &str,
 ) -> sqlx::Result<()> {
-    lock(conn, job, owner).await?;
+    lock(conn, job, worker_id).await?;
     match retry_after {
         Some(delay) => {
             let requeue = Requeue { delay, error: Some(reason), ..Requeue::default() };
-            make_ready(conn, job, owner, 0, &requeue).await
+            make_ready(conn, job, worker_id, 0, &requeue).await
         }
         None => sqlx::query!(
             "update jobs set state = 'failed', worker_id = null, lease_expires_at = null, encrypted_kek = null,
                  last_error = $3, updated_at = now()
              where id = $1 and worker_id = $2",
             job as _,
-            owner,
+            worker_id,
             reason,
         )
         .execute(conn)
@@ -60,8 +60,8 @@ pub async fn fail(
     }
 }
 
-async fn lock(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<()> {
-    let row = sqlx::query!("select id from jobs where id = $1 and worker_id = $2 for update", job as _, owner);
+async fn lock(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<()> {
+    let row = sqlx::query!("select id from jobs where id = $1 and worker_id = $2 for update", job as _, worker_id);
     row.fetch_optional(conn).await.map(drop)
 }
 
@@ -70,7 +70,7 @@ async fn lock(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<
 async fn make_ready(
     conn: &mut PgConnection,
     job: JobId,
-    owner: Uuid,
+    worker_id: Uuid,
     unspent: i32,
     &Requeue { wait_reason, lacked_key, delay, error }: &Requeue<'_>,
 ) -> sqlx::Result<()> {
@@ -90,7 +90,7 @@ async fn make_ready(
                from old o join jobs t on t.kind = o.kind and t.dedupe_key = o.dedupe_key and t.state = 'ready') old
          where t.kind = old.kind and t.dedupe_key = old.dedupe_key and t.state = 'ready'",
         job as _,
-        owner,
+        worker_id,
         unspent,
         interval(delay) as _,
         error,
@@ -108,7 +108,7 @@ async fn make_ready(
              updated_at = now()
          where id = $1 and worker_id = $2",
         job as _,
-        owner,
+        worker_id,
         unspent,
         interval(delay) as _,
         error,

@@ -21,7 +21,7 @@ use super::store::{self, Claimed};
 use super::{JobError, JobQueue, JobRegistry, LeaseLost, RunningJob, WaitReason};
 use crate::config::JobSettings;
 use crate::db::Db;
-use crate::encryption::{Owner, StorageFormat};
+use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::ids::JobId;
 use crate::process::Process;
 use crate::telemetry;
@@ -66,29 +66,29 @@ impl Tries {
 /// Runs jobs until the process stops; what runs then is waited for by shutdown.
 pub async fn run(runner: Arc<Runner>) -> anyhow::Result<()> {
     let slots = Arc::new(Semaphore::new(runner.settings.concurrency));
-    let owner = Uuid::now_v7();
+    let worker_id = Uuid::now_v7();
     let tries = Arc::new(Tries::default());
-    runner.process.background_tasks.spawn(heartbeat(Arc::clone(&runner), owner, Arc::clone(&tries)));
+    runner.process.background_tasks.spawn(heartbeat(Arc::clone(&runner), worker_id, Arc::clone(&tries)));
     let kinds = runner.registry.kinds();
     while !runner.process.shutdown.is_cancelled() {
         let Some(mut free) = free_slots(&runner, &slots).await else {
             break;
         };
-        let claimed = match claim(&runner, owner, &kinds, free.num_permits()).await {
+        let claimed = match claim(&runner, worker_id, &kinds, free.num_permits()).await {
             Ok(claimed) => claimed,
             Err(_) if runner.db.is_closed() => {
                 runner.process.shutdown.cancelled().await;
                 break;
             }
-            Err(fault) => {
-                tracing::warn!(error = %fault, "jobs could not be claimed");
+            Err(err) => {
+                tracing::warn!(error = %err, "jobs could not be claimed");
                 Vec::new()
             }
         };
         let nothing_due = claimed.is_empty();
         for job in claimed {
             let Some(slot) = free.split(1) else { break };
-            start(&runner, owner, job, slot, &tries);
+            start(&runner, worker_id, job, slot, &tries);
         }
         drop(free);
         if nothing_due {
@@ -110,9 +110,9 @@ async fn free_slots(runner: &Runner, slots: &Arc<Semaphore>) -> Option<OwnedSema
     Some(free)
 }
 
-async fn claim(runner: &Runner, owner: Uuid, kinds: &[String], limit: usize) -> sqlx::Result<Vec<Claimed>> {
+async fn claim(runner: &Runner, worker_id: Uuid, kinds: &[String], limit: usize) -> sqlx::Result<Vec<Claimed>> {
     let mut tx = runner.db.begin().await?;
-    let claimed = store::claim(&mut tx, owner, kinds, limit, runner.settings.lease).await?;
+    let claimed = store::claim(&mut tx, worker_id, kinds, limit, runner.settings.lease).await?;
     tx.commit().await?;
     Ok(claimed)
 }
@@ -134,7 +134,7 @@ async fn wait(runner: &Runner, kinds: &[String]) {
     }
 }
 
-fn start(runner: &Arc<Runner>, owner: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries: &Arc<Tries>) {
+fn start(runner: &Arc<Runner>, worker_id: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries: &Arc<Tries>) {
     // The runner claims only kinds it knows.
     let Some(handler) = runner.registry.get(&job.kind).cloned() else {
         return;
@@ -148,14 +148,13 @@ fn start(runner: &Arc<Runner>, owner: Uuid, job: Claimed, slot: OwnedSemaphorePe
     let (id, in_lane) = (job.id.0, job.lane.is_some());
     let kek = job.encrypted_kek.as_deref().and_then(|sealed| match runner.queue.keys().open(job.project, sealed) {
         Ok(kek) => Some(Arc::new(kek)),
-        Err(fault) => {
-            tracing::error!(job.id = %job.id, error = %fault, "the key that a job was given does not open");
+        Err(err) => {
+            tracing::error!(job.id = %job.id, error = %err, "the key that a job was given does not open");
             None
         }
     });
-    let owner_of_work = Owner { project: job.project, format: StorageFormat::from_flag(kek.is_some()), kek };
-    let running =
-        RunningJob { id: job.id, owner: owner_of_work, attempt: job.attempt, lease: owner, completed: false.into() };
+    let encryption = ProjectEncryption { project: job.project, format: StorageFormat::from_flag(kek.is_some()), kek };
+    let running = RunningJob { id: job.id, encryption, attempt: job.attempt, worker_id, completed: false.into() };
     let running = Arc::new(running);
     let (runner_, tries_, running_) = (Arc::clone(runner), Arc::clone(tries), Arc::clone(&running));
     let task = async move {
@@ -175,7 +174,7 @@ fn start(runner: &Arc<Runner>, owner: Uuid, job: Claimed, slot: OwnedSemaphorePe
 
 /// One try, and what becomes of the job after it.
 async fn try_job(runner: &Runner, running: Arc<RunningJob>, job: Claimed, handler: &RegisteredHandler) {
-    let owner = running.lease;
+    let worker_id = running.worker_id;
     let work = AssertUnwindSafe((handler.run)(job.payload, running)).catch_unwind();
     let outcome = tokio::select! {
         outcome = tokio::time::timeout(handler.timeout, work) => match outcome {
@@ -184,90 +183,95 @@ async fn try_job(runner: &Runner, running: Arc<RunningJob>, job: Claimed, handle
             Err(_) => Err(JobError::Retry(anyhow::anyhow!("the job took longer than {:?}", handler.timeout))),
         },
         () = runner.process.hard_stop.cancelled() => {
-            give_back(runner, owner, job.id).await;
+            give_back(runner, worker_id, job.id).await;
             return;
         }
     };
     let settled = match outcome {
         Ok(()) => {
             tracing::debug!("job done");
-            settle_done(runner, owner, job.id).await
+            settle_done(runner, worker_id, job.id).await
         }
-        Err(JobError::Retry(fault) | JobError::Permanent(fault)) if fault.is::<LeaseLost>() => {
+        Err(JobError::Retry(err) | JobError::Permanent(err)) if err.is::<LeaseLost>() => {
             tracing::warn!("the job's lease was lost; another process has it");
             Ok(())
         }
-        Err(JobError::Retry(fault)) => {
-            settle_failed(runner, owner, job.id, retry_after(job.attempt, handler), &fault).await
+        Err(JobError::Retry(err)) => {
+            settle_failed(runner, worker_id, job.id, retry_after(job.attempt, handler), &err).await
         }
-        Err(JobError::Permanent(fault)) => settle_failed(runner, owner, job.id, None, &fault).await,
+        Err(JobError::Permanent(err)) => settle_failed(runner, worker_id, job.id, None, &err).await,
         Err(JobError::Snooze(wait_reason, error, delay)) => {
             let lacked_key = wait_reason == WaitReason::Key && job.encrypted_kek.is_none();
             let error = format!("{error:#}");
             let snooze = requeue::Requeue { wait_reason: Some(wait_reason), lacked_key, delay, error: Some(&error) };
-            requeue_unspent(runner, owner, job.id, &snooze).await
+            requeue_unspent(runner, worker_id, job.id, &snooze).await
         }
     };
-    if let Err(fault) = settled {
-        tracing::warn!(error = %fault, "the end of a job could not be written; its lease will run out");
+    if let Err(err) = settled {
+        tracing::warn!(error = %err, "the end of a job could not be written; its lease will run out");
     }
 }
 
-async fn settle_done(runner: &Runner, owner: Uuid, job: JobId) -> sqlx::Result<()> {
+async fn settle_done(runner: &Runner, worker_id: Uuid, job: JobId) -> sqlx::Result<()> {
     let mut conn = runner.db.acquire().await?;
     // False if the job has completed itself in its own transaction.
-    store::delete(&mut conn, job, owner).await.map(drop)
+    store::delete(&mut conn, job, worker_id).await.map(drop)
 }
 
 async fn settle_failed(
     runner: &Runner,
-    owner: Uuid,
+    worker_id: Uuid,
     job: JobId,
     retry: Option<Duration>,
-    fault: &anyhow::Error,
+    err: &anyhow::Error,
 ) -> sqlx::Result<()> {
     if let Some(pause) = retry {
-        tracing::warn!(error = format!("{fault:#}"), ?pause, "job failed, will be tried again");
+        tracing::warn!(error = format!("{err:#}"), ?pause, "job failed, will be tried again");
     } else {
-        tracing::error!(error = format!("{fault:#}"), "job failed for good");
+        tracing::error!(error = format!("{err:#}"), "job failed for good");
     }
-    give_up_or_retry(runner, owner, job, retry, &format!("{fault:#}")).await
+    give_up_or_retry(runner, worker_id, job, retry, &format!("{err:#}")).await
 }
 
 /// Writes a failure down. An equal job may come between the look for one and the write; then once more.
 async fn give_up_or_retry(
     runner: &Runner,
-    owner: Uuid,
+    worker_id: Uuid,
     job: JobId,
     retry: Option<Duration>,
     reason: &str,
 ) -> sqlx::Result<()> {
     let write = async || {
         let mut tx = runner.db.begin().await?;
-        requeue::fail(&mut tx, job, owner, retry, reason).await?;
+        requeue::fail(&mut tx, job, worker_id, retry, reason).await?;
         tx.commit().await
     };
     match write().await {
-        Err(sqlx::Error::Database(fault)) if fault.constraint() == Some("jobs_dedupe_key_idx") => write().await,
+        Err(sqlx::Error::Database(err)) if err.constraint() == Some("jobs_dedupe_key_idx") => write().await,
         other => other,
     }
 }
 
 /// Returns a job to the queue; its attempt does not count.
-async fn requeue_unspent(runner: &Runner, owner: Uuid, job: JobId, requeue: &requeue::Requeue<'_>) -> sqlx::Result<()> {
+async fn requeue_unspent(
+    runner: &Runner,
+    worker_id: Uuid,
+    job: JobId,
+    requeue: &requeue::Requeue<'_>,
+) -> sqlx::Result<()> {
     let mut tx = runner.db.begin().await?;
-    requeue::requeue_unspent(&mut tx, job, owner, requeue).await?;
+    requeue::requeue_unspent(&mut tx, job, worker_id, requeue).await?;
     tx.commit().await
 }
 
-async fn give_back(runner: &Runner, owner: Uuid, job: JobId) {
-    if let Err(fault) = requeue_unspent(runner, owner, job, &requeue::Requeue::default()).await {
-        tracing::warn!(error = %fault, "a job could not be handed back; its lease will run out");
+async fn give_back(runner: &Runner, worker_id: Uuid, job: JobId) {
+    if let Err(err) = requeue_unspent(runner, worker_id, job, &requeue::Requeue::default()).await {
+        tracing::warn!(error = %err, "a job could not be handed back; its lease will run out");
     }
 }
 
 /// Moves the leases of what runs here, and ends tries whose lease another process has taken over.
-async fn heartbeat(runner: Arc<Runner>, owner: Uuid, tries: Arc<Tries>) {
+async fn heartbeat(runner: Arc<Runner>, worker_id: Uuid, tries: Arc<Tries>) {
     let mut timer = tokio::time::interval(runner.settings.lease / 3);
     let mut stopping = false;
     loop {
@@ -291,7 +295,7 @@ async fn heartbeat(runner: Arc<Runner>, owner: Uuid, tries: Arc<Tries>) {
         }
         let kept = async {
             let mut conn = runner.db.acquire().await?;
-            store::extend(&mut conn, owner, &running, runner.settings.lease).await
+            store::extend(&mut conn, worker_id, &running, runner.settings.lease).await
         };
         match kept.await {
             Ok(kept) => tries.change(|now| {
@@ -304,7 +308,7 @@ async fn heartbeat(runner: Arc<Runner>, owner: Uuid, tries: Arc<Tries>) {
                     }
                 }
             }),
-            Err(fault) => tracing::warn!(error = %fault, "the leases of running jobs could not be moved"),
+            Err(err) => tracing::warn!(error = %err, "the leases of running jobs could not be moved"),
         }
     }
 }

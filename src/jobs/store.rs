@@ -140,14 +140,14 @@ pub struct Claimed {
     pub traceparent: Option<String>,
 }
 
-/// Takes up to `limit` due jobs of these kinds for `owner`: fair between projects (each in turn, counting what runs already),
+/// Takes up to `limit` due jobs of these kinds for `worker_id`: fair between projects (each in turn, counting what runs already),
 /// oldest first within one, and never a second job of a lane.
 ///
 /// Wants a transaction of its own. It stands in line with the other claims, so that none of them has to look twice; being
 /// lost in a crash does no harm (the jobs are simply ready again), so its commit does not wait for the disk.
 pub async fn claim(
     conn: &mut PgConnection,
-    owner: Uuid,
+    worker_id: Uuid,
     kinds: &[String],
     limit: usize,
     lease: Duration,
@@ -192,7 +192,7 @@ pub async fn claim(
            from taken where j.id = taken.id and j.state = 'ready'
            returning j.id as "id: JobId", j.project_id as "project: ProjectId", j.kind, j.payload, j.lane, j.attempt,
                      j.encrypted_kek, j.traceparent"#,
-        owner,
+        worker_id,
         kinds,
         limit,
         interval(lease) as _,
@@ -213,25 +213,32 @@ pub async fn next_due(conn: &mut PgConnection, kinds: &[String]) -> sqlx::Result
     Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()))
 }
 
-/// Moves the end of these jobs' leases; answers with those that are still the owner's. One that is just being completed is
+/// Moves the end of these jobs' leases; answers with those that are still the worker_id's. One that is just being completed is
 /// locked, and is left as it is.
-pub async fn extend(conn: &mut PgConnection, owner: Uuid, jobs: &[Uuid], lease: Duration) -> sqlx::Result<Vec<Uuid>> {
+pub async fn extend(
+    conn: &mut PgConnection,
+    worker_id: Uuid,
+    jobs: &[Uuid],
+    lease: Duration,
+) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
         "update jobs set lease_expires_at = now() + $3::interval where id in (
              select id from jobs where id = any($1) and worker_id = $2 order by id for update skip locked)
          returning id",
         jobs,
-        owner,
+        worker_id,
         interval(lease) as _,
     )
     .fetch_all(&mut *conn)
     .await?;
-    sqlx::query_scalar!("select id from jobs where id = any($1) and worker_id = $2", jobs, owner).fetch_all(conn).await
+    sqlx::query_scalar!("select id from jobs where id = any($1) and worker_id = $2", jobs, worker_id)
+        .fetch_all(conn)
+        .await
 }
 
 /// The job is done.
-pub async fn delete(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<bool> {
-    let gone = sqlx::query!("delete from jobs where id = $1 and worker_id = $2", job as _, owner);
+pub async fn delete(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
+    let gone = sqlx::query!("delete from jobs where id = $1 and worker_id = $2", job as _, worker_id);
     Ok(gone.execute(conn).await?.rows_affected() == 1)
 }
 
@@ -240,14 +247,14 @@ pub struct Expired {
     pub id: JobId,
     pub kind: String,
     pub attempt: i32,
-    pub owner: Uuid,
+    pub worker_id: Uuid,
 }
 
 /// Running jobs of these kinds whose process has not been heard of until the end of their lease.
 pub async fn list_expired(conn: &mut PgConnection, kinds: &[String], limit: i64) -> sqlx::Result<Vec<Expired>> {
     sqlx::query_as!(
         Expired,
-        r#"select id as "id: JobId", kind, attempt, worker_id as "owner!" from jobs
+        r#"select id as "id: JobId", kind, attempt, worker_id as "worker_id!" from jobs
            where state = 'running' and lease_expires_at < now() and kind = any($1)
            order by lease_expires_at limit $2"#,
         kinds,
@@ -257,12 +264,12 @@ pub async fn list_expired(conn: &mut PgConnection, kinds: &[String], limit: i64)
     .await
 }
 
-/// Locks a job if its lease has run out and still is this owner's.
-pub async fn lock_expired(conn: &mut PgConnection, job: JobId, owner: Uuid) -> sqlx::Result<bool> {
+/// Locks a job if its lease has run out and still is this worker_id's.
+pub async fn lock_expired(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
     let row = sqlx::query!(
         "select id from jobs where id = $1 and worker_id = $2 and lease_expires_at < now() for update skip locked",
         job as _,
-        owner,
+        worker_id,
     );
     Ok(row.fetch_optional(conn).await?.is_some())
 }

@@ -25,7 +25,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Value, Error> {
         restore(&mut value, &mark, &mut texts);
         return Ok(value);
     }
-    // A fault is told with the line and column of the text itself.
+    // A error is told with the line and column of the text itself.
     serde_json::from_slice(text)
 }
 

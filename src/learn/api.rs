@@ -39,9 +39,9 @@ pub async fn get_observing_status(
     caller: Caller,
     Path(session): Path<SessionId>,
 ) -> QueryResult<Data<ObservingStatus>> {
-    ctx.queue.provide_key_now(&ctx.db, &caller.owner).await?;
+    ctx.queue.provide_key_now(&ctx.db, &caller.encryption).await?;
     let mut conn = ctx.db.acquire().await?;
-    sessions::store::check_owned(&mut conn, caller.project, session).await?;
+    sessions::store::ensure_owned(&mut conn, caller.project, session).await?;
     let observing::Counts { observed, in_process, pending } =
         observing::count(&mut conn, caller.project, session).await?;
     Ok(response::ok(ObservingStatus { observed, in_process, pending, updated_at: Timestamp(Utc::now()) }))
@@ -80,11 +80,11 @@ pub async fn flush_session(
 async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flushed> {
     let deadline = Instant::now() + ctx.config.learning.flush;
     let mut tx = ctx.db.begin().await?;
-    sessions::store::check_owned(&mut tx, caller.project, session).await?;
+    sessions::store::ensure_owned(&mut tx, caller.project, session).await?;
     let locked = LockedSession::lock(&mut tx, caller.project, session).await?;
     let mut locked = locked.ok_or(sessions::NOT_FOUND)?;
     let last_message_at = locked.last_message_at;
-    ctx.queue.provide_key(&mut locked, &caller.owner).await?;
+    ctx.queue.provide_key(&mut locked, &caller.encryption).await?;
     observing::set_status(&mut locked, None, ProcessStatus::Failed, ProcessStatus::Pending).await?;
     let waiting = observing::count_pending_messages(&mut locked, session, None).await?;
     if waiting == 0 {
@@ -95,7 +95,7 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
     }
     let job = Observe { session };
     if !ctx.queue.make_due(&mut locked, &job).await? && ctx.queue.find(&mut locked, &job).await?.is_none() {
-        observing::enqueue_job(&mut locked, &ctx.queue, &caller.owner, Delay::NONE).await?;
+        observing::enqueue_job(&mut locked, &ctx.queue, &caller.encryption, Delay::NONE).await?;
     }
     tx.commit().await?;
     wait(ctx, session, last_message_at, deadline).await

@@ -17,12 +17,12 @@ impl JobHandler for FinalizeSession {
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
         let mut tx = ctx.db.begin().await?;
-        if let Some(mut session) = LockedSession::lock(&mut tx, running.owner.project, self.session).await? {
+        if let Some(mut session) = LockedSession::lock(&mut tx, running.encryption.project, self.session).await? {
             // Messages may have been stored in the meantime; the next check after them enqueues this job again.
             let progress = learning_spaces::store::get_progress(&mut session, self.session).await?;
             if progress.as_ref().and_then(progress::next_step) == Some(NextStep::CloseTasks) {
                 for task in tasks::store::complete_open(&mut session).await? {
-                    ctx.queue.enqueue(&mut session, &running.owner, &Distill { task }, Delay::NONE).await?;
+                    ctx.queue.enqueue(&mut session, &running.encryption, &Distill { task }, Delay::NONE).await?;
                 }
             }
         }

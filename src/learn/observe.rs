@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::Learn;
 use super::queue::Observe;
 use super::settings;
-use crate::encryption::{Owner, frame};
+use crate::encryption::{ProjectEncryption, frame};
 use crate::error::Result;
 use crate::ids::SessionId;
 use crate::jobs::{Delay, JobError, JobHandler, RunningJob, WaitReason};
@@ -34,9 +34,9 @@ impl JobHandler for Observe {
     const MAX_ATTEMPTS: i32 = 5;
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
-        reset_running(ctx, &running.owner, self.session).await?;
+        reset_running(ctx, &running.encryption, self.session).await?;
         while let Some(batch) = claim_batch(ctx, self.session, running).await? {
-            let outcome = look_at(ctx, &running.owner, &batch).await;
+            let outcome = look_at(ctx, &running.encryption, &batch).await;
             settle(ctx, self.session, &batch, outcome, running).await?;
             ctx.observation_finished.notify_waiters();
         }
@@ -46,9 +46,9 @@ impl JobHandler for Observe {
 }
 
 /// Makes messages pending again that were claimed by an attempt whose process died. The lane ensures that no other job works on them.
-async fn reset_running(ctx: &Learn, owner: &Owner, session: SessionId) -> Result<(), JobError> {
+async fn reset_running(ctx: &Learn, encryption: &ProjectEncryption, session: SessionId) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
-    if let Some(mut session) = LockedSession::lock(&mut tx, owner.project, session).await? {
+    if let Some(mut session) = LockedSession::lock(&mut tx, encryption.project, session).await? {
         observing::set_status(&mut session, None, ProcessStatus::Running, ProcessStatus::Pending).await?;
     }
     tx.commit().await?;
@@ -58,7 +58,7 @@ async fn reset_running(ctx: &Learn, owner: &Owner, session: SessionId) -> Result
 /// Claims the next batch. `None` if no message is pending; the job has completed then.
 async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<Option<Vec<Uuid>>, JobError> {
     let mut tx = ctx.db.begin().await?;
-    let project = running.owner.project;
+    let project = running.encryption.project;
     let Some(mut session) = LockedSession::lock(&mut tx, project, session).await? else {
         return Ok(None);
     };
@@ -76,7 +76,7 @@ async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> R
         tx.commit().await?;
         return Ok(None);
     }
-    if running.owner.kek.is_none() && observing::has_encrypted(&mut session, &batch).await? {
+    if running.encryption.kek.is_none() && observing::has_encrypted(&mut session, &batch).await? {
         // As below.
         return Err(JobError::awaiting_key());
     }
@@ -89,19 +89,19 @@ async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> R
 }
 
 /// Asks the model about a batch.
-async fn look_at(ctx: &Learn, owner: &Owner, batch: &[Uuid]) -> Result<(), Fault> {
+async fn look_at(ctx: &Learn, encryption: &ProjectEncryption, batch: &[Uuid]) -> Result<(), Fault> {
     let mut conn = ctx.db.acquire().await.map_err(Fault::again)?;
     let said = observing::load_messages(&mut conn, batch).await.map_err(Fault::again)?;
     drop(conn);
     let mut lines = Vec::with_capacity(said.len());
     for MessageContent { id, role, content, encrypted_as, .. } in said {
         let content = match encrypted_as {
-            Some(of) => frame::open(owner.decryption_key().map_err(Fault::again)?, of, content),
+            Some(of) => frame::open(encryption.decryption_key().map_err(Fault::again)?, of, content),
             None => Ok(content),
         };
         match content {
             Ok(content) => lines.push(format!("{role}: {}", String::from_utf8_lossy(&content))),
-            Err(fault) => tracing::error!(message.id = %id, error = %fault, "a message does not open"),
+            Err(err) => tracing::error!(message.id = %id, error = %err, "a message does not open"),
         }
     }
     let request = ChatRequest {
@@ -138,7 +138,7 @@ async fn settle(
     running: &RunningJob,
 ) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
-    let Some(mut locked) = LockedSession::lock(&mut tx, running.owner.project, session).await? else {
+    let Some(mut locked) = LockedSession::lock(&mut tx, running.encryption.project, session).await? else {
         return Ok(());
     };
     let Err(Fault { reason, is_final }) = outcome else {
@@ -153,7 +153,7 @@ async fn settle(
         // Messages that were stored in the meantime get another job.
         if observing::count_pending_messages(&mut locked, session, None).await? > 0 {
             let delay = Delay::from_duration(ctx.config.learning.buffer_ttl);
-            observing::enqueue_job(&mut locked, &ctx.queue, &running.owner, delay).await?;
+            observing::enqueue_job(&mut locked, &ctx.queue, &running.encryption, delay).await?;
         } else {
             sessions::store::set_has_observe_job(&mut locked, false).await?;
         }
@@ -182,7 +182,8 @@ pub async fn enqueue_missed(ctx: Learn) -> Result<()> {
     for (project, session) in missed {
         let mut tx = ctx.db.begin().await?;
         if let Some(mut session) = LockedSession::lock(&mut tx, project, session).await? {
-            observing::enqueue_job(&mut session, &ctx.queue, &Owner::unencrypted(project), Delay::NONE).await?;
+            observing::enqueue_job(&mut session, &ctx.queue, &ProjectEncryption::unencrypted(project), Delay::NONE)
+                .await?;
         }
         tx.commit().await?;
     }

@@ -8,12 +8,12 @@ use super::store::{self, Filter};
 use super::{NOT_FOUND, Space, defaults};
 use crate::auth::Caller;
 use crate::db::page::PageRequest;
-use crate::error::{Error, OnConstraint, UNAUTHORIZED};
+use crate::error::{Error, MapConstraint, UNAUTHORIZED};
 use crate::http::extract::{Json, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::{contained_object, storable_object};
+use crate::http::json::{parse_containment_filter, validate_storable};
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, CommandResult, Created, Data, Empty, PageOf, QueryResult};
+use crate::http::response::{self, CommandResult, Created, Data, Empty, PageBody, QueryResult};
 use crate::ids::SpaceId;
 use crate::platform::Platform;
 use crate::users::{self, Identifier};
@@ -45,13 +45,13 @@ pub async fn create_space(
     Json(body): Json<CreateSpace>,
 ) -> CommandResult<Created<Space>> {
     if let Some(meta) = &body.meta {
-        storable_object("meta", meta, platform.config.limits.meta)?;
+        validate_storable("meta", meta, platform.config.limits.meta)?;
     }
-    caller.owner.ensure_can_store()?;
+    caller.encryption.ensure_can_store()?;
     idempotency.replay_if_completed().await?;
     let mut attempts = idempotency.attempts();
     loop {
-        let (skills, contents) = defaults::upload_default_skills(&platform, &caller.owner).await?;
+        let (skills, contents) = defaults::upload_default_skills(&platform, &caller.encryption).await?;
         let mut tx = attempts.begin().await?;
         let Some(blobs) = contents.claim(&mut tx).await? else {
             tx.rollback().await?;
@@ -59,7 +59,7 @@ pub async fn create_space(
         };
         let user = users::named(&mut tx, caller.project, body.user.as_ref()).await?;
         let space = store::insert(&mut tx, caller.project, user, body.meta.as_ref()).await;
-        let space = space.on_constraint("learning_spaces_project_id_fkey", || UNAUTHORIZED)?;
+        let space = space.map_constraint_err("learning_spaces_project_id_fkey", || UNAUTHORIZED)?;
         for skill in &skills {
             let skill = skill.insert(&mut tx, &platform, caller.project, user, None, &blobs).await?;
             store::include(&mut tx, space.id, skill.id, &skill.name).await?;
@@ -87,10 +87,11 @@ pub async fn list_spaces(
     caller: Caller,
     Query(query): Query<ListSpaces>,
     Query(page): Query<PageParams>,
-) -> QueryResult<PageOf<Space>> {
+) -> QueryResult<PageBody<Space>> {
     let page: PageRequest = page.parse(20, 200)?;
     let user = users::filter(query.user.as_deref())?;
-    let meta = contained_object("filter_by_meta", query.filter_by_meta.as_deref(), platform.config.limits.meta)?;
+    let meta =
+        parse_containment_filter("filter_by_meta", query.filter_by_meta.as_deref(), platform.config.limits.meta)?;
     let mut conn = platform.db.acquire().await?;
     let spaces = store::list(&mut conn, caller.project, Filter { user, meta }, &page).await?;
     Ok(response::page(Page::new(spaces, &page)))
@@ -132,11 +133,11 @@ pub async fn update_space(
     Path(space): Path<SpaceId>,
     Json(body): Json<UpdateSpace>,
 ) -> CommandResult<Data<Space>> {
-    let patch = body.meta.ok_or_else(|| Error::field("meta", "is required, a JSON object"))?;
+    let patch = body.meta.ok_or_else(|| Error::invalid_field("meta", "is required, a JSON object"))?;
     let mut tx = idempotency.begin().await?;
     let mut meta = store::lock_meta(&mut tx, caller.project, space).await?.ok_or(NOT_FOUND)?;
     meta.extend(patch);
-    storable_object("meta", &meta, platform.config.limits.meta)?;
+    validate_storable("meta", &meta, platform.config.limits.meta)?;
     let space = store::set_meta(&mut tx, caller.project, space, &meta).await?;
     tx.commit(response::ok(space)).await
 }

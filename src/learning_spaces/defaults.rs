@@ -6,7 +6,7 @@ use futures_util::stream;
 use crate::blob::ingest::Ingest;
 use crate::blob::spool::SpoolDir;
 use crate::disks::path::FilePath;
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
 use crate::skills::create::{PreparedFile, PreparedSkill};
@@ -20,16 +20,19 @@ const DEFAULT_SKILLS: [&str; 2] =
 ///
 /// # Errors
 /// 503 if the object store fails.
-pub async fn upload_default_skills(platform: &Platform, owner: &Owner) -> Result<(Vec<PreparedSkill>, Ingest)> {
+pub async fn upload_default_skills(
+    platform: &Platform,
+    encryption: &ProjectEncryption,
+) -> Result<(Vec<PreparedSkill>, Ingest)> {
     let (mut skills, mut contents) = (Vec::new(), Vec::new());
     for text in DEFAULT_SKILLS {
         let at = FilePath::of_segments(&["SKILL.md"]).map_err(|wrong| Error::internal(anyhow::anyhow!(wrong)))?;
-        let content = SpoolDir::of_bytes(Bytes::from_static(text.as_bytes()));
+        let content = SpoolDir::from_bytes(Bytes::from_static(text.as_bytes()));
         let front_matter = FrontMatter::parse(text.as_bytes())?;
         skills.push(PreparedSkill { front_matter, files: vec![PreparedFile::new(at, &content)] });
         contents.push(content);
     }
-    Ok((skills, platform.blobs.ingest(owner, stream::iter(contents)).await?))
+    Ok((skills, platform.blobs.ingest(encryption, stream::iter(contents)).await?))
 }
 
 #[cfg(test)]

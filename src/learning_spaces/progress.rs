@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 
 use super::LearningStatus;
 use super::store::{self, LearningProgress};
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::ids::{SessionId, SpaceId};
 use crate::jobs::Delay;
@@ -50,9 +50,9 @@ pub async fn list_due(conn: &mut PgConnection, space: SpaceId, limit: usize) -> 
 ///
 /// # Errors
 /// The database fails.
-pub async fn update_progress(platform: &Platform, owner: &Owner, session: SessionId) -> Result<bool> {
+pub async fn update_progress(platform: &Platform, encryption: &ProjectEncryption, session: SessionId) -> Result<bool> {
     let mut tx = platform.db.begin().await?;
-    let Some(mut locked) = LockedSession::lock(&mut tx, owner.project, session).await? else { return Ok(false) };
+    let Some(mut locked) = LockedSession::lock(&mut tx, encryption.project, session).await? else { return Ok(false) };
     let learned = store::get_progress(&mut locked, session).await?;
     match learned.as_ref().and_then(next_step) {
         None => return Ok(false),
@@ -62,7 +62,7 @@ pub async fn update_progress(platform: &Platform, owner: &Owner, session: Sessio
             return Ok(true);
         }
         Some(NextStep::CloseTasks) => {
-            platform.queue.enqueue(&mut locked, owner, &FinalizeSession { session }, Delay::NONE).await?;
+            platform.queue.enqueue(&mut locked, encryption, &FinalizeSession { session }, Delay::NONE).await?;
         }
     }
     tx.commit().await?;

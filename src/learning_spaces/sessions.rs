@@ -18,7 +18,7 @@ use crate::{sessions, tasks};
 
 const NOT_LEARNED: Error = Error::NotFound("learning space session not found");
 /// How many sessions one look at a list brings to an end at most; the next look goes on.
-const CONCLUDED_AT_ONCE: usize = 100;
+const MAX_FINALIZED_PER_REQUEST: usize = 100;
 
 #[derive(Deserialize, utoipa::ToSchema)]
 pub struct LearnSession {
@@ -49,7 +49,7 @@ pub async fn learn_session(
         None | Some("") => Err("is required"),
         Some(text) => text.parse(),
     }
-    .map_err(|wrong| Error::field("session_id", wrong))?;
+    .map_err(|wrong| Error::invalid_field("session_id", wrong))?;
     let mut tx = idempotency.begin().await?;
     if !store::hold(&mut tx, caller.project, space).await? {
         return Err(NOT_FOUND.into());
@@ -57,12 +57,12 @@ pub async fn learn_session(
     // Whoever ends a task holds this lock too: either the task is seen here, or this is seen there.
     let locked = LockedSession::lock(&mut tx, caller.project, session).await?;
     let mut locked = locked.ok_or(sessions::NOT_FOUND)?;
-    platform.queue.provide_key(&mut locked, &caller.owner).await?;
+    platform.queue.provide_key(&mut locked, &caller.encryption).await?;
     let learned = store::insert_session(&mut locked, space).await?;
     let learned = learned.ok_or(Error::Conflict("session already learned by another space".into()))?;
     let ended = tasks::store::list_finished(&mut locked).await?;
     for task in &ended {
-        platform.queue.enqueue(&mut locked, &caller.owner, &Distill { task: *task }, Delay::NONE).await?;
+        platform.queue.enqueue(&mut locked, &caller.encryption, &Distill { task: *task }, Delay::NONE).await?;
     }
     tx.commit(response::created(learned)).await
 }
@@ -82,16 +82,18 @@ pub async fn list_space_sessions(
     if !store::exists(&mut conn, caller.project, space).await? {
         return Err(NOT_FOUND);
     }
-    let due = progress::list_due(&mut conn, space, CONCLUDED_AT_ONCE).await?;
+    let due = progress::list_due(&mut conn, space, MAX_FINALIZED_PER_REQUEST).await?;
     drop(conn);
-    platform.queue.provide_key_now(&platform.db, &caller.owner).await?;
+    platform.queue.provide_key_now(&platform.db, &caller.encryption).await?;
     for session in due {
-        progress::update_progress(&platform, &caller.owner, session).await?;
+        progress::update_progress(&platform, &caller.encryption, session).await?;
     }
     let mut conn = platform.db.acquire().await?;
     let learned = store::list_sessions(&mut conn, space, limit.saturating_add(1)).await?;
     if learned.len() > limit {
-        return Err(Error::TooLarge(format!("the space learns more than {limit} sessions; get them one by one")));
+        return Err(Error::PayloadTooLarge(format!(
+            "the space learns more than {limit} sessions; get them one by one"
+        )));
     }
     Ok(response::list(learned))
 }
@@ -111,8 +113,9 @@ pub async fn get_space_session(
     }
     let mut learned = store::get_session(&mut conn, space, session).await?.ok_or(NOT_LEARNED)?;
     drop(conn);
-    platform.queue.provide_key_now(&platform.db, &caller.owner).await?;
-    if learned.status == LearningStatus::Pending && progress::update_progress(&platform, &caller.owner, session).await?
+    platform.queue.provide_key_now(&platform.db, &caller.encryption).await?;
+    if learned.status == LearningStatus::Pending
+        && progress::update_progress(&platform, &caller.encryption, session).await?
     {
         let mut conn = platform.db.acquire().await?;
         learned = store::get_session(&mut conn, space, session).await?.ok_or(NOT_LEARNED)?;

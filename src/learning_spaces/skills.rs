@@ -40,7 +40,7 @@ pub async fn include_skill(
         None | Some("") => Err("is required"),
         Some(text) => text.parse(),
     }
-    .map_err(|wrong| Error::field("skill_id", wrong))?;
+    .map_err(|wrong| Error::invalid_field("skill_id", wrong))?;
     let mut tx = idempotency.begin().await?;
     if !store::hold(&mut tx, caller.project, space).await? {
         return Err(NOT_FOUND.into());
@@ -72,11 +72,11 @@ pub async fn list_space_skills(
     if !store::exists(&mut conn, caller.project, space).await? {
         return Err(NOT_FOUND);
     }
-    let rows = skills::store::list_of_space(&mut conn, caller.project, space, limit.saturating_add(1)).await?;
+    let rows = skills::store::list_by_space(&mut conn, caller.project, space, limit.saturating_add(1)).await?;
     let files = list_files(&mut conn, &platform, &rows).await?;
     if rows.len() > limit || files.len() < rows.len() {
         let msg = format!("the space has more than {limit} skills, or more files than one answer shows");
-        return Err(Error::TooLarge(msg));
+        return Err(Error::PayloadTooLarge(msg));
     }
     let skills = rows.into_iter().zip(files).map(|(row, files)| row.with_files(files));
     Ok(response::list(skills.collect()))

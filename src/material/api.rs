@@ -47,11 +47,11 @@ pub async fn get_material(
         .map(|key| platform.link_key.unwrap(&key))
         .transpose()
         .map_err(|_| MATERIAL_NOT_FOUND)?
-        .map(|key| Dek::of_bytes(*key));
+        .map(|key| Dek::from_bytes(*key));
     let key = dek.as_ref().map_or(Key::Project(None), Key::Object);
     match download::serve(&platform.blobs, &stored, key, &meta, &method, &headers).await {
         // It was sealed after the link was made, or sealed anew.
-        Err(Error::KeyRequired | Error::Damaged { .. }) => Err(MATERIAL_NOT_FOUND),
+        Err(Error::KeyRequired | Error::Corrupt { .. }) => Err(MATERIAL_NOT_FOUND),
         served => served,
     }
 }

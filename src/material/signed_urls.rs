@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use crate::blob::content::{self, Key};
 use crate::blob::rows::StoredBlob;
-use crate::crypto::{LinkKey, LinkedKey};
-use crate::encryption::Owner;
+use crate::crypto::{LinkKey, WrappedFileKey};
+use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::ids::ProjectId;
 use crate::platform::Platform;
@@ -23,7 +23,7 @@ const SEALED: u8 = 2;
 const SIGNATURE: usize = 16;
 const HOUR: i64 = 3600;
 /// The longest life: seven days.
-pub const MAX_LIFE: i64 = 7 * 24 * HOUR;
+pub const MAX_TTL: i64 = 7 * 24 * HOUR;
 
 /// What a token opens and how it is presented.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct SignedUrl {
     pub mime: String,
     pub filename: String,
     /// Opens this one content, if it is sealed.
-    pub key: Option<LinkedKey>,
+    pub key: Option<WrappedFileKey>,
 }
 
 /// When a link made at `now` (Unix seconds) for `life` seconds ends.
@@ -42,8 +42,8 @@ pub struct SignedUrl {
 /// # Errors
 /// 400 for a life outside of 1 second to 7 days.
 pub fn end(now: i64, life: i64) -> Result<i64> {
-    if !(1..=MAX_LIFE).contains(&life) {
-        return Err(Error::field("expire", format_args!("must be from 1 to {MAX_LIFE} seconds")));
+    if !(1..=MAX_TTL).contains(&life) {
+        return Err(Error::invalid_field("expire", format_args!("must be from 1 to {MAX_TTL} seconds")));
     }
     let end = now + life;
     Ok(if life >= HOUR { (end + HOUR - 1) / HOUR * HOUR } else { end })
@@ -53,8 +53,12 @@ pub fn end(now: i64, life: i64) -> Result<i64> {
 ///
 /// # Errors
 /// 403 if it is sealed and the project's key not at hand; 500 if its own key is damaged.
-pub fn wrap_key_for_link(key: &LinkKey, owner: &Owner, stored: &StoredBlob) -> Result<Option<LinkedKey>> {
-    let dek = content::dek(stored, Key::Project(owner.kek.as_deref()))?;
+pub fn wrap_key_for_link(
+    key: &LinkKey,
+    encryption: &ProjectEncryption,
+    stored: &StoredBlob,
+) -> Result<Option<WrappedFileKey>> {
+    let dek = content::dek(stored, Key::Project(encryption.kek.as_deref()))?;
     Ok(dek.map(|dek| key.wrap(dek.bytes())).transpose()?)
 }
 
@@ -167,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_life_out_of_range_is_refused() {
-        for life in [0, -1, MAX_LIFE + 1, i64::MAX, i64::MIN] {
+        for life in [0, -1, MAX_TTL + 1, i64::MAX, i64::MIN] {
             assert!(end(NOW, life).is_err(), "{life}");
         }
     }

@@ -46,14 +46,14 @@ pub(super) fn parameter(kind: &str, head: &[u8], whole: bool) -> Option<String> 
     declared
         .filter(|name| is_charset_name(name))
         .map(|name| String::from_utf8_lossy(name).into_owned())
-        .or_else(|| of_bytes(text, whole).map(str::to_owned))
+        .or_else(|| from_bytes(text, whole).map(str::to_owned))
 }
 
 pub(super) fn of_byte_order_mark(text: &[u8]) -> Option<&'static str> {
     BYTE_ORDER_MARKS.iter().find(|(mark, _)| text.starts_with(mark)).map(|(_, charset)| *charset)
 }
 
-fn of_bytes(text: &[u8], whole: bool) -> Option<&'static str> {
+fn from_bytes(text: &[u8], whole: bool) -> Option<&'static str> {
     if let Some(charset) = of_byte_order_mark(text) {
         return Some(charset);
     }

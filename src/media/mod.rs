@@ -41,7 +41,7 @@ pub(crate) fn extension(filename: &str) -> String {
 /// Whether a browser that opens this type runs scripts in it, or builds a document that may carry some.
 ///
 /// A PDF counts as harmless: its viewer keeps it apart from the site that served it.
-pub(crate) fn runs_in_browser(mime: &str) -> bool {
+pub(crate) fn is_active_content(mime: &str) -> bool {
     let essence = mime.split(';').next().unwrap_or_default();
     let essence = essence.trim().to_ascii_lowercase();
     let (family, subtype) = essence.split_once('/').unwrap_or(("", &essence));

@@ -1,6 +1,6 @@
 //! What the parts say together, for whole files and for the start of longer ones.
 
-use super::{WINDOW, detect, extension, runs_in_browser};
+use super::{WINDOW, detect, extension, is_active_content};
 
 fn assert_types(cases: &[(&[u8], &str)]) {
     for (content, expected) in cases {
@@ -330,12 +330,12 @@ fn active_content_is_told_from_the_rest() {
         application/octet-stream application/zip image/png video/mp4 application/postscript text/x-shellscript \
         application/vnd.openxmlformats-officedocument.wordprocessingml.document";
     for mime in active.split_whitespace() {
-        assert!(runs_in_browser(mime), "{mime}");
-        assert!(runs_in_browser(&format!(" {mime} ; charset=utf-8")), "{mime}");
+        assert!(is_active_content(mime), "{mime}");
+        assert!(is_active_content(&format!(" {mime} ; charset=utf-8")), "{mime}");
     }
     for mime in passive.split_whitespace() {
-        assert!(!runs_in_browser(mime), "{mime}");
-        assert!(!runs_in_browser(&format!("{mime}; profile=text/html")), "{mime}");
+        assert!(!is_active_content(mime), "{mime}");
+        assert!(!is_active_content(&format!("{mime}; profile=text/html")), "{mime}");
     }
-    assert!(!runs_in_browser(""));
+    assert!(!is_active_content(""));
 }

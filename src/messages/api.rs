@@ -18,7 +18,7 @@ use crate::conversation::edit::{self, ParseError};
 use crate::conversation::format::{Format, RenderContext};
 use crate::conversation::parts::{Asset, Kind, Part, Role};
 use crate::db::page::Cursor;
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::http::extract::{Flag, Int, Path, Query};
 use crate::http::idempotency::Idempotency;
@@ -64,7 +64,7 @@ pub async fn store_message(
     Path(session): Path<SessionId>,
     request: Request,
 ) -> CommandResult<Created<Message>> {
-    caller.owner.ensure_can_store()?;
+    caller.encryption.ensure_can_store()?;
     let draft = incoming::read(request, &ctx).await?;
     idempotency.replay_if_completed().await?;
     let Written { ready, stored, tx } = save::save(&ctx, &caller, &idempotency, session, draft).await?;
@@ -161,18 +161,18 @@ pub async fn get_messages(
 ) -> QueryResult<Data<GotMessages<'static>>> {
     let format = query.format.as_deref().unwrap_or_default();
     let target = format_of(format)
-        .ok_or_else(|| Error::field("format", "must be one of acontext, openai, anthropic or gemini"))?;
+        .ok_or_else(|| Error::invalid_field("format", "must be one of acontext, openai, anthropic or gemini"))?;
     let strategies = edit::parse(query.edit_strategies.as_deref().unwrap_or_default());
     if let Err(ParseError::Malformed { field, why }) = &strategies {
-        return Err(Error::bad_because("invalid edit_strategies JSON", format_args!("{field}: {why}")));
+        return Err(Error::bad_request_with_reason("invalid edit_strategies JSON", format_args!("{field}: {why}")));
     }
     let wanted = wanted(&ctx, &query)?;
     let reservations = Reservations::default();
     let (rows, next) = read(&ctx, &reservations, caller.project, session, &wanted).await?;
-    sealed::check_may_open(&caller.owner, &rows)?;
+    sealed::ensure_can_decrypt(&caller.encryption, &rows)?;
     let strategies = strategies.map_err(|refused| {
         let (ParseError::Malformed { field, why } | ParseError::Invalid { field, why }) = refused;
-        Error::field(&field, why)
+        Error::invalid_field(&field, why)
     })?;
     let pin = query.pin_editing_strategies_at_message.as_deref();
     let pin = pin.and_then(|pin| rows.iter().position(|row| row.id.to_string() == pin));
@@ -192,7 +192,7 @@ pub async fn get_messages(
     // What is passed on as it is makes no work, but for its seal.
     let passed_on = strategies.is_empty() && shown::is_passed_on(&rows, target);
     let length = if passed_on { sealed::work(&rows) } else { rows.iter().map(Row::length).sum() };
-    let rows = decrypt(&ctx, &reservations, caller.owner.clone(), rows, passed_on).await?;
+    let rows = decrypt(&ctx, &reservations, caller.encryption.clone(), rows, passed_on).await?;
     let progress = converted(&ctx, length, move || {
         if strategies.is_empty() && shown::is_plain(&rows, target) {
             return shown::write_plain(rows, target, &rest).map(Progress::Written);
@@ -213,7 +213,7 @@ pub async fn get_messages(
     let response = match progress {
         Progress::Written(response) => response,
         Progress::WithFiles(messages, rest) => {
-            with_files(&ctx, &caller.owner, messages, target, with_links, length, rest).await?
+            with_files(&ctx, &caller.encryption, messages, target, with_links, length, rest).await?
         }
     };
     let (body, length) = response.into_body();
@@ -224,16 +224,16 @@ pub async fn get_messages(
 async fn decrypt(
     ctx: &Messages,
     reservations: &Reservations,
-    owner: Owner,
+    encryption: ProjectEncryption,
     mut rows: Vec<Row>,
     passed_on: bool,
 ) -> Result<Vec<Row>> {
     let length: usize = rows.iter().map(Row::length).sum();
     if passed_on || length <= QUICK {
-        return converted(ctx, sealed::work(&rows), move || sealed::open(&owner, &mut rows).map(|()| rows)).await;
+        return converted(ctx, sealed::work(&rows), move || sealed::open(&encryption, &mut rows).map(|()| rows)).await;
     }
     let (rows, estimate) = converted(ctx, length, move || {
-        sealed::open(&owner, &mut rows)?;
+        sealed::open(&encryption, &mut rows)?;
         let estimate = rows.iter().map(|row| json::estimate(&row.content).bytes).sum();
         Ok((rows, estimate))
     })
@@ -262,7 +262,7 @@ fn wanted(ctx: &Messages, query: &GetMessages) -> Result<Wanted> {
         None => 0,
         Some(limit) => {
             let limit = usize::try_from(limit).ok().filter(|limit| *limit <= 200);
-            limit.ok_or_else(|| Error::field("limit", "must be from 0 to 200"))?
+            limit.ok_or_else(|| Error::invalid_field("limit", "must be from 0 to 200"))?
         }
     };
     let bytes = ctx.config.limits.messages_bytes;
@@ -311,7 +311,7 @@ async fn read(
 /// The answer to messages that have files.
 async fn with_files(
     ctx: &Messages,
-    owner: &Owner,
+    encryption: &ProjectEncryption,
     messages: Vec<Opened>,
     target: Format,
     with_links: bool,
@@ -320,10 +320,10 @@ async fn with_files(
 ) -> Result<Pieces> {
     let parts = || messages.iter().flat_map(Opened::parts);
     let mut around = RenderContext::default();
-    let urls = if with_links { files::public_urls(ctx, owner, parts()).await? } else { BTreeMap::new() };
+    let urls = if with_links { files::public_urls(ctx, encryption, parts()).await? } else { BTreeMap::new() };
     around.asset_urls = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
     around.asset_contents =
-        files::contents(ctx, owner, parts(), |asset, kind| shows_content(target, asset, kind, with_links)).await?;
+        files::contents(ctx, encryption, parts(), |asset, kind| shows_content(target, asset, kind, with_links)).await?;
     if target == Format::Acontext {
         rest.public_urls = urls;
     }
@@ -359,7 +359,7 @@ pub async fn get_token_counts(
     Path(session): Path<SessionId>,
 ) -> QueryResult<Data<TokenCounts>> {
     let mut conn = ctx.db.acquire().await?;
-    sessions::store::check_owned(&mut conn, caller.project, session).await?;
+    sessions::store::ensure_owned(&mut conn, caller.project, session).await?;
     let total_tokens = store::sum_tokens(&mut conn, caller.project, session).await?;
     Ok(response::ok(TokenCounts { total_tokens }))
 }

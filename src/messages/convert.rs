@@ -12,7 +12,7 @@ use super::{page, sealed};
 use crate::db::Db;
 use crate::db::page::Cursor;
 use crate::encryption::reencrypt::{ConversionProgress, Interrupt, Reencrypt};
-use crate::encryption::{Damaged, Kek, Owner, StorageFormat, frame};
+use crate::encryption::{DecryptError, Kek, ProjectEncryption, StorageFormat, frame};
 use crate::error::{Error, Result};
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::sessions::lock::LockedSession;
@@ -43,17 +43,17 @@ impl Reencrypt for EncryptedMessages {
 
     async fn convert(
         &self,
-        owner: &Owner,
+        encryption: &ProjectEncryption,
         format: StorageFormat,
         progress: &dyn ConversionProgress,
     ) -> Result<(), Interrupt> {
         let mut after = Cursor::START;
         loop {
-            let sessions = self.list_sessions(owner.project, format, after).await?;
+            let sessions = self.list_sessions(encryption.project, format, after).await?;
             let Some((_, last)) = sessions.last() else { return Ok(()) };
             after = *last;
             for (session, _) in sessions {
-                self.convert_session(owner, format, session, progress).await?;
+                self.convert_session(encryption, format, session, progress).await?;
             }
         }
     }
@@ -84,7 +84,7 @@ impl EncryptedMessages {
 
     async fn convert_session(
         &self,
-        owner: &Owner,
+        encryption: &ProjectEncryption,
         format: StorageFormat,
         session: SessionId,
         progress: &dyn ConversionProgress,
@@ -93,12 +93,13 @@ impl EncryptedMessages {
         loop {
             progress.check_deadline()?;
             let mut tx = self.db.begin().await?;
-            let locked = LockedSession::lock_to_store(&mut tx, owner.project, session).await?;
+            let locked = LockedSession::lock_to_store(&mut tx, encryption.project, session).await?;
             let Some((current_format, mut session)) = locked else { return Ok(()) };
             if current_format != format {
                 return Err(Interrupt::TargetChanged);
             }
-            let ConvertedBatch { count, damaged, next } = convert_batch(&mut session, owner, format, after).await?;
+            let ConvertedBatch { count, damaged, next } =
+                convert_batch(&mut session, encryption, format, after).await?;
             let damaged: Vec<_> =
                 damaged.iter().map(|id| format!("message {id} is damaged and stays as it is")).collect();
             progress.record(&mut session, count, &damaged).await?;
@@ -125,7 +126,7 @@ pub struct ConvertedBatch {
 /// 403 if there are any and the request has not brought the project's key.
 pub async fn convert_batch(
     session: &mut LockedSession<'_>,
-    owner: &Owner,
+    encryption: &ProjectEncryption,
     format: StorageFormat,
     after: Option<Timestamp>,
 ) -> Result<ConvertedBatch> {
@@ -133,7 +134,7 @@ pub async fn convert_batch(
     if batch.is_empty() {
         return Ok(ConvertedBatch::default());
     }
-    let kek = owner.kek.clone().ok_or(Error::KeyRequired)?;
+    let kek = encryption.kek.clone().ok_or(Error::KeyRequired)?;
     let mut contents = list_contents(session, &batch).await?;
     for one in contents.iter_mut().filter(|one| one.is_long()) {
         one.content = page::long_content(session, one.id, one.length).await?.unwrap_or_default();
@@ -223,7 +224,7 @@ fn convert_contents(kek: &Arc<Kek>, contents: Vec<ContentRow>, format: StorageFo
             (StorageFormat::Encrypted, None) => done.contents.push(seal(kek, one)?),
             (StorageFormat::Plaintext, Some(encrypted_as)) => match open(kek, one, encrypted_as) {
                 Ok(one) => done.contents.push(one),
-                Err(Damaged) => done.damaged.push(id),
+                Err(DecryptError) => done.damaged.push(id),
             },
             _ => {}
         }
@@ -238,7 +239,7 @@ fn seal(kek: &Kek, mut one: ContentRow) -> Result<ContentRow> {
     Ok(ContentRow { content, encrypted_as: Some(id), ..one })
 }
 
-fn open(kek: &Kek, one: ContentRow, encrypted_as: Uuid) -> Result<ContentRow, Damaged> {
+fn open(kek: &Kek, one: ContentRow, encrypted_as: Uuid) -> Result<ContentRow, DecryptError> {
     let content = frame::open(kek, encrypted_as, one.content)?;
     let pending_calls = one.pending_calls.map(|calls| sealed::pending_calls(kek, encrypted_as, &calls)).transpose()?;
     Ok(ContentRow { content, encrypted_as: None, pending_calls, ..one })

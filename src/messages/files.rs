@@ -18,8 +18,8 @@ use crate::blob::ingest::Claimed;
 use crate::blob::rows;
 use crate::blob::spool::{Spool, media_type_of};
 use crate::conversation::parts::{Asset, Kind, Part};
-use crate::crypto::LinkedKey;
-use crate::encryption::Owner;
+use crate::crypto::WrappedFileKey;
+use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::http::download::{self, DownloadMeta, FileResponse};
 use crate::http::extract::{Path, Query};
@@ -32,7 +32,7 @@ use crate::time::Timestamp;
 
 const MAX_NAME: usize = 1024;
 /// How long links to the files of messages work, in seconds.
-const LINK_LIFE: i64 = 24 * 3600;
+const LINK_TTL: i64 = 24 * 3600;
 
 /// A file that parts of a message name, and what the parts contain of it.
 pub(super) struct AttachedFile {
@@ -59,7 +59,7 @@ pub(super) fn attach_files(ctx: &Messages, project: ProjectId, draft: &mut Draft
     let mut attached: Vec<AttachedFile> = Vec::new();
     for (part, field) in draft.message.file_fields() {
         if !attached.iter().any(|one| one.upload.field == field) {
-            let file = uploaded.remove(&field).ok_or_else(|| Error::bad(format!("missing file {field}")))?;
+            let file = uploaded.remove(&field).ok_or_else(|| Error::bad_request(format!("missing file {field}")))?;
             attached.push(attach(ctx, project, file)?);
         }
         if let Some(one) = attached.iter().find(|one| one.upload.field == field) {
@@ -74,7 +74,7 @@ fn attach(ctx: &Messages, project: ProjectId, file: UploadedFile) -> Result<Atta
     if filename.len() > MAX_NAME || filename.contains('\0') {
         let wrong =
             format_args!("its file name must not be longer than {MAX_NAME} bytes, nor contain the character NUL");
-        return Err(Error::field(&file.field, wrong));
+        return Err(Error::invalid_field(&file.field, wrong));
     }
     let Spool { sha256, size, .. } = &file.content;
     let asset = Asset {
@@ -97,11 +97,11 @@ fn s3_key(project: ProjectId, now: DateTime<Utc>, sha256: &str, filename: &str) 
 /// Links to the files of these parts, by the SHA-256 of their content.
 pub async fn public_urls<'a>(
     ctx: &Messages,
-    owner: &Owner,
+    encryption: &ProjectEncryption,
     parts: impl Iterator<Item = &'a Part> + Clone,
 ) -> Result<BTreeMap<String, PublicUrl>> {
-    let keys = linked_keys(ctx, owner, parts.clone()).await?;
-    let end = signed_urls::end(Utc::now().timestamp(), LINK_LIFE)?;
+    let keys = linked_keys(ctx, encryption, parts.clone()).await?;
+    let end = signed_urls::end(Utc::now().timestamp(), LINK_TTL)?;
     let expire_at = Timestamp(DateTime::from_timestamp(end, 0).unwrap_or_default());
     let mut urls = BTreeMap::new();
     for part in parts {
@@ -110,7 +110,7 @@ pub async fn public_urls<'a>(
             continue;
         }
         let link = SignedUrl {
-            project: owner.project,
+            project: encryption.project,
             sha256: asset.sha256.clone(),
             mime: asset.mime.clone(),
             filename: part.filename.clone(),
@@ -125,21 +125,21 @@ pub async fn public_urls<'a>(
 /// The keys of those files of these parts that are sealed, for links to them.
 async fn linked_keys<'a>(
     ctx: &Messages,
-    owner: &Owner,
+    encryption: &ProjectEncryption,
     parts: impl Iterator<Item = &'a Part>,
-) -> Result<HashMap<String, LinkedKey>> {
+) -> Result<HashMap<String, WrappedFileKey>> {
     let hashes: HashSet<&str> = parts.filter_map(|part| Some(part.asset.as_ref()?.sha256.as_str())).collect();
     let hashes: Vec<String> = hashes.into_iter().map(ToOwned::to_owned).collect();
     // Without a key there would be none to tell.
-    if hashes.is_empty() || owner.kek.is_none() {
+    if hashes.is_empty() || encryption.kek.is_none() {
         return Ok(HashMap::new());
     }
     let mut conn = ctx.db.acquire().await?;
-    let stored = rows::list_by_sha256(&mut conn, owner.project, &hashes).await?;
+    let stored = rows::list_by_sha256(&mut conn, encryption.project, &hashes).await?;
     drop(conn);
     let mut keys = HashMap::new();
     for one in stored {
-        if let Some(key) = signed_urls::wrap_key_for_link(&ctx.link_key, owner, &one)? {
+        if let Some(key) = signed_urls::wrap_key_for_link(&ctx.link_key, encryption, &one)? {
             keys.insert(one.sha256, key);
         }
     }
@@ -150,7 +150,7 @@ async fn linked_keys<'a>(
 /// the limit allows.
 pub async fn contents<'a>(
     ctx: &Messages,
-    owner: &Owner,
+    encryption: &ProjectEncryption,
     parts: impl Iterator<Item = &'a Part>,
     wanted: impl Fn(&Asset, Kind) -> bool,
 ) -> Result<HashMap<String, String>> {
@@ -177,10 +177,10 @@ pub async fn contents<'a>(
         return Ok(contents);
     }
     let mut conn = ctx.db.acquire().await?;
-    let stored = rows::list_by_sha256(&mut conn, owner.project, &hashes).await?;
+    let stored = rows::list_by_sha256(&mut conn, encryption.project, &hashes).await?;
     drop(conn);
     for one in stored {
-        let bytes = ctx.blobs.read(Key::Project(owner.kek.as_deref()), &one).await?;
+        let bytes = ctx.blobs.read(Key::Project(encryption.kek.as_deref()), &one).await?;
         let base64 = tokio::task::spawn_blocking(move || STANDARD.encode(bytes)).await.map_err(Error::internal)?;
         contents.insert(one.sha256, base64);
     }
@@ -210,8 +210,9 @@ pub async fn download_asset(
     headers: HeaderMap,
 ) -> Result<FileResponse> {
     let mut conn = ctx.db.acquire().await?;
-    sessions::store::check_owned(&mut conn, caller.project, session).await?;
-    let key = query.s3_key.filter(|key| !key.is_empty()).ok_or_else(|| Error::field("s3_key", "is required"))?;
+    sessions::store::ensure_owned(&mut conn, caller.project, session).await?;
+    let key =
+        query.s3_key.filter(|key| !key.is_empty()).ok_or_else(|| Error::invalid_field("s3_key", "is required"))?;
     if !key.starts_with(&format!("assets/{}/", caller.project)) {
         return Err(Error::Forbidden("access denied: asset does not belong to this project"));
     }
@@ -222,7 +223,7 @@ pub async fn download_asset(
     let file = found.ok_or(Error::NotFound("asset not found"))?;
     let sha256 = &file.content.sha256;
     let meta = DownloadMeta { mime: "application/octet-stream", filename: &file.filename, sha256, public: false };
-    let key = Key::Project(caller.owner.kek.as_deref());
+    let key = Key::Project(caller.encryption.kek.as_deref());
     download::serve(&ctx.blobs, &file.content, key, &meta, &method, &headers).await
 }
 

@@ -13,12 +13,12 @@ use crate::auth::Caller;
 use crate::conversation::format::{self, Format, FunctionCall, FunctionResponse, NormalizedMessage};
 use crate::conversation::parts::{OPEN_CALLS, Part, USER_META};
 use crate::conversation::tokens;
-use crate::encryption::{Owner, StorageFormat};
+use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::error::{Error, Result};
 use crate::http::body::body_bytes;
 use crate::http::extract::first_object;
 use crate::http::head::media_type;
-use crate::http::json::storable_object;
+use crate::http::json::validate_storable;
 use crate::http::memory::{Reservations, SHORT};
 use crate::http::multipart::{FormLimits, MultipartForm, UploadedFile};
 use crate::ids::{MessageId, SessionId};
@@ -62,7 +62,7 @@ pub async fn read(request: Request, ctx: &Messages) -> Result<Draft> {
     let reservations = Reservations::of(request.extensions());
     if media_type(request.headers()) == "multipart/form-data" {
         let form = MultipartForm::read(request, &ctx.request_context, &FormLimits::message(limits)).await?;
-        let mut form = form.ok_or_else(|| Error::field("Content-Type", "has no boundary"))?;
+        let mut form = form.ok_or_else(|| Error::invalid_field("Content-Type", "has no boundary"))?;
         let payload = form.take_text("payload");
         let (files, parts) = (form.files, limits.message_parts);
         let read = move |payload: Bytes| Bound::of_payload(&payload)?.check(files, payload.len(), parts);
@@ -114,7 +114,7 @@ impl Bound {
                 let said = ["role", "content"].into_iter().filter_map(|key| fields.remove_entry(key));
                 Value::Object(said.collect())
             }
-            None | Some(Value::Null) => return Err(Error::field("blob", "is required")),
+            None | Some(Value::Null) => return Err(Error::invalid_field("blob", "is required")),
             Some(blob) => blob,
         };
         let format = match fields.get("format") {
@@ -122,18 +122,19 @@ impl Bound {
             Some(Value::String(name)) => format_of(name),
             Some(_) => None,
         };
-        let format = format.ok_or_else(|| Error::field("format", FORMATS))?;
+        let format = format.ok_or_else(|| Error::invalid_field("format", FORMATS))?;
         let meta = match fields.remove("meta") {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(meta)) => meta,
-            Some(_) => return Err(Error::field("meta", "must be a JSON object")),
+            Some(_) => return Err(Error::invalid_field("meta", "must be a JSON object")),
         };
         Ok(Self { blob, format, meta })
     }
 
     fn of_payload(text: &[u8]) -> Result<Self> {
-        let invalid =
-            |why: &dyn std::fmt::Display| Error::bad_because("invalid payload json", format_args!("payload: {why}"));
+        let invalid = |why: &dyn std::fmt::Display| {
+            Error::bad_request_with_reason("invalid payload json", format_args!("payload: {why}"))
+        };
         let payload = if text.is_empty() { Value::Null } else { json::parse(text).map_err(|why| invalid(&why))? };
         let mut fields = match payload {
             Value::Null => Map::new(),
@@ -145,7 +146,8 @@ impl Bound {
             Some(Value::String(name)) => format_of(name),
             Some(_) => return Err(invalid(&"format must be a string")),
         };
-        let format = format.ok_or_else(|| Error::bad_because("invalid format", format_args!("format: {FORMATS}")))?;
+        let format = format
+            .ok_or_else(|| Error::bad_request_with_reason("invalid format", format_args!("format: {FORMATS}")))?;
         let meta = match fields.remove("meta") {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(meta)) => meta,
@@ -159,19 +161,19 @@ impl Bound {
         let new_call_id = &mut || format!("call_{}", &Uuid::new_v4().simple().to_string()[..8]);
         let mut message = format::read(self.format, self.blob, new_call_id).map_err(|refused| {
             let why = format_args!("{}: {}", refused.field, refused.why).to_string();
-            Error::bad_because(not_of(self.format), why)
+            Error::bad_request_with_reason(not_of(self.format), why)
         })?;
         for key in RESERVED {
             message.meta.remove(key);
         }
         if let Some(key) = too_many(&message.body, max_parts) {
-            return Err(Error::field(key, format_args!("must not make it more than {max_parts} parts")));
+            return Err(Error::invalid_field(key, format_args!("must not make it more than {max_parts} parts")));
         }
         if let Some(key) = long_id(&message.body) {
-            return Err(Error::field(key, format_args!("must not be longer than {MAX_ID} bytes")));
+            return Err(Error::invalid_field(key, format_args!("must not be longer than {MAX_ID} bytes")));
         }
         let said = if self.format == Format::Acontext { "blob.meta" } else { "blob" };
-        storable_object(said, &message.meta, 1 << 20)?;
+        validate_storable(said, &message.meta, 1 << 20)?;
         Ok(Draft { message, user_meta: self.meta, files, length })
     }
 }
@@ -232,10 +234,10 @@ fn not_of(format: Format) -> &'static str {
 /// What a client may keep with a message, or add to it.
 pub fn check_user_meta(meta: &Map<String, Value>) -> Result<()> {
     if serde_json::to_vec(meta).map_err(Error::internal)?.len() > MAX_USER_META {
-        return Err(Error::bad("meta size exceeds 64KB limit"));
+        return Err(Error::bad_request("meta size exceeds 64KB limit"));
     }
     // Numbers take more room where they are stored.
-    storable_object("meta", meta, 1 << 20)
+    validate_storable("meta", meta, 1 << 20)
 }
 
 /// A message that is ready to be stored, but for its seal.
@@ -287,13 +289,19 @@ impl Ready {
     ///
     /// # Errors
     /// 403 if it is to be encrypted and the request has not brought the project's key.
-    pub async fn to_storage(&self, ctx: &Messages, owner: &Owner, format: StorageFormat) -> Result<NewMessage> {
-        if owner.encryption_key(format)?.is_none() {
+    pub async fn to_storage(
+        &self,
+        ctx: &Messages,
+        encryption: &ProjectEncryption,
+        format: StorageFormat,
+    ) -> Result<NewMessage> {
+        if encryption.encryption_key(format)?.is_none() {
             return Ok(self.message.clone());
         }
-        let (owner, message) = (owner.clone(), self.message.clone());
-        let job_key = ctx.queue.wrap_kek(owner.decryption_key()?)?;
-        on_the_side(ctx, message.content.len(), move || sealed::seal(owner.decryption_key()?, message, job_key)).await
+        let (encryption, message) = (encryption.clone(), self.message.clone());
+        let job_key = ctx.queue.wrap_kek(encryption.decryption_key()?)?;
+        on_the_side(ctx, message.content.len(), move || sealed::seal(encryption.decryption_key()?, message, job_key))
+            .await
     }
 
     /// Returns the message with the ids of the calls in its results: (index of the part, id).

@@ -10,7 +10,7 @@ use crate::auth::Caller;
 use crate::error::Error;
 use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::{merge, storable_object};
+use crate::http::json::{merge, validate_storable};
 use crate::http::response::{self, CommandResult, Data};
 use crate::ids::{MessageId, SessionId};
 use crate::messages::Messages;
@@ -48,7 +48,7 @@ pub async fn patch_message_meta(
     Path(message): Path<MessageId>,
     Json(body): Json<PatchMeta>,
 ) -> CommandResult<Data<PatchedMeta>> {
-    let patch = body.meta.ok_or_else(|| Error::field("meta", "is required, a JSON object"))?;
+    let patch = body.meta.ok_or_else(|| Error::invalid_field("meta", "is required, a JSON object"))?;
     check_user_meta(&patch)?;
     let mut tx = idempotency.begin().await?;
     let Some(meta) = store::lock_user_meta(&mut tx, caller.project, session, message).await? else {
@@ -56,7 +56,7 @@ pub async fn patch_message_meta(
         return Err(if there { Error::NotFound("message not found") } else { sessions::NOT_FOUND }.into());
     };
     let meta = merge(meta, patch);
-    storable_object("meta", &meta, ctx.config.limits.meta)?;
+    validate_storable("meta", &meta, ctx.config.limits.meta)?;
     store::set_user_meta(&mut tx, message, &meta).await?;
     tx.commit(response::ok(PatchedMeta { meta })).await
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::ProcessStatus;
 use crate::conversation::format::Format;
 use crate::conversation::parts::Role;
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::jobs::{Delay, JobQueue};
@@ -89,10 +89,15 @@ pub async fn claim_batch(session: &mut LockedSession<'_>, limit: i64) -> sqlx::R
 ///
 /// # Errors
 /// The database fails.
-pub async fn enqueue_job(session: &mut LockedSession<'_>, queue: &JobQueue, owner: &Owner, delay: Delay) -> Result<()> {
+pub async fn enqueue_job(
+    session: &mut LockedSession<'_>,
+    queue: &JobQueue,
+    encryption: &ProjectEncryption,
+    delay: Delay,
+) -> Result<()> {
     sessions::store::set_has_observe_job(session, true).await?;
     let job = Observe { session: session.id };
-    queue.enqueue(session, owner, &job, delay).await
+    queue.enqueue(session, encryption, &job, delay).await
 }
 
 /// Changes the status of all messages of a session that have the status `from`, or of these. Returns their number.

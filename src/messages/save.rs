@@ -7,7 +7,7 @@ use super::incoming::{Draft, Ready};
 use super::{Written, file_store, files, function_results, store, writer};
 use crate::auth::Caller;
 use crate::blob::ingest::Ingest;
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::http::idempotency::Idempotency;
 use crate::http::response::HandlerError;
@@ -39,7 +39,7 @@ pub async fn save(
     }
     let ready = draft.finish(ctx, caller, session).await?;
     if files.is_empty() && ready.results.is_empty() && !idempotency.has_key() {
-        let message = ready.to_storage(ctx, &caller.owner, caller.owner.format).await?;
+        let message = ready.to_storage(ctx, &caller.encryption, caller.encryption.format).await?;
         if message.content.len() <= writer::LARGE
             && let Some(stored) = ctx.writer.store(message).await?
         {
@@ -47,12 +47,12 @@ pub async fn save(
         }
     }
     // Boxed, so that the futures of most requests are small.
-    Box::pin(save_in_transaction(ctx, &caller.owner, idempotency, session, ready, &files)).await
+    Box::pin(save_in_transaction(ctx, &caller.encryption, idempotency, session, ready, &files)).await
 }
 
 async fn save_in_transaction(
     ctx: &Messages,
-    owner: &Owner,
+    encryption: &ProjectEncryption,
     idempotency: &Idempotency,
     id: SessionId,
     ready: Ready,
@@ -60,23 +60,23 @@ async fn save_in_transaction(
 ) -> Result<Written, HandlerError> {
     let buffer = (&ctx.config.learning).into();
     // Before the session is locked: encrypting a long message takes a while.
-    let mut message = ready.to_storage(ctx, owner, owner.format).await?;
+    let mut message = ready.to_storage(ctx, encryption, encryption.format).await?;
     let mut attempts = idempotency.attempts();
     // The first attempt does not wait for a transaction that has locked the session. Those that wait need a permit, so that they leave
     // connections to messages of other sessions.
     let mut waits = false;
-    let mut contents = ingest(ctx, owner, files).await?;
+    let mut contents = ingest(ctx, encryption, files).await?;
     loop {
         let mut tx = attempts.begin().await?;
         let Some(blobs) = contents.claim(&mut tx).await? else {
             tx.rollback().await?;
-            contents = ingest(ctx, owner, files).await?;
+            contents = ingest(ctx, encryption, files).await?;
             continue;
         };
         let locked = if waits {
-            Some(LockedSession::lock_to_store(&mut tx, owner.project, id).await?.ok_or(sessions::NOT_FOUND)?)
+            Some(LockedSession::lock_to_store(&mut tx, encryption.project, id).await?.ok_or(sessions::NOT_FOUND)?)
         } else {
-            LockedSession::try_lock_to_store(&mut tx, owner.project, id).await?
+            LockedSession::try_lock_to_store(&mut tx, encryption.project, id).await?
         };
         let Some((format, mut session)) = locked else {
             tx.rollback().await?;
@@ -84,9 +84,9 @@ async fn save_in_transaction(
             attempts.limit(&ctx.direct_store_permits);
             continue;
         };
-        let with_call_ids = function_results::match_calls(&mut session, ctx, owner, &ready).await?;
+        let with_call_ids = function_results::match_calls(&mut session, ctx, encryption, &ready).await?;
         if with_call_ids.is_some() || message.storage_format() != format {
-            message = with_call_ids.as_ref().unwrap_or(&ready).to_storage(ctx, owner, format).await?;
+            message = with_call_ids.as_ref().unwrap_or(&ready).to_storage(ctx, encryption, format).await?;
         }
         let stored = match store::insert_one(&mut session, &message, buffer).await {
             Ok(stored) => stored,
@@ -107,7 +107,7 @@ async fn save_in_transaction(
     }
 }
 
-async fn ingest(ctx: &Messages, owner: &Owner, files: &[AttachedFile]) -> Result<Ingest> {
+async fn ingest(ctx: &Messages, encryption: &ProjectEncryption, files: &[AttachedFile]) -> Result<Ingest> {
     let contents: Vec<_> = files.iter().map(|file| file.upload.content.clone()).collect();
-    ctx.blobs.ingest(owner, stream::iter(contents)).await
+    ctx.blobs.ingest(encryption, stream::iter(contents)).await
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::new_message::NewMessage;
 use super::page::Row;
 use crate::conversation::format::Format;
-use crate::encryption::{Damaged, Kek, Owner, frame};
+use crate::encryption::{DecryptError, Kek, ProjectEncryption, frame};
 use crate::error::{Error, Result};
 use crate::json;
 
@@ -35,9 +35,9 @@ pub fn seal_calls(kek: &Kek, id: Uuid, calls: &Value) -> Result<Value> {
     Ok(Value::String(STANDARD.encode(frame::seal(kek, id, &json::to_vec(calls))?)))
 }
 
-pub fn pending_calls(kek: &Kek, id: Uuid, calls: &Value) -> Result<Value, Damaged> {
-    let sealed = calls.as_str().and_then(|text| STANDARD.decode(text).ok()).ok_or(Damaged)?;
-    json::parse_own(&frame::open(kek, id, sealed)?).map_err(|_| Damaged)
+pub fn pending_calls(kek: &Kek, id: Uuid, calls: &Value) -> Result<Value, DecryptError> {
+    let sealed = calls.as_str().and_then(|text| STANDARD.decode(text).ok()).ok_or(DecryptError)?;
+    json::parse_own(&frame::open(kek, id, sealed)?).map_err(|_| DecryptError)
 }
 
 /// How much work it is to open these, in bytes of what takes as long to be converted.
@@ -49,36 +49,36 @@ pub fn work(rows: &[Row]) -> usize {
 ///
 /// # Errors
 /// 403
-pub fn check_may_open(owner: &Owner, rows: &[Row]) -> Result<()> {
-    if rows.iter().any(|row| row.encrypted_as.is_some()) { owner.decryption_key().map(drop) } else { Ok(()) }
+pub fn ensure_can_decrypt(encryption: &ProjectEncryption, rows: &[Row]) -> Result<()> {
+    if rows.iter().any(|row| row.encrypted_as.is_some()) { encryption.decryption_key().map(drop) } else { Ok(()) }
 }
 
 /// Opens what is sealed. In the place of what does not open stands a message that says so: the others are still worth reading.
 ///
 /// # Errors
 /// 403 if there is nothing to open it with.
-pub fn open(owner: &Owner, rows: &mut [Row]) -> Result<()> {
+pub fn open(encryption: &ProjectEncryption, rows: &mut [Row]) -> Result<()> {
     for row in rows {
         let Some(encrypted_as) = row.encrypted_as else { continue };
-        if let Err(fault) = open_row(owner.decryption_key()?, encrypted_as, row) {
-            tracing::error!(message.id = %row.id, error = %fault, "a message does not open");
+        if let Err(err) = open_row(encryption.decryption_key()?, encrypted_as, row) {
+            tracing::error!(message.id = %row.id, error = %err, "a message does not open");
             replace(row);
         }
     }
     Ok(())
 }
 
-fn open_row(kek: &Kek, encrypted_as: Uuid, row: &mut Row) -> Result<(), Damaged> {
+fn open_row(kek: &Kek, encrypted_as: Uuid, row: &mut Row) -> Result<(), DecryptError> {
     row.content = frame::open(kek, encrypted_as, std::mem::take(&mut row.content))?;
     if let Some(calls) = &row.pending_calls {
-        let sealed = serde_json::from_str(calls).map_err(|_| Damaged)?;
+        let sealed = serde_json::from_str(calls).map_err(|_| DecryptError)?;
         row.pending_calls = Some(pending_calls(kek, encrypted_as, &sealed)?.to_string());
     }
     Ok(())
 }
 
 fn replace(row: &mut Row) {
-    let part = json!({"type": "text", "text": UNREADABLE, "meta": {"error": Error::CONTENT_DAMAGED}});
+    let part = json!({"type": "text", "text": UNREADABLE, "meta": {"error": Error::CONTENT_CORRUPT}});
     row.content = json::to_vec(&json!({"role": row.role, "parts": [part]}));
     row.format = Format::Acontext;
     row.pending_calls = None;

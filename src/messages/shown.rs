@@ -93,7 +93,7 @@ impl Held {
             self.0.add_object(&part.extra);
         }
         if self.0.bytes > Self::MAX_BYTES {
-            return Err(Error::TooLarge(
+            return Err(Error::PayloadTooLarge(
                 "these messages have too many JSON values to be converted together: request fewer with a smaller limit"
                     .into(),
             ));

@@ -154,7 +154,7 @@ pub async fn insert_or_find(
     buffer: Buffer,
 ) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
     match insert(conn, new, buffer).await {
-        Err(fault) if is_duplicate_id(&fault) => {
+        Err(err) if is_duplicate_id(&err) => {
             let ids: Vec<_> = new.iter().map(|message| message.id).collect();
             find_inserted(conn, &ids).await
         }
@@ -199,8 +199,8 @@ pub async fn set_long_content(tx: &mut PgConnection, message: MessageId, content
 }
 
 /// Whether the message is there already: stored by a statement that went on after its connection was lost.
-pub fn is_duplicate_id(fault: &sqlx::Error) -> bool {
-    matches!(fault, sqlx::Error::Database(fault) if fault.constraint() == Some("messages_pkey"))
+pub fn is_duplicate_id(err: &sqlx::Error) -> bool {
+    matches!(err, sqlx::Error::Database(err) if err.constraint() == Some("messages_pkey"))
 }
 
 /// Calls that wait for their answers, as the column has them if they are not sealed.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::new_message::{InsertedMessage, NewMessage};
 use super::store::{self, Buffer};
 use crate::db::pooler::PoolerCheck;
-use crate::error::{Error, Result, is_outage};
+use crate::error::{Error, Result, is_transient};
 use crate::messages::Messages;
 
 /// How many messages are committed together at most.
@@ -144,8 +144,8 @@ impl Line {
     async fn store(&mut self, messages: &[NewMessage]) -> Vec<Answer> {
         match self.try_store(messages).await {
             Ok(stored) => stored.into_iter().map(Ok).collect(),
-            Err(fault) if messages.len() == 1 || is_outage(&fault) => {
-                let mut first = Some(fault);
+            Err(err) if messages.len() == 1 || is_transient(&err) => {
+                let mut first = Some(err);
                 messages.iter().map(|_| Err(first.take().map_or_else(outage, Error::from))).collect()
             }
             Err(_) => {
@@ -168,14 +168,14 @@ impl Line {
             // A silent network must not keep all who wait for good.
             let attempt = tokio::time::timeout(PATIENCE, self.attempt(messages, unsure)).await;
             match attempt.unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))) {
-                Err(fault) if is_outage(&fault) && tries < TRIES => {
+                Err(err) if is_transient(&err) && tries < TRIES => {
                     unsure = true;
                     self.conn = None;
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
-                Err(fault) => {
-                    self.conn = self.conn.take().filter(|_| !is_outage(&fault));
-                    return Err(fault);
+                Err(err) => {
+                    self.conn = self.conn.take().filter(|_| !is_transient(&err));
+                    return Err(err);
                 }
                 done => return done,
             }

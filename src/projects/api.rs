@@ -9,7 +9,7 @@ use super::store;
 use crate::error::Error;
 use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::storable_object;
+use crate::http::json::validate_storable;
 use crate::http::response::{self, CommandResult, Data, Empty};
 use crate::ids::ProjectId;
 use crate::projects::Projects;
@@ -49,9 +49,9 @@ pub async fn create_project(
     Json(body): Json<CreateProject>,
 ) -> CommandResult<Data<CreatedProject>> {
     if let Some(configs) = &body.configs {
-        storable_object("configs", configs, ctx.config.limits.meta)?;
+        validate_storable("configs", configs, ctx.config.limits.meta)?;
         if configs.contains_key(ROOT_MARK) {
-            return Err(Error::field("configs", format_args!("must not contain {ROOT_MARK}")).into());
+            return Err(Error::invalid_field("configs", format_args!("must not contain {ROOT_MARK}")).into());
         }
     }
     idempotency.replay_if_completed().await?;

@@ -9,7 +9,7 @@ use crate::auth::Caller;
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::body::body_bytes;
 use crate::http::idempotency::Idempotency;
-use crate::http::json::{merge, storable_object};
+use crate::http::json::{merge, validate_storable};
 use crate::http::response::{self, CommandResult, Data, QueryResult};
 use crate::json;
 use crate::projects::Projects;
@@ -85,7 +85,7 @@ pub async fn update_project_configs(
     store::lock(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let settings = store::get_settings(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let configs = merge(settings.configs, patch);
-    storable_object("configs", &configs, ctx.config.limits.meta)?;
+    validate_storable("configs", &configs, ctx.config.limits.meta)?;
     store::set_settings(&mut tx, caller.project, &configs).await?;
     let answer = tx.commit(response::ok_described_as("ok", configs)).await?;
     // The others are told by the database; this process shall not act on the old ones after it has answered.
@@ -94,14 +94,14 @@ pub async fn update_project_configs(
 }
 
 async fn read(ctx: &Projects, request: Request) -> Result<Map<String, Value>> {
-    let body = body_bytes(request, &ctx.request_context, MAX_PATCH).await.map_err(|fault| match fault {
-        Error::TooLarge(_) => Error::TooLarge(NO_PATCH.into()),
-        fault => fault,
+    let body = body_bytes(request, &ctx.request_context, MAX_PATCH).await.map_err(|err| match err {
+        Error::PayloadTooLarge(_) => Error::PayloadTooLarge(NO_PATCH.into()),
+        err => err,
     })?;
-    let wrong = |why: &dyn std::fmt::Display| Error::bad_because(NO_PATCH, format_args!("body: {why}"));
+    let wrong = |why: &dyn std::fmt::Display| Error::bad_request_with_reason(NO_PATCH, format_args!("body: {why}"));
     match json::parse_first(&body).map_err(|why| wrong(&why))? {
-        Value::Null => Err(Error::bad("empty body")),
-        Value::Object(patch) if patch.is_empty() => Err(Error::bad("empty body")),
+        Value::Null => Err(Error::bad_request("empty body")),
+        Value::Object(patch) if patch.is_empty() => Err(Error::bad_request("empty body")),
         Value::Object(patch) => Ok(patch),
         _ => Err(wrong(&"must be a JSON object")),
     }
@@ -113,14 +113,14 @@ fn check(name: &str, value: &Value) -> Result<()> {
         return Ok(());
     }
     if TEXTS.contains(&name) {
-        let text = value.as_str().ok_or_else(|| Error::bad(format!("{name} must be a string")))?;
+        let text = value.as_str().ok_or_else(|| Error::bad_request(format!("{name} must be a string")))?;
         if text.len() > MAX_TEXT {
-            return Err(Error::bad(format!("{name} exceeds max length ({MAX_TEXT} chars)")));
+            return Err(Error::bad_request(format!("{name} exceeds max length ({MAX_TEXT} chars)")));
         }
     }
     let is_fit = || value.as_i64().is_some_and(|number| (0..=MAX_NUMBER).contains(&number));
     if NUMBERS.contains(&name) && !is_fit() {
-        return Err(Error::bad(format!("{name} must be a whole number from 0 to {MAX_NUMBER}")));
+        return Err(Error::bad_request(format!("{name} must be a whole number from 0 to {MAX_NUMBER}")));
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ pub async fn make(ctx: &Projects, master_key: Option<MasterKey>) -> Result<Made>
     let make = move || -> anyhow::Result<Made> {
         let pepper = ctx.config.keys.pepper();
         let (key, text) = match master_key {
-            Some(master_key) => ProjectKey::generate_around(&master_key, pepper)?,
+            Some(master_key) => ProjectKey::generate_with_master_key(&master_key, pepper)?,
             None => ProjectKey::generate(pepper)?,
         };
         let new = NewKey { secret_key_hmac: key.lookup(pepper), secret_key_hash_phc: key.hash(pepper)? };
@@ -59,18 +59,18 @@ pub async fn replace_key(
     idempotency: Idempotency,
 ) -> CommandResult<Data<ReplacedKey>> {
     idempotency.replay_if_completed().await?;
-    if caller.is_replaced {
+    if caller.is_rotated {
         return Err(UNAUTHORIZED.into());
     }
-    let made = make(&ctx, caller.owner.kek.as_ref().map(|kek| kek.master().clone())).await?;
+    let made = make(&ctx, caller.encryption.kek.as_ref().map(|kek| kek.master().clone())).await?;
     let mut tx = idempotency.begin().await?;
     let locked = store::lock(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
     if locked.secret_key_hmac != *caller.lookup {
         // Another request was faster.
         return Err(UNAUTHORIZED.into());
     }
-    if locked.is_sealed() && caller.owner.kek.is_none() {
-        return Err(Error::bad(
+    if locked.is_sealed() && caller.encryption.kek.is_none() {
+        return Err(Error::bad_request(
             "cannot rotate: project has encryption enabled but current API key has no embedded master key; \
              re-issue a v2 key first",
         )
@@ -99,7 +99,7 @@ pub async fn reset_key(
     let mut tx = idempotency.begin().await?;
     let locked = store::lock(&mut tx, project).await?.ok_or(Error::NotFound("project not found"))?;
     if locked.is_sealed() {
-        return Err(Error::bad(
+        return Err(Error::bad_request(
             "cannot rotate key for encrypted projects via admin API — use the project Bearer token endpoint to \
              preserve the master key",
         )

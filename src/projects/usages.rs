@@ -147,7 +147,7 @@ impl Wanted {
         let days = query.interval_days.as_deref().and_then(|days| days.trim().parse::<u64>().ok());
         let days = days.filter(|days| *days > 0).unwrap_or(DAYS);
         if days > MAX_DAYS {
-            return Err(Error::field("interval_days", format_args!("must not be more than {MAX_DAYS}")));
+            return Err(Error::invalid_field("interval_days", format_args!("must not be more than {MAX_DAYS}")));
         }
         let today = Utc::now().date_naive();
         let days = (0..days).rev().filter_map(|ago| today.checked_sub_days(Days::new(ago)));

@@ -8,12 +8,12 @@ use super::store::{self, Filter, NewSession};
 use super::{NOT_FOUND, Session};
 use crate::auth::Caller;
 use crate::db::page::PageRequest;
-use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
+use crate::error::{Error, MapConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Fields, Flag, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::{contained_object, storable_object};
+use crate::http::json::{parse_containment_filter, validate_storable};
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, CommandResult, CreatedOrExisting, Empty, PageOf, QueryResult};
+use crate::http::response::{self, CommandResult, CreatedOrExisting, Empty, PageBody, QueryResult};
 use crate::ids::SessionId;
 use crate::platform::Platform;
 use crate::users::{self, Identifier};
@@ -52,15 +52,16 @@ pub async fn create_session(
 ) -> CommandResult<CreatedOrExisting<Session>> {
     let wanted = wanted_id(body.use_uuid.as_deref())?;
     if let Some(configs) = &body.configs {
-        storable_object("configs", configs, platform.config.limits.meta)?;
+        validate_storable("configs", configs, platform.config.limits.meta)?;
     }
     let mut tx = idempotency.begin().await?;
     let user = users::named(&mut tx, caller.project, body.user.as_ref()).await?;
     let id = wanted.unwrap_or_default();
     let disable_task_tracking = Flag::or(body.disable_task_tracking, false);
     let new = NewSession { id, user, disable_task_tracking, configs: body.configs };
-    let made =
-        store::insert(&mut tx, caller.project, new).await.on_constraint("sessions_project_id_fkey", || UNAUTHORIZED)?;
+    let made = store::insert(&mut tx, caller.project, new)
+        .await
+        .map_constraint_err("sessions_project_id_fkey", || UNAUTHORIZED)?;
     let answer = if let Some(session) = made {
         response::created(session).into()
     } else {
@@ -76,8 +77,12 @@ fn wanted_id(text: Option<&str>) -> Result<Option<SessionId>> {
         return Ok(None);
     };
     let id: Option<SessionId> = text.parse().ok().filter(|id: &SessionId| !id.0.is_nil());
-    let invalid =
-        || Error::bad_because("invalid UUID format for use_uuid", "use_uuid: must be a UUID and not the nil one");
+    let invalid = || {
+        Error::bad_request_with_reason(
+            "invalid UUID format for use_uuid",
+            "use_uuid: must be a UUID and not the nil one",
+        )
+    };
     id.map(Some).ok_or_else(invalid)
 }
 
@@ -103,13 +108,13 @@ pub async fn list_sessions(
     caller: Caller,
     Query(query): Query<ListSessions>,
     Query(page): Query<PageParams>,
-) -> QueryResult<PageOf<Session>> {
+) -> QueryResult<PageBody<Session>> {
     let page: PageRequest = page.parse(20, 200)?;
     let id = query.id.as_deref().filter(|id| !id.is_empty()).map(str::parse).transpose();
-    let id = id.map_err(|wrong| Error::field("id", wrong))?;
+    let id = id.map_err(|wrong| Error::invalid_field("id", wrong))?;
     let user = users::filter(query.user.as_deref())?;
     let configs =
-        contained_object("filter_by_configs", query.filter_by_configs.as_deref(), platform.config.limits.meta)?;
+        parse_containment_filter("filter_by_configs", query.filter_by_configs.as_deref(), platform.config.limits.meta)?;
     let mut conn = platform.db.acquire().await?;
     let sessions = store::list(&mut conn, caller.project, Filter { user, id, configs }, &page).await?;
     Ok(response::page(Page::new(sessions, &page)))
@@ -125,7 +130,7 @@ pub async fn delete_session(
     Path(session): Path<SessionId>,
 ) -> CommandResult<Empty> {
     let mut tx = idempotency.begin().await?;
-    store::check_owned(&mut tx, caller.project, session).await?;
+    store::ensure_owned(&mut tx, caller.project, session).await?;
     let deleted = store::delete(&mut tx, caller.project, session).await?;
     if deleted { tx.commit(response::ok_empty()).await } else { Err(NOT_FOUND.into()) }
 }

@@ -10,7 +10,7 @@ use crate::auth::Caller;
 use crate::error::Error;
 use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::{merge, storable_object};
+use crate::http::json::{merge, validate_storable};
 use crate::http::response::{self, CommandResult, Data, Empty, QueryResult};
 use crate::ids::SessionId;
 use crate::platform::Platform;
@@ -29,7 +29,7 @@ pub async fn get_session_configs(
     let mut conn = platform.db.acquire().await?;
     let found = store::get(&mut conn, caller.project, session).await?;
     if found.is_none() {
-        store::check_owned(&mut conn, caller.project, session).await?;
+        store::ensure_owned(&mut conn, caller.project, session).await?;
     }
     found.map(response::ok).ok_or(NOT_FOUND)
 }
@@ -59,10 +59,10 @@ pub async fn put_session_configs(
     Json(body): Json<SessionConfigs>,
 ) -> CommandResult<Empty> {
     if let Some(configs) = &body.configs {
-        storable_object("configs", configs, platform.config.limits.meta)?;
+        validate_storable("configs", configs, platform.config.limits.meta)?;
     }
     let mut tx = idempotency.begin().await?;
-    store::check_owned(&mut tx, caller.project, session).await?;
+    store::ensure_owned(&mut tx, caller.project, session).await?;
     if let Some(configs) = body.configs {
         store::set_configs(&mut tx, caller.project, session, &configs).await?;
     }
@@ -88,15 +88,15 @@ pub async fn patch_session_configs(
     Path(session): Path<SessionId>,
     Json(body): Json<SessionConfigs>,
 ) -> CommandResult<Data<PatchedConfigs>> {
-    let patch = body.configs.ok_or_else(|| Error::field("configs", "is required, a JSON object"))?;
+    let patch = body.configs.ok_or_else(|| Error::invalid_field("configs", "is required, a JSON object"))?;
     if serde_json::to_vec(&patch).map_err(Error::internal)?.len() > MAX_PATCH {
-        return Err(Error::bad("configs size exceeds 64KB limit").into());
+        return Err(Error::bad_request("configs size exceeds 64KB limit").into());
     }
     let mut tx = idempotency.begin().await?;
     let mut locked = LockedSession::lock(&mut tx, caller.project, session).await?.ok_or(NOT_FOUND)?;
     let configs = store::get_configs(&mut locked).await?;
     let configs = merge(configs, patch);
-    storable_object("configs", &configs, platform.config.limits.meta)?;
+    validate_storable("configs", &configs, platform.config.limits.meta)?;
     store::set_configs(&mut tx, caller.project, session, &configs).await?;
     tx.commit(response::ok(PatchedConfigs { configs })).await
 }

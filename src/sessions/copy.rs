@@ -9,7 +9,7 @@ use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::db::interval;
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, PathParam};
 use crate::http::idempotency::Idempotency;
@@ -52,23 +52,23 @@ pub async fn copy_session(
     idempotency: Idempotency,
     Path(id): Path<Copied>,
 ) -> CommandResult<Data<CopiedSession>> {
-    let session: SessionId = id.0.parse().map_err(|_| Error::bad("INVALID_SESSION_ID"))?;
+    let session: SessionId = id.0.parse().map_err(|_| Error::bad_request("INVALID_SESSION_ID"))?;
     let mut tx = idempotency.begin().await?;
     let locked = LockedSession::lock_to_store(&mut tx, caller.project, session).await?;
     let (format, mut locked) = locked.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;
-    let owner = Owner { format, ..caller.owner };
-    owner.ensure_can_store()?;
+    let encryption = ProjectEncryption { format, ..caller.encryption };
+    encryption.ensure_can_store()?;
     if count_messages(&mut locked).await? > platform.config.limits.copy as u64 {
-        return Err(Error::TooLarge("SESSION_TOO_LARGE".into()).into());
+        return Err(Error::PayloadTooLarge("SESSION_TOO_LARGE".into()).into());
     }
     // The copy is in the storage format of the project.
-    let mut converted = convert::convert_batch(&mut locked, &owner, format, None).await?;
+    let mut converted = convert::convert_batch(&mut locked, &encryption, format, None).await?;
     while let Some(after) = converted.next {
-        converted = convert::convert_batch(&mut locked, &owner, format, Some(after)).await?;
+        converted = convert::convert_batch(&mut locked, &encryption, format, Some(after)).await?;
     }
     let copy = SessionId::new();
     insert(&mut locked, copy).await?;
-    let job_key = platform.queue.wrap_key(&owner)?;
+    let job_key = platform.queue.wrap_key(&encryption)?;
     insert_content(&mut locked, copy, platform.config.learning.buffer_ttl, job_key).await?;
     let answer = response::ok(CopiedSession { old_session_id: session, new_session_id: copy });
     // The statement enqueues a job.

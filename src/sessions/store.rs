@@ -104,7 +104,7 @@ pub async fn exists(conn: &mut PgConnection, project: ProjectId, session: Sessio
 ///
 /// # Errors
 /// 404, or 403 for another project's.
-pub async fn check_owned(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> Result<()> {
+pub async fn ensure_owned(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> Result<()> {
     let owner =
         sqlx::query_scalar!(r#"select project_id as "id: ProjectId" from sessions where id = $1"#, session as _);
     match owner.fetch_optional(conn).await? {

@@ -17,11 +17,11 @@ use crate::disks::path;
 use crate::error::{Error, Result};
 use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::{long_object_in, storable_object};
+use crate::http::json::{long_object_in, validate_storable};
 use crate::http::memory::Reservations;
 use crate::http::multipart::{FormLimits, MultipartForm};
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, CommandResult, Created, Data, Empty, PageOf, QueryResult};
+use crate::http::response::{self, CommandResult, Created, Data, Empty, PageBody, QueryResult};
 use crate::ids::{DiskId, SkillId};
 use crate::platform::Platform;
 use crate::users::{self, Identifier};
@@ -58,28 +58,28 @@ pub async fn create_skill(
     idempotency: Idempotency,
     request: Request,
 ) -> CommandResult<Created<Skill>> {
-    caller.owner.ensure_can_store()?;
+    caller.encryption.ensure_can_store()?;
     let reservations = Reservations::of(request.extensions());
     let mut form =
         MultipartForm::read(request, &platform.request_context, &FormLimits::archive(&platform.config.limits))
             .await?
             .unwrap_or_default();
     idempotency.replay_if_completed().await?;
-    let file = form.files.pop().ok_or_else(|| Error::bad_because("parameter error", "file is required"))?;
+    let file = form.files.pop().ok_or_else(|| Error::bad_request_with_reason("parameter error", "file is required"))?;
     let extension = file.name.len().checked_sub(4).and_then(|at| file.name.get(at..));
     if !extension.is_some_and(|extension| extension.eq_ignore_ascii_case(".zip")) {
-        return Err(Error::bad_because("parameter error", "file must be a zip archive").into());
+        return Err(Error::bad_request_with_reason("parameter error", "file must be a zip archive").into());
     }
     let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
     let user = Some(text("user")).filter(|user| !user.is_empty());
     let user = user.map(|user| Identifier::try_from(user.to_owned())).transpose();
-    let user = user.map_err(|wrong| Error::field("user", wrong))?;
+    let user = user.map_err(|wrong| Error::invalid_field("user", wrong))?;
     let meta = form.take_text("meta");
     let meta = user_meta(&platform, &reservations, meta).await?;
     let archive = Arc::new(file.content);
     let mut attempts = idempotency.attempts();
     loop {
-        let (skill, contents) = upload::unpack(&platform, &caller.owner, &archive).await?;
+        let (skill, contents) = upload::unpack(&platform, &caller.encryption, &archive).await?;
         let mut tx = attempts.begin().await?;
         let Some(blobs) = contents.claim(&mut tx).await? else {
             tx.rollback().await?;
@@ -100,7 +100,7 @@ async fn user_meta(
     let meta =
         long_object_in(&platform.request_context, reservations, "meta", "invalid meta JSON format", text).await?;
     if let Some(meta) = &meta {
-        storable_object("meta", meta, platform.config.limits.meta)?;
+        validate_storable("meta", meta, platform.config.limits.meta)?;
     }
     Ok(meta)
 }
@@ -122,7 +122,7 @@ pub async fn list_skills(
     caller: Caller,
     Query(query): Query<ListSkills>,
     Query(page): Query<PageParams>,
-) -> QueryResult<PageOf<Skill>> {
+) -> QueryResult<PageBody<Skill>> {
     let page: PageRequest = page.parse(20, 200)?;
     let user = users::filter(query.user.as_deref())?;
     let mut conn = platform.db.acquire().await?;

@@ -61,7 +61,7 @@ impl<R: Read + Seek> Archive<R> {
     /// # Errors
     /// 400 for what is no archive, or none that can be unpacked without harm; 413 if it is too large.
     pub fn open(mut reader: R, bounds: Bounds) -> Result<Self> {
-        let end = end::find(&mut reader).map_err(|fault| unreadable(&fault.into()))?;
+        let end = end::find(&mut reader).map_err(|err| unreadable(&err.into()))?;
         let end = end.ok_or_else(|| no_archive(&"its end is missing or wrong"))?;
         if end.list > (bounds.files as u64).saturating_mul(LIST_PER_FILE) {
             return Err(no_archive(&"its list of contents is too long for that many files"));
@@ -69,14 +69,14 @@ impl<R: Read + Seek> Archive<R> {
         let offset = ArchiveOffset::Known(end.begin);
         let list = ZipIterable::try_new(reader, Config { archive_offset: offset });
         // Two programs shall not find different files in it.
-        let mut list = list.map_err(|fault| unreadable(&fault))?.enforce_header_consistency(true);
+        let mut list = list.map_err(|err| unreadable(&err))?.enforce_header_consistency(true);
         if list.len() > bounds.files.saturating_mul(ENTRIES_PER_FILE) {
             return Err(too_many(bounds));
         }
         let mut kept = Vec::new();
         let (mut unpacked, mut places) = (0_u64, Places::default());
-        for entry in list.files().map_err(|fault| unreadable(&fault))? {
-            let entry = entry.map_err(|fault| unreadable(&fault))?;
+        for entry in list.files().map_err(|err| unreadable(&err))? {
+            let entry = entry.map_err(|err| unreadable(&err))?;
             let name = name(&entry)?;
             if !places.take(&entry) {
                 return Err(refuse(&name, "lies where another one does"));
@@ -115,21 +115,21 @@ impl<R: Read + Seek> Archive<R> {
         let mut text = Vec::new();
         let limit = self.bounds.skill_md;
         let file = open(&mut self.list, &self.files[self.skill_md])?;
-        file.take(limit + 1).read_to_end(&mut text).map_err(|fault| broken(SKILL_MD, fault))?;
+        file.take(limit + 1).read_to_end(&mut text).map_err(|err| broken(SKILL_MD, err))?;
         if text.len() as u64 > limit {
             return Err(too_large(SKILL_MD, limit));
         }
         FrontMatter::parse(&text)
     }
 
-    /// Unpacks the files in the order of the archive. `take_in` reads one to its end.
+    /// Unpacks the files in the order of the archive. `spool_from_reader` reads one to its end.
     ///
     /// # Errors
     /// 400 for a file that cannot be unpacked, 413 for one that is larger than the list says and the bounds allow, and
-    /// whatever `take_in` says.
+    /// whatever `spool_from_reader` says.
     pub fn unpack<T>(
         &mut self,
-        mut take_in: impl FnMut(&mut dyn Read) -> io::Result<T>,
+        mut spool_from_reader: impl FnMut(&mut dyn Read) -> io::Result<T>,
         mut each: impl FnMut(&FilePath, T) -> Result<()>,
     ) -> Result<()> {
         let mut left = self.bounds.unpacked;
@@ -137,7 +137,7 @@ impl<R: Read + Seek> Archive<R> {
             let name = packed.at.relative();
             let limit = left.min(self.bounds.file);
             let mut file = open(&mut self.list, packed)?.take(limit + 1);
-            let taken = take_in(&mut file).map_err(|fault| broken(&name, fault))?;
+            let taken = spool_from_reader(&mut file).map_err(|err| broken(&name, err))?;
             let size = limit + 1 - file.limit();
             if size > limit {
                 return Err(too_large(&name, limit));
@@ -170,15 +170,15 @@ impl Places {
 }
 
 fn open<'a, R: Read + Seek>(list: &'a mut ZipIterable<R>, packed: &'a Packed) -> Result<zip::read::ZipFile<'a, R>> {
-    let reader = list.files().map_err(|fault| unreadable(&fault))?.reader_mut();
-    packed.entry.as_ref().with_reader(reader, ZipReadOptions::new()).map_err(|fault| unreadable(&fault))
+    let reader = list.files().map_err(|err| unreadable(&err))?.reader_mut();
+    packed.entry.as_ref().with_reader(reader, ZipReadOptions::new()).map_err(|err| unreadable(&err))
 }
 
 /// The name of an entry. Packers write UTF-8 whether they say so or not; what is none is of the charset that ZIP began with.
 fn name(entry: &ZipFileEntry<'_>) -> Result<String> {
     match std::str::from_utf8(entry.name_raw()) {
         Ok(name) => Ok(name.to_owned()),
-        Err(_) => Ok(entry.name().map_err(|fault| unreadable(&fault))?.into_owned()),
+        Err(_) => Ok(entry.name().map_err(|err| unreadable(&err))?.into_owned()),
     }
 }
 
@@ -208,7 +208,9 @@ fn check_size(name: &str, size: u64, so_far: u64, bounds: Bounds) -> Result<()> 
     }
     if so_far > bounds.unpacked {
         let most = bounds.unpacked;
-        return Err(Error::TooLarge(format!("file: its files are larger than the maximum of {most} bytes together")));
+        return Err(Error::PayloadTooLarge(format!(
+            "file: its files are larger than the maximum of {most} bytes together"
+        )));
     }
     Ok(())
 }
@@ -255,7 +257,7 @@ fn find_skill_md(files: &[(Vec<String>, OwnedZipFileEntry)]) -> Result<usize> {
         .enumerate()
         .filter(|(_, (segments, _))| segments.last().is_some_and(|name| name.eq_ignore_ascii_case(SKILL_MD)));
     let nearest = named.min_by_key(|(_, (segments, _))| segments.len());
-    let missing = || Error::bad_because("parameter error", "SKILL.md file is required in the zip package");
+    let missing = || Error::bad_request_with_reason("parameter error", "SKILL.md file is required in the zip package");
     nearest.map(|(at, _)| at).ok_or_else(missing)
 }
 
@@ -277,39 +279,39 @@ fn check_meetings(files: &[Packed]) -> Result<()> {
 }
 
 fn refuse(name: &str, why: &str) -> Error {
-    Error::field("file", format_args!("in it '{}' {why}", name.escape_debug()))
+    Error::invalid_field("file", format_args!("in it '{}' {why}", name.escape_debug()))
 }
 
-fn unreadable(fault: &ZipError) -> Error {
-    match fault {
-        ZipError::Io(fault) if !is_of_archive(fault) => no_room(io::Error::new(fault.kind(), fault.to_string())),
-        _ => no_archive(fault),
+fn unreadable(err: &ZipError) -> Error {
+    match err {
+        ZipError::Io(err) if !is_of_archive(err) => no_room(io::Error::new(err.kind(), err.to_string())),
+        _ => no_archive(err),
     }
 }
 
 fn no_archive(why: &dyn std::fmt::Display) -> Error {
-    Error::field("file", format_args!("is no zip archive that can be read ({why})"))
+    Error::invalid_field("file", format_args!("is no zip archive that can be read ({why})"))
 }
 
 /// A file that could not be unpacked: it is broken, or there is no room.
-fn broken(name: &str, fault: io::Error) -> Error {
-    if is_of_archive(&fault) { refuse(name, "is broken") } else { no_room(fault) }
+fn broken(name: &str, err: io::Error) -> Error {
+    if is_of_archive(&err) { refuse(name, "is broken") } else { no_room(err) }
 }
 
-fn is_of_archive(fault: &io::Error) -> bool {
+fn is_of_archive(err: &io::Error) -> bool {
     use io::ErrorKind as Kind;
-    matches!(fault.kind(), Kind::InvalidData | Kind::InvalidInput | Kind::UnexpectedEof | Kind::Other)
+    matches!(err.kind(), Kind::InvalidData | Kind::InvalidInput | Kind::UnexpectedEof | Kind::Other)
 }
 
-fn no_room(fault: io::Error) -> Error {
+fn no_room(err: io::Error) -> Error {
     let msg = "the server has no room for the upload; try again in a moment".into();
-    Error::Unavailable { msg, cause: Some(fault.into()) }
+    Error::Unavailable { msg, cause: Some(err.into()) }
 }
 
 fn too_many(bounds: Bounds) -> Error {
-    Error::field("file", format_args!("has more than the {} files that a skill may have", bounds.files))
+    Error::invalid_field("file", format_args!("has more than the {} files that a skill may have", bounds.files))
 }
 
 fn too_large(name: &str, limit: u64) -> Error {
-    Error::TooLarge(format!("file: in it '{}' is larger than the maximum of {limit} bytes", name.escape_debug()))
+    Error::PayloadTooLarge(format!("file: in it '{}' is larger than the maximum of {limit} bytes", name.escape_debug()))
 }

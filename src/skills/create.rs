@@ -12,7 +12,7 @@ use crate::blob::spool::{Spool, media_type_of};
 use crate::disks;
 use crate::disks::apply::{self, Cause, Change, FileChange, NewContent};
 use crate::disks::path::FilePath;
-use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
+use crate::error::{Error, MapConstraint, Result, UNAUTHORIZED};
 use crate::ids::{ProjectId, UserId};
 use crate::platform::Platform;
 
@@ -44,8 +44,10 @@ impl PreparedSkill {
         meta: Option<Map<String, Value>>,
         blobs: &Claimed,
     ) -> Result<Skill> {
-        let disk =
-            disks::store::insert(conn, project, user).await.on_constraint("disks_project_id_fkey", || UNAUTHORIZED)?.id;
+        let disk = disks::store::insert(conn, project, user)
+            .await
+            .map_constraint_err("disks_project_id_fkey", || UNAUTHORIZED)?
+            .id;
         let changes = self.files.iter().map(|file| file.change(blobs)).collect::<Result<Vec<_>>>()?;
         let max_versions = platform.config.limits.file_versions;
         let applied = apply::apply(conn, project, disk, &changes, Cause::REQUEST, max_versions).await?;

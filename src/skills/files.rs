@@ -22,7 +22,7 @@ use crate::blob::content::Key;
 use crate::disks::artifacts::{FileContent, public_url, readable};
 use crate::disks::files::{self, File};
 use crate::disks::path::{self, FilePath};
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::http::extract::{Int, Path, PathParam, Query};
 use crate::http::response::{self, Data, QueryResult, RawResponse};
@@ -33,7 +33,7 @@ use crate::platform::Platform;
 
 const NO_FILE: Error = Error::NotFound("file not found");
 /// How long a link to a file works, in seconds, if nothing else is asked for.
-const LINK_LIFE: i64 = 900;
+const LINK_TTL: i64 = 900;
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -72,15 +72,15 @@ pub async fn get_skill_file(
     Query(query): Query<GetSkillFile>,
 ) -> QueryResult<Data<SkillFile>> {
     let path = query.file_path.filter(|path| !path.is_empty());
-    let path = path.ok_or_else(|| Error::bad_because("parameter error", "file_path is required"))?;
-    let life = query.expire.and_then(Int::given).unwrap_or(LINK_LIFE);
+    let path = path.ok_or_else(|| Error::bad_request_with_reason("parameter error", "file_path is required"))?;
+    let life = query.expire.and_then(Int::given).unwrap_or(LINK_TTL);
     let end = signed_urls::end(Utc::now().timestamp(), life)?;
     let at = resolve(&path).ok_or(NO_FILE)?;
     let mut conn = platform.db.acquire().await?;
     let row = store::get(&mut conn, caller.project, skill).await?.ok_or(NO_FILE)?;
     let file = files::get(&mut conn, caller.project, row.disk_id, &at).await?.ok_or(NO_FILE)?;
     drop(conn);
-    let content = match readable(&platform, &caller.owner, &file).await? {
+    let content = match readable(&platform, &caller.encryption, &file).await? {
         Some((kind, bytes)) => String::from_utf8(bytes.into()).ok().map(|raw| FileContent::new(kind, raw)),
         None => None,
     };
@@ -126,25 +126,25 @@ pub async fn download_skill(
     caller: Caller,
     Path(id): Path<Downloaded>,
 ) -> Result<RawResponse> {
-    let skill: SkillId = id.0.parse().map_err(|_| Error::bad("invalid skill id"))?;
+    let skill: SkillId = id.0.parse().map_err(|_| Error::bad_request("invalid skill id"))?;
     let limits = &platform.config.limits;
     let (most, bytes) = (limits.skill_download_files, limits.skill_download);
     let mut conn = platform.db.acquire().await?;
     let row = store::get(&mut conn, caller.project, skill).await?.ok_or(NOT_FOUND)?;
     let (count, size) = store::measure(&mut conn, row.disk_id).await?;
     if count > most as u64 {
-        return Err(Error::TooLarge(format!("skill has too many files ({count}), maximum is {most}")));
+        return Err(Error::PayloadTooLarge(format!("skill has too many files ({count}), maximum is {most}")));
     }
     if size > bytes {
         let msg = format!("skill total size ({size} bytes) exceeds maximum ({bytes} bytes)");
-        return Err(Error::TooLarge(msg));
+        return Err(Error::PayloadTooLarge(msg));
     }
     let files = files::list_all(&mut conn, row.disk_id, most).await?;
     drop(conn);
-    let mut chunks = Box::pin(stream::unfold(Packer::new(platform.clone(), caller.owner, files), Packer::next));
+    let mut chunks = Box::pin(stream::unfold(Packer::new(platform.clone(), caller.encryption, files), Packer::next));
     // Whether the first file can be read is known before anything is promised.
     let first = chunks.next().await.transpose()?;
-    let rest = chunks.map(|chunk| chunk.map_err(|fault| cut_short(&fault)));
+    let rest = chunks.map(|chunk| chunk.map_err(|err| cut_short(&err)));
     let body = Body::from_stream(stream::iter(first.map(Ok)).chain(rest));
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -164,15 +164,15 @@ fn disposition(name: &str) -> String {
 }
 
 /// The answer has begun, so all that can be done is to end it where it is; the log says why.
-fn cut_short(fault: &Error) -> std::io::Error {
-    tracing::error!(fault = ?fault, "a download of a skill was cut short");
+fn cut_short(err: &Error) -> std::io::Error {
+    tracing::error!(error = ?err, "a download of a skill was cut short");
     std::io::Error::other("a file of the skill cannot be read")
 }
 
 /// Packs one file after the other; each is in memory only while it is packed.
 struct Packer {
     platform: Platform,
-    owner: Owner,
+    encryption: ProjectEncryption,
     files: VecDeque<File>,
     /// `None` when the archive is whole.
     archive: Option<Archive>,
@@ -203,9 +203,15 @@ impl Write for Out {
 }
 
 impl Packer {
-    fn new(platform: Platform, owner: Owner, files: Vec<File>) -> Self {
+    fn new(platform: Platform, encryption: ProjectEncryption, files: Vec<File>) -> Self {
         let out = Out::default();
-        Self { platform, owner, files: files.into(), archive: Some(Box::new(ZipWriter::new_stream(out.clone()))), out }
+        Self {
+            platform,
+            encryption,
+            files: files.into(),
+            archive: Some(Box::new(ZipWriter::new_stream(out.clone()))),
+            out,
+        }
     }
 
     /// The next part of the archive: a file, or its end.
@@ -219,7 +225,7 @@ impl Packer {
     }
 
     async fn pack(&self, mut archive: Archive, file: File) -> Result<Archive> {
-        let key = Key::Project(self.owner.kek.as_deref());
+        let key = Key::Project(self.encryption.kek.as_deref());
         let (_permit, bytes) = self.platform.blobs.read_within_budget(key, &file.stored()).await?;
         let pack = move || -> anyhow::Result<_> {
             let name = path::relative(&file.path, &file.filename);

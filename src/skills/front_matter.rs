@@ -21,7 +21,8 @@ impl SkillName {
     /// # Errors
     /// 400 for what can be no folder: nothing, dots alone, control characters, or more than 255 bytes.
     pub fn parse(text: &str) -> Result<Self> {
-        let wrong = |why: &str| Error::bad_because("parameter error", format_args!("name in SKILL.md {why}"));
+        let wrong =
+            |why: &str| Error::bad_request_with_reason("parameter error", format_args!("name in SKILL.md {why}"));
         if text.chars().any(char::is_control) {
             return Err(wrong("must not contain control characters"));
         }
@@ -57,13 +58,13 @@ impl FrontMatter {
             name: Option<String>,
             description: Option<String>,
         }
-        let refuse = |why: &dyn std::fmt::Display| Error::bad_because("parameter error", why);
+        let refuse = |why: &dyn std::fmt::Display| Error::bad_request_with_reason("parameter error", why);
         let not_yaml = |why: &dyn std::fmt::Display| refuse(&format_args!("parse SKILL.md YAML: {why}"));
         let yaml = std::str::from_utf8(yaml(skill_md)).map_err(|_| not_yaml(&"is not valid UTF-8"))?;
         if yaml.is_empty() {
             return Err(refuse(&"SKILL.md must contain YAML front matter"));
         }
-        let fields: Fields = serde_saphyr::from_str_with_options(yaml, limits()).map_err(|fault| not_yaml(&fault))?;
+        let fields: Fields = serde_saphyr::from_str_with_options(yaml, limits()).map_err(|err| not_yaml(&err))?;
         let given = |field: Option<String>| field.map(|text| as_it_ends(text, yaml)).filter(|text| !text.is_empty());
         let name = given(fields.name).ok_or_else(|| refuse(&"name is required in SKILL.md"))?;
         let description = given(fields.description).ok_or_else(|| refuse(&"description is required in SKILL.md"))?;

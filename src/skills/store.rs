@@ -103,7 +103,7 @@ pub async fn list(
 }
 
 /// The skills that a space has, in the order they came into it.
-pub async fn list_of_space(
+pub async fn list_by_space(
     conn: &mut PgConnection,
     project: ProjectId,
     space: SpaceId,

@@ -12,7 +12,7 @@ use super::front_matter::FrontMatter;
 use crate::blob::ingest::Ingest;
 use crate::blob::spool::Spool;
 use crate::disks::path::FilePath;
-use crate::encryption::Owner;
+use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
 
@@ -24,7 +24,11 @@ const AHEAD: usize = 4;
 /// # Errors
 /// 400 for an archive that is no skill, or one that cannot be unpacked without harm; 413 if it is too large; 503 if the object
 /// store fails or there is no room.
-pub async fn unpack(platform: &Platform, owner: &Owner, archive: &Arc<Spool>) -> Result<(PreparedSkill, Ingest)> {
+pub async fn unpack(
+    platform: &Platform,
+    encryption: &ProjectEncryption,
+    archive: &Arc<Spool>,
+) -> Result<(PreparedSkill, Ingest)> {
     let limits = &platform.config.limits;
     let bounds = Bounds {
         files: limits.skill_files,
@@ -40,7 +44,7 @@ pub async fn unpack(platform: &Platform, owner: &Owner, archive: &Arc<Spool>) ->
         let says = archive.front_matter()?;
         let stopped = |_| Error::unavailable("the object store does not take the files");
         archive.unpack(
-            |file| spool.take_in(file),
+            |file| spool.spool_from_reader(file),
             |at, content| sender.blocking_send((at.clone(), content)).map_err(stopped),
         )?;
         Ok(says)
@@ -51,7 +55,7 @@ pub async fn unpack(platform: &Platform, owner: &Owner, archive: &Arc<Spool>) ->
         files.push(PreparedFile::new(at, &content));
         content
     });
-    let (front_matter, contents) = tokio::join!(unpacked, platform.blobs.ingest(owner, contents));
+    let (front_matter, contents) = tokio::join!(unpacked, platform.blobs.ingest(encryption, contents));
     // If the object store fails, unpacking stops for that reason.
     let contents = contents?;
     let front_matter = front_matter.map_err(Error::internal)??;

@@ -9,7 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use super::STARTUP_TIMEOUT;
 use crate::config::Database;
 use crate::db::pooler::{PoolerCheck, SHARED_SESSIONS};
-use crate::error::is_outage;
+use crate::error::is_transient;
 
 /// Opens the first connection. An external database may take a while to answer, as when both start together; it may also be
 /// behind a pooler, which is refused if it shares sessions.
@@ -30,7 +30,7 @@ pub async fn connect(
                 return Ok(conn);
             }
             Ok(Err(_)) if pooler.found_shared_session() => bail!(SHARED_SESSIONS),
-            Ok(Err(error)) if is_outage(&error) && tokio::time::Instant::now() < deadline => {
+            Ok(Err(error)) if is_transient(&error) && tokio::time::Instant::now() < deadline => {
                 tracing::warn!(error = %error, "the database does not answer yet; retrying");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }

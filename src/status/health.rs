@@ -32,12 +32,12 @@ pub async fn ready(State(platform): State<Platform>) -> QueryResult<Empty> {
     let database = async { sqlx::query_scalar!("select 1 as one").fetch_one(&*platform.db).await };
     match tokio::time::timeout(CHECK_TIMEOUT, database).await {
         Ok(Ok(_)) => {}
-        Ok(Err(fault)) => return Err(not_ready("the database does not answer", fault.into())),
+        Ok(Err(err)) => return Err(not_ready("the database does not answer", err.into())),
         Err(late) => return Err(not_ready("the database does not answer", late.into())),
     }
     match tokio::time::timeout(CHECK_TIMEOUT, platform.blobs.check()).await {
         Ok(Ok(())) => Ok(response::message("ready")),
-        Ok(Err(fault)) => Err(not_ready("the object store does not answer", fault.into())),
+        Ok(Err(err)) => Err(not_ready("the object store does not answer", err.into())),
         Err(late) => Err(not_ready("the object store does not answer", late.into())),
     }
 }

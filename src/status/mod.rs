@@ -13,5 +13,5 @@ pub fn router() -> OpenApiRouter<Platform> {
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
         .routes(routes!(health::ping))
-        .routes(routes!(prometheus::show_metrics))
+        .routes(routes!(prometheus::get_metrics))
 }

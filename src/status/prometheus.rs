@@ -35,7 +35,7 @@ struct PoolLabels {
 /// In the text form that Prometheus reads.
 #[utoipa::path(get, path = "/metrics", tag = "status", security(("AdminToken" = [])),
     responses((status = 200, description = "The metrics", content_type = "application/openmetrics-text")))]
-pub async fn show_metrics(State(platform): State<Platform>) -> Result<RawResponse> {
+pub async fn get_metrics(State(platform): State<Platform>) -> Result<RawResponse> {
     let mut conn = platform.db.acquire().await?;
     let waiting = jobs::store::count(&mut conn).await?;
     drop(conn);

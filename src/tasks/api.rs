@@ -7,7 +7,7 @@ use crate::auth::Caller;
 use crate::db::page::PageRequest;
 use crate::http::extract::{Path, Query};
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, PageOf, QueryResult};
+use crate::http::response::{self, PageBody, QueryResult};
 use crate::ids::SessionId;
 use crate::platform::Platform;
 use crate::sessions;
@@ -20,10 +20,10 @@ pub async fn get_tasks(
     caller: Caller,
     Path(session): Path<SessionId>,
     Query(page): Query<PageParams>,
-) -> QueryResult<PageOf<Task>> {
+) -> QueryResult<PageBody<Task>> {
     let page: PageRequest = page.parse(20, 200)?;
     let mut conn = platform.db.acquire().await?;
-    sessions::store::check_owned(&mut conn, caller.project, session).await?;
+    sessions::store::ensure_owned(&mut conn, caller.project, session).await?;
     let tasks = store::list(&mut conn, caller.project, session, &page).await?;
     Ok(response::page(Page::new(tasks, &page)))
 }

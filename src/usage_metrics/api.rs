@@ -48,10 +48,10 @@ pub async fn get_quota(
     Query(query): Query<GetQuota>,
 ) -> QueryResult<Empty> {
     let required = |name: &str, text: Option<String>| {
-        text.filter(|text| !text.is_empty()).ok_or_else(|| Error::field(name, "is required"))
+        text.filter(|text| !text.is_empty()).ok_or_else(|| Error::invalid_field(name, "is required"))
     };
     let (path, method) = (required("path", query.path)?, required("method", query.method)?);
-    let project: ProjectId = project.0.parse().map_err(|_| Error::bad("invalid project id"))?;
+    let project: ProjectId = project.0.parse().map_err(|_| Error::bad_request("invalid project id"))?;
     if stores(&path, &method) {
         let mut conn = platform.db.acquire().await?;
         if store::is_excess(&mut conn, project, store::STORAGE).await? {

@@ -48,7 +48,7 @@ pub async fn push_metrics(State(platform): State<Platform>, idempotency: Idempot
     // Held by a connection of its own, so that it goes with this process.
     let mut lock = platform.db.acquire().await?.detach();
     if !store::try_lock_push(&mut lock).await? {
-        return Err(Error::TooMany("another push is in progress, please try again later").into());
+        return Err(Error::TooManyRequests("another push is in progress, please try again later").into());
     }
     let pushed = push(&platform, url).await;
     lock.close().await?;
@@ -74,27 +74,27 @@ async fn push(platform: &Platform, url: &str) -> Result<&'static str> {
 }
 
 async fn tell(platform: &Platform, url: &str, metrics: &[Metric]) -> Result<Vec<Quota>> {
-    let failed = |what: &str, fault: reqwest::Error| Error::Upstream {
+    let failed = |what: &str, err: reqwest::Error| Error::Upstream {
         msg: format!("failed to {what}").into(),
-        cause: Some(fault.without_url().into()),
+        cause: Some(err.without_url().into()),
     };
     let token = platform.config.keys.root_token.expose_secret();
     let body = serde_json::json!({ "metrics": metrics }).to_string();
     let request = platform.http_client.post(url).timeout(TIMEOUT).bearer_auth(token);
     let request = request.header("Content-Type", "application/json").body(body);
-    let mut answer = request.send().await.map_err(|fault| failed("call external API", fault))?;
+    let mut answer = request.send().await.map_err(|err| failed("call external API", err))?;
     if answer.status() != reqwest::StatusCode::OK {
         let msg = format!("external API returned status {}", answer.status().as_u16());
         return Err(Error::Upstream { msg: msg.into(), cause: None });
     }
     let mut bytes = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|fault| failed("read response", fault))? {
+    while let Some(chunk) = answer.chunk().await.map_err(|err| failed("read response", err))? {
         bytes.extend_from_slice(&chunk);
         if bytes.len() > MAX_ANSWER {
             return Err(Error::Upstream { msg: "failed to read response: it is too long".into(), cause: None });
         }
     }
     let told: Told = serde_json::from_slice(&bytes)
-        .map_err(|fault| Error::Upstream { msg: "failed to unmarshal response".into(), cause: Some(fault.into()) })?;
+        .map_err(|err| Error::Upstream { msg: "failed to unmarshal response".into(), cause: Some(err.into()) })?;
     Ok(told.quota)
 }

@@ -70,8 +70,8 @@ pub async fn find_traces(
     ];
     let asked: Vec<_> = asked.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
     let url = format!("{}/api/traces", endpoint.trim_end_matches('/'));
-    let answer = platform.http_client.get(url).query(&asked).timeout(TIMEOUT).send().await.map_err(|fault| {
-        Error::Upstream { msg: "failed to query Jaeger".into(), cause: Some(fault.without_url().into()) }
+    let answer = platform.http_client.get(url).query(&asked).timeout(TIMEOUT).send().await.map_err(|err| {
+        Error::Upstream { msg: "failed to query Jaeger".into(), cause: Some(err.without_url().into()) }
     })?;
     let mut response = Response::builder().status(answer.status());
     for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
@@ -86,6 +86,6 @@ fn tags(text: Option<&str>) -> Result<Map<String, Value>> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(Map::new()) };
     match json::parse(text.as_bytes()) {
         Ok(Value::Object(tags)) => Ok(tags),
-        _ => Err(Error::field("tags", "must be a JSON object")),
+        _ => Err(Error::invalid_field("tags", "must be a JSON object")),
     }
 }

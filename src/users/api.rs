@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Idempotency;
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, CommandResult, Data, Empty, PageOf, QueryResult};
+use crate::http::response::{self, CommandResult, Data, Empty, PageBody, QueryResult};
 use crate::platform::Platform;
 
 /// List users
@@ -20,7 +20,7 @@ pub async fn list_users(
     State(platform): State<Platform>,
     caller: Caller,
     Query(page): Query<PageParams>,
-) -> QueryResult<PageOf<User>> {
+) -> QueryResult<PageBody<User>> {
     let page = page.parse_or_all(platform.config.limits.list, 200)?;
     let mut conn = platform.db.acquire().await?;
     let users = store::list(&mut conn, caller.project, &page).await?;

@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::db::page::impl_paged;
-use crate::error::{Error, OnConstraint, UNAUTHORIZED};
+use crate::error::{Error, MapConstraint, UNAUTHORIZED};
 use crate::http::extract::PathParam;
 use crate::ids::{ProjectId, UserId};
 use crate::platform::Platform;
@@ -92,7 +92,7 @@ impl PathParam for Identifier {
 pub fn filter(user: Option<&str>) -> Result<Option<&str>, Error> {
     let user = user.filter(|user| !user.is_empty());
     if user.is_some_and(|user| user.contains('\0')) {
-        return Err(Error::field("user", NUL));
+        return Err(Error::invalid_field("user", NUL));
     }
     Ok(user)
 }
@@ -108,7 +108,7 @@ pub async fn named(
 ) -> Result<Option<UserId>, Error> {
     let Some(user) = user else { return Ok(None) };
     let found = store::get_or_insert(conn, project, user).await;
-    found.on_constraint("users_project_id_fkey", || UNAUTHORIZED).map(Some)
+    found.map_constraint_err("users_project_id_fkey", || UNAUTHORIZED).map(Some)
 }
 
 /// Reads an optional user: absent, null and empty all mean none.

@@ -173,7 +173,7 @@ async fn a_database_that_is_down_is_503_and_comes_back_by_itself() {
         let client = app.project().await;
         client.new_disk().await;
         app.execute("alter table disks rename to disks_away").await;
-        // Not an outage but a fault of ours: 500 without a word of SQL.
+        // Not an outage but a error of ours: 500 without a word of SQL.
         let answer = client.get("/api/v1/disk").await;
         answer.assert_refused(500, "internal error");
         assert!(!answer.text().contains("disks"));

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use acontextd::crypto::MasterKey;
 use acontextd::db::job_waker;
-use acontextd::encryption::{Kek, Owner, StorageFormat};
+use acontextd::encryption::{Kek, ProjectEncryption, StorageFormat};
 use acontextd::features;
 use acontextd::ids::ProjectId;
 use acontextd::jobs::runner;
-use acontextd::jobs::{Delay, Job, JobError, JobHandler, RunningJob, SERVER, periodic};
+use acontextd::jobs::{Delay, Job, JobError, JobHandler, RunningJob, SYSTEM_PROJECT, periodic};
 use acontextd::platform::Platform;
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
@@ -127,7 +127,7 @@ impl JobHandler for Act {
             "retry" => Err(JobError::Retry(anyhow::anyhow!("{} failed", self.name))),
             "give up" => Err(JobError::Permanent(anyhow::anyhow!("{} is hopeless", self.name))),
             "panic" => panic!("{} panics", self.name),
-            "key" if running.owner.kek.is_none() => Err(JobError::awaiting_key()),
+            "key" if running.encryption.kek.is_none() => Err(JobError::awaiting_key()),
             "complete" => {
                 let mut tx = platform.db.begin().await?;
                 sqlx::query("insert into server_state (name, value) values ($1, 'done')")
@@ -162,7 +162,7 @@ fn setup() -> Setup {
 
 async fn enqueue(app: &TestApp, project: ProjectId, act: &Act, delay: Delay) {
     let mut tx = app.app.db.begin().await.unwrap();
-    app.app.queue.enqueue(&mut tx, &Owner::unencrypted(project), act, delay).await.unwrap();
+    app.app.queue.enqueue(&mut tx, &ProjectEncryption::unencrypted(project), act, delay).await.unwrap();
     tx.commit().await.unwrap();
 }
 
@@ -183,11 +183,11 @@ async fn a_job_exists_if_and_only_if_its_transaction_was_committed() {
         let mut tx = app.app.db.begin().await.unwrap();
         app.app
             .queue
-            .enqueue(&mut tx, &Owner::unencrypted(SERVER), &Act::new(id, "undone"), Delay::NONE)
+            .enqueue(&mut tx, &ProjectEncryption::unencrypted(SYSTEM_PROJECT), &Act::new(id, "undone"), Delay::NONE)
             .await
             .unwrap();
         tx.rollback().await.unwrap();
-        enqueue(&app, SERVER, &Act::new(id, "done"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "done"), Delay::NONE).await;
         app.drain_jobs().await;
         assert_eq!(stage.log(), ["done"]);
         assert_eq!(app.value::<i64>(COUNT).await, 0);
@@ -204,24 +204,24 @@ fn was_woken(app: &TestApp) -> bool {
 async fn only_the_commit_of_a_transaction_that_enqueued_a_job_wakes_the_runner() {
     run_with(setup(), async |app| {
         let (id, _stage) = Stage::open();
-        let (db, queue, owner) = (&app.app.db, &app.app.queue, Owner::unencrypted(SERVER));
+        let (db, queue, encryption) = (&app.app.db, &app.app.queue, ProjectEncryption::unencrypted(SYSTEM_PROJECT));
         let mut tx = db.begin().await.unwrap();
-        queue.enqueue(&mut tx, &owner, &Act::new(id, "undone"), Delay::NONE).await.unwrap();
+        queue.enqueue(&mut tx, &encryption, &Act::new(id, "undone"), Delay::NONE).await.unwrap();
         assert!(!was_woken(&app), "before the commit");
         tx.rollback().await.unwrap();
         assert!(!was_woken(&app), "rolled back");
         let mut tx = db.begin().await.unwrap();
-        queue.enqueue(&mut tx, &owner, &Act::new(id, "dropped"), Delay::NONE).await.unwrap();
+        queue.enqueue(&mut tx, &encryption, &Act::new(id, "dropped"), Delay::NONE).await.unwrap();
         drop(tx);
         assert!(!was_woken(&app), "dropped");
         db.begin().await.unwrap().commit().await.unwrap();
         assert!(!was_woken(&app), "nothing was enqueued");
         let mut tx = db.begin().await.unwrap();
-        queue.enqueue(&mut tx, &owner, &Act::new(id, "done"), Delay::NONE).await.unwrap();
+        queue.enqueue(&mut tx, &encryption, &Act::new(id, "done"), Delay::NONE).await.unwrap();
         tx.commit().await.unwrap();
         assert!(was_woken(&app), "committed");
         let mut tx = db.begin_statement().await.unwrap();
-        queue.enqueue(&mut tx, &owner, &Act::new(id, "statement"), Delay::NONE).await.unwrap();
+        queue.enqueue(&mut tx, &encryption, &Act::new(id, "statement"), Delay::NONE).await.unwrap();
         tx.commit().await.unwrap();
         assert!(was_woken(&app), "committed by its statement");
     })
@@ -232,7 +232,7 @@ async fn only_the_commit_of_a_transaction_that_enqueued_a_job_wakes_the_runner()
 async fn a_job_completes_in_the_transaction_of_its_result() {
     run_with(setup(), async |app| {
         let (id, _) = Stage::open();
-        enqueue(&app, SERVER, &Act::new(id, "result").ends("complete"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "result").ends("complete"), Delay::NONE).await;
         app.drain_jobs().await;
         assert_eq!(app.value::<i64>("select count(*) from server_state where name = 'result'").await, 1);
     })
@@ -244,11 +244,11 @@ async fn equal_jobs_wait_as_one_whose_time_only_comes_nearer() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::open();
         let act = |name: &str| Act::new(id, name).dedupe("key");
-        enqueue(&app, SERVER, &act("first"), Delay::from_duration(Duration::from_mins(10))).await;
-        enqueue(&app, SERVER, &act("later"), Delay::from_duration(Duration::from_mins(20))).await;
+        enqueue(&app, SYSTEM_PROJECT, &act("first"), Delay::from_duration(Duration::from_mins(10))).await;
+        enqueue(&app, SYSTEM_PROJECT, &act("later"), Delay::from_duration(Duration::from_mins(20))).await;
         enqueue(
             &app,
-            SERVER,
+            SYSTEM_PROJECT,
             &Act::new(id, "other").dedupe("other key"),
             Delay::from_duration(Duration::from_mins(10)),
         )
@@ -256,7 +256,7 @@ async fn equal_jobs_wait_as_one_whose_time_only_comes_nearer() {
         let minutes =
             "select round(extract(epoch from run_at - now()) / 60)::bigint from jobs where dedupe_key = 'key'";
         assert_eq!(app.value::<i64>(minutes).await, 10);
-        enqueue(&app, SERVER, &act("now"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &act("now"), Delay::NONE).await;
         assert_eq!(app.value::<i64>(COUNT).await, 2);
         app.drain_jobs().await;
         assert_eq!(stage.log(), ["first"], "what waits keeps its content, which is ids only");
@@ -269,11 +269,11 @@ async fn an_equal_job_that_comes_while_one_runs_runs_after_it() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::gated();
         let act = |name: &str| Act::new(id, name).dedupe("key").lane("lane");
-        enqueue(&app, SERVER, &act("first"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &act("first"), Delay::NONE).await;
         while_running(&app, async {
             stage.logged(1).await;
-            enqueue(&app, SERVER, &act("second"), Delay::NONE).await;
-            enqueue(&app, SERVER, &act("third"), Delay::NONE).await;
+            enqueue(&app, SYSTEM_PROJECT, &act("second"), Delay::NONE).await;
+            enqueue(&app, SYSTEM_PROJECT, &act("third"), Delay::NONE).await;
             assert_eq!(app.value::<i64>(COUNT).await, 2);
             stage.gate.as_ref().unwrap().add_permits(10);
             assert_eq!(stage.logged(2).await, ["first", "second"]);
@@ -291,7 +291,7 @@ async fn two_processes_never_run_two_jobs_of_a_lane_and_do_each_job_once() {
         let (id, stage) = Stage::open();
         for n in 0..120 {
             let lane = format!("lane {}", n % 5);
-            enqueue(&app, SERVER, &Act::new(id, &n.to_string()).lane(&lane), Delay::NONE).await;
+            enqueue(&app, SYSTEM_PROJECT, &Act::new(id, &n.to_string()).lane(&lane), Delay::NONE).await;
         }
         let done = eventually("all is done", async || app.value::<i64>(COUNT).await == 0);
         while_running(&app, Box::pin(while_running(&twin, done))).await;
@@ -331,9 +331,9 @@ async fn a_project_with_much_work_does_not_keep_the_others_waiting() {
 async fn a_failure_is_tried_again_later_and_ends_with_its_reason() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::open();
-        enqueue(&app, SERVER, &Act::new(id, "shaky").ends("retry"), Delay::NONE).await;
-        enqueue(&app, SERVER, &Act::new(id, "hopeless").ends("give up"), Delay::NONE).await;
-        enqueue(&app, SERVER, &Act::new(id, "wild").ends("panic"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "shaky").ends("retry"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "hopeless").ends("give up"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "wild").ends("panic"), Delay::NONE).await;
         app.drain_jobs().await;
         assert_eq!(
             app.value::<String>("select last_error from jobs where state = 'failed'").await,
@@ -362,10 +362,10 @@ async fn a_failed_job_whose_equal_waits_hands_its_tries_and_pause_on() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::gated();
         let act = |name: &str| Act::new(id, name).dedupe("key").lane("lane").ends("retry");
-        enqueue(&app, SERVER, &act("first"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &act("first"), Delay::NONE).await;
         while_running(&app, async {
             stage.logged(1).await;
-            enqueue(&app, SERVER, &act("second"), Delay::NONE).await;
+            enqueue(&app, SYSTEM_PROJECT, &act("second"), Delay::NONE).await;
             stage.gate.as_ref().unwrap().add_permits(1);
             eventually("one is left", async || app.value::<i64>(COUNT).await == 1).await;
         })
@@ -374,7 +374,7 @@ async fn a_failed_job_whose_equal_waits_hands_its_tries_and_pause_on() {
             "select payload ->> 'name' || ' ' || attempt || ' ' || (run_at > now() + interval '2 seconds') from jobs";
         assert_eq!(app.value::<String>(heir).await, "second 1 true");
         // More of them do not shorten the pause.
-        enqueue(&app, SERVER, &act("third"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &act("third"), Delay::NONE).await;
         assert_eq!(app.value::<String>(heir).await, "second 1 true");
     })
     .await;
@@ -384,7 +384,7 @@ async fn a_failed_job_whose_equal_waits_hands_its_tries_and_pause_on() {
 async fn kinds_that_this_process_does_not_know_are_left_alone() {
     run_with(Setup::default(), async |app| {
         let (id, stage) = Stage::open();
-        enqueue(&app, SERVER, &Act::new(id, "foreign"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "foreign"), Delay::NONE).await;
         acontextd::blob::sweep::enqueue_sweep(app.app.blobs.clone()).await.unwrap();
         while_running(&app, async {
             eventually("its own work is done", async || app.value::<i64>("select count(*) from jobs where kind = 'sweep_blobs'").await == 0).await;
@@ -402,7 +402,7 @@ async fn kinds_that_this_process_does_not_know_are_left_alone() {
 async fn a_job_whose_process_dies_is_taken_over_when_its_lease_runs_out() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::gated();
-        enqueue(&app, SERVER, &Act::new(id, "orphan").lane("lane"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "orphan").lane("lane"), Delay::NONE).await;
         let doomed = app.twin(setup()).await;
         // A runtime of its own that is shut down without a word: every task of it ends where it stands.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -430,7 +430,7 @@ async fn a_lease_is_kept_while_its_job_runs_and_a_stolen_one_ends_the_try() {
     let setup = || setup().with("ACONTEXTD_JOB_LEASE", "300ms");
     run_with(setup(), async |app| {
         let (id, stage) = Stage::gated();
-        enqueue(&app, SERVER, &Act::new(id, "long").ends("complete"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "long").ends("complete"), Delay::NONE).await;
         while_running(&app, async {
             stage.logged(1).await;
             let first: chrono::DateTime<chrono::Utc> = app.value("select lease_expires_at from jobs").await;
@@ -456,7 +456,7 @@ async fn a_lease_is_kept_while_its_job_runs_and_a_stolen_one_ends_the_try() {
 async fn a_stop_hands_back_what_does_not_end_without_spending_a_try() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::gated();
-        enqueue(&app, SERVER, &Act::new(id, "endless"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "endless"), Delay::NONE).await;
         let runner = app.run_jobs();
         let stop = async {
             stage.logged(1).await;
@@ -484,7 +484,7 @@ async fn word_of_new_work_reaches_another_process() {
             let listeners =
                 "select count(*) from pg_stat_activity where datname = current_database() and query ilike 'listen%'";
             eventually("it listens", async || app.value::<i64>(listeners).await == 1).await;
-            enqueue(&app, SERVER, &Act::new(id, "told"), Delay::NONE).await;
+            enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "told"), Delay::NONE).await;
             stage.logged(1).await;
         };
         tokio::select! {
@@ -500,14 +500,19 @@ async fn word_of_new_work_reaches_another_process() {
 async fn a_request_that_takes_its_time_over_an_equal_job_stops_no_other() {
     run_with(setup(), async |app| {
         let (id, stage) = Stage::open();
-        enqueue(&app, SERVER, &Act::new(id, "equal").dedupe("key"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "equal").dedupe("key"), Delay::NONE).await;
         let mut slow = app.app.db.begin().await.unwrap();
         app.app
             .queue
-            .enqueue(&mut slow, &Owner::unencrypted(SERVER), &Act::new(id, "equal").dedupe("key"), Delay::NONE)
+            .enqueue(
+                &mut slow,
+                &ProjectEncryption::unencrypted(SYSTEM_PROJECT),
+                &Act::new(id, "equal").dedupe("key"),
+                Delay::NONE,
+            )
             .await
             .unwrap();
-        enqueue(&app, SERVER, &Act::new(id, "other"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "other"), Delay::NONE).await;
         while_running(&app, async {
             assert_eq!(stage.logged(1).await, ["other"]);
             slow.commit().await.unwrap();
@@ -524,8 +529,8 @@ async fn a_job_that_has_completed_itself_may_go_on_without_a_lease() {
     run_with(setup, async |app| {
         let (id, stage) = Stage::put(None, Some(Semaphore::new(0)));
         let beats = Stage::gated();
-        enqueue(&app, SERVER, &Act::new(id, "done").ends("complete"), Delay::NONE).await;
-        enqueue(&app, SERVER, &Act::new(beats.0, "beats"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(id, "done").ends("complete"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &Act::new(beats.0, "beats"), Delay::NONE).await;
         while_running(&app, async {
             eventually("it has completed", async || app.value::<i64>("select count(*) from server_state").await == 1)
                 .await;
@@ -551,8 +556,8 @@ async fn a_job_that_is_given_its_key_while_it_runs_without_one_does_not_wait_for
     run_with(setup(), async |app| {
         let project = ProjectId::new();
         let kek = Kek::new(project, MasterKey::new([7; 32])).unwrap();
-        let owner = Owner { project, format: StorageFormat::Encrypted, kek: Some(Arc::new(kek)) };
-        let key = app.app.queue.wrap_key(&owner).unwrap().unwrap();
+        let encryption = ProjectEncryption { project, format: StorageFormat::Encrypted, kek: Some(Arc::new(kek)) };
+        let key = app.app.queue.wrap_key(&encryption).unwrap().unwrap();
         for has_equal in [false, true] {
             let (id, stage) = Stage::gated();
             let act = |name: &str| Act::new(id, name).dedupe("key").lane("lane").ends("key");
@@ -561,7 +566,7 @@ async fn a_job_that_is_given_its_key_while_it_runs_without_one_does_not_wait_for
                 stage.logged(1).await;
                 if has_equal {
                     let mut tx = app.app.db.begin().await.unwrap();
-                    app.app.queue.enqueue(&mut tx, &owner, &act("second"), Delay::NONE).await.unwrap();
+                    app.app.queue.enqueue(&mut tx, &encryption, &act("second"), Delay::NONE).await.unwrap();
                     tx.commit().await.unwrap();
                 } else {
                     let mut conn = app.app.db.acquire().await.unwrap();

@@ -148,7 +148,7 @@ async fn a_file_that_was_changed_says_so_and_the_others_are_read() {
         };
         let damaged = |answer: crate::support::client::Answer| {
             answer.assert_refused(500, "is damaged");
-            assert_eq!(answer.json()["error"], "CONTENT_DAMAGED");
+            assert_eq!(answer.json()["error"], "CONTENT_CORRUPT");
         };
         let (a, b) = (key_of("a.txt").await, key_of("b.txt").await);
         let (whole, of_b) = (app.blobs.read_object(&a), app.blobs.read_object(&b));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use acontextd::blob::ingest::Ingest;
 use acontextd::blob::spool::SpoolDir;
 use acontextd::blob::sweep;
-use acontextd::encryption::Owner;
+use acontextd::encryption::ProjectEncryption;
 use acontextd::error::Error;
 use acontextd::ids::ProjectId;
 use axum::http::StatusCode;
@@ -18,8 +18,8 @@ fn at_once() -> Setup {
     Setup::default().with("ACONTEXTD_BLOB_GRACE", "0s")
 }
 
-async fn ingest(app: &TestApp, owner: &Owner, content: &'static str) -> Result<Ingest, Error> {
-    app.app.blobs.ingest(owner, stream::iter([SpoolDir::of_bytes(Bytes::from(content))])).await
+async fn ingest(app: &TestApp, encryption: &ProjectEncryption, content: &'static str) -> Result<Ingest, Error> {
+    app.app.blobs.ingest(encryption, stream::iter([SpoolDir::from_bytes(Bytes::from(content))])).await
 }
 
 async fn blobs(app: &TestApp) -> (i64, usize) {
@@ -70,12 +70,12 @@ async fn versions_that_are_pruned_release_their_bytes() {
 async fn uploads_that_never_completed_are_removed_after_the_time() {
     run(async |app| {
         let client = app.project().await;
-        let owner = Owner::unencrypted(ProjectId(client.project()));
+        let encryption = ProjectEncryption::unencrypted(ProjectId(client.project()));
         // The object is there, and the row that would refer to it never came.
-        let _ = ingest(&app, &owner, "lost").await.unwrap();
+        let _ = ingest(&app, &encryption, "lost").await.unwrap();
         // The row is there, and the object never came.
         app.blobs.set_down(true);
-        assert!(ingest(&app, &owner, "never").await.is_err());
+        assert!(ingest(&app, &encryption, "never").await.is_err());
         app.blobs.set_down(false);
         app.app.blobs.sweep().await.unwrap();
         assert_eq!(blobs(&app).await, (2, 1), "they may still be on their way");
@@ -110,7 +110,7 @@ async fn an_upload_that_found_the_bytes_holds_them_against_the_sweep() {
         let disk = client.new_disk().await;
         client.upload(&disk, "/", "a.txt", "bytes").await;
         client.delete(&format!("/api/v1/disk/{disk}/artifact?file_path=a.txt")).await;
-        let contents = ingest(&app, &Owner::unencrypted(ProjectId(client.project())), "bytes").await.unwrap();
+        let contents = ingest(&app, &ProjectEncryption::unencrypted(ProjectId(client.project())), "bytes").await.unwrap();
         let mut tx = app.app.db.begin().await.unwrap();
         assert!(contents.claim(&mut tx).await.unwrap().is_some());
         // The sweep comes while the reference is not committed yet: it waits, and then sees it.
@@ -137,7 +137,8 @@ async fn an_upload_that_comes_after_the_sweep_begins_again() {
         let disk = client.new_disk().await;
         client.upload(&disk, "/", "a.txt", "bytes").await;
         client.delete(&format!("/api/v1/disk/{disk}/artifact?file_path=a.txt")).await;
-        let contents = ingest(&app, &Owner::unencrypted(ProjectId(client.project())), "bytes").await.unwrap();
+        let contents =
+            ingest(&app, &ProjectEncryption::unencrypted(ProjectId(client.project())), "bytes").await.unwrap();
         app.app.blobs.sweep().await.unwrap();
         let mut tx = app.app.db.begin().await.unwrap();
         assert!(contents.claim(&mut tx).await.unwrap().is_none(), "it refers to bytes that are gone");

@@ -362,7 +362,7 @@ fn response(text: String, values: &ValueBudget) -> Option<Object> {
 }
 
 fn media_part(mut media: Media) -> Option<Object> {
-    let mime = media.likely_mime();
+    let mime = media.guess_mime();
     let bytes = media.data.take_if(|_| mime.is_some()).and_then(media::standard_base64);
     if let (Some(bytes), Some(mime)) = (bytes, &mime) {
         let inline = object([("mimeType", mime.as_str().into()), ("data", bytes.into())]);

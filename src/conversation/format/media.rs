@@ -103,7 +103,7 @@ impl Media {
     }
 
     /// The mime type, or what the name or the URL suggests.
-    pub(super) fn likely_mime(&self) -> Option<String> {
+    pub(super) fn guess_mime(&self) -> Option<String> {
         if !self.mime.is_empty() {
             return Some(self.mime.clone());
         }

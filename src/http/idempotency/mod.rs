@@ -25,10 +25,10 @@ use tokio::time::Instant;
 
 use super::context::RequestContext;
 use super::response::{ApiResponse, CommandResult, HandlerError, StoredResponse};
-use crate::crypto::AnswerKey;
+use crate::crypto::ResponseCipher;
 use crate::db::Tx;
-use crate::encryption::Owner;
-use crate::error::{Error, OnConstraint, Result, UNAUTHORIZED};
+use crate::encryption::ProjectEncryption;
+use crate::error::{Error, MapConstraint, Result, UNAUTHORIZED};
 use crate::ids::ProjectId;
 use fingerprint::{Fingerprint, Hash, Hasher};
 use settings::IdempotencySettings;
@@ -64,9 +64,9 @@ struct IdempotentRequest {
     project: Option<ProjectId>,
     fingerprint: Fingerprint,
     /// Seals the answer.
-    seal: AnswerKey,
+    seal: ResponseCipher,
     /// Seals it so that the project's own key is needed too, if that is at hand.
-    seal_with_key: Option<AnswerKey>,
+    seal_with_key: Option<ResponseCipher>,
     /// Whether the project is encrypted.
     encrypted: bool,
 }
@@ -84,10 +84,10 @@ where
         let fits = |key: &&str| (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
         let (Some(key), None) = (key.to_str().ok().filter(fits), sent.next()) else {
             let wrong = format_args!("must be 1 to {MAX_KEY} visible ASCII characters, and stand once");
-            return Err(Error::field(HEADER, wrong));
+            return Err(Error::invalid_field(HEADER, wrong));
         };
-        let owner = parts.extensions.get::<Owner>();
-        let project = owner.map(|owner| owner.project);
+        let encryption = parts.extensions.get::<ProjectEncryption>();
+        let project = encryption.map(|encryption| encryption.project);
         let mut hasher = Hasher::default();
         hasher.add(project.as_ref().map_or(&[][..], |project| project.0.as_bytes()));
         for text in [parts.method.as_str(), parts.uri.path(), key] {
@@ -95,11 +95,11 @@ where
         }
         let id = hasher.finish();
         let pepper = &context.idempotency.pepper;
-        let seal = AnswerKey::derive(&id, key, pepper, None)?;
-        let kek = owner.and_then(|owner| owner.kek.as_ref());
-        let with_key = kek.map(|kek| AnswerKey::derive(&id, key, pepper, Some(kek.master())));
+        let seal = ResponseCipher::derive(&id, key, pepper, None)?;
+        let kek = encryption.and_then(|encryption| encryption.kek.as_ref());
+        let with_key = kek.map(|kek| ResponseCipher::derive(&id, key, pepper, Some(kek.master())));
         let (seal_with_key, encrypted) =
-            (with_key.transpose()?, owner.is_some_and(|owner| owner.format.is_encrypted()));
+            (with_key.transpose()?, encryption.is_some_and(|encryption| encryption.format.is_encrypted()));
         let fingerprint = Fingerprint::of_head(parts);
         parts.extensions.insert(fingerprint.clone());
         let request = IdempotentRequest { id, project, fingerprint, seal, seal_with_key, encrypted };
@@ -239,7 +239,7 @@ impl IdempotentRequest {
     async fn take(&self, conn: &mut PgConnection) -> Result<bool> {
         let taken = store::take(conn, &self.id, self.project, &self.fingerprint.hash()).await;
         // The project may be deleted just now.
-        taken.on_constraint("idempotency_records_project_id_fkey", || UNAUTHORIZED)
+        taken.map_constraint_err("idempotency_records_project_id_fkey", || UNAUTHORIZED)
     }
 
     /// Decrypts the response of a completed request, which must be this one.
@@ -267,7 +267,7 @@ impl IdempotentRequest {
         Ok(())
     }
 
-    fn seal(&self, with_key: bool) -> &AnswerKey {
+    fn seal(&self, with_key: bool) -> &ResponseCipher {
         self.seal_with_key.as_ref().filter(|_| with_key).unwrap_or(&self.seal)
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::convert::Convert;
 use super::store;
 use crate::auth::Caller;
-use crate::encryption::{Owner, StorageFormat};
+use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::http::idempotency::Idempotency;
 use crate::http::response::{self, CommandResult, Data, Empty, QueryResult};
@@ -72,8 +72,8 @@ async fn change(
     idempotency: &Idempotency,
     format: StorageFormat,
 ) -> CommandResult<Empty> {
-    let Some(kek) = caller.owner.kek.clone() else {
-        return Err(Error::bad(if format.is_encrypted() {
+    let Some(kek) = caller.encryption.kek.clone() else {
+        return Err(Error::bad_request(if format.is_encrypted() {
             "compact API key required to derive encryption key; rotate your API key to enable encryption"
         } else {
             "compact API key required to derive encryption key; rotate your API key to disable encryption"
@@ -81,7 +81,7 @@ async fn change(
         .into());
     };
     let check = kek.check();
-    let owner = Owner { project: caller.project, format: StorageFormat::Encrypted, kek: Some(kek) };
+    let encryption = ProjectEncryption { project: caller.project, format: StorageFormat::Encrypted, kek: Some(kek) };
     let mut tx = idempotency.begin().await?;
     StorageFormat::lock_exclusively(&mut tx, caller.project).await?;
     let locked = projects::store::lock(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
@@ -92,14 +92,14 @@ async fn change(
         return Err(UNAUTHORIZED.into());
     }
     if !format.is_encrypted() && !locked.is_sealed() {
-        return Err(Error::bad("project encryption is not enabled").into());
+        return Err(Error::bad_request("project encryption is not enabled").into());
     }
     store::set_format(&mut tx, caller.project, format, &check).await?;
     store::begin(&mut tx, caller.project, format).await?;
     // What works already may meet sealed content too.
-    jobs::store::set_key(&mut tx, caller.project, ctx.queue.wrap_key(&owner)?.as_deref()).await?;
+    jobs::store::set_key(&mut tx, caller.project, ctx.queue.wrap_key(&encryption)?.as_deref()).await?;
     let job = Convert { project: caller.project };
-    ctx.queue.enqueue(&mut tx, &owner, &job, Delay::NONE).await?;
+    ctx.queue.enqueue(&mut tx, &encryption, &job, Delay::NONE).await?;
     // It may wait after a failure.
     ctx.queue.make_due_with_error(&mut tx, &job).await?;
     let answer = response::message(if format.is_encrypted() { "encryption enabled" } else { "encryption disabled" });

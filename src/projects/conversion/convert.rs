@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::store;
 use crate::encryption::reencrypt::{ConversionProgress, Interrupt};
-use crate::encryption::{Owner, StorageFormat};
+use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::ids::ProjectId;
 use crate::jobs::{self, Job, JobError, JobHandler, RunningJob, WaitReason};
 use crate::projects::Projects;
@@ -42,7 +42,8 @@ impl JobHandler for Convert {
     const MAX_BACKOFF: Duration = Duration::from_secs(15);
 
     async fn run(self, ctx: &Projects, running: &RunningJob) -> Result<(), JobError> {
-        let converter = Converter { ctx, owner: &running.owner, deadline: Instant::now() + Self::TIMEOUT / 2 };
+        let converter =
+            Converter { ctx, encryption: &running.encryption, deadline: Instant::now() + Self::TIMEOUT / 2 };
         match converter.convert(running).await {
             // If the target has changed, another job converts to the new one.
             Ok(()) | Err(Interrupt::TargetChanged) => {}
@@ -60,13 +61,13 @@ impl JobHandler for Convert {
 
 struct Converter<'a> {
     ctx: &'a Projects,
-    owner: &'a Owner,
+    encryption: &'a ProjectEncryption,
     deadline: Instant,
 }
 
 impl Converter<'_> {
     async fn convert(&self, running: &RunningJob) -> Result<(), Interrupt> {
-        let project = self.owner.project;
+        let project = self.encryption.project;
         let mut conn = self.ctx.db.acquire().await?;
         // `None`: the project was deleted.
         let Some(format) = StorageFormat::lock_for_share(&mut conn, project).await? else { return Ok(()) };
@@ -74,14 +75,14 @@ impl Converter<'_> {
         for content in &self.ctx.encrypted_content {
             remaining += content.count_remaining(project, format).await?;
         }
-        if remaining > 0 && self.owner.kek.is_none() {
+        if remaining > 0 && self.encryption.kek.is_none() {
             return Err(Interrupt::KeyMissing);
         }
         let Some(conversion) = store::set_remaining(&mut conn, project, remaining).await? else { return Ok(()) };
         drop(conn);
         let progress = Progress { converter: self, conversion };
         for content in &self.ctx.encrypted_content {
-            content.convert(self.owner, format, &progress).await?;
+            content.convert(self.encryption, format, &progress).await?;
         }
         for content in &self.ctx.encrypted_content {
             content.delete_stale(project, format).await?;
@@ -90,7 +91,7 @@ impl Converter<'_> {
     }
 
     async fn finish(&self, running: &RunningJob, conversion: Uuid, format: StorageFormat) -> Result<(), Interrupt> {
-        let project = self.owner.project;
+        let project = self.encryption.project;
         let mut tx = self.ctx.db.begin().await?;
         if StorageFormat::lock_for_share(&mut tx, project).await? != Some(format) {
             return Err(Interrupt::TargetChanged);
@@ -98,7 +99,7 @@ impl Converter<'_> {
         let failed = store::finish(&mut tx, conversion).await?.ok_or(Interrupt::TargetChanged)?;
         if format.is_encrypted() {
             // For jobs that were enqueued in the meantime by a process that did not know yet.
-            if let Some(key) = self.ctx.queue.wrap_key(self.owner)? {
+            if let Some(key) = self.ctx.queue.wrap_key(self.encryption)? {
                 jobs::store::set_key(&mut tx, project, Some(&key)).await?;
             }
         } else if failed == 0 {

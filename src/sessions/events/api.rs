@@ -10,9 +10,9 @@ use crate::db::page::PageRequest;
 use crate::error::Error;
 use crate::http::extract::{Json, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::storable_object;
+use crate::http::json::validate_storable;
 use crate::http::page::{Page, PageParams};
-use crate::http::response::{self, CommandResult, Data, PageOf, QueryResult};
+use crate::http::response::{self, CommandResult, Data, PageBody, QueryResult};
 use crate::ids::SessionId;
 use crate::platform::Platform;
 use crate::sessions;
@@ -46,13 +46,14 @@ pub async fn add_event(
     Path(session): Path<SessionId>,
     Json(body): Json<AddEvent>,
 ) -> CommandResult<Data<Event>> {
-    let kind = body.r#type.filter(|kind| !kind.is_empty()).ok_or_else(|| Error::field("type", "is required"))?;
+    let kind =
+        body.r#type.filter(|kind| !kind.is_empty()).ok_or_else(|| Error::invalid_field("type", "is required"))?;
     if kind.len() > MAX_TYPE || kind.contains('\0') {
         let wrong = format_args!("must not be longer than {MAX_TYPE} bytes, nor contain the character NUL");
-        return Err(Error::field("type", wrong).into());
+        return Err(Error::invalid_field("type", wrong).into());
     }
-    let data = body.data.ok_or_else(|| Error::field("data", "is required, a JSON object"))?;
-    storable_object("data", &data, platform.config.limits.meta)?;
+    let data = body.data.ok_or_else(|| Error::invalid_field("data", "is required, a JSON object"))?;
+    validate_storable("data", &data, platform.config.limits.meta)?;
     let mut tx = idempotency.begin_statement().await?;
     let event = store::insert(&mut tx, caller.project, session, &kind, data).await?;
     tx.commit(response::ok(event.ok_or(sessions::NOT_FOUND)?)).await
@@ -66,7 +67,7 @@ pub async fn list_events(
     caller: Caller,
     Path(session): Path<SessionId>,
     Query(page): Query<PageParams>,
-) -> QueryResult<PageOf<Event>> {
+) -> QueryResult<PageBody<Event>> {
     let page: PageRequest = page.parse(50, 200)?;
     let mut conn = platform.db.acquire().await?;
     if !sessions::store::exists(&mut conn, caller.project, session).await? {

@@ -24,11 +24,11 @@ fn read_within(bounds: Bounds, reader: impl Read + Seek) -> Result<Files> {
     let mut archive = Archive::open(reader, bounds)?;
     archive.front_matter()?;
     let mut files = Vec::new();
-    let take_in = |file: &mut dyn Read| {
+    let spool_from_reader = |file: &mut dyn Read| {
         let mut content = Vec::new();
         file.read_to_end(&mut content).map(|_| content)
     };
-    archive.unpack(take_in, |at, content| {
+    archive.unpack(spool_from_reader, |at, content| {
         files.push((at.relative(), content));
         Ok(())
     })?;
@@ -49,7 +49,7 @@ fn names(bytes: &[u8]) -> Vec<String> {
 fn refusal_of(bounds: Bounds, reader: impl Read + Seek) -> String {
     match read_within(bounds, reader) {
         Err(Error::BadRequest { detail: Some(detail), .. }) => detail,
-        Err(Error::TooLarge(why)) => format!("413 {why}"),
+        Err(Error::PayloadTooLarge(why)) => format!("413 {why}"),
         other => panic!("{other:?}"),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 
 use acontextd::blob::spool::Spool;
-use acontextd::blob::{BlobError, BlobStore, ByteStream, Result, Visit};
+use acontextd::blob::{BlobError, BlobStore, ByteStream, Result, ScanCallback};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -111,7 +111,7 @@ impl BlobStore for MemoryBlobs {
         self.up()?;
         let _permit = self.puts.acquire().await.unwrap();
         self.step().await;
-        let bytes = content.bytes().await.map_err(|fault| BlobError::Unavailable(fault.into()))?;
+        let bytes = content.bytes().await.map_err(|err| BlobError::Unavailable(err.into()))?;
         let former = self.objects.lock().unwrap().insert(key.to_owned(), bytes);
         assert!(former.is_none(), "the key {key} was used twice");
         self.step().await;
@@ -133,14 +133,14 @@ impl BlobStore for MemoryBlobs {
         self.objects.lock().unwrap().get(key).cloned().ok_or_else(|| BlobError::Missing(key.to_owned()))
     }
 
-    async fn scan(&self, keys: Vec<String>, visit: Visit) -> Result<Vec<usize>> {
+    async fn scan(&self, keys: Vec<String>, visit: ScanCallback) -> Result<Vec<usize>> {
         let mut missing = Vec::new();
         for (at, key) in keys.iter().enumerate() {
             match self.read(key).await {
                 Ok(bytes) if visit(at, &mut bytes.to_vec()).is_break() => break,
                 Ok(_) => {}
                 Err(BlobError::Missing(_)) => missing.push(at),
-                Err(fault) => return Err(fault),
+                Err(err) => return Err(err),
             }
         }
         Ok(missing)

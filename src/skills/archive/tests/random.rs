@@ -6,11 +6,11 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Whatever is read keeps within its bounds, and whatever is refused is the sender's fault.
+/// Whatever is read keeps within its bounds, and whatever is refused is the sender's error.
 fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
     let files = match read(bytes) {
         Ok(files) => files,
-        Err(Error::BadRequest { .. } | Error::TooLarge(_)) => return Ok(()),
+        Err(Error::BadRequest { .. } | Error::PayloadTooLarge(_)) => return Ok(()),
         Err(other) => return Err(TestCaseError::fail(format!("{other:?}"))),
     };
     prop_assert!(files.len() <= BOUNDS.files);

@@ -8,14 +8,14 @@ use crate::ids::ProjectId;
 
 /// A project, and what seals and opens its content, if that is at hand.
 #[derive(Clone)]
-pub struct Owner {
+pub struct ProjectEncryption {
     pub project: ProjectId,
     /// How content is stored, as far as is known: that may change at any moment, see [`StorageFormat::lock_for_share`].
     pub format: StorageFormat,
     pub kek: Option<Arc<Kek>>,
 }
 
-impl Owner {
+impl ProjectEncryption {
     /// A project that is not encrypted.
     pub fn unencrypted(project: ProjectId) -> Self {
         Self { project, format: StorageFormat::Plaintext, kek: None }
@@ -36,7 +36,7 @@ impl Owner {
     /// Rejects content that could not be stored, before it is read.
     ///
     /// # Errors
-    /// As for [`Owner::encryption_key`].
+    /// As for [`ProjectEncryption::encryption_key`].
     pub fn ensure_can_store(&self) -> Result<()> {
         self.encryption_key(self.format).map(drop)
     }
