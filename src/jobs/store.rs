@@ -213,7 +213,7 @@ pub async fn next_due(conn: &mut PgConnection, kinds: &[String]) -> sqlx::Result
     Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()))
 }
 
-/// Moves the end of these jobs' leases; answers with those that are still the worker_id's. One that is just being completed is
+/// Moves the end of these jobs' leases; answers with those that are still this worker's. One that is just being completed is
 /// locked, and is left as it is.
 pub async fn extend(
     conn: &mut PgConnection,
@@ -264,7 +264,7 @@ pub async fn list_expired(conn: &mut PgConnection, kinds: &[String], limit: i64)
     .await
 }
 
-/// Locks a job if its lease has run out and still is this worker_id's.
+/// Locks a job if its lease has run out and still belongs to this worker.
 pub async fn lock_expired(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
     let row = sqlx::query!(
         "select id from jobs where id = $1 and worker_id = $2 and lease_expires_at < now() for update skip locked",
