@@ -1,20 +1,20 @@
-# The server for a Postgres and an object store that run elsewhere: see docker-compose.yml, which brings both.
-# (The private Postgres of `make run` is for machines without containers, so none is in this image.)
+# The server, for an external Postgres and object store; docker-compose.yml runs both. The image does not contain the embedded
+# Postgres of `make run`, which is for machines without containers.
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
-# Queries are checked against the committed .sqlx: there is no database here.
+# Queries are checked against the committed .sqlx, because there is no database during the build.
 ENV SQLX_OFFLINE=true
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY .cargo .cargo
 COPY .sqlx .sqlx
 COPY migrations migrations
 COPY src src
-# Not built here, but the manifest names them.
+# Not built, but the manifest names them.
 COPY bench bench
 COPY tests/it tests/it
-# Crates and what was built of them are kept between builds. The sources are touched because cargo goes by their
-# times, and an older checkout would otherwise pass for built. The program is copied out of the kept folder.
+# Downloaded and compiled crates are cached between builds. The sources are touched because cargo compares timestamps, and an
+# older checkout would count as built. The program is copied out of the cached directory.
 RUN --mount=type=cache,sharing=locked,target=/usr/local/cargo/registry \
     --mount=type=cache,sharing=locked,target=/build/target \
     touch src/lib.rs src/main.rs \
@@ -30,7 +30,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/acontextd --shell /
     && install --directory --owner=acontextd --group=acontextd --mode=0700 /var/lib/acontextd
 COPY --from=build /acontextd /usr/local/bin/acontextd
 USER acontextd
-# Inside a container the loopback address reaches nobody. On any other the server wants a token and a pepper of its own.
+# A container is not reachable on its loopback address. Any other address requires a configured token and pepper.
 ENV ACONTEXTD_HOST=0.0.0.0 ACONTEXTD_DATA_DIR=/var/lib/acontextd
 EXPOSE 8029
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["acontextd", "health"]

@@ -1,10 +1,10 @@
-# Every command of the project. `make help` lists them; each installs what it needs.
+# The commands of the project. `make help` lists them; each installs what it requires.
 
 .DEFAULT_GOAL := help
-# The targets below share one build folder and rely on their order, so `make -j` must not mix them.
+# The targets share one build directory and depend on their order, so `make -j` must not run them concurrently.
 .NOTPARALLEL:
 
-# A fresh rustup puts cargo here, and a non-interactive shell often does not look there.
+# rustup installs cargo here, which is often not on the PATH of a non-interactive shell.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 # Queries are checked against the committed `.sqlx`, so no build needs a database.
 export SQLX_OFFLINE := true
@@ -14,49 +14,49 @@ VENV := .venv/installed
 PYTHON := .venv/bin/python
 
 .PHONY: help
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: ## build and start the server; settings as ARGS="--help"
+run: ## build and start the server; pass settings as ARGS="--help"
 	@scripts/setup run
 	cargo build --release --locked
 	@exec $(CARGO_OUT)/release/acontextd $(ARGS)
 
 .PHONY: test
-test: $(VENV) ## all tests, with everything they need
+test: $(VENV) ## run all tests
 	@scripts/setup run test
-	@# Built first, so that what the two test runners say stands together at the end.
+	@# Built first, so that the results of both test runners are at the end of the output.
 	cargo test --locked --no-run
 	cargo test --locked
-	@# `cargo test` has built the program for its own tests; the Python tests start the same one.
+	@# The Python tests start the program that `cargo test` has built.
 	ACONTEXTD_BIN=$(CARGO_OUT)/debug/acontextd $(PYTHON) -B -m pytest tests/sdk -q -p no:cacheprovider
 
 .PHONY: check
-check: tools fmt licences query-data lint doc docker-files test ## everything that must be green: format, lints, licences, generated files, tests
+check: tools fmt licenses words spelling sqlx lint doc docker test ## run everything that CI runs: format, lints, licenses, wording, generated files, tests
 
 .PHONY: prepare
-prepare: ## rewrite .sqlx after a change of a query or a migration
+prepare: ## regenerate .sqlx after a change of a query or a migration
 	@scripts/setup run
-	scripts/query-data write
+	scripts/sqlx-prepare write
 
 .PHONY: openapi
-openapi: ## rewrite openapi/openapi.json after a change of the interface
+openapi: ## regenerate openapi/openapi.json after a change of the API
 	@scripts/setup run
 	UPDATE_OPENAPI=1 cargo test --locked openapi
 
 .PHONY: bench
-bench: ## run the benchmarks; which ones as ARGS="..."
+bench: ## run the benchmarks; select them with ARGS="..."
 	@scripts/setup run
 	cargo build --release --locked
 	ACONTEXTD_BIN=$(CARGO_OUT)/release/acontextd bench/run $(ARGS)
 
 .PHONY: clean
-clean: ## remove what was built
+clean: ## remove everything that was built
 	cargo clean
 	rm -rf .venv
 
-# ----- the parts of `check`, cheapest first -----
+# ----- the steps of `check`, cheapest first -----
 
 .PHONY: setup
 setup: tools $(VENV)
@@ -69,32 +69,40 @@ tools:
 fmt:
 	cargo fmt --check
 
-.PHONY: licences
-licences:
-	scripts/licences
+.PHONY: licenses
+licenses:
+	scripts/check-licenses
 
-# Before clippy, which would report a stale .sqlx once for every query.
-.PHONY: query-data
-query-data:
-	scripts/query-data check
+.PHONY: words
+words:
+	scripts/check-words
+
+.PHONY: spelling
+spelling: $(VENV)
+	.venv/bin/typos
+
+# Before clippy, which would report an outdated .sqlx once per query.
+.PHONY: sqlx
+sqlx:
+	scripts/sqlx-prepare check
 
 .PHONY: lint
 lint:
 	cargo clippy --all-targets --locked -- -D warnings
 
-# Also the one step without the dev-dependencies' features: it fails where the program would only build
-# because a test switches a feature on.
+# The only step without the features of the dev-dependencies: it fails if the program builds only because a test enables a
+# feature.
 .PHONY: doc
 doc:
 	cargo check --locked
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --locked
 
-.PHONY: docker-files
-docker-files: $(VENV)
+.PHONY: docker
+docker: $(VENV)
 	cargo test --locked --no-run
-	$(PYTHON) -B scripts/docker-files $(CARGO_OUT)/debug/acontextd
+	$(PYTHON) -B scripts/check-docker $(CARGO_OUT)/debug/acontextd
 
-# The stamp is written last, so a broken installation is made anew.
+# The stamp is written last, so that an incomplete installation is repeated.
 $(VENV): tests/sdk/requirements.txt
 	@scripts/setup run test
 	python3 -m venv --clear .venv

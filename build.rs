@@ -1,4 +1,4 @@
-//! The migrations are embedded at compile time, and stable macros cannot tell that a file was added.
+//! Rebuilds the crate when a migration is added. The migrations are embedded by a macro, which cannot track new files.
 
 fn main() {
     println!("cargo::rerun-if-changed=migrations");

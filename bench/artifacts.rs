@@ -1,4 +1,4 @@
-//! Storing and reading files of three sizes by 1, 4 and 16 clients, beside the disk's own rate.
+//! Storing and reading files of three sizes by 1, 4 and 16 clients, compared with the rate of the disk itself.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use bytes::Bytes;
 use rand::RngCore;
 
 use crate::http::{Request, percent_encode};
-use crate::load::{Outcome, Plan, Source, drive, real};
+use crate::load::{Outcome, Plan, Source, run_load, to_f64};
 use crate::report::{Report, Table, number};
-use crate::server::{Server, new_folder};
+use crate::server::{Server, new_dir};
 use crate::{Bench, block_on, disk};
 
 const SIZES: [(&str, usize); 3] = [("1 KiB", 1 << 10), ("1 MiB", 1 << 20), ("16 MiB", 16 << 20)];
 const CLIENTS: [usize; 3] = [1, 4, 16];
-/// How many files are read in turns.
-const READ: usize = 16;
-const HEADS: [&str; 9] = [
+/// The number of files that the clients read in turn.
+const FILES_TO_READ: usize = 16;
+const HEADINGS: [&str; 9] = [
     "size x clients",
     "server files/s",
     "server MiB/s",
@@ -31,32 +31,32 @@ const HEADS: [&str; 9] = [
 ];
 
 pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
-    let mut stored = Table::new(&HEADS);
-    let mut read = Table::new(&HEADS);
+    let mut stored = Table::new(&HEADINGS);
+    let mut read = Table::new(&HEADINGS);
     block_on(async {
         let server = Server::start(bench, "artifacts").await?;
         let disk = server.client().await?.new_disk().await?;
-        let run = Run { bench, server, disk, random: random() };
+        let run = Run { bench, server, disk, random: random_bytes() };
         for (name, size) in SIZES {
-            run.size(name, size, &mut stored, &mut read).await?;
+            run.measure_size(name, size, &mut stored, &mut read).await?;
         }
         run.server.stop()
     })?;
-    report.text(
-        "Left the server (each file with a content of its own over HTTP, except where it says equal), right the disk: as \
-         many threads that write a file, fsync it, rename it and fsync its folder.",
+    report.add_text(
+        "Left: uploads to the server over HTTP. Each file has a different content, except in the row *equal*. Right: \
+         the same number of threads, which write a file, fsync it, rename it and fsync its directory.",
     );
-    report.table("PUT", &stored);
-    report.text(
-        "Left `download` of the server, right as many threads that read files; both in turns the same few files, which the \
-         page cache holds.",
+    report.add_table("PUT", &stored);
+    report.add_text(
+        "Left: the route `download` of the server. Right: the same number of threads, which read files. Both read the \
+         same few files in turn, which are in the page cache.",
     );
-    report.table("GET", &read);
+    report.add_table("GET", &read);
     Ok(())
 }
 
-/// Bytes that do not compress.
-fn random() -> Bytes {
+/// Returns bytes that do not compress.
+fn random_bytes() -> Bytes {
     let mut bytes = vec![0; 16 << 20];
     rand::rng().fill_bytes(&mut bytes);
     bytes.into()
@@ -70,45 +70,49 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn size(&self, name: &str, size: usize, stored: &mut Table, read: &mut Table) -> anyhow::Result<()> {
-        let folder = new_folder(&self.bench.folder, "disk")?;
+    async fn measure_size(&self, name: &str, size: usize, stored: &mut Table, read: &mut Table) -> anyhow::Result<()> {
+        let dir = new_dir(&self.bench.dir, "disk")?;
         for clients in CLIENTS {
             let (plan, label) = (self.plan(clients), format!("{name} x {clients}"));
-            let ours = self.store(plan, size, false).await;
-            let disk = disk::write_files(&folder, plan, size)?;
-            stored.row(row(&label, size, &ours, &disk));
+            let server = self.store(plan, size, false).await;
+            let disk = disk::write_files(&dir, plan, size)?;
+            stored.add_row(row(&label, size, &server, &disk));
             if size == 1 << 20 && clients == 4 {
-                let ours = self.store(plan, size, true).await;
-                stored.row(row(&format!("{label}, equal"), size, &ours, &disk));
+                let server = self.store(plan, size, true).await;
+                stored.add_row(row(&format!("{label}, equal"), size, &server, &disk));
             }
-            new_folder(&self.bench.folder, "disk")?;
-            self.settle().await;
+            new_dir(&self.bench.dir, "disk")?;
+            self.wait_for_disk_idle().await;
         }
-        let files = self.files_to_read(size).await?;
+        let files = self.create_files(size).await?;
         for clients in CLIENTS {
             let plan = self.plan(clients);
-            let ours = self.download(plan, size).await;
+            let server = self.download(plan, size).await;
             let disk = disk::read_files(&files, plan)?;
-            read.row(row(&format!("{name} x {clients}"), size, &ours, &disk));
+            read.add_row(row(&format!("{name} x {clients}"), size, &server, &disk));
         }
         Ok(())
     }
 
-    /// Lets the disk be done with what was removed.
-    async fn settle(&self) {
+    /// Waits until the disk has processed the deletions.
+    async fn wait_for_disk_idle(&self) {
         rustix::fs::sync();
         tokio::time::sleep(self.bench.seconds(1)).await;
     }
 
     fn plan(&self, clients: usize) -> Plan {
-        Plan { clients, warm_up: Duration::from_millis(self.bench.pick(500, 100)), time: self.bench.seconds(4) }
+        Plan {
+            clients,
+            warm_up: Duration::from_millis(self.bench.full_or_quick(500, 100)),
+            time: self.bench.seconds(4),
+        }
     }
 
     /// Uploads new files.
     async fn store(&self, plan: Plan, size: usize, equal: bool) -> Outcome {
         let count = Arc::new(AtomicUsize::new(0));
         let directory = format!("/{size}-{}-{equal}/", plan.clients);
-        drive(self.server.address, plan, |_| {
+        run_load(self.server.address, plan, |_| {
             let (disk, random, count, directory) =
                 (self.disk.clone(), self.random.clone(), Arc::clone(&count), directory.clone());
             Box::new(move || {
@@ -124,14 +128,14 @@ impl Run<'_> {
         .await
     }
 
-    /// The same files on the server and in a folder.
-    async fn files_to_read(&self, size: usize) -> anyhow::Result<Vec<PathBuf>> {
-        let folder = new_folder(&self.bench.folder, "disk")?;
+    /// Creates the same files on the server and in a local directory. Returns the local paths.
+    async fn create_files(&self, size: usize) -> anyhow::Result<Vec<PathBuf>> {
+        let dir = new_dir(&self.bench.dir, "disk")?;
         let mut client = self.server.client().await?;
         let mut files = Vec::new();
-        for number in 0..READ {
+        for number in 0..FILES_TO_READ {
             let content = content(&self.random, size, format!("read {size} {number}"));
-            let file = folder.join(number.to_string());
+            let file = dir.join(number.to_string());
             std::fs::write(&file, content.concat())?;
             files.push(file);
             let name = format!("{number}.bin");
@@ -140,13 +144,14 @@ impl Run<'_> {
         Ok(files)
     }
 
+    /// Downloads the files that [`Run::create_files`] has created.
     async fn download(&self, plan: Plan, size: usize) -> Outcome {
         let path = |number: usize| {
             let file = percent_encode(&format!("/read-{size}/{number}.bin"));
             format!("/api/v1/disk/{}/artifact/download?file_path={file}", self.disk)
         };
-        let requests: Vec<Request> = (0..READ).map(|number| Request::get("GET", &path(number))).collect();
-        drive(self.server.address, plan, |client| -> Source {
+        let requests: Vec<Request> = (0..FILES_TO_READ).map(|number| Request::get("GET", &path(number))).collect();
+        run_load(self.server.address, plan, |client| -> Source {
             let mut next = requests.clone().into_iter().cycle().skip(client);
             Box::new(move || next.next())
         })
@@ -154,27 +159,27 @@ impl Run<'_> {
     }
 }
 
-/// A content of that size that begins with `name`.
+/// Returns a content of the given size that begins with `name`.
 pub fn content(random: &Bytes, size: usize, name: String) -> [Bytes; 2] {
     let name = Bytes::from(name);
     let rest = random.slice(name.len()..size);
     [name, rest]
 }
 
-fn row(label: &str, size: usize, ours: &Outcome, disk: &Outcome) -> Vec<String> {
-    let mib = |files: f64| files * real(size as u64) / 1_048_576.0;
-    let (our_times, disk_times) = (ours.times(None), disk.times(None));
-    let failed = ours.failed();
+fn row(label: &str, size: usize, server: &Outcome, disk: &Outcome) -> Vec<String> {
+    let mib = |files: f64| files * to_f64(size as u64) / 1_048_576.0;
+    let (server_times, disk_times) = (server.times(None), disk.times(None));
+    let failed = server.failed();
     let label = if failed > 0 { format!("{label} ({failed} failed)") } else { label.to_owned() };
     vec![
         label,
-        number(ours.per_second()),
-        number(mib(ours.per_second())),
-        number(our_times.p50()),
-        number(our_times.p99()),
+        number(server.per_second()),
+        number(mib(server.per_second())),
+        number(server_times.p50()),
+        number(server_times.p99()),
         number(disk.per_second()),
         number(mib(disk.per_second())),
         number(disk_times.p50()),
-        number(ours.per_second() / disk.per_second()),
+        number(server.per_second() / disk.per_second()),
     ]
 }

@@ -1,4 +1,4 @@
-//! The yardstick of files: what the disk itself does, asked in the plainest way, by as many threads as there are clients.
+//! The baseline for files: plain file operations on the disk, by as many threads as there are clients.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -8,32 +8,33 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::load::{Lane, Outcome, Plan};
+use crate::load::{ClientStats, Outcome, Plan};
 
-/// Writes new files of that size as safely as a server must: to the side, synced, moved into place, the folder synced.
-pub fn write_files(folder: &Path, plan: Plan, size: usize) -> io::Result<Outcome> {
+/// Writes new files of the given size as durably as a server must: writes and syncs a temporary file, renames it, and
+/// syncs the directory.
+pub fn write_files(dir: &Path, plan: Plan, size: usize) -> io::Result<Outcome> {
     on_threads(plan, |thread| {
-        let folder = folder.join(format!("disk-{thread}"));
-        fs::create_dir_all(&folder)?;
-        let beside = folder.join("beside");
+        let dir = dir.join(format!("disk-{thread}"));
+        fs::create_dir_all(&dir)?;
+        let tmp = dir.join("tmp");
         let content = vec![b'x'; size];
         let mut number = 0_u64;
         Ok(move || {
             number += 1;
-            write_file(&folder, &beside, &folder.join(number.to_string()), &content)
+            write_file(&dir, &tmp, &dir.join(number.to_string()), &content)
         })
     })
 }
 
-/// Writes each content to a file of its own, as safely, by so many threads; how long all of them took.
-pub fn write_each(folder: &Path, threads: usize, contents: &[Bytes]) -> io::Result<Duration> {
+/// Writes each content to its own file, as durably as [`write_files`], on `threads` threads. Returns how long all took.
+pub fn write_contents(dir: &Path, threads: usize, contents: &[Bytes]) -> io::Result<Duration> {
     let next = AtomicUsize::new(0);
     let work = |thread: usize| -> io::Result<()> {
-        let beside = folder.join(format!("beside-{thread}"));
+        let tmp = dir.join(format!("tmp-{thread}"));
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(content) = contents.get(number) else { return Ok(()) };
-            write_file(folder, &beside, &folder.join(number.to_string()), content)?;
+            write_file(dir, &tmp, &dir.join(number.to_string()), content)?;
         }
     };
     let start = Instant::now();
@@ -46,15 +47,15 @@ pub fn write_each(folder: &Path, threads: usize, contents: &[Bytes]) -> io::Resu
     Ok(start.elapsed())
 }
 
-fn write_file(folder: &Path, beside: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = File::create(beside)?;
+fn write_file(dir: &Path, tmp: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::create(tmp)?;
     file.write_all(content)?;
     file.sync_all()?;
-    fs::rename(beside, path)?;
-    File::open(folder)?.sync_all()
+    fs::rename(tmp, path)?;
+    File::open(dir)?.sync_all()
 }
 
-/// Reads whole files, one after the other.
+/// Reads complete files, one after the other.
 pub fn read_files(files: &[PathBuf], plan: Plan) -> io::Result<Outcome> {
     on_threads(plan, |thread| {
         let mut next = files.iter().cycle().skip(thread).cloned();
@@ -62,30 +63,30 @@ pub fn read_files(files: &[PathBuf], plan: Plan) -> io::Result<Outcome> {
     })
 }
 
-/// Does over and over on each thread what `work` makes for it.
+/// Calls the function that `work` returns for a thread again and again on that thread, for the duration of the plan.
 fn on_threads<W: FnMut() -> io::Result<()> + Send>(
     plan: Plan,
     work: impl Fn(usize) -> io::Result<W>,
 ) -> io::Result<Outcome> {
     let mut all = (0..plan.clients).map(work).collect::<io::Result<Vec<_>>>()?;
-    let lanes: io::Result<Vec<Lane>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = all.iter_mut().map(|work| scope.spawn(|| lane(plan, work))).collect();
+    let stats: io::Result<Vec<ClientStats>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = all.iter_mut().map(|work| scope.spawn(|| run_thread(plan, work))).collect();
         threads.into_iter().map(|thread| thread.join().map_err(|_| io::Error::other("a thread panicked"))?).collect()
     });
-    lanes.map(Outcome)
+    stats.map(Outcome)
 }
 
-fn lane(plan: Plan, mut work: impl FnMut() -> io::Result<()>) -> io::Result<Lane> {
-    let mut lane = Lane::default();
+fn run_thread(plan: Plan, mut work: impl FnMut() -> io::Result<()>) -> io::Result<ClientStats> {
+    let mut stats = ClientStats::default();
     let counted_from = Instant::now() + plan.warm_up;
     loop {
         let start = Instant::now();
         if start >= counted_from + plan.time {
-            return Ok(lane);
+            return Ok(stats);
         }
         work()?;
         if start >= counted_from {
-            lane.record("file", start, Instant::now());
+            stats.record("file", start, Instant::now());
         }
     }
 }

@@ -3,23 +3,24 @@
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use crate::conversation::{FORMATS, page, read, row, said};
+use crate::conversation::{FORMATS, openai_message, page_request, run_reads, table_row};
 use crate::http::{Client, Request, percent_encode};
-use crate::load::real;
-use crate::messages::store;
+use crate::load::to_f64;
+use crate::messages::store_message;
 use crate::report::{Report, Table, number};
 use crate::server::Server;
 use crate::{Bench, block_on};
 
 const MESSAGES: usize = 200;
-/// Of a message's text, in bytes. All of them together are about 100 000 tokens.
+/// The size of the text of a message, in bytes. All messages together have about 100 000 tokens.
 const SIZE: usize = 2_150;
 const CLIENTS: [usize; 2] = [1, 4];
-/// Of p50 with the fewest clients, in milliseconds.
-const TARGET: f64 = 5.0;
-/// What `token_limit` leaves, and `middle_out` before it where both work.
-const LIMIT: u64 = 50_000;
-const MIDDLE: u64 = 75_000;
+/// The target for p50 with the fewest clients, in milliseconds.
+const MAX_P50_MS: f64 = 5.0;
+/// The limit of `token_limit`, and of `middle_out` alone.
+const TOKEN_LIMIT: u64 = 50_000;
+/// The limit of `middle_out` if `token_limit` follows it.
+const MIDDLE_OUT_LIMIT: u64 = 75_000;
 
 pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let total = block_on(async {
@@ -27,26 +28,27 @@ pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         let mut client = server.client().await?;
         let session = client.new_session(false).await?;
         for number in 0..MESSAGES {
-            client.data(&store(&session, &said(number, SIZE))).await?;
+            client.data(&store_message(&session, &openai_message(number, SIZE))).await?;
         }
-        let total = client.data(&page(&session, MESSAGES, "openai")).await?;
+        let total = client.data(&page_request(&session, MESSAGES, "openai")).await?;
         let total = total["this_time_tokens"].as_u64().unwrap_or_default();
         for clients in CLIENTS {
-            by(bench, report, &server, &session, total, clients).await?;
+            measure_strategies(bench, report, &server, &session, total, clients).await?;
         }
         server.stop()?;
         Ok(total)
     })?;
-    report.text(&format!(
-        "A session of {MESSAGES} messages of {SIZE} bytes, {total} tokens in all, stored in the format `openai`: questions and \
-         answers by turns, and every fifth time a call of a tool and its result. All of them are read for 2 s; `token_limit` \
-         and `middle_out` leave {LIMIT} tokens. In the row *all*, `middle_out` leaves {MIDDLE} for `token_limit`."
+    report.add_text(&format!(
+        "A session of {MESSAGES} messages of {SIZE} bytes with {total} tokens in total, stored in the format `openai`: \
+         questions and answers, and every fifth time a tool call and its result. All messages are read for 2 s. The \
+         limit of `token_limit` and `middle_out` is {TOKEN_LIMIT} tokens. In the row *all*, the limit of `middle_out` \
+         is {MIDDLE_OUT_LIMIT} tokens, and `token_limit` follows it."
     ));
     Ok(())
 }
 
 /// Measures each strategy in each format.
-async fn by(
+async fn measure_strategies(
     bench: &Bench,
     report: &mut Report,
     server: &Server,
@@ -56,27 +58,29 @@ async fn by(
 ) -> anyhow::Result<()> {
     let mut table = Table::new(&[
         "strategy, format",
-        "answers/s",
+        "responses/s",
         "p50 ms",
         "p99 ms",
-        "KB an answer",
-        "server CPU us/answer",
+        "KB/response",
+        "server CPU us/response",
         "failed",
         "tokens",
     ]);
     let mut client = server.client().await?;
-    for strategies in [vec![]].into_iter().chain(strategies()) {
-        let name = name(&strategies);
-        // Which format was slowest.
+    for strategies in [vec![]].into_iter().chain(strategy_lists()) {
+        let name = strategies_name(&strategies);
+        // The p50 and the name of the slowest format.
         let mut slowest: (f64, &str) = (0.0, "");
         let mut failed = 0;
         for format in FORMATS {
-            let request = edited(session, format, &strategies);
-            let (size, tokens) = check(&mut client, &request, &strategies, total).await?;
+            let request = edited_page_request(session, format, &strategies);
+            let (size, tokens) = check_page(&mut client, &request, &strategies, total).await?;
             let before = server.process.cpu_time()?;
-            let outcome = read(bench, server, clients, &request, 2).await;
+            let outcome = run_reads(bench, server, clients, &request, 2).await;
             let cpu = server.process.cpu_time()?.saturating_sub(before);
-            table.row([row(&format!("{name}, {format}"), size, &outcome, cpu), vec![tokens.to_string()]].concat());
+            table.add_row(
+                [table_row(&format!("{name}, {format}"), size, &outcome, cpu), vec![tokens.to_string()]].concat(),
+            );
             let p50 = outcome.times(None).p50();
             if p50 > slowest.0 {
                 slowest = (p50, format);
@@ -87,25 +91,25 @@ async fn by(
             let (p50, format) = slowest;
             let what = format!("{name}, slowest format ({format}), {clients} client");
             let measured = format!("p50 {} ms", number(p50));
-            report.target(&what, &measured, &format!("p50 < {TARGET} ms"), p50 < TARGET && failed == 0);
+            report.add_target(&what, &measured, &format!("p50 < {MAX_P50_MS} ms"), p50 < MAX_P50_MS && failed == 0);
         }
     }
-    report.table(&format!("Clients: {clients}"), &table);
+    report.add_table(&format!("Clients: {clients}"), &table);
     Ok(())
 }
 
-/// Each alone, and all of them.
-fn strategies() -> [Vec<Value>; 5] {
+/// Returns lists of strategies: each strategy alone, and all of them.
+fn strategy_lists() -> [Vec<Value>; 5] {
     let one = |name: &str, params: Value| json!({"type": name, "params": params});
-    let limit = one("token_limit", json!({"limit_tokens": LIMIT}));
+    let limit = one("token_limit", json!({"limit_tokens": TOKEN_LIMIT}));
     let results = one("remove_tool_result", json!({}));
     let arguments = one("remove_tool_call_params", json!({}));
     let middle = |tokens: u64| one("middle_out", json!({"token_reduce_to": tokens}));
-    let all = vec![limit.clone(), middle(MIDDLE), results.clone(), arguments.clone()];
-    [vec![limit], vec![results], vec![arguments], vec![middle(LIMIT)], all]
+    let all = vec![limit.clone(), middle(MIDDLE_OUT_LIMIT), results.clone(), arguments.clone()];
+    [vec![limit], vec![results], vec![arguments], vec![middle(TOKEN_LIMIT)], all]
 }
 
-fn name(strategies: &[Value]) -> &str {
+fn strategies_name(strategies: &[Value]) -> &str {
     match strategies {
         [] => "none",
         [one] => one["type"].as_str().unwrap_or_default(),
@@ -113,8 +117,8 @@ fn name(strategies: &[Value]) -> &str {
     }
 }
 
-/// Reads the newest messages, made shorter.
-fn edited(session: &str, format: &str, strategies: &[Value]) -> Request {
+/// Returns a request for the newest messages with edit strategies.
+fn edited_page_request(session: &str, format: &str, strategies: &[Value]) -> Request {
     let strategies = percent_encode(&json!(strategies).to_string());
     let path = format!(
         "/api/v1/session/{session}/messages?limit={MESSAGES}&time_desc=true&format={format}&edit_strategies={strategies}"
@@ -122,8 +126,9 @@ fn edited(session: &str, format: &str, strategies: &[Value]) -> Request {
     Request::get("GET", &path)
 }
 
-/// How long an answer is, in bytes, and how many tokens it has; it must have been made shorter as it was asked for.
-async fn check(
+/// Checks that the response was shortened as requested. Returns the length of its body in bytes, and its number of
+/// tokens.
+async fn check_page(
     client: &mut Client,
     request: &Request,
     strategies: &[Value],
@@ -132,18 +137,21 @@ async fn check(
     let page = client.data(request).await?;
     let tokens = page["this_time_tokens"].as_u64().unwrap_or_default();
     let count = |key: &str| page[key].as_array().map_or(0, Vec::len);
-    let (items, name) = (count("items"), name(strategies));
-    ensure!(items == count("ids") && items == count("metas"), "{name}: {items} messages have another number of ids");
+    let (items, name) = (count("items"), strategies_name(strategies));
+    ensure!(
+        items == count("ids") && items == count("metas"),
+        "{name}: the number of ids or metas differs from {items}"
+    );
     if strategies.is_empty() {
         ensure!(tokens == total && items == MESSAGES, "{items} messages with {tokens} tokens instead of {total}");
     } else {
-        ensure!(tokens > 0 && tokens < total, "{name} made {tokens} of {total} tokens");
+        ensure!(tokens > 0 && tokens < total, "{name} shortened {total} tokens to {tokens}");
     }
     match name {
         "token_limit" | "middle_out" | "all" => {
-            ensure!(tokens <= LIMIT && items < MESSAGES, "{name} left {items} messages with {tokens} tokens");
-            // Nobody asked for less: the next message, with its call or result, would have been too much.
-            ensure!(real(tokens) > 0.9 * real(LIMIT), "{name} left no more than {tokens} tokens");
+            ensure!(tokens <= TOKEN_LIMIT && items < MESSAGES, "{name} left {items} messages with {tokens} tokens");
+            // One more message, with its tool call or result, would have exceeded the limit.
+            ensure!(to_f64(tokens) > 0.9 * to_f64(TOKEN_LIMIT), "{name} left only {tokens} tokens");
         }
         _ => ensure!(items == MESSAGES, "{name} left {items} messages"),
     }

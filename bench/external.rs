@@ -1,5 +1,5 @@
-//! The Postgres of a server that has stopped, started by hand: it listens on a socket and on TCP, and servers use it as an
-//! external database.
+//! The former embedded Postgres of a stopped server, started directly. It listens on a Unix socket and on TCP, and
+//! servers use it as an external database.
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,19 +13,19 @@ use rustix::process::Signal;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
-use crate::private::{NAME, Private};
+use crate::embedded_postgres::{EmbeddedPostgres, NAME};
 use crate::server::{Process, Server};
 
-/// How a client connects to it.
+/// How a client connects to Postgres.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Transport {
     Socket,
     Tcp,
-    /// TCP with TLS, which Debian's Postgres offers by default and clients then use.
+    /// TCP with TLS, which Debian's Postgres offers by default and clients therefore use.
     Tls,
 }
 
-impl Way {
+impl Transport {
     pub const ALL: [Self; 3] = [Self::Socket, Self::Tcp, Self::Tls];
 
     pub fn name(self) -> &'static str {
@@ -36,7 +36,7 @@ impl Way {
         }
     }
 
-    /// As `sslmode` of a URL and in `PGSSLMODE`.
+    /// Returns the value for `sslmode` in a URL and for `PGSSLMODE`.
     pub fn ssl_mode(self) -> &'static str {
         match self {
             Self::Socket | Self::Tcp => "disable",
@@ -45,23 +45,24 @@ impl Way {
     }
 }
 
-pub struct External {
+/// A Postgres that listens on a Unix socket and on TCP.
+pub struct ExternalPostgres {
     process: Process,
-    postgres: Private,
+    postgres: EmbeddedPostgres,
     port: u16,
-    /// The pepper that the data was set up with.
+    /// The pepper of the server that created the data.
     pepper: String,
 }
 
-impl External {
-    /// Stops a server and starts its Postgres, with the same settings but for where it listens.
+impl ExternalPostgres {
+    /// Stops a server and starts its Postgres with the same settings, except that it also listens on TCP.
     pub async fn replace(server: Server) -> anyhow::Result<Self> {
-        let postgres = Private::of(&server)?;
+        let postgres = EmbeddedPostgres::find(&server)?;
         let pepper = fs::read_to_string(server.data.join("pepper"))?;
         server.stop()?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        make_certificate(&postgres.data)?;
-        let mut command = as_owner_of(&postgres.data)?;
+        create_certificate(&postgres.data)?;
+        let mut command = run_as_owner_of(&postgres.data)?;
         command.args(&postgres.command).args(["-c", "listen_addresses=127.0.0.1", "-c", "ssl=on"]);
         command.args(["-c", &format!("port={port}")]);
         command.current_dir("/").env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
@@ -77,18 +78,18 @@ impl External {
         loop {
             match self.options().connect().await {
                 Ok(connection) => return Ok(connection.close().await?),
-                Err(error) if self.process.has_ended() => return Err(error).context("Postgres does not start by hand"),
-                Err(_) if start.elapsed() > Duration::from_mins(1) => bail!("Postgres started by hand does not answer"),
+                Err(err) if self.process.has_ended() => return Err(err).context("Postgres exited during startup"),
+                Err(_) if start.elapsed() > Duration::from_mins(1) => bail!("Postgres does not accept connections"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         }
     }
 
-    /// The host as Postgres' own programs take it: a name, or the folder of the socket.
-    pub fn host(&self, way: Way) -> &Path {
-        match way {
-            Way::Socket => &self.postgres.socket_folder,
-            Way::Tcp | Way::Tls => Path::new("127.0.0.1"),
+    /// Returns the host in the format of Postgres' client programs: an address, or the directory of the socket.
+    pub fn host(&self, transport: Transport) -> &Path {
+        match transport {
+            Transport::Socket => &self.postgres.socket_dir,
+            Transport::Tcp | Transport::Tls => Path::new("127.0.0.1"),
         }
     }
 
@@ -100,14 +101,14 @@ impl External {
         self.postgres.options().port(self.port)
     }
 
-    /// The environment of a server that uses it.
-    pub fn settings(&self, way: Way) -> [(&'static str, String); 2] {
-        let (host, ssl_mode) = (self.host(way).display(), way.ssl_mode());
+    /// Returns the environment variables for a server that uses this database.
+    pub fn settings(&self, transport: Transport) -> [(&'static str, String); 2] {
+        let (host, ssl_mode) = (self.host(transport).display(), transport.ssl_mode());
         let url = format!("postgres://{NAME}@localhost:{}/{NAME}?host={host}&sslmode={ssl_mode}", self.port);
         [("DATABASE_URL", url), ("ROOT_SECRET_PEPPER", self.pepper.clone())]
     }
 
-    /// A program that lies beside the one of the server, if it is there.
+    /// Returns the path of a program in the directory of the Postgres server program, if it exists.
     pub fn program(&self, name: &str) -> Option<std::path::PathBuf> {
         self.postgres.program(name)
     }
@@ -117,22 +118,27 @@ impl External {
     }
 }
 
-/// Makes a certificate where Postgres looks for it, in its data directory.
-fn make_certificate(data: &Path) -> anyhow::Result<()> {
-    let mut command = as_owner_of(data)?;
+/// Creates a certificate in the data directory, from which Postgres reads it by default.
+fn create_certificate(data: &Path) -> anyhow::Result<()> {
+    let mut command = run_as_owner_of(data)?;
     command.args(["openssl", "req", "-new", "-x509", "-days", "30", "-nodes", "-subj", "/CN=localhost"]);
     command.args(["-out", "server.crt", "-keyout", "server.key"]).current_dir(data);
-    let made = command.stdin(Stdio::null()).output().context("openssl cannot be run")?;
-    ensure!(made.status.success(), "openssl made no certificate: {}", String::from_utf8_lossy(&made.stderr));
+    let output = command.stdin(Stdio::null()).output().context("cannot run openssl")?;
+    ensure!(output.status.success(), "openssl failed: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
-/// Postgres refuses to run as root, so root lets it run as the owner of its data.
-pub fn as_owner_of(data: &Path) -> anyhow::Result<Command> {
-    let owner = fs::metadata(data)?;
+/// Returns a command that runs its arguments as the owner of `data` if this process runs as root, because Postgres does
+/// not run as root.
+pub fn run_as_owner_of(data: &Path) -> anyhow::Result<Command> {
+    let metadata = fs::metadata(data)?;
     let mut command = Command::new("setpriv");
     if rustix::process::geteuid().is_root() {
-        command.args([format!("--reuid={}", owner.uid()), format!("--regid={}", owner.gid()), "--clear-groups".into()]);
+        command.args([
+            format!("--reuid={}", metadata.uid()),
+            format!("--regid={}", metadata.gid()),
+            "--clear-groups".into(),
+        ]);
     }
     command.arg("--");
     Ok(command)

@@ -1,5 +1,5 @@
-//! A client that costs next to nothing: one connection, requests as bytes that are ready to send, answers read only as far as
-//! they must be. What the load generator spends, the server on the same cores does not get.
+//! An HTTP client with little overhead: one connection, prebuilt requests, and responses that are parsed only as far as
+//! necessary. The load generator shares the cores with the server, so its CPU time reduces the server's.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,39 +11,39 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// The key of a server that nothing is configured for.
+/// The project key of a server with the default configuration.
 const KEY: &str = "sk-ac-your-root-api-bearer-token";
 const BOUNDARY: &str = "a-boundary-that-no-content-has";
-/// An answer up to this size is kept, the bytes of a larger one are counted and dropped.
-const KEPT: usize = 1 << 20;
-/// A body up to this size leaves in one piece. The head always goes before it by itself, as most clients send it.
-const ONE_PIECE: usize = 64 << 10;
-/// What is read from the socket at once.
+/// The maximum size of a response body that is kept. The bytes of a larger body are counted and discarded.
+const MAX_KEPT_BODY: usize = 1 << 20;
+/// The maximum size of a body that is sent in a single write. The head is always sent separately, as most clients do.
+const MAX_SINGLE_WRITE: usize = 64 << 10;
+/// The maximum number of bytes that one read from the socket requests.
 const CHUNK: usize = 256 << 10;
 
-/// A request as it goes over the wire.
+/// A request in its wire format.
 #[derive(Clone)]
 pub struct Request {
-    /// What it is called in a table.
+    /// The label of the request in a report.
     pub kind: &'static str,
-    pieces: Vec<Bytes>,
+    chunks: Vec<Bytes>,
 }
 
 impl Request {
     pub fn get(kind: &'static str, path: &str) -> Self {
         let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\r\n");
-        Self { kind, pieces: vec![head.into()] }
+        Self { kind, chunks: vec![head.into()] }
     }
 
-    /// A POST without a body.
+    /// Returns a POST request without a body.
     pub fn post(kind: &'static str, path: &str) -> Self {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 0\r\n\r\n"
         );
-        Self { kind, pieces: vec![head.into()] }
+        Self { kind, chunks: vec![head.into()] }
     }
 
-    /// A POST of JSON.
+    /// Returns a POST request with a JSON body.
     pub fn post_json(kind: &'static str, path: &str, body: impl Into<Bytes>) -> Self {
         let body = body.into();
         let head = format!(
@@ -51,12 +51,12 @@ impl Request {
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
-        Self { kind, pieces: vec![head.into(), body] }
+        Self { kind, chunks: vec![head.into(), body] }
     }
 
     pub fn delete(kind: &'static str, path: &str) -> Self {
         let head = format!("DELETE {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\r\n");
-        Self { kind, pieces: vec![head.into()] }
+        Self { kind, chunks: vec![head.into()] }
     }
 
     pub fn new_disk() -> Self {
@@ -68,19 +68,19 @@ impl Request {
         Self::post_json("create a session", "/api/v1/session", body)
     }
 
-    /// Stores a file whose content is the two parts, one after the other.
+    /// Returns a request that stores a file. Its content is the concatenation of the two parts.
     pub fn upload(kind: &'static str, disk: &str, directory: &str, name: &str, content: [Bytes; 2]) -> Self {
         let field =
             format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file_path\"\r\n\r\n{directory}\r\n");
         Self::form(kind, &format!("/api/v1/disk/{disk}/artifact"), &field, name, content)
     }
 
-    /// Makes a skill of an archive.
+    /// Returns a request that creates a skill from an archive.
     pub fn skill(kind: &'static str, archive: Bytes) -> Self {
         Self::form(kind, "/api/v1/agent_skills", "", "skill.zip", [archive, Bytes::new()])
     }
 
-    /// A POST of a form: fields that are ready to send, and then a file.
+    /// Returns a POST request with a multipart form: encoded fields, followed by a file.
     fn form(kind: &'static str, path: &str, fields: &str, name: &str, content: [Bytes; 2]) -> Self {
         let before = format!(
             "{fields}--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\
@@ -94,42 +94,42 @@ impl Request {
         );
         let [first, second] = content;
         let body = [before.into(), first, second, after.into()];
-        let pieces = if length <= ONE_PIECE {
+        let chunks = if length <= MAX_SINGLE_WRITE {
             vec![head.into(), body.concat().into()]
         } else {
             [vec![head.into()], body.into()].concat()
         };
-        Self { kind, pieces }
+        Self { kind, chunks }
     }
 
-    /// The bytes of the body, or of the request if it has none.
+    /// Returns the length of the body, or of the whole request if it has no body.
     pub fn length(&self) -> usize {
-        self.pieces.iter().skip(usize::from(self.pieces.len() > 1)).map(Bytes::len).sum()
+        self.chunks.iter().skip(usize::from(self.chunks.len() > 1)).map(Bytes::len).sum()
     }
 
-    /// The same with another key.
+    /// Replaces the key of the request.
     pub fn with_key(mut self, key: &str) -> Self {
-        self.pieces[0] = String::from_utf8_lossy(&self.pieces[0]).replacen(KEY, key, 1).into();
+        self.chunks[0] = String::from_utf8_lossy(&self.chunks[0]).replacen(KEY, key, 1).into();
         self
     }
 }
 
-/// What the server said.
-pub struct Answer<'a> {
+/// A response of the server.
+pub struct Response<'a> {
     pub status: u16,
-    /// Empty if it was too large to be kept, or came in chunks.
+    /// The body. Empty if it was larger than [`MAX_KEPT_BODY`] or had a chunked transfer encoding.
     pub body: &'a [u8],
-    /// How long the body was, whether it was kept or not.
+    /// The length of the body, even if the body was discarded.
     pub length: usize,
 }
 
-impl Answer<'_> {
+impl Response<'_> {
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 }
 
-/// A connection that is kept alive.
+/// A client with one persistent connection.
 pub struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -142,63 +142,63 @@ impl Client {
         Ok(Self { stream, buffer: Vec::new() })
     }
 
-    /// Sends a request and reads its answer to the end.
-    pub async fn send(&mut self, request: &Request) -> io::Result<Answer<'_>> {
-        for piece in &request.pieces {
-            self.stream.write_all(piece).await?;
+    /// Sends a request and reads the complete response.
+    pub async fn send(&mut self, request: &Request) -> io::Result<Response<'_>> {
+        for chunk in &request.chunks {
+            self.stream.write_all(chunk).await?;
         }
         self.buffer.clear();
         let head = loop {
-            if let Some(at) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
-                break at + 4;
+            if let Some(position) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+                break position + 4;
             }
             self.read_more(4 << 10).await?;
         };
         let (status, length) = read_head(&self.buffer[..head])?;
         let Some(length) = length else {
             let length = self.drop_chunks(head).await?;
-            return Ok(Answer { status, body: &[], length });
+            return Ok(Response { status, body: &[], length });
         };
-        if length > KEPT {
+        if length > MAX_KEPT_BODY {
             self.drop_body(length.saturating_sub(self.buffer.len() - head)).await?;
-            return Ok(Answer { status, body: &[], length });
+            return Ok(Response { status, body: &[], length });
         }
         while self.buffer.len() < head + length {
             self.read_more(head + length - self.buffer.len()).await?;
         }
-        Ok(Answer { status, body: &self.buffer[head..], length })
+        Ok(Response { status, body: &self.buffer[head..], length })
     }
 
-    /// The `data` of an answer that must be a success.
+    /// Sends a request and returns the `data` of its response. Returns an error if the response is not a success.
     pub async fn data(&mut self, request: &Request) -> anyhow::Result<Value> {
         Ok(self.timed(request).await?.0)
     }
 
-    /// The same, with how long the answer took to be here.
+    /// Sends a request and returns the `data` of its response, and the time until the response was complete.
     pub async fn timed(&mut self, request: &Request) -> anyhow::Result<(Value, Duration)> {
         let start = Instant::now();
-        let answer = self.send(request).await.with_context(|| format!("{} got no answer", request.kind))?;
+        let response = self.send(request).await.with_context(|| format!("{} got no response", request.kind))?;
         let time = start.elapsed();
-        let said = String::from_utf8_lossy(answer.body);
-        ensure!(answer.is_success(), "{} answered {}: {said}", request.kind, answer.status);
-        let mut envelope: Value = serde_json::from_slice(answer.body)?;
+        let body = String::from_utf8_lossy(response.body);
+        ensure!(response.is_success(), "{} returned {}: {body}", request.kind, response.status);
+        let mut envelope: Value = serde_json::from_slice(response.body)?;
         Ok((envelope["data"].take(), time))
     }
 
-    /// A new disk's id.
+    /// Creates a disk and returns its id.
     pub async fn new_disk(&mut self) -> anyhow::Result<String> {
         self.new_id(&Request::new_disk()).await
     }
 
-    /// A new session's id.
+    /// Creates a session and returns its id.
     pub async fn new_session(&mut self, tracked: bool) -> anyhow::Result<String> {
         self.new_id(&Request::new_session(tracked)).await
     }
 
-    /// The id of what a request makes.
+    /// Sends a request that creates an entity, and returns the id of the entity.
     pub async fn new_id(&mut self, request: &Request) -> anyhow::Result<String> {
-        let made = self.data(request).await?;
-        Ok(made["id"].as_str().with_context(|| format!("{} gave no id", request.kind))?.to_owned())
+        let created = self.data(request).await?;
+        Ok(created["id"].as_str().with_context(|| format!("{} returned no id", request.kind))?.to_owned())
     }
 
     async fn read_more(&mut self, at_least: usize) -> io::Result<()> {
@@ -209,37 +209,37 @@ impl Client {
         }
     }
 
-    async fn drop_body(&mut self, mut left: usize) -> io::Result<()> {
-        while left > 0 {
+    async fn drop_body(&mut self, mut remaining: usize) -> io::Result<()> {
+        while remaining > 0 {
             self.buffer.clear();
-            self.read_more(left).await?;
-            left = left.saturating_sub(self.buffer.len());
+            self.read_more(remaining).await?;
+            remaining = remaining.saturating_sub(self.buffer.len());
         }
         Ok(())
     }
 
-    /// Reads a body that comes in chunks after the head, and tells how long it was.
+    /// Reads and discards a body with chunked transfer encoding. Returns its length.
     async fn drop_chunks(&mut self, head: usize) -> io::Result<usize> {
         self.buffer.drain(..head);
         let mut length = 0;
         loop {
             let end = loop {
-                if let Some(at) = self.buffer.windows(2).position(|two| two == b"\r\n") {
-                    break at;
+                if let Some(position) = self.buffer.windows(2).position(|two| two == b"\r\n") {
+                    break position;
                 }
                 self.read_more(4 << 10).await?;
             };
             let size = std::str::from_utf8(&self.buffer[..end]).ok();
             let size = size.and_then(|size| usize::from_str_radix(size, 16).ok());
-            let size = size.ok_or_else(|| wrong(&self.buffer[..end]))?;
-            // Its length and itself, each with the end of a line.
-            let mut left = end + 2 + size + 2;
-            while left > self.buffer.len() {
-                left -= self.buffer.len();
+            let size = size.ok_or_else(|| protocol_error(&self.buffer[..end]))?;
+            // The line with the size, and the chunk, each with its line break.
+            let mut remaining = end + 2 + size + 2;
+            while remaining > self.buffer.len() {
+                remaining -= self.buffer.len();
                 self.buffer.clear();
-                self.read_more(left).await?;
+                self.read_more(remaining).await?;
             }
-            self.buffer.drain(..left);
+            self.buffer.drain(..remaining);
             length += size;
             if size == 0 {
                 return Ok(length);
@@ -248,25 +248,25 @@ impl Client {
     }
 }
 
-fn wrong(what: &[u8]) -> io::Error {
-    io::Error::other(format!("not understood: {}", String::from_utf8_lossy(what)))
+fn protocol_error(bytes: &[u8]) -> io::Error {
+    io::Error::other(format!("malformed response: {}", String::from_utf8_lossy(bytes)))
 }
 
-/// The status, and how many bytes follow; `None` if they come in chunks.
+/// Returns the status and the length of the body. The length is `None` if the transfer encoding is chunked.
 fn read_head(head: &[u8]) -> io::Result<(u16, Option<usize>)> {
-    let wrong = || wrong(head);
-    let text = std::str::from_utf8(head).map_err(|_| wrong())?;
-    let status = text.get(9..12).and_then(|status| status.parse().ok()).ok_or_else(wrong)?;
+    let protocol_error = || protocol_error(head);
+    let text = std::str::from_utf8(head).map_err(|_| protocol_error())?;
+    let status = text.get(9..12).and_then(|status| status.parse().ok()).ok_or_else(protocol_error)?;
     let is_length = |line: &&str| line.get(..15).is_some_and(|name| name.eq_ignore_ascii_case("content-length:"));
     let length = text.lines().find(is_length).and_then(|line| line[15..].trim().parse().ok());
     let is_chunked = |line: &str| line.eq_ignore_ascii_case("transfer-encoding: chunked");
     match length {
-        None if !text.lines().any(is_chunked) => Err(wrong()),
+        None if !text.lines().any(is_chunked) => Err(protocol_error()),
         length => Ok((status, length)),
     }
 }
 
-/// Text as the value of a query parameter.
+/// Encodes text as the value of a query parameter.
 pub fn percent_encode(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),

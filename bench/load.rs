@@ -1,4 +1,5 @@
-//! Many clients at once, each sending its next request when the last one is answered, and what came of it.
+//! The load generator: many concurrent clients, each of which sends its next request after the response to the last
+//! one.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,10 +11,10 @@ use tokio::task::JoinSet;
 
 use crate::http::{Client, Request};
 
-/// How long after its time a load may still wait for answers.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// How long the load generator waits for responses after the end of the measurement.
+const DRAIN_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// How many clients, and how long: what is sent in the warm-up is not counted.
+/// The number of clients and the duration of a load. Requests sent during the warm-up are not counted.
 #[derive(Clone, Copy)]
 pub struct Plan {
     pub clients: usize,
@@ -22,25 +23,25 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Until the sources of requests are empty.
-    pub fn to_the_end(clients: usize) -> Self {
+    /// Returns a plan that ends when the sources have no more requests.
+    pub fn until_exhausted(clients: usize) -> Self {
         Self { clients, warm_up: Duration::ZERO, time: Duration::from_hours(1) }
     }
 }
 
-/// Gives one client its requests; `None` ends it.
+/// Returns the next request of one client, or `None` to end the client.
 pub type Source = Box<dyn FnMut() -> Option<Request> + Send>;
 
-/// What one client, or one thread, has done.
+/// The measurements of one client or one thread.
 #[derive(Default)]
-pub struct Lane {
-    /// What it was and how long it took.
+pub struct ClientStats {
+    /// The kind and the duration of each successful request.
     samples: Vec<(&'static str, Duration)>,
     span: Option<(Instant, Instant)>,
     failures: BTreeMap<String, u64>,
 }
 
-impl Lane {
+impl ClientStats {
     pub fn record(&mut self, kind: &'static str, start: Instant, end: Instant) {
         self.samples.push((kind, end - start));
         self.span = Some((self.span.map_or(start, |span| span.0), end));
@@ -50,29 +51,30 @@ impl Lane {
         *self.failures.entry(what).or_default() += 1;
     }
 
-    /// In its own time, so that a last request which ran over the end counts in full.
+    /// Returns the rate over the time in which this client was active, so that its last request counts in full even if
+    /// it ended after the end of the measurement.
     fn per_second(&self) -> f64 {
         let seconds = self.span.map_or(0.0, |(start, end)| (end - start).as_secs_f64());
-        if seconds > 0.0 { real(self.samples.len() as u64) / seconds } else { 0.0 }
+        if seconds > 0.0 { to_f64(self.samples.len() as u64) / seconds } else { 0.0 }
     }
 }
 
-/// What all of them have done.
+/// The measurements of all clients.
 #[derive(Default)]
-pub struct Outcome(pub Vec<Lane>);
+pub struct Outcome(pub Vec<ClientStats>);
 
 impl Outcome {
     pub fn count(&self) -> u64 {
-        self.0.iter().map(|lane| lane.samples.len() as u64).sum()
+        self.0.iter().map(|client| client.samples.len() as u64).sum()
     }
 
     pub fn per_second(&self) -> f64 {
-        self.0.iter().map(Lane::per_second).sum()
+        self.0.iter().map(ClientStats::per_second).sum()
     }
 
     pub fn failures(&self) -> BTreeMap<&str, u64> {
         let mut all = BTreeMap::new();
-        for (what, times) in self.0.iter().flat_map(|lane| &lane.failures) {
+        for (what, times) in self.0.iter().flat_map(|client| &client.failures) {
             *all.entry(what.as_str()).or_default() += times;
         }
         all
@@ -82,14 +84,14 @@ impl Outcome {
         self.failures().values().sum()
     }
 
-    /// How long each took, of one kind or of all.
+    /// Returns the durations of the requests of one kind, or of all requests.
     pub fn times(&self, kind: Option<&str>) -> Times {
-        let wanted = |sample: &&(&'static str, Duration)| kind.is_none_or(|kind| sample.0 == kind);
-        self.0.iter().flat_map(|lane| &lane.samples).filter(wanted).map(|sample| sample.1).collect()
+        let matches_kind = |sample: &&(&'static str, Duration)| kind.is_none_or(|kind| sample.0 == kind);
+        self.0.iter().flat_map(|client| &client.samples).filter(matches_kind).map(|sample| sample.1).collect()
     }
 }
 
-/// Times in order.
+/// Sorted durations.
 pub struct Times(Vec<Duration>);
 
 impl Times {
@@ -97,24 +99,24 @@ impl Times {
         self.0.len()
     }
 
-    /// In milliseconds.
+    /// Returns the median in milliseconds.
     pub fn p50(&self) -> f64 {
-        self.at(500)
+        self.percentile(500)
     }
 
-    /// In milliseconds.
+    /// Returns the 99th percentile in milliseconds.
     pub fn p99(&self) -> f64 {
-        self.at(990)
+        self.percentile(990)
     }
 
-    /// In milliseconds.
+    /// Returns the maximum in milliseconds.
     pub fn max(&self) -> f64 {
-        self.at(1000)
+        self.percentile(1000)
     }
 
-    fn at(&self, permille: usize) -> f64 {
-        let at = self.0.len().saturating_sub(1) * permille / 1000;
-        self.0.get(at).map_or(0.0, Duration::as_secs_f64) * 1000.0
+    fn percentile(&self, permille: usize) -> f64 {
+        let index = self.0.len().saturating_sub(1) * permille / 1000;
+        self.0.get(index).map_or(0.0, Duration::as_secs_f64) * 1000.0
     }
 }
 
@@ -126,51 +128,51 @@ impl FromIterator<Duration> for Times {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "no count or size here needs more than 52 bits")]
-pub fn real(count: u64) -> f64 {
+#[expect(clippy::cast_precision_loss, reason = "all counts and sizes here fit into 52 bits")]
+pub fn to_f64(count: u64) -> f64 {
     count as f64
 }
 
-/// The middle one.
+/// Returns the median.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-/// Puts the load on a server. `source` makes the requests of the client with that number.
-pub async fn drive(address: SocketAddr, plan: Plan, mut source: impl FnMut(usize) -> Source) -> Outcome {
+/// Runs the load against a server. `source` returns the source of requests of the client with the given number.
+pub async fn run_load(address: SocketAddr, plan: Plan, mut source: impl FnMut(usize) -> Source) -> Outcome {
     let ready = Arc::new(Barrier::new(plan.clients));
-    let mut lanes = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for number in 0..plan.clients {
-        lanes.spawn(lane(address, plan, source(number), Arc::clone(&ready)));
+        tasks.spawn(run_client(address, plan, source(number), Arc::clone(&ready)));
     }
-    let deadline = tokio::time::Instant::now() + plan.warm_up + plan.time + PATIENCE;
+    let deadline = tokio::time::Instant::now() + plan.warm_up + plan.time + DRAIN_TIMEOUT;
     let mut outcome = Outcome::default();
-    while !lanes.is_empty() {
-        let mut missing = Lane::default();
-        match tokio::time::timeout_at(deadline, lanes.join_next()).await {
-            Ok(Some(Ok(lane))) => outcome.0.push(lane),
+    while !tasks.is_empty() {
+        let mut lost = ClientStats::default();
+        match tokio::time::timeout_at(deadline, tasks.join_next()).await {
+            Ok(Some(Ok(stats))) => outcome.0.push(stats),
             Ok(None) => break,
-            Ok(Some(Err(err))) => missing.fail(err.to_string()),
+            Ok(Some(Err(err))) => lost.fail(err.to_string()),
             Err(_) => {
-                missing.fail("no answer at all".into());
-                lanes.abort_all();
+                lost.fail("no response before the deadline".into());
+                tasks.abort_all();
             }
         }
-        outcome.0.push(missing);
+        outcome.0.push(lost);
     }
     outcome
 }
 
-async fn lane(address: SocketAddr, plan: Plan, mut source: Source, ready: Arc<Barrier>) -> Lane {
-    let mut lane = Lane::default();
+async fn run_client(address: SocketAddr, plan: Plan, mut source: Source, ready: Arc<Barrier>) -> ClientStats {
+    let mut stats = ClientStats::default();
     let connected = Client::connect(address).await;
     ready.wait().await;
     let mut client = match connected {
         Ok(client) => client,
         Err(err) => {
-            lane.fail(format!("no connection: {err}"));
-            return lane;
+            stats.fail(format!("no connection: {err}"));
+            return stats;
         }
     };
     let counted_from = Instant::now() + plan.warm_up;
@@ -181,17 +183,19 @@ async fn lane(address: SocketAddr, plan: Plan, mut source: Source, ready: Arc<Ba
             break;
         }
         match client.send(&request).await {
-            Ok(answer) if !answer.is_success() => lane.fail(format!("{} answered {}", request.kind, answer.status)),
-            Ok(_) if start >= counted_from => lane.record(request.kind, start, Instant::now()),
+            Ok(response) if !response.is_success() => {
+                stats.fail(format!("{} returned {}", request.kind, response.status));
+            }
+            Ok(_) if start >= counted_from => stats.record(request.kind, start, Instant::now()),
             Ok(_) => {}
             Err(err) => {
-                lane.fail(format!("{} failed: {err}", request.kind));
-                let Ok(again) = Client::connect(address).await else {
+                stats.fail(format!("{} failed: {err}", request.kind));
+                let Ok(reconnected) = Client::connect(address).await else {
                     break;
                 };
-                client = again;
+                client = reconnected;
             }
         }
     }
-    lane
+    stats
 }

@@ -1,21 +1,22 @@
-//! The benchmarks: each starts the real program, drives it from outside and puts its numbers beside a yardstick that is
-//! measured in the same run. Nothing here asserts on a time: it prints numbers, and the targets beside them.
+//! The benchmarks. Each one starts the real program, sends requests to it and compares its numbers with a baseline that
+//! is measured in the same run. No benchmark fails because of a time: it prints its numbers next to their targets.
 //!
-//! `README.md` says what each one measures. [`http`] and [`load`] are the load generator, [`server`] the program as a child
-//! process, [`disk`], [`bare`] and [`pgbench`] three of the yardsticks, [`report`] what is printed.
+//! `README.md` describes what each benchmark measures. [`http`] and [`load`] are the load generator, [`server`] runs
+//! the program as a child process, [`disk`], [`baseline_axum`] and [`pgbench`] are three of the baselines, and
+//! [`report`] prints the results.
 
-#![expect(unreachable_pub, reason = "nothing here can be reached from outside")]
+#![expect(unreachable_pub, reason = "this crate has no public API")]
 
 mod artifacts;
-mod bare;
-mod bomb;
-mod catalog;
+mod baseline_axum;
+mod concurrent_connections;
 mod conversation;
 mod copy;
 mod corpus;
-mod crowd;
 mod disk;
 mod edits;
+mod embedded_postgres;
+mod encrypted_workload;
 mod encryption;
 mod external;
 mod growth;
@@ -28,17 +29,17 @@ mod memory;
 mod messages;
 mod pgbench;
 mod ping;
-mod private;
-mod probe;
 mod project;
 mod queue;
+mod queue_harness;
 mod report;
-mod sealed;
 mod search;
 mod server;
+mod skill_list;
 mod skills;
 mod start;
 mod user_deletion;
+mod zip_bomb;
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -48,130 +49,131 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 
-use report::{Report, say};
+use report::{Report, print_text};
 
-/// Measures acontextd. Without a name it only lists what can be measured.
+/// Measures acontextd. Without a name, it only lists the benchmarks.
 #[derive(Parser)]
 struct Args {
-    /// What to measure, or `all`
+    /// The benchmarks to run, or `all`
     names: Vec<String>,
-    /// Small and short: shows that everything runs, its numbers mean nothing and are not kept
+    /// Run with small data and for a short time, to check that everything works; the numbers are meaningless and not
+    /// saved
     #[arg(long)]
     quick: bool,
-    /// The program
+    /// The program to measure
     #[arg(long, value_name = "FILE", default_value = "target/release/acontextd")]
     server: PathBuf,
-    /// Where data is kept while it runs; is removed
-    #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
-    folder: PathBuf,
-    /// Where the reports go
-    #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
+    /// The directory for data, which is removed at the end
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    dir: PathBuf,
+    /// The directory for the reports
+    #[arg(long, value_name = "DIR", default_value = "bench/results")]
     results: PathBuf,
-    /// Is the bare server that `ping` compares with
+    /// Run as the axum server that is the baseline of `ping`
     #[arg(long, hide = true, value_enum)]
-    bare: Option<bare::Layers>,
-    /// The port of the bare server
+    baseline: Option<baseline_axum::Layers>,
+    /// The port of the axum server
     #[arg(long, hide = true, default_value = "0")]
     port: u16,
-    /// `cargo bench` says so to every benchmark
+    /// `cargo bench` passes this flag to every benchmark
     #[arg(long = "bench", hide = true)]
     _bench: bool,
 }
 
 /// One run of the benchmarks.
 pub struct Bench {
-    /// The program.
+    /// The program to measure.
     pub server: PathBuf,
-    /// Where data is kept while it runs.
-    pub folder: PathBuf,
+    /// The directory for data during the run.
+    pub dir: PathBuf,
     pub quick: bool,
 }
 
 impl Bench {
-    /// The first in a full run, the second in a quick one.
-    pub fn pick<T>(&self, full: T, quick: T) -> T {
+    /// Returns `full` in a full run and `quick` in a quick run.
+    pub fn full_or_quick<T>(&self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
     }
 
-    /// As long as it says in a full run, half a second in a quick one.
+    /// Returns `full` seconds in a full run, and half a second in a quick run.
     pub fn seconds(&self, full: u64) -> Duration {
-        self.pick(Duration::from_secs(full), Duration::from_millis(500))
+        self.full_or_quick(Duration::from_secs(full), Duration::from_millis(500))
     }
 }
 
-/// A measurement: its name, its report's title, and itself.
-type Measurement = (&'static str, &'static str, fn(&Bench, &mut Report) -> anyhow::Result<()>);
+/// A benchmark: its name, the title of its report, and its function.
+type Benchmark = (&'static str, &'static str, fn(&Bench, &mut Report) -> anyhow::Result<()>);
 
-const ALL: [Measurement; 21] = [
+const BENCHMARKS: [Benchmark; 21] = [
     ("artifacts", "Storing and reading files", artifacts::run),
-    ("upload-memory", "Memory while large files come in", memory::uploads),
-    ("json-memory", "Memory while JSON of many values comes in", json_memory::run),
+    ("upload-memory", "Memory during uploads of large files", memory::uploads),
+    ("json-memory", "Memory during requests with JSON of many values", json_memory::run),
     ("grep", "grep over 10 000 files", search::grep),
     ("names", "glob and ls over 10 000 files", search::names),
-    ("start", "Start on existing data", start::run),
+    ("start", "Startup on existing data", start::run),
     ("idle", "Memory of an idle server", memory::idle),
-    ("ping", "Requests that do nothing", ping::run),
-    ("crowd", "500 clients at once", crowd::run),
+    ("ping", "Ping requests", ping::run),
+    ("concurrent-connections", "500 concurrent connections", concurrent_connections::run),
     ("queue", "Background jobs", queue::run),
     ("messages", "Storing messages", messages::run),
     ("conversation", "Reading a conversation", conversation::run),
-    ("edits", "Reading a conversation that is made shorter", edits::run),
+    ("edits", "Reading a conversation with edit strategies", edits::run),
     ("copy", "Copying a session", copy::run),
-    ("long-message", "Memory while a long message comes in and goes out", long_message::run),
+    ("long-message", "Memory while a long message is stored and read", long_message::run),
     ("tokenizer", "Memory of the tokenizer", long_message::tokenizer),
-    ("growth", "Few messages and many", growth::run),
-    ("skills", "Taking in a skill, and refusing a bomb", skills::run),
-    ("catalog", "Listing 1 000 skills", catalog::run),
+    ("growth", "Small and large tables and sessions", growth::run),
+    ("skills", "Uploading a skill, and rejecting a zip bomb", skills::run),
+    ("skill-list", "Listing 1 000 skills", skill_list::run),
     ("user-deletion", "Deleting a user with 100 000 messages", user_deletion::run),
-    ("encryption", "Encrypting a project, and working in an encrypted one", encryption::run),
+    ("encryption", "Encrypting a project, and requests to an encrypted project", encryption::run),
 ];
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    if let Some(layers) = args.bare {
-        return bare::serve(layers, args.port, &args.folder);
+    if let Some(layers) = args.baseline {
+        return baseline_axum::serve(layers, args.port, &args.dir);
     }
-    let wanted = wanted(&args.names)?;
-    if wanted.is_empty() {
-        let names: Vec<&str> = ALL.iter().map(|one| one.0).collect();
-        say(&format!("name what to measure, or `all`: {}\n", names.join(", ")));
+    let selected = select(&args.names)?;
+    if selected.is_empty() {
+        let names: Vec<&str> = BENCHMARKS.iter().map(|benchmark| benchmark.0).collect();
+        print_text(&format!("specify the benchmarks to run, or `all`: {}\n", names.join(", ")));
         return Ok(());
     }
-    // It is run from other folders too.
+    // Some benchmarks run the program in another working directory.
     let server = fs::canonicalize(&args.server)
-        .with_context(|| format!("{} is not there: build it with cargo build --release", args.server.display()))?;
-    fs::create_dir_all(&args.folder)?;
-    let bench = Bench { server, folder: fs::canonicalize(&args.folder)?, quick: args.quick };
-    let outcome = measure(&bench, &args, wanted);
-    fs::remove_dir_all(&bench.folder)?;
+        .with_context(|| format!("{} does not exist: build it with cargo build --release", args.server.display()))?;
+    fs::create_dir_all(&args.dir)?;
+    let bench = Bench { server, dir: fs::canonicalize(&args.dir)?, quick: args.quick };
+    let outcome = run_all(&bench, &args, selected);
+    fs::remove_dir_all(&bench.dir)?;
     outcome
 }
 
-fn measure(bench: &Bench, args: &Args, wanted: Vec<Measurement>) -> anyhow::Result<()> {
-    let lock = File::create(bench.folder.join("lock"))?;
+fn run_all(bench: &Bench, args: &Args, selected: Vec<Benchmark>) -> anyhow::Result<()> {
+    let lock = File::create(bench.dir.join("lock"))?;
     if lock.try_lock().is_err() {
-        bail!("another run works in {}", bench.folder.display());
+        bail!("another run is using {}", bench.dir.display());
     }
-    fs::set_permissions(&bench.folder, fs::Permissions::from_mode(0o711))?;
-    for (name, title, run) in wanted {
+    fs::set_permissions(&bench.dir, fs::Permissions::from_mode(0o711))?;
+    for (name, title, run) in selected {
         let mut report = Report::new(name, title);
-        let patience = bench.pick(Duration::from_mins(2), Duration::ZERO);
-        let machine = machine::describe(&format!("bench/run {name}"), &bench.folder, patience)?;
-        run(bench, &mut report).with_context(|| format!("{name} could not be measured"))?;
-        report.end(&machine, (!bench.quick).then_some(&args.results))?;
+        let max_wait = bench.full_or_quick(Duration::from_mins(2), Duration::ZERO);
+        let machine = machine::describe(&format!("bench/run {name}"), &bench.dir, max_wait)?;
+        run(bench, &mut report).with_context(|| format!("benchmark {name} failed"))?;
+        report.finish(&machine, (!bench.quick).then_some(&args.results))?;
     }
     Ok(())
 }
 
-fn wanted(names: &[String]) -> anyhow::Result<Vec<Measurement>> {
+fn select(names: &[String]) -> anyhow::Result<Vec<Benchmark>> {
     if names.iter().any(|name| name == "all") {
-        return Ok(ALL.to_vec());
+        return Ok(BENCHMARKS.to_vec());
     }
-    let find = |name: &String| ALL.iter().find(|one| one.0 == name).copied();
-    names.iter().map(|name| find(name).with_context(|| format!("there is no measurement named {name}"))).collect()
+    let find = |name: &String| BENCHMARKS.iter().find(|benchmark| benchmark.0 == name).copied();
+    names.iter().map(|name| find(name).with_context(|| format!("there is no benchmark named {name}"))).collect()
 }
 
-/// Runs the load on one thread, so that the other cores are the server's.
+/// Runs the load generator on one thread, so that the other cores are left to the server.
 pub fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }

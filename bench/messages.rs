@@ -1,5 +1,5 @@
-//! Storing small messages durably, beside pgbench that inserts a row of the same size each time on the same Postgres, over its
-//! Unix socket, over TCP, and over TCP with TLS.
+//! Storing small messages durably, compared with pgbench, which inserts rows of the same size on the same Postgres:
+//! over its Unix socket, over TCP, and over TCP with TLS.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,25 +10,25 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::corpus::prose;
-use crate::external::{External, Way};
+use crate::external::{ExternalPostgres, Transport};
 use crate::http::Request;
-use crate::load::{Outcome, Plan, Source, drive, median, real};
+use crate::load::{Outcome, Plan, Source, median, run_load, to_f64};
 use crate::pgbench::Pgbench;
 use crate::report::{Report, Table, number};
 use crate::server::Server;
 use crate::{Bench, block_on};
 
-/// Of a message's text, in bytes.
+/// The size of the text of a message, in bytes.
 const SIZE: usize = 1 << 10;
 const SESSIONS: usize = 64;
 const CLIENTS: [usize; 4] = [1, 16, 64, 500];
 const ROUNDS: usize = 3;
-/// What part of the rate over the Unix socket is to be reached over TCP.
-const TCP_SHARE: f64 = 0.8;
-/// What part of pgbench's rate is to be reached by so many clients.
-const SHARES: [(usize, f64); 2] = [(16, 0.6), (64, 0.9)];
-/// Of p99 with 64 clients, in milliseconds.
-const SLOWEST: f64 = 10.0;
+/// The target for the rate over TCP, as a fraction of the rate over the Unix socket.
+const MIN_TCP_SHARE: f64 = 0.8;
+/// The numbers of clients, and the target for their rate as a fraction of the rate of pgbench.
+const MIN_PGBENCH_SHARES: [(usize, f64); 2] = [(16, 0.6), (64, 0.9)];
+/// The target for p99 with 64 clients, in milliseconds.
+const MAX_P99_MS: f64 = 10.0;
 
 pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     block_on(async {
@@ -41,9 +41,9 @@ pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         }
         let run = Run { bench, server, tracked, untracked, count: Arc::default() };
         // The first message loads the tokenizer.
-        client.data(&message(&run.tracked[0], 0, &prose(0, SIZE))).await?;
-        run.everything(report).await?;
-        run.beside_pgbench(report).await
+        client.data(&store_numbered(&run.tracked[0], 0, &prose(0, SIZE))).await?;
+        run.measure_clients(report).await?;
+        run.compare_with_pgbench(report).await
     })
 }
 
@@ -52,48 +52,50 @@ struct Run<'a> {
     server: Server,
     tracked: Vec<String>,
     untracked: Vec<String>,
-    /// So that each message has a text of its own.
+    /// The number of messages so far. It makes the text of each message different.
     count: Arc<AtomicUsize>,
 }
 
 impl Run<'_> {
-    async fn everything(&self, report: &mut Report) -> anyhow::Result<()> {
-        let heads = ["clients x sessions", "messages/s", "p50 ms", "p99 ms", "server CPU us/message", "failed"];
-        let [mut tracked, mut untracked] = [Table::new(&heads), Table::new(&heads)];
-        let (mut failed, mut answered) = (0, 0);
+    /// Measures each number of clients, with many sessions and with one, with and without task tracking.
+    async fn measure_clients(&self, report: &mut Report) -> anyhow::Result<()> {
+        let headings = ["clients x sessions", "messages/s", "p50 ms", "p99 ms", "server CPU us/message", "failed"];
+        let [mut tracked, mut untracked] = [Table::new(&headings), Table::new(&headings)];
+        let (mut failed, mut succeeded) = (0, 0);
         for (table, sessions) in [(&mut tracked, &self.tracked), (&mut untracked, &self.untracked)] {
             for sessions in [&sessions[..], &sessions[..1]] {
                 for clients in CLIENTS {
                     let before = self.server.process.cpu_time()?;
-                    let outcome = self.store(clients, sessions, 2).await;
+                    let outcome = self.run_clients(clients, sessions, 2).await;
                     let cpu = self.server.process.cpu_time()?.saturating_sub(before);
                     let label = format!("{clients} x {}", sessions.len());
-                    table.row(row(&label, &outcome, cpu));
+                    table.add_row(table_row(&label, &outcome, cpu));
                     for (what, times) in outcome.failures() {
-                        report.text(&format!("- {label}: {what}: {times} times"));
+                        report.add_text(&format!("- {label}: {what}: {times} times"));
                     }
                     if clients == CLIENTS[3] {
                         failed += outcome.failed();
-                        answered += outcome.count();
+                        succeeded += outcome.count();
                     }
                 }
             }
         }
-        report.text(&format!(
-            "Each client stores messages of {SIZE} bytes of text, one after the other, each with a text of its own; client \
-             after client in another session. A 201 says that the message is on disk."
+        report.add_text(&format!(
+            "Each client stores messages of {SIZE} bytes of text, one after the other. All texts are different. The \
+             clients are distributed over the sessions. The response 201 means that the message is on disk."
         ));
-        report.table("Sessions whose tasks are tracked", &tracked);
-        report.table("Sessions whose tasks are not tracked", &untracked);
-        let measured = format!("{failed} of {answered}");
-        report.target("errors of 500 clients, all rows", &measured, "0", failed == 0);
+        report.add_table("Sessions whose tasks are tracked", &tracked);
+        report.add_table("Sessions whose tasks are not tracked", &untracked);
+        let measured = format!("{failed} of {succeeded}");
+        report.add_target("errors of 500 clients, all rows", &measured, "0", failed == 0);
         Ok(())
     }
 
-    /// Three servers on one Postgres: one reaches it over its Unix socket, one over TCP, one over TCP with TLS.
-    async fn beside_pgbench(self, report: &mut Report) -> anyhow::Result<()> {
-        let heads = [
-            "connected by",
+    /// Compares three servers on one Postgres with pgbench. One server is connected over the Unix socket, one over TCP,
+    /// and one over TCP with TLS.
+    async fn compare_with_pgbench(self, report: &mut Report) -> anyhow::Result<()> {
+        let headings = [
+            "connection",
             "clients",
             "messages/s",
             "p50 ms",
@@ -103,81 +105,86 @@ impl Run<'_> {
             "pgbench p99 ms",
             "server/pgbench",
         ];
-        let mut table = Table::new(&heads);
+        let mut table = Table::new(&headings);
         let Self { bench, server, tracked, count, .. } = self;
-        let postgres = External::replace(server).await?;
+        let postgres = ExternalPostgres::replace(server).await?;
         let pgbench = Pgbench::prepare(bench, &postgres, SIZE).await?;
         let mut servers = Vec::new();
-        for way in Way::ALL {
-            let name = format!("messages-{}", way.name().replace([' ', ','], "-"));
-            servers.push((way, Server::start_with(bench, &name, &postgres.settings(way)).await?));
+        for transport in Transport::ALL {
+            let name = format!("messages-{}", transport.name().replace([' ', ','], "-"));
+            servers.push((transport, Server::start_with(bench, &name, &postgres.settings(transport)).await?));
         }
-        for (clients, share) in SHARES {
-            let mut ours = Way::ALL.map(|_| Vec::new());
-            let mut rows = Way::ALL.map(|_| Vec::new());
-            for _ in 0..bench.pick(ROUNDS, 1) {
-                for (at, (way, server)) in servers.iter().enumerate() {
+        for (clients, share) in MIN_PGBENCH_SHARES {
+            let mut server_runs = Transport::ALL.map(|_| Vec::new());
+            let mut pgbench_runs = Transport::ALL.map(|_| Vec::new());
+            for _ in 0..bench.full_or_quick(ROUNDS, 1) {
+                for (index, (transport, server)) in servers.iter().enumerate() {
                     let outcome = store_messages(bench, server.address, &count, clients, &tracked, 3).await;
                     let times = outcome.times(None);
-                    ours[at].push([outcome.per_second(), times.p50(), times.p99()]);
+                    server_runs[index].push([outcome.per_second(), times.p50(), times.p99()]);
                     if let Some(pgbench) = &pgbench {
-                        let reached = pgbench.run(&postgres, *way, clients, bench.seconds(3))?;
-                        rows[at].push([reached.per_second, reached.times.p50(), reached.times.p99()]);
+                        let result = pgbench.run(&postgres, *transport, clients, bench.seconds(3))?;
+                        pgbench_runs[index].push([result.per_second, result.times.p50(), result.times.p99()]);
                     }
                 }
             }
-            let ours = ours.map(|runs| middle(&runs));
-            let rows = rows.map(|runs| pgbench.is_some().then(|| middle(&runs)));
-            compare(report, &mut table, clients, share, ours, rows);
+            let server_medians = server_runs.map(|runs| medians(&runs));
+            let pgbench_medians = pgbench_runs.map(|runs| pgbench.is_some().then(|| medians(&runs)));
+            add_rows(report, &mut table, clients, share, server_medians, pgbench_medians);
         }
-        report.text(&format!(
-            "{SESSIONS} sessions whose tasks are tracked, by three servers on one Postgres, beside `pgbench -M prepared -j 2` that \
-             inserts a row with an id, {SIZE} bytes and a time, connected in the same way; {ROUNDS} rounds of 3 s by turns, the \
-             median of each column."
+        report.add_text(&format!(
+            "{SESSIONS} sessions with task tracking, on three servers that use one Postgres. The baseline is `pgbench \
+             -M prepared -j 2` with the same kind of connection, which inserts rows with an id, {SIZE} bytes and a \
+             time. Servers and pgbench are measured alternately in {ROUNDS} rounds of 3 s; each column is the median."
         ));
         if pgbench.is_none() {
-            report.text("**pgbench does not lie beside Postgres' server programs: the right half is missing.**");
+            report.add_text(
+                "**pgbench is not in the directory of the Postgres server programs: its columns are empty.**",
+            );
         }
-        report.table("Beside pgbench", &table);
+        report.add_table("Compared with pgbench", &table);
         for (_, server) in servers {
             server.stop()?;
         }
         postgres.stop()
     }
 
-    async fn store(&self, clients: usize, sessions: &[String], seconds: u64) -> Outcome {
+    async fn run_clients(&self, clients: usize, sessions: &[String], seconds: u64) -> Outcome {
         store_messages(self.bench, self.server.address, &self.count, clients, sessions, seconds).await
     }
 }
 
-/// Adds the rows and targets of one number of clients: rate, p50 and p99 of the server and of pgbench, for each way to connect.
-fn compare(
+/// Adds the rows and targets for one number of clients. `server` and `rows` contain the rate, p50 and p99 of the server
+/// and of pgbench for each kind of connection.
+fn add_rows(
     report: &mut Report,
     table: &mut Table,
     clients: usize,
     share: f64,
-    ours: [[f64; 3]; 3],
+    server: [[f64; 3]; 3],
     rows: [Option<[f64; 3]>; 3],
 ) {
-    for ((way, ours), rows) in Way::ALL.into_iter().zip(ours).zip(rows) {
-        let beside = rows.map_or_else(Vec::new, |rows| [&rows[..], &[ours[0] / rows[0]]].concat());
-        let beside = beside.into_iter().map(number).chain(std::iter::repeat("-".into())).take(4);
-        table.row([way.name().into(), clients.to_string()].into_iter().chain(ours.map(number)).chain(beside));
+    for ((transport, server), rows) in Transport::ALL.into_iter().zip(server).zip(rows) {
+        let pgbench_cells = rows.map_or_else(Vec::new, |rows| [&rows[..], &[server[0] / rows[0]]].concat());
+        let pgbench_cells = pgbench_cells.into_iter().map(number).chain(std::iter::repeat("-".into())).take(4);
+        table.add_row(
+            [transport.name().into(), clients.to_string()].into_iter().chain(server.map(number)).chain(pgbench_cells),
+        );
         if let Some(rows) = rows {
-            let ratio = ours[0] / rows[0];
-            let what = format!("messages by {clients} clients, {}", way.name());
-            let measured = format!("{} messages/s, {} of pgbench", number(ours[0]), number(ratio));
-            report.target(&what, &measured, &format!(">= {share} of pgbench"), ratio >= share);
+            let ratio = server[0] / rows[0];
+            let what = format!("messages by {clients} clients, {}", transport.name());
+            let measured = format!("{} messages/s, {} of pgbench", number(server[0]), number(ratio));
+            report.add_target(&what, &measured, &format!(">= {share} of pgbench"), ratio >= share);
         }
-        if clients == SHARES[1].0 {
-            let what = format!("a message by {clients} clients, {}", way.name());
-            report.target(&what, &format!("p99 {} ms", number(ours[2])), "p99 < 10 ms", ours[2] < SLOWEST);
+        if clients == MIN_PGBENCH_SHARES[1].0 {
+            let what = format!("a message by {clients} clients, {}", transport.name());
+            report.add_target(&what, &format!("p99 {} ms", number(server[2])), "p99 < 10 ms", server[2] < MAX_P99_MS);
         }
     }
-    for (way, other) in Way::ALL.into_iter().zip(ours).skip(1) {
-        let ratio = other[0] / ours[0][0];
-        let what = format!("messages by {clients} clients, {} beside the socket", way.name());
-        report.target(&what, &number(ratio), &format!(">= {TCP_SHARE}"), ratio >= TCP_SHARE);
+    for (transport, rates) in Transport::ALL.into_iter().zip(server).skip(1) {
+        let ratio = rates[0] / server[0][0];
+        let what = format!("messages by {clients} clients, {} / Unix socket", transport.name());
+        report.add_target(&what, &number(ratio), &format!(">= {MIN_TCP_SHARE}"), ratio >= MIN_TCP_SHARE);
     }
 }
 
@@ -190,32 +197,32 @@ async fn store_messages(
     seconds: u64,
 ) -> Outcome {
     let text: Arc<str> = prose(1, SIZE).into();
-    let warm_up = Duration::from_millis(bench.pick(300, 100));
+    let warm_up = Duration::from_millis(bench.full_or_quick(300, 100));
     let plan = Plan { clients, warm_up, time: bench.seconds(seconds) };
-    drive(address, plan, |client| -> Source {
+    run_load(address, plan, |client| -> Source {
         let (text, count) = (Arc::clone(&text), Arc::clone(count));
         let session = sessions[client % sessions.len()].clone();
-        Box::new(move || Some(message(&session, count.fetch_add(1, Ordering::Relaxed), &text)))
+        Box::new(move || Some(store_numbered(&session, count.fetch_add(1, Ordering::Relaxed), &text)))
     })
     .await
 }
 
-/// A request that stores the beginning of a text with a number before it.
-pub fn message(session: &str, number: usize, text: &str) -> Request {
+/// Returns a request that stores a message with the number and the beginning of the text.
+pub fn store_numbered(session: &str, number: usize, text: &str) -> Request {
     let number = format!("{number:09} ");
     let content = [&number, &text[..SIZE - number.len()]].concat();
-    store(session, &json!({"role": "user", "content": content}))
+    store_message(session, &json!({"role": "user", "content": content}))
 }
 
-/// A request that stores a message in the format `openai`.
-pub fn store(session: &str, message: &serde_json::Value) -> Request {
+/// Returns a request that stores a message in the format `openai`.
+pub fn store_message(session: &str, message: &serde_json::Value) -> Request {
     let body = Bytes::from(json!({"format": "openai", "blob": message}).to_string());
     Request::post_json("POST", &format!("/api/v1/session/{session}/messages"), body)
 }
 
-fn row(label: &str, outcome: &Outcome, cpu: Duration) -> Vec<String> {
+fn table_row(label: &str, outcome: &Outcome, cpu: Duration) -> Vec<String> {
     let times = outcome.times(None);
-    let per_message = cpu.as_secs_f64() * 1e6 / real(outcome.count());
+    let per_message = cpu.as_secs_f64() * 1e6 / to_f64(outcome.count());
     vec![
         label.to_owned(),
         number(outcome.per_second()),
@@ -226,7 +233,7 @@ fn row(label: &str, outcome: &Outcome, cpu: Duration) -> Vec<String> {
     ]
 }
 
-/// The middle of each column.
-fn middle(runs: &[[f64; 3]]) -> [f64; 3] {
-    [0, 1, 2].map(|at| median(runs.iter().map(|run| run[at]).collect()))
+/// Returns the median of each column.
+fn medians(runs: &[[f64; 3]]) -> [f64; 3] {
+    [0, 1, 2].map(|index| median(runs.iter().map(|run| run[index]).collect()))
 }

@@ -1,4 +1,4 @@
-//! The real program as a child process, and what the kernel knows about it.
+//! Runs the real program as a child process, and reads its memory and CPU time from the kernel.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -13,32 +13,32 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::Bench;
 use crate::http::{Client, Request};
 
-/// Opens the operator's routes.
-pub const ADMIN: &str = "the-operator-of-the-benchmarks";
-/// How long a start or a stop may take.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// The admin token of the servers.
+pub const ADMIN_TOKEN: &str = "the-operator-of-the-benchmarks";
+/// How long startup or shutdown of a process may take.
+const PROCESS_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A process that is ended when this is dropped.
+/// A child process that is stopped when this value is dropped.
 pub struct Process(Child);
 
 impl Process {
     pub fn spawn(command: &mut Command) -> anyhow::Result<Self> {
         let program = command.get_program().to_owned();
-        command.spawn().map(Self).with_context(|| format!("{} cannot be run", program.display()))
+        command.spawn().map(Self).with_context(|| format!("cannot run {}", program.display()))
     }
 
     pub fn pid(&self) -> u32 {
         self.0.id()
     }
 
-    /// Tells it to end and waits until it has.
+    /// Sends the signal and waits until the process has exited.
     pub fn stop(&mut self, signal: Signal) -> anyhow::Result<()> {
-        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("a process without a number")?;
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("the process has no valid pid")?;
         kill_process(pid, signal)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PROCESS_TIMEOUT;
         while self.0.try_wait()?.is_none() {
             if Instant::now() > deadline {
-                bail!("process {} does not end", self.pid());
+                bail!("process {} does not exit", self.pid());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -46,19 +46,19 @@ impl Process {
     }
 
     pub fn memory(&self) -> anyhow::Result<Memory> {
-        Memory::of(self.pid())
+        Memory::read(self.pid())
     }
 
-    /// How long it has computed, on all cores together; in steps of 10 ms.
+    /// Returns the CPU time of the process on all cores, with a resolution of 10 ms.
     pub fn cpu_time(&self) -> anyhow::Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        // The name, which stands in brackets, may hold anything.
+        // The name of the program is in parentheses and may itself contain any character.
         let fields = stat.rsplit_once(')').map_or("", |parts| parts.1).split_whitespace();
         let ticks: u64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
         Ok(Duration::from_millis(ticks * 10))
     }
 
-    /// Whether it has ended.
+    /// Returns whether the process has exited.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.0.try_wait(), Ok(None))
     }
@@ -73,19 +73,19 @@ impl Drop for Process {
     }
 }
 
-/// What a process holds in memory, in KiB.
+/// The memory of a process, in KiB.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
-    /// All of it (`VmRSS`).
+    /// The resident memory (`VmRSS`).
     pub resident: u64,
-    /// The part that is its own and no file's (`RssAnon`).
+    /// The resident memory that is not mapped from a file (`RssAnon`).
     pub anonymous: u64,
-    /// The most that was resident since the start, or since [`Memory::forget_peak`] (`VmHWM`).
+    /// The maximum of the resident memory since the process started, or since [`Memory::reset_peak`] (`VmHWM`).
     pub peak: u64,
 }
 
 impl Memory {
-    fn of(pid: u32) -> anyhow::Result<Self> {
+    fn read(pid: u32) -> anyhow::Result<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let kib = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -94,13 +94,13 @@ impl Memory {
         Ok(Self { resident: kib("VmRSS"), anonymous: kib("RssAnon"), peak: kib("VmHWM") })
     }
 
-    /// Lets the peak begin anew.
-    pub fn forget_peak(process: &Process) -> anyhow::Result<()> {
-        fs::write(format!("/proc/{}/clear_refs", process.pid()), "5").context("the peak of memory cannot be reset")
+    /// Resets the peak to the current resident memory.
+    pub fn reset_peak(process: &Process) -> anyhow::Result<()> {
+        fs::write(format!("/proc/{}/clear_refs", process.pid()), "5").context("cannot reset the peak memory")
     }
 }
 
-/// A running `acontextd` with a data folder of its own.
+/// A running `acontextd` with its own data directory.
 pub struct Server {
     pub process: Process,
     pub address: SocketAddr,
@@ -108,97 +108,97 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it and waits until it can work.
+    /// Starts a server and waits until it is ready.
     pub async fn start(bench: &Bench, name: &str) -> anyhow::Result<Self> {
         let mut server = Self::spawn(bench, name)?;
         server.wait_for("/ready").await?;
         Ok(server)
     }
 
-    /// Starts it with settings besides those that all have, and waits until it can work.
+    /// Starts a server with additional settings and waits until it is ready.
     pub async fn start_with(bench: &Bench, name: &str, settings: &[(&str, String)]) -> anyhow::Result<Self> {
         let mut server = Self::spawn_with(bench, name, settings)?;
         server.wait_for("/ready").await?;
         Ok(server)
     }
 
-    /// Starts it on the data folder of that name, making the folder on first use.
+    /// Starts a server on the data directory with the given name. Creates the directory on first use.
     pub fn spawn(bench: &Bench, name: &str) -> anyhow::Result<Self> {
         Self::spawn_with(bench, name, &[])
     }
 
     fn spawn_with(bench: &Bench, name: &str, settings: &[(&str, String)]) -> anyhow::Result<Self> {
-        let data = bench.folder.join(name);
+        let data = bench.dir.join(name);
         fs::create_dir_all(&data)?;
-        // The private Postgres runs as another user and must get through.
+        // The embedded Postgres runs as another user and needs access to its own directory below.
         fs::set_permissions(&data, fs::Permissions::from_mode(0o711))?;
         let address = free_address()?;
-        let log = File::options().create(true).append(true).open(bench.folder.join(format!("{name}.log")))?;
+        let log = File::options().create(true).append(true).open(bench.dir.join(format!("{name}.log")))?;
         let mut command = Command::new(&bench.server);
-        // Settings of the shell must not get in: a DATABASE_URL is often there.
+        // The server must not inherit settings from the shell, where DATABASE_URL is often set.
         command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
         command.env("ACONTEXTD_DATA_DIR", &data).env("API_EXPORT_PORT", address.port().to_string());
-        command.env("ADMIN_API_TOKEN", ADMIN).envs(settings.iter().map(|(name, value)| (name, value)));
+        command.env("ADMIN_API_TOKEN", ADMIN_TOKEN).envs(settings.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         Ok(Self { process: Process::spawn(&mut command)?, address, data })
     }
 
-    /// Waits for the first 200 of an open route.
+    /// Waits for the first response with status 200 from a route that needs no key.
     pub async fn wait_for(&mut self, path: &str) -> anyhow::Result<()> {
         let request = Request::get("wait for the server", path);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PROCESS_TIMEOUT;
         while Instant::now() < deadline {
             if let Ok(mut client) = Client::connect(self.address).await
-                && client.send(&request).await.is_ok_and(|answer| answer.status == 200)
+                && client.send(&request).await.is_ok_and(|response| response.status == 200)
             {
                 return Ok(());
             }
             if self.process.has_ended() {
-                bail!("the server ended at its start; its log lies beside {}", self.data.display());
+                bail!("the server exited during startup; its log is next to {}", self.data.display());
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        bail!("the server does not answer 200 on {path}")
+        bail!("the server does not respond with 200 to {path}")
     }
 
     pub async fn client(&self) -> anyhow::Result<Client> {
         Ok(Client::connect(self.address).await?)
     }
 
-    /// Stops it in order.
+    /// Shuts the server down gracefully.
     pub fn stop(mut self) -> anyhow::Result<()> {
         self.process.stop(Signal::TERM)
     }
 }
 
-/// An address of this machine that nobody listens on.
+/// Returns a loopback address with an unused port.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// Looks at a process's memory until `done` and answers with the most that was seen.
+/// Polls the memory of a process until `done` completes. Returns the sample with the most resident memory.
 pub async fn watch_memory(process: &Process, done: impl Future<Output = ()>) -> anyhow::Result<Memory> {
-    let mut most = process.memory()?;
+    let mut highest = process.memory()?;
     tokio::pin!(done);
     loop {
         tokio::select! {
-            () = &mut done => return Ok(most),
+            () = &mut done => return Ok(highest),
             () = tokio::time::sleep(Duration::from_millis(5)) => {
                 let now = process.memory()?;
-                if now.resident > most.resident {
-                    most = now;
+                if now.resident > highest.resident {
+                    highest = now;
                 }
             }
         }
     }
 }
 
-/// A folder inside the run's folder, made new.
-pub fn new_folder(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let folder = parent.join(name);
-    if folder.exists() {
-        fs::remove_dir_all(&folder)?;
+/// Creates an empty directory in `parent`, and deletes an existing one first.
+pub fn new_dir(parent: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let dir = parent.join(name);
+    if dir.exists() {
+        fs::remove_dir_all(&dir)?;
     }
-    fs::create_dir_all(&folder)?;
-    Ok(folder)
+    fs::create_dir_all(&dir)?;
+    Ok(dir)
 }

@@ -1,4 +1,5 @@
-//! Taking a skill in that comes as an archive, beside the disk's own time for its files; what a bomb does to the server.
+//! Uploading a skill as an archive, compared with writing its files to the disk; and the effect of a zip bomb on the
+//! server.
 
 use std::io::{Cursor, Write};
 use std::time::{Duration, Instant};
@@ -11,66 +12,67 @@ use zip::write::SimpleFileOptions;
 
 use crate::corpus::prose;
 use crate::http::Request;
-use crate::load::{median, real};
+use crate::load::{median, to_f64};
 use crate::memory::mib;
 use crate::report::{Report, Table, number};
-use crate::server::{Memory, Server, new_folder};
-use crate::{Bench, block_on, bomb, disk};
+use crate::server::{Memory, Server, new_dir};
+use crate::{Bench, block_on, disk, zip_bomb};
 
 const FILES: usize = 200;
-/// Of the files, by turns, in bytes: 20 MB together.
+/// The sizes of the files in bytes, which are used in turn. All files together have 20 MB.
 const SIZES: [usize; 4] = [10_000, 40_000, 100_000, 250_000];
 const ROUNDS: usize = 7;
-/// As many as the server writes at once.
+/// The number of files that the server writes concurrently.
 const THREADS: usize = 8;
-/// How much longer than the disk itself, in seconds.
-const TARGET: f64 = 1.0;
-/// How long a server is left alone, in seconds.
-const ALONE: u64 = 10;
+/// How much longer than writing the files to the disk an upload may take, in seconds.
+const MAX_EXTRA_SECONDS: f64 = 1.0;
+/// How long a server is idle before its memory is measured, in seconds.
+const IDLE_SECS: u64 = 10;
 /// How often each bomb is sent.
-const BOMBS: usize = 2;
-/// What it may take, in MiB.
-const GROWTH: f64 = 8.0;
+const UPLOADS_PER_BOMB: usize = 2;
+/// The target for the growth of the memory by a bomb, in MiB.
+const MAX_GROWTH_MIB: f64 = 8.0;
 
 pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     block_on(async {
-        bombs(bench, report).await?;
-        skills(bench, report).await
+        measure_bombs(bench, report).await?;
+        measure_uploads(bench, report).await
     })
 }
 
-/// A server that has checked the key and then was left alone, and what it holds, in KiB.
-async fn idle(bench: &Bench) -> anyhow::Result<(Server, u64)> {
+/// Starts a server, lets it verify the key, and waits. Returns the server and its idle memory in KiB.
+async fn start_idle_server(bench: &Bench) -> anyhow::Result<(Server, u64)> {
     let server = Server::start(bench, "skills").await?;
     server.client().await?.data(&Request::get("list", "/api/v1/agent_skills")).await?;
-    tokio::time::sleep(bench.seconds(ALONE)).await;
+    tokio::time::sleep(bench.seconds(IDLE_SECS)).await;
     let idle = server.process.memory()?.resident;
     Ok((server, idle))
 }
 
-/// What came of one request.
-struct Seen {
+/// The response and the cost of one request.
+struct RequestStats {
     status: u16,
-    said: String,
-    /// Of the answer, in bytes.
+    body: String,
+    /// The length of the response body, in bytes.
     length: usize,
     time: Duration,
     cpu: Duration,
-    /// The most memory during it, in KiB.
+    /// The peak memory during the request, in KiB.
     peak: u64,
 }
 
-impl Seen {
-    async fn of(server: &Server, request: &Request) -> anyhow::Result<Self> {
+impl RequestStats {
+    /// Sends the request and measures it.
+    async fn measure(server: &Server, request: &Request) -> anyhow::Result<Self> {
         let mut client = server.client().await?;
-        Memory::forget_peak(&server.process)?;
+        Memory::reset_peak(&server.process)?;
         let (before, start) = (server.process.cpu_time()?, Instant::now());
-        let answer = client.send(request).await.with_context(|| format!("{} got no answer", request.kind))?;
+        let response = client.send(request).await.with_context(|| format!("{} got no response", request.kind))?;
         let time = start.elapsed();
         let cpu = server.process.cpu_time()?.saturating_sub(before);
-        let said = String::from_utf8_lossy(answer.body).into_owned();
+        let body = String::from_utf8_lossy(response.body).into_owned();
         let peak = server.process.memory()?.peak;
-        Ok(Self { status: answer.status, said, length: answer.length, time, cpu, peak })
+        Ok(Self { status: response.status, body, length: response.length, time, cpu, peak })
     }
 
     fn ms(&self) -> f64 {
@@ -78,100 +80,102 @@ impl Seen {
     }
 }
 
-async fn bombs(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
-    let heads = ["the list of contents", "archive bytes", "becomes MiB", "status", "ms", "peak MiB", "above idle MiB"];
-    let mut table = Table::new(&heads);
-    let (server, idle) = idle(bench).await?;
-    let (mut most, mut refused, mut said) = (0.0_f64, true, Vec::new());
-    for (name, honest) in [("tells the sizes", true), ("tells small sizes", false)] {
-        let bomb = bomb::make(honest)?;
-        for at in 0..BOMBS {
-            let seen = Seen::of(&server, &Request::skill("POST a bomb", bomb.archive.clone())).await?;
-            let above = mib(seen.peak.saturating_sub(idle));
-            (most, refused) = (most.max(above), refused && (400..500).contains(&seen.status));
-            let mut row = vec![name.to_owned(), bomb.archive.len().to_string()];
-            row.extend([number(real(bomb.unpacked) / 1_048_576.0), seen.status.to_string()]);
-            row.extend([seen.ms(), mib(seen.peak), above].map(number));
-            table.row(row);
-            if at == 0 {
-                said.push(format!("- {name}: `{}`", seen.said));
+async fn measure_bombs(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+    let headings = ["declared sizes", "archive bytes", "unpacked MiB", "status", "ms", "peak MiB", "above idle MiB"];
+    let mut table = Table::new(&headings);
+    let (server, idle) = start_idle_server(bench).await?;
+    let (mut highest, mut rejected, mut responses) = (0.0_f64, true, Vec::new());
+    for (name, declares_real_sizes) in [("real sizes", true), ("small sizes", false)] {
+        let zip_bomb = zip_bomb::build(declares_real_sizes)?;
+        for index in 0..UPLOADS_PER_BOMB {
+            let stats =
+                RequestStats::measure(&server, &Request::skill("POST a bomb", zip_bomb.archive.clone())).await?;
+            let above = mib(stats.peak.saturating_sub(idle));
+            (highest, rejected) = (highest.max(above), rejected && (400..500).contains(&stats.status));
+            let mut row = vec![name.to_owned(), zip_bomb.archive.len().to_string()];
+            row.extend([number(to_f64(zip_bomb.unpacked) / 1_048_576.0), stats.status.to_string()]);
+            row.extend([stats.ms(), mib(stats.peak), above].map(number));
+            table.add_row(row);
+            if index == 0 {
+                responses.push(format!("- {name}: `{}`", stats.body));
             }
         }
     }
     server.stop()?;
-    report.text(&format!(
-        "A zip archive whose files overlap, on a server that has checked the key and then was alone for {ALONE} s ({} MiB). \
-         Memory is the server process alone (`VmRSS`); the peak is of one request (`VmHWM`, reset before each). What the \
-         server answered:",
+    report.add_text(&format!(
+        "A zip archive whose files overlap, on a server that has verified the key and then was idle for {IDLE_SECS} s \
+         ({} MiB). The memory is that of the server process alone (`VmRSS`). The peak is that of one request (`VmHWM`, \
+         reset before each request). The responses of the server:",
         number(mib(idle))
     ));
-    report.text(&said.join("\n"));
-    report.table("Bombs", &table);
-    report.target("bombs are refused", if refused { "all" } else { "not all" }, "all", refused);
-    let measured = format!("{} MiB", number(most));
-    report.target("growth by a bomb", &measured, "<= 8 MiB above idle", most <= GROWTH);
+    report.add_text(&responses.join("\n"));
+    report.add_table("Zip bombs", &table);
+    report.add_target("bombs are rejected", if rejected { "all" } else { "not all" }, "all", rejected);
+    let measured = format!("{} MiB", number(highest));
+    report.add_target("growth by a bomb", &measured, "<= 8 MiB above idle", highest <= MAX_GROWTH_MIB);
     Ok(())
 }
 
-async fn skills(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
-    let heads = ["upload", "archive MB", "ms", "server CPU ms", "disk ms", "peak MiB", "above idle MiB"];
-    let mut table = Table::new(&heads);
-    let (server, idle) = idle(bench).await?;
+async fn measure_uploads(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+    let headings = ["upload", "archive MB", "ms", "server CPU ms", "disk ms", "peak MiB", "above idle MiB"];
+    let mut table = Table::new(&headings);
+    let (server, idle) = start_idle_server(bench).await?;
     let (mut times, mut disk_times, mut skill) = (Vec::new(), Vec::new(), String::new());
-    for round in 0..bench.pick(ROUNDS, 2) {
-        let contents = contents(bench, round);
+    for round in 0..bench.full_or_quick(ROUNDS, 2) {
+        let contents = create_contents(bench, round);
         let archive = pack(&contents)?;
-        let size = real(archive.len() as u64) / 1e6;
-        settle(bench).await;
-        let seen = Seen::of(&server, &Request::skill("POST a skill", archive)).await?;
-        ensure!(seen.status == 201, "a skill was answered {}: {}", seen.status, seen.said);
-        skill = id(&seen.said, contents.len())?;
-        settle(bench).await;
-        let disk = disk::write_each(&new_folder(&bench.folder, "disk")?, THREADS, &contents)?.as_secs_f64() * 1000.0;
-        let memory = [seen.peak, seen.peak.saturating_sub(idle)].map(mib);
-        let numbers = [size, seen.ms(), seen.cpu.as_secs_f64() * 1000.0, disk, memory[0], memory[1]].map(number);
-        table.row([format!("{}", round + 1)].into_iter().chain(numbers));
-        times.push(seen.ms());
+        let size = to_f64(archive.len() as u64) / 1e6;
+        wait_for_disk_idle(bench).await;
+        let stats = RequestStats::measure(&server, &Request::skill("POST a skill", archive)).await?;
+        ensure!(stats.status == 201, "the upload of a skill returned {}: {}", stats.status, stats.body);
+        skill = skill_id(&stats.body, contents.len())?;
+        wait_for_disk_idle(bench).await;
+        let disk = disk::write_contents(&new_dir(&bench.dir, "disk")?, THREADS, &contents)?.as_secs_f64() * 1000.0;
+        let memory = [stats.peak, stats.peak.saturating_sub(idle)].map(mib);
+        let numbers = [size, stats.ms(), stats.cpu.as_secs_f64() * 1000.0, disk, memory[0], memory[1]].map(number);
+        table.add_row([format!("{}", round + 1)].into_iter().chain(numbers));
+        times.push(stats.ms());
         disk_times.push(disk);
     }
-    report.text(&format!(
-        "A zip archive of {} files, half of them text and half random bytes, 20 MB unpacked, all contents its own. Right the \
-         disk: {THREADS} threads that write files with the same contents, each written aside, synced, renamed and its folder \
-         synced. Idle is {} MiB; what the allocator keeps of one upload counts in the next.",
-        bench.pick(FILES, FILES / 10),
+    report.add_text(&format!(
+        "A zip archive of {} files, half of them text and half random bytes, 20 MB unpacked, with different contents \
+         in every upload. *disk* is the time of {THREADS} threads that write files with the same contents: each is \
+         written to a temporary file, synced and renamed, and its directory is synced. The idle memory is {} MiB. \
+         Memory that the allocator retains after one upload counts in the next.",
+        bench.full_or_quick(FILES, FILES / 10),
         number(mib(idle))
     ));
-    report.table("Uploads", &table);
-    report.table("Downloads as an archive", &downloads(bench, &server, &skill, idle).await?);
+    report.add_table("Uploads", &table);
+    report.add_table("Downloads as an archive", &measure_downloads(bench, &server, &skill, idle).await?);
     server.stop()?;
-    let (ours, disk) = (median(times) / 1000.0, median(disk_times) / 1000.0);
-    let measured = format!("{} s, {} s of them the disk's", number(ours), number(disk));
-    report.target("upload of 20 MB (median)", &measured, "< 1 s and the disk's time", ours - disk < TARGET);
+    let (upload_secs, disk) = (median(times) / 1000.0, median(disk_times) / 1000.0);
+    let measured = format!("{} s, disk {} s", number(upload_secs), number(disk));
+    report.add_target("upload of 20 MB (median)", &measured, "< disk + 1 s", upload_secs - disk < MAX_EXTRA_SECONDS);
     Ok(())
 }
 
-async fn downloads(bench: &Bench, server: &Server, skill: &str, idle: u64) -> anyhow::Result<Table> {
+async fn measure_downloads(bench: &Bench, server: &Server, skill: &str, idle: u64) -> anyhow::Result<Table> {
     let mut table = Table::new(&["download", "archive MB", "ms", "server CPU ms", "peak MiB", "above idle MiB"]);
     let request = Request::get("GET download_zip", &format!("/api/v1/agent_skills/{skill}/download_zip"));
-    for round in 0..bench.pick(3, 1) {
-        let seen = Seen::of(server, &request).await?;
-        ensure!(seen.status == 200, "a download was answered {}: {}", seen.status, seen.said);
-        let size = real(seen.length as u64) / 1e6;
-        let memory = [seen.peak, seen.peak.saturating_sub(idle)].map(mib);
-        let numbers = [size, seen.ms(), seen.cpu.as_secs_f64() * 1000.0, memory[0], memory[1]].map(number);
-        table.row([format!("{}", round + 1)].into_iter().chain(numbers));
+    for round in 0..bench.full_or_quick(3, 1) {
+        let stats = RequestStats::measure(server, &request).await?;
+        ensure!(stats.status == 200, "a download returned {}: {}", stats.status, stats.body);
+        let size = to_f64(stats.length as u64) / 1e6;
+        let memory = [stats.peak, stats.peak.saturating_sub(idle)].map(mib);
+        let numbers = [size, stats.ms(), stats.cpu.as_secs_f64() * 1000.0, memory[0], memory[1]].map(number);
+        table.add_row([format!("{}", round + 1)].into_iter().chain(numbers));
     }
     Ok(table)
 }
 
-/// Lets the disk be done with what was written and removed.
-async fn settle(bench: &Bench) {
+/// Waits until the disk has processed the writes and deletions.
+async fn wait_for_disk_idle(bench: &Bench) {
     rustix::fs::sync();
     tokio::time::sleep(bench.seconds(1)).await;
 }
 
-/// The files of a skill, SKILL.md first.
-fn contents(bench: &Bench, round: usize) -> Vec<Bytes> {
+/// Returns the contents of the files of a skill, beginning with SKILL.md.
+fn create_contents(bench: &Bench, round: usize) -> Vec<Bytes> {
     let text = prose(round as u64, 2 * SIZES[3]);
     let file = |number: usize| {
         let size = SIZES[number % SIZES.len()];
@@ -188,7 +192,7 @@ fn contents(bench: &Bench, round: usize) -> Vec<Bytes> {
         rand::rng().fill_bytes(&mut random);
         random.into()
     };
-    (0..bench.pick(FILES, FILES / 10)).map(file).collect()
+    (0..bench.full_or_quick(FILES, FILES / 10)).map(file).collect()
 }
 
 fn pack(contents: &[Bytes]) -> anyhow::Result<Bytes> {
@@ -205,10 +209,10 @@ fn pack(contents: &[Bytes]) -> anyhow::Result<Bytes> {
     Ok(writer.finish()?.into_inner().into())
 }
 
-/// The id of a new skill, which must have so many files.
-fn id(said: &str, files: usize) -> anyhow::Result<String> {
-    let answer: serde_json::Value = serde_json::from_str(said)?;
-    let skill = &answer["data"];
+/// Returns the id of a new skill from the response. Checks that the skill has `files` files.
+fn skill_id(body: &str, files: usize) -> anyhow::Result<String> {
+    let response: serde_json::Value = serde_json::from_str(body)?;
+    let skill = &response["data"];
     let listed = skill["file_index"].as_array().map_or(0, Vec::len);
     ensure!(listed == files, "a skill has {listed} files instead of {files}");
     Ok(skill["id"].as_str().context("a new skill has no id")?.to_owned())

@@ -1,4 +1,4 @@
-//! How long a start on existing data takes, beside the same Postgres started by hand.
+//! The time of startup on existing data, compared with the startup of the same Postgres alone.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -7,47 +7,49 @@ use anyhow::{Context, bail};
 use rustix::process::Signal;
 use sqlx::{ConnectOptions, Connection};
 
-use crate::external::as_owner_of;
+use crate::embedded_postgres::EmbeddedPostgres;
+use crate::external::run_as_owner_of;
 use crate::load::median;
-use crate::private::Private;
 use crate::report::{Report, Table, number};
 use crate::server::{Process, Server};
 use crate::{Bench, block_on};
 
 const RUNS: usize = 5;
-/// How much longer than Postgres alone a start may take, in milliseconds.
-const MORE: f64 = 200.0;
+/// How much longer than the startup of Postgres alone the startup of the server may take, in milliseconds.
+const MAX_EXTRA_MS: f64 = 200.0;
 
 pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
-    let mut table = Table::new(&["run", "/health ms", "/ready ms", "Postgres alone ms", "/ready less Postgres ms"]);
-    let mut more = Vec::new();
+    let mut table = Table::new(&["run", "/health ms", "/ready ms", "Postgres alone ms", "/ready minus Postgres ms"]);
+    let mut extra_times = Vec::new();
     block_on(async {
         let server = Server::start(bench, "start").await?;
-        let postgres = Private::of(&server)?;
+        let postgres = EmbeddedPostgres::find(&server)?;
         server.stop()?;
-        // The first round finds what was not in memory before.
+        // The first run loads the files into the page cache and is not counted.
         for run in 0..=RUNS {
             let (health, ready) = start_server(bench).await?;
-            let alone = start_by_hand(&postgres).await?;
+            let alone = start_postgres(&postgres).await?;
             if run > 0 {
                 let numbers = [health, ready, alone, ready - alone].map(number);
-                table.row([run.to_string()].into_iter().chain(numbers));
-                more.push(ready - alone);
+                table.add_row([run.to_string()].into_iter().chain(numbers));
+                extra_times.push(ready - alone);
             }
         }
         Ok(())
     })?;
-    report.text(
-        "From the spawn of the process to the first 200 of each route, on data that is there and was closed in order; and \
-         the same Postgres with the same settings on the same data, from its spawn to the first connection. By turns.",
+    report.add_text(
+        "The time from the spawn of the process to the first response 200 of each route, on existing data after a \
+         graceful shutdown. *Postgres alone* is the same Postgres with the same settings on the same data, from its \
+         spawn to the first connection. Both are measured alternately.",
     );
-    report.table("Start", &table);
-    let more = median(more);
-    report.target("start less Postgres' own", &format!("{} ms (median)", number(more)), "< 200 ms", more < MORE);
+    report.add_table("Startup", &table);
+    let extra = median(extra_times);
+    let measured = format!("{} ms (median)", number(extra));
+    report.add_target("startup minus Postgres alone", &measured, "< 200 ms", extra < MAX_EXTRA_MS);
     Ok(())
 }
 
-/// In milliseconds.
+/// Starts and stops the server. Returns the time until `/health` and until `/ready`, in milliseconds.
 async fn start_server(bench: &Bench) -> anyhow::Result<(f64, f64)> {
     let start = Instant::now();
     let mut server = Server::spawn(bench, "start")?;
@@ -59,9 +61,9 @@ async fn start_server(bench: &Bench) -> anyhow::Result<(f64, f64)> {
     Ok((health.as_secs_f64() * 1000.0, ready.as_secs_f64() * 1000.0))
 }
 
-/// Starts it by hand, connects, stops it. In milliseconds.
-async fn start_by_hand(postgres: &Private) -> anyhow::Result<f64> {
-    let mut command = as_owner_of(&postgres.data)?;
+/// Starts Postgres directly, connects to it and stops it. Returns the time until the connection, in milliseconds.
+async fn start_postgres(postgres: &EmbeddedPostgres) -> anyhow::Result<f64> {
+    let mut command = run_as_owner_of(&postgres.data)?;
     command.args(&postgres.command).current_dir("/").env_clear();
     command.env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -70,8 +72,8 @@ async fn start_by_hand(postgres: &Private) -> anyhow::Result<f64> {
     let connection = loop {
         match postgres.options().connect().await {
             Ok(connection) => break connection,
-            Err(err) if process.has_ended() => return Err(err).context("Postgres does not start by hand"),
-            Err(_) if start.elapsed() > Duration::from_mins(1) => bail!("Postgres started by hand does not answer"),
+            Err(err) if process.has_ended() => return Err(err).context("Postgres exited during startup"),
+            Err(_) if start.elapsed() > Duration::from_mins(1) => bail!("Postgres does not accept connections"),
             Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
         }
     };

@@ -1,5 +1,5 @@
-//! What can go wrong in a request, with a variant for each status. The public text is chosen here and nowhere else. How an error
-//! becomes a response is in `http::response`.
+//! The errors of requests, with a variant for each HTTP status. [`Error::public_message`] returns the text that clients see.
+//! `http::response` converts an error to a response.
 
 use std::borrow::Cow;
 
@@ -7,83 +7,86 @@ use axum::http::StatusCode;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The reason why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// 400: the request cannot be understood. `detail` names the field and what would do.
+    /// 400: the request is malformed or invalid. `detail` names the field and the reason.
     #[error("{msg}")]
     BadRequest { msg: Cow<'static, str>, detail: Option<String> },
-    /// 401: no key, or not one that opens anything.
+    /// 401: the key is missing or invalid.
     #[error("{0}")]
     Unauthorized(&'static str),
-    /// 403: known, but not allowed.
+    /// 403: the request is not allowed, such as access to an entity of another project.
     #[error("{0}")]
     Forbidden(&'static str),
-    /// 403 with a constant that clients look for: the request needs a key that carries the project's master key.
+    /// 403 with an error code that clients match: the request requires a key that contains the project's master key.
     #[error("encryption enabled, API key required")]
     KeyRequired,
-    /// 404: says what is not there.
+    /// 404: the named entity does not exist.
     #[error("{0}")]
     NotFound(&'static str),
-    /// 409.
+    /// 409: the request conflicts with the current state.
     #[error("{0}")]
     Conflict(Cow<'static, str>),
-    /// 413: says what is too large and what the limit is.
+    /// 413: the message names what is too large, and the limit.
     #[error("{0}")]
     PayloadTooLarge(String),
-    /// 421: the request is for a host that this server does not answer for.
+    /// 421: the request is for a host that this server does not serve.
     #[error("{0}")]
     Misdirected(&'static str),
-    /// 422: understood, but it contradicts what was sent before.
+    /// 422: the `Idempotency-Key` was already used for a different request.
     #[error("{0}")]
     Unprocessable(&'static str),
-    /// 429: somebody else is at it, or it comes too often.
+    /// 429: the operation is already in progress.
     #[error("{0}")]
     TooManyRequests(&'static str),
-    /// 502: a service that this one asks does not answer, or not as it should.
+    /// 502: another service does not respond, or responds with an error.
     #[error("{msg}")]
-    Upstream { msg: Cow<'static, str>, cause: Option<anyhow::Error> },
-    /// 503: a dependency or a deadline; the same request may work in a moment.
+    BadGateway { msg: Cow<'static, str>, cause: Option<anyhow::Error> },
+    /// 503: a dependency is unavailable, or a deadline has passed. The same request may succeed later.
     #[error("{msg}")]
     Unavailable { msg: Cow<'static, str>, cause: Option<anyhow::Error> },
-    /// 500: what is stored was changed, or lost a part, and does not open.
-    #[error("{what} is damaged")]
+    /// 500: stored data fails its integrity check.
+    #[error("{what} is corrupt")]
     Corrupt { what: String, cause: anyhow::Error },
-    /// 500: a bug.
+    /// 500: any other failure. Clients do not see the cause.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
 }
 
-/// The key opens nothing: it never did, or its project is deleted just now.
+/// The error for a missing or unknown project key, admin token or root token, and for a project that has just been deleted.
 pub const UNAUTHORIZED: Error = Error::Unauthorized("Unauthorized");
 
 impl Error {
-    /// What clients can look for where stored content does not open.
+    /// The error code of [`Error::Corrupt`].
     pub const CONTENT_CORRUPT: &str = "CONTENT_CORRUPT";
 
-    /// A refusal with the text that clients know for it.
+    /// Returns a 400 with this message.
     pub fn bad_request(msg: impl Into<Cow<'static, str>>) -> Self {
         Self::BadRequest { msg: msg.into(), detail: None }
     }
 
-    /// A refusal of one field: which, and what is wrong with it.
-    pub fn invalid_field(name: &str, wrong: impl std::fmt::Display) -> Self {
-        Self::BadRequest { msg: "parameter error".into(), detail: Some(format!("{name}: {wrong}")) }
+    /// Returns a 400 with the name of a field and the reason why it is invalid.
+    pub fn invalid_field(name: &str, reason: impl std::fmt::Display) -> Self {
+        Self::BadRequest { msg: "parameter error".into(), detail: Some(format!("{name}: {reason}")) }
     }
 
-    /// A refusal with a known text and the reason.
-    pub fn bad_request_with_reason(msg: &'static str, why: impl std::fmt::Display) -> Self {
-        Self::BadRequest { msg: msg.into(), detail: Some(why.to_string()) }
+    /// Returns a 400 with a message that clients match, and the reason.
+    pub fn bad_request_with_reason(msg: &'static str, reason: impl std::fmt::Display) -> Self {
+        Self::BadRequest { msg: msg.into(), detail: Some(reason.to_string()) }
     }
 
+    /// Returns a 503 with this message.
     pub fn unavailable(msg: impl Into<Cow<'static, str>>) -> Self {
         Self::Unavailable { msg: msg.into(), cause: None }
     }
 
+    /// Returns a 500 whose cause is only logged.
     pub fn internal(cause: impl Into<anyhow::Error>) -> Self {
         Self::Internal(cause.into())
     }
 
-    /// Whether two transactions waited for each other, and this one was ended for it: begin it again.
+    /// Returns `true` if Postgres aborted the transaction because of a deadlock. The transaction can be retried.
     pub fn is_deadlock(&self) -> bool {
         let Self::Unavailable { cause: Some(cause), .. } = self else { return false };
         let database = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
@@ -102,19 +105,19 @@ impl Error {
             Self::Misdirected(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooManyRequests(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Upstream { .. } => StatusCode::BAD_GATEWAY,
+            Self::BadGateway { .. } => StatusCode::BAD_GATEWAY,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Corrupt { .. } | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// Returns the text in `msg`.
+    /// Returns the message that clients see, the field `msg` of the response.
     pub fn public_message(&self) -> Cow<'_, str> {
         match self {
             Self::BadRequest { msg, detail: Some(detail) } => format!("{msg}: {detail}").into(),
             Self::BadRequest { msg, detail: None }
             | Self::Unavailable { msg, .. }
-            | Self::Upstream { msg, .. }
+            | Self::BadGateway { msg, .. }
             | Self::Conflict(msg) => msg.as_ref().into(),
             Self::Unauthorized(msg)
             | Self::Forbidden(msg)
@@ -124,12 +127,12 @@ impl Error {
             | Self::TooManyRequests(msg) => (*msg).into(),
             Self::KeyRequired => "encryption enabled, API key required".into(),
             Self::PayloadTooLarge(msg) => msg.as_str().into(),
-            Self::Corrupt { what, .. } => format!("{what} is damaged").into(),
-            Self::Internal(_) => "internal error; the request id names it in the server's log".into(),
+            Self::Corrupt { what, .. } => format!("{what} is corrupt").into(),
+            Self::Internal(_) => "internal error; see the server log for this request id".into(),
         }
     }
 
-    /// Returns the `error` key: only constants, never the text of an inner error.
+    /// Returns the field `error` of the response, a constant that clients match.
     pub fn error_code(&self) -> Option<&'static str> {
         match self {
             Self::KeyRequired => Some("ENCRYPTION_KEY_REQUIRED"),
@@ -138,11 +141,11 @@ impl Error {
         }
     }
 
-    /// Returns the cause of a server error.
+    /// Returns the cause of a server error, for the log.
     pub fn into_cause(self) -> Option<anyhow::Error> {
         match self {
             Self::Internal(cause) | Self::Corrupt { cause, .. } => Some(cause),
-            Self::Unavailable { cause, .. } | Self::Upstream { cause, .. } => cause,
+            Self::Unavailable { cause, .. } | Self::BadGateway { cause, .. } => cause,
             _ => None,
         }
     }
@@ -157,19 +160,20 @@ impl From<anyhow::Error> for Error {
 impl From<sqlx::Error> for Error {
     fn from(cause: sqlx::Error) -> Self {
         if matches!(cause, sqlx::Error::PoolClosed) {
-            let msg = "the server has closed its database connections; GET /ready says why".into();
+            let msg = "the server has closed its database connections; see GET /ready for the reason".into();
             return Self::Unavailable { msg, cause: Some(cause.into()) };
         }
         if is_transient(&cause) {
-            let msg = "the database does not answer; try again in a moment".into();
+            let msg = "the database is unavailable; retry shortly".into();
             return Self::Unavailable { msg, cause: Some(cause.into()) };
         }
         Self::Internal(cause.into())
     }
 }
 
-/// Whether a database error is a matter of the moment (it is down, full, restarting, or two writers met) and not of the
-/// statement. Codes: <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
+/// Returns `true` if a database error is transient and not caused by the statement: the database is down, restarting, out of
+/// resources or read-only (a standby), or the transaction conflicts with another one. Codes:
+/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
 pub fn is_transient(error: &sqlx::Error) -> bool {
     use sqlx::Error as E;
     match error {
@@ -182,15 +186,16 @@ pub fn is_transient(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Turns the violation of a named constraint into an answer of its own.
+/// A conversion of the violation of one constraint to a specific error.
 pub trait MapConstraint<T> {
-    fn map_constraint_err(self, name: &str, answer: impl FnOnce() -> Error) -> Result<T>;
+    /// Returns `error()` if the statement violated the constraint `name`.
+    fn map_constraint_err(self, name: &str, error: impl FnOnce() -> Error) -> Result<T>;
 }
 
 impl<T> MapConstraint<T> for Result<T, sqlx::Error> {
-    fn map_constraint_err(self, name: &str, answer: impl FnOnce() -> Error) -> Result<T> {
+    fn map_constraint_err(self, name: &str, error: impl FnOnce() -> Error) -> Result<T> {
         self.map_err(|err| match &err {
-            sqlx::Error::Database(inner) if inner.constraint() == Some(name) => answer(),
+            sqlx::Error::Database(inner) if inner.constraint() == Some(name) => error(),
             _ => err.into(),
         })
     }

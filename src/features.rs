@@ -1,5 +1,5 @@
-//! Every feature: its context, routes, job kinds, periodic tasks and notification handlers, and what stands around the routes. This is
-//! the only file that knows all of them.
+//! Registers the contexts, routes, job kinds, periodic tasks and notification handlers of all features, and the middleware.
+//! This is the only file that knows all features.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -12,29 +12,30 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::auth::gate::{self, AccessRules, Gate};
+use crate::auth::access::{self, AccessControl, AccessRules};
 use crate::auth::keys::Authenticator;
 use crate::blob::sweep::{self, SweepBlobs};
 use crate::db::notify::NotificationHandler;
 use crate::disks::Disks;
-use crate::encryption::reencrypt::Reencrypt;
+use crate::encryption::conversion::EncryptableContent;
 use crate::http::idempotency;
 use crate::http::openapi::{self, ApiDocument};
-use crate::http::{host, middleware, not_found};
+use crate::http::{host, middleware, route_not_found};
 use crate::jobs::JobRegistry;
 use crate::jobs::periodic::{self, PeriodicTask};
 use crate::jobs::runner::Runner;
-use crate::learn::queue::{Distill, FinalizeSession, Observe};
+use crate::learn::jobs::{Distill, FinalizeSession, Observe};
 use crate::learn::{self, Learn};
 use crate::llm::{self, Llm};
-use crate::messages::convert::EncryptedMessages;
+use crate::messages::convert::MessageConverter;
 use crate::messages::{self, Messages};
 use crate::platform::Platform;
-use crate::projects::conversion::convert::Convert;
+use crate::projects::conversion::convert::ConvertProject;
 use crate::projects::{self, Projects};
 use crate::{disks, learning_spaces, material, sessions, skills, status, tasks, usage_metrics, users};
 
-/// In which folder of `src` a route is: the longest prefix counts. A test compares this list with the routers.
+/// The prefixes of routes, each with the module of `src` that has these routes. If several prefixes match, the longest one
+/// counts. A test compares this list with the routers.
 pub const ROUTE_OWNERS: &[(&str, &str)] = &[
     ("/health", "status"),
     ("/ready", "status"),
@@ -58,7 +59,7 @@ pub const ROUTE_OWNERS: &[(&str, &str)] = &[
     ("/api/v1/user", "users"),
 ];
 
-/// Which routes need another token than a project's key, or none.
+/// The access rules of the routes of this server.
 pub const ACCESS_RULES: AccessRules = AccessRules {
     public: &[
         "/health",
@@ -78,7 +79,7 @@ pub const ACCESS_RULES: AccessRules = AccessRules {
 
 const ROTATE_KEY_ROUTE: &str = "/admin/v1/project/secret_key";
 
-/// The platform and the contexts of all features; cheap to clone.
+/// The platform and the contexts of all features. A clone is cheap.
 #[derive(Clone)]
 pub struct App {
     pub platform: Platform,
@@ -90,13 +91,13 @@ pub struct App {
 }
 
 impl App {
-    /// Uses the model that the settings name.
+    /// Creates the contexts of all features, which use the configured LLM.
     pub fn new(platform: Platform) -> Self {
         let llm = llm::from_config(&platform.config.learning);
         Self::with_llm(platform, llm)
     }
 
-    /// Uses this model, whatever the settings name.
+    /// Creates the contexts of all features, which use `llm` instead of the configured LLM.
     pub fn with_llm(platform: Platform, llm: Arc<dyn Llm>) -> Self {
         let authenticator = Authenticator::new(platform.clone());
         Self {
@@ -118,12 +119,12 @@ impl Deref for App {
     }
 }
 
-/// Returns every kind of content that is encrypted in encrypted projects.
-fn encrypted_content(platform: &Platform) -> Vec<Arc<dyn Reencrypt>> {
-    vec![Arc::new(EncryptedMessages { db: platform.db.clone() }), Arc::new(platform.blobs.clone())]
+/// Returns the kinds of content that an encryption conversion rewrites.
+fn encrypted_content(platform: &Platform) -> Vec<Arc<dyn EncryptableContent>> {
+    vec![Arc::new(MessageConverter { db: platform.db.clone() }), Arc::new(platform.blobs.clone())]
 }
 
-/// Returns the routes of each feature, by the folder they are in.
+/// Returns the router of each feature with the name of its module.
 fn routers(app: &App) -> Vec<(&'static str, OpenApiRouter)> {
     let platform = || app.platform.clone();
     vec![
@@ -142,66 +143,71 @@ fn routers(app: &App) -> Vec<(&'static str, OpenApiRouter)> {
     ]
 }
 
-/// Returns the paths of each feature, by the folder they are in.
+/// Returns the paths of each feature with the name of its module.
 pub fn paths(app: &App) -> Vec<(&'static str, Vec<String>)> {
     let paths = |router: OpenApiRouter| router.into_openapi().paths.paths.into_keys().collect();
-    routers(app).into_iter().map(|(folder, router)| (folder, paths(router))).collect()
+    routers(app).into_iter().map(|(module, router)| (module, paths(router))).collect()
 }
 
-fn routes(app: &App) -> (Router, OpenApi) {
+/// Merges the routers of all features, and completes the OpenAPI document.
+fn merge_routers(app: &App) -> (Router, OpenApi) {
     let merged = routers(app).into_iter().fold(OpenApiRouter::new(), |merged, (_, router)| merged.merge(router));
     let (router, api) = merged.split_for_parts();
-    (router, openapi::complete(api))
+    (router, openapi::complete_document(api))
 }
 
-/// Returns the API's description.
-pub fn document(app: &App) -> OpenApi {
-    routes(app).1
+/// Returns the OpenAPI document.
+pub fn openapi_document(app: &App) -> OpenApi {
+    merge_routers(app).1
 }
 
-/// Builds the whole HTTP interface: the routes with the layers around them.
+/// Builds the router of the whole server: all routes with their middleware.
 ///
 /// # Errors
-/// The API's description cannot be serialized, which a test excludes.
+/// Returns an error if the OpenAPI document cannot be serialized.
 pub fn router(app: &App) -> anyhow::Result<Router> {
-    let (features, api) = routes(app);
+    let (features, api) = merge_routers(app);
     let document = Arc::new(ApiDocument::new(&api)?);
-    let gate = Gate { authenticator: app.authenticator.clone(), rules: &ACCESS_RULES, document: Arc::clone(&document) };
+    let access_control = AccessControl {
+        authenticator: app.authenticator.clone(),
+        rules: &ACCESS_RULES,
+        document: Arc::clone(&document),
+    };
     let documentation = Router::new()
-        .route("/openapi.json", get(openapi::serve))
-        .route("/swagger", get(openapi::to_swagger))
-        .route("/swagger/doc.json", get(openapi::serve))
-        .route("/swagger/{*file}", get(openapi::swagger))
+        .route("/openapi.json", get(openapi::serve_document))
+        .route("/swagger", get(openapi::redirect_to_swagger))
+        .route("/swagger/doc.json", get(openapi::serve_document))
+        .route("/swagger/{*file}", get(openapi::serve_swagger_ui))
         .with_state(document);
     let router = features
         .merge(documentation)
-        .fallback(not_found)
-        .method_not_allowed_fallback(not_found)
-        .layer(from_fn_with_state(Arc::new(gate), gate::require_key));
-    let router = match host::AllowedHosts::of(&app.config) {
+        .fallback(route_not_found)
+        .method_not_allowed_fallback(route_not_found)
+        .layer(from_fn_with_state(Arc::new(access_control), access::authenticate_request));
+    let router = match host::AllowedHosts::from_config(&app.config) {
         Some(hosts) => router.layer(from_fn_with_state(hosts, host::check_host)),
         None => router,
     };
     Ok(router
-        .layer(from_fn(middleware::head_limit))
-        .layer(CatchPanicLayer::custom(middleware::panicked))
-        .layer(from_fn_with_state(app.request_context.clone(), middleware::bound))
-        .layer(from_fn_with_state(app.process.clone(), middleware::drain))
-        .layer(from_fn_with_state(Arc::clone(&app.http_metrics), middleware::observe))
-        .layer(from_fn_with_state(app.process.clone(), middleware::detach)))
+        .layer(from_fn(middleware::limit_headers))
+        .layer(CatchPanicLayer::custom(middleware::handle_panic))
+        .layer(from_fn_with_state(app.request_context.clone(), middleware::enforce_timeout))
+        .layer(from_fn_with_state(app.process.clone(), middleware::drain_rejected_body))
+        .layer(from_fn_with_state(Arc::clone(&app.http_metrics), middleware::record_telemetry))
+        .layer(from_fn_with_state(app.process.clone(), middleware::run_writes_to_completion)))
 }
 
-/// Returns every kind of job that this program can run, with its context.
+/// Returns the registry of all job kinds, each with its context.
 pub fn job_registry(app: &App) -> JobRegistry {
     JobRegistry::default()
         .register::<SweepBlobs>(app.blobs.clone())
         .register::<Observe>(app.learn.clone())
         .register::<FinalizeSession>(app.learn.clone())
         .register::<Distill>(app.learn.clone())
-        .register::<Convert>(app.projects.clone())
+        .register::<ConvertProject>(app.projects.clone())
 }
 
-/// Builds the runner of these kinds of jobs.
+/// Builds the runner for the job kinds of `registry`.
 pub fn runner(app: &App, registry: JobRegistry) -> Arc<Runner> {
     Arc::new(Runner {
         db: app.db.clone(),
@@ -212,25 +218,25 @@ pub fn runner(app: &App, registry: JobRegistry) -> Arc<Runner> {
     })
 }
 
-/// Returns everything that is done at intervals.
+/// Returns the periodic tasks.
 pub fn periodic_tasks(app: &App, runner: &Arc<Runner>) -> Vec<PeriodicTask> {
     let (settings, hour) = (&app.config.jobs, Duration::from_hours(1));
     vec![
         PeriodicTask::new("reclaim_expired_jobs", settings.lease / 3, runner, periodic::reclaim_expired),
         PeriodicTask::new("purge_failed_jobs", hour, &app.db, periodic::purge_failed),
         PeriodicTask::new("purge_idempotency_records", hour, &app.db, idempotency::store::purge_expired),
-        PeriodicTask::new("purge_rotated_keys", hour, &app.projects, projects::keys::purge_rotated),
+        PeriodicTask::new("purge_rotated_keys", hour, &app.projects, projects::keys::purge_rotated_keys),
         PeriodicTask::new(
             "enqueue_missed_observations",
             Duration::from_mins(1),
             &app.learn,
             learn::observe::enqueue_missed,
         ),
-        PeriodicTask::new("sweep_blobs", settings.sweep_every, &app.blobs, sweep::enqueue_sweep),
+        PeriodicTask::new("sweep_blobs", settings.sweep_interval, &app.blobs, sweep::enqueue_sweep),
     ]
 }
 
-/// Returns who is notified by the database.
+/// Returns the handlers of Postgres notifications.
 pub fn notification_handlers(app: &App) -> Vec<Arc<dyn NotificationHandler>> {
     vec![Arc::clone(app.db.job_waker()) as Arc<dyn NotificationHandler>, Arc::new(app.authenticator.clone())]
 }

@@ -1,20 +1,20 @@
-//! Ids as types, so that a disk's id can never be passed where a project's is meant.
+//! Id types, one per entity, so that a disk's id cannot be passed where a project's id is expected.
 //!
-//! On the wire and in Postgres each is a plain UUID. They are read leniently, in every spelling that the existing clients
-//! may send (hyphenated, 32 hex digits, `urn:uuid:`, braces, any case), and always written in lower case with hyphens.
+//! In JSON and in Postgres each id is a plain UUID. Clients may send an id in any notation of a UUID (hyphenated, 32 hex
+//! digits, `urn:uuid:`, braces, any case). Ids are always written in lower case with hyphens.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 macro_rules! define_id {
     (@new) => {
-        /// A new id; the time is in its first bits, so that rows made together lie together.
+        /// Generates an id that begins with the time (UUID version 7), so that rows created together are adjacent in indexes.
         pub fn new() -> Self {
             Self(Uuid::now_v7())
         }
     };
     (@new random) => {
-        /// A new id, at random.
+        /// Generates a random id (UUID version 4).
         pub fn new() -> Self {
             Self(Uuid::new_v4())
         }
@@ -60,56 +60,57 @@ macro_rules! define_id {
 }
 
 define_id!(
-    /// A project: the tenant that everything else belongs to.
+    /// The id of a project, the tenant that owns everything else.
     ProjectId
 );
 define_id!(
-    /// A person an agent works for.
+    /// The id of a user, a person an agent works for.
     UserId
 );
 define_id!(
-    /// A disk of files.
+    /// The id of a disk.
     DiskId
 );
+// Random, because upstream's TypeScript SDK cannot copy sessions whose id is a UUID of version 7.
 define_id!(
-    /// A session. At random, because a client refuses to copy one whose id is of a newer kind.
+    /// The id of a session.
     SessionId,
     random
 );
 define_id!(
-    /// A message.
+    /// The id of a message.
     MessageId
 );
 define_id!(
-    /// A task in a session.
+    /// The id of a task in a session.
     TaskId
 );
 define_id!(
-    /// An event in a session.
+    /// The id of an event in a session.
     EventId
 );
 define_id!(
-    /// An agent skill.
+    /// The id of a skill.
     SkillId
 );
 define_id!(
-    /// A learning space.
-    SpaceId
+    /// The id of a learning space.
+    LearningSpaceId
 );
 define_id!(
-    /// A skill in a learning space.
-    SpaceSkillId
+    /// The id of a skill's membership in a learning space.
+    LearningSpaceSkillId
 );
 define_id!(
-    /// A session in a learning space.
-    SpaceSessionId
+    /// The id of a session's membership in a learning space.
+    LearningSpaceSessionId
 );
 define_id!(
-    /// A stored object's row.
+    /// The id of a blob, a deduplicated content of a project.
     BlobId
 );
 define_id!(
-    /// A background job.
+    /// The id of a job.
     JobId
 );
 
@@ -118,16 +119,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_is_read_and_one_is_written() {
+    fn every_notation_is_accepted_and_one_is_written() {
         let canonical = "123e4567-e89b-12d3-a456-426614174000";
-        for spelling in [
+        for notation in [
             canonical.to_owned(),
             canonical.to_uppercase(),
             canonical.replace('-', ""),
             format!("urn:uuid:{canonical}"),
             format!("{{{canonical}}}"),
         ] {
-            assert_eq!(spelling.parse::<DiskId>().map(|id| id.to_string()).as_deref(), Ok(canonical), "{spelling}");
+            assert_eq!(notation.parse::<DiskId>().map(|id| id.to_string()).as_deref(), Ok(canonical), "{notation}");
         }
         assert!("123e4567".parse::<DiskId>().is_err());
         assert!("".parse::<DiskId>().is_err());

@@ -1,18 +1,19 @@
-//! `acontextd`: an agent's data and memory backend in one process, wire-compatible with Acontext.
+//! `acontextd`: a data and memory backend for AI agents in one process, wire-compatible with Acontext.
 //!
-//! The modules are grouped by layer, from the bottom to the top; `tests/it/layers.rs` has the exact order and checks that each uses only
-//! lower ones. First come pure modules without I/O, then the platform ([`db`], [`jobs`], [`blob`], [`http`] and others), which names
-//! no feature; [`platform`] has the handles that features share. Features are the nouns of the API; in each, `mod.rs` has the types,
-//! rules and routes, `api.rs` HTTP handlers and `store.rs` SQL. [`features`] lists all routes, job kinds and periodic tasks.
-//! [`startup`] brings everything up.
+//! The modules are grouped by layer, from the bottom to the top. A module uses only lower layers; `tests/it/layers.rs` has
+//! the exact order and checks it. The lowest modules do no I/O, except that [`config`] reads the environment, and [`ids`] the
+//! clock. Above them is the platform ([`db`], [`jobs`], [`blob`], [`http`] and others), which uses no feature; [`platform`] has
+//! the handles that features share. A feature serves one kind of resource of the API, such as sessions or disks: `mod.rs` has
+//! its types, rules and routes, `api.rs` its HTTP handlers, and `store.rs` its SQL. [`features`] lists all routes, job kinds
+//! and periodic tasks. [`startup`] starts and stops the server.
 
-// Pure.
+// Pure modules.
 pub mod config;
 pub mod conversation;
 pub mod crypto;
 pub mod ids;
 pub mod json;
-pub mod media;
+pub mod mime;
 pub mod percent;
 pub mod text_enum;
 pub mod time;
@@ -30,7 +31,7 @@ pub mod platform;
 pub mod process;
 pub mod telemetry;
 
-// Who is calling.
+// Authentication.
 pub mod auth;
 
 // The features.
@@ -47,6 +48,6 @@ pub mod tasks;
 pub mod usage_metrics;
 pub mod users;
 
-// The program.
+// The server.
 pub mod features;
 pub mod startup;

@@ -1,59 +1,64 @@
-//! The program: reads the settings, starts, says where it is, and serves until it is told to stop.
+//! The server's executable: reads the settings, starts the server, prints the startup banner, and serves until it receives a
+//! signal.
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use acontextd::config::{Command, Config, Stop};
+use acontextd::config::{Command, Config, EarlyExit};
 use acontextd::startup::{Server, Signals};
 use acontextd::{http, telemetry};
 
-// Messages are many small texts: this takes a fifth off converting a page of them, and gives memory back.
+// Messages consist of many small strings. With jemalloc, the conversion of a page of messages is a fifth faster, and unused
+// memory is returned to the system.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let config = match Config::load() {
         Ok(config) => config,
-        Err(Stop::Print(text)) => return say(&mut std::io::stdout(), &text, ExitCode::SUCCESS),
-        Err(Stop::Refuse(sentence)) => return refuse(&sentence),
+        Err(EarlyExit::Help(text)) => {
+            write_out(&mut std::io::stdout(), &text);
+            return ExitCode::SUCCESS;
+        }
+        Err(EarlyExit::Error(message)) => return exit_with_error(&message),
     };
     match run(config) {
         Ok(code) => code,
-        Err(err) => refuse(&format!("{err:#}")),
+        Err(err) => exit_with_error(&format!("{err:#}")),
     }
 }
 
 fn run(config: Config) -> anyhow::Result<ExitCode> {
-    // What is kept is for this user alone, unless it is said otherwise where it is made.
+    // Files get mode 0600 and directories mode 0700. A wider mode requires `set_permissions` after the creation.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let Some(Command::Health) = config.command {
         let alive = runtime.block_on(http::server::check_health(config.server.address()));
         return Ok(if alive { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    let traces = telemetry::init(&config.telemetry)?;
+    let telemetry = telemetry::init(&config.telemetry)?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::install()?;
         let server = tokio::select! {
             server = Server::start(config) => server?,
-            // Nothing was promised yet; the private Postgres ends with us.
+            // No request was accepted yet, and the embedded Postgres exits with this process.
             _ = signals.next() => return Ok(()),
         };
-        say(&mut std::io::stdout(), &server.startup_banner()?, ExitCode::SUCCESS);
+        write_out(&mut std::io::stdout(), &server.startup_banner()?);
         server.run(signals).await
     });
-    traces.flush();
-    // Whatever still runs on a thread of its own was told to end, and had its time.
+    telemetry.flush();
+    // Shutdown is complete; blocking threads that still run get one more second.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-fn refuse(sentence: &str) -> ExitCode {
-    say(&mut std::io::stderr(), &format!("acontextd: {}\n", sentence.trim_end()), ExitCode::FAILURE)
+fn exit_with_error(message: &str) -> ExitCode {
+    write_out(&mut std::io::stderr(), &format!("acontextd: {}\n", message.trim_end()));
+    ExitCode::FAILURE
 }
 
-/// Writes to a terminal or a pipe that may be gone.
-fn say(out: &mut impl Write, text: &str, code: ExitCode) -> ExitCode {
+/// Writes to a terminal or a pipe. Ignores errors, because the program that reads the pipe may have closed it.
+fn write_out(out: &mut impl Write, text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    code
 }

@@ -1,12 +1,12 @@
-//! Percent-encoding, both ways.
+//! Percent-encoding and decoding (RFC 3986).
 
 use std::fmt::Write as _;
 
-/// Escapes every byte but letters, digits, `-._~` and those in `keep`.
-pub fn encode(bytes: &[u8], keep: &[u8]) -> String {
+/// Encodes every byte except letters, digits, `-._~` and those in `safe`.
+pub fn encode(bytes: &[u8], safe: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for byte in bytes {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) || keep.contains(byte) {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) || safe.contains(byte) {
             out.push(char::from(*byte));
         } else {
             let _ = write!(out, "%{byte:02X}");
@@ -15,7 +15,7 @@ pub fn encode(bytes: &[u8], keep: &[u8]) -> String {
     out
 }
 
-/// Undoes `%XX`; `None` for a broken escape or what is not UTF-8.
+/// Decodes the `%XX` escapes in `text`. Returns `None` if an escape is malformed or the result is not UTF-8.
 pub fn decode(text: &[u8]) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.iter();
@@ -38,7 +38,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_encoded_is_decoded(text in ".{0,40}") {
+        fn decode_reverses_encode(text in ".{0,40}") {
             let encoded = encode(text.as_bytes(), b"/");
             prop_assert!(encoded.is_ascii());
             prop_assert_eq!(decode(encoded.as_bytes()), Some(text));
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_escapes_are_noticed() {
+    fn malformed_escapes_are_rejected() {
         for text in ["%", "%2", "%zz", "%ff"] {
             assert_eq!(decode(text.as_bytes()), None, "{text}");
         }

@@ -1,4 +1,5 @@
-//! What every feature stands on: the database, the queue, stored objects, and how requests are read. It names no feature.
+//! The handles that features share: the database, the job queue, the object store and the context of requests. This module
+//! uses no feature.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -7,23 +8,24 @@ use axum::extract::FromRef;
 use reqwest::redirect::Policy;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::blob::BlobStore;
+use crate::blob::ObjectStore;
 use crate::blob::service::BlobService;
 use crate::blob::spool::SpoolDir;
 use crate::config::Config;
-use crate::crypto::LinkKey;
+use crate::crypto::LinkKeys;
 use crate::db::Db;
 use crate::db::pooler::PoolerCheck;
 use crate::http::context::RequestContext;
-use crate::http::idempotency::settings::IdempotencySettings;
+use crate::http::idempotency::context::IdempotencyContext;
 use crate::http::prometheus::HttpMetrics;
 use crate::jobs::JobQueue;
 use crate::process::Process;
 
-/// The handles that features share; cheap to clone. It is the state of routers that need nothing of their own.
+/// The handles that features share. A clone is cheap. A feature without a context uses the platform as its router state.
 #[derive(Clone)]
 pub struct Platform(Arc<PlatformInner>);
 
+/// The fields of a [`Platform`].
 pub struct PlatformInner {
     pub config: Config,
     pub process: Process,
@@ -32,40 +34,42 @@ pub struct PlatformInner {
     pub blobs: BlobService,
     pub request_context: RequestContext,
     pub http_metrics: Arc<HttpMetrics>,
-    /// For requests to other services. It follows no redirects: only the configured address is contacted.
+    /// The client for requests to other services. It follows no redirects, so that it contacts only configured addresses.
     pub http_client: reqwest::Client,
-    /// Signs public links.
-    pub link_key: LinkKey,
-    /// The beginning of public links, without a slash at its end.
+    /// The keys of public links.
+    pub link_keys: LinkKeys,
+    /// The base URL of public links, without a trailing slash.
     pub public_url: String,
 }
 
-/// What startup has found out or made before there can be a [`Platform`].
+/// The dependencies of a [`Platform`], which startup creates.
 pub struct PlatformDependencies {
     pub config: Config,
-    pub database: PgConnectOptions,
-    pub pooler: PoolerCheck,
-    pub blob_store: Arc<dyn BlobStore>,
+    pub database_options: PgConnectOptions,
+    pub pooler_check: PoolerCheck,
+    pub object_store: Arc<dyn ObjectStore>,
     pub spool: SpoolDir,
-    /// The port that is listened on, which the configured one may leave open.
+    /// The port that the server listens on. If the configured port is 0, the system has chosen this one.
     pub port: u16,
 }
 
 impl Platform {
+    /// Creates the shared handles. The database connections are opened on demand.
+    ///
     /// # Errors
-    /// The client for requests to other services cannot be built.
+    /// Returns an error if the HTTP client cannot be built or a key cannot be derived.
     pub fn new(dependencies: PlatformDependencies) -> anyhow::Result<Self> {
-        let PlatformDependencies { config, database, pooler, blob_store, spool, port } = dependencies;
+        let PlatformDependencies { config, database_options, pooler_check, object_store, spool, port } = dependencies;
         let (process, pepper, limits) = (Process::default(), config.keys.pepper(), &config.limits);
-        let db = Db::new(database, config.database.main_connections(), pooler, process.clone());
+        let db = Db::new(database_options, config.database.main_connections(), pooler_check, process.clone());
         let queue = JobQueue::new(pepper)?;
-        let idempotency = IdempotencySettings::new(db.clone(), pepper.to_owned(), limits.idempotency_wait);
+        let idempotency = IdempotencyContext::new(db.clone(), pepper.to_owned(), limits.idempotency_wait);
         Ok(Self(Arc::new(PlatformInner {
-            blobs: BlobService::new(db.clone(), queue.clone(), process.clone(), spool.clone(), blob_store, limits),
+            blobs: BlobService::new(db.clone(), queue.clone(), process.clone(), spool.clone(), object_store, limits),
             request_context: RequestContext::new(limits.clone(), spool, idempotency),
             http_metrics: Arc::default(),
             http_client: reqwest::Client::builder().redirect(Policy::none()).build()?,
-            link_key: LinkKey::derive(pepper)?,
+            link_keys: LinkKeys::derive(pepper)?,
             public_url: config.server.public_url(port),
             process,
             db,
@@ -89,15 +93,15 @@ impl AsRef<Self> for Platform {
     }
 }
 
-/// Every state that contains the platform has what the extractors need.
+/// Provides the context of requests to extractors, from any router state that contains the platform.
 impl<S: AsRef<Platform>> FromRef<S> for RequestContext {
     fn from_ref(state: &S) -> Self {
         state.as_ref().request_context.clone()
     }
 }
 
-/// Defines the context of a feature: a handle around `$Inner`, which has a field `platform`. It dereferences to the platform, so that
-/// handlers read `context.db`, and it can be the state of a router. Methods of the feature reach its own fields with `inner`.
+/// Defines the context of a feature: a cloneable handle to `$Inner`, which must have a field `platform`. `$Inner`
+/// dereferences to the platform, so handlers can read `context.db`. The context can be the state of a router.
 macro_rules! platform_context {
     ($(#[$doc:meta])* $Context:ident, $Inner:ident) => {
         $(#[$doc])*

@@ -1,4 +1,5 @@
-//! The life of this process: its background tasks and its shutdown, and waiting for changes that it or another process makes.
+//! The background tasks and the shutdown signals of this process. [`ChangeWaiter`] waits for changes that this or another
+//! process makes.
 
 use std::future::Future;
 use std::ops::Deref;
@@ -10,45 +11,48 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A handle that every part of the process shares. It is one `Arc`, because middlewares clone it for each request, and a clone of a
-/// [`CancellationToken`] takes a lock.
+/// A handle to the background tasks and the shutdown signals of this process, which all components share. The fields are in one
+/// `Arc`, because middleware clones the handle for each request, and cloning a [`CancellationToken`] takes a lock.
 #[derive(Clone, Default)]
 pub struct Process(Arc<ProcessInner>);
 
+/// The fields of a [`Process`].
 #[derive(Default)]
 pub struct ProcessInner {
-    /// Everything that runs next to the requests. Shutdown waits for it.
+    /// Tasks that run outside of requests. Shutdown waits for them.
     pub background_tasks: TaskTracker,
-    /// Cancelled when the process begins to shut down: nothing new is started.
+    /// Canceled when shutdown begins. Components then start no new work.
     pub shutdown: CancellationToken,
-    /// Cancelled when the time for an orderly shutdown is over.
-    pub hard_stop: CancellationToken,
+    /// Canceled when the deadline of the graceful shutdown has passed, or at a second signal. Running jobs are then aborted.
+    pub abort: CancellationToken,
 }
 
-/// How often to check for a change that another process has made.
+/// The interval at which to check for changes by other processes.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Waits for a change until a deadline. This process announces its changes, other processes do not.
-pub struct Changes<'a> {
-    announced: &'a Notify,
+/// A wait for changes, with a deadline. A [`Notify`] signals the changes by this process. The caller checks for changes by other
+/// processes, at intervals of `POLL_INTERVAL`.
+pub struct ChangeWaiter<'a> {
+    changed: &'a Notify,
     deadline: Instant,
 }
 
-impl<'a> Changes<'a> {
-    pub fn until(deadline: Instant, announced: &'a Notify) -> Self {
-        Self { announced, deadline }
+impl<'a> ChangeWaiter<'a> {
+    /// Creates a waiter for the changes that `changed` signals. It waits until `deadline` at the latest.
+    pub fn until(deadline: Instant, changed: &'a Notify) -> Self {
+        Self { changed, deadline }
     }
 
-    /// Returns a future that ends when there may have been a change since this call. To miss none, call this first, check then, and
-    /// await the future if there was no change yet.
+    /// Returns a future that completes when `changed` is notified after this call, after `POLL_INTERVAL`, or at the deadline,
+    /// whichever is first. To miss no change, call this before you check the state, and await the future afterwards.
     pub fn next(&self) -> impl Future<Output = ()> + use<'a> {
-        let announced = self.announced.notified();
-        let wake = self.deadline.min(Instant::now() + POLL_INTERVAL);
-        async move { drop(tokio::time::timeout_at(wake, announced).await) }
+        let notified = self.changed.notified();
+        let wake_at = self.deadline.min(Instant::now() + POLL_INTERVAL);
+        async move { drop(tokio::time::timeout_at(wake_at, notified).await) }
     }
 
     /// Returns `true` if the deadline has passed.
-    pub fn is_over(&self) -> bool {
+    pub fn is_timed_out(&self) -> bool {
         Instant::now() >= self.deadline
     }
 }

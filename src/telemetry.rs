@@ -1,5 +1,5 @@
-//! Logs and traces. A line goes to standard error for each request and each failure: text on a terminal, else JSON. Traces
-//! leave by OTLP over HTTP, only if an endpoint is configured.
+//! Logs and traces. Logs are written to standard error, one line per request and per failure: text on a terminal, otherwise
+//! JSON. Traces are exported by OTLP over HTTP if an endpoint is configured.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -23,77 +23,82 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config;
 
-/// Sends what is left when the process ends.
+/// The handle by which the process exports the remaining traces before it ends.
 #[must_use]
-pub struct Guard {
+pub struct TelemetryHandle {
     provider: Option<SdkTracerProvider>,
 }
 
-impl Guard {
-    /// Sends the last traces. Blocks for up to five seconds: not for an async thread.
+impl TelemetryHandle {
+    /// Exports the remaining traces. Blocks for up to five seconds: do not call it on an async thread.
     pub fn flush(self) {
         if let Some(provider) = self.provider {
-            // The process ends; there is nobody left to tell.
+            // The process is about to end, so an error has no consequence.
             let _ = provider.shutdown();
         }
     }
 }
 
-/// Whether anybody sees spans. A JSON line does not show them.
+/// `true` if spans are exported or logged. JSON lines do not contain them.
 static SPANS_ENABLED: AtomicBool = AtomicBool::new(true);
 
-/// Whether it is worth while to make a span: that, and entering it at each poll, is a tenth of a short request.
+/// Returns `true` if spans are exported or logged. If they are not, callers should create none: creating a span and entering
+/// it at each poll takes a tenth of the time of a short request.
 pub fn spans_enabled() -> bool {
     SPANS_ENABLED.load(Ordering::Relaxed)
 }
 
-/// Sets logs and traces up for the whole process.
+/// Initializes logs and traces for the whole process.
 ///
 /// # Errors
-/// The filter or the endpoint cannot be understood.
-pub fn init(settings: &config::Telemetry) -> anyhow::Result<Guard> {
-    // Notices of the database are no news at this level; `LOG_LEVEL=info,sqlx=info` shows them.
-    // (`EnvFilter` knows spans as well, and looks at them each time a request is polled.)
-    let filter: Targets =
-        format!("sqlx=warn,{}", settings.log_level).parse().context("LOG_LEVEL is not a log filter")?;
-    let json = match settings.log_format.as_str() {
+/// Returns an error if the log filter or the endpoint is invalid.
+pub fn init(settings: &config::Telemetry) -> anyhow::Result<TelemetryHandle> {
+    // sqlx logs the notices of Postgres at the level `info`; `LOG_LEVEL=info,sqlx=info` shows them.
+    // `EnvFilter` is not used because it also filters by span, which costs time whenever a request is polled.
+    let filter: Targets = format!("sqlx=warn,{}", settings.log_level).parse().context(
+        "LOG_LEVEL is not a log filter: set it to a level such as info, or to directives such as info,sqlx=debug",
+    )?;
+    let is_json = match settings.log_format.as_str() {
         "json" => true,
         "text" => false,
         _ => !std::io::stderr().is_terminal(),
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
-    let lines = if json {
-        lines.json().flatten_event(true).with_current_span(false).with_span_list(false).fmt_fields(NoFields).boxed()
+    let fmt_layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let fmt_layer = if is_json {
+        let json_layer = fmt_layer.json().flatten_event(true).with_current_span(false).with_span_list(false);
+        json_layer.fmt_fields(DiscardFields).boxed()
     } else {
-        lines.with_ansi(std::io::stderr().is_terminal()).boxed()
+        fmt_layer.with_ansi(std::io::stderr().is_terminal()).boxed()
     };
-    let provider = settings.otlp_endpoint.as_deref().map(|endpoint| provider(endpoint, settings)).transpose()?;
-    let traces = provider.as_ref().map(|provider| {
+    let endpoint = settings.otlp_endpoint.as_deref();
+    let provider = endpoint.map(|endpoint| build_tracer_provider(endpoint, settings)).transpose()?;
+    let otel_layer = provider.as_ref().map(|provider| {
         global::set_text_map_propagator(TraceContextPropagator::new());
         tracing_opentelemetry::layer().with_tracer(provider.tracer("acontextd"))
     });
-    SPANS_ENABLED.store(!json || traces.is_some(), Ordering::Relaxed);
-    tracing_subscriber::registry().with(filter).with(lines).with(traces).init();
-    Ok(Guard { provider })
+    SPANS_ENABLED.store(!is_json || otel_layer.is_some(), Ordering::Relaxed);
+    tracing_subscriber::registry().with(filter).with(fmt_layer).with(otel_layer).init();
+    Ok(TelemetryHandle { provider })
 }
 
-/// A JSON line shows no fields of spans, so none are written out for it: that alone cost a short request a tenth of its time.
-struct NoFields;
+/// A formatter that discards the fields of spans. JSON lines do not contain them, and formatting them takes a tenth of the
+/// time of a short request.
+struct DiscardFields;
 
-impl<'w> FormatFields<'w> for NoFields {
+impl<'w> FormatFields<'w> for DiscardFields {
     fn format_fields<R: RecordFields>(&self, _: Writer<'w>, _: R) -> std::fmt::Result {
         Ok(())
     }
 }
 
-fn provider(endpoint: &str, settings: &config::Telemetry) -> anyhow::Result<SdkTracerProvider> {
+fn build_tracer_provider(endpoint: &str, settings: &config::Telemetry) -> anyhow::Result<SdkTracerProvider> {
     let endpoint = endpoint.trim_end_matches('/');
     let endpoint = if endpoint.ends_with("/v1/traces") { endpoint.to_owned() } else { format!("{endpoint}/v1/traces") };
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
         .with_endpoint(endpoint)
         .build()
-        .context("OTEL_EXPORTER_OTLP_ENDPOINT cannot be used")?;
+        .context("OTEL_EXPORTER_OTLP_ENDPOINT is invalid: set it to a URL such as http://localhost:4318")?;
     let resource = Resource::builder().with_service_name("acontextd").build();
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
@@ -102,7 +107,7 @@ fn provider(endpoint: &str, settings: &config::Telemetry) -> anyhow::Result<SdkT
         .build())
 }
 
-/// Where the current work comes from, as a W3C traceparent, if traces are on.
+/// Returns the W3C traceparent of the current span; `None` if traces are not exported.
 pub fn current_traceparent() -> Option<String> {
     let mut carrier = HashMap::new();
     let context = tracing::Span::current().context();
@@ -110,8 +115,8 @@ pub fn current_traceparent() -> Option<String> {
     carrier.remove("traceparent")
 }
 
-/// Links a span to where its work came from.
-pub fn link(span: &tracing::Span, traceparent: &str) {
+/// Links a span to the span that `traceparent` names.
+pub fn add_span_link(span: &tracing::Span, traceparent: &str) {
     let carrier = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
     let context = global::get_text_map_propagator(|propagator| propagator.extract(&carrier));
     span.add_link(context.span().span_context().clone());

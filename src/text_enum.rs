@@ -1,6 +1,6 @@
-//! Enums whose values are words: the same ones in Rust, in JSON and in Postgres.
+//! Enums that are stored and sent as strings, the same in JSON and in Postgres.
 
-/// A text that is no value of an enum.
+/// The error for a string that is not a value of an enum.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("'{value}' is not one of {}", .expected.join(", "))]
 pub struct UnknownValue {
@@ -8,23 +8,27 @@ pub struct UnknownValue {
     pub expected: &'static [&'static str],
 }
 
-/// Defines an enum whose values are words. Its documentation is its description in the API. In Postgres its columns are of type `text` with a CHECK that lists the words; a test
-/// compares each such CHECK with [`VALUES`](#associatedconstant.VALUES).
+/// Defines an enum whose variants have string values. The doc comment of the enum becomes its description in the OpenAPI
+/// document. In Postgres, a column that stores the enum has the type `text` and a CHECK constraint that lists the values. A test
+/// compares each such constraint with [`VALUES`](#associatedconstant.VALUES).
 macro_rules! text_enum {
-    ($(#[doc = $doc:literal])* $vis:vis enum $Name:ident { $($(#[$variant_meta:meta])* $Variant:ident = $word:literal,)+ }) => {
+    (
+        $(#[doc = $doc:literal])*
+        $vis:vis enum $Name:ident { $($(#[$variant_meta:meta])* $Variant:ident = $value:literal,)+ }
+    ) => {
         $(#[doc = $doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
         $vis enum $Name {
-            $($(#[$variant_meta])* #[serde(rename = $word)] $Variant,)+
+            $($(#[$variant_meta])* #[serde(rename = $value)] $Variant,)+
         }
 
         impl $Name {
-            /// All words, in the order of their definition.
-            $vis const VALUES: &'static [&'static str] = &[$($word),+];
+            /// All values, in the order of their definition.
+            $vis const VALUES: &'static [&'static str] = &[$($value),+];
 
             $vis const fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$Variant => $word,)+
+                    $(Self::$Variant => $value,)+
                 }
             }
         }
@@ -38,15 +42,15 @@ macro_rules! text_enum {
         impl std::str::FromStr for $Name {
             type Err = $crate::text_enum::UnknownValue;
 
-            fn from_str(word: &str) -> Result<Self, Self::Err> {
-                match word {
-                    $($word => Ok(Self::$Variant),)+
-                    _ => Err($crate::text_enum::UnknownValue { value: word.to_owned(), expected: Self::VALUES }),
+            fn from_str(value: &str) -> Result<Self, Self::Err> {
+                match value {
+                    $($value => Ok(Self::$Variant),)+
+                    _ => Err($crate::text_enum::UnknownValue { value: value.to_owned(), expected: Self::VALUES }),
                 }
             }
         }
 
-        // The derive macro does not see names that come from a macro.
+        // `derive(ToSchema)` cannot read a `serde(rename)` whose value comes from a macro.
         impl utoipa::PartialSchema for $Name {
             fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
                 utoipa::openapi::ObjectBuilder::new()
@@ -112,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_are_the_same_everywhere() {
+    fn values_are_the_same_in_all_encodings() {
         assert_eq!(Color::VALUES, ["red", "dark_blue"]);
         assert_eq!(Color::DarkBlue.to_string(), "dark_blue");
         assert_eq!("dark_blue".parse(), Ok(Color::DarkBlue));

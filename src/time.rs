@@ -1,9 +1,9 @@
-//! Times on the wire: RFC 3339 in UTC, microseconds at most, without trailing zeros, as the existing clients know them.
+//! Timestamps in JSON: RFC 3339 in UTC, with up to six decimals and no trailing zeros, as upstream's clients expect them.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 
-/// A time as Postgres keeps it (microseconds) and JSON shows it.
+/// A point in time with microsecond precision, as in Postgres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, sqlx::Type, utoipa::ToSchema)]
 #[sqlx(transparent)]
 #[schema(value_type = String, format = DateTime, example = "2025-01-02T03:04:05.12Z")]
@@ -12,8 +12,8 @@ pub struct Timestamp(pub DateTime<Utc>);
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
         let full = self.0.to_rfc3339_opts(SecondsFormat::Micros, true);
-        let digits = full.trim_end_matches('Z').trim_end_matches('0').trim_end_matches('.');
-        output.collect_str(&format_args!("{digits}Z"))
+        let trimmed = full.trim_end_matches('Z').trim_end_matches('0').trim_end_matches('.');
+        output.collect_str(&format_args!("{trimmed}Z"))
     }
 }
 

@@ -1,8 +1,9 @@
-//! Verifies project keys.
+//! Verifies and caches project keys.
 //!
-//! Verified keys are cached for up to a minute, so that a warm request needs no query. A change of a project's row notifies every
-//! process (the trigger `projects_changed` in the migrations), which removes that project's keys at once; a process that loses the connection for
-//! notifications removes all. A key that is not valid is never cached.
+//! Verified keys are cached for up to a minute, so that most requests need no query for authentication. A change of a
+//! project's row notifies every process (the trigger `projects_changed` in the migrations), which then removes that
+//! project's keys from its cache. A process that loses its notification connection clears the cache. Invalid keys are never
+//! cached.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,19 +16,19 @@ use tokio::sync::Semaphore;
 use super::{Caller, store};
 use crate::crypto::{KEY_PREFIX, ProjectKey};
 use crate::db::notify::NotificationHandler;
-use crate::encryption::{Check, Kek, ProjectEncryption, StorageFormat};
+use crate::encryption::{Kek, KeyCheckValue, ProjectEncryption, StorageFormat};
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::ids::ProjectId;
 use crate::platform::{Platform, platform_context};
 
-/// The channel of changes of projects, on which the function `notify_project_changed` in the migrations notifies.
+/// The notification channel for changes to projects. The SQL function `notify_project_changed` sends the notifications.
 const PROJECTS_CHANNEL: &str = "acontextd_projects";
 
-/// How many hashes are checked at one time: each takes 16 MiB for some milliseconds.
-const HASH_PERMITS: usize = 4;
+/// The maximum number of hashes that are verified concurrently. A verification takes 16 MiB of memory for some milliseconds.
+const MAX_CONCURRENT_HASHES: usize = 4;
 
 platform_context! {
-    /// Finds the project of a request.
+    /// The context of authentication, which finds the project of a project key.
     Authenticator, AuthenticatorInner
 }
 
@@ -39,76 +40,78 @@ pub struct AuthenticatorInner {
 
 impl Authenticator {
     pub fn new(platform: Platform) -> Self {
-        let (cache, hash_permits) = (KeyCache::default(), Semaphore::new(HASH_PERMITS));
+        let (cache, hash_permits) = (KeyCache::default(), Semaphore::new(MAX_CONCURRENT_HASHES));
         Self(Arc::new(AuthenticatorInner { platform, cache, hash_permits }))
     }
 
-    /// Returns the project that the key in these headers belongs to.
+    /// Authenticates a request by the project key in its headers.
     ///
     /// # Errors
-    /// 401 if there is no valid key; 503 if the database does not respond.
+    /// Returns 401 if there is no valid key, and 503 if the database is unavailable.
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller> {
-        let body =
-            bearer_token(headers).and_then(|token| token.strip_prefix(KEY_PREFIX)).filter(|body| !body.is_empty());
-        let key = ProjectKey::parse(body.ok_or(UNAUTHORIZED)?);
+        let unprefixed = unprefixed_key(headers).filter(|unprefixed| !unprefixed.is_empty());
+        let key = ProjectKey::parse(unprefixed.ok_or(UNAUTHORIZED)?);
         let pepper = self.config.keys.pepper();
-        let lookup = key.lookup(pepper);
-        let verified = match self.cache.get(&lookup) {
+        let lookup_hash = key.lookup_hash(pepper);
+        let verified = match self.cache.get(&lookup_hash) {
             Some(verified) => verified,
-            None => self.verify(&key, &lookup).await?,
+            None => self.verify(&key, &lookup_hash).await?,
         };
-        let Verified { project, format, buffer_turns, check } = verified;
+        let VerifiedKey { project, format, max_buffer_turns, key_check_value } = verified;
         let kek = unwrap_kek(&key, pepper, project)?;
-        if check.is_some_and(|check| kek.as_ref().is_some_and(|kek| kek.check() != check)) {
-            return Err(Error::Unauthorized("invalid API key: its master key is not the one of this project"));
+        let is_mismatch = |expected: KeyCheckValue| kek.as_ref().is_some_and(|kek| kek.check_value() != expected);
+        if key_check_value.is_some_and(is_mismatch) {
+            return Err(Error::Unauthorized("invalid API key: wrong master key for this project"));
         }
         let encryption = ProjectEncryption { project, format, kek };
-        Ok(Caller { project, lookup: lookup.into(), is_rotated: false, buffer_turns, encryption })
+        Ok(Caller { project, key_lookup_hash: lookup_hash.into(), is_rotated: false, max_buffer_turns, encryption })
     }
 
-    /// Returns the project that the key in these headers belonged to until it was rotated, for [`store::ROTATED_KEY_RETENTION`].
+    /// Authenticates a request by a key that was rotated less than [`store::ROTATED_KEY_RETENTION`] ago. Returns `None` if the
+    /// headers contain no such key.
     ///
     /// # Errors
-    /// 401 if the key is malformed; 503 if the database does not respond.
+    /// Returns 401 if the key's master key cannot be unwrapped, and 503 if the database is unavailable.
     pub async fn authenticate_rotated_key(&self, headers: &HeaderMap) -> Result<Option<Caller>> {
-        let Some(body) = bearer_token(headers).and_then(|token| token.strip_prefix(KEY_PREFIX)) else {
-            return Ok(None);
-        };
-        let key = ProjectKey::parse(body);
+        let Some(unprefixed) = unprefixed_key(headers) else { return Ok(None) };
+        let key = ProjectKey::parse(unprefixed);
         let pepper = self.config.keys.pepper();
-        let lookup = key.lookup(pepper);
+        let lookup_hash = key.lookup_hash(pepper);
         let mut conn = self.db.acquire().await?;
-        let Some((project, format)) = store::get_by_rotated_key(&mut conn, &lookup).await? else { return Ok(None) };
+        let found = store::get_by_rotated_key(&mut conn, &lookup_hash).await?;
+        let Some((project, format)) = found else { return Ok(None) };
         let encryption = ProjectEncryption { project, format, kek: unwrap_kek(&key, pepper, project)? };
-        Ok(Some(Caller { project, lookup: lookup.into(), is_rotated: true, buffer_turns: None, encryption }))
+        let key_lookup_hash = lookup_hash.into();
+        Ok(Some(Caller { project, key_lookup_hash, is_rotated: true, max_buffer_turns: None, encryption }))
     }
 
-    async fn verify(&self, key: &ProjectKey, lookup: &str) -> Result<Verified> {
+    /// Finds the project of a key in the database, verifies the key's hash if that is enabled, and caches the key.
+    async fn verify(&self, key: &ProjectKey, lookup_hash: &str) -> Result<VerifiedKey> {
         let generation = self.cache.generation();
         let mut conn = self.db.acquire().await?;
-        let found = store::get_by_key_hmac(&mut conn, lookup).await?.ok_or(UNAUTHORIZED)?;
+        let found = store::get_by_lookup_hash(&mut conn, lookup_hash).await?.ok_or(UNAUTHORIZED)?;
         drop(conn);
-        if self.config.keys.argon2 && !self.check_hash(key, found.secret_key_hash_phc).await? {
+        if self.config.keys.verify_argon2 && !self.verify_hash(key, found.secret_key_hash_phc).await? {
             return Err(UNAUTHORIZED);
         }
-        // A value of another type is as if it were not there.
-        let buffer_turns = found.buffer_turns.and_then(|turns| turns.as_i64());
-        // One of another length fits no key.
-        let check = found.master_key_check_value.map(|check| check.try_into().unwrap_or_default());
-        let verified = Verified { project: found.id, format: found.format, buffer_turns, check };
-        self.cache.insert_if_current(lookup, verified, generation);
+        // A value that is not an integer is ignored.
+        let max_buffer_turns = found.max_buffer_turns.and_then(|turns| turns.as_i64());
+        // A stored value that does not have 16 bytes is replaced by zeros, which match no key.
+        let key_check_value = found.master_key_check_value.map(|value| value.try_into().unwrap_or_default());
+        let verified = VerifiedKey { project: found.id, format: found.format, max_buffer_turns, key_check_value };
+        self.cache.insert_if_current(lookup_hash, verified, generation);
         Ok(verified)
     }
 
-    async fn check_hash(&self, key: &ProjectKey, phc: String) -> Result<bool> {
+    async fn verify_hash(&self, key: &ProjectKey, phc: String) -> Result<bool> {
         let _permit = self.hash_permits.acquire().await.map_err(Error::internal)?;
         let (key, authenticator) = (key.clone(), self.clone());
-        tokio::task::spawn_blocking(move || key.matches(authenticator.config.keys.pepper(), &phc))
+        tokio::task::spawn_blocking(move || key.verify_hash(authenticator.config.keys.pepper(), &phc))
             .await
             .map_err(Error::internal)
     }
 
-    /// Removes the cached keys of one project.
+    /// Removes the keys of a project from the cache.
     pub fn invalidate_project(&self, project: ProjectId) {
         self.cache.invalidate_project(project);
     }
@@ -126,37 +129,42 @@ impl NotificationHandler for Authenticator {
         }
     }
 
-    fn on_reconnect(&self) {
+    fn on_connection_change(&self) {
         self.cache.invalidate_all();
     }
 }
 
-/// Returns the key-encryption key in a compact key; `None` for a legacy key.
+/// Unwraps the master key in a compact key. Returns `None` for a legacy key.
 fn unwrap_kek(key: &ProjectKey, pepper: &str, project: ProjectId) -> Result<Option<Arc<Kek>>> {
     let master = key.master_key(pepper);
     let master = master.map_err(|_| Error::Unauthorized("invalid API key: failed to unwrap compact token"))?;
     Ok(master.map(|master| Kek::new(project, master)).transpose()?.map(Arc::new))
 }
 
-/// Returns the token of the `Authorization` header.
+/// Returns the project key in the `Authorization` header, without the prefix.
+fn unprefixed_key(headers: &HeaderMap) -> Option<&str> {
+    bearer_token(headers)?.strip_prefix(KEY_PREFIX)
+}
+
+/// Returns the bearer token in the `Authorization` header.
 pub(super) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
-/// The project of a verified key.
+/// A verified key, with the properties of its project.
 #[derive(Clone, Copy)]
-struct Verified {
+struct VerifiedKey {
     project: ProjectId,
     format: StorageFormat,
-    buffer_turns: Option<i64>,
-    /// Of the master key that the project's content is sealed with, if any is.
-    check: Option<Check>,
+    max_buffer_turns: Option<i64>,
+    /// The key check value of the project's master key, if the project has encrypted content.
+    key_check_value: Option<KeyCheckValue>,
 }
 
-/// The verified keys, by their lookup hash.
+/// The cache of verified keys, by their lookup hash.
 struct KeyCache {
-    verified: Cache<String, Verified>,
-    /// Counts the invalidations: what was read before one must not be cached after it.
+    verified: Cache<String, VerifiedKey>,
+    /// The number of invalidations. A row that was read before an invalidation must not be cached after it.
     generation: AtomicU64,
 }
 
@@ -172,7 +180,7 @@ impl Default for KeyCache {
 }
 
 impl KeyCache {
-    /// Removes the keys of one project.
+    /// Removes the keys of a project.
     fn invalidate_project(&self, project: ProjectId) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         if self.verified.invalidate_entries_if(move |_, verified| verified.project == project).is_err() {
@@ -180,26 +188,27 @@ impl KeyCache {
         }
     }
 
-    /// Removes every key, because a change may have been missed.
+    /// Removes all keys, because a change of a project may have been missed.
     fn invalidate_all(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.verified.invalidate_all();
     }
 
-    fn get(&self, lookup: &str) -> Option<Verified> {
-        self.verified.get(lookup)
+    fn get(&self, lookup_hash: &str) -> Option<VerifiedKey> {
+        self.verified.get(lookup_hash)
     }
 
     fn generation(&self) -> u64 {
         self.generation.load(Ordering::SeqCst)
     }
 
-    fn insert_if_current(&self, lookup: &str, verified: Verified, generation: u64) {
+    /// Inserts a key unless the cache was invalidated since `generation` was read.
+    fn insert_if_current(&self, lookup_hash: &str, verified: VerifiedKey, generation: u64) {
         if self.generation() == generation {
-            self.verified.insert(lookup.to_owned(), verified);
-            // An invalidation came between the check and the insert.
+            self.verified.insert(lookup_hash.to_owned(), verified);
+            // An invalidation may have happened between the check and the insert.
             if self.generation() != generation {
-                self.verified.invalidate(lookup);
+                self.verified.invalidate(lookup_hash);
             }
         }
     }

@@ -1,7 +1,7 @@
-//! Who is calling. [`gate`] is the middleware in front of every route, [`keys`] verifies project keys and caches the verified ones,
-//! [`store`] is the SQL.
+//! Authentication. [`access`] has the middleware in front of every route and its access rules, [`keys`] verifies and caches
+//! project keys, [`store`] has the SQL.
 
-pub mod gate;
+pub mod access;
 pub mod keys;
 pub mod store;
 
@@ -14,17 +14,18 @@ use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::ids::ProjectId;
 
-/// The project of a request's key.
+/// The authenticated project of a request.
 #[derive(Clone)]
 pub struct Caller {
     pub project: ProjectId,
-    /// The lookup hash of the key.
-    pub lookup: Arc<str>,
-    /// The key was rotated: it is only accepted to return the response with the new key again.
+    /// The lookup hash of the project key.
+    pub key_lookup_hash: Arc<str>,
+    /// `true` if the key was rotated. It is then accepted only to replay the response that contains the new key.
     pub is_rotated: bool,
-    /// The project's own setting of how many pending messages of a session are observed at once.
-    pub buffer_turns: Option<i64>,
-    /// The project with the key of its content, which is part of a compact key.
+    /// The project's limit of the observation buffer, if it has one: a session is observed as soon as this many messages are
+    /// pending.
+    pub max_buffer_turns: Option<i64>,
+    /// The storage format of the project's content, and the master key if the project key is a compact key.
     pub encryption: ProjectEncryption,
 }
 
@@ -33,6 +34,6 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
         let caller = parts.extensions.get::<Self>().cloned();
-        caller.ok_or_else(|| Error::internal(anyhow::anyhow!("an open route asks for a project")))
+        caller.ok_or_else(|| Error::internal(anyhow::anyhow!("the handler of a public route requires a project key")))
     }
 }

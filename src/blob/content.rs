@@ -1,6 +1,7 @@
-//! The content of stored objects, sealed or not: whoever reads or writes goes through here, and sees the content alone.
+//! Reads and writes the content of objects, and decrypts and encrypts it if necessary.
 //!
-//! What is read may be turned into another form just then, and lies somewhere else afterwards: its row is looked at again.
+//! An encryption conversion may replace an object while it is being read. A reader that does not find an object therefore reads
+//! the row of the blob again.
 
 use std::borrow::Cow;
 use std::ops::{ControlFlow, Range};
@@ -11,253 +12,267 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::SemaphorePermit;
 
 use super::rows::{self, EncryptionFormat, StoredBlob};
-use super::service::{BlobService, PREVIEW_BUDGET_KIB};
+use super::service::{BlobService, READ_BUDGET_KIB};
 use super::spool::Spool;
-use super::{BlobError, ByteStream, ScanCallback};
-use crate::encryption::object::{Opener, Sealing, open_whole};
+use super::{ByteStream, ObjectStoreError, ScanCallback};
+use crate::encryption::object::{EncryptingReader, ObjectDecryptor, decrypt_acontext_object};
 use crate::encryption::{DecryptError, Dek, Kek};
 use crate::error::{Error, Result};
 
-/// How often a scan looks for objects that have moved.
-const TRIES: usize = 3;
+/// The maximum number of passes of a scan. Each pass after the first one reads the objects that a conversion has replaced during
+/// the previous pass.
+const MAX_SCAN_PASSES: usize = 3;
 
-/// What opens sealed content.
+/// The key for reading content that may be encrypted.
 #[derive(Clone, Copy)]
-pub enum Key<'a> {
-    /// That of the project, if it is at hand.
+pub enum ContentKey<'a> {
+    /// The KEK of the project, if the request or job has it.
     Project(Option<&'a Kek>),
-    /// That of this one content.
+    /// The data key of this content.
     Object(&'a Dek),
 }
 
-/// Wraps the key of a content, bound to what the content is.
-pub fn wrap(kek: &Kek, dek: &Dek, sha256: &str) -> Result<Vec<u8>> {
-    Ok(kek.wrap(dek, &hash(sha256)?)?)
+/// Wraps the data key of content and binds it to the hash of the content.
+pub fn wrap_dek(kek: &Kek, dek: &Dek, sha256: &str) -> Result<Vec<u8>> {
+    Ok(kek.wrap(dek, &decode_sha256(sha256)?)?)
 }
 
-fn hash(sha256: &str) -> Result<Vec<u8>> {
+fn decode_sha256(sha256: &str) -> Result<Vec<u8>> {
     hex::decode(sha256).map_err(Error::internal)
 }
 
-/// The key of a content; `None` if it is not sealed.
+/// Returns the data key of a blob, or `None` if the blob is not encrypted.
 ///
 /// # Errors
-/// 403 if it is sealed and there is nothing to open it with; 500 if its key is damaged.
-pub fn dek(stored: &StoredBlob, key: Key<'_>) -> Result<Option<Dek>> {
-    let Some(format) = stored.encryption_format else { return Ok(None) };
+/// Returns 403 if the blob is encrypted and the key is missing, and 500 if the wrapped data key is corrupt.
+pub fn unwrap_dek(blob: &StoredBlob, key: ContentKey<'_>) -> Result<Option<Dek>> {
+    let Some(format) = blob.encryption_format else { return Ok(None) };
     let kek = match key {
-        Key::Object(dek) => return Ok(Some(Dek::from_bytes(*dek.bytes()))),
-        Key::Project(kek) => kek.ok_or(Error::KeyRequired)?,
+        ContentKey::Object(dek) => return Ok(Some(Dek::from_bytes(*dek.bytes()))),
+        ContentKey::Project(kek) => kek.ok_or(Error::KeyRequired)?,
     };
-    let wrapped = stored.wrapped_key.as_deref().unwrap_or_default();
+    let wrapped = blob.wrapped_key.as_deref().unwrap_or_default();
     let unwrapped = match format {
-        EncryptionFormat::Chunked => kek.unwrap(wrapped, &hash(&stored.sha256)?),
-        EncryptionFormat::Acontext => kek.unwrap_unbound(wrapped),
+        EncryptionFormat::Chunked => kek.unwrap(wrapped, &decode_sha256(&blob.sha256)?),
+        EncryptionFormat::Acontext => kek.unwrap_without_aad(wrapped),
     };
-    unwrapped.map(Some).map_err(|err| damaged(stored, err))
+    unwrapped.map(Some).map_err(|err| corrupt_error(blob, err))
 }
 
-fn damaged(stored: &StoredBlob, err: impl Into<anyhow::Error>) -> Error {
-    Error::Corrupt { what: format!("the stored content with SHA-256 {}", stored.sha256), cause: err.into() }
+fn corrupt_error(blob: &StoredBlob, err: impl Into<anyhow::Error>) -> Error {
+    Error::Corrupt { what: format!("the stored content with SHA-256 {}", blob.sha256), cause: err.into() }
 }
 
-/// How the bytes of an object become its content.
-enum ObjectEncoding {
-    Plain,
-    Chunked(Opener),
+/// How an object is decrypted, with the key.
+enum ObjectDecryption {
+    NotEncrypted,
+    Chunked(ObjectDecryptor),
     Acontext(Dek),
 }
 
-impl ObjectEncoding {
-    fn for_blob(stored: &StoredBlob, key: Key<'_>) -> Result<Self> {
-        let Some(dek) = dek(stored, key)? else { return Ok(Self::Plain) };
-        if stored.encryption_format == Some(EncryptionFormat::Acontext) {
+impl ObjectDecryption {
+    fn for_blob(blob: &StoredBlob, key: ContentKey<'_>) -> Result<Self> {
+        let Some(dek) = unwrap_dek(blob, key)? else { return Ok(Self::NotEncrypted) };
+        if blob.encryption_format == Some(EncryptionFormat::Acontext) {
             return Ok(Self::Acontext(dek));
         }
-        Ok(Self::Chunked(Opener::new(&dek, stored.size.cast_unsigned())?))
+        Ok(Self::Chunked(ObjectDecryptor::new(&dek, blob.size.cast_unsigned())?))
     }
 
-    /// Decrypts an object that was read whole.
-    fn decode(&self, object: &mut Vec<u8>) -> Result<(), DecryptError> {
+    /// Decrypts a whole object in place.
+    fn decrypt(&self, object: &mut Vec<u8>) -> Result<(), DecryptError> {
         match self {
-            Self::Plain => Ok(()),
-            Self::Chunked(opener) => opener.open(object),
-            Self::Acontext(dek) => open_whole(dek, object),
+            Self::NotEncrypted => Ok(()),
+            Self::Chunked(decryptor) => decryptor.decrypt(object),
+            Self::Acontext(dek) => decrypt_acontext_object(dek, object),
         }
     }
 }
 
 impl BlobService {
-    /// Puts a content into the store, sealed if there is a key for it.
+    /// Writes content to the object store, encrypted if `dek` is given.
     ///
     /// # Errors
-    /// 503 if the object store fails or there is no room.
+    /// Returns 503 if the object store fails or the disk is full.
     pub(super) async fn put_content(&self, object_key: &str, content: &Spool, dek: Option<&Dek>) -> Result<()> {
         let Some(dek) = dek else { return Ok(self.store.put(object_key, content).await?) };
-        let (dir, source) = (self.spool.clone(), content.reader().map_err(Error::internal)?);
-        let mut sealing = Sealing::new(dek, source)?;
-        let sealed =
-            tokio::task::spawn_blocking(move || dir.spool_from_reader(&mut sealing)).await.map_err(Error::internal)?;
-        Ok(self.store.put(object_key, &sealed.map_err(no_room)?).await?)
+        let (spool_dir, source) = (self.spool_dir.clone(), content.reader().map_err(Error::internal)?);
+        let mut reader = EncryptingReader::new(dek, source)?;
+        let encrypted = tokio::task::spawn_blocking(move || spool_dir.spool_from_reader(&mut reader))
+            .await
+            .map_err(Error::internal)?;
+        Ok(self.store.put(object_key, &encrypted.map_err(out_of_space)?).await?)
     }
 
-    /// Where an object that was not found is now: it may have moved.
-    async fn find_relocated<'a>(&self, stored: &StoredBlob, missing: String) -> Result<Cow<'a, StoredBlob>> {
-        let mut conn = self.db.acquire().await?;
-        let now = rows::get(&mut conn, stored.id).await?.filter(|now| now.object_key != stored.object_key);
-        now.map(Cow::Owned).ok_or_else(|| BlobError::Missing(missing).into())
-    }
-
-    /// Reads the bytes of `range`, which lies within the content. Its first bytes are at hand when this returns.
+    /// Reads the row of a blob again after its object was not found, because a conversion may have replaced the object.
     ///
     /// # Errors
-    /// 403 and 500 as for [`dek`]; 503 if the object store fails.
-    pub async fn open(&self, key: Key<'_>, stored: &StoredBlob, range: Range<u64>) -> Result<ByteStream> {
-        if stored.encryption_format == Some(EncryptionFormat::Acontext) {
-            let within = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
-            let bytes = self.read(key, stored).await?;
-            let end = within(range.end).min(bytes.len());
-            let part = bytes.slice(within(range.start).min(end)..end);
+    /// Returns 500 if the row still has the same object key or was deleted.
+    async fn reload_replaced(&self, blob: &StoredBlob) -> Result<StoredBlob> {
+        let mut conn = self.db.acquire().await?;
+        let current = rows::get(&mut conn, blob.id).await?.filter(|row| row.object_key != blob.object_key);
+        current.ok_or_else(|| ObjectStoreError::NotFound(blob.object_key.clone()).into())
+    }
+
+    /// Returns the bytes of `range`, which must lie within the content. The first chunk of encrypted content is decrypted before
+    /// the call returns.
+    ///
+    /// # Errors
+    /// Returns 403 if the content is encrypted and the key is missing, 500 if it is corrupt, and 503 if the object store fails.
+    pub async fn open(&self, key: ContentKey<'_>, blob: &StoredBlob, range: Range<u64>) -> Result<ByteStream> {
+        if blob.encryption_format == Some(EncryptionFormat::Acontext) {
+            let to_index = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+            let bytes = self.read(key, blob).await?;
+            let end = to_index(range.end).min(bytes.len());
+            let part = bytes.slice(to_index(range.start).min(end)..end);
             return Ok(stream::once(async { Ok(part) }).boxed());
         }
-        let mut now = Cow::Borrowed(stored);
-        let (bytes, encoding) = loop {
-            let encoding = ObjectEncoding::for_blob(&now, key)?;
-            let within = if let ObjectEncoding::Chunked(opener) = &encoding {
-                opener.sealed_range(&range)
+        let mut current = Cow::Borrowed(blob);
+        let (bytes, decryption) = loop {
+            let decryption = ObjectDecryption::for_blob(&current, key)?;
+            let object_range = if let ObjectDecryption::Chunked(decryptor) = &decryption {
+                decryptor.encrypted_range(&range)
             } else {
                 range.clone()
             };
-            match self.store.open(&now.object_key, within).await {
-                Err(BlobError::Missing(name)) => now = self.find_relocated(&now, name).await?,
-                Err(err @ BlobError::Short(_)) => return Err(damaged(&now, err)),
-                done => break (done?, encoding),
+            match self.store.open(&current.object_key, object_range).await {
+                Err(ObjectStoreError::NotFound(_)) => current = Cow::Owned(self.reload_replaced(&current).await?),
+                Err(err @ ObjectStoreError::Truncated(_)) => return Err(corrupt_error(&current, err)),
+                result => break (result?, decryption),
             }
         };
-        let ObjectEncoding::Chunked(opener) = encoding else { return Ok(bytes) };
-        // Whether it opens at all is known before anything is promised.
-        let mut content = opener.open_stream(range, bytes);
+        let ObjectDecryption::Chunked(decryptor) = decryption else { return Ok(bytes) };
+        // The first chunk is decrypted here, so that corrupt content is reported before the response begins.
+        let mut content = decryptor.decrypt_stream(range, bytes);
         let first = match content.next().await {
-            Some(Err(err)) => return Err(unreadable(&now, err)),
+            Some(Err(err)) => return Err(read_error(&current, err)),
             first => first,
         };
         Ok(stream::iter(first).chain(content).boxed())
     }
 
-    /// Reads a whole content into memory.
+    /// Reads the whole content into memory.
     ///
     /// # Errors
     /// As for [`BlobService::open`].
-    pub async fn read(&self, key: Key<'_>, stored: &StoredBlob) -> Result<Bytes> {
-        let mut now = Cow::Borrowed(stored);
+    pub async fn read(&self, key: ContentKey<'_>, blob: &StoredBlob) -> Result<Bytes> {
+        let mut current = Cow::Borrowed(blob);
         let bytes = loop {
-            match self.store.read(&now.object_key).await {
-                Err(BlobError::Missing(name)) => now = self.find_relocated(&now, name).await?,
-                done => break done?,
+            match self.store.read(&current.object_key).await {
+                Err(ObjectStoreError::NotFound(_)) => current = Cow::Owned(self.reload_replaced(&current).await?),
+                result => break result?,
             }
         };
-        let encoding = ObjectEncoding::for_blob(&now, key)?;
-        if matches!(encoding, ObjectEncoding::Plain) {
+        let decryption = ObjectDecryption::for_blob(&current, key)?;
+        if matches!(decryption, ObjectDecryption::NotEncrypted) {
             return Ok(bytes);
         }
         let mut object = Vec::from(bytes);
-        let decode = move || encoding.decode(&mut object).map(|()| object.into());
-        tokio::task::spawn_blocking(decode).await.map_err(Error::internal)?.map_err(|err| damaged(&now, err))
+        let decrypt = move || decryption.decrypt(&mut object).map(|()| object.into());
+        tokio::task::spawn_blocking(decrypt).await.map_err(Error::internal)?.map_err(|err| corrupt_error(&current, err))
     }
 
-    /// Reads a whole content as [`BlobService::read`] does, when the contents that are read this way leave room for it in memory. The
-    /// room is taken until the permit is dropped.
+    /// Reads the whole content into memory, within a memory budget that all calls of this function share. Waits until the budget
+    /// has enough free memory for the content, and reserves this memory until the permit is dropped.
     ///
     /// # Errors
     /// As for [`BlobService::read`].
-    pub async fn read_within_budget(&self, key: Key<'_>, stored: &StoredBlob) -> Result<(SemaphorePermit<'_>, Bytes)> {
-        let kib = u32::try_from(stored.size / 1024).unwrap_or(u32::MAX).clamp(1, PREVIEW_BUDGET_KIB);
-        let permit = self.preview_budget.acquire_many(kib).await.map_err(Error::internal)?;
-        Ok((permit, self.read(key, stored).await?))
+    pub async fn read_within_budget(
+        &self,
+        key: ContentKey<'_>,
+        blob: &StoredBlob,
+    ) -> Result<(SemaphorePermit<'_>, Bytes)> {
+        let kib = u32::try_from(blob.size / 1024).unwrap_or(u32::MAX).clamp(1, READ_BUDGET_KIB);
+        let permit = self.read_budget.acquire_many(kib).await.map_err(Error::internal)?;
+        Ok((permit, self.read(key, blob).await?))
     }
 
-    /// Reads a whole content and hands it on piece by piece; whether it is what it should be is known at the end.
+    /// Copies the content to a spool and verifies its SHA-256.
     ///
     /// # Errors
-    /// As for [`BlobService::open`], and 500 if it is another content.
-    pub async fn copy_to_spool(&self, key: Key<'_>, stored: &StoredBlob) -> Result<Spool> {
-        let mut bytes = self.open(key, stored, 0..stored.size.cast_unsigned()).await?;
-        let mut copy = self.spool.writer();
-        while let Some(piece) = bytes.try_next().await.map_err(|err| unreadable(stored, err))? {
-            copy.write(&piece).await.map_err(no_room)?;
+    /// As for [`BlobService::open`]; also returns 500 if the hash differs, and 503 if the disk is full.
+    pub async fn copy_to_spool(&self, key: ContentKey<'_>, blob: &StoredBlob) -> Result<Spool> {
+        let mut bytes = self.open(key, blob, 0..blob.size.cast_unsigned()).await?;
+        let mut copy = self.spool_dir.writer();
+        while let Some(chunk) = bytes.try_next().await.map_err(|err| read_error(blob, err))? {
+            copy.write(&chunk).await.map_err(out_of_space)?;
         }
-        let copy = copy.finish().await.map_err(no_room)?;
-        if copy.sha256 == stored.sha256 { Ok(copy) } else { Err(damaged(stored, DecryptError)) }
+        let copy = copy.finish().await.map_err(out_of_space)?;
+        if copy.sha256 != blob.sha256 {
+            return Err(corrupt_error(blob, anyhow::anyhow!("the content has the SHA-256 {}", copy.sha256)));
+        }
+        Ok(copy)
     }
 
-    /// Reads many whole contents, several at a time and in no order. One that is damaged or missing is passed over, and the log says
-    /// so.
+    /// Reads many whole contents concurrently, in any order. Contents that are corrupt or missing are logged and skipped.
     ///
     /// # Errors
-    /// 403 if one is sealed and there is nothing to open it with; 503 if the object store fails.
-    pub async fn scan(&self, key: Key<'_>, mut contents: Vec<StoredBlob>, visit: ScanCallback) -> Result<()> {
-        let mut places: Vec<usize> = (0..contents.len()).collect();
-        for _ in 0..TRIES {
-            let encodings: Vec<Option<ObjectEncoding>> =
-                contents.iter().map(|stored| encoding_or_skip(stored, key)).collect::<Result<_>>()?;
-            let keys = contents.iter().map(|stored| stored.object_key.clone()).collect();
-            let names: Vec<String> = contents.iter().map(|stored| stored.sha256.clone()).collect();
-            let (visit, at) = (Arc::clone(&visit), places.clone());
-            let decode = move |n: usize, object: &mut Vec<u8>| match encodings[n].as_ref().map(|one| one.decode(object))
-            {
-                Some(Ok(())) => visit(at[n], object),
-                Some(Err(err)) => {
-                    passed_over(&names[n], &err);
-                    ControlFlow::Continue(())
+    /// Returns 403 if a content is encrypted and the key is missing, and 503 if the object store fails or objects are replaced
+    /// repeatedly during the scan.
+    pub async fn scan(&self, key: ContentKey<'_>, mut contents: Vec<StoredBlob>, visit: ScanCallback) -> Result<()> {
+        let mut indices: Vec<usize> = (0..contents.len()).collect();
+        for _ in 0..MAX_SCAN_PASSES {
+            let decryptions: Vec<Option<ObjectDecryption>> =
+                contents.iter().map(|blob| decryption_or_skip(blob, key)).collect::<Result<_>>()?;
+            let keys = contents.iter().map(|blob| blob.object_key.clone()).collect();
+            let hashes: Vec<String> = contents.iter().map(|blob| blob.sha256.clone()).collect();
+            let (visit, original_indices) = (Arc::clone(&visit), indices.clone());
+            let decrypt_and_visit = move |i: usize, object: &mut Vec<u8>| {
+                let Some(decryption) = &decryptions[i] else { return ControlFlow::Continue(()) };
+                match decryption.decrypt(object) {
+                    Ok(()) => visit(original_indices[i], object),
+                    Err(err) => {
+                        log_skipped(&hashes[i], &err);
+                        ControlFlow::Continue(())
+                    }
                 }
-                None => ControlFlow::Continue(()),
             };
-            let missing = self.store.scan(keys, Arc::new(decode)).await?;
+            let missing = self.store.scan(keys, Arc::new(decrypt_and_visit)).await?;
             if missing.is_empty() {
                 return Ok(());
             }
-            let (mut moved_to, mut moved_at) = (Vec::new(), Vec::new());
-            for at in missing {
-                let stored = &contents[at];
-                match self.find_relocated(stored, stored.object_key.clone()).await {
-                    Ok(now) => {
-                        moved_to.push(now.into_owned());
-                        moved_at.push(places[at]);
+            let (mut replaced, mut replaced_indices) = (Vec::new(), Vec::new());
+            for i in missing {
+                let blob = &contents[i];
+                match self.reload_replaced(blob).await {
+                    Ok(current) => {
+                        replaced.push(current);
+                        replaced_indices.push(indices[i]);
                     }
-                    Err(Error::Internal(err)) => passed_over(&stored.sha256, &err),
+                    Err(Error::Internal(err)) => log_skipped(&blob.sha256, &err),
                     Err(err) => return Err(err),
                 }
             }
-            (contents, places) = (moved_to, moved_at);
+            (contents, indices) = (replaced, replaced_indices);
         }
-        Err(Error::unavailable("the project's files are moving; try again in a moment"))
+        Err(Error::unavailable("the files of the project are being encrypted or decrypted; retry shortly"))
     }
 }
 
-fn no_room(err: std::io::Error) -> Error {
-    let msg = "there is no room to seal the upload; try again later".into();
+fn out_of_space(err: std::io::Error) -> Error {
+    let msg = "not enough disk space to encrypt or decrypt a file; retry later".into();
     Error::Unavailable { msg, cause: Some(err.into()) }
 }
 
-fn unreadable(stored: &StoredBlob, err: std::io::Error) -> Error {
+fn read_error(blob: &StoredBlob, err: std::io::Error) -> Error {
     match err.get_ref().and_then(|inner| inner.downcast_ref::<DecryptError>()) {
-        Some(inner) => damaged(stored, *inner),
-        None => BlobError::Unavailable(err.into()).into(),
+        Some(inner) => corrupt_error(blob, *inner),
+        None => ObjectStoreError::Unavailable(err.into()).into(),
     }
 }
 
-/// How a content is read; `None` if its key is damaged.
-fn encoding_or_skip(stored: &StoredBlob, key: Key<'_>) -> Result<Option<ObjectEncoding>> {
-    match ObjectEncoding::for_blob(stored, key) {
-        Ok(encoding) => Ok(Some(encoding)),
+/// Returns how the object of a blob is decrypted. If the wrapped key of the blob is corrupt, logs the error and returns `None`.
+fn decryption_or_skip(blob: &StoredBlob, key: ContentKey<'_>) -> Result<Option<ObjectDecryption>> {
+    match ObjectDecryption::for_blob(blob, key) {
+        Ok(decryption) => Ok(Some(decryption)),
         Err(Error::Corrupt { cause, .. }) => {
-            passed_over(&stored.sha256, &cause);
+            log_skipped(&blob.sha256, &cause);
             Ok(None)
         }
         Err(err) => Err(err),
     }
 }
 
-fn passed_over(sha256: &str, why: &dyn std::fmt::Display) {
-    tracing::error!(content.sha256 = sha256, error = %why, "a content was not searched");
+fn log_skipped(sha256: &str, reason: &dyn std::fmt::Display) {
+    tracing::error!(content.sha256 = sha256, error = %reason, "cannot read this content; the search skips it");
 }

@@ -1,42 +1,46 @@
-//! Encrypts and decrypts stored objects. A new object replaces the old one in its row; the old one is deleted after that, by the sweep
-//! if the process stops in between.
+//! Encrypts and decrypts existing objects. The row of the blob is changed to refer to a new object, and then the old object is
+//! deleted. If the process stops before the old object is deleted, the sweep deletes it.
+//!
+//! In SQL, a storage format is a boolean: `true` if encrypted. The condition `(encryption_format is null) = $format` therefore
+//! selects the blobs that are not stored in this format.
 
 use std::sync::OnceLock;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 
-use super::content::Key;
+use super::content::ContentKey;
 use super::ingest::NewObject;
 use super::rows::{EncryptionFormat, StoredBlob, stored_blob};
 use super::service::BlobService;
 use crate::db::page::Cursor;
-use crate::encryption::reencrypt::{ConversionProgress, Interrupt, Reencrypt};
+use crate::encryption::conversion::{ConversionProgress, EncryptableContent, Interrupt};
 use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, ProjectId};
 
-/// How many objects are looked up at once.
+/// The number of objects per query.
 const BATCH_SIZE: i64 = 500;
-/// How many objects are converted concurrently.
+/// The number of objects that are converted concurrently.
 const CONCURRENCY: usize = 4;
 
-/// An object to convert.
+/// A blob to convert, with its position in the list of unconverted blobs.
 struct ConversionItem {
-    stored: StoredBlob,
+    blob: StoredBlob,
     position: Cursor,
 }
 
-enum SwapOutcome {
-    Swapped,
-    /// The object was converted or deleted in the meantime.
+/// The result of replacing an object.
+enum ReplaceOutcome {
+    Replaced,
+    /// The object was already replaced or deleted, or the sweep has deleted the pending row of the new object.
     NotNeeded,
     /// The storage format of the project has changed.
-    TargetChanged,
+    FormatChanged,
 }
 
 #[async_trait]
-impl Reencrypt for BlobService {
+impl EncryptableContent for BlobService {
     async fn count_remaining(&self, project: ProjectId, format: StorageFormat) -> Result<i64> {
         let count = sqlx::query_scalar!(
             r#"select count(*) as "count!" from blobs
@@ -55,28 +59,28 @@ impl Reencrypt for BlobService {
     ) -> Result<(), Interrupt> {
         let mut after = Cursor::START;
         loop {
-            let objects = self.list_unconverted(encryption.project, format, after).await?;
-            let Some(last) = objects.last() else { return Ok(()) };
+            let items = self.list_unconverted(encryption.project, format, after).await?;
+            let Some(last) = items.last() else { return Ok(()) };
             after = last.position;
-            // Objects that were begun are finished even if another one finds that the conversion must end.
+            // After an interrupt, no conversion of another object begins, but those that have begun are completed.
             let interrupt = OnceLock::new();
             let convert = async |item: ConversionItem| {
                 if interrupt.get().is_none()
-                    && let Err(reason) = self.convert_object(encryption, format, &item.stored, progress).await
+                    && let Err(reason) = self.convert_object(encryption, format, &item.blob, progress).await
                 {
-                    // The first reason counts.
+                    // `set` fails if another object has set a reason. Only the first reason is returned.
                     let _ = interrupt.set(reason);
                 }
             };
-            stream::iter(objects).for_each_concurrent(CONCURRENCY, convert).await;
+            stream::iter(items).for_each_concurrent(CONCURRENCY, convert).await;
             if let Some(reason) = interrupt.into_inner() {
                 return Err(reason);
             }
         }
     }
 
-    /// Deletes objects of uploads that were cut off or whose format is wrong now, and objects that wait for the sweep. Their rows are
-    /// left to the sweep, which checks once more.
+    /// Deletes the objects of pending and dead blobs that are not stored in `format`: abandoned uploads, uploads that began
+    /// before the storage format changed, and blobs that wait for the sweep. The rows remain until the sweep deletes them.
     async fn delete_stale(&self, project: ProjectId, format: StorageFormat) -> Result<()> {
         let stale = sqlx::query!(
             "with marked as (
@@ -96,7 +100,7 @@ impl Reencrypt for BlobService {
 }
 
 impl BlobService {
-    /// Lists objects that are not in this format, in the order of their creation after this position.
+    /// Lists the next live blobs after `after`, in order of creation, that are not stored in `format`.
     async fn list_unconverted(
         &self,
         project: ProjectId,
@@ -117,90 +121,101 @@ impl BlobService {
         );
         let rows = rows.fetch_all(&*self.db).await?.into_iter().map(|row| ConversionItem {
             position: Cursor { created_at: row.created_at, id: row.blob_id.0 },
-            stored: stored_blob!(row),
+            blob: stored_blob!(row),
         });
         Ok(rows.collect())
     }
 
+    /// Converts an object and records the progress. An object that cannot be read is left unchanged and recorded as corrupt.
     async fn convert_object(
         &self,
         encryption: &ProjectEncryption,
         format: StorageFormat,
-        stored: &StoredBlob,
+        blob: &StoredBlob,
         progress: &dyn ConversionProgress,
     ) -> Result<(), Interrupt> {
         progress.check_deadline()?;
-        let (converted, damaged) = match self.replace_object(encryption, format, stored).await {
-            Ok(SwapOutcome::Swapped | SwapOutcome::NotNeeded) => (1, Vec::new()),
-            Ok(SwapOutcome::TargetChanged) => return Err(Interrupt::TargetChanged),
+        let (converted, corrupt) = match self.replace_object(encryption, format, blob).await {
+            Ok(ReplaceOutcome::Replaced | ReplaceOutcome::NotNeeded) => (1, Vec::new()),
+            Ok(ReplaceOutcome::FormatChanged) => return Err(Interrupt::FormatChanged),
             Err(err @ (Error::Corrupt { .. } | Error::Internal(_))) => {
-                tracing::error!(content.sha256 = stored.sha256, error = ?err, "an object cannot be converted");
-                (0, vec![format!("the file with SHA-256 {} is damaged and stays as it is", stored.sha256)])
+                tracing::error!(
+                    content.sha256 = blob.sha256,
+                    error = ?err,
+                    "cannot convert the object; it is left unchanged"
+                );
+                (0, vec![format!("the file with SHA-256 {} is corrupt and was left unchanged", blob.sha256)])
             }
             Err(err) => return Err(err.into()),
         };
         let mut conn = self.db.acquire().await?;
-        progress.record(&mut conn, converted, &damaged).await
+        progress.record(&mut conn, converted, &corrupt).await
     }
 
-    /// Stores the content of an object in this format, and deletes the object.
+    /// Replaces the object of a blob by a new object in `format`, and deletes the old object.
     async fn replace_object(
         &self,
         encryption: &ProjectEncryption,
         format: StorageFormat,
-        stored: &StoredBlob,
-    ) -> Result<SwapOutcome> {
-        let copy = self.copy_to_spool(Key::Project(Some(encryption.decryption_key()?)), stored).await?;
-        let (blob, new_object) = self.store_object(encryption, format, &copy).await?;
-        let outcome = self.swap_object(stored, blob, &new_object).await?;
-        if !matches!(outcome, SwapOutcome::Swapped) {
-            self.discard(vec![(blob, new_object)]).await;
+        blob: &StoredBlob,
+    ) -> Result<ReplaceOutcome> {
+        let copy = self.copy_to_spool(ContentKey::Project(Some(encryption.decryption_key()?)), blob).await?;
+        let (new_id, new_object) = self.store_object(encryption, format, &copy).await?;
+        let outcome = self.replace_in_row(blob, new_id, &new_object).await?;
+        if !matches!(outcome, ReplaceOutcome::Replaced) {
+            self.discard(vec![(new_id, new_object)]).await;
             return Ok(outcome);
         }
-        self.store.delete(&stored.object_key).await?;
-        sqlx::query!("delete from blobs where object_key = $1 and state = 'dead'", stored.object_key)
+        self.store.delete(&blob.object_key).await?;
+        sqlx::query!("delete from blobs where object_key = $1 and state = 'dead'", blob.object_key)
             .execute(&*self.db)
             .await?;
         Ok(outcome)
     }
 
-    /// Puts the new object in the place of the old one, which from then on is a dead one with a row of its own.
-    async fn swap_object(&self, stored: &StoredBlob, blob: BlobId, new_object: &NewObject) -> Result<SwapOutcome> {
+    /// Replaces the old object by the new one in the row of the blob, and inserts a dead row for the old object. Deletes the
+    /// pending row `new_id` of the new object.
+    async fn replace_in_row(
+        &self,
+        blob: &StoredBlob,
+        new_id: BlobId,
+        new_object: &NewObject,
+    ) -> Result<ReplaceOutcome> {
         let mut tx = self.db.begin().await?;
         if StorageFormat::lock_for_share(&mut tx, new_object.project).await? != Some(new_object.format) {
-            return Ok(SwapOutcome::TargetChanged);
+            return Ok(ReplaceOutcome::FormatChanged);
         }
-        let taken = sqlx::query!(
+        let deleted = sqlx::query!(
             "delete from blobs where id = $1 and state = 'pending' returning encryption_format, wrapped_key",
-            blob as _
+            new_id as _
         );
-        let Some(new) = taken.fetch_optional(&mut *tx).await? else { return Ok(SwapOutcome::NotNeeded) };
-        let moved = sqlx::query!(
+        let Some(new) = deleted.fetch_optional(&mut *tx).await? else { return Ok(ReplaceOutcome::NotNeeded) };
+        let updated = sqlx::query!(
             "update blobs set object_key = $3, encryption_format = $4, wrapped_key = $5
              where id = $1 and object_key = $2 and state = 'live'",
-            stored.id as _,
-            stored.object_key,
+            blob.id as _,
+            blob.object_key,
             new_object.object_key,
             new.encryption_format,
             new.wrapped_key,
         );
-        if moved.execute(&mut *tx).await?.rows_affected() == 0 {
-            return Ok(SwapOutcome::NotNeeded);
+        if updated.execute(&mut *tx).await?.rows_affected() == 0 {
+            return Ok(ReplaceOutcome::NotNeeded);
         }
         sqlx::query!(
             "insert into blobs (id, project_id, object_key, sha256, size, state, encryption_format, wrapped_key)
              values ($1, $2, $3, $4, $5, 'dead', $6, $7)",
             BlobId::new() as _,
             new_object.project as _,
-            stored.object_key,
-            stored.sha256,
-            stored.size,
-            stored.encryption_format as _,
-            stored.wrapped_key,
+            blob.object_key,
+            blob.sha256,
+            blob.size,
+            blob.encryption_format as _,
+            blob.wrapped_key,
         )
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
-        Ok(SwapOutcome::Swapped)
+        Ok(ReplaceOutcome::Replaced)
     }
 }

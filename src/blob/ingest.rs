@@ -1,8 +1,9 @@
-//! Stores contents, and hands out the ids of their blobs. Every stored file goes through [`BlobService::ingest`] and then, in the
-//! transaction that inserts the rows which refer to it, through [`Ingest::claim`].
+//! Stores contents in two steps: [`BlobService::ingest`] writes the objects, and [`Ingest::make_live`] makes their blobs live in
+//! the transaction that inserts the rows which refer to the blobs.
 //!
-//! The order makes a crash harmless at any point: a `pending` row, the object, then one transaction with `live` and the reference. A
-//! crash in between leaves a row that the sweep finds.
+//! A crash is harmless at any point, because a `pending` row is committed before the object is written, and the row becomes
+//! `live` in the same transaction in which references are inserted. After a crash between the two transactions, the sweep deletes
+//! the pending row and its object.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,24 +19,26 @@ use crate::encryption::{Dek, ProjectEncryption, StorageFormat};
 use crate::error::{Error, Result};
 use crate::ids::{BlobId, ProjectId};
 
-/// How many contents are stored concurrently.
+/// The number of contents that are stored concurrently.
 const CONCURRENCY: usize = 8;
 
-/// Contents of a project in the object store, each once, that no row refers to yet.
-#[must_use = "contents that are not claimed are deleted by the sweep"]
+/// Distinct contents of a project, all of which are in the object store.
+#[must_use = "the sweep deletes new contents that are not made live"]
 pub struct Ingest {
     service: BlobService,
     project: ProjectId,
-    uploads: Vec<Upload>,
+    contents: Vec<IngestedContent>,
 }
 
-struct Upload {
+/// A content of an ingest.
+struct IngestedContent {
     sha256: String,
     blob: BlobId,
-    /// The object that this upload has stored; `None` if the content was stored already.
+    /// The object that the ingest has written, or `None` if the project already had the content.
     new_object: Option<NewObject>,
 }
 
+/// An object whose blob is pending.
 #[derive(Clone, Debug)]
 pub(super) struct NewObject {
     pub(super) project: ProjectId,
@@ -43,66 +46,67 @@ pub(super) struct NewObject {
     pub(super) format: StorageFormat,
 }
 
-/// The blobs of contents that were claimed, by SHA-256.
+/// The live blobs of ingested contents by their SHA-256.
 #[derive(Debug)]
-pub struct Claimed(HashMap<String, BlobId>);
+pub struct LiveBlobs(HashMap<String, BlobId>);
 
-/// A blob that rows of this transaction may refer to; [`Claimed`] is the only source.
+/// A live blob to which rows of the current transaction may refer. Only [`LiveBlobs::get`] creates it.
 #[derive(Clone, Copy, Debug)]
-pub struct Claim(BlobId);
+pub struct LiveBlob(BlobId);
 
-impl Claimed {
-    /// Returns the claim of a content that was ingested.
+impl LiveBlobs {
+    /// Returns the blob of an ingested content.
     ///
     /// # Errors
-    /// 500 for another content.
-    pub fn get(&self, sha256: &str) -> Result<Claim> {
-        let claim = self.0.get(sha256).copied().map(Claim);
-        claim.ok_or_else(|| Error::internal(anyhow::anyhow!("the content {sha256} was not ingested")))
+    /// Returns 500 if this content was not ingested.
+    pub fn get(&self, sha256: &str) -> Result<LiveBlob> {
+        let blob = self.0.get(sha256).copied().map(LiveBlob);
+        blob.ok_or_else(|| Error::internal(anyhow::anyhow!("the content {sha256} was not ingested")))
     }
 }
 
-impl Claim {
-    pub fn blob(self) -> BlobId {
+impl LiveBlob {
+    pub fn id(self) -> BlobId {
         self.0
     }
 }
 
 impl BlobService {
-    /// Stores the contents that the project does not have yet, in the storage format of the project. Several are stored concurrently,
-    /// and equal ones once.
+    /// Stores the contents that the project does not have yet, in the project's storage format. Stores equal contents only once,
+    /// and different contents concurrently.
     ///
     /// # Errors
-    /// 403 if the project is encrypted and the request has not brought its key; 503 if the object store fails.
+    /// Returns 403 if the project is encrypted and the master key is missing, and 503 if the object store fails.
     pub async fn ingest(&self, encryption: &ProjectEncryption, contents: impl Stream<Item = Spool>) -> Result<Ingest> {
         let mut seen = HashSet::new();
         let distinct = contents.filter(|content| std::future::ready(seen.insert(content.sha256.clone())));
-        let uploads = distinct.map(|content| async move { self.upload(encryption, &content).await });
-        let mut uploads: Vec<_> = uploads.buffer_unordered(CONCURRENCY).try_collect().await?;
-        uploads.sort_by(|one, other| one.sha256.cmp(&other.sha256));
-        Ok(Ingest { service: self.clone(), project: encryption.project, uploads })
+        let ingested = distinct.map(|content| async move { self.ingest_one(encryption, &content).await });
+        let mut contents: Vec<_> = ingested.buffer_unordered(CONCURRENCY).try_collect().await?;
+        contents.sort_by(|a, b| a.sha256.cmp(&b.sha256));
+        Ok(Ingest { service: self.clone(), project: encryption.project, contents })
     }
 
-    async fn upload(&self, encryption: &ProjectEncryption, content: &Spool) -> Result<Upload> {
+    async fn ingest_one(&self, encryption: &ProjectEncryption, content: &Spool) -> Result<IngestedContent> {
         let (project, sha256) = (encryption.project, content.sha256.clone());
-        let known = sqlx::query!(
+        let query = sqlx::query!(
             r#"select p.encryption_enabled as "format: StorageFormat", b.id as "blob?: BlobId"
                from projects p left join blobs b on b.project_id = p.id and b.sha256 = $2 and b.state = 'live'
                where p.id = $1"#,
             project as _,
             sha256,
         );
-        // If the project is being deleted, the transaction will find out.
-        let known = known.fetch_optional(&*self.db).await?;
-        if let Some(blob) = known.as_ref().and_then(|known| known.blob) {
-            return Ok(Upload { sha256, blob, new_object: None });
+        // There is no row if the project was deleted. The transaction that makes the blob live then fails.
+        let row = query.fetch_optional(&*self.db).await?;
+        if let Some(blob) = row.as_ref().and_then(|row| row.blob) {
+            return Ok(IngestedContent { sha256, blob, new_object: None });
         }
-        let format = known.map_or(StorageFormat::Plaintext, |known| known.format);
+        let format = row.map_or(StorageFormat::Plaintext, |row| row.format);
         let (blob, new_object) = self.store_object(encryption, format, content).await?;
-        Ok(Upload { sha256, blob, new_object: Some(new_object) })
+        Ok(IngestedContent { sha256, blob, new_object: Some(new_object) })
     }
 
-    /// Stores a content in this format as a new object, whose row is pending. The row comes first, so that no object is unknown.
+    /// Stores content in `format` as a new object with a pending row. The row is inserted before the object is written, so that
+    /// every object has a row.
     ///
     /// # Errors
     /// As for [`BlobService::ingest`].
@@ -117,7 +121,7 @@ impl BlobService {
         let kek = encryption.encryption_key(format)?;
         let dek = kek.map(|_| Dek::random()).transpose()?;
         let wrapped_key = match (kek, &dek) {
-            (Some(kek), Some(dek)) => Some(content::wrap(kek, dek, &content.sha256)?),
+            (Some(kek), Some(dek)) => Some(content::wrap_dek(kek, dek, &content.sha256)?),
             _ => None,
         };
         sqlx::query!(
@@ -137,10 +141,11 @@ impl BlobService {
         Ok((blob, new_object))
     }
 
-    /// Deletes objects that were stored in vain, also if the sweep has deleted their rows already.
+    /// Deletes new objects that are not used, even if the sweep has already deleted their rows. Logs errors; the sweep deletes
+    /// the objects that remain.
     pub(super) async fn discard(&self, objects: Vec<(BlobId, NewObject)>) {
         for (blob, NewObject { object_key, .. }) in objects {
-            let discarded = async {
+            let result = async {
                 sqlx::query!("update blobs set state = 'dead' where id = $1 and state = 'pending'", blob as _)
                     .execute(&*self.db)
                     .await?;
@@ -150,80 +155,85 @@ impl BlobService {
                     .await?;
                 Ok::<_, Error>(())
             };
-            if let Err(err) = discarded.await {
-                tracing::warn!(error = ?err, "an upload that is not needed was left to the sweep");
+            if let Err(err) = result.await {
+                tracing::warn!(object_key, error = ?err, "cannot delete an unused object; the sweep will delete it");
             }
         }
     }
 }
 
 impl Ingest {
-    /// Makes the blobs available to rows of this transaction, and keeps them until it ends: all or none. `None` if the sweep has
-    /// deleted one, another transaction was faster with an equal content, the storage format of the project has changed, or this
-    /// transaction and another one waited for each other: roll back and ingest the contents again.
+    /// Makes all blobs live, so that rows of this transaction can refer to them. Prevents the deletion of the blobs until the
+    /// transaction ends.
     ///
-    /// Locks the project's storage format first, and then the blobs.
+    /// Returns `None` if the sweep has deleted one of the blobs, another transaction has stored an equal content first, the
+    /// storage format of the project has changed, or there was a deadlock. The caller must then roll back and ingest the contents
+    /// again.
+    ///
+    /// Locks the storage format of the project first, and then the blobs.
     ///
     /// # Errors
-    /// The database fails.
-    pub async fn claim(&self, tx: &mut Tx) -> Result<Option<Claimed>> {
-        let is_claimed = match self.try_claim(tx).await {
-            Ok(is_claimed) => is_claimed,
+    /// Returns an error if the database fails.
+    pub async fn make_live(&self, tx: &mut Tx) -> Result<Option<LiveBlobs>> {
+        let is_live = match self.try_make_live(tx).await {
+            Ok(is_live) => is_live,
             Err(err) if err.is_deadlock() => false,
             Err(err) => {
                 self.discard();
                 return Err(err);
             }
         };
-        if !is_claimed {
+        if !is_live {
             self.discard();
             return Ok(None);
         }
-        Ok(Some(Claimed(self.uploads.iter().map(|upload| (upload.sha256.clone(), upload.blob)).collect())))
+        Ok(Some(LiveBlobs(self.contents.iter().map(|content| (content.sha256.clone(), content.blob)).collect())))
     }
 
-    async fn try_claim(&self, conn: &mut PgConnection) -> Result<bool> {
-        if self.uploads.is_empty() {
+    /// Returns `false` in the cases in which [`Ingest::make_live`] returns `None`, except for deadlocks.
+    async fn try_make_live(&self, conn: &mut PgConnection) -> Result<bool> {
+        if self.contents.is_empty() {
             return Ok(true);
         }
-        // `None`: the project is being deleted. The rows that will refer to the blobs cannot be inserted.
+        // `None`: the project was deleted. The insert of a row that refers to a blob then fails.
         if let Some(format) = StorageFormat::lock_for_share(conn, self.project).await?
             && self.new_objects().any(|(_, object)| object.format != format)
         {
             return Ok(false);
         }
-        let (new, found): (Vec<_>, Vec<_>) = self.uploads.iter().partition(|upload| upload.new_object.is_some());
-        let ids = |uploads: Vec<&Upload>| -> Vec<BlobId> { uploads.iter().map(|upload| upload.blob).collect() };
-        let (new, found) = (ids(new), ids(found));
-        if !found.is_empty() {
-            // The share lock keeps the sweep from marking a blob dead before this transaction has ended. In one order, so that two
-            // transactions do not wait for each other.
+        let (new, existing): (Vec<_>, Vec<_>) = self.contents.iter().partition(|content| content.new_object.is_some());
+        let ids =
+            |contents: Vec<&IngestedContent>| -> Vec<BlobId> { contents.iter().map(|content| content.blob).collect() };
+        let (new, existing) = (ids(new), ids(existing));
+        if !existing.is_empty() {
+            // The share lock prevents the sweep from marking a blob dead before this transaction ends. All transactions lock
+            // blobs in the order of their ids, to avoid deadlocks.
             let locked = sqlx::query_scalar!(
                 "select 1 as one from blobs where id = any($1) and state = 'live' order by id for share",
-                &found as _,
+                &existing as _,
             );
-            if locked.fetch_all(&mut *conn).await?.len() < found.len() {
+            if locked.fetch_all(&mut *conn).await?.len() < existing.len() {
                 return Ok(false);
             }
         }
         if new.is_empty() {
             return Ok(true);
         }
-        let promoted =
+        let update =
             sqlx::query!("update blobs set state = 'live' where id = any($1) and state = 'pending'", &new as _);
-        match promoted.execute(conn).await {
-            Ok(promoted) => Ok(promoted.rows_affected() == new.len() as u64),
-            // Another transaction was faster with an equal content.
+        match update.execute(conn).await {
+            Ok(updated) => Ok(updated.rows_affected() == new.len() as u64),
+            // Another transaction has stored an equal content first.
             Err(sqlx::Error::Database(err)) if err.constraint() == Some("blobs_live_idx") => Ok(false),
             Err(err) => Err(err.into()),
         }
     }
 
     fn new_objects(&self) -> impl Iterator<Item = (BlobId, &NewObject)> {
-        self.uploads.iter().filter_map(|upload| Some((upload.blob, upload.new_object.as_ref()?)))
+        self.contents.iter().filter_map(|content| Some((content.blob, content.new_object.as_ref()?)))
     }
 
-    /// Deletes the new objects in the background: no row will refer to them.
+    /// Deletes the new objects in the background, because no row will refer to them.
     fn discard(&self) {
         let objects: Vec<_> = self.new_objects().map(|(blob, object)| (blob, object.clone())).collect();
         if !objects.is_empty() {

@@ -1,7 +1,9 @@
-//! Objects in a folder: `<root>/<project>/<two last hex digits>/<blob id>`.
+//! The object store in a directory. The object with the key `<project id>/<UUID>` is the file
+//! `<root>/<project id>/<last two hex digits of the UUID>/<UUID>`.
 //!
-//! An object is complete or not there: it is written to the side, synced, renamed into its place, and the folder is synced,
-//! in this order. Every call does its file work in one piece on a blocking thread.
+//! An object either exists completely or not at all: it is written to a temporary file, which is synced and renamed, and then the
+//! directory is synced. File operations run on blocking threads. Except for scans and large ranges, a call runs all its file
+//! operations in one closure on one blocking thread.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -16,41 +18,44 @@ use futures_util::StreamExt;
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
-use super::spool::{Body, Spool, SpoolDir, TempPath};
-use super::{BlobError, BlobStore, ByteStream, Result, ScanCallback, unavailable};
+use super::spool::{Spool, SpoolDir, SpoolStorage, TempPath};
+use super::{ByteStream, ObjectStore, ObjectStoreError, Result, ScanCallback, unavailable};
 
-/// Up to here an object is read in one piece instead of as a stream.
-const ONE_PIECE: u64 = 256 * 1024;
-/// How many threads a scan reads with.
+/// The maximum size in bytes of a range that is read with a single call instead of as a stream.
+const MAX_SINGLE_READ: u64 = 256 * 1024;
+/// The number of threads of a scan.
 const SCAN_THREADS: usize = 4;
 
-pub struct LocalBlobStore {
+/// An object store in a local directory.
+pub struct LocalObjectStore {
     root: Arc<Path>,
-    spool: SpoolDir,
+    spool_dir: SpoolDir,
 }
 
-impl LocalBlobStore {
-    /// Opens the folder, making it on first use. `spool` must be on the same file system.
+impl LocalObjectStore {
+    /// Opens the object store, and creates its directory if it does not exist. `spool_dir` must be on the same file system.
     ///
     /// # Errors
-    /// The folder cannot be made.
-    pub fn open(root: &Path, spool: SpoolDir) -> io::Result<Self> {
+    /// Returns an error if the directory cannot be created.
+    pub fn open(root: &Path, spool_dir: SpoolDir) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         if let Some(parent) = root.parent() {
-            sync_folder(parent)?;
+            fsync_dir(parent)?;
         }
-        Ok(Self { root: root.into(), spool })
+        Ok(Self { root: root.into(), spool_dir })
     }
 
-    /// Runs `work` with the object's path on a thread that may block.
-    async fn on_disk<T: Send + 'static>(
+    /// Runs `work` with the path of the object on a blocking thread.
+    async fn with_path_blocking<T: Send + 'static>(
         &self,
         key: &str,
         work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
         let path = self.path(key);
         let key = key.to_owned();
-        tokio::task::spawn_blocking(move || work(&path).map_err(|err| named(err, &key))).await.map_err(unavailable)?
+        tokio::task::spawn_blocking(move || work(&path).map_err(|err| map_io_error(err, &key)))
+            .await
+            .map_err(unavailable)?
     }
 
     fn path(&self, key: &str) -> PathBuf {
@@ -60,40 +65,38 @@ impl LocalBlobStore {
 
 fn object_path(root: &Path, key: &str) -> PathBuf {
     let (project, id) = key.split_once('/').unwrap_or(("", key));
-    let shelf = id.get(id.len().saturating_sub(2)..).unwrap_or(id);
-    root.join(project).join(shelf).join(id)
+    let shard = id.get(id.len().saturating_sub(2)..).unwrap_or(id);
+    root.join(project).join(shard).join(id)
 }
 
-fn named(err: io::Error, key: &str) -> BlobError {
+fn map_io_error(err: io::Error, key: &str) -> ObjectStoreError {
     match err.kind() {
-        io::ErrorKind::NotFound => BlobError::Missing(key.to_owned()),
-        io::ErrorKind::UnexpectedEof => BlobError::Short(key.to_owned()),
-        _ => BlobError::Unavailable(anyhow::Error::new(err).context(format!("object {key}"))),
+        io::ErrorKind::NotFound => ObjectStoreError::NotFound(key.to_owned()),
+        io::ErrorKind::UnexpectedEof => ObjectStoreError::Truncated(key.to_owned()),
+        _ => ObjectStoreError::Unavailable(anyhow::Error::new(err).context(format!("cannot access the object {key}"))),
     }
 }
 
 #[async_trait]
-impl BlobStore for LocalBlobStore {
+impl ObjectStore for LocalObjectStore {
     async fn put(&self, key: &str, content: &Spool) -> Result<()> {
-        let source = match content.body() {
-            Body::Memory(bytes) => Source::Memory(bytes.clone()),
-            Body::File(path) => Source::File(path.0.clone()),
-        };
-        let (root, beside) = (Arc::clone(&self.root), self.spool.temp_path());
-        self.on_disk(key, move |path| place(&root, &beside, &source, path))
+        let (root, tmp, source) = (Arc::clone(&self.root), self.spool_dir.temp_path(), content.storage().clone());
+        self.with_path_blocking(key, move |path| write_atomically(&root, &tmp, &source, path))
             .await
-            // The folder was just made: that it is missing is no missing object.
+            // A missing file does not mean here that the object does not exist.
             .map_err(|err| match err {
-                BlobError::Missing(key) => unavailable(anyhow::anyhow!("cannot place object {key}")),
+                ObjectStoreError::NotFound(key) => unavailable(anyhow::anyhow!(
+                    "cannot store object {key}: its directory or the spooled file was removed"
+                )),
                 err => err,
             })
     }
 
     async fn open(&self, key: &str, range: Range<u64>) -> Result<ByteStream> {
         let length = range.end.saturating_sub(range.start);
-        if length <= ONE_PIECE {
+        if length <= MAX_SINGLE_READ {
             let bytes = self
-                .on_disk(key, move |path| {
+                .with_path_blocking(key, move |path| {
                     let mut file = File::open(path)?;
                     file.seek(SeekFrom::Start(range.start))?;
                     let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
@@ -104,7 +107,7 @@ impl BlobStore for LocalBlobStore {
             return Ok(futures_util::stream::once(async { Ok(bytes) }).boxed());
         }
         let file = self
-            .on_disk(key, move |path| {
+            .with_path_blocking(key, move |path| {
                 let mut file = File::open(path)?;
                 file.seek(SeekFrom::Start(range.start))?;
                 Ok(file)
@@ -115,16 +118,17 @@ impl BlobStore for LocalBlobStore {
     }
 
     async fn read(&self, key: &str) -> Result<Bytes> {
-        self.on_disk(key, |path| fs::read(path).map(Bytes::from)).await
+        self.with_path_blocking(key, |path| fs::read(path).map(Bytes::from)).await
     }
 
     async fn scan(&self, keys: Vec<String>, visit: ScanCallback) -> Result<Vec<usize>> {
         let keys = Arc::new(keys);
-        let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let next_index = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let threads: Vec<_> = (0..SCAN_THREADS.min(keys.len()))
             .map(|_| {
-                let (keys, next, visit, root) = (keys.clone(), next.clone(), visit.clone(), self.root.clone());
-                tokio::task::spawn_blocking(move || scan_some(&root, &keys, &next, &visit))
+                let (keys, next_index, visit, root) =
+                    (keys.clone(), next_index.clone(), visit.clone(), self.root.clone());
+                tokio::task::spawn_blocking(move || scan_worker(&root, &keys, &next_index, &visit))
             })
             .collect();
         let mut missing = Vec::new();
@@ -135,9 +139,9 @@ impl BlobStore for LocalBlobStore {
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
-        self.on_disk(key, |path| match fs::remove_file(path) {
-            // The row goes next; the object must not come back after a loss of power.
-            Ok(()) => sync_folder(path.parent().unwrap_or(path)),
+        self.with_path_blocking(key, |path| match fs::remove_file(path) {
+            // The caller deletes the row next, so the object must not reappear after a power loss.
+            Ok(()) => fsync_dir(path.parent().unwrap_or(path)),
             Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(err) => Err(err),
         })
@@ -145,7 +149,7 @@ impl BlobStore for LocalBlobStore {
     }
 
     async fn check(&self) -> Result<()> {
-        let (root, probe) = (Arc::clone(&self.root), self.spool.temp_path());
+        let (root, probe) = (Arc::clone(&self.root), self.spool_dir.temp_path());
         let check = move || {
             File::create(&probe.0)?.write_all(b"ok")?;
             fs::metadata(&root).map(drop)
@@ -153,75 +157,75 @@ impl BlobStore for LocalBlobStore {
         tokio::task::spawn_blocking(check)
             .await
             .map_err(unavailable)?
-            .context("the folder of objects cannot be written")
+            .with_context(|| {
+                let root = self.root.display();
+                format!("cannot write a temporary file or access the object directory {root}")
+            })
             .map_err(unavailable)
     }
 }
 
-enum Source {
-    Memory(Bytes),
-    File(PathBuf),
-}
-
-/// Writes to the side, syncs, puts in place, syncs the folder. A key is used once, so nothing is ever replaced.
-fn place(root: &Path, beside: &TempPath, source: &Source, path: &Path) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(root);
-    make_folder(root, folder)?;
+/// Writes to the temporary file `tmp`, syncs it and renames it to `path`, and syncs the directory. An object key is used only
+/// once, so `path` does not exist yet.
+fn write_atomically(root: &Path, tmp: &TempPath, source: &SpoolStorage, path: &Path) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(root);
+    create_dir_durably(root, dir)?;
     match source {
-        Source::Memory(bytes) => {
-            let mut file = File::create(&beside.0)?;
+        SpoolStorage::Memory(bytes) => {
+            let mut file = File::create(&tmp.0)?;
             file.write_all(bytes)?;
             file.sync_data()?;
         }
-        Source::File(spooled) => {
-            // A second name for the same bytes, or a copy where there is no such thing: who lost a race stores them again.
-            if fs::hard_link(spooled, &beside.0).is_err() {
-                fs::copy(spooled, &beside.0)?;
+        SpoolStorage::File(spooled) => {
+            // The spool keeps its file, because the caller may have to store the spool again. If the file system does not support
+            // hard links, the file is copied.
+            if fs::hard_link(&spooled.0, &tmp.0).is_err() {
+                fs::copy(&spooled.0, &tmp.0)?;
             }
-            File::open(&beside.0)?.sync_data()?;
+            File::open(&tmp.0)?.sync_data()?;
         }
     }
-    fs::rename(&beside.0, path)?;
-    sync_folder(folder)
+    fs::rename(&tmp.0, path)?;
+    fsync_dir(dir)
 }
 
-/// Makes a folder below `root` and sees to it that it stays made.
-fn make_folder(root: &Path, folder: &Path) -> io::Result<()> {
-    if folder == root || folder.is_dir() {
+/// Creates a directory below `root` with its parents, so that it survives a power loss.
+fn create_dir_durably(root: &Path, dir: &Path) -> io::Result<()> {
+    if dir == root || dir.is_dir() {
         return Ok(());
     }
-    let parent = folder.parent().unwrap_or(root);
-    make_folder(root, parent)?;
-    match fs::create_dir(folder) {
+    let parent = dir.parent().unwrap_or(root);
+    create_dir_durably(root, parent)?;
+    match fs::create_dir(dir) {
         Err(err) if err.kind() != io::ErrorKind::AlreadyExists => Err(err),
-        _ => sync_folder(parent),
+        _ => fsync_dir(parent),
     }
 }
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+fn fsync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }
 
-/// Reads objects into one buffer, one after the other, until none is left or `visit` has seen enough. Answers with those that are
-/// not there.
-fn scan_some(
+/// Reads objects one after another into a single buffer, until no object is left or `visit` ends the scan. Returns the indices of
+/// the objects that do not exist.
+fn scan_worker(
     root: &Path,
     keys: &[String],
-    next: &std::sync::atomic::AtomicUsize,
+    next_index: &std::sync::atomic::AtomicUsize,
     visit: &ScanCallback,
 ) -> Result<Vec<usize>> {
     let (mut buffer, mut missing) = (Vec::new(), Vec::new());
     loop {
-        let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let Some(key) = keys.get(at) else { return Ok(missing) };
+        let index = next_index.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let Some(key) = keys.get(index) else { return Ok(missing) };
         buffer.clear();
         let read = File::open(object_path(root, key)).and_then(|mut file| file.read_to_end(&mut buffer));
-        match read.map_err(|err| named(err, key)) {
-            Err(BlobError::Missing(_)) => missing.push(at),
+        match read.map_err(|err| map_io_error(err, key)) {
+            Err(ObjectStoreError::NotFound(_)) => missing.push(index),
             Err(err) => return Err(err),
             Ok(_) => {
-                if visit(at, &mut buffer).is_break() {
-                    next.store(keys.len(), std::sync::atomic::Ordering::Relaxed);
+                if visit(index, &mut buffer).is_break() {
+                    next_index.store(keys.len(), std::sync::atomic::Ordering::Relaxed);
                     return Ok(missing);
                 }
             }

@@ -1,9 +1,12 @@
-//! Stored objects: bytes under a key that is used once and never overwritten.
+//! Blobs: deduplicated contents of a project. A blob has a row in `blobs` and an object in the object store. An object key is
+//! used only once, and an object is never overwritten. Features use blobs through [`service::BlobService`].
 //!
-//! [`BlobStore`] is the world outside, in two forms: a folder ([`local`]) and a bucket ([`s3`]). [`ingest`] keeps the row of each
-//! object, so that no row points to nothing and no object is unknown. [`content`] is what others read and write: it seals and
-//! opens. [`spool`] holds an upload until it is whole, [`sweep`] deletes objects that nothing refers to any more. [`convert`]
-//! encrypts and decrypts what is stored. All of it is reached through [`service::BlobService`].
+//! - [`ObjectStore`] is the interface of the object store, implemented by [`local`] (a directory) and [`s3`] (a bucket).
+//! - [`spool`] buffers an upload until it is complete.
+//! - [`ingest`] stores contents. It inserts the row before the object, so that every object has a row.
+//! - [`content`] reads and writes contents, and decrypts and encrypts them.
+//! - [`convert`] encrypts and decrypts existing objects.
+//! - [`sweep`] deletes unreferenced objects.
 
 pub mod content;
 pub mod convert;
@@ -26,60 +29,61 @@ pub use crate::encryption::object::ByteStream;
 use crate::error::Error;
 use spool::Spool;
 
-/// Is called with an object's place in the list and its bytes, which it may change, from several threads at once. What it answers
-/// tells whether the scan goes on.
+/// The callback of a scan. It receives the index of an object in the list and the object's bytes, which it may modify, and
+/// returns whether the scan continues. It is called concurrently from several threads.
 pub type ScanCallback = Arc<dyn Fn(usize, &mut Vec<u8>) -> std::ops::ControlFlow<()> + Send + Sync>;
 
+/// An error of the object store.
 #[derive(Debug, thiserror::Error)]
-pub enum BlobError {
-    /// A row names an object that is not there.
-    #[error("object {0} is missing")]
-    Missing(String),
-    /// An object ends before it should.
-    #[error("object {0} has lost a part")]
-    Short(String),
-    /// The store does not answer, is full, or answers wrongly.
-    #[error("the object store failed")]
+pub enum ObjectStoreError {
+    /// The object does not exist.
+    #[error("object {0} not found")]
+    NotFound(String),
+    /// The object is shorter than expected.
+    #[error("object {0} is truncated")]
+    Truncated(String),
+    /// The object store cannot be reached, is full, or returned an unexpected response.
+    #[error("the object store is unavailable")]
     Unavailable(#[source] anyhow::Error),
 }
 
-pub type Result<T> = std::result::Result<T, BlobError>;
+pub type Result<T> = std::result::Result<T, ObjectStoreError>;
 
-impl From<BlobError> for Error {
-    fn from(cause: BlobError) -> Self {
+impl From<ObjectStoreError> for Error {
+    fn from(cause: ObjectStoreError) -> Self {
         match cause {
-            BlobError::Unavailable(_) => {
-                let msg = "the object store does not answer; try again in a moment".into();
+            ObjectStoreError::Unavailable(_) => {
+                let msg = "the object store is unavailable; retry shortly".into();
                 Self::Unavailable { msg, cause: Some(cause.into()) }
             }
-            BlobError::Short(_) => Self::Corrupt { what: "a stored object".into(), cause: cause.into() },
-            BlobError::Missing(_) => Self::Internal(cause.into()),
+            ObjectStoreError::Truncated(_) => Self::Corrupt { what: "a stored object".into(), cause: cause.into() },
+            ObjectStoreError::NotFound(_) => Self::Internal(cause.into()),
         }
     }
 }
 
-/// Where objects are kept. Keys are made by [`ingest`]: `<project>/<blob id>`.
+/// An object store. An object key is `<project id>/<UUID>`; [`ingest`] creates it.
 #[async_trait]
-pub trait BlobStore: Send + Sync {
-    /// Stores an object; when this returns it survives a loss of power.
+pub trait ObjectStore: Send + Sync {
+    /// Stores an object. When the call has returned, the object survives a power loss.
     async fn put(&self, key: &str, content: &Spool) -> Result<()>;
 
-    /// Reads the bytes of `range`, which lies within the object.
+    /// Returns the bytes of `range`, which must lie within the object.
     async fn open(&self, key: &str, range: Range<u64>) -> Result<ByteStream>;
 
     /// Reads a whole object into memory.
     async fn read(&self, key: &str) -> Result<Bytes>;
 
-    /// Reads many whole objects, several at a time and in no order. Answers with the places of those that are not there.
+    /// Reads many whole objects concurrently, in any order. Returns the indices of the objects that do not exist.
     async fn scan(&self, keys: Vec<String>, visit: ScanCallback) -> Result<Vec<usize>>;
 
-    /// Removes an object; one that is not there is fine.
+    /// Deletes an object. Succeeds if the object does not exist.
     async fn delete(&self, key: &str) -> Result<()>;
 
-    /// Whether the store can be reached now.
+    /// Checks that the object store is available.
     async fn check(&self) -> Result<()>;
 }
 
-fn unavailable(err: impl Into<anyhow::Error>) -> BlobError {
-    BlobError::Unavailable(err.into())
+fn unavailable(err: impl Into<anyhow::Error>) -> ObjectStoreError {
+    ObjectStoreError::Unavailable(err.into())
 }

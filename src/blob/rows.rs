@@ -1,4 +1,4 @@
-//! SQL that reads the rows of stored objects.
+//! The SQL that reads rows of `blobs`.
 
 use sqlx::PgConnection;
 
@@ -7,30 +7,31 @@ use crate::ids::{BlobId, ProjectId};
 use crate::text_enum::text_enum;
 
 text_enum! {
-    /// How an object is encrypted: the column `blobs.encryption_format`.
+    /// The encryption format of an object: the column `blobs.encryption_format`.
     pub enum EncryptionFormat {
-        /// In chunks, see [`crate::encryption::object`]; its key is bound to the SHA-256 of the content.
+        /// Encrypted in chunks, see [`crate::encryption::object`]. The wrapped key is bound to the SHA-256 of the content.
         Chunked = "chunked",
-        /// As Acontext encrypts objects: at once, with a key that is bound to nothing. Such objects are read and never written.
+        /// The format of Acontext: encrypted as a whole, with a wrapped key that is not bound to the content. Such objects are
+        /// read but never written.
         Acontext = "acontext",
     }
 }
 
-/// Where a stored content is, and what it takes to open it.
+/// A row of `blobs`, with the key of its object and the data that decrypts the object.
 #[derive(Clone, Debug)]
 pub struct StoredBlob {
     pub id: BlobId,
     pub object_key: String,
-    /// Of the content, in bytes.
+    /// The size of the content in bytes.
     pub size: i64,
-    /// Of the content, in lower-case hex.
+    /// The SHA-256 of the content in lower-case hex.
     pub sha256: String,
-    /// `None` if the object is stored as it is.
+    /// The encryption format; `None` if the object is stored as plaintext.
     pub encryption_format: Option<EncryptionFormat>,
     pub wrapped_key: Option<Vec<u8>>,
 }
 
-/// Makes a [`StoredBlob`] of the row of a larger query, which has its fields and names the id `blob_id`.
+/// Creates a [`StoredBlob`] from the row of a larger query. The row has the same field names, except that the id is `blob_id`.
 macro_rules! stored_blob {
     ($row:ident) => {
         $crate::blob::rows::StoredBlob {
@@ -45,7 +46,7 @@ macro_rules! stored_blob {
 }
 pub(crate) use stored_blob;
 
-/// Finds content by its hash, if rows of the project still refer to it.
+/// Returns the blob whose content has this SHA-256, if rows of the project still refer to it.
 pub async fn get_by_sha256(conn: &mut PgConnection, project: ProjectId, sha256: &str) -> Result<Option<StoredBlob>> {
     let row = sqlx::query_as!(
         StoredBlob,
@@ -58,7 +59,7 @@ pub async fn get_by_sha256(conn: &mut PgConnection, project: ProjectId, sha256: 
     Ok(row.fetch_optional(conn).await?)
 }
 
-/// Where a content is now: it moves when the form it is stored in changes.
+/// Returns a blob by its id. The object key of a blob changes when its content is encrypted or decrypted.
 pub async fn get(conn: &mut PgConnection, blob: BlobId) -> Result<Option<StoredBlob>> {
     let row = sqlx::query_as!(
         StoredBlob,
@@ -68,15 +69,15 @@ pub async fn get(conn: &mut PgConnection, blob: BlobId) -> Result<Option<StoredB
     Ok(row.fetch_optional(conn).await?)
 }
 
-/// Several contents by their hashes, in the order of the hashes.
+/// Lists blobs by their hashes, in the order of the hashes. Hashes without a live blob are left out.
 pub async fn list_by_sha256(conn: &mut PgConnection, project: ProjectId, hashes: &[String]) -> Result<Vec<StoredBlob>> {
     let rows = sqlx::query_as!(
         StoredBlob,
         r#"select b.id as "id: BlobId", b.object_key, b.size, b.sha256, b.encryption_format as "encryption_format: EncryptionFormat",
                 b.wrapped_key
-         from unnest($2::text[]) with ordinality as w (sha256, n)
-         join blobs b on b.project_id = $1 and b.sha256 = w.sha256 and b.state = 'live'
-         order by w.n"#,
+         from unnest($2::text[]) with ordinality as requested (sha256, position)
+         join blobs b on b.project_id = $1 and b.sha256 = requested.sha256 and b.state = 'live'
+         order by requested.position"#,
         project as _,
         hashes,
     );

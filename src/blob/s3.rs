@@ -1,4 +1,4 @@
-//! Objects in a bucket, through `aws-sdk-s3`. All that is particular to S3 and its imitations is here.
+//! The object store in an S3 bucket, through `aws-sdk-s3`. No other file uses the SDK.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,21 +18,22 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio_util::io::ReaderStream;
 
-use super::spool::{Body, Spool};
-use super::{BlobError, BlobStore, ByteStream, Result, ScanCallback, unavailable};
+use super::spool::{Spool, SpoolStorage};
+use super::{ByteStream, ObjectStore, ObjectStoreError, Result, ScanCallback, unavailable};
 use crate::config::S3;
 
-/// How many objects a scan reads at once: enough to hide the way to the store, few enough to bound memory.
-const SCAN_OBJECTS: usize = 8;
+/// The number of objects that a scan reads concurrently: enough to hide network latency, few enough to bound memory.
+const SCAN_CONCURRENCY: usize = 8;
 
-pub struct S3BlobStore {
+/// An object store in an S3 bucket.
+pub struct S3ObjectStore {
     client: Client,
     bucket: String,
     sse: Option<ServerSideEncryption>,
 }
 
-impl S3BlobStore {
-    /// A client for the configured bucket; nothing is asked of the store yet.
+impl S3ObjectStore {
+    /// Creates a client for the configured bucket. Sends no request.
     pub fn new(settings: &S3) -> Self {
         use secrecy::ExposeSecret;
         let credentials = Credentials::new(
@@ -47,7 +48,7 @@ impl S3BlobStore {
             .region(Region::new(settings.region.clone()))
             .credentials_provider(credentials)
             .force_path_style(settings.use_path_style)
-            // Many S3-compatible stores refuse checksums they do not know.
+            // Many S3-compatible stores reject checksums that they do not support.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .retry_config(RetryConfig::standard().with_max_attempts(3))
@@ -66,40 +67,41 @@ impl S3BlobStore {
 
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<S3Body> {
         let range = range.map(|range| format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
-        let reply = self.client.get_object().bucket(&self.bucket).key(key).set_range(range).send().await;
-        Ok(reply.map_err(|err| named(err, key))?.body)
+        let response = self.client.get_object().bucket(&self.bucket).key(key).set_range(range).send().await;
+        Ok(response.map_err(|err| map_sdk_error(err, key))?.body)
     }
 }
 
-/// Stores answer an absent object as `NoSuchKey` or, some of them, as a bare 404.
-fn named<E>(err: SdkError<E>, key: &str) -> BlobError
+/// Converts an error of the SDK. Stores report a missing object as `NoSuchKey`, or as a 404 without a code.
+fn map_sdk_error<E>(err: SdkError<E>, key: &str) -> ObjectStoreError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
     let status = err.raw_response().map(|response| response.status().as_u16());
-    let absent = matches!(err.code(), Some("NoSuchKey" | "NotFound")) || (status == Some(404) && err.code().is_none());
-    if absent {
-        return BlobError::Missing(key.to_owned());
+    let is_missing =
+        matches!(err.code(), Some("NoSuchKey" | "NotFound")) || (status == Some(404) && err.code().is_none());
+    if is_missing {
+        return ObjectStoreError::NotFound(key.to_owned());
     }
-    // What is asked for lies behind its end.
+    // The requested range begins after the end of the object.
     if status == Some(416) {
-        return BlobError::Short(key.to_owned());
+        return ObjectStoreError::Truncated(key.to_owned());
     }
-    unavailable(anyhow::Error::new(err).context(format!("object {key}")))
+    unavailable(anyhow::Error::new(err).context(format!("cannot access the object {key}")))
 }
 
 #[async_trait]
-impl BlobStore for S3BlobStore {
+impl ObjectStore for S3ObjectStore {
     async fn put(&self, key: &str, content: &Spool) -> Result<()> {
-        let body = match content.body() {
-            Body::Memory(bytes) => S3Body::from(bytes.clone()),
-            // From the path, so that a retry can read it again.
-            Body::File(path) => S3Body::from_path(&path.0).await.map_err(unavailable)?,
+        let body = match content.storage() {
+            SpoolStorage::Memory(bytes) => S3Body::from(bytes.clone()),
+            // The SDK can read the file again if it retries the request.
+            SpoolStorage::File(path) => S3Body::from_path(&path.0).await.map_err(unavailable)?,
         };
         let put = self.client.put_object().bucket(&self.bucket).key(key);
         let put = put.set_server_side_encryption(self.sse.clone()).body(body);
-        put.send().await.map(drop).map_err(|err| match named(err, key) {
-            BlobError::Missing(_) => unavailable(anyhow::anyhow!("bucket {} is missing", self.bucket)),
+        put.send().await.map(drop).map_err(|err| match map_sdk_error(err, key) {
+            ObjectStoreError::NotFound(_) => unavailable(anyhow::anyhow!("bucket {} does not exist", self.bucket)),
             err => err,
         })
     }
@@ -119,24 +121,25 @@ impl BlobStore for S3BlobStore {
 
     async fn scan(&self, keys: Vec<String>, visit: ScanCallback) -> Result<Vec<usize>> {
         let mut objects = stream::iter(keys.into_iter().enumerate())
-            .map(|(at, key)| {
+            .map(|(index, key)| {
                 let visit = Arc::clone(&visit);
                 async move {
                     let mut bytes = match self.read(&key).await {
                         Ok(bytes) => Vec::from(bytes),
-                        Err(BlobError::Missing(_)) => return Ok(Err(at)),
+                        // The inner `Err` is the index of a missing object.
+                        Err(ObjectStoreError::NotFound(_)) => return Ok(Err(index)),
                         Err(err) => return Err(err),
                     };
-                    // To look into it may take long: not on a thread that serves others.
-                    tokio::task::spawn_blocking(move || Ok(visit(at, &mut bytes))).await.map_err(unavailable)
+                    // The callback may take long and would block an async thread.
+                    tokio::task::spawn_blocking(move || Ok(visit(index, &mut bytes))).await.map_err(unavailable)
                 }
             })
-            .buffer_unordered(SCAN_OBJECTS);
+            .buffer_unordered(SCAN_CONCURRENCY);
         let mut missing = Vec::new();
-        while let Some(seen) = objects.try_next().await? {
-            match seen {
-                Err(at) => missing.push(at),
-                Ok(goes_on) if goes_on.is_break() => break,
+        while let Some(result) = objects.try_next().await? {
+            match result {
+                Err(index) => missing.push(index),
+                Ok(flow) if flow.is_break() => break,
                 Ok(_) => {}
             }
         }
@@ -146,8 +149,8 @@ impl BlobStore for S3BlobStore {
     async fn delete(&self, key: &str) -> Result<()> {
         match self.client.delete_object().bucket(&self.bucket).key(key).send().await {
             Ok(_) => Ok(()),
-            Err(err) => match named(err, key) {
-                BlobError::Missing(_) => Ok(()),
+            Err(err) => match map_sdk_error(err, key) {
+                ObjectStoreError::NotFound(_) => Ok(()),
                 err => Err(err),
             },
         }
@@ -155,6 +158,6 @@ impl BlobStore for S3BlobStore {
 
     async fn check(&self) -> Result<()> {
         let head = self.client.head_bucket().bucket(&self.bucket).send().await;
-        head.with_context(|| format!("bucket {}", self.bucket)).map(drop).map_err(unavailable)
+        head.with_context(|| format!("cannot access the bucket {}", self.bucket)).map(drop).map_err(unavailable)
     }
 }

@@ -1,4 +1,4 @@
-//! The handle to stored objects.
+//! The handle through which features use blobs.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::BlobStore;
+use super::ObjectStore;
 use super::spool::SpoolDir;
 use crate::config::Limits;
 use crate::db::Db;
 use crate::jobs::JobQueue;
 use crate::process::Process;
 
-/// How much of files may be held in memory at one time to be shown or packed, in KiB. A response with a file's text takes about three
-/// times as much.
-pub(super) const PREVIEW_BUDGET_KIB: u32 = 64 * 1024;
+/// The memory budget of [`BlobService::read_within_budget`] in KiB. A response with the text of a file takes about three times
+/// the size of the file.
+pub(super) const READ_BUDGET_KIB: u32 = 64 * 1024;
 
-/// Stores, reads, converts and deletes objects; cheap to clone. [`super::content`], [`super::ingest`], [`super::convert`] and
-/// [`super::sweep`] have its methods.
+/// Stores, reads, converts and deletes blobs. A clone is cheap. The methods are in [`super::content`], [`super::ingest`],
+/// [`super::convert`] and [`super::sweep`].
 #[derive(Clone)]
 pub struct BlobService(Arc<Inner>);
 
@@ -26,13 +26,13 @@ pub struct Inner {
     pub(super) db: Db,
     pub(super) queue: JobQueue,
     pub(super) process: Process,
-    pub(super) spool: SpoolDir,
-    pub(super) store: Arc<dyn BlobStore>,
-    /// How long an object stays after its last reference is gone.
-    pub(super) grace: Duration,
-    /// How long an upload may take.
+    pub(super) spool_dir: SpoolDir,
+    pub(super) store: Arc<dyn ObjectStore>,
+    /// How long an object is kept after its last reference was deleted.
+    pub(super) grace_period: Duration,
+    /// The timeout of an upload.
     pub(super) upload_timeout: Duration,
-    pub(super) preview_budget: Semaphore,
+    pub(super) read_budget: Semaphore,
 }
 
 impl BlobService {
@@ -40,26 +40,26 @@ impl BlobService {
         db: Db,
         queue: JobQueue,
         process: Process,
-        spool: SpoolDir,
-        store: Arc<dyn BlobStore>,
+        spool_dir: SpoolDir,
+        store: Arc<dyn ObjectStore>,
         limits: &Limits,
     ) -> Self {
         Self(Arc::new(Inner {
             db,
             queue,
             process,
-            spool,
+            spool_dir,
             store,
-            grace: limits.blob_grace,
-            upload_timeout: limits.upload,
-            preview_budget: Semaphore::new(PREVIEW_BUDGET_KIB as usize),
+            grace_period: limits.blob_grace,
+            upload_timeout: limits.upload_timeout,
+            read_budget: Semaphore::new(READ_BUDGET_KIB as usize),
         }))
     }
 
-    /// Checks that the object store can be reached.
+    /// Checks that the object store is available.
     ///
     /// # Errors
-    /// The store does not respond.
+    /// Returns an error if the object store is not available.
     pub async fn check(&self) -> super::Result<()> {
         self.store.check().await
     }

@@ -1,8 +1,8 @@
-//! An upload while it comes in: hashed as it flows, kept in memory while it is small and in a file beyond that, so that
-//! memory does not grow with what is uploaded.
+//! Spools: uploads that are buffered until they are complete. An upload is hashed while it is received. A small upload is
+//! buffered in memory. A larger upload is buffered in a temporary file, so that the required memory does not depend on its size.
 //!
-//! Each process has a folder of its own under `<data folder>/tmp`, and holds a lock in it. The next process that starts there
-//! removes everything that no living process holds a lock of. A file is removed when its [`Spool`] is dropped.
+//! Each process has a locked directory under `<data directory>/tmp`. When a process starts, it removes the directories that no
+//! running process has locked. A temporary file is deleted when its [`Spool`] is dropped.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -14,14 +14,18 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
-use crate::media;
+use crate::mime;
 
-/// Up to here an upload stays in memory.
-const MEMORY: usize = 128 * 1024;
-/// How much of the beginning is kept at hand, to tell what kind of content it is.
-pub const HEAD: usize = 3072;
+/// The maximum size in bytes of an upload that is buffered in memory.
+const MAX_IN_MEMORY: usize = 128 * 1024;
+/// The number of leading bytes from which the media type is detected.
+pub const SNIFF_LEN: usize = 3072;
 
-/// The folder that uploads of this process go through.
+/// How many attempts a process makes to create its directory. An attempt fails if another process that is starting removes the
+/// directory before it is locked.
+const MAX_OPEN_ATTEMPTS: usize = 100;
+
+/// The directory for the temporary files of this process.
 #[derive(Clone)]
 pub struct SpoolDir {
     path: Arc<PathBuf>,
@@ -29,11 +33,11 @@ pub struct SpoolDir {
 }
 
 impl SpoolDir {
-    /// Creates a folder for this process and removes what processes that have ended left behind. Several processes may do this
-    /// at the same time.
+    /// Creates and locks a directory for this process. Removes the directories of processes that have ended. Several processes
+    /// may call this concurrently.
     ///
     /// # Errors
-    /// Returns an error if the folder cannot be created or locked.
+    /// Returns an error if the directory cannot be created or locked, or if another directory cannot be removed.
     pub fn open(data_dir: &Path) -> io::Result<Self> {
         let root = data_dir.join("tmp");
         std::fs::create_dir_all(&root)?;
@@ -42,34 +46,33 @@ impl SpoolDir {
         loop {
             match create_locked(&root) {
                 Ok((path, lock)) => return Ok(Self { path: Arc::new(path), _lock: Arc::new(lock) }),
-                // Another process that starts now found the folder before it was locked.
-                Err(_) if attempts < MAX_ATTEMPTS => attempts += 1,
+                Err(_) if attempts < MAX_OPEN_ATTEMPTS => attempts += 1,
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Begins an upload.
+    /// Creates a writer for a new upload.
     pub fn writer(&self) -> SpoolWriter {
         SpoolWriter {
             dir: self.clone(),
             hash: digest::Context::new(&digest::SHA256),
             size: 0,
-            head: Vec::new(),
+            prefix: Vec::new(),
             memory: BytesMut::new(),
             file: None,
         }
     }
 
-    /// Takes in all that `source` gives, as [`SpoolWriter`] does. Blocks: not for an async thread.
+    /// Reads `source` to its end into a spool. The call blocks, so it must not be made on an async thread.
     ///
     /// # Errors
-    /// The source cannot be read, or the file not be written.
+    /// Returns an error if `source` cannot be read or the temporary file cannot be written.
     pub fn spool_from_reader(&self, source: &mut dyn Read) -> io::Result<Spool> {
         let mut hash = digest::Context::new(&digest::SHA256);
         let (mut memory, mut file) = (Vec::new(), None);
-        let (mut head, mut size) = (Vec::new(), 0);
-        let mut chunk = vec![0; MEMORY / 2];
+        let (mut prefix, mut size) = (Vec::new(), 0);
+        let mut chunk = vec![0; MAX_IN_MEMORY / 2];
         loop {
             let read = match source.read(&mut chunk) {
                 Ok(0) => break,
@@ -79,56 +82,44 @@ impl SpoolDir {
             };
             hash.update(read);
             size += read.len() as u64;
-            head.extend_from_slice(&read[..HEAD.saturating_sub(head.len()).min(read.len())]);
+            prefix.extend_from_slice(&read[..SNIFF_LEN.saturating_sub(prefix.len()).min(read.len())]);
             if let Some((file, _)) = &mut file {
                 std::io::Write::write_all(file, read)?;
                 continue;
             }
             memory.extend_from_slice(read);
-            if memory.len() > MEMORY {
+            if memory.len() > MAX_IN_MEMORY {
                 let path = self.temp_path();
-                let mut begun = File::create(&path.0)?;
-                std::io::Write::write_all(&mut begun, &std::mem::take(&mut memory))?;
-                file = Some((begun, path));
+                let mut new_file = File::create(&path.0)?;
+                std::io::Write::write_all(&mut new_file, &std::mem::take(&mut memory))?;
+                file = Some((new_file, path));
             }
         }
-        let body = file.map_or_else(|| Body::Memory(memory.into()), |(_, path)| Body::File(Arc::new(path)));
-        Ok(Spool { sha256: hex::encode(hash.finish()), size, head: head.into(), body })
+        let storage =
+            file.map_or_else(|| SpoolStorage::Memory(memory.into()), |(_, path)| SpoolStorage::File(Arc::new(path)));
+        Ok(Spool { sha256: hex::encode(hash.finish()), size, prefix: prefix.into(), storage })
     }
 
-    /// A name for a file of the moment; what is made there goes when this is dropped.
+    /// Returns a unique path for a temporary file, which is deleted when the returned value is dropped.
     pub(super) fn temp_path(&self) -> TempPath {
         TempPath(self.path.join(Uuid::now_v7().simple().to_string()))
     }
-
-    /// A spool of bytes that are at hand.
-    pub fn from_bytes(bytes: Bytes) -> Spool {
-        Spool {
-            sha256: hex::encode(digest::digest(&digest::SHA256, &bytes)),
-            size: bytes.len() as u64,
-            head: bytes.slice(..bytes.len().min(HEAD)),
-            body: Body::Memory(bytes),
-        }
-    }
 }
 
-/// Returns the media type of a file, by its content and its name.
-pub fn media_type_of(content: &Spool, filename: &str) -> String {
-    let is_whole = content.head.len() as u64 == content.size;
-    media::detect(&content.head, is_whole, filename)
+/// Detects the media type of a file from its content and its name.
+pub fn detect_media_type(content: &Spool, filename: &str) -> String {
+    let is_whole = content.prefix.len() as u64 == content.size;
+    mime::detect(&content.prefix, is_whole, filename)
 }
 
-/// How often a process tries to create its folder while others remove it.
-const MAX_ATTEMPTS: usize = 100;
+/// The prefix of the name of a directory that its process has not locked yet. Such a directory contains at most the lock file.
+const UNLOCKED_PREFIX: &str = "new-";
 
-/// The prefix of a folder that its process has not locked yet. Nothing is stored there before it is renamed.
-const UNLOCKED: &str = "new-";
-
-/// Creates a folder under a preliminary name, locks it, and only then gives it its name: without the prefix, a folder has a lock
-/// that its process holds until it ends.
+/// Creates a directory under a preliminary name, locks it, and renames it. Every directory without [`UNLOCKED_PREFIX`] is
+/// therefore locked as long as its process runs.
 fn create_locked(root: &Path) -> io::Result<(PathBuf, File)> {
     let name = Uuid::now_v7().simple().to_string();
-    let (preliminary, path) = (root.join(format!("{UNLOCKED}{name}")), root.join(name));
+    let (preliminary, path) = (root.join(format!("{UNLOCKED_PREFIX}{name}")), root.join(name));
     std::fs::create_dir(&preliminary)?;
     let lock = File::create_new(preliminary.join("lock"))?;
     lock.try_lock().map_err(io::Error::from)?;
@@ -136,12 +127,12 @@ fn create_locked(root: &Path) -> io::Result<(PathBuf, File)> {
     Ok((path, lock))
 }
 
-/// Removes everything below `root` that no living process has locked.
+/// Removes everything below `root` that no running process has locked.
 fn remove_orphaned(root: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(root)? {
         let entry = entry?;
         match remove_unlocked(&entry) {
-            // Another process that starts now removes it too.
+            // Another process that is starting has already removed the entry.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => other?,
         }
@@ -149,21 +140,24 @@ fn remove_orphaned(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes a file, or a directory that no running process has locked.
 fn remove_unlocked(entry: &std::fs::DirEntry) -> io::Result<()> {
     let path = entry.path();
     if !entry.file_type()?.is_dir() {
         return std::fs::remove_file(path);
     }
     match File::open(path.join("lock")) {
-        // The lock is held until the folder is gone.
+        // `lock` is held until the directory is removed.
         Ok(lock) => match lock.try_lock() {
             Ok(()) => std::fs::remove_dir_all(path),
             Err(std::fs::TryLockError::WouldBlock) => Ok(()),
             Err(std::fs::TryLockError::Error(error)) => Err(error),
         },
-        // Its process may be about to lock it. If not, it is empty.
+        // The process that has created this directory is about to create the lock file, or has ended. `remove_dir` removes the
+        // directory only if it is empty.
         Err(error)
-            if error.kind() == io::ErrorKind::NotFound && entry.file_name().to_string_lossy().starts_with(UNLOCKED) =>
+            if error.kind() == io::ErrorKind::NotFound
+                && entry.file_name().to_string_lossy().starts_with(UNLOCKED_PREFIX) =>
         {
             match std::fs::remove_dir(path) {
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -175,123 +169,134 @@ fn remove_unlocked(entry: &std::fs::DirEntry) -> io::Result<()> {
     }
 }
 
-/// An upload that is still coming in.
+/// The writer of a spool. It hashes the content of an upload while the upload is received.
 pub struct SpoolWriter {
     dir: SpoolDir,
     hash: digest::Context,
     size: u64,
-    head: Vec<u8>,
+    prefix: Vec<u8>,
     memory: BytesMut,
     file: Option<(tokio::fs::File, TempPath)>,
 }
 
 impl SpoolWriter {
-    /// Bytes so far.
+    /// Returns the number of bytes written so far.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Takes the next bytes in.
+    /// Appends bytes.
     ///
     /// # Errors
-    /// The file cannot be written, for instance because the disk is full.
+    /// Returns an error if the temporary file cannot be written, for example because the disk is full.
     pub async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
         self.hash.update(chunk);
         self.size += chunk.len() as u64;
-        let wanted = HEAD.saturating_sub(self.head.len()).min(chunk.len());
-        self.head.extend_from_slice(&chunk[..wanted]);
+        let length = SNIFF_LEN.saturating_sub(self.prefix.len()).min(chunk.len());
+        self.prefix.extend_from_slice(&chunk[..length]);
         if let Some((file, _)) = &mut self.file {
             return file.write_all(chunk).await;
         }
         self.memory.extend_from_slice(chunk);
-        if self.memory.len() > MEMORY {
+        if self.memory.len() > MAX_IN_MEMORY {
             let path = self.dir.temp_path();
             let mut file = tokio::fs::File::create(&path.0).await?;
-            file.set_max_buf_size(MEMORY);
+            file.set_max_buf_size(MAX_IN_MEMORY);
             file.write_all(&std::mem::take(&mut self.memory)).await?;
             self.file = Some((file, path));
         }
         Ok(())
     }
 
-    /// The upload is whole.
+    /// Completes the spool.
     ///
     /// # Errors
     /// As for [`SpoolWriter::write`].
     pub async fn finish(self) -> io::Result<Spool> {
-        let body = match self.file {
-            None => Body::Memory(self.memory.freeze()),
+        let storage = match self.file {
+            None => SpoolStorage::Memory(self.memory.freeze()),
             Some((mut file, path)) => {
                 file.flush().await?;
-                Body::File(Arc::new(path))
+                SpoolStorage::File(Arc::new(path))
             }
         };
-        Ok(Spool { sha256: hex::encode(self.hash.finish()), size: self.size, head: self.head.into(), body })
+        Ok(Spool { sha256: hex::encode(self.hash.finish()), size: self.size, prefix: self.prefix.into(), storage })
     }
 }
 
-/// An upload that is whole.
+/// Content that is complete, in memory or in a temporary file, with its hash.
 #[derive(Clone)]
 pub struct Spool {
-    /// Of the content, in lower-case hex.
+    /// The SHA-256 of the content in lower-case hex.
     pub sha256: String,
-    /// In bytes.
+    /// The size of the content in bytes.
     pub size: u64,
-    /// The first bytes, [`HEAD`] at most.
-    pub head: Bytes,
-    body: Body,
+    /// The first bytes of the content, at most [`SNIFF_LEN`].
+    pub prefix: Bytes,
+    storage: SpoolStorage,
 }
 
+/// Where the content of a spool is buffered.
 #[derive(Clone)]
-pub(super) enum Body {
+pub(super) enum SpoolStorage {
     Memory(Bytes),
     File(Arc<TempPath>),
 }
 
 impl Spool {
-    /// The content, read into memory.
+    /// Creates a spool from bytes in memory.
+    pub fn from_bytes(bytes: Bytes) -> Self {
+        Self {
+            sha256: hex::encode(digest::digest(&digest::SHA256, &bytes)),
+            size: bytes.len() as u64,
+            prefix: bytes.slice(..bytes.len().min(SNIFF_LEN)),
+            storage: SpoolStorage::Memory(bytes),
+        }
+    }
+
+    /// Reads the content into memory.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// Returns an error if the temporary file cannot be read.
     pub async fn bytes(&self) -> io::Result<Bytes> {
-        match &self.body {
-            Body::Memory(bytes) => Ok(bytes.clone()),
-            Body::File(path) => tokio::fs::read(&path.0).await.map(Bytes::from),
+        match &self.storage {
+            SpoolStorage::Memory(bytes) => Ok(bytes.clone()),
+            SpoolStorage::File(path) => tokio::fs::read(&path.0).await.map(Bytes::from),
         }
     }
 
-    /// The content, to be read from any place of it. Blocks: not for an async thread.
+    /// Returns a seekable reader of the content. The reader blocks, so it must not be used on an async thread.
     ///
     /// # Errors
-    /// The file cannot be opened.
-    pub fn reader(&self) -> io::Result<Reader> {
-        match &self.body {
-            Body::Memory(bytes) => Ok(Reader::Memory(io::Cursor::new(bytes.clone()))),
-            Body::File(path) => File::open(&path.0).map(io::BufReader::new).map(Reader::File),
+    /// Returns an error if the temporary file cannot be opened.
+    pub fn reader(&self) -> io::Result<SpoolReader> {
+        match &self.storage {
+            SpoolStorage::Memory(bytes) => Ok(SpoolReader::Memory(io::Cursor::new(bytes.clone()))),
+            SpoolStorage::File(path) => File::open(&path.0).map(io::BufReader::new).map(SpoolReader::File),
         }
     }
 
-    pub(super) fn body(&self) -> &Body {
-        &self.body
+    pub(super) fn storage(&self) -> &SpoolStorage {
+        &self.storage
     }
 }
 
-/// Reads a [`Spool`].
-pub enum Reader {
+/// A reader of a [`Spool`].
+pub enum SpoolReader {
     Memory(io::Cursor<Bytes>),
     File(io::BufReader<File>),
 }
 
-impl Read for Reader {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+impl Read for SpoolReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Memory(bytes) => bytes.read(into),
-            Self::File(file) => file.read(into),
+            Self::Memory(bytes) => bytes.read(buf),
+            Self::File(file) => file.read(buf),
         }
     }
 }
 
-impl Seek for Reader {
+impl Seek for SpoolReader {
     fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
         match self {
             Self::Memory(bytes) => bytes.seek(to),
@@ -300,12 +305,12 @@ impl Seek for Reader {
     }
 }
 
-/// A file that is removed when this is dropped.
+/// The path of a temporary file, which is deleted on drop.
 pub(super) struct TempPath(pub(super) PathBuf);
 
 impl Drop for TempPath {
     fn drop(&mut self) {
-        // If it stays, the next start removes it.
+        // If this fails, a process that starts later removes the file.
         let _ = std::fs::remove_file(&self.0);
     }
 }

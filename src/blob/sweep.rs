@@ -1,8 +1,9 @@
-//! Removes stored objects that nothing refers to any more, a while after the last reference went.
+//! Deletes objects that have been unreferenced for the grace period.
 //!
-//! An uploader holds the row of the blob it is about to refer to, so the sweep locks first and only then looks for
-//! references, in a statement of its own: a reference that was committed before the lock is seen, one that comes later finds
-//! the blob dead. The object goes before its row, so that no object is ever unknown.
+//! A transaction that inserts a reference locks the row of the blob. The sweep therefore locks the rows first, and then checks
+//! for references in another statement. This statement finds every reference that was committed before the sweep acquired the
+//! lock. A transaction that acquires the lock after the sweep finds that the blob is dead. The object is deleted before its row,
+//! so that every object has a row.
 
 use std::time::{Duration, Instant};
 
@@ -17,11 +18,10 @@ use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::jobs::{self, Delay, Job, JobError, JobHandler, RunningJob};
 
-/// How many blobs are looked at in one transaction.
-const BATCH: i64 = 200;
+/// The number of rows per transaction.
+const BATCH_SIZE: i64 = 200;
 
-/// One round over everything that is due. The queue holds at most one waiting, and one runs at a time, whatever the number of
-/// processes.
+/// The job that runs [`BlobService::sweep`]. Across all processes, at most one such job is ready and at most one runs.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SweepBlobs {}
 
@@ -48,10 +48,10 @@ impl JobHandler for SweepBlobs {
     }
 }
 
-/// Enqueues a sweep, unless one is waiting.
+/// Enqueues a sweep, unless a sweep is ready already.
 ///
 /// # Errors
-/// The database fails.
+/// Returns an error if the database fails.
 pub async fn enqueue_sweep(blobs: BlobService) -> Result<()> {
     let mut tx = blobs.db.begin().await?;
     blobs
@@ -62,67 +62,72 @@ pub async fn enqueue_sweep(blobs: BlobService) -> Result<()> {
 }
 
 impl BlobService {
-    /// Removes what has been unreferenced (or never completed) for the configured time; done when a round finds nothing, or when
-    /// there is enough for another job.
+    /// Deletes blobs that have been unreferenced for the grace period, and pending blobs of abandoned uploads. Returns when
+    /// nothing is left to delete, when half of the job's timeout is used up, or at shutdown. A later job deletes the rest.
+    ///
+    /// # Errors
+    /// Returns an error if the database fails or an object cannot be deleted.
     pub async fn sweep(&self) -> Result<()> {
-        let grace = interval(self.grace);
-        // As long as an upload may run, its object may still be put.
-        let abandoned = interval(self.grace + self.upload_timeout);
-        let enough = Instant::now() + SweepBlobs::TIMEOUT / 2;
-        while !self.process.shutdown.is_cancelled() && Instant::now() < enough {
+        let unreferenced_age = interval(self.grace_period);
+        // An upload that is still running may write its object until it times out.
+        let pending_age = interval(self.grace_period + self.upload_timeout);
+        let deadline = Instant::now() + SweepBlobs::TIMEOUT / 2;
+        while !self.process.shutdown.is_cancelled() && Instant::now() < deadline {
             let mut tx = self.db.begin().await?;
-            let marked = mark_released(&mut tx, &grace).await? + mark_abandoned(&mut tx, &abandoned).await?;
+            let released = mark_released(&mut tx, &unreferenced_age).await?;
+            let abandoned = mark_abandoned(&mut tx, &pending_age).await?;
             tx.commit().await?;
-            let removed = self.delete_dead_objects().await?;
-            if marked + removed == 0 {
+            let deleted = self.delete_dead_objects().await?;
+            if released + abandoned + deleted == 0 {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Deletes the objects of dead blobs, then their rows. One that cannot be deleted does not keep the others.
+    /// Deletes the objects of dead blobs, and then the rows. Returns the number of rows. If an object cannot be deleted,
+    /// continues with the other objects and returns the error at the end.
     async fn delete_dead_objects(&self) -> Result<u64> {
-        let (mut after, mut removed, mut failed) = (Uuid::nil(), 0, None);
+        let (mut after, mut deleted_rows, mut last_error) = (Uuid::nil(), 0, None);
         loop {
             let dead = sqlx::query!(
                 "select id, object_key from blobs where state = 'dead' and id > $1 order by id limit $2",
                 after,
-                BATCH,
+                BATCH_SIZE,
             );
             let dead = dead.fetch_all(&*self.db).await?;
             let Some(last) = dead.last() else { break };
             after = last.id;
-            let mut gone = Vec::with_capacity(dead.len());
+            let mut deleted_ids = Vec::with_capacity(dead.len());
             for blob in &dead {
                 match self.store.delete(&blob.object_key).await {
-                    Ok(()) => gone.push(blob.id),
-                    Err(err) => failed = Some(err),
+                    Ok(()) => deleted_ids.push(blob.id),
+                    Err(err) => last_error = Some(err),
                 }
             }
-            let rows = sqlx::query!("delete from blobs where id = any($1) and state = 'dead'", &gone);
-            removed += rows.execute(&*self.db).await?.rows_affected();
-            if gone.is_empty() {
-                // The store is down: no use in asking for each of them.
+            let rows = sqlx::query!("delete from blobs where id = any($1) and state = 'dead'", &deleted_ids);
+            deleted_rows += rows.execute(&*self.db).await?.rows_affected();
+            if deleted_ids.is_empty() {
+                // The object store is probably unavailable, so the remaining objects are left to a later sweep.
                 break;
             }
         }
-        failed.map_or(Ok(removed), |err| Err(err.into()))
+        last_error.map_or(Ok(deleted_rows), |err| Err(err.into()))
     }
 }
 
-/// Settles releases that are due: marks those of their blobs dead that nothing refers to, and that no later release speaks
-/// for. Returns how many releases there were.
-async fn mark_released(conn: &mut PgConnection, grace: &PgInterval) -> Result<u64> {
+/// Deletes rows of `blob_releases` that are older than `age`, and returns their number. Marks a blob of these rows dead if it has
+/// no reference and no newer release.
+async fn mark_released(conn: &mut PgConnection, age: &PgInterval) -> Result<u64> {
     let released = sqlx::query_scalar!(
         "delete from blob_releases where ctid in (
              select ctid from blob_releases where released_at <= now() - $1::interval order by released_at limit $2)
          returning blob_id",
-        grace as _,
-        BATCH,
+        age as _,
+        BATCH_SIZE,
     );
     let released = released.fetch_all(&mut *conn).await?;
-    // As weak as can be: releases refer to blobs too, and must not wait for this.
+    // The weakest sufficient lock. `for update` would block inserts into `blob_releases`, whose foreign key locks the blob.
     sqlx::query!("select id from blobs where id = any($1) and state = 'live' order by id for no key update", &released)
         .fetch_all(&mut *conn)
         .await?;
@@ -138,14 +143,14 @@ async fn mark_released(conn: &mut PgConnection, grace: &PgInterval) -> Result<u6
     Ok(released.len() as u64)
 }
 
-/// Marks uploads dead that were begun long ago and never completed.
+/// Marks pending blobs that are older than `age` dead, because their uploads were abandoned. Returns the number of these blobs.
 async fn mark_abandoned(conn: &mut PgConnection, age: &PgInterval) -> Result<u64> {
     let marked = sqlx::query!(
         "update blobs set state = 'dead' where id in (
              select id from blobs where state = 'pending' and created_at <= now() - $1::interval
              order by id limit $2 for update skip locked)",
         age as _,
-        BATCH,
+        BATCH_SIZE,
     );
     Ok(marked.execute(conn).await?.rows_affected())
 }

@@ -1,4 +1,4 @@
-//! From flags and environment to a [`Config`] that makes sense as a whole.
+//! Reads flags and environment into a [`Config`] and validates it.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -10,7 +10,8 @@ use secrecy::ExposeSecret;
 
 use super::{Config, Keys};
 
-/// The second names of settings: Acontext also reads any key of its file as `APP_<SECTION>_<KEY>`.
+/// Environment variables, each with its alias `APP_<SECTION>_<KEY>`. Acontext also reads each key of its configuration file from
+/// a variable with such a name.
 const ALIASES: &[(&str, &str)] = &[
     ("API_EXPORT_PORT", "APP_APP_PORT"),
     ("ACONTEXTD_HOST", "APP_APP_HOST"),
@@ -36,8 +37,8 @@ const ALIASES: &[(&str, &str)] = &[
     ("OTEL_TRACES_SAMPLER_ARG", "APP_TELEMETRY_SAMPLERATIO"),
 ];
 
-/// Published in quickstarts, compose files and charts: everybody knows them.
-const WELL_KNOWN: &[&str] = &[
+/// Secrets that are published in the quickstarts, Compose files and Helm charts of Acontext.
+const PUBLISHED_SECRETS: &[&str] = &[
     "your-root-api-bearer-token",
     "AaGyw9Tl9qe4ydDh8qO0xdZNkrobQvwHWFRsnp5a3QtfbaDSDJQeRHxXPr4bGpc0g130EqBSjRNF",
     "your-secret-pepper",
@@ -45,19 +46,22 @@ const WELL_KNOWN: &[&str] = &[
     "changeme",
 ];
 
-/// What the private Postgres has for one server, less what its operator may want.
-const MAX_CONNECTIONS: usize = 180;
+/// The maximum value of `ACONTEXTD_DATABASE_CONNECTIONS` with the embedded Postgres, which allows 200 connections. The process
+/// uses a few more connections than this; the remaining ones are for the operator.
+const MAX_EMBEDDED_CONNECTIONS: usize = 180;
 
-/// Why the program does not start, or what it prints instead (`--help`, `--version`).
-pub enum Stop {
-    Print(String),
-    Refuse(String),
+/// Why the program exits before it starts the server.
+pub enum EarlyExit {
+    /// The text of `--help` or `--version`.
+    Help(String),
+    /// A message about invalid settings.
+    Error(String),
 }
 
 impl Keys {
-    /// Returns `true` if the root token is one that was published, so that everybody knows it.
+    /// Returns `true` if the root token is a published default.
     pub fn has_published_root_token(&self) -> bool {
-        WELL_KNOWN.contains(&self.root_token.expose_secret())
+        PUBLISHED_SECRETS.contains(&self.root_token.expose_secret())
     }
 }
 
@@ -65,40 +69,41 @@ impl Config {
     /// Reads the flags and the environment of this process.
     ///
     /// # Errors
-    /// A text for the user.
-    pub fn load() -> Result<Self, Stop> {
-        Self::from_parts(std::env::args_os(), &std::env::vars_os().collect())
+    /// Returns the text to print if the settings are invalid, or if help or the version is requested.
+    pub fn load() -> Result<Self, EarlyExit> {
+        Self::from_args_and_env(std::env::args_os(), &std::env::vars_os().collect())
     }
 
-    /// Reads the given flags (the program's name first) and environment.
+    /// Reads the settings from `environment` and from `args`, whose first element is the program name.
     ///
     /// # Errors
-    /// A text for the user.
-    pub fn from_parts(
+    /// As for [`Config::load`].
+    pub fn from_args_and_env(
         args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
         environment: &HashMap<OsString, OsString>,
-    ) -> Result<Self, Stop> {
+    ) -> Result<Self, EarlyExit> {
         let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
         let settings = settings();
-        // clap would read this process's environment; what was handed in is put before the flags instead.
+        // clap can only read the environment of this process, so `environment` is converted to flags.
         let command = Self::command().disable_help_subcommand(true).mut_args(|arg| arg.env(None::<&str>));
         let matches = command
-            .try_get_matches_from(with_environment(&args, &settings, environment))
-            .map_err(|error| explain(&error, &settings))?;
-        let config = Self::from_arg_matches(&matches).map_err(|error| explain(&error, &settings))?;
-        config.check().map_err(Stop::Refuse)?;
+            .try_get_matches_from(args_with_env(&args, &settings, environment))
+            .map_err(|error| exit_for_clap_error(&error, &settings))?;
+        let config = Self::from_arg_matches(&matches).map_err(|error| exit_for_clap_error(&error, &settings))?;
+        config.validate().map_err(EarlyExit::Error)?;
         Ok(config)
     }
 
-    /// What no single value can tell.
-    fn check(&self) -> Result<(), String> {
+    /// Validates settings that depend on each other.
+    fn validate(&self) -> Result<(), String> {
+        // Commands use only a few settings.
         if self.command.is_some() {
             return Ok(());
         }
-        if !self.database.is_external() && self.database.connections > MAX_CONNECTIONS {
+        if !self.database.is_external() && self.database.connections > MAX_EMBEDDED_CONNECTIONS {
             return Err(format!(
-                "ACONTEXTD_DATABASE_CONNECTIONS is {}, but the private Postgres has room for {MAX_CONNECTIONS}: set it to no \
-                 more than that",
+                "ACONTEXTD_DATABASE_CONNECTIONS is {}, but the embedded Postgres allows at most \
+                 {MAX_EMBEDDED_CONNECTIONS}: set a lower value",
                 self.database.connections
             ));
         }
@@ -106,11 +111,10 @@ impl Config {
             return Err("DATABASE_URL and DATABASE_HOST are both set: set only one of them".into());
         }
         if self.database.is_external() && !self.keys.has_pepper() {
-            return Err(
-                "ROOT_SECRET_PEPPER is not set, but a database of yours is: set it to a long random text, the \
-                        same for every process on this database (openssl rand -hex 32 makes one)"
-                    .into(),
-            );
+            return Err("ROOT_SECRET_PEPPER is not set, but is required with an external database: set it to a long \
+                        random text, the same for all processes on this database (generate one with openssl rand -hex \
+                        32)"
+            .into());
         }
         let s3_keys = self.s3.access_key.is_some() && self.s3.secret_key.is_some();
         if self.s3.is_configured() && !s3_keys {
@@ -118,65 +122,63 @@ impl Config {
         }
         if !self.s3.is_configured() && (self.s3.endpoint().is_some() || self.s3.access_key.is_some()) {
             return Err(
-                "S3_BUCKET is not set, but other S3_ settings are: set it, such as S3_BUCKET=acontext-assets, or \
-                        remove them to keep objects in the data folder"
+                "S3_BUCKET is not set, but other S3_ settings are: set it, e.g. S3_BUCKET=acontext-assets, or \
+                        remove them to store objects in the data directory"
                     .into(),
             );
         }
-        self.check_exposure()
+        self.validate_exposed_secrets()
     }
 
-    /// Nobody but this machine may reach a server whose secrets are published.
-    fn check_exposure(&self) -> Result<(), String> {
+    /// Rejects published secrets if the server listens on an address that other machines can reach.
+    fn validate_exposed_secrets(&self) -> Result<(), String> {
         if self.server.host.is_loopback() {
             return Ok(());
         }
-        let known = |secret: &str| WELL_KNOWN.contains(&secret);
+        let is_published = |secret: &str| PUBLISHED_SECRETS.contains(&secret);
         let setting = if self.keys.has_published_root_token() {
             "ROOT_API_BEARER_TOKEN"
-        } else if self.keys.has_pepper() && known(self.keys.pepper()) {
+        } else if self.keys.has_pepper() && is_published(self.keys.pepper()) {
             "ROOT_SECRET_PEPPER"
-        } else if self.keys.admin_token.as_ref().is_some_and(|token| known(token.expose_secret())) {
+        } else if self.keys.admin_token.as_ref().is_some_and(|token| is_published(token.expose_secret())) {
             "ADMIN_API_TOKEN"
         } else {
             return Ok(());
         };
         Err(format!(
-            "{setting} is one that everybody knows, and the address {} can be reached by others: set {setting} to a long \
-             random text (openssl rand -hex 32 makes one), or listen on 127.0.0.1",
+            "{setting} is a published default, but the server listens on {}, which is not a loopback address: set \
+             {setting} to a long random text (generate one with openssl rand -hex 32), or listen on 127.0.0.1",
             self.server.host
         ))
     }
 }
 
-/// The flag and the environment name of a setting.
+/// The flag and the environment variable of a setting.
 struct Setting {
     flag: String,
-    name: String,
+    env: String,
     is_secret: bool,
 }
 
+/// Lists the settings that have an environment variable.
 fn settings() -> Vec<Setting> {
     let command = Config::command();
-    let named = command.get_arguments().filter_map(|arg| {
-        let (flag, name) = (format!("--{}", arg.get_long()?), arg.get_env()?.to_str()?.to_owned());
-        Some(Setting { flag, name, is_secret: arg.is_hide_env_values_set() })
+    let settings = command.get_arguments().filter_map(|arg| {
+        let (flag, env) = (format!("--{}", arg.get_long()?), arg.get_env()?.to_str()?.to_owned());
+        Some(Setting { flag, env, is_secret: arg.is_hide_env_values_set() })
     });
-    named.collect()
+    settings.collect()
 }
 
-/// The flags, after those that stand for what the environment sets and no flag does.
-fn with_environment(
-    args: &[OsString],
-    settings: &[Setting],
-    environment: &HashMap<OsString, OsString>,
-) -> Vec<OsString> {
-    let set = |name: &str| environment.get(OsStr::new(name)).filter(|value| !value.is_empty());
-    let given = |flag: &str| args.iter().filter_map(|arg| arg.to_str()?.split('=').next()).any(|arg| arg == flag);
+/// Converts the settings from the environment to flags and inserts them before the flags in `args`. A flag in `args` takes
+/// precedence over the environment variable of the same setting.
+fn args_with_env(args: &[OsString], settings: &[Setting], environment: &HashMap<OsString, OsString>) -> Vec<OsString> {
+    let env_value = |name: &str| environment.get(OsStr::new(name)).filter(|value| !value.is_empty());
+    let is_passed = |flag: &str| args.iter().filter_map(|arg| arg.to_str()?.split('=').next()).any(|arg| arg == flag);
     let mut all: Vec<OsString> = args.iter().take(1).cloned().collect();
-    for setting in settings.iter().filter(|setting| !given(&setting.flag)) {
-        let alias = ALIASES.iter().find(|(name, _)| *name == setting.name).and_then(|(_, alias)| set(alias));
-        if let Some(value) = alias.or_else(|| set(&setting.name)) {
+    for setting in settings.iter().filter(|setting| !is_passed(&setting.flag)) {
+        let alias = ALIASES.iter().find(|(name, _)| *name == setting.env).and_then(|(_, alias)| env_value(alias));
+        if let Some(value) = alias.or_else(|| env_value(&setting.env)) {
             let mut flag = OsString::from(format!("{}=", setting.flag));
             flag.push(value);
             all.push(flag);
@@ -186,31 +188,32 @@ fn with_environment(
     all
 }
 
-fn explain(error: &clap::Error, settings: &[Setting]) -> Stop {
+/// Converts an error of clap to the text to print. For an invalid value, the text names the environment variable of the setting,
+/// which clap does not know.
+fn exit_for_clap_error(error: &clap::Error, settings: &[Setting]) -> EarlyExit {
     match error.kind() {
         ErrorKind::DisplayHelp => {
             let mut command = Config::command().disable_help_subcommand(true).mut_args(|arg| arg.hide_env_values(true));
-            Stop::Print(command.render_long_help().to_string())
+            EarlyExit::Help(command.render_long_help().to_string())
         }
-        ErrorKind::DisplayVersion => Stop::Print(error.to_string()),
+        ErrorKind::DisplayVersion => EarlyExit::Help(error.to_string()),
         ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
             let context = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
             let flag = context(ContextKind::InvalidArg);
             let flag = flag.split_whitespace().next().unwrap_or_default();
             let setting = settings.iter().find(|setting| setting.flag == flag);
-            let name = setting.map_or(flag, |setting| setting.name.as_str());
-            let wrong = match error.source() {
-                Some(source) => source.to_string(),
-                None => format!("must be one of {}", context(ContextKind::ValidValue)),
+            let name = setting.map_or(flag, |setting| setting.env.as_str());
+            let Some(reason) = error.source() else {
+                return EarlyExit::Error(format!("{flag} has no value: pass one, as in {flag}=VALUE"));
             };
-            // A secret that was mistyped is nearly the secret.
+            // A mistyped secret reveals most of the real one, so its value is not printed.
             if setting.is_some_and(|setting| setting.is_secret) {
-                return Stop::Refuse(format!("{name} ({flag}) cannot be used: it {wrong}"));
+                return EarlyExit::Error(format!("{name} ({flag}) is invalid: it {reason}"));
             }
             let value = context(ContextKind::InvalidValue);
-            Stop::Refuse(format!("{name} ({flag}) is '{value}', but {wrong}"))
+            EarlyExit::Error(format!("{name} ({flag}) is '{value}', but {reason}"))
         }
-        _ => Stop::Refuse(error.to_string()),
+        _ => EarlyExit::Error(error.to_string()),
     }
 }
 
@@ -220,42 +223,42 @@ mod tests {
 
     use super::*;
 
-    fn load(environment: &[(&str, &str)], args: &[&str]) -> Result<Config, Stop> {
+    fn load(environment: &[(&str, &str)], args: &[&str]) -> Result<Config, EarlyExit> {
         let environment = environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
-        Config::from_parts(std::iter::once("acontextd").chain(args.iter().copied()), &environment)
+        Config::from_args_and_env(std::iter::once("acontextd").chain(args.iter().copied()), &environment)
     }
 
-    fn refusal(environment: &[(&str, &str)]) -> String {
+    fn error(environment: &[(&str, &str)]) -> String {
         match load(environment, &[]) {
-            Err(Stop::Refuse(sentence)) => sentence,
-            _ => panic!("{environment:?} was not refused"),
+            Err(EarlyExit::Error(message)) => message,
+            _ => panic!("{environment:?} was accepted"),
         }
     }
 
     fn loaded(environment: &[(&str, &str)], args: &[&str]) -> Config {
-        load(environment, args).unwrap_or_else(|_| panic!("{environment:?} {args:?} was refused"))
+        load(environment, args).unwrap_or_else(|_| panic!("{environment:?} {args:?} was rejected"))
     }
 
     #[test]
-    fn nothing_configured_is_the_quickstart() {
+    fn defaults_are_those_of_the_quickstart() {
         let config = loaded(&[], &[]);
         assert_eq!(config.server.address().to_string(), "127.0.0.1:8029");
         assert_eq!(config.keys.root_token.expose_secret(), "your-root-api-bearer-token");
-        assert!(config.keys.argon2 && !config.database.is_external() && !config.s3.is_configured());
-        assert_eq!(config.limits.artifact, 16 << 20);
-        assert_eq!(config.limits.grep, Duration::from_secs(10));
+        assert!(config.keys.verify_argon2 && !config.database.is_external() && !config.s3.is_configured());
+        assert_eq!(config.limits.max_artifact_bytes, 16 << 20);
+        assert_eq!(config.limits.grep_timeout, Duration::from_secs(10));
     }
 
     #[test]
-    fn every_alias_is_of_a_setting_that_exists() {
+    fn every_alias_belongs_to_an_existing_setting() {
         let settings = settings();
         for (name, alias) in ALIASES {
-            assert!(settings.iter().any(|setting| setting.name == *name), "{alias} stands for {name}");
+            assert!(settings.iter().any(|setting| setting.env == *name), "{alias} is an alias of {name}");
         }
     }
 
     #[test]
-    fn the_long_form_wins_and_empty_is_not_set() {
+    fn flags_precede_aliases_and_empty_counts_as_unset() {
         let config = loaded(&[("API_EXPORT_PORT", "1000"), ("APP_APP_PORT", "2000")], &[]);
         assert_eq!(config.server.port, 2000);
         let config = loaded(&[("API_EXPORT_PORT", "1000"), ("APP_APP_PORT", ""), ("S3_ENDPOINT", "")], &[]);
@@ -267,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_setting_the_fault_and_what_would_do() {
+    fn errors_contain_the_setting_the_value_and_a_hint() {
         for (name, value, hint) in [
             ("API_EXPORT_PORT", "eighty", "8029"),
             ("ENABLE_ARGON2_VERIFICATION", "maybe", "true or false"),
@@ -287,50 +290,50 @@ mod tests {
             ("ACONTEXTD_BLOB_GRACE", "99999d", "1h"),
             ("ACONTEXTD_DATABASE_CONNECTIONS", "500", "180"),
         ] {
-            let sentence = refusal(&[(name, value)]);
-            assert!(sentence.contains(name) && sentence.contains(value) && sentence.contains(hint), "{sentence}");
+            let message = error(&[(name, value)]);
+            assert!(message.contains(name) && message.contains(value) && message.contains(hint), "{message}");
         }
     }
 
     #[test]
-    fn a_secret_that_is_refused_is_not_repeated() {
+    fn errors_do_not_contain_secrets() {
         for (name, value) in [("ROOT_API_BEARER_TOKEN", "two words"), ("DATABASE_URL", "mysql://me:two@db/words")] {
-            let sentence = refusal(&[(name, value)]);
-            assert!(sentence.contains(name) && !sentence.contains("two"), "{sentence}");
+            let message = error(&[(name, value)]);
+            assert!(message.contains(name) && !message.contains("two"), "{message}");
         }
     }
 
     #[test]
-    fn published_secrets_are_for_loopback_only() {
-        assert!(refusal(&[("ACONTEXTD_HOST", "0.0.0.0")]).contains("ROOT_API_BEARER_TOKEN"));
-        assert!(refusal(&[("ACONTEXTD_HOST", "::")]).contains("ROOT_API_BEARER_TOKEN"));
+    fn published_secrets_require_a_loopback_address() {
+        assert!(error(&[("ACONTEXTD_HOST", "0.0.0.0")]).contains("ROOT_API_BEARER_TOKEN"));
+        assert!(error(&[("ACONTEXTD_HOST", "::")]).contains("ROOT_API_BEARER_TOKEN"));
         let own = ("ROOT_API_BEARER_TOKEN", "sk-ac-0123456789");
-        let known = ("ROOT_SECRET_PEPPER", "your-secret-pepper");
-        assert!(refusal(&[("ACONTEXTD_HOST", "10.0.0.1"), own, known]).contains("ROOT_SECRET_PEPPER"));
+        let published = ("ROOT_SECRET_PEPPER", "your-secret-pepper");
+        assert!(error(&[("ACONTEXTD_HOST", "10.0.0.1"), own, published]).contains("ROOT_SECRET_PEPPER"));
         loaded(&[("ACONTEXTD_HOST", "0.0.0.0"), own, ("ROOT_SECRET_PEPPER", "0123456789")], &[]);
         loaded(&[("ACONTEXTD_HOST", "127.0.0.2")], &[]);
         loaded(&[("ACONTEXTD_HOST", "::1")], &[]);
     }
 
     #[test]
-    fn halves_of_a_setting_are_refused() {
+    fn incomplete_settings_are_rejected() {
         let pepper = ("ROOT_SECRET_PEPPER", "0123456789");
-        assert!(refusal(&[("DATABASE_URL", "postgres://db/a")]).contains("ROOT_SECRET_PEPPER"));
+        assert!(error(&[("DATABASE_URL", "postgres://db/a")]).contains("ROOT_SECRET_PEPPER"));
         assert!(
-            refusal(&[("DATABASE_URL", "postgres://db/a"), ("DATABASE_HOST", "db"), pepper]).contains("DATABASE_HOST")
+            error(&[("DATABASE_URL", "postgres://db/a"), ("DATABASE_HOST", "db"), pepper]).contains("DATABASE_HOST")
         );
-        assert!(refusal(&[("S3_ENDPOINT", "http://s3")]).contains("S3_BUCKET"));
-        assert!(refusal(&[("S3_BUCKET", "assets")]).contains("S3_ACCESS_KEY"));
+        assert!(error(&[("S3_ENDPOINT", "http://s3")]).contains("S3_BUCKET"));
+        assert!(error(&[("S3_BUCKET", "assets")]).contains("S3_ACCESS_KEY"));
         let s3 =
             [("S3_BUCKET", "assets"), ("S3_ACCESS_KEY", "a"), ("S3_SECRET_KEY", "b"), ("S3_INTERNAL_ENDPOINT", "s3:1")];
         assert_eq!(loaded(&s3, &[]).s3.endpoint().as_deref(), Some("https://s3:1"));
     }
 
     #[test]
-    fn help_and_secrets_show_no_values() {
+    fn help_and_debug_output_contain_no_secrets() {
         let config = loaded(&[("ROOT_SECRET_PEPPER", "0123456789")], &[]);
         assert!(!format!("{config:?}").contains("0123456789"));
-        let Err(Stop::Print(help)) = load(&[], &["--help"]) else { panic!("no help") };
+        let Err(EarlyExit::Help(help)) = load(&[], &["--help"]) else { panic!("no help text") };
         assert!(help.contains("[env: ROOT_API_BEARER_TOKEN]"), "{help}");
     }
 }

@@ -1,18 +1,17 @@
-//! Settings: one struct, read from flags and the environment. `--help` is the manual.
+//! Settings, read from flags and the environment into [`Config`]. The doc comments of its fields are the text of `--help`.
 //!
-//! Names of Acontext work where they mean the same, each also in its `APP_<SECTION>_<KEY>` form, which wins; settings of our
-//! own begin with `ACONTEXTD_`. A variable that is set but empty counts as not set. [`Config::load`] answers a bad value with
-//! a sentence that names the setting, what is wrong, and what would do.
+//! A setting that Acontext also has keeps the name of its environment variable. The names of all other variables begin with
+//! `ACONTEXTD_`. Some variables have an alias, which takes precedence (see `load::ALIASES`). An empty variable counts as unset.
+//! For an invalid value, [`Config::load`] returns a message that names the setting and describes the valid values.
 
-#![expect(clippy::doc_markdown, reason = "the comments are the text of --help")]
+#![expect(clippy::doc_markdown, reason = "the doc comments are the text of --help")]
 
 mod limits;
 mod load;
+mod values;
 
 pub use limits::Limits;
-pub use load::Stop;
-
-mod values;
+pub use load::EarlyExit;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -21,13 +20,13 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use secrecy::{ExposeSecret, SecretString};
 
-use values::{count, duration, ratio, span};
+use values::{parse_bool, parse_count, parse_duration, parse_nonzero_duration, parse_port, parse_ratio, parse_url};
 
 /// Data and memory backend for AI agents, wire-compatible with Acontext.
 ///
-/// Without any settings it keeps everything in one folder: a private Postgres, which it starts and stops itself, and a
-/// folder of objects. With DATABASE_URL (or DATABASE_HOST ...) and S3_BUCKET it uses a Postgres and a bucket of yours;
-/// either one alone works too.
+/// Without any configuration, the server keeps all data in one directory: the files of an embedded Postgres, which it
+/// starts and stops itself, and the objects. Set DATABASE_URL (or DATABASE_HOST) to use an external Postgres, and S3_BUCKET
+/// to use an S3 bucket. Each works without the other.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "acontextd", version, max_term_width = 120, hide_possible_values = true)]
 pub struct Config {
@@ -37,224 +36,310 @@ pub struct Config {
     pub server: Server,
     #[command(flatten, next_help_heading = "Keys")]
     pub keys: Keys,
-    #[command(flatten, next_help_heading = "Database (without one of these: a private Postgres in the data folder)")]
+    #[command(flatten, next_help_heading = "Database (embedded Postgres unless DATABASE_URL or DATABASE_HOST is set)")]
     pub database: Database,
-    #[command(flatten, next_help_heading = "Objects (without S3_BUCKET: a folder in the data folder)")]
+    #[command(flatten, next_help_heading = "Object store (local directory unless S3_BUCKET is set)")]
     pub s3: S3,
     #[command(flatten, next_help_heading = "Limits")]
     pub limits: Limits,
-    #[command(flatten, next_help_heading = "Background work")]
-    pub jobs: JobSettings,
+    #[command(flatten, next_help_heading = "Jobs")]
+    pub jobs: Jobs,
     #[command(flatten, next_help_heading = "Learning")]
     pub learning: Learning,
-    #[command(flatten, next_help_heading = "Logs and traces")]
+    #[command(flatten, next_help_heading = "Logging and tracing")]
     pub telemetry: Telemetry,
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Command {
-    /// Asks the server that these settings describe whether it lives; ends with 0 or 1. For health checks of containers.
+    /// Check whether the server with these settings responds to /health. The exit status is 0 if it does, otherwise 1.
+    /// Intended for the health checks of containers
     Health,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct Server {
-    /// Where everything is kept: the private database, the objects, the pepper, uploads in progress
-    /// [default: /var/lib/acontextd as root, else ~/.local/share/acontextd]
-    #[arg(long, env = "ACONTEXTD_DATA_DIR", value_name = "FOLDER")]
+    /// Directory for the embedded database, objects, pepper and temporary uploads
+    /// [default: /var/lib/acontextd as root, otherwise ~/.local/share/acontextd]
+    #[arg(long, env = "ACONTEXTD_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// The address to listen on. Any other than loopback wants a ROOT_API_BEARER_TOKEN of your own
-    #[arg(long, env = "ACONTEXTD_HOST", value_name = "IP", default_value = "127.0.0.1", value_parser = values::ip)]
+    /// Address to listen on. An address other than loopback requires your own ROOT_API_BEARER_TOKEN; ROOT_SECRET_PEPPER and
+    /// ADMIN_API_TOKEN must not be published values either
+    #[arg(
+        long,
+        env = "ACONTEXTD_HOST",
+        value_name = "IP",
+        default_value = "127.0.0.1",
+        value_parser = values::parse_ip
+    )]
     pub host: IpAddr,
-    /// The port to listen on; 0 for any free one
-    #[arg(long, env = "API_EXPORT_PORT", value_name = "PORT", default_value = "8029", value_parser = values::port)]
+    /// Port to listen on; 0 picks a free port
+    #[arg(long, env = "API_EXPORT_PORT", value_name = "PORT", default_value = "8029", value_parser = parse_port)]
     pub port: u16,
-    /// How clients reach this server: the beginning of public links [default: http://localhost with the port]
-    #[arg(long, env = "APP_EXTERNALURL", value_name = "URL", value_parser = values::url)]
+    /// Base URL under which clients reach this server; used in public links [default: http://localhost:PORT]
+    #[arg(long, env = "APP_EXTERNALURL", value_name = "URL", value_parser = parse_url)]
     pub external_url: Option<String>,
-    /// The billing service that POST /metrics/v1 tells what projects use, with the root token as its bearer
-    #[arg(long, env = "METRICS_PUSH_URL", value_name = "URL", value_parser = values::url)]
+    /// URL of the billing service. POST /metrics/v1 pushes usage metrics to it, with the root token as bearer token
+    #[arg(long, env = "METRICS_PUSH_URL", value_name = "URL", value_parser = parse_url)]
     pub metrics_push_url: Option<String>,
-    /// How long a stop waits for what runs
-    #[arg(long, env = "ACONTEXTD_SHUTDOWN_TIMEOUT", value_name = "TIME", default_value = "25s", value_parser = duration)]
+    /// How long shutdown waits for running requests and jobs
+    #[arg(
+        long,
+        env = "ACONTEXTD_SHUTDOWN_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "25s",
+        value_parser = parse_duration
+    )]
     pub shutdown_timeout: Duration,
-    /// The folder of Postgres' server programs [default: the newest of Debian's, else PATH]
-    #[arg(long, env = "ACONTEXTD_POSTGRES_BIN", value_name = "FOLDER")]
+    /// Directory of the Postgres server binaries [default: the newest version in /usr/lib/postgresql, otherwise PATH]
+    #[arg(long, env = "ACONTEXTD_POSTGRES_BIN", value_name = "DIR")]
     pub postgres_bin: Option<PathBuf>,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct Keys {
-    /// The key of the default project, without its prefix sk-ac-. Applied when it differs from the one applied last
+    /// API key of the default project, without the prefix sk-ac-. Startup sets this key if it differs from the token that
+    /// startup has set last
     #[arg(
         long,
         env = "ROOT_API_BEARER_TOKEN",
         value_name = "TOKEN",
         default_value = "your-root-api-bearer-token",
         hide_env_values = true,
-        value_parser = values::root_token
+        value_parser = values::parse_root_token
     )]
     pub root_token: SecretString,
-    /// The secret that all keys are derived with; the same for every process on one database, and never changed
-    /// [default: made at random on first start, in the file `pepper` of the data folder; wanted with a database of yours]
+    /// Secret from which hashes and internal keys are derived. It must be the same for all processes on a database, and
+    /// must never change
+    /// [default: generated on first start and stored in the data directory; required with an external database]
     #[arg(long, env = "ROOT_SECRET_PEPPER", value_name = "SECRET", hide_env_values = true)]
     root_pepper: Option<SecretString>,
-    /// Whether keys are also checked against their stored Argon2 hash, once a minute each
+    /// Also verify each API key against its Argon2 hash, at most once a minute per key
     #[arg(
-        long,
+        long = "argon2",
         env = "ENABLE_ARGON2_VERIFICATION",
         value_name = "BOOL",
         default_value = "true",
         action = clap::ArgAction::Set,
-        value_parser = values::flag
+        value_parser = parse_bool
     )]
-    pub argon2: bool,
-    /// Opens the routes under /admin/v1, and /metrics; without it they answer 403
+    pub verify_argon2: bool,
+    /// Bearer token for /admin/v1 and /metrics; without it these routes return 403
     #[arg(long, env = "ADMIN_API_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub admin_token: Option<SecretString>,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct Database {
-    /// A Postgres 15 or newer of yours, like postgres://user:password@host:5432/name
-    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true, value_parser = values::postgres_url)]
+    /// URL of an external Postgres (15 or newer), e.g. postgres://user:password@host:5432/name
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        value_name = "URL",
+        hide_env_values = true,
+        value_parser = values::parse_postgres_url
+    )]
     pub database_url: Option<SecretString>,
-    /// Or its parts: the host
+    /// Host of an external Postgres, as an alternative to DATABASE_URL
     #[arg(long, env = "DATABASE_HOST", value_name = "HOST")]
     pub database_host: Option<String>,
-    /// The port
-    #[arg(long, env = "DATABASE_EXPORT_PORT", value_name = "PORT", default_value = "5432", value_parser = values::port)]
+    /// Port of the external Postgres
+    #[arg(long, env = "DATABASE_EXPORT_PORT", value_name = "PORT", default_value = "5432", value_parser = parse_port)]
     pub database_port: u16,
-    /// The user
+    /// User of the external Postgres
     #[arg(long, env = "DATABASE_USER", value_name = "USER", default_value = "acontext")]
     pub database_user: String,
-    /// The password
+    /// Password of the external Postgres
     #[arg(long, env = "DATABASE_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub database_password: Option<SecretString>,
-    /// The database
+    /// Database name of the external Postgres
     #[arg(long, env = "DATABASE_NAME", value_name = "NAME", default_value = "acontext")]
     pub database_name: String,
-    /// Whether TLS is wanted
+    /// Require TLS for connections to the external Postgres. A stricter sslmode in DATABASE_URL or PGSSLMODE stays in
+    /// effect
     #[arg(
         long,
         env = "DATABASE_ENABLE_TLS",
         value_name = "BOOL",
         default_value = "false",
         action = clap::ArgAction::Set,
-        value_parser = values::flag
+        value_parser = parse_bool
     )]
     pub database_tls: bool,
-    /// How many connections this process uses at most
-    #[arg(long = "database-connections", env = "ACONTEXTD_DATABASE_CONNECTIONS", value_name = "N", default_value = "32", value_parser = count)]
+    /// Maximum number of database connections for the requests and jobs of this process; the process uses up to 3 more
+    #[arg(
+        long = "database-connections",
+        env = "ACONTEXTD_DATABASE_CONNECTIONS",
+        value_name = "N",
+        default_value = "32",
+        value_parser = parse_count
+    )]
     pub connections: usize,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct S3 {
-    /// The bucket; it must exist
+    /// S3 bucket for objects; must exist
     #[arg(long = "s3-bucket", env = "S3_BUCKET", value_name = "NAME")]
     pub bucket: Option<String>,
-    /// The address of the object store [default: AWS]
+    /// URL of the S3 endpoint [default: AWS]
     #[arg(long = "s3-endpoint", env = "S3_ENDPOINT", value_name = "URL")]
     endpoint: Option<String>,
-    /// The address this server uses, if it differs from S3_ENDPOINT
+    /// URL of the S3 endpoint that this server uses instead of S3_ENDPOINT
     #[arg(long = "s3-internal-endpoint", env = "S3_INTERNAL_ENDPOINT", value_name = "URL")]
     internal_endpoint: Option<String>,
-    /// The region
+    /// S3 region
     #[arg(long = "s3-region", env = "S3_REGION", value_name = "NAME", default_value = "auto")]
     pub region: String,
-    /// The access key
+    /// S3 access key
     #[arg(long = "s3-access-key", env = "S3_ACCESS_KEY", value_name = "KEY")]
     pub access_key: Option<String>,
-    /// The secret key
+    /// S3 secret key
     #[arg(long = "s3-secret-key", env = "S3_SECRET_KEY", value_name = "KEY", hide_env_values = true)]
     pub secret_key: Option<SecretString>,
-    /// Whether the bucket's name goes into the path instead of the host name
+    /// Use path-style instead of virtual-hosted-style requests to S3
     #[arg(
         long = "s3-use-path-style",
         env = "S3_USE_PATH_STYLE",
         value_name = "BOOL",
         default_value = "true",
         action = clap::ArgAction::Set,
-        value_parser = values::flag
+        value_parser = parse_bool
     )]
     pub use_path_style: bool,
-    /// Server-side encryption to request: AES256, aws:kms or aws:kms:dsse
-    #[arg(long = "s3-sse", env = "S3_SSE", value_name = "NAME", value_parser = values::choice(&["AES256", "aws:kms", "aws:kms:dsse"]))]
+    /// Server-side encryption that S3 applies to new objects: AES256, aws:kms or aws:kms:dsse
+    #[arg(
+        long = "s3-sse",
+        env = "S3_SSE",
+        value_name = "NAME",
+        value_parser = values::choice(&["AES256", "aws:kms", "aws:kms:dsse"])
+    )]
     pub sse: Option<String>,
 }
 
 #[derive(Args, Clone, Debug)]
-pub struct JobSettings {
-    /// How many jobs this process runs at once
-    #[arg(long = "job-concurrency", env = "ACONTEXTD_JOB_CONCURRENCY", value_name = "N", default_value = "16", value_parser = count)]
+pub struct Jobs {
+    /// Maximum number of jobs that this process runs concurrently
+    #[arg(
+        long = "job-concurrency",
+        env = "ACONTEXTD_JOB_CONCURRENCY",
+        value_name = "N",
+        default_value = "16",
+        value_parser = parse_count
+    )]
     pub concurrency: usize,
-    /// How long after the last sign of life of a process its jobs are taken over
-    #[arg(long = "job-lease", env = "ACONTEXTD_JOB_LEASE", value_name = "TIME", default_value = "30s", value_parser = span)]
+    /// Duration of the lease of a running job. If the process does not renew the lease in this time, another process
+    /// reclaims the job
+    #[arg(
+        long = "job-lease",
+        env = "ACONTEXTD_JOB_LEASE",
+        value_name = "DURATION",
+        default_value = "30s",
+        value_parser = parse_nonzero_duration
+    )]
     pub lease: Duration,
-    /// How often stored bytes that nothing refers to are looked for
-    #[arg(long, env = "ACONTEXTD_SWEEP_EVERY", value_name = "TIME", default_value = "5m", value_parser = span)]
-    pub sweep_every: Duration,
+    /// How often to delete unreferenced objects
+    #[arg(
+        long = "sweep-every",
+        env = "ACONTEXTD_SWEEP_EVERY",
+        value_name = "DURATION",
+        default_value = "5m",
+        value_parser = parse_nonzero_duration
+    )]
+    pub sweep_interval: Duration,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct Learning {
-    /// Which model looks at messages: mock finds nothing; this version speaks to no other, so messages wait
-    #[arg(long = "llm-sdk", env = "LLM_SDK", value_name = "NAME", default_value = "none", value_parser = values::choice(&["none", "mock", "openai", "anthropic"]))]
-    pub sdk: String,
-    /// How long stored messages wait for more before tasks are looked for in them
+    /// LLM provider for task extraction: none, mock, openai or anthropic. Only mock is implemented; it extracts no tasks. With
+    /// any other value, messages stay pending
+    #[arg(
+        long = "llm-sdk",
+        env = "LLM_SDK",
+        value_name = "NAME",
+        default_value = "none",
+        value_parser = values::choice(&["none", "mock", "openai", "anthropic"])
+    )]
+    pub llm_sdk: String,
+    /// How long the oldest pending message of a session waits before all pending messages of the session are observed
     #[arg(
         long = "buffer-ttl",
         env = "SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS",
         value_name = "SECONDS",
         default_value = "8",
-        value_parser = duration
+        value_parser = parse_duration
     )]
     pub buffer_ttl: Duration,
-    /// So many waiting messages of a session need not wait longer
+    /// Number of pending messages at which a session is observed immediately. A project can have its own value
     #[arg(
         long = "buffer-turns",
         env = "PROJECT_SESSION_MESSAGE_BUFFER_MAX_TURNS",
         value_name = "N",
         default_value = "16",
-        value_parser = count
+        value_parser = parse_count
     )]
     pub buffer_turns: usize,
-    /// How many more than that are looked at together
+    /// Number of messages by which one observation may exceed PROJECT_SESSION_MESSAGE_BUFFER_MAX_TURNS. A project can have
+    /// its own value
     #[arg(
         long = "buffer-overflow",
         env = "PROJECT_SESSION_MESSAGE_BUFFER_MAX_OVERFLOW",
         value_name = "N",
         default_value = "16",
-        value_parser = clap::value_parser!(u16)
+        value_parser = values::parse_overflow
     )]
     pub buffer_overflow: u16,
-    /// How long a flush waits for its outcome
-    #[arg(long = "flush-timeout", env = "ACONTEXTD_FLUSH_TIMEOUT", value_name = "TIME", default_value = "25s", value_parser = span)]
-    pub flush: Duration,
+    /// How long a flush waits for its result
+    #[arg(
+        long = "flush-timeout",
+        env = "ACONTEXTD_FLUSH_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "25s",
+        value_parser = parse_nonzero_duration
+    )]
+    pub flush_timeout: Duration,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct Telemetry {
-    /// What is logged: error, warn, info, debug, trace or off; for single modules, a list like `info,sqlx=debug`
-    #[arg(long, env = "LOG_LEVEL", value_name = "FILTER", default_value = "info", value_parser = values::log_filter)]
+    /// Log filter: error, warn, info, debug, trace, off, or directives such as info,sqlx=debug
+    #[arg(
+        long,
+        env = "LOG_LEVEL",
+        value_name = "FILTER",
+        default_value = "info",
+        value_parser = values::parse_log_filter
+    )]
     pub log_level: String,
-    /// How log lines look: text, json, or auto (text on a terminal)
-    #[arg(long, env = "ACONTEXTD_LOG_FORMAT", value_name = "FORM", default_value = "auto", value_parser = values::choice(&["auto", "text", "json"]))]
+    /// Log format: text, json, or auto (text on a terminal, otherwise json)
+    #[arg(
+        long,
+        env = "ACONTEXTD_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "auto",
+        value_parser = values::choice(&["auto", "text", "json"])
+    )]
     pub log_format: String,
-    /// Sends traces there by OTLP over HTTP, like http://localhost:4318
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = values::url)]
+    /// Export traces to this OTLP/HTTP endpoint, e.g. http://localhost:4318
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = parse_url)]
     pub otlp_endpoint: Option<String>,
-    /// The Jaeger that is asked for a project's traces, like http://localhost:16686
-    #[arg(long, env = "JAEGER_QUERY_ENDPOINT", value_name = "URL", value_parser = values::url)]
+    /// URL of the Jaeger query API from which the traces of projects are read, e.g. http://localhost:16686
+    #[arg(long, env = "JAEGER_QUERY_ENDPOINT", value_name = "URL", value_parser = parse_url)]
     pub jaeger_query_endpoint: Option<String>,
-    /// The share of requests that are traced
-    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "RATIO", default_value = "1.0", value_parser = ratio)]
+    /// Fraction of requests to trace, from 0 to 1. It does not apply to requests whose traceparent header states whether to
+    /// trace
+    #[arg(
+        long,
+        env = "OTEL_TRACES_SAMPLER_ARG",
+        value_name = "RATIO",
+        default_value = "1.0",
+        value_parser = parse_ratio
+    )]
     pub sample_ratio: f64,
 }
 
 impl Server {
-    /// The data folder.
+    /// Returns the configured data directory, or the default if none is configured.
     pub fn data_dir(&self) -> PathBuf {
         self.data_dir.clone().unwrap_or_else(values::default_data_dir)
     }
@@ -263,7 +348,7 @@ impl Server {
         (self.host, self.port).into()
     }
 
-    /// The beginning of public links, without a slash at its end.
+    /// Returns the base URL of public links, without a trailing slash. `port` is the port that the server listens on.
     pub fn public_url(&self, port: u16) -> String {
         match &self.external_url {
             Some(url) => url.trim_end_matches('/').to_owned(),
@@ -273,53 +358,53 @@ impl Server {
 }
 
 impl Keys {
-    /// The pepper.
+    /// Returns the pepper.
     ///
     /// # Panics
-    /// Before [`Keys::set_pepper`] if none is configured: the start always sets one.
+    /// Panics if no pepper is configured and [`Keys::set_pepper`] was not called; startup always calls it.
     pub fn pepper(&self) -> &str {
-        self.root_pepper.as_ref().expect("the start has set a pepper").expose_secret()
+        self.root_pepper.as_ref().expect("startup sets the pepper").expose_secret()
     }
 
     pub fn has_pepper(&self) -> bool {
         self.root_pepper.is_some()
     }
 
-    /// Returns `ROOT_SECRET_PEPPER` before startup, and the pepper in use after it.
+    /// Returns `ROOT_SECRET_PEPPER` if it is set. Startup calls this before [`Keys::set_pepper`], which replaces the value.
     pub fn configured_pepper(&self) -> Option<SecretString> {
         self.root_pepper.clone()
     }
 
-    /// Sets the pepper that startup has found to be the right one.
+    /// Replaces the configured pepper with the one that startup has loaded and verified.
     pub fn set_pepper(&mut self, pepper: SecretString) {
         self.root_pepper = Some(pepper);
     }
 }
 
 impl Database {
-    /// Whether a database of the operator's is configured.
+    /// Returns `true` if an external database is configured.
     pub fn is_external(&self) -> bool {
         self.database_url.is_some() || self.database_host.is_some()
     }
 
-    /// How many connections read pages of messages, and nothing else.
+    /// Returns the number of connections that are reserved for reading pages of messages.
     pub fn page_connections(&self) -> u32 {
         (u32::try_from(self.connections).unwrap_or(u32::MAX) / 3).max(1)
     }
 
-    /// How many connections do everything else.
+    /// Returns the number of connections for everything except reading pages of messages.
     pub fn main_connections(&self) -> u32 {
         u32::try_from(self.connections).unwrap_or(u32::MAX).saturating_sub(self.page_connections()).max(1)
     }
 }
 
 impl S3 {
-    /// Whether a bucket is configured.
+    /// Returns `true` if a bucket is configured.
     pub fn is_configured(&self) -> bool {
         self.bucket.is_some()
     }
 
-    /// The address to talk to; `https://` where no scheme is given.
+    /// Returns the URL of the endpoint that this server uses, or `None` for AWS. Adds `https://` if the setting has no scheme.
     pub fn endpoint(&self) -> Option<String> {
         let endpoint = self.internal_endpoint.as_ref().or(self.endpoint.as_ref())?;
         Some(if endpoint.contains("://") { endpoint.clone() } else { format!("https://{endpoint}") })

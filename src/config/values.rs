@@ -1,4 +1,5 @@
-//! How single values are read, each with a message that says what would do.
+//! Parsers of single values. An error message describes the valid values. It completes `<setting> is '<value>', but …`, or for a
+//! secret `<setting> is invalid: it …`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -8,15 +9,15 @@ use secrecy::SecretString;
 
 use crate::crypto::KEY_PREFIX;
 
-pub(super) fn port(text: &str) -> Result<u16, String> {
+pub(super) fn parse_port(text: &str) -> Result<u16, String> {
     text.trim().parse().map_err(|_| "must be a port from 0 to 65535, such as 8029".into())
 }
 
-pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
+pub(super) fn parse_ip(text: &str) -> Result<IpAddr, String> {
     text.trim().parse().map_err(|_| "must be an IP address, such as 127.0.0.1 or 0.0.0.0".into())
 }
 
-pub(super) fn postgres_url(text: &str) -> Result<SecretString, String> {
+pub(super) fn parse_postgres_url(text: &str) -> Result<SecretString, String> {
     let text = text.trim();
     if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
         return Err("must begin with postgres://, such as postgres://user:password@host:5432/name".into());
@@ -24,7 +25,7 @@ pub(super) fn postgres_url(text: &str) -> Result<SecretString, String> {
     let parameters = text.split_once('?').map_or("", |(_, parameters)| parameters);
     for (name, value) in parameters.split('&').filter_map(|parameter| parameter.split_once('=')) {
         if matches!(name, "sslmode" | "ssl-mode") {
-            choice(SSL_MODES)(value).map_err(|wrong| format!("has an unknown {name}, which {wrong}"))?;
+            choice(SSL_MODES)(value).map_err(|reason| format!("has an unknown {name}, which {reason}"))?;
         }
     }
     Ok(text.into())
@@ -32,57 +33,64 @@ pub(super) fn postgres_url(text: &str) -> Result<SecretString, String> {
 
 const SSL_MODES: &[&str] = &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
-/// More of anything than this is a slip of the keyboard.
+/// The upper bound of all counts. A higher value is assumed to be a typing error.
 const MAX_COUNT: usize = 1_000_000;
 
-pub(super) fn count(text: &str) -> Result<usize, String> {
+pub(super) fn parse_count(text: &str) -> Result<usize, String> {
     let number = text.trim().parse().ok().filter(|n| (1..=MAX_COUNT).contains(n));
     number.ok_or_else(|| format!("must be a whole number from 1 to {MAX_COUNT}, such as 100"))
 }
 
-/// As [`duration`], but not nothing.
-pub(super) fn span(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        Duration::ZERO => Err("must be longer than nothing, such as 10s".into()),
-        span => Ok(span),
+/// Parses the overflow of the observation buffer.
+pub(super) fn parse_overflow(text: &str) -> Result<u16, String> {
+    text.trim().parse().map_err(|_| "must be a whole number from 0 to 65535, such as 16".into())
+}
+
+/// Parses a duration like [`parse_duration`], but rejects zero.
+pub(super) fn parse_nonzero_duration(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("must be greater than zero, such as 10s".into()),
+        duration => Ok(duration),
     }
 }
 
-/// One of a closed set of values, whatever its case.
+/// Returns a parser that accepts one of `choices`, ignoring upper and lower case, and returns it as it is spelled in `choices`.
 pub(super) fn choice(choices: &'static [&'static str]) -> impl Fn(&str) -> Result<String, String> + Clone {
     move |text| {
-        let found = choices.iter().find(|choice| choice.eq_ignore_ascii_case(text.trim()));
-        found.map(|choice| (*choice).to_owned()).ok_or_else(|| format!("must be one of {}", choices.join(", ")))
+        let choice = choices.iter().find(|choice| choice.eq_ignore_ascii_case(text.trim()));
+        choice.map(|choice| (*choice).to_owned()).ok_or_else(|| format!("must be one of {}", choices.join(", ")))
     }
 }
 
-const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
-/// A log filter: levels, each for everything or for a target, in the spelling that the logging library reads. A word that is
-/// not a level is refused, because that library takes it for a target and then logs nothing else.
-pub(super) fn log_filter(text: &str) -> Result<String, String> {
-    let directive = |directive: &str| {
-        let (target, level) = match directive.rsplit_once('=') {
-            Some((target, level)) => (Some(target.trim()), level.trim()),
+/// Parses a log filter: a list of `<level>` and `<target>=<level>`. Returns it with the levels in lower case. Rejects unknown
+/// levels, because the logging library would interpret them as targets and log nothing else.
+pub(super) fn parse_log_filter(text: &str) -> Result<String, String> {
+    let normalize = |directive: &str| {
+        let (target, level_name) = match directive.rsplit_once('=') {
+            Some((target, level_name)) => (Some(target.trim()), level_name.trim()),
             None => (None, directive),
         };
-        let level = level.to_ascii_lowercase();
-        let level = if level == "warning" { "warn" } else { LEVELS.into_iter().find(|known| *known == level)? };
-        let is_path = |target: &str| target.chars().all(|c| c.is_ascii_alphanumeric() || "_:-".contains(c));
+        let level_name = level_name.to_ascii_lowercase();
+        let level =
+            if level_name == "warning" { "warn" } else { LOG_LEVELS.into_iter().find(|level| *level == level_name)? };
+        let is_module_path = |target: &str| target.chars().all(|c| c.is_ascii_alphanumeric() || "_:-".contains(c));
         match target {
             None => Some(level.to_owned()),
-            Some(target) if !target.is_empty() && is_path(target) => Some(format!("{target}={level}")),
+            Some(target) if !target.is_empty() && is_module_path(target) => Some(format!("{target}={level}")),
             Some(_) => None,
         }
     };
-    let directives = text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(directive);
+    let directives = text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(normalize);
     let filter: Option<Vec<String>> = directives.collect();
-    filter.filter(|filter| !filter.is_empty()).map(|filter| filter.join(",")).ok_or_else(|| {
-        format!("must be one of {}, or a list with levels of targets such as info,sqlx=debug", LEVELS.join(", "))
-    })
+    filter
+        .filter(|filter| !filter.is_empty())
+        .map(|filter| filter.join(","))
+        .ok_or_else(|| format!("must be one of {}, or directives such as info,sqlx=debug", LOG_LEVELS.join(", ")))
 }
 
-pub(super) fn flag(text: &str) -> Result<bool, String> {
+pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
     match text.trim().to_ascii_lowercase().as_str() {
         "true" | "t" | "1" | "yes" | "on" => Ok(true),
         "false" | "f" | "0" | "no" | "off" => Ok(false),
@@ -90,12 +98,12 @@ pub(super) fn flag(text: &str) -> Result<bool, String> {
     }
 }
 
-pub(super) fn ratio(text: &str) -> Result<f64, String> {
+pub(super) fn parse_ratio(text: &str) -> Result<f64, String> {
     let ratio = text.trim().parse().ok().filter(|ratio: &f64| (0.0..=1.0).contains(ratio));
     ratio.ok_or_else(|| "must be a number from 0 to 1, such as 0.1".into())
 }
 
-pub(super) fn url(text: &str) -> Result<String, String> {
+pub(super) fn parse_url(text: &str) -> Result<String, String> {
     let text = text.trim();
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     match rest {
@@ -104,15 +112,15 @@ pub(super) fn url(text: &str) -> Result<String, String> {
     }
 }
 
-/// The token without its prefix, which people paste along.
-pub(super) fn root_token(text: &str) -> Result<SecretString, String> {
-    let body = text.trim().strip_prefix(KEY_PREFIX).unwrap_or(text.trim());
-    let visible = !body.is_empty() && body.chars().all(|c| c.is_ascii_graphic());
-    if visible { Ok(body.into()) } else { Err("must be visible ASCII characters without spaces".into()) }
+/// Parses the root token and removes its prefix, which is often pasted with it.
+pub(super) fn parse_root_token(text: &str) -> Result<SecretString, String> {
+    let token = text.trim().strip_prefix(KEY_PREFIX).unwrap_or(text.trim());
+    let is_valid = !token.is_empty() && token.chars().all(|c| c.is_ascii_graphic());
+    if is_valid { Ok(token.into()) } else { Err("must consist of visible ASCII characters without spaces".into()) }
 }
 
-/// A number of bytes, also as `32MiB`, `16KiB` or `1GiB`.
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
+/// Parses a number of bytes, optionally with a unit: `32MiB`, `16KiB` or `1GiB`.
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let factor = match text[digits.len()..].to_ascii_lowercase().as_str() {
@@ -126,16 +134,17 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
     number
         .and_then(|n| n.checked_mul(factor))
         .filter(|n| *n > 0)
-        .ok_or_else(|| "must be a number of bytes, such as 16777216 or 16MiB".into())
+        .ok_or_else(|| "must be a number of bytes greater than zero, such as 16777216 or 16MiB".into())
 }
 
-const LONGEST: Duration = Duration::from_hours(24 * 1000);
+/// The upper bound of all durations. A longer one is assumed to be a typing error.
+const MAX_DURATION: Duration = Duration::from_hours(24 * 1000);
 
-/// A length of time: `250ms`, `10s`, `15m`, `1h`, or a number of seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+/// Parses a duration such as `250ms`, `10s`, `15m`, `1h` or `1d`; without a unit, it is in seconds.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let millis = match &text[digits.len()..] {
+    let millis_per_unit = match &text[digits.len()..] {
         "ms" => 1,
         "" | "s" => 1_000,
         "m" => 60_000,
@@ -145,15 +154,16 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     };
     let number: Option<u64> = digits.trim().parse().ok();
     number
-        .filter(|_| millis > 0)
-        .and_then(|n| n.checked_mul(millis))
+        .filter(|_| millis_per_unit > 0)
+        .and_then(|n| n.checked_mul(millis_per_unit))
         .map(Duration::from_millis)
-        .filter(|time| *time <= LONGEST)
-        .ok_or_else(|| "must be a length of time of at most 1000 days, such as 250ms, 10s, 15m or 1h".into())
+        .filter(|duration| *duration <= MAX_DURATION)
+        .ok_or_else(|| "must be a duration of at most 1000 days, such as 250ms, 10s, 15m or 1h".into())
 }
 
-/// Where data is kept if no folder is named.
-#[expect(clippy::disallowed_methods, reason = "HOME is no setting of ours, and this is where defaults are made")]
+/// Returns `/var/lib/acontextd` for root, and for other users a directory below `HOME`, or below the working directory if `HOME`
+/// is not set.
+#[expect(clippy::disallowed_methods, reason = "HOME is not a setting of acontextd, and defaults are determined here")]
 pub(super) fn default_data_dir() -> PathBuf {
     if rustix::process::geteuid().is_root() {
         return "/var/lib/acontextd".into();
@@ -171,40 +181,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_times_are_read_with_their_units() {
-        assert_eq!(bytes("16777216"), Ok(16 << 20));
-        assert_eq!(bytes("32MiB"), Ok(32 << 20));
-        assert_eq!(bytes("1 k"), Ok(1024));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("0s"), Ok(Duration::ZERO));
-        assert!(span("0s").is_err() && span("1ms").is_ok());
-        assert!(count("0").is_err() && count("9999999999999999999").is_err());
+    fn sizes_and_durations_have_units() {
+        assert_eq!(parse_bytes("16777216"), Ok(16 << 20));
+        assert_eq!(parse_bytes("32MiB"), Ok(32 << 20));
+        assert_eq!(parse_bytes("1 k"), Ok(1024));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
+        assert!(parse_nonzero_duration("0s").is_err() && parse_nonzero_duration("1ms").is_ok());
+        assert!(parse_count("0").is_err() && parse_count("9999999999999999999").is_err());
         for bad in ["", "x", "0", "-1", "5 parsecs", "99999999999999999999", "18446744073709551615k"] {
-            assert!(bytes(bad).is_err(), "{bad}");
+            assert!(parse_bytes(bad).is_err(), "{bad}");
         }
         for bad in ["", "x", "-1s", "5y", "18446744073709551615h", "1001d"] {
-            assert!(duration(bad).is_err(), "{bad}");
+            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn the_root_token_loses_its_prefix() {
-        assert_eq!(root_token("sk-ac-secret").unwrap().expose_secret(), "secret");
-        assert_eq!(root_token(" secret ").unwrap().expose_secret(), "secret");
-        assert!(root_token("sk-ac-").is_err());
-        assert!(root_token("two words").is_err());
+    fn root_token_is_returned_without_its_prefix() {
+        assert_eq!(parse_root_token("sk-ac-secret").unwrap().expose_secret(), "secret");
+        assert_eq!(parse_root_token(" secret ").unwrap().expose_secret(), "secret");
+        assert!(parse_root_token("sk-ac-").is_err());
+        assert!(parse_root_token("two words").is_err());
     }
 
     #[test]
-    fn log_filters_are_levels_and_nothing_else() {
-        assert_eq!(log_filter("info").as_deref(), Ok("info"));
-        assert_eq!(log_filter("WARNING").as_deref(), Ok("warn"));
-        assert_eq!(log_filter(" Info , sqlx::query=Debug,").as_deref(), Ok("info,sqlx::query=debug"));
-        assert_eq!(log_filter("off").as_deref(), Ok("off"));
+    fn log_filters_consist_of_levels() {
+        assert_eq!(parse_log_filter("info").as_deref(), Ok("info"));
+        assert_eq!(parse_log_filter("WARNING").as_deref(), Ok("warn"));
+        assert_eq!(parse_log_filter(" Info , sqlx::query=Debug,").as_deref(), Ok("info,sqlx::query=debug"));
+        assert_eq!(parse_log_filter("off").as_deref(), Ok("off"));
         for bad in ["verbose", "infoo", "info,sqlx", "sqlx=loud", "=info", "info=", "", ",", "sqlx[span]=info"] {
-            let refusal = log_filter(bad).unwrap_err();
-            assert!(LEVELS.iter().all(|level| refusal.contains(level)), "{bad}: {refusal}");
+            let error = parse_log_filter(bad).unwrap_err();
+            assert!(LOG_LEVELS.iter().all(|level| error.contains(level)), "{bad}: {error}");
         }
     }
 
@@ -212,14 +222,14 @@ mod tests {
     fn choices_ignore_case() {
         assert_eq!(choice(&["AES256", "aws:kms"])("aes256").as_deref(), Ok("AES256"));
         assert_eq!(choice(&["text", "json"])("xml").unwrap_err(), "must be one of text, json");
-        assert!(postgres_url("postgres://db/a?sslmode=Verify-Full").is_ok());
-        assert!(postgres_url("postgres://db/a?user=me&sslmode=strict").unwrap_err().contains("verify-full"));
+        assert!(parse_postgres_url("postgres://db/a?sslmode=Verify-Full").is_ok());
+        assert!(parse_postgres_url("postgres://db/a?user=me&sslmode=strict").unwrap_err().contains("verify-full"));
     }
 
     #[test]
-    fn urls_want_a_scheme() {
-        assert!(url("http://localhost:8029").is_ok());
-        assert!(url("localhost:8029").is_err());
-        assert!(url("https://").is_err());
+    fn urls_require_a_scheme() {
+        assert!(parse_url("http://localhost:8029").is_ok());
+        assert!(parse_url("localhost:8029").is_err());
+        assert!(parse_url("https://").is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! A message as a value: no I/O, no clock.
+//! Pure functions on messages and conversations. They do no I/O and read no clock.
 //!
-//! [`parts`] is the model that all formats are converted to and from, [`mod@format`] has the four formats of providers, [`tokens`]
-//! counts tokens, and [`edit`] shortens a conversation.
+//! [`parts`] is the common model that every format is converted to and from, [`mod@format`] implements the four message formats,
+//! [`tokens`] counts tokens, and [`edit`] shortens a conversation with edit strategies.
 
 pub mod edit;
 pub mod format;

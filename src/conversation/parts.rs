@@ -1,4 +1,4 @@
-//! The parts of a message: the one model between the four formats, and what the `acontext` format shows as it is.
+//! The parts of a message: the common model of the four formats, which is also the JSON of the `acontext` format.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -6,22 +6,23 @@ use serde_json::{Map, Value};
 use crate::json;
 use crate::text_enum::text_enum;
 
-/// The key in the meta of an `acontext` message that holds the user metadata.
-pub const USER_META: &str = "__user_meta__";
-/// The key in the meta of an `acontext` message that holds its pending Gemini function calls.
-pub const OPEN_CALLS: &str = "__gemini_call_info__";
+/// The key in the meta of an `acontext` message that contains the metadata of the client.
+pub const USER_META_KEY: &str = "__user_meta__";
+/// The key in the meta of an `acontext` message that contains its pending calls.
+pub const PENDING_CALLS_KEY: &str = "__gemini_call_info__";
 
 text_enum! {
-    /// The sender of a message. Other roles of a format are mapped to one of these; the meta of the message has the original role.
+    /// The sender of a message. Other roles of a format are mapped to one of these. The meta of an `openai` message with the role
+    /// `system` or `developer` contains the original role.
     pub enum Role {
         User = "user",
         Assistant = "assistant",
     }
 }
 
-/// What a part is.
+/// The kind of a part: the field `type` in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub enum Kind {
+pub enum PartKind {
     #[serde(rename = "text")]
     Text,
     #[serde(rename = "image")]
@@ -44,51 +45,55 @@ pub enum Kind {
     RedactedThinking,
 }
 
-/// A file that was stored with a message.
+/// A file that is attached to a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Asset {
+    /// Name of the S3 bucket; `acontext` if no bucket is configured.
     pub bucket: String,
-    /// A public name, not the key of the object.
+    /// A public name of the file, not its object key.
     pub s3_key: String,
-    /// Always empty; typed clients want the key.
+    /// Always empty. Typed clients require the field.
     pub etag: String,
-    /// Of the content, in hex.
+    /// SHA-256 of the content in hex.
     pub sha256: String,
     pub mime: String,
-    /// Bytes.
+    /// Size of the content in bytes.
     pub size_b: u64,
 }
 
-/// One part of a message. What is empty is left out when it is shown.
+/// A part of a message. Empty fields are omitted.
 #[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Part {
     #[serde(rename = "type")]
-    pub kind: Kind,
+    pub kind: PartKind,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asset: Option<Asset>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub filename: String,
-    /// What the kind needs besides: `name` and `arguments` of a tool call, `url` of an image, ...
+    /// Fields of this kind of part, such as the `name` and `arguments` of a tool call or the `url` of an image.
     #[serde(skip_serializing_if = "Map::is_empty")]
     #[schema(value_type = Object)]
     pub meta: Map<String, Value>,
-    /// Keys of an `acontext` part that nobody knows.
+    /// Unknown fields of an `acontext` part.
     #[serde(flatten)]
     #[schema(ignore)]
     pub extra: Map<String, Value>,
 }
 
 impl Part {
-    /// Writes the part as JSON at the end of a text, just as it is serialized.
+    /// Appends the part as JSON to `out`. The fields are those of the [`Serialize`] implementation, in another order.
+    ///
+    /// # Errors
+    /// Returns an error if serialization fails.
     pub fn write(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
         out.extend_from_slice(b"{\"type\":");
         serde_json::to_writer(&mut *out, &self.kind)?;
         for (key, text) in [(",\"text\":", &self.text), (",\"filename\":", &self.filename)] {
             if !text.is_empty() {
                 out.extend_from_slice(key.as_bytes());
-                json::write_text(text, out);
+                json::write_string(text, out);
             }
         }
         if let Some(asset) = &self.asset {
@@ -113,10 +118,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_written_as_it_is_serialized() {
+    fn written_parts_equal_serialized_parts() {
         let object = |value: Value| value.as_object().cloned().unwrap_or_default();
         let bare = Part {
-            kind: Kind::RedactedThinking,
+            kind: PartKind::RedactedThinking,
             text: String::new(),
             asset: None,
             filename: String::new(),
@@ -132,7 +137,7 @@ mod tests {
             size_b: u64::MAX,
         };
         let full = Part {
-            kind: Kind::ToolCall,
+            kind: PartKind::ToolCall,
             text: "a \"text\"\n".into(),
             asset: Some(asset),
             filename: "f.txt".into(),

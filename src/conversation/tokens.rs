@@ -1,79 +1,85 @@
-//! How much of a model's context a message takes, in tokens of the encoding `o200k_base`.
+//! Counts the tokens of messages with the encoding `o200k_base`.
 //!
-//! What is counted is what Acontext counts: the text of each part and the calls of tools as JSON, a line each, together.
-//! Special tokens are ordinary text. Pictures and other media count nothing.
+//! The counted text is the same as upstream's. It has one line for each part with a text, and one with the JSON of each tool
+//! call. Special tokens are treated as ordinary text. Images and other media have no tokens.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
 
 use serde_json::{Map, Value};
 
-use super::parts::{Kind, Part};
+use super::parts::{Part, PartKind};
 
-/// About how much text is copied together before it is counted, in bytes.
-const WINDOW: usize = 64 * 1024;
+/// The approximate size of the chunks in which a text is counted.
+const CHUNK_BYTES: usize = 64 * 1024;
 
-/// The tokens of a message. Takes about 20 ms for each MiB of text, and as much once in the life of the process.
-pub fn of_parts(parts: &[Part]) -> usize {
-    let mut counter = Counter::new(WINDOW);
-    for line in parts.iter().filter_map(line) {
+/// Returns the number of tokens of a message. Takes about 20 ms per MiB of text, and another 20 ms for the first call in a
+/// process.
+pub fn count_parts(parts: &[Part]) -> usize {
+    let mut counter = TokenCounter::new(CHUNK_BYTES);
+    for line in parts.iter().filter_map(part_line) {
         counter.push(&line);
         counter.push("\n");
     }
     counter.finish()
 }
 
-/// The tokens of the line of one part, if it can be counted apart from the others: with another such line in its place the
-/// message takes as many tokens more as that line does.
-pub fn of_line(parts: &[Part], at: usize) -> Option<usize> {
-    // The break of a line is read together with white space or slashes that begin the next.
-    let apart = |line: &str| line.starts_with(|c: char| !c.is_whitespace() && c != '/');
-    let line = line(&parts[at]).filter(|line| apart(line))?;
-    let next = parts[at + 1..].iter().find(|part| is_call(part) || !part.text.is_empty());
-    next.is_none_or(|next| is_call(next) || apart(&next.text)).then(|| {
-        let mut counter = Counter::new(WINDOW);
+/// Returns the number of tokens of one part's line, or `None` if the line cannot be counted separately.
+///
+/// If a line is replaced, and both the old and the new line can be counted separately, the number of tokens of the message
+/// changes by the difference between the two results.
+pub fn count_line(parts: &[Part], index: usize) -> Option<usize> {
+    // A token can contain a line break together with the white space or slashes after it.
+    let is_separate = |line: &str| line.starts_with(|c: char| !c.is_whitespace() && c != '/');
+    let line = part_line(&parts[index]).filter(|line| is_separate(line))?;
+    let next = parts[index + 1..].iter().find(|part| has_call_line(part) || !part.text.is_empty());
+    next.is_none_or(|next| has_call_line(next) || is_separate(&next.text)).then(|| {
+        let mut counter = TokenCounter::new(CHUNK_BYTES);
         counter.push(&line);
         counter.push("\n");
         counter.finish()
     })
 }
 
-fn is_call(part: &Part) -> bool {
-    part.kind == Kind::ToolCall && !part.meta.is_empty()
+/// Returns `true` if the line of a part is the JSON of a tool call.
+fn has_call_line(part: &Part) -> bool {
+    part.kind == PartKind::ToolCall && !part.meta.is_empty()
 }
 
-/// What a part adds to the text of its message.
-fn line(part: &Part) -> Option<Cow<'_, str>> {
-    if is_call(part) {
-        return Some(call(&part.meta).into());
+/// Returns the counted line of a part, without the line break. Returns `None` if the part has no line.
+fn part_line(part: &Part) -> Option<Cow<'_, str>> {
+    if has_call_line(part) {
+        return Some(call_json(&part.meta).into());
     }
     (!part.text.is_empty()).then(|| part.text.as_str().into())
 }
 
-/// Whether a text alone, without the line break that it has in a message, takes more than so many tokens. Reads no more
-/// of it than that needs.
-pub fn exceeds(text: &str, tokens: usize) -> bool {
-    // A token is at least a byte, and no token reaches over the end of a word.
-    let word_ends = |pair: &[u8]| pair[0].is_ascii_alphabetic() && matches!(pair[1], b' '..=b'&' | b'('..=b'@' | b'\n');
-    let mut words = text.as_bytes().windows(2).filter(|pair| word_ends(pair));
+/// Returns `true` if a text, without the line break that it has in a message, has more than `limit` tokens. Reads no more of
+/// the text than necessary.
+pub fn exceeds(text: &str, limit: usize) -> bool {
+    // A token has at least one byte, so a text of at most `limit` bytes does not exceed the limit. No token extends beyond the
+    // end of a word, so a text in which `limit` word ends precede the last byte exceeds the limit.
+    let is_word_end =
+        |pair: &[u8]| pair[0].is_ascii_alphabetic() && matches!(pair[1], b' '..=b'&' | b'('..=b'@' | b'\n');
+    let mut words = text.as_bytes().windows(2).filter(|pair| is_word_end(pair));
     let encoding = bpe_openai::o200k_base();
-    let is_more = || encoding.count_till_limit(&encoding.normalize(text), tokens).is_none();
-    text.len() > tokens && (words.nth(tokens.saturating_sub(1)).is_some() || is_more())
+    let is_over = || encoding.count_till_limit(&encoding.normalize(text), limit).is_none();
+    text.len() > limit && (words.nth(limit.saturating_sub(1)).is_some() || is_over())
 }
 
-/// How much text there is to count, in bytes; a call's is an estimate.
+/// Returns the size of the counted text in bytes. The sizes of tool calls are estimates.
 pub fn text_bytes(parts: &[Part]) -> usize {
-    let arguments = |part: &Part| match part.meta.get("arguments") {
-        Some(Value::String(text)) if part.kind == Kind::ToolCall => text.len(),
+    let arguments_len = |part: &Part| match part.meta.get("arguments") {
+        Some(Value::String(text)) if part.kind == PartKind::ToolCall => text.len(),
         _ => 0,
     };
-    parts.iter().map(|part| part.text.len() + arguments(part)).sum()
+    parts.iter().map(|part| part.text.len() + arguments_len(part)).sum()
 }
 
-/// A call as JSON, with the escapes that Acontext's server writes.
-fn call(meta: &Map<String, Value>) -> String {
-    let named = ["arguments", "name"].into_iter().filter_map(|key| Some((key.to_owned(), meta.get(key)?.clone())));
-    let json = Value::Object(named.collect()).to_string();
+/// Returns the arguments and the name of a tool call as JSON, with the same escapes as upstream.
+fn call_json(meta: &Map<String, Value>) -> String {
+    let fields = ["arguments", "name"].into_iter().filter_map(|key| Some((key.to_owned(), meta.get(key)?.clone())));
+    let json = Value::Object(fields.collect()).to_string();
     let mut escaped = String::with_capacity(json.len());
     for c in json.chars() {
         match c {
@@ -88,27 +94,30 @@ fn call(meta: &Map<String, Value>) -> String {
     escaped
 }
 
-/// Counts a text that comes in pieces, without holding it whole.
-struct Counter {
-    window: usize,
+/// A counter for the tokens of a text. It counts the text in chunks and does not buffer all of it.
+struct TokenCounter {
+    chunk_bytes: usize,
+    /// The text that is not counted yet.
     pending: String,
-    /// How far no place was found where `pending` can be cut.
+    /// The length of the prefix of `pending` that has no split point.
     searched: usize,
+    /// The number of tokens that are already counted.
     counted: usize,
 }
 
-impl Counter {
-    fn new(window: usize) -> Self {
-        Self { window, pending: String::new(), searched: 0, counted: 0 }
+impl TokenCounter {
+    fn new(chunk_bytes: usize) -> Self {
+        Self { chunk_bytes, pending: String::new(), searched: 0, counted: 0 }
     }
 
     fn push(&mut self, mut text: &str) {
         while !text.is_empty() {
-            let (piece, rest) = text.split_at(text.floor_char_boundary(self.window.max(4)));
-            self.pending.push_str(piece);
+            // A character has up to 4 bytes, and a chunk must contain at least one character.
+            let (chunk, rest) = text.split_at(text.floor_char_boundary(self.chunk_bytes.max(4)));
+            self.pending.push_str(chunk);
             text = rest;
-            if self.pending.len() > self.window {
-                if let Some(end) = safe_end(&self.pending, self.searched) {
+            if self.pending.len() > self.chunk_bytes {
+                if let Some(end) = last_split_point(&self.pending, self.searched) {
                     self.counted += count(&self.pending[..end]);
                     self.pending.drain(..end);
                 }
@@ -122,22 +131,26 @@ impl Counter {
     }
 }
 
-/// The last place after what was searched where a text can be cut without changing its tokens: a word never reaches over the blank after it, and
-/// what follows is split the same way whatever stood before.
-fn safe_end(text: &str, searched: usize) -> Option<usize> {
-    let between = |pair: &[u8]| pair[0].is_ascii_alphabetic() && matches!(pair[1], b' ' | b'\n');
+/// Returns the last offset at which a text can be split without changing its tokens. Returns `None` if there is no such offset
+/// after the first `searched` bytes.
+///
+/// A text can be split between a word and the space or line break that follows: no token contains both, and the tokens of the
+/// following text do not depend on the word.
+fn last_split_point(text: &str, searched: usize) -> Option<usize> {
+    let is_word_end = |pair: &[u8]| pair[0].is_ascii_alphabetic() && matches!(pair[1], b' ' | b'\n');
     let from = searched.saturating_sub(1);
-    text.as_bytes()[from..].windows(2).rposition(between).map(|at| from + at + 1)
+    text.as_bytes()[from..].windows(2).rposition(is_word_end).map(|at| from + at + 1)
 }
 
+/// Returns the number of tokens of a text.
 fn count(text: &str) -> usize {
     let encoding = bpe_openai::o200k_base();
     let text = encoding.normalize(text);
     let mut text = text.as_str();
-    WORDS.with_borrow_mut(|words| {
+    WORD_CACHE.with_borrow_mut(|words| {
         let mut count = 0;
         while !text.is_empty() {
-            let length = plain_word(text).or_else(|| Some(encoding.split(text).next()?.len()));
+            let length = ascii_word_len(text).or_else(|| Some(encoding.split(text).next()?.len()));
             let (word, rest) = text.split_at(length.unwrap_or(text.len()));
             count += words.count(word);
             text = rest;
@@ -146,47 +159,60 @@ fn count(text: &str) -> usize {
     })
 }
 
-/// How long the word is that a text begins with, if that is plain to see: one ASCII character at most that is no letter, digit
-/// or end of a line, then letters, first large and then small ones, and after them neither an apostrophe nor anything that is not
-/// ASCII. It is what the encoding's first pattern takes, without its regular expression.
-fn plain_word(text: &str) -> Option<usize> {
+/// Returns the length of the ASCII word with which a text begins, or `None` if the text does not begin with one.
+///
+/// An ASCII word consists of an optional character that is not a letter, digit or line break, any number of upper-case letters,
+/// and at least one lower-case letter. The word must not precede an apostrophe or a non-ASCII character. The first pattern of
+/// the encoding matches the same word; this function is faster than the regular expression.
+fn ascii_word_len(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
-    let run = |from: usize, fits: fn(&u8) -> bool| from + bytes[from..].iter().take_while(|byte| fits(byte)).count();
+    let end_of_run =
+        |from: usize, matches: fn(&u8) -> bool| from + bytes[from..].iter().take_while(|byte| matches(byte)).count();
     let first = *bytes.first()?;
-    let before = first.is_ascii() && !first.is_ascii_alphanumeric() && !matches!(first, b'\r' | b'\n');
-    let small = run(before.into(), u8::is_ascii_uppercase);
-    let end = run(small, u8::is_ascii_lowercase);
-    let ends = bytes.get(end).is_none_or(|byte| byte.is_ascii() && *byte != b'\'');
-    (end > small && ends).then_some(end)
+    let has_prefix = first.is_ascii() && !first.is_ascii_alphanumeric() && !matches!(first, b'\r' | b'\n');
+    let lowercase_start = end_of_run(usize::from(has_prefix), u8::is_ascii_uppercase);
+    let end = end_of_run(lowercase_start, u8::is_ascii_lowercase);
+    let is_complete = bytes.get(end).is_none_or(|byte| byte.is_ascii() && *byte != b'\'');
+    (end > lowercase_start && is_complete).then_some(end)
 }
 
 thread_local! {
-    static WORDS: RefCell<WordCache> = RefCell::new(WordCache(vec![(0, 0); 2048]));
+    /// The cache of this thread.
+    static WORD_CACHE: RefCell<WordCache> = RefCell::new(WordCache(vec![(0, 0); 2048]));
 }
 
-/// An odd number without a pattern (the fraction of the golden ratio): its multiples spread over the upper bits.
-const HASH: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+/// The multiplier of Fibonacci hashing: the fractional part of the golden ratio times 2^128. The upper bits of its multiples are
+/// evenly distributed.
+const FIBONACCI_MULTIPLIER: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
 
-/// What short words were found to take. Most of a text is a few hundred words over and over, and looking one up takes a
-/// tenth of the time. A word has one place, which it takes from the one that was there. The number of places is a power of two.
+/// A cache of the token counts of short words. Most texts repeat a few hundred words, and a lookup takes a tenth of the time of a
+/// count.
+///
+/// The cache has slots with a [`key`](Self::key) and a count. The hash of a key selects its slot, and a new key replaces the
+/// previous one. The number of slots is a power of two. An unused slot contains the key and the count of the empty word, which
+/// are 0.
 struct WordCache(Vec<(u128, u8)>);
 
 impl WordCache {
+    /// Returns the number of tokens of a word.
     fn count(&mut self, word: &str) -> usize {
         let count = || bpe_openai::o200k_base().bpe.count(word.as_bytes());
         let Some(key) = Self::key(word) else { return count() };
-        let place = usize::try_from(HASH.wrapping_mul(key) >> 112).unwrap_or_default() & (self.0.len() - 1);
-        let place = &mut self.0[place];
-        if place.0 != key {
-            *place = (key, u8::try_from(count()).unwrap_or(u8::MAX));
+        let hash = usize::try_from(FIBONACCI_MULTIPLIER.wrapping_mul(key) >> 112).unwrap_or_default();
+        let slot = hash & (self.0.len() - 1);
+        let slot = &mut self.0[slot];
+        if slot.0 != key {
+            // A word of up to 15 bytes has at most 15 tokens.
+            *slot = (key, u8::try_from(count()).unwrap_or(u8::MAX));
         }
-        place.1.into()
+        slot.1.into()
     }
 
-    /// The bytes of a word of up to 15 and their number; so no word is 0. It takes no more tokens than bytes.
+    /// Returns the key of a word: its bytes, zeros, and its length in the last byte. Returns `None` if the word has more than 15
+    /// bytes.
     fn key(word: &str) -> Option<u128> {
         let mut bytes = [0; 16];
-        bytes.get_mut(..word.len()).filter(|room| room.len() < 16)?.copy_from_slice(word.as_bytes());
+        bytes.get_mut(..word.len()).filter(|target| target.len() < 16)?.copy_from_slice(word.as_bytes());
         bytes[15] = u8::try_from(word.len()).ok()?;
         Some(u128::from_le_bytes(bytes))
     }
@@ -199,35 +225,35 @@ mod tests {
 
     use super::*;
 
-    fn part(kind: Kind, text: &str, meta: Value) -> Part {
+    fn part(kind: PartKind, text: &str, meta: Value) -> Part {
         let Value::Object(meta) = meta else { panic!("meta is an object") };
         Part { kind, text: text.into(), asset: None, filename: String::new(), meta, extra: Map::new() }
     }
 
     #[test]
-    fn texts_and_calls_are_counted_a_line_each() {
+    fn texts_and_calls_are_counted_as_lines() {
         let parts = [
-            part(Kind::Text, "Hello, world!", json!({})),
-            part(Kind::ToolCall, "", json!({"id": "c1", "name": "f", "arguments": "{\"a\":\"<&>\"}"})),
-            part(Kind::Image, "", json!({"url": "https://example.com/long/name.png"})),
-            part(Kind::Image, "a caption", json!({})),
+            part(PartKind::Text, "Hello, world!", json!({})),
+            part(PartKind::ToolCall, "", json!({"id": "c1", "name": "f", "arguments": "{\"a\":\"<&>\"}"})),
+            part(PartKind::Image, "", json!({"url": "https://example.com/long/name.png"})),
+            part(PartKind::Image, "a caption", json!({})),
         ];
-        let told =
+        let lines =
             "Hello, world!\n{\"arguments\":\"{\\\"a\\\":\\\"\\u003c\\u0026\\u003e\\\"}\",\"name\":\"f\"}\na caption\n";
-        assert_eq!(of_parts(&parts), count(told));
-        assert_eq!(of_parts(&[]), 0);
-        assert_eq!(of_parts(&[part(Kind::ToolCall, "", json!({"id": "x"}))]), count("{}\n"));
+        assert_eq!(count_parts(&parts), count(lines));
+        assert_eq!(count_parts(&[]), 0);
+        assert_eq!(count_parts(&[part(PartKind::ToolCall, "", json!({"id": "x"}))]), count("{}\n"));
     }
 
     #[test]
-    fn known_numbers() {
+    fn known_token_counts() {
         for (text, tokens) in [("The quick brown fox jumps over the lazy dog.", 10), ("t1", 3), ("<|endoftext|>", 7)] {
-            assert_eq!(of_parts(&[part(Kind::Text, text, json!({}))]), tokens, "{text}");
+            assert_eq!(count_parts(&[part(PartKind::Text, text, json!({}))]), tokens, "{text}");
         }
     }
 
     #[test]
-    fn a_text_exceeds_what_it_does_not_fit_into() {
+    fn a_text_exceeds_lower_limits_only() {
         for text in ["", "a", "The quick brown fox.", "{\"a\":1,\"b_c\":[\"don't\"]}", "aaaa bbbb cccc dddd"] {
             let tokens = count(text);
             assert!(!exceeds(text, tokens) && !exceeds(text, tokens + 1) && !exceeds(text, usize::MAX), "{text}");
@@ -237,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_share_a_place_are_told_apart() {
+    fn words_in_the_same_slot_are_distinguished() {
         let mut words = WordCache(vec![(0, 0); 1]);
         for word in [
             " the",
@@ -259,24 +285,24 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
         #[test]
-        fn remembered_words_change_nothing(text in "(?s)([a-zA-Z' .,!\n\t0-9é寿/\"{}]|don't|  |\r\n|\\PC){0,60}") {
+        fn cached_counts_equal_those_of_the_library(text in "(?s)([a-zA-Z' .,!\n\t0-9é寿/\"{}]|don't|  |\r\n|\\PC){0,60}") {
             prop_assert_eq!(count(&text), bpe_openai::o200k_base().count(&text[..]));
         }
 
         #[test]
-        fn counting_in_pieces_changes_nothing(
-            pieces in prop::collection::vec("(?s)([a-zA-Z' .,!\n\t0-9é寿/]|don't|  |\r\n|\\PC){0,40}", 0..12),
-            window in 1_usize..60,
+        fn counting_in_chunks_changes_nothing(
+            chunks in prop::collection::vec("(?s)([a-zA-Z' .,!\n\t0-9é寿/]|don't|  |\r\n|\\PC){0,40}", 0..12),
+            chunk_bytes in 1_usize..60,
         ) {
-            let mut counter = Counter::new(window);
-            for piece in &pieces {
-                counter.push(piece);
+            let mut counter = TokenCounter::new(chunk_bytes);
+            for chunk in &chunks {
+                counter.push(chunk);
             }
-            prop_assert_eq!(counter.finish(), count(&pieces.concat()));
+            prop_assert_eq!(counter.finish(), count(&chunks.concat()));
         }
 
         #[test]
-        fn exceeding_means_a_higher_count(
+        fn exceeds_agrees_with_the_count(
             text in "(?s)([a-zA-Z' .,!\n\t0-9é寿/\"{}:\\\\_]|don't|  |\r\n|\\PC){0,60}",
             limit in 0_usize..40,
         ) {
@@ -284,24 +310,24 @@ mod tests {
         }
 
         #[test]
-        fn a_line_that_can_be_counted_apart_adds_up(
+        fn counts_of_separate_lines_add_up(
             texts in prop::collection::vec("(?s)([a-z' .\n\t0-9é/\"{]|\r\n|\\PC){0,12}", 1..6),
             calls in prop::collection::vec(any::<bool>(), 6),
-            at in any::<prop::sample::Index>(),
+            index in any::<prop::sample::Index>(),
             other in "(?s)([a-z' .\n\t0-9é/\"{]|\r\n|\\PC){0,12}",
         ) {
-            let one = |(text, is_call): (&String, &bool)| match is_call {
-                true => part(Kind::ToolCall, "", json!({"arguments": text})),
-                false => part(Kind::Text, text, json!({})),
+            let new_part = |(text, is_call): (&String, &bool)| match is_call {
+                true => part(PartKind::ToolCall, "", json!({"arguments": text})),
+                false => part(PartKind::Text, text, json!({})),
             };
-            let mut parts: Vec<_> = texts.iter().zip(&calls).map(one).collect();
-            let at = at.index(parts.len());
-            let (whole, line) = (of_parts(&parts), of_line(&parts, at));
-            parts[at] = one((&other, &calls[at]));
-            if let (Some(before), Some(after)) = (line, of_line(&parts, at)) {
-                prop_assert_eq!(of_parts(&parts) + before, whole + after);
+            let mut parts: Vec<_> = texts.iter().zip(&calls).map(new_part).collect();
+            let index = index.index(parts.len());
+            let (total, line) = (count_parts(&parts), count_line(&parts, index));
+            parts[index] = new_part((&other, &calls[index]));
+            if let (Some(before), Some(after)) = (line, count_line(&parts, index)) {
+                prop_assert_eq!(count_parts(&parts) + before, total + after);
             } else {
-                prop_assert!(!parts[at..].iter().all(is_call));
+                prop_assert!(!parts[index..].iter().all(has_call_line));
             }
         }
     }

@@ -1,8 +1,9 @@
-//! Notifies job runners of due jobs: the runner of this process at once, those of other processes with a Postgres notification.
+//! Notifies job runners of due jobs: the runner of this process directly, those of other processes with a Postgres
+//! notification.
 //!
-//! The notification is not sent in the transaction that enqueues the job: from `NOTIFY` until the commit is on disk, Postgres holds a
-//! lock on the whole database, and all writers would wait for each other. One notification covers many commits. If it is lost,
-//! runners find the job when they poll.
+//! The notification is not sent in the transaction that enqueues the job, because Postgres commits transactions that contain a
+//! `NOTIFY` one after the other: each holds a global lock until its commit is on disk. Notifications of several commits are
+//! coalesced into one. If a notification is lost, runners still find the job when they poll.
 
 use std::time::Duration;
 
@@ -11,16 +12,18 @@ use tokio::sync::Notify;
 use super::Db;
 use super::notify::NotificationHandler;
 
-/// The channel of notifications about jobs.
+/// The notification channel for due jobs.
 const JOBS_CHANNEL: &str = "acontextd_jobs";
 
-/// The minimum time between two notifications about jobs.
+/// The minimum time between two notifications.
 const MIN_NOTIFY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The signal that there may be due jobs.
+/// A signal to job runners that there may be due jobs.
 #[derive(Default)]
 pub struct JobWaker {
+    /// Wakes the runner of this process.
     local: Notify,
+    /// Wakes [`publish`], which notifies the other processes.
     remote: Notify,
 }
 
@@ -36,7 +39,7 @@ impl JobWaker {
         self.remote.notify_one();
     }
 
-    /// Waits until the runner of this process is woken. A signal that was sent before is not lost.
+    /// Waits until the runner of this process is woken. Returns immediately if it was woken before this call.
     pub async fn wait_local(&self) {
         self.local.notified().await;
     }
@@ -51,15 +54,15 @@ impl NotificationHandler for JobWaker {
         self.wake_local();
     }
 
-    fn on_reconnect(&self) {
+    fn on_connection_change(&self) {
         self.wake_local();
     }
 }
 
-/// Notifies other processes of due jobs until the process shuts down.
+/// Sends the notifications to other processes until shutdown. This is a component of the process.
 ///
 /// # Errors
-/// Never; the signature is that of every component.
+/// Never returns an error; all components have this signature.
 pub async fn publish(db: Db) -> anyhow::Result<()> {
     loop {
         tokio::select! {
@@ -67,7 +70,7 @@ pub async fn publish(db: Db) -> anyhow::Result<()> {
             () = db.job_waker().remote.notified() => {}
         }
         if let Err(error) = sqlx::query!("select pg_notify($1, '')", JOBS_CHANNEL).fetch_one(&*db).await {
-            tracing::warn!(error = %error, "other processes were not notified of new jobs; they poll every second");
+            tracing::warn!(error = %error, "failed to notify other processes of due jobs; they poll every second");
         }
         tokio::time::sleep(MIN_NOTIFY_INTERVAL).await;
     }

@@ -1,22 +1,24 @@
-//! Creates the tables of a new database and brings those of an older one up to date.
+//! Schema migrations.
 
 use anyhow::{Context, bail};
 use sqlx::{PgConnection, PgPool};
 
-/// One for the program and all its tests: each use of the macro would embed another copy.
+/// The only `Migrator`, shared by the server and its tests, because each use of the macro embeds another copy of the
+/// migrations.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 
-const BEFORE_FIRST_RELEASE: &str = "the database was created by a build of acontextd from before its first release, whose tables this version cannot \
-     use: set DATABASE_URL to an empty database, or ACONTEXTD_DATA_DIR to an empty directory if the server starts its own Postgres";
+const BEFORE_FIRST_RELEASE: &str = "the database was created by a version of acontextd from before its first release, \
+     and this version cannot use its tables: set DATABASE_URL to an empty database or, with the embedded Postgres, \
+     ACONTEXTD_DATA_DIR to an empty directory";
 
-/// Refuses a database that this version of the program cannot use. Writes nothing.
+/// Checks that this version of the server can use the database. Writes nothing.
 ///
 /// # Errors
-/// Returns a sentence for the operator, or the error of the database.
+/// Returns an error with a remedy if this version cannot use the database, or an error of the database.
 pub async fn ensure_supported(conn: &mut PgConnection) -> anyhow::Result<()> {
-    // The table is the driver's and not in the migrations, so the compiler cannot check these queries.
-    let is_new = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is null");
-    if is_new.fetch_one(&mut *conn).await? {
+    // These queries cannot be checked at compile time, because sqlx itself creates the table `_sqlx_migrations`.
+    let is_new_query = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is null");
+    if is_new_query.fetch_one(&mut *conn).await? {
         return Ok(());
     }
     let applied: Vec<(i64, Vec<u8>)> =
@@ -31,17 +33,17 @@ pub async fn ensure_supported(conn: &mut PgConnection) -> anyhow::Result<()> {
     }
     if let Some(version) = newest_unknown {
         bail!(
-            "the database has migration {version}, which this version of acontextd does not know: a newer version has used the \
-             database, so start that version or a later one"
+            "the database has migration {version}, which this version of acontextd does not know, because a newer \
+             version has used the database: start that version or a later one"
         );
     }
     Ok(())
 }
 
-/// Brings the database up to date. Takes an advisory lock, so two processes may do this at once.
+/// Applies all pending migrations. Takes an advisory lock, so several processes may do this concurrently.
 ///
 /// # Errors
-/// The database does not answer, or this version of the program cannot use it.
+/// Returns an error if a migration fails, or if the database is unavailable or was used by an incompatible version.
 pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
-    MIGRATOR.run(pool).await.context("the database could not be brought up to date")
+    MIGRATOR.run(pool).await.context("failed to migrate the database")
 }

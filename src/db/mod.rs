@@ -1,6 +1,6 @@
-//! The database: connection pools and transactions. [`migrations`] creates the tables, [`pooler`] refuses external poolers that would
-//! mix statements, [`page`] has the cursors of lists, [`notify`] passes Postgres notifications on, [`job_waker`] notifies job runners,
-//! [`server_state`] stores facts about the installation.
+//! Connection pools and transactions. [`migrations`] creates the tables, [`pooler`] rejects connection poolers that share
+//! sessions, [`page`] has the cursors of lists, [`notify`] dispatches Postgres notifications, [`job_waker`] notifies job
+//! runners, and [`server_state`] stores named values, such as the digest of the pepper.
 
 pub mod job_waker;
 pub mod migrations;
@@ -24,63 +24,64 @@ use job_waker::JobWaker;
 use pooler::PoolerCheck;
 pub use tx::{BeginTransaction, Tx};
 
-/// Connections that were idle for longer are checked before they are used again.
+/// The idle time after which a connection is checked before it is used again.
 const CHECK_AFTER_IDLE: Duration = Duration::from_secs(1);
 
-/// The database; cheap to clone. Dereferences to its main pool, whose connections are opened on demand.
+/// A handle to the database. It dereferences to the main pool. A clone is cheap.
 #[derive(Clone)]
-pub struct Db(Arc<Inner>);
+pub struct Db(Arc<DbInner>);
 
-struct Inner {
+struct DbInner {
     pool: PgPool,
-    /// Pools for special purposes, by name.
+    /// Additional pools, by name.
     other_pools: Mutex<Vec<(&'static str, PgPool)>>,
     options: PgConnectOptions,
-    pooler: PoolerCheck,
+    pooler_check: PoolerCheck,
     process: Process,
     job_waker: Arc<JobWaker>,
 }
 
 impl Db {
-    /// Connects on demand, with at most `connections` connections in the main pool.
-    pub fn new(options: PgConnectOptions, connections: u32, pooler: PoolerCheck, process: Process) -> Self {
-        let pool = pool_with(options.clone(), connections, &pooler, &[]);
-        Self(Arc::new(Inner {
+    /// Creates the main pool. Connections are opened on demand.
+    pub fn new(options: PgConnectOptions, max_connections: u32, pooler_check: PoolerCheck, process: Process) -> Self {
+        let pool = create_pool(options.clone(), max_connections, &pooler_check, &[]);
+        Self(Arc::new(DbInner {
             pool,
             other_pools: Mutex::default(),
             options,
-            pooler,
+            pooler_check,
             process,
             job_waker: Arc::default(),
         }))
     }
 
-    /// Opens another pool, whose sessions have settings of their own. Names and values must not come from users.
+    /// Creates an additional pool that applies `settings` to its sessions. The names and values of the settings become part of a
+    /// statement without being escaped.
     pub fn open_pool(
         &self,
         name: &'static str,
-        connections: u32,
+        max_connections: u32,
         settings: &'static [(&'static str, &'static str)],
     ) -> PgPool {
-        let pool = pool_with(self.0.options.clone(), connections, &self.0.pooler, settings);
+        let pool = create_pool(self.0.options.clone(), max_connections, &self.0.pooler_check, settings);
         self.0.other_pools.lock().unwrap_or_else(PoisonError::into_inner).push((name, pool.clone()));
         pool
     }
 
-    /// Returns all pools by name.
+    /// Returns all pools with their names.
     pub fn pools(&self) -> Vec<(&'static str, PgPool)> {
         let mut pools = vec![("main", self.0.pool.clone())];
         pools.extend(self.0.other_pools.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         pools
     }
 
-    /// Closes all pools. Connections that are in use are closed when they are returned; this waits for them.
+    /// Closes all pools. Waits until connections in use are returned and closed.
     pub async fn close(&self) {
         join_all(self.pools().iter().map(|(_, pool)| pool.close())).await;
     }
 
-    pub fn pooler(&self) -> &PoolerCheck {
-        &self.0.pooler
+    pub fn pooler_check(&self) -> &PoolerCheck {
+        &self.0.pooler_check
     }
 
     pub fn job_waker(&self) -> &Arc<JobWaker> {
@@ -100,29 +101,31 @@ impl Deref for Db {
     }
 }
 
-fn pool_with(
+/// Creates a pool that opens connections on demand. It marks the session of each new connection, and verifies the mark before it
+/// uses a connection that was idle (see [`pooler`]).
+fn create_pool(
     options: PgConnectOptions,
-    size: u32,
-    pooler: &PoolerCheck,
+    max_connections: u32,
+    pooler_check: &PoolerCheck,
     settings: &'static [(&'static str, &'static str)],
 ) -> PgPool {
-    let (connecting, acquiring) = (pooler.clone(), pooler.clone());
+    let (check_on_connect, check_on_acquire) = (pooler_check.clone(), pooler_check.clone());
     PgPoolOptions::new()
-        .max_connections(size)
+        .max_connections(max_connections)
         .acquire_timeout(Duration::from_secs(5))
         .max_lifetime(Duration::from_hours(1))
         .idle_timeout(Duration::from_mins(5))
-        // `verify` below also shows that the connection is alive.
+        // `verify` below also detects broken connections.
         .test_before_acquire(false)
         .after_connect(move |conn, _| {
-            let pooler = connecting.clone();
-            Box::pin(async move { pooler.mark(conn, settings).await })
+            let pooler_check = check_on_connect.clone();
+            Box::pin(async move { pooler_check.mark(conn, settings).await })
         })
         .before_acquire(move |conn, state| {
-            let pooler = acquiring.clone();
+            let pooler_check = check_on_acquire.clone();
             Box::pin(async move {
-                if state.idle_for > CHECK_AFTER_IDLE || pooler.is_due() {
-                    pooler.verify(conn).await?;
+                if state.idle_for > CHECK_AFTER_IDLE || pooler_check.is_verification_due() {
+                    pooler_check.verify(conn).await?;
                 }
                 Ok(true)
             })
@@ -130,7 +133,7 @@ fn pool_with(
         .connect_lazy_with(options)
 }
 
-/// A length of time as Postgres takes it.
+/// Converts a duration to a Postgres interval.
 pub fn interval(duration: Duration) -> PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
     PgInterval { months: 0, days: 0, microseconds }

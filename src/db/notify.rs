@@ -1,4 +1,4 @@
-//! Postgres notifications between the processes of an installation.
+//! Receives Postgres notifications, which the processes of an installation send to each other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,23 +7,26 @@ use sqlx::postgres::PgListener;
 
 use super::Db;
 
-/// How long to wait before the connection for notifications is opened again.
+/// The delay before a lost notification connection is opened again.
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
-/// Reacts to the notifications of one channel.
+/// A handler of the notifications of one channel.
 pub trait NotificationHandler: Send + Sync {
+    /// Returns the name of the channel.
     fn channel(&self) -> &'static str;
 
+    /// Handles a notification.
     fn on_notification(&self, payload: &str);
 
-    /// Is called when the connection was opened or lost: any notification may have been missed.
-    fn on_reconnect(&self);
+    /// Handles a change of the connection: it was opened or lost. Any notification may have been missed.
+    fn on_connection_change(&self);
 }
 
-/// Passes notifications to their handlers until the process shuts down. Reconnects when the connection is lost.
+/// Dispatches notifications to their handlers until shutdown, and reconnects when the connection is lost. This is a
+/// component of the process.
 ///
 /// # Errors
-/// Never; the signature is that of every component.
+/// Never returns an error; all components have this signature.
 pub async fn listen(db: Db, handlers: Vec<Arc<dyn NotificationHandler>>) -> anyhow::Result<()> {
     let shutdown = &db.process().shutdown;
     loop {
@@ -32,25 +35,26 @@ pub async fn listen(db: Db, handlers: Vec<Arc<dyn NotificationHandler>>) -> anyh
             result = listen_once(&db, &handlers) => result,
         };
         for handler in &handlers {
-            handler.on_reconnect();
+            handler.on_connection_change();
         }
+        // The pool is closed at shutdown, and when a pooler is found to share sessions.
         if db.is_closed() {
             shutdown.cancelled().await;
         } else if let Err(error) = result {
-            tracing::warn!(error = %error, "the connection for notifications was lost");
+            tracing::warn!(error = %error, "notification connection lost; reconnecting");
             tokio::time::sleep(RECONNECT_DELAY).await;
         }
     }
 }
 
-/// Returns when the connection is lost.
+/// Opens a connection and dispatches its notifications. Returns when the connection is lost.
 async fn listen_once(db: &Db, handlers: &[Arc<dyn NotificationHandler>]) -> sqlx::Result<()> {
     let mut listener = PgListener::connect_with(db).await?;
     listener.eager_reconnect(false);
     listener.listen_all(handlers.iter().map(|handler| handler.channel())).await?;
-    // Notifications from before this moment were not received.
+    // Notifications that were sent before LISTEN were not received.
     for handler in handlers {
-        handler.on_reconnect();
+        handler.on_connection_change();
     }
     while let Some(notification) = listener.try_recv().await? {
         for handler in handlers.iter().filter(|handler| handler.channel() == notification.channel()) {

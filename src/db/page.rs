@@ -1,7 +1,7 @@
-//! Cursor paging: reads a list that is ordered by `(created_at, id)` page by page, in both directions.
+//! Cursor pagination of lists that are ordered by `(created_at, id)`, in both directions.
 //!
-//! A cursor is spelled as clients of Acontext know it: unpadded base64url of `<unix nanoseconds>|<uuid>`. It belongs to no list and
-//! no direction. A list reads one row more than a page has, and that row tells whether there is another page.
+//! A cursor has upstream's format: unpadded base64url of `<unix nanoseconds>|<uuid>`. It is not bound to a list or a
+//! direction. A query reads one row more than the page has, to detect whether there is another page.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 
-/// The row after which a page begins.
+/// The position after which a page begins: the sort key of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub created_at: DateTime<Utc>,
@@ -18,23 +18,23 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Before every row.
+    /// The position before all rows of a list that begins with the oldest row.
     pub const START: Self = Self { created_at: DateTime::UNIX_EPOCH, id: Uuid::nil() };
 
     /// Returns the text of this cursor.
     pub fn encode(&self) -> String {
-        // In range until the year 2262, as in every client.
+        // Nanoseconds fit into 64 bits until the year 2262. Upstream's clients have the same limit.
         let nanos = self.created_at.timestamp_nanos_opt().unwrap_or(i64::MAX);
         URL_SAFE_NO_PAD.encode(format!("{nanos}|{}", self.id))
     }
 
-    /// Parses the text of a cursor. Returns `None` for the nil id, which names no row.
+    /// Parses the text of a cursor. Returns `None` if its id is the nil UUID, which no row has.
     ///
     /// # Errors
     /// Returns 400 if the text is not a cursor.
     pub fn decode(cursor: &str) -> Result<Option<Self>> {
         let parsed = Self::parse(cursor).ok_or_else(|| {
-            Error::invalid_field("cursor", "cannot be read; send the next_cursor of the page before, or none")
+            Error::invalid_field("cursor", "invalid cursor; use the next_cursor of the previous page")
         })?;
         Ok((!parsed.id.is_nil()).then_some(parsed))
     }
@@ -47,7 +47,7 @@ impl Cursor {
     }
 }
 
-/// Which page of a list a query reads.
+/// The parameters of a page.
 #[derive(Clone, Copy, Debug)]
 pub struct PageRequest {
     pub limit: usize,
@@ -56,20 +56,20 @@ pub struct PageRequest {
 }
 
 impl PageRequest {
-    /// Returns the limit of the query: one row more than the page has.
+    /// Returns the LIMIT of the query, one row more than the page has.
     pub fn fetch_limit(&self) -> i64 {
         i64::try_from(self.limit).unwrap_or(i64::MAX).saturating_add(1)
     }
 
-    /// Returns the time and id after which the page begins, as two query parameters.
+    /// Returns the time and the id of the cursor, as two query parameters.
     pub fn after_params(&self) -> (Option<DateTime<Utc>>, Option<Uuid>) {
-        (self.after.map(|at| at.created_at), self.after.map(|at| at.id))
+        (self.after.map(|cursor| cursor.created_at), self.after.map(|cursor| cursor.id))
     }
 }
 
-/// A row of a paged list.
+/// A row of a paginated list.
 pub trait Paged {
-    /// Returns the cursor after which the next page begins if this row is the last one of a page.
+    /// Returns the cursor of the page that begins after this row.
     fn cursor(&self) -> Cursor;
 }
 
@@ -84,11 +84,18 @@ macro_rules! impl_paged {
     };
 }
 
-/// Reads a page of a list. `$select` is a macro like `query_as!` that has the columns already: it takes the rest of the statement in
-/// pieces, a semicolon, and the parameters. The statement ends in its WHERE clause; the table of the list is called `t`, and the
-/// statement's own parameters begin at `$4`.
+/// Reads a page of a list, for example:
 ///
-/// Each direction is a statement of its own, so that both are checked at compile time and have the plan that reads an index.
+/// ```ignore
+/// fetch_page!(select_users!("users t where t.project_id = $4"; project as _), conn, page)
+/// ```
+///
+/// `$select` is a macro that the caller defines. It calls `query_as!` with the columns of the list and `from`, followed by
+/// `$rest` and the parameters. `$rest` must begin with the table of the list under the alias `t`. It must end with a WHERE
+/// clause, to which this macro adds the condition for the cursor. The parameters of the caller begin with `$4`, because this
+/// macro uses `$1` to `$3`.
+///
+/// There is one statement for each direction, so that both are checked at compile time and both can use an index.
 macro_rules! fetch_page {
     ($select:ident!($rest:literal; $($parameter:expr),* $(,)?), $conn:expr, $page:expr) => {{
         let page: &$crate::db::page::PageRequest = $page;
@@ -124,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_is_spelled_as_upstream_spells_it() {
+    fn a_cursor_has_the_format_of_upstream() {
         let text = URL_SAFE_NO_PAD.encode("1704110400000000000|123e4567-e89b-12d3-a456-426614174000");
         let cursor = Cursor::decode(&text).unwrap().unwrap();
         assert_eq!(cursor.created_at.to_rfc3339(), "2024-01-01T12:00:00+00:00");
@@ -132,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_with_the_nil_id_names_no_row() {
+    fn a_cursor_with_the_nil_id_is_none() {
         let cursor = URL_SAFE_NO_PAD.encode(format!("1704110400000000000|{}", Uuid::nil()));
         assert_eq!(Cursor::decode(&cursor).unwrap(), None);
     }
@@ -156,7 +163,7 @@ mod tests {
         }
 
         #[test]
-        fn reading_any_text_never_panics(text in ".{0,80}") {
+        fn decoding_any_text_never_panics(text in ".{0,80}") {
             let _ = Cursor::decode(&text);
         }
     }

@@ -1,15 +1,16 @@
-//! Refuses connection poolers that run the statements of several connections in one server session.
+//! Detects and rejects connection poolers that run the statements of several connections in one server session.
 //!
-//! sqlx numbers its prepared statements on each connection (`sqlx_s_1`, `sqlx_s_2`, ...). A pooler in transaction or statement
-//! mode lets connections share server sessions, where the same name belongs to the statement of another connection: a `select`
-//! can execute a `delete`. sqlx 0.8 has no way to choose other names, so such a pooler must be detected.
+//! sqlx numbers its prepared statements on each connection (`sqlx_s_1`, `sqlx_s_2`, ...). A pooler in transaction or
+//! statement mode lets connections share server sessions, in which the same name can denote the statement of another
+//! connection: a `select` can execute a `delete`. sqlx 0.8 offers no way to choose other names, so such a pooler must be
+//! detected.
 //!
-//! Each new connection writes the same random text into two settings of its session. `acontextd.session` stays with the server
-//! session and also records that session's process id. `application_name` follows the connection: poolers that share sessions
-//! restore it whenever they assign another one. If the two differ, or the process id does, the session belongs to another
-//! connection. Nothing else is executed then, and the process closes its pools.
+//! Each new connection writes the same random text to two settings of its session. `acontextd.session` stays with the server
+//! session and also contains that session's process id. `application_name` follows the connection: poolers that share sessions
+//! restore it whenever they assign another session. If the two texts or the process ids differ, the session belongs to another
+//! connection. The process then executes no more statements and closes its pools.
 //!
-//! The checks use the simple query protocol (what sqlx executes as a bare `&str`), which needs no prepared statements.
+//! The checks use the simple query protocol (which sqlx uses for a bare `&str`), because it needs no prepared statements.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,71 +22,76 @@ use sqlx::{ConnectOptions, Connection, Executor, Row};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// The reason for a refusal, and the remedy, for logs, `/ready` and the error of a refused start.
-pub const SHARED_SESSIONS: &str = "the database connections go through a pooler that shares server sessions between them (transaction or statement mode), \
-     which would execute wrong statements: set the pooler to session mode, or connect to the direct port of Postgres; then \
-     restart acontextd";
+/// The error message, with a remedy, that is logged, returned by `/ready`, and printed if startup fails.
+pub const SHARED_SESSIONS: &str = "the database connections go through a pooler that shares server sessions \
+     between them (transaction or statement mode), which would execute wrong statements: set the pooler to session \
+     mode, or connect to the direct port of Postgres; then restart acontextd";
 
-/// How often a process checks one of its connections while none of them is ever idle.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// If no connection was verified for this time, the next connection is verified before its use, even if it was not idle.
+const VERIFY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the check at startup may take.
+/// The time limit of the check at startup.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-const VERIFY: &str = "select current_setting('acontextd.session', true) \
+/// The query that returns `true` if the session has the mark of the connection that executes it.
+const VERIFY_QUERY: &str = "select current_setting('acontextd.session', true) \
                       = current_setting('application_name') || ' ' || pg_backend_pid()";
 
-/// Marks and checks the sessions of all connections of a process.
+/// The check that each connection of this process has a session of its own. All clones share their state.
 #[derive(Clone)]
-pub struct PoolerCheck(Arc<State>);
+pub struct PoolerCheck(Arc<PoolerState>);
 
-struct State {
-    created: Instant,
-    /// When a session was last verified, in milliseconds after `created`.
-    verified: AtomicU64,
-    shared: CancellationToken,
+struct PoolerState {
+    created_at: Instant,
+    /// The time of the last verification, in milliseconds after `created_at`.
+    last_verified_ms: AtomicU64,
+    /// Canceled when a shared session is found.
+    shared_session_found: CancellationToken,
 }
 
 impl Default for PoolerCheck {
     fn default() -> Self {
-        Self(Arc::new(State { created: Instant::now(), verified: AtomicU64::new(0), shared: CancellationToken::new() }))
+        let (created_at, shared_session_found) = (Instant::now(), CancellationToken::new());
+        Self(Arc::new(PoolerState { created_at, last_verified_ms: AtomicU64::new(0), shared_session_found }))
     }
 }
 
 impl PoolerCheck {
-    /// Returns `true` once a shared session was found. This never changes back.
+    /// Returns `true` if a shared session was found at any time.
     pub fn found_shared_session(&self) -> bool {
-        self.0.shared.is_cancelled()
+        self.0.shared_session_found.is_cancelled()
     }
 
     /// Waits until a shared session is found.
     pub async fn wait_for_shared_session(&self) {
-        self.0.shared.cancelled().await;
+        self.0.shared_session_found.cancelled().await;
     }
 
-    /// Returns `true` if no connection was verified in the last second.
-    pub fn is_due(&self) -> bool {
-        self.elapsed().saturating_sub(self.0.verified.load(Ordering::Relaxed)) > duration_ms(INTERVAL)
+    /// Returns `true` if no connection was verified in the last `VERIFY_INTERVAL`.
+    pub fn is_verification_due(&self) -> bool {
+        let last_verified_ms = self.0.last_verified_ms.load(Ordering::Relaxed);
+        self.elapsed_ms().saturating_sub(last_verified_ms) > duration_ms(VERIFY_INTERVAL)
     }
 
-    /// Opens a connection outside of the pools, with settings that hold for its whole session.
+    /// Opens a connection outside of the pools and applies `settings` to its session.
     ///
     /// # Errors
-    /// Returns the error of connecting, or one of [`PoolerCheck::mark`].
+    /// Returns an error if the connection fails, or an error of [`PoolerCheck::mark`].
     pub async fn connect(&self, options: &PgConnectOptions, settings: &[(&str, &str)]) -> sqlx::Result<PgConnection> {
         let mut conn = options.connect().await?;
         self.mark(&mut conn, settings).await?;
         Ok(conn)
     }
 
-    /// Marks the session of a new connection, and applies settings to it. They are not sent as startup parameters, because
-    /// `PgBouncer` refuses or ignores those. Names and values must not come from users.
+    /// Marks the session of a new connection and applies `settings` to it. The settings are not sent as startup parameters,
+    /// because `PgBouncer` rejects or ignores startup parameters. The names and values of the settings become part of a statement
+    /// without being escaped.
     ///
     /// # Errors
-    /// Returns [`sqlx::Error::PoolClosed`] if the session carries the mark of another connection, or such a session was found
-    /// before.
+    /// Returns [`sqlx::Error::PoolClosed`] if the session has the mark of another connection, or if a shared session was
+    /// found before.
     pub async fn mark(&self, conn: &mut PgConnection, settings: &[(&str, &str)]) -> sqlx::Result<()> {
-        self.ensure_dedicated()?;
+        self.ensure_no_shared_session()?;
         let name = format!("acontextd-{}", &Uuid::new_v4().simple().to_string()[..16]);
         let mark = format!(
             "select current_setting('acontextd.session', true), set_config('application_name', '{name}', false), \
@@ -96,69 +102,70 @@ impl PoolerCheck {
         let row = conn.fetch_one(&*sql).await?;
         let previous: Option<String> = row.try_get(0)?;
         if previous.is_some_and(|mark| !mark.is_empty()) {
-            return Err(self.report());
+            return Err(self.report_shared_session());
         }
         Ok(())
     }
 
-    /// Checks that the session still is the one that was marked by this connection.
+    /// Verifies that this connection still has the session that it marked.
     ///
     /// # Errors
-    /// Returns [`sqlx::Error::PoolClosed`] if it is not, or if such a session was found before.
+    /// Returns [`sqlx::Error::PoolClosed`] if the session is another one, or if a shared session was found before.
     pub async fn verify(&self, conn: &mut PgConnection) -> sqlx::Result<()> {
-        self.ensure_dedicated()?;
-        let row = conn.fetch_one(VERIFY).await?;
+        self.ensure_no_shared_session()?;
+        let row = conn.fetch_one(VERIFY_QUERY).await?;
         let is_own: Option<bool> = row.try_get(0)?;
         if is_own != Some(true) {
-            return Err(self.report());
+            return Err(self.report_shared_session());
         }
-        self.0.verified.store(self.elapsed(), Ordering::Relaxed);
+        self.0.last_verified_ms.store(self.elapsed_ms(), Ordering::Relaxed);
         Ok(())
     }
 
-    fn ensure_dedicated(&self) -> sqlx::Result<()> {
+    fn ensure_no_shared_session(&self) -> sqlx::Result<()> {
         if self.found_shared_session() { Err(sqlx::Error::PoolClosed) } else { Ok(()) }
     }
 
-    fn report(&self) -> sqlx::Error {
+    /// Logs the first shared session, and returns the error for it.
+    fn report_shared_session(&self) -> sqlx::Error {
         if !self.found_shared_session() {
             tracing::error!("{SHARED_SESSIONS}");
-            self.0.shared.cancel();
+            self.0.shared_session_found.cancel();
         }
         sqlx::Error::PoolClosed
     }
 
-    fn elapsed(&self) -> u64 {
-        duration_ms(self.0.created.elapsed())
+    fn elapsed_ms(&self) -> u64 {
+        duration_ms(self.0.created_at.elapsed())
     }
 
-    /// Checks at startup, with two connections at once, that each has a session of its own.
+    /// Checks at startup, with two concurrent connections, that each has its own session.
     ///
     /// # Errors
-    /// Returns [`SHARED_SESSIONS`] if they share one, or says that the pooler allows too few connections.
+    /// Returns [`SHARED_SESSIONS`] if they share a session, or an error with a remedy if the check takes too long.
     pub async fn verify_at_startup(&self, options: &PgConnectOptions) -> anyhow::Result<()> {
-        let checked = tokio::time::timeout(STARTUP_TIMEOUT, self.try_two_connections(options)).await;
+        let result = tokio::time::timeout(STARTUP_TIMEOUT, self.verify_two_connections(options)).await;
         if self.found_shared_session() {
             bail!(SHARED_SESSIONS);
         }
-        checked.context(
-            "the database answers one connection but not a second one at the same time: allow more connections in Postgres or \
-             in the pooler in front of it, at least ACONTEXTD_DATABASE_CONNECTIONS + 3",
+        result.context(
+            "the database accepts one connection, but not a second one at the same time: allow more connections in \
+             Postgres or in the pooler in front of it, at least ACONTEXTD_DATABASE_CONNECTIONS + 3",
         )??;
         Ok(())
     }
 
-    async fn try_two_connections(&self, options: &PgConnectOptions) -> sqlx::Result<()> {
+    async fn verify_two_connections(&self, options: &PgConnectOptions) -> sqlx::Result<()> {
         let mut first = self.connect(options, &[]).await?;
         let mut second = self.connect(options, &[]).await?;
-        // Both orders, because a pooler may assign sessions by turns or take the one that was used last.
+        // Both orders, because a pooler may assign sessions alternately or reuse the last one.
         self.verify_both(&mut first, &mut second).await?;
         self.verify_both(&mut second, &mut first).await?;
         first.close().await?;
         second.close().await
     }
 
-    /// Verifies two connections while both are inside a transaction, so that they cannot share one session now.
+    /// Verifies two connections while both are in a transaction, so that a pooler must assign them different sessions.
     async fn verify_both(&self, first: &mut PgConnection, second: &mut PgConnection) -> sqlx::Result<()> {
         for conn in [&mut *first, &mut *second] {
             conn.execute("begin").await?;

@@ -14,52 +14,52 @@ use tokio::runtime::Handle;
 use super::Db;
 use super::job_waker::JobWaker;
 
-/// A transaction; dropped, it is rolled back. Enqueuing a job requires one, and its commit wakes the runners: no caller can forget
-/// that, or wake them before there is something to find.
+/// A transaction that is rolled back when it is dropped. A job can only be enqueued in a `Tx`, whose commit wakes the job
+/// runners. So no caller can forget to wake them, or wake them before the job is visible.
 pub struct Tx {
-    inner: Inner,
+    inner: TxInner,
     job_waker: Arc<JobWaker>,
-    wakes_jobs: bool,
+    wakes_runners: bool,
 }
 
-enum Inner {
+enum TxInner {
     Transaction(Transaction<'static, Postgres>),
-    /// Each statement is a transaction of its own.
+    /// A connection without a transaction; each statement is committed immediately.
     Autocommit(PoolConnection<Postgres>),
 }
 
 impl Tx {
-    fn new(inner: Inner, db: &Db) -> Self {
-        Self { inner, job_waker: Arc::clone(db.job_waker()), wakes_jobs: false }
+    fn new(inner: TxInner, db: &Db) -> Self {
+        Self { inner, job_waker: Arc::clone(db.job_waker()), wakes_runners: false }
     }
 
     /// Wakes the job runners of all processes when this transaction is committed.
     pub fn wake_on_commit(&mut self) {
-        self.wakes_jobs = true;
+        self.wakes_runners = true;
     }
 
-    /// Commits, and wakes the job runners if there is work for them.
+    /// Commits the transaction, and wakes the job runners if [`Tx::wake_on_commit`] was called.
     ///
     /// # Errors
-    /// The database fails; whether the transaction was committed is unknown then.
+    /// Returns an error if the database fails. It is then unknown whether the transaction was committed.
     pub async fn commit(self) -> sqlx::Result<()> {
-        if let Inner::Transaction(tx) = self.inner {
+        if let TxInner::Transaction(tx) = self.inner {
             tx.commit().await?;
         }
-        if self.wakes_jobs {
+        if self.wakes_runners {
             self.job_waker.wake_all();
         }
         Ok(())
     }
 
-    /// Rolls back. Statements of [`Db::begin_statement`] were committed already.
+    /// Rolls back the transaction. Has no effect on a `Tx` of [`Db::begin_autocommit`], whose statements are committed already.
     ///
     /// # Errors
-    /// The database fails; the transaction is rolled back with its connection.
+    /// Returns an error if the database fails. The transaction is then rolled back when its connection is closed.
     pub async fn rollback(self) -> sqlx::Result<()> {
         match self.inner {
-            Inner::Transaction(tx) => tx.rollback().await,
-            Inner::Autocommit(_) => Ok(()),
+            TxInner::Transaction(tx) => tx.rollback().await,
+            TxInner::Autocommit(_) => Ok(()),
         }
     }
 }
@@ -69,8 +69,8 @@ impl Deref for Tx {
 
     fn deref(&self) -> &PgConnection {
         match &self.inner {
-            Inner::Transaction(tx) => tx,
-            Inner::Autocommit(conn) => conn,
+            TxInner::Transaction(tx) => tx,
+            TxInner::Autocommit(conn) => conn,
         }
     }
 }
@@ -78,38 +78,39 @@ impl Deref for Tx {
 impl DerefMut for Tx {
     fn deref_mut(&mut self) -> &mut PgConnection {
         match &mut self.inner {
-            Inner::Transaction(tx) => tx,
-            Inner::Autocommit(conn) => conn,
+            TxInner::Transaction(tx) => tx,
+            TxInner::Autocommit(conn) => conn,
         }
     }
 }
 
 impl Db {
-    /// Begins a transaction in a cancel-safe way. If the returned future is dropped, a background task finishes `BEGIN` and rolls
-    /// back. Otherwise sqlx (0.8.6 and 0.9.0) returns a connection with an open transaction to the pool, and the next user's writes
-    /// are lost. Remove it with a release that has <https://github.com/transact-rs/sqlx/pull/4394>.
+    /// Begins a transaction in a cancel-safe way. If the returned future is dropped, a background task finishes `BEGIN` and
+    /// rolls back. Without this task, sqlx (0.8.6 and 0.9.0) would return a connection with an open transaction to the pool, and
+    /// later writes on that connection would be lost. The task can be removed with an sqlx release that contains
+    /// <https://github.com/transact-rs/sqlx/pull/4394>.
     pub fn begin(&self) -> BeginTransaction {
         let db = self.clone();
-        let beginning = async move {
-            #[expect(clippy::disallowed_methods, reason = "this is what makes it right")]
+        let future = async move {
+            #[expect(clippy::disallowed_methods, reason = "this function is the cancel-safe wrapper")]
             let transaction = (*db).begin().await?;
-            Ok(Tx::new(Inner::Transaction(transaction), &db))
+            Ok(Tx::new(TxInner::Transaction(transaction), &db))
         };
-        BeginTransaction { beginning: Some(beginning.boxed()), db: self.clone() }
+        BeginTransaction { future: Some(future.boxed()), db: self.clone() }
     }
 
-    /// Returns a connection without a transaction around its statements, for an effect of one statement: it saves two round trips.
+    /// Returns a `Tx` without a transaction, for work that consists of one statement. This saves two round trips.
     ///
     /// # Errors
-    /// The database does not answer.
-    pub async fn begin_statement(&self) -> sqlx::Result<Tx> {
-        Ok(Tx::new(Inner::Autocommit(self.acquire().await?), self))
+    /// Returns an error if no connection can be acquired.
+    pub async fn begin_autocommit(&self) -> sqlx::Result<Tx> {
+        Ok(Tx::new(TxInner::Autocommit(self.acquire().await?), self))
     }
 }
 
 /// The future of [`Db::begin`].
 pub struct BeginTransaction {
-    beginning: Option<BoxFuture<'static, sqlx::Result<Tx>>>,
+    future: Option<BoxFuture<'static, sqlx::Result<Tx>>>,
     db: Db,
 }
 
@@ -117,17 +118,17 @@ impl Future for BeginTransaction {
     type Output = sqlx::Result<Tx>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(beginning) = &mut self.beginning else { return Poll::Pending };
-        let result = ready!(beginning.poll_unpin(context));
-        self.beginning = None;
+        let Some(future) = &mut self.future else { return Poll::Pending };
+        let result = ready!(future.poll_unpin(context));
+        self.future = None;
         Poll::Ready(result)
     }
 }
 
 impl Drop for BeginTransaction {
     fn drop(&mut self) {
-        if let (Some(beginning), Ok(runtime)) = (self.beginning.take(), Handle::try_current()) {
-            self.db.process().background_tasks.spawn_on(beginning.map(drop), &runtime);
+        if let (Some(future), Ok(runtime)) = (self.future.take(), Handle::try_current()) {
+            self.db.process().background_tasks.spawn_on(future.map(drop), &runtime);
         }
     }
 }

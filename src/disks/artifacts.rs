@@ -1,4 +1,4 @@
-//! The routes of one file. Those that answer with many are in `listing`.
+//! HTTP handlers for a single artifact. The handlers that return several are in [`listing`](super::listing).
 
 use axum::Extension;
 use axum::extract::{Request, State};
@@ -10,52 +10,52 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
-use super::api::NOT_FOUND;
+use super::api::DISK_NOT_FOUND;
 use super::apply::{self, Cause, Change, FileChange, NewContent};
-use super::files::{self, File};
-use super::parse::Kind;
+use super::files::{self, ArtifactRow};
 use super::path::FilePath;
-use super::{Artifact, INFO, store};
+use super::text_kind::TextKind;
+use super::{ARTIFACT_INFO_KEY, Artifact, store};
 use crate::auth::Caller;
-use crate::blob::content::Key;
-use crate::blob::spool::{Spool, media_type_of};
+use crate::blob::content::ContentKey;
+use crate::blob::spool::{Spool, detect_media_type};
 use crate::disks::Disks;
 use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
-use crate::http::download::{self, DownloadMeta, FileResponse};
-use crate::http::extract::{Flag, Int, Params, Path, Query, RequestBody};
+use crate::http::download::{self, FileInfo, FileResponse};
+use crate::http::extract::{LenientBool, LenientInt, Path, Query, QueryAndBody, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::{long_object_in, validate_storable};
+use crate::http::json_fields::{parse_large_object_field, validate_storable};
 use crate::http::memory::Reservations;
 use crate::http::multipart::{FormLimits, MultipartForm};
 use crate::http::response::{self, CommandResult, Created, Data, Empty, QueryResult};
 use crate::ids::DiskId;
-use crate::material::signed_urls::{self, SignedUrl, wrap_key_for_link};
+use crate::material::signed_urls::{self, SignedUrl, wrap_dek_for_link};
 use crate::platform::Platform;
 
-/// The refusal of a disk that is not the caller's, where upstream has a 403.
-const DENIED: Error = Error::Forbidden("access denied: disk does not belong to this project");
-const NO_FILE: Error = Error::NotFound("artifact not found");
+/// The error for a disk that does not exist or belongs to another project, on routes where upstream returns 403.
+const DISK_ACCESS_DENIED: Error = Error::Forbidden("access denied: disk does not belong to this project");
+const ARTIFACT_NOT_FOUND: Error = Error::NotFound("artifact not found");
 
-/// The form of an upload.
+/// The multipart form of an upload.
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "describes a form that is read field by field")]
-pub struct UpsertArtifact {
-    /// The content; its name is the file's name.
+pub struct UpsertArtifactRequest {
+    /// The content. The `filename` of this form field becomes the file name on the disk.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
-    /// The directory, with a slash at its end; what follows the last slash is ignored.
+    /// The directory, with a trailing slash; text after the last slash is ignored.
     #[schema(default = "/")]
     file_path: Option<String>,
-    /// A JSON object to keep with the file, as text.
+    /// Client-supplied metadata: a JSON object as text.
     meta: Option<String>,
 }
 
-/// Store a file
+/// Upload a file
 ///
-/// Replaces the one of that name, if there is one: readers see the old content until the new one is stored.
+/// Replaces an existing file with the same path atomically.
 #[utoipa::path(post, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact", params(("disk_id" = DiskId, Path)),
-    request_body(content = UpsertArtifact, content_type = "multipart/form-data"))]
+    request_body(content = UpsertArtifactRequest, content_type = "multipart/form-data"))]
 pub async fn upsert_artifact(
     State(ctx): State<Disks>,
     caller: Caller,
@@ -64,209 +64,228 @@ pub async fn upsert_artifact(
     request: Request,
 ) -> CommandResult<Created<Artifact>> {
     let mut conn = ctx.db.acquire().await?;
-    // What was answered before is answered again, even if the disk is gone.
-    let there =
-        store::exists(&mut conn, caller.project, disk).await? || idempotency.has_stored_response(&mut conn).await?;
+    let disk_exists = store::exists(&mut conn, caller.project, disk).await?;
+    // A stored response is replayed even if the disk was deleted.
+    let may_continue = disk_exists || idempotency.has_stored_response(&mut conn).await?;
     drop(conn);
-    if !there {
-        return Err(NOT_FOUND.into());
+    if !may_continue {
+        return Err(DISK_NOT_FOUND.into());
     }
     caller.encryption.ensure_can_store()?;
-    let reservations = Reservations::of(request.extensions());
+    let reservations = Reservations::from_extensions(request.extensions());
     let mut form = MultipartForm::read(request, &ctx.request_context, &FormLimits::one_file(&ctx.config.limits))
         .await?
         .unwrap_or_default();
     idempotency.replay_if_completed().await?;
     let meta = form.take_text("meta");
     let file = form.file("file").ok_or(Error::bad_request("file is required"))?;
-    let text = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
-    let at = FilePath::of_upload(text("file_path"), &file.name)?;
-    let meta = user_meta(&ctx, &reservations, meta).await?;
-    store_file(&ctx, &idempotency, &caller.encryption, disk, at, &file.content, meta).await
+    let text_field = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
+    let path = FilePath::from_upload(text_field("file_path"), &file.name)?;
+    let meta = parse_user_meta(&ctx, &reservations, meta).await?;
+    store_file(&ctx, &idempotency, &caller.encryption, disk, path, &file.content, meta).await
 }
 
-/// Puts the bytes into the object store and then, in one short transaction, the file on its disk.
+/// Stores the content in the object store, and then the file on its disk in a short transaction. Begins again if the blob cannot
+/// be made live because of a concurrent change.
 async fn store_file(
     ctx: &Disks,
     idempotency: &Idempotency,
     encryption: &ProjectEncryption,
     disk: DiskId,
-    at: FilePath,
+    path: FilePath,
     content: &Spool,
     meta: Map<String, Value>,
 ) -> CommandResult<Created<Artifact>> {
-    let mime = media_type_of(content, at.filename());
+    let mime = detect_media_type(content, path.filename());
     let size = i64::try_from(content.size).map_err(Error::internal)?;
-    let mut attempts = idempotency.attempts();
+    let mut attempts = idempotency.tx_attempts();
     loop {
-        let contents = ctx.blobs.ingest(encryption, stream::iter([content.clone()])).await?;
+        let ingest = ctx.blobs.ingest(encryption, stream::iter([content.clone()])).await?;
         let mut tx = attempts.begin().await?;
-        let Some(blobs) = contents.claim(&mut tx).await? else {
+        let Some(blobs) = ingest.make_live(&mut tx).await? else {
             tx.rollback().await?;
             continue;
         };
         let sha256 = content.sha256.clone();
-        let content = NewContent { content: blobs.get(&sha256)?, mime: mime.clone(), size, sha256 };
-        let change = FileChange { at: at.clone(), change: Change::Put { content, meta: meta.clone() } };
-        apply::apply(&mut tx, encryption.project, disk, &[change], Cause::REQUEST, ctx.config.limits.file_versions)
+        let new_content = NewContent { blob: blobs.get(&sha256)?, mime: mime.clone(), size, sha256 };
+        let put = Change::Put { content: new_content, meta: meta.clone() };
+        let change = FileChange { path: path.clone(), change: put };
+        apply::apply(&mut tx, encryption.project, disk, &[change], Cause::REQUEST, ctx.config.limits.max_file_versions)
             .await?
-            .map_err(|_| NOT_FOUND)?;
-        let file = files::get(&mut tx, encryption.project, disk, &at).await?;
-        let file = file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was put is not there")))?;
+            .map_err(|_| DISK_NOT_FOUND)?;
+        let file = files::get(&mut tx, encryption.project, disk, &path).await?;
+        let file =
+            file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was just stored does not exist")))?;
         return tx.commit(response::created(Artifact::from(file))).await;
     }
 }
 
-/// Parses the user metadata of a file: a JSON object as text, or an empty text.
-async fn user_meta(ctx: &Disks, reservations: &Reservations, text: String) -> Result<Map<String, Value>> {
-    let meta = long_object_in(&ctx.request_context, reservations, "meta", "invalid meta JSON format", text)
+/// Parses the user metadata of a file from a JSON object as text. An empty text and `null` result in an empty object.
+async fn parse_user_meta(ctx: &Disks, reservations: &Reservations, text: String) -> Result<Map<String, Value>> {
+    let meta = parse_large_object_field(&ctx.request_context, reservations, "meta", "invalid meta JSON format", text)
         .await?
         .unwrap_or_default();
-    if meta.contains_key(INFO) {
-        return Err(Error::invalid_field("meta", format_args!("reserved key '{INFO}' is not allowed in user meta")));
+    if meta.contains_key(ARTIFACT_INFO_KEY) {
+        return Err(Error::invalid_field(
+            "meta",
+            format_args!("reserved key '{ARTIFACT_INFO_KEY}' is not allowed in user meta"),
+        ));
     }
-    validate_storable("meta", &meta, ctx.config.limits.meta)?;
+    validate_storable("meta", &meta, ctx.config.limits.max_meta_bytes)?;
     Ok(meta)
 }
 
-/// Reads a full path out of a parameter that must be there.
-fn required_path(text: Option<&str>) -> Result<FilePath> {
+/// Parses the parameter `file_path`, which is required. Returns 400 if it is missing or invalid.
+fn parse_required_path(text: Option<&str>) -> Result<FilePath> {
     match text {
         None | Some("") => Err(Error::invalid_field("file_path", "is required")),
         Some(text) => FilePath::parse(text),
     }
 }
 
-/// The file of that path on a disk of the caller's.
-async fn find(conn: &mut PgConnection, caller: &Caller, disk: DiskId, at: &FilePath) -> Result<File> {
-    match files::get(conn, caller.project, disk, at).await? {
-        Some(found) => Ok(found),
-        None if store::exists(conn, caller.project, disk).await? => Err(NO_FILE),
-        None => Err(DENIED),
+/// Returns the file with this path. Returns 404 if it does not exist, and 403 if the disk does not belong to the caller's
+/// project.
+async fn find_artifact(conn: &mut PgConnection, caller: &Caller, disk: DiskId, path: &FilePath) -> Result<ArtifactRow> {
+    match files::get(conn, caller.project, disk, path).await? {
+        Some(file) => Ok(file),
+        None if store::exists(conn, caller.project, disk).await? => Err(ARTIFACT_NOT_FOUND),
+        None => Err(DISK_ACCESS_DENIED),
     }
 }
 
-/// What is wrong with a request is told only to the disk's owner; a right one is not looked at twice.
-async fn for_owner<T>(ctx: &Disks, caller: &Caller, disk: DiskId, parsed: Result<T>) -> Result<T> {
+/// Returns `parsed`. If it is an error and the disk does not belong to the caller's project, returns 403 instead. Valid requests
+/// skip the check of the disk here, because their handlers check it later.
+async fn check_access_before_error<T>(ctx: &Disks, caller: &Caller, disk: DiskId, parsed: Result<T>) -> Result<T> {
     if parsed.is_err() {
-        check_disk(ctx, caller, disk).await?;
+        ensure_disk_access(ctx, caller, disk).await?;
     }
     parsed
 }
 
-/// Whether the disk is the caller's.
-pub async fn check_disk(ctx: &Disks, caller: &Caller, disk: DiskId) -> Result<()> {
+/// Returns 403 unless the disk belongs to the caller's project.
+pub async fn ensure_disk_access(ctx: &Disks, caller: &Caller, disk: DiskId) -> Result<()> {
     let mut conn = ctx.db.acquire().await?;
-    if store::exists(&mut conn, caller.project, disk).await? { Ok(()) } else { Err(DENIED) }
+    if store::exists(&mut conn, caller.project, disk).await? { Ok(()) } else { Err(DISK_ACCESS_DENIED) }
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct GetArtifact {
-    /// Directory and name.
+pub struct GetArtifactParams {
+    /// The full path: directory and file name.
     #[param(required = true, example = "/docs/notes.md")]
     #[serde(default)]
     file_path: Option<String>,
-    /// Whether to answer with a link that needs no key.
+    /// Include a public link, which requires no API key.
     #[serde(default)]
     #[param(value_type = Option<bool>, default = true)]
-    with_public_url: Option<Flag>,
-    /// Whether to answer with the text, if it is one.
+    with_public_url: Option<LenientBool>,
+    /// Include the content, if the file is a text file.
     #[serde(default)]
     #[param(value_type = Option<bool>, default = true)]
-    with_content: Option<Flag>,
-    /// How long the link works, in seconds.
+    with_content: Option<LenientBool>,
+    /// Lifetime of the public link in seconds.
     #[serde(default)]
     #[param(value_type = Option<u32>, minimum = 1, maximum = 604_800, default = 3600)]
-    expire: Option<Int>,
+    expire: Option<LenientInt>,
 }
 
-/// The text of a file.
+/// The content of a text file.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct FileContent {
-    /// `text`, `json`, `csv` or `code`.
+    /// The kind of the text file: `text`, `json`, `csv` or `code`.
     r#type: &'static str,
+    /// The text.
     raw: String,
 }
 
 impl FileContent {
-    pub(crate) fn new(kind: Kind, raw: String) -> Self {
+    pub(crate) fn new(kind: TextKind, raw: String) -> Self {
         Self { r#type: kind.name(), raw }
     }
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
-pub struct GotArtifact {
+pub struct GetArtifactResponse {
     artifact: Artifact,
+    /// The public link. Absent if `with_public_url` is false.
     #[serde(skip_serializing_if = "Option::is_none")]
     public_url: Option<String>,
-    /// Left out of a file that is no text, or does not parse as what it claims to be.
+    /// Absent if `with_content` is false, or if the file is not a text file or cannot be parsed as its type.
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<FileContent>,
 }
 
-/// Get a file's description, link and text
+/// Get a file's metadata, public link and text
 #[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact",
-    params(("disk_id" = DiskId, Path), GetArtifact))]
+    params(("disk_id" = DiskId, Path), GetArtifactParams))]
 pub async fn get_artifact(
     State(ctx): State<Disks>,
     caller: Caller,
     Path(disk): Path<DiskId>,
-    Query(query): Query<GetArtifact>,
-) -> QueryResult<Data<GotArtifact>> {
+    Query(query): Query<GetArtifactParams>,
+) -> QueryResult<Data<GetArtifactResponse>> {
     let parsed = || {
-        let life = query.expire.and_then(Int::given).unwrap_or(3600);
-        Ok((required_path(query.file_path.as_deref())?, signed_urls::end(Utc::now().timestamp(), life)?))
+        let ttl = query.expire.and_then(LenientInt::get).unwrap_or(3600);
+        Ok((parse_required_path(query.file_path.as_deref())?, signed_urls::expires_at(Utc::now().timestamp(), ttl)?))
     };
-    let (at, end) = for_owner(&ctx, &caller, disk, parsed()).await?;
+    let (path, expires_at) = check_access_before_error(&ctx, &caller, disk, parsed()).await?;
     let mut conn = ctx.db.acquire().await?;
-    let found = find(&mut conn, &caller, disk, &at).await?;
+    let file = find_artifact(&mut conn, &caller, disk, &path).await?;
     drop(conn);
-    let with_url = Flag::or(query.with_public_url, true);
-    let public_url = with_url.then(|| public_url(&ctx, &caller, &found, end)).transpose()?;
-    let content =
-        if Flag::or(query.with_content, true) { content(&ctx, &caller.encryption, &found).await? } else { None };
-    Ok(response::ok(GotArtifact { artifact: found.into(), public_url, content }))
+    let with_url = LenientBool::unwrap_or(query.with_public_url, true);
+    let public_url = with_url.then(|| create_public_url(&ctx, &caller, &file, expires_at)).transpose()?;
+    let content = if LenientBool::unwrap_or(query.with_content, true) {
+        read_content(&ctx, &caller.encryption, &file).await?
+    } else {
+        None
+    };
+    Ok(response::ok(GetArtifactResponse { artifact: file.into(), public_url, content }))
 }
 
-/// A link to a file that needs no key, until `end` (Unix seconds).
-pub fn public_url(platform: &Platform, caller: &Caller, file: &File, end: i64) -> Result<String> {
-    let key = wrap_key_for_link(&platform.link_key, &caller.encryption, &file.stored())?;
+/// Returns a public link to the file, which is valid until `expires_at` (Unix seconds).
+///
+/// # Errors
+/// Returns 403 if the file is encrypted and the request has no key, and 500 if its wrapped key is corrupt.
+pub fn create_public_url(platform: &Platform, caller: &Caller, file: &ArtifactRow, expires_at: i64) -> Result<String> {
+    let wrapped_dek = wrap_dek_for_link(&platform.link_keys, &caller.encryption, &file.blob())?;
     let link = SignedUrl {
         project: caller.project,
         sha256: file.sha256.clone(),
         mime: file.mime.clone(),
         filename: file.filename.clone(),
-        key,
+        wrapped_dek,
     };
-    link.url(platform, end)
+    link.url(platform, expires_at)
 }
 
-async fn content(platform: &Platform, encryption: &ProjectEncryption, found: &File) -> Result<Option<FileContent>> {
-    let text = readable(platform, encryption, found).await?;
+async fn read_content(
+    platform: &Platform,
+    encryption: &ProjectEncryption,
+    file: &ArtifactRow,
+) -> Result<Option<FileContent>> {
+    let text = read_if_text(platform, encryption, file).await?;
     Ok(text.map(|(kind, bytes)| FileContent::new(kind, String::from_utf8_lossy(&bytes).into_owned())))
 }
 
-/// The bytes of a file that is for reading, and as what; `None` for another one, and for one that does not parse as what it
-/// claims to be.
-pub(crate) async fn readable(
+/// Returns the kind and the bytes of a text file, or `None` if the file is not a text file or cannot be parsed as its kind.
+pub(crate) async fn read_if_text(
     platform: &Platform,
     encryption: &ProjectEncryption,
-    file: &File,
-) -> Result<Option<(Kind, Bytes)>> {
-    let Some(kind) = Kind::of(&file.filename, &file.mime) else {
+    file: &ArtifactRow,
+) -> Result<Option<(TextKind, Bytes)>> {
+    let Some(kind) = TextKind::detect(&file.filename, &file.mime) else {
         return Ok(None);
     };
-    let key = Key::Project(encryption.kek.as_deref());
-    let (_permit, bytes) = platform.blobs.read_within_budget(key, &file.stored()).await?;
-    let parse = move || kind.parses(&bytes).then_some((kind, bytes));
-    tokio::task::spawn_blocking(parse).await.map_err(Error::internal)
+    let key = ContentKey::Project(encryption.kek.as_deref());
+    let (_permit, bytes) = platform.blobs.read_within_budget(key, &file.blob()).await?;
+    let validate = move || kind.is_valid(&bytes).then_some((kind, bytes));
+    tokio::task::spawn_blocking(validate).await.map_err(Error::internal)
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct DownloadArtifact {
-    /// Directory and name.
+pub struct DownloadArtifactParams {
+    /// The full path: directory and file name.
     #[param(required = true, example = "/docs/notes.md")]
     #[serde(default)]
     file_path: Option<String>,
@@ -274,113 +293,117 @@ pub struct DownloadArtifact {
 
 /// Download a file
 ///
-/// Knows `Range`, `If-None-Match` (the ETag is the content's SHA-256) and HEAD.
+/// Supports `Range`, `If-None-Match` (the ETag is the SHA-256 of the content) and HEAD.
 #[utoipa::path(get, path = "/api/v1/disk/{disk_id}/artifact/download", tag = "artifact",
-    params(("disk_id" = DiskId, Path), DownloadArtifact))]
+    params(("disk_id" = DiskId, Path), DownloadArtifactParams))]
 pub async fn download_artifact(
     State(ctx): State<Disks>,
     caller: Caller,
     Path(disk): Path<DiskId>,
-    Query(query): Query<DownloadArtifact>,
+    Query(query): Query<DownloadArtifactParams>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<FileResponse> {
-    let at = for_owner(&ctx, &caller, disk, required_path(query.file_path.as_deref())).await?;
+    let path = parse_required_path(query.file_path.as_deref());
+    let path = check_access_before_error(&ctx, &caller, disk, path).await?;
     let mut conn = ctx.db.acquire().await?;
-    let file = find(&mut conn, &caller, disk, &at).await?;
+    let file = find_artifact(&mut conn, &caller, disk, &path).await?;
     drop(conn);
-    let key = Key::Project(caller.encryption.kek.as_deref());
-    let meta = DownloadMeta { mime: &file.mime, filename: &file.filename, sha256: &file.sha256, public: false };
-    download::serve(&ctx.blobs, &file.stored(), key, &meta, &method, &headers).await
+    let key = ContentKey::Project(caller.encryption.kek.as_deref());
+    let info = FileInfo { mime: &file.mime, filename: &file.filename, sha256: &file.sha256, is_public: false };
+    download::serve(&ctx.blobs, &file.blob(), key, &info, &method, &headers).await
 }
 
 #[derive(Deserialize, utoipa::ToSchema)]
-pub struct UpdateArtifact {
-    /// Directory and name.
+pub struct UpdateArtifactRequest {
+    /// The full path: directory and file name.
     #[schema(required = true, example = "/docs/notes.md")]
     #[serde(default)]
     file_path: Option<String>,
-    /// A JSON object as text. It takes the place of all that was kept with the file.
+    /// A JSON object as text. It replaces all client-supplied metadata of the file.
     #[schema(required = true, example = "{\"author\": \"alice\"}")]
     #[serde(default)]
     meta: Option<String>,
 }
 
-impl RequestBody for UpdateArtifact {
-    const IS_FREE_FORM: bool = true;
+impl RequestBody for UpdateArtifactRequest {
+    const HAS_FREE_FORM_OBJECT: bool = true;
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
-pub struct UpdatedArtifact {
+pub struct UpdateArtifactResponse {
     artifact: Artifact,
 }
 
-/// Replace what is kept with a file
+/// Replace a file's metadata
 #[utoipa::path(put, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact", params(("disk_id" = DiskId, Path)),
-    request_body = UpdateArtifact)]
+    request_body = UpdateArtifactRequest)]
 pub async fn update_artifact(
     State(ctx): State<Disks>,
     caller: Caller,
     idempotency: Idempotency,
     Path(disk): Path<DiskId>,
     Extension(reservations): Extension<Reservations>,
-    Params(body): Params<UpdateArtifact>,
-) -> CommandResult<Data<UpdatedArtifact>> {
+    QueryAndBody(body): QueryAndBody<UpdateArtifactRequest>,
+) -> CommandResult<Data<UpdateArtifactResponse>> {
     let Some(meta) = body.meta.filter(|meta| !meta.is_empty()) else {
-        return Err(Error::invalid_field("meta", "is required, a JSON object as text").into());
+        return Err(Error::invalid_field("meta", "is required; expected a JSON object as text").into());
     };
     if body.file_path.as_deref().is_none_or(str::is_empty) {
         return Err(Error::invalid_field("file_path", "is required").into());
     }
-    let parsed = async { Ok((required_path(body.file_path.as_deref())?, user_meta(&ctx, &reservations, meta).await?)) };
-    let (at, meta) = for_owner(&ctx, &caller, disk, parsed.await).await?;
+    let parsed = async {
+        let path = parse_required_path(body.file_path.as_deref())?;
+        Ok((path, parse_user_meta(&ctx, &reservations, meta).await?))
+    };
+    let (path, meta) = check_access_before_error(&ctx, &caller, disk, parsed.await).await?;
     let mut tx = idempotency.begin().await?;
-    let change = FileChange { at: at.clone(), change: Change::SetMeta(meta) };
-    apply::apply(&mut tx, caller.project, disk, &[change], Cause::REQUEST, ctx.config.limits.file_versions)
+    let change = FileChange { path: path.clone(), change: Change::SetMeta(meta) };
+    apply::apply(&mut tx, caller.project, disk, &[change], Cause::REQUEST, ctx.config.limits.max_file_versions)
         .await?
-        .map_err(|_| DENIED)?;
-    let file = files::get(&mut tx, caller.project, disk, &at).await?.ok_or(NO_FILE)?;
-    tx.commit(response::ok(UpdatedArtifact { artifact: file.into() })).await
+        .map_err(|_| DISK_ACCESS_DENIED)?;
+    let file = files::get(&mut tx, caller.project, disk, &path).await?.ok_or(ARTIFACT_NOT_FOUND)?;
+    tx.commit(response::ok(UpdateArtifactResponse { artifact: file.into() })).await
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct DeleteArtifact {
-    /// Directory and name.
+pub struct DeleteArtifactParams {
+    /// The full path: directory and file name.
     #[param(example = "/docs/notes.md")]
     #[serde(default)]
     file_path: Option<String>,
-    /// Another name of `file_path`.
+    /// Alias of `file_path`.
     #[serde(default)]
     path: Option<String>,
 }
 
-impl RequestBody for DeleteArtifact {
-    const IS_FREE_FORM: bool = false;
+impl RequestBody for DeleteArtifactParams {
+    const HAS_FREE_FORM_OBJECT: bool = false;
 }
 
 /// Delete a file
 ///
-/// With all its versions.
+/// Deletes the file with all its versions.
 #[utoipa::path(delete, path = "/api/v1/disk/{disk_id}/artifact", tag = "artifact",
-    params(("disk_id" = DiskId, Path), DeleteArtifact))]
+    params(("disk_id" = DiskId, Path), DeleteArtifactParams))]
 pub async fn delete_artifact(
     State(ctx): State<Disks>,
     caller: Caller,
     idempotency: Idempotency,
     Path(disk): Path<DiskId>,
-    Params(query): Params<DeleteArtifact>,
+    QueryAndBody(query): QueryAndBody<DeleteArtifactParams>,
 ) -> CommandResult<Empty> {
     let path = query.file_path.filter(|path| !path.is_empty()).or(query.path);
     if path.as_deref().is_none_or(str::is_empty) {
         return Err(Error::invalid_field("file_path", "is required").into());
     }
-    let at = for_owner(&ctx, &caller, disk, required_path(path.as_deref())).await?;
+    let path = check_access_before_error(&ctx, &caller, disk, parse_required_path(path.as_deref())).await?;
     let mut tx = idempotency.begin().await?;
-    find(&mut tx, &caller, disk, &at).await?;
-    let change = FileChange { at, change: Change::Erase };
-    apply::apply(&mut tx, caller.project, disk, &[change], Cause::REQUEST, ctx.config.limits.file_versions)
+    find_artifact(&mut tx, &caller, disk, &path).await?;
+    let change = FileChange { path, change: Change::Delete };
+    apply::apply(&mut tx, caller.project, disk, &[change], Cause::REQUEST, ctx.config.limits.max_file_versions)
         .await?
-        .map_err(|_| DENIED)?;
+        .map_err(|_| DISK_ACCESS_DENIED)?;
     tx.commit(response::ok_empty()).await
 }

@@ -1,4 +1,4 @@
-//! SQL that reads files. What changes them is in `changes`.
+//! SQL that reads files. The SQL that changes them is in [`apply`](super::apply).
 
 use std::collections::BTreeSet;
 
@@ -12,19 +12,19 @@ use crate::blob::rows::{EncryptionFormat, StoredBlob, stored_blob};
 use crate::ids::{BlobId, DiskId, ProjectId};
 use crate::time::Timestamp;
 
-/// A file with its current content.
+/// A row of `current_artifacts`: a file, with the metadata and the blob of its current content.
 #[derive(Debug)]
-pub struct File {
+pub struct ArtifactRow {
     pub disk_id: DiskId,
     pub path: String,
     pub filename: String,
     pub meta: Json<Map<String, Value>>,
     pub mime: String,
     pub size: i64,
-    /// Of the content, in lower-case hex.
+    /// SHA-256 of the content in lower-case hex.
     pub sha256: String,
     pub blob_id: BlobId,
-    /// Where the bytes are, and what it takes to open them.
+    /// Key of the object that holds the content.
     pub object_key: String,
     pub encryption_format: Option<EncryptionFormat>,
     pub wrapped_key: Option<Vec<u8>>,
@@ -32,9 +32,9 @@ pub struct File {
     pub updated_at: Timestamp,
 }
 
-impl File {
-    /// The content, to be read.
-    pub fn stored(&self) -> StoredBlob {
+impl ArtifactRow {
+    /// Returns the blob of the content.
+    pub fn blob(&self) -> StoredBlob {
         StoredBlob {
             id: self.blob_id,
             object_key: self.object_key.clone(),
@@ -46,79 +46,79 @@ impl File {
     }
 }
 
-/// Files with their current content, from whatever the caller calls `c`.
+/// Selects [`ArtifactRow`]s from the relation that the caller names `c`, such as `current_artifacts c`.
 macro_rules! select_files {
     ($rest:literal, $($parameter:expr),* $(,)?) => {
         sqlx::query_as!(
-            File,
+            ArtifactRow,
             r#"select c.disk_id as "disk_id!: DiskId", c.path as "path!", c.filename as "filename!",
                       c.meta as "meta!: Json<Map<String, Value>>", c.mime as "mime!", c.size as "size!",
                       c.sha256 as "sha256!", c.blob_id as "blob_id!: BlobId", c.object_key as "object_key!",
-                      c.encryption_format as "encryption_format: EncryptionFormat", c.wrapped_key, c.created_at as "created_at!: Timestamp",
-                      c.updated_at as "updated_at!: Timestamp"
+                      c.encryption_format as "encryption_format: EncryptionFormat", c.wrapped_key,
+                      c.created_at as "created_at!: Timestamp", c.updated_at as "updated_at!: Timestamp"
                from "# + $rest,
             $($parameter),*
         )
     };
 }
 
-/// A file of a project's disk.
+/// Returns a file of a disk. Returns `None` if there is no such file, or if the disk does not belong to the project.
 pub async fn get(
     conn: &mut PgConnection,
     project: ProjectId,
     disk: DiskId,
-    at: &FilePath,
-) -> sqlx::Result<Option<File>> {
+    path: &FilePath,
+) -> sqlx::Result<Option<ArtifactRow>> {
     select_files!(
         "current_artifacts c join disks d on d.id = c.disk_id
          where d.project_id = $1 and c.disk_id = $2 and c.path = $3 and c.filename = $4",
         project as _,
         disk as _,
-        at.path(),
-        at.filename(),
+        path.directory(),
+        path.filename(),
     )
     .fetch_optional(conn)
     .await
 }
 
-/// The files of these names, in order; names that are not there (any more) are left out.
-pub async fn get_many(conn: &mut PgConnection, disk: DiskId, names: &[Name]) -> sqlx::Result<Vec<File>> {
-    let paths: Vec<&str> = names.iter().map(|name| name.path.as_str()).collect();
-    let filenames: Vec<&str> = names.iter().map(|name| name.filename.as_str()).collect();
+/// Returns the files with these paths, ordered by directory and file name. Omits paths at which there is no file.
+pub async fn get_many(conn: &mut PgConnection, disk: DiskId, paths: &[ArtifactPath]) -> sqlx::Result<Vec<ArtifactRow>> {
+    let directories: Vec<&str> = paths.iter().map(|path| path.path.as_str()).collect();
+    let filenames: Vec<&str> = paths.iter().map(|path| path.filename.as_str()).collect();
     select_files!(
-        // One by one, also when the planner knows nothing of the table yet.
-        "unnest($2::text[], $3::text[]) as n (path, filename)
+        // Because of `lateral … limit 1`, Postgres reads each path from the index, even if the table has no statistics yet.
+        "unnest($2::text[], $3::text[]) as name (path, filename)
          cross join lateral (select * from current_artifacts a
-                             where a.disk_id = $1 and a.path = n.path and a.filename = n.filename limit 1) c
+                             where a.disk_id = $1 and a.path = name.path and a.filename = name.filename limit 1) c
          order by c.path, c.filename",
         disk as _,
-        &paths as _,
+        &directories as _,
         &filenames as _,
     )
     .fetch_all(conn)
     .await
 }
 
-/// The files that lie directly in a directory, by name; `None` if there are more than `limit`, or more than `max_bytes` are
-/// kept with them.
+/// Returns the files directly in a directory, ordered by name, or `None` if there are more than `limit`, or their metadata is
+/// larger than `max_meta_bytes` in total.
 pub async fn list(
     conn: &mut PgConnection,
     disk: DiskId,
-    within: &Directory,
+    dir: &Directory,
     limit: usize,
-    max_bytes: usize,
-) -> sqlx::Result<Option<Vec<File>>> {
+    max_meta_bytes: usize,
+) -> sqlx::Result<Option<Vec<ArtifactRow>>> {
     let mut rows = select_files!(
         "current_artifacts c where c.disk_id = $1 and c.path = $2 order by c.filename limit $3",
         disk as _,
-        within.as_str(),
+        dir.as_str(),
         i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1),
     )
     .fetch(conn);
-    let (mut files, mut bytes) = (Vec::new(), 0);
+    let (mut files, mut meta_bytes) = (Vec::new(), 0);
     while let Some(file) = rows.try_next().await? {
-        bytes += serde_json::to_vec(&file.meta).map_or(0, |meta| meta.len());
-        if files.len() == limit || bytes > max_bytes {
+        meta_bytes += serde_json::to_vec(&file.meta).map_or(0, |meta| meta.len());
+        if files.len() == limit || meta_bytes > max_meta_bytes {
             return Ok(None);
         }
         files.push(file);
@@ -126,8 +126,8 @@ pub async fn list(
     Ok(Some(files))
 }
 
-/// The files of a disk, by path and name, up to a number of them.
-pub async fn list_all(conn: &mut PgConnection, disk: DiskId, limit: usize) -> sqlx::Result<Vec<File>> {
+/// Returns up to `limit` files of a disk, ordered by directory and file name.
+pub async fn list_all(conn: &mut PgConnection, disk: DiskId, limit: usize) -> sqlx::Result<Vec<ArtifactRow>> {
     select_files!(
         "current_artifacts c where c.disk_id = $1 order by c.path, c.filename limit $2",
         disk as _,
@@ -137,12 +137,13 @@ pub async fn list_all(conn: &mut PgConnection, disk: DiskId, limit: usize) -> sq
     .await
 }
 
-/// The names of the directories directly below a directory. Jumps from one to the next in the index instead of reading all
-/// that lies in them.
+/// Returns the names of the subdirectories of a directory. The query does not read all their files. It is a loose index scan: it
+/// reads the first file of a subdirectory from the index, and continues after the last file of this subdirectory. All paths below
+/// a subdirectory are less than the name of the subdirectory followed by `0` (see [`Directory::upper_bound`]).
 pub async fn list_directories(
     conn: &mut PgConnection,
     disk: DiskId,
-    within: &Directory,
+    dir: &Directory,
 ) -> sqlx::Result<BTreeSet<String>> {
     let names = sqlx::query_scalar!(
         r#"with recursive directory (name) as (
@@ -155,31 +156,33 @@ pub async fn list_directories(
            )
            select name as "name!" from directory where name <> ''"#,
         disk as _,
-        within.as_str(),
-        within.end(),
+        dir.as_str(),
+        dir.upper_bound(),
     )
     .fetch_all(conn)
     .await?;
     Ok(names.into_iter().collect())
 }
 
-/// What a file is called.
+/// The path of a file, as it is stored: not validated, unlike [`FilePath`].
 #[derive(Clone, Debug, Default)]
-pub struct Name {
+pub struct ArtifactPath {
+    /// The directory.
     pub path: String,
     pub filename: String,
 }
 
-/// Names of files after the given one, in order, as long as their path is before `end`.
-pub async fn list_names(
+/// Returns the paths of up to `limit` files, ordered by directory and file name. They come after `after`, and their directory
+/// comes before `end`.
+pub async fn list_paths(
     conn: &mut PgConnection,
     disk: DiskId,
-    after: &Name,
+    after: &ArtifactPath,
     end: &str,
     limit: i64,
-) -> sqlx::Result<Vec<Name>> {
+) -> sqlx::Result<Vec<ArtifactPath>> {
     sqlx::query_as!(
-        Name,
+        ArtifactPath,
         "select path, filename from artifacts
          where disk_id = $1 and (path, filename) > ($2, $3) and path < $4 order by path, filename limit $5",
         disk as _,
@@ -192,25 +195,24 @@ pub async fn list_names(
     .await
 }
 
-/// A file to look into.
+/// A file that grep may search.
 #[derive(Debug)]
-pub struct Candidate {
-    pub name: Name,
+pub struct GrepCandidate {
+    pub path: ArtifactPath,
     pub mime: String,
-    pub content: StoredBlob,
+    pub blob: StoredBlob,
 }
 
-/// Files after the given one, in order, with where their bytes are.
-pub async fn list_candidates(
+/// Returns up to `limit` files that come after `after`, ordered by directory and file name.
+pub async fn list_grep_candidates(
     conn: &mut PgConnection,
     disk: DiskId,
-    after: &Name,
+    after: &ArtifactPath,
     limit: i64,
-) -> sqlx::Result<Vec<Candidate>> {
+) -> sqlx::Result<Vec<GrepCandidate>> {
     let rows = sqlx::query!(
         r#"select v.path, v.filename, v.mime, v.size, v.sha256, b.id as "blob_id: BlobId", b.object_key,
-                  b.encryption_format as "encryption_format: EncryptionFormat",
-                  b.wrapped_key
+                  b.encryption_format as "encryption_format: EncryptionFormat", b.wrapped_key
            from artifact_versions v join blobs b on b.id = v.blob_id
            where v.disk_id = $1 and v.to_revision is null and (v.path, v.filename) > ($2, $3)
            order by v.path, v.filename limit $4"#,
@@ -221,10 +223,10 @@ pub async fn list_candidates(
     )
     .fetch_all(conn)
     .await?;
-    let candidate = rows.into_iter().map(|row| Candidate {
-        name: Name { path: row.path, filename: row.filename },
+    let candidates = rows.into_iter().map(|row| GrepCandidate {
+        path: ArtifactPath { path: row.path, filename: row.filename },
         mime: row.mime,
-        content: stored_blob!(row),
+        blob: stored_blob!(row),
     });
-    Ok(candidate.collect())
+    Ok(candidates.collect())
 }

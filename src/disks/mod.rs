@@ -1,18 +1,19 @@
 //! Disks and the files (artifacts) on them.
 //!
-//! [`api`] has the routes of disks, [`artifacts`] those of one file, [`listing`] those that answer with many; [`path`] says
-//! what a file may be called. [`store`] is the SQL of disks, [`files`] reads files, and [`apply`] is the one place that
-//! changes them and keeps each content as a version. [`search`] is glob and grep, [`parse`] what a file's text is shown as.
+//! [`api`] has the handlers for disks. [`artifacts`] has the handlers for one file, and [`listing`] has those that return several
+//! files. [`path`] validates the paths of files. [`store`] has the SQL of disks, [`files`] has the SQL that reads files, and
+//! [`apply`] has the SQL that changes files and their versions. [`search`] implements glob and grep, and [`text_kind`] detects
+//! text files.
 
 pub mod api;
 pub mod apply;
 pub mod artifacts;
 pub mod files;
 pub mod listing;
-pub mod parse;
 pub mod path;
 pub mod search;
 pub mod store;
+pub mod text_kind;
 
 use std::sync::Arc;
 
@@ -28,18 +29,20 @@ use crate::platform::{Platform, platform_context};
 use crate::time::Timestamp;
 
 platform_context! {
-    /// The context of disks.
+    /// The state of the handlers for disks and artifacts.
     Disks, DisksInner
 }
 
+/// The fields of [`Disks`].
 pub struct DisksInner {
     platform: Platform,
+    /// Has one permit for each grep that may run concurrently.
     grep_limiter: Arc<Semaphore>,
 }
 
 impl Disks {
     pub fn new(platform: Platform) -> Self {
-        Self(Arc::new(DisksInner { platform, grep_limiter: Arc::new(Semaphore::new(search::MAX_GREPS)) }))
+        Self(Arc::new(DisksInner { platform, grep_limiter: Arc::new(Semaphore::new(search::MAX_CONCURRENT_GREPS)) }))
     }
 }
 
@@ -71,42 +74,43 @@ pub struct Disk {
 
 impl_paged!(Disk);
 
-/// The key in an artifact's `meta` that is the server's.
-pub const INFO: &str = "__artifact_info__";
+/// The key in an artifact's `meta` that is reserved for the server.
+pub const ARTIFACT_INFO_KEY: &str = "__artifact_info__";
 
-/// A file as clients see it.
+/// A file on a disk.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Artifact {
     pub disk_id: DiskId,
-    /// The directory, with a slash at both ends.
+    /// The directory, with a leading and a trailing slash.
     #[schema(example = "/docs/")]
     pub path: String,
     #[schema(example = "notes.md")]
     pub filename: String,
-    /// What the client keeps with the file, and under `__artifact_info__` its path, filename, mime and size in bytes.
+    /// Client-supplied metadata. The server adds the key `__artifact_info__`, which has the path, file name, MIME type and size
+    /// in bytes of the file.
     #[schema(value_type = Object)]
     pub meta: Map<String, Value>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
 
-impl From<files::File> for Artifact {
-    fn from(file: files::File) -> Self {
+impl From<files::ArtifactRow> for Artifact {
+    fn from(row: files::ArtifactRow) -> Self {
         let info = serde_json::json!({
-            "path": file.path,
-            "filename": file.filename,
-            "mime": file.mime,
-            "size": file.size,
+            "path": row.path,
+            "filename": row.filename,
+            "mime": row.mime,
+            "size": row.size,
         });
-        let mut meta = file.meta.0;
-        meta.insert(INFO.into(), info);
+        let mut meta = row.meta.0;
+        meta.insert(ARTIFACT_INFO_KEY.into(), info);
         Self {
-            disk_id: file.disk_id,
-            path: file.path,
-            filename: file.filename,
+            disk_id: row.disk_id,
+            path: row.path,
+            filename: row.filename,
             meta,
-            created_at: file.created_at,
-            updated_at: file.updated_at,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
         }
     }
 }

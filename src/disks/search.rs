@@ -1,7 +1,8 @@
-//! Glob and grep over a disk. Both walk the files by path and name, in batches, and stop at the limit.
+//! Glob and grep over the files of a disk. Glob reads the paths of files, and grep also reads the contents of text files. Both
+//! read batches in the order of directory and file name, until they have found enough files.
 //!
-//! A pattern matches in linear time, a grep ends at its deadline, and no more than a few run at once: what one asks for
-//! cannot take the server from the others.
+//! So that one request cannot monopolize the server, the time of a match is linear in the length of the text, searches have a
+//! deadline, and only a few greps run concurrently.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,265 +14,288 @@ use regex_automata::util::syntax;
 use regex_automata::{Input, meta};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::files::{self, Candidate, File, Name};
-use super::parse::Kind;
+use super::files::{self, ArtifactPath, ArtifactRow, GrepCandidate};
 use super::path::Directory;
-use crate::blob::content::Key;
+use super::text_kind::TextKind;
+use crate::blob::content::ContentKey;
 use crate::disks::Disks;
 use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::ids::DiskId;
 
-/// How many names are read at once.
-const NAMES: i64 = 5_000;
-/// How many files a grep takes on at once, and how many after the first batch, when a match is known not to be near.
-const FIRST_FILES: i64 = 500;
-const FILES: i64 = 4_000;
-/// How many steps (states of the pattern times bytes) a match may take before the clock is looked at: well under a second.
-const STEPS: usize = 1 << 28;
-/// How far a match may reach over the end of a piece, where a file must be matched in pieces for the steps it takes.
-const OVERLAP: usize = 4 * 1024;
+/// The number of paths that glob reads per query.
+const PATH_BATCH_SIZE: i64 = 5_000;
+/// The number of files in the first batch of a grep. It is small, because the first batch often contains enough matches.
+const FIRST_FILE_BATCH_SIZE: i64 = 500;
+/// The number of files in the other batches of a grep.
+const FILE_BATCH_SIZE: i64 = 4_000;
+/// The number of steps between two checks of the deadline. They take well under a second. To match one byte takes one step for
+/// each state of the pattern. A chunk has at least `4 * CHUNK_OVERLAP` bytes, even if it takes more steps than this.
+const STEPS_PER_CHECK: usize = 1 << 28;
+/// The overlap of consecutive chunks, in bytes, for files that need too many steps to be matched as a whole.
+const CHUNK_OVERLAP: usize = 4 * 1024;
 
-/// For what is not stopped from outside.
-static NEVER: AtomicBool = AtomicBool::new(false);
+/// The cancellation flag of searches that cannot be canceled.
+static NOT_CANCELED: AtomicBool = AtomicBool::new(false);
 
-/// How many greps run in this process at one time.
-pub(super) const MAX_GREPS: usize = 4;
+/// The maximum number of greps that run concurrently in this process.
+pub(super) const MAX_CONCURRENT_GREPS: usize = 4;
 
-/// A compiled pattern and what it costs.
+/// A compiled pattern.
 struct Pattern {
     regex: meta::Regex,
-    /// How many bytes may be matched before the clock is looked at.
-    piece: usize,
+    /// The number of bytes to match between two checks of the deadline.
+    chunk_len: usize,
 }
 
 impl Pattern {
-    fn compile(pattern: &str, syntax: syntax::Config, max_bytes: u64) -> Result<Self> {
-        let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
-        let refuse =
-            |why: &dyn std::fmt::Display| Error::invalid_field("query", format_args!("is no valid pattern: {why}"));
-        let thompson = thompson::Config::new().nfa_size_limit(Some(max_bytes)).utf8(false);
-        let states = thompson::NFA::compiler()
+    /// Compiles a regular expression whose automaton (NFA) is not larger than `max_nfa_bytes`. Compiles it twice, because
+    /// `meta::Regex` does not return the number of states.
+    ///
+    /// # Errors
+    /// Returns 400 if the pattern is invalid or the automaton is too large.
+    fn compile(pattern: &str, syntax: syntax::Config, max_nfa_bytes: u64) -> Result<Self> {
+        let max_nfa_bytes = usize::try_from(max_nfa_bytes).unwrap_or(usize::MAX);
+        let invalid_pattern = |err: &dyn std::error::Error| {
+            Error::invalid_field("query", format_args!("invalid pattern: {}", pattern_error_reason(err)))
+        };
+        let nfa_config = thompson::Config::new().nfa_size_limit(Some(max_nfa_bytes)).utf8(false);
+        let state_count = thompson::NFA::compiler()
             .syntax(syntax)
-            .configure(thompson)
+            .configure(nfa_config)
             .build(pattern)
-            .map_err(|why| refuse(&last_line(&why)))?
+            .map_err(|err| invalid_pattern(&err))?
             .states()
             .len();
         let regex = meta::Regex::builder()
             .syntax(syntax)
-            .configure(meta::Config::new().nfa_size_limit(Some(max_bytes)).utf8_empty(false))
+            .configure(meta::Config::new().nfa_size_limit(Some(max_nfa_bytes)).utf8_empty(false))
             .build(pattern)
-            .map_err(|why| refuse(&last_line(&why)))?;
-        Ok(Self { regex, piece: (STEPS / states.max(1)).max(4 * OVERLAP) })
+            .map_err(|err| invalid_pattern(&err))?;
+        Ok(Self { regex, chunk_len: (STEPS_PER_CHECK / state_count.max(1)).max(4 * CHUNK_OVERLAP) })
     }
 
-    /// Whether the text contains a match; `None` if the deadline came first, or nobody wants to know any more.
+    /// Returns `Some(true)` if the text contains a match, and `None` if the deadline passed or the search was canceled first.
     ///
-    /// A text is matched as a whole if that takes few enough steps, as it nearly always does. Otherwise in pieces that
-    /// overlap, with the clock between them: then a match longer than the overlap can be missed.
-    fn is_match(&self, text: &[u8], deadline: Instant, stop: &AtomicBool) -> Option<bool> {
+    /// A text that is not longer than a chunk is matched as a whole, which is nearly always the case. A longer text is matched in
+    /// overlapping chunks, and the deadline is checked after each. A match that is longer than the overlap can be missed.
+    fn is_match(&self, text: &[u8], deadline: Instant, canceled: &AtomicBool) -> Option<bool> {
         let mut start = 0;
         loop {
-            let end = text.len().min(start + self.piece);
+            let end = text.len().min(start + self.chunk_len);
             if self.regex.is_match(Input::new(text).range(start..end)) {
                 return Some(true);
             }
             if end == text.len() {
                 return Some(false);
             }
-            if Instant::now() > deadline || stop.load(Ordering::Relaxed) {
+            if Instant::now() > deadline || canceled.load(Ordering::Relaxed) {
                 return None;
             }
-            start = end - OVERLAP;
+            start = end - CHUNK_OVERLAP;
         }
     }
 }
 
-/// The parser's messages draw the pattern with a mark under it; the last line says what is wrong.
-fn last_line(err: &dyn std::error::Error) -> String {
-    let mut deepest = err;
-    while let Some(source) = deepest.source() {
-        deepest = source;
+/// Returns the reason why a pattern is invalid: the last line of the root cause. The lines before it show the pattern.
+fn pattern_error_reason(err: &dyn std::error::Error) -> String {
+    let mut cause = err;
+    while let Some(source) = cause.source() {
+        cause = source;
     }
-    let text = deepest.to_string();
+    let text = cause.to_string();
     text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
-/// The files whose path and name match a glob pattern.
-pub async fn glob(ctx: &Disks, disk: DiskId, pattern: &str, limit: usize) -> Result<Vec<File>> {
+/// Returns the first `limit` files whose full path matches a glob pattern.
+pub async fn glob(ctx: &Disks, disk: DiskId, pattern: &str, limit: usize) -> Result<Vec<ArtifactRow>> {
     let syntax = syntax::Config::new().dot_matches_new_line(true).utf8(false);
-    // What stands before the first special character bounds where to look.
-    let within = Directory::around(pattern.split(['*', '?', '[', '\\']).next().unwrap_or_default());
-    let pattern = Pattern::compile(&glob_to_regex(pattern), syntax, ctx.config.limits.regex)?;
-    let deadline = Instant::now() + ctx.config.limits.grep;
+    // Only files below the literal prefix of the pattern can match.
+    let dir = Directory::containing(pattern.split(['*', '?', '[', '\\']).next().unwrap_or_default());
+    let pattern = Pattern::compile(&glob_to_regex(pattern), syntax, ctx.config.limits.max_regex_bytes)?;
+    let deadline = Instant::now() + ctx.config.limits.grep_timeout;
     let mut conn = ctx.db.acquire().await?;
-    let mut found = Vec::new();
-    let mut after = Name { path: within.as_str().to_owned(), filename: String::new() };
-    let end = within.end();
+    let mut matches = Vec::new();
+    let mut after = ArtifactPath { path: dir.as_str().to_owned(), filename: String::new() };
+    let end = dir.upper_bound();
     loop {
-        let names = files::list_names(&mut conn, disk, &after, &end, NAMES).await?;
-        let Some(last) = names.last() else { break };
+        let paths = files::list_paths(&mut conn, disk, &after, &end, PATH_BATCH_SIZE).await?;
+        let Some(last) = paths.last() else { break };
         after = last.clone();
-        for name in names {
-            let full = format!("{}{}", name.path, name.filename);
-            if pattern.is_match(full.as_bytes(), deadline, &NEVER).ok_or_else(late)? {
-                found.push(name);
+        for path in paths {
+            let full_path = format!("{}{}", path.path, path.filename);
+            if pattern.is_match(full_path.as_bytes(), deadline, &NOT_CANCELED).ok_or_else(timeout_error)? {
+                matches.push(path);
             }
         }
-        if found.len() >= limit {
-            found.truncate(limit);
+        if matches.len() >= limit {
+            matches.truncate(limit);
             break;
         }
         if Instant::now() > deadline {
-            return Err(late());
+            return Err(timeout_error());
         }
     }
-    Ok(files::get_many(&mut conn, disk, &found).await?)
+    Ok(files::get_many(&mut conn, disk, &matches).await?)
 }
 
-/// The files whose text contains a match of a regular expression.
+/// Returns the first `limit` text files that contain a match of a regular expression. Skips files whose content is corrupt or
+/// missing in the object store.
+///
+/// # Errors
+/// Returns 400 if the pattern is invalid, 403 if a file is encrypted and the request has no key, and 503 if the object store
+/// fails or the deadline has passed.
 pub async fn grep(
     ctx: &Disks,
     encryption: &ProjectEncryption,
     disk: DiskId,
     pattern: &str,
     limit: usize,
-) -> Result<Vec<File>> {
-    let deadline = Instant::now() + ctx.config.limits.grep;
+) -> Result<Vec<ArtifactRow>> {
+    let deadline = Instant::now() + ctx.config.limits.grep_timeout;
     let syntax = syntax::Config::new().case_insensitive(true).multi_line(true).utf8(false);
-    let pattern = Arc::new(Pattern::compile(pattern, syntax, ctx.config.limits.regex)?);
-    let work = async {
-        let turn = Arc::clone(&ctx.grep_limiter).acquire_owned().await.map_err(Error::internal)?;
-        let run = Run { pattern, deadline, stop: StopOnDrop::default(), turn: Arc::new(turn) };
-        let mut found = Vec::new();
-        let mut after = Name::default();
-        let mut batch = FIRST_FILES;
+    let pattern = Arc::new(Pattern::compile(pattern, syntax, ctx.config.limits.max_regex_bytes)?);
+    let search = async {
+        let permit = Arc::clone(&ctx.grep_limiter).acquire_owned().await.map_err(Error::internal)?;
+        let run = GrepRun { pattern, deadline, canceled: CancelOnDrop::default(), permit: Arc::new(permit) };
+        let mut matches = Vec::new();
+        let mut after = ArtifactPath::default();
+        let mut batch_size = FIRST_FILE_BATCH_SIZE;
         loop {
             let mut conn = ctx.db.acquire().await?;
-            let files = files::list_candidates(&mut conn, disk, &after, batch).await?;
+            let files = files::list_grep_candidates(&mut conn, disk, &after, batch_size).await?;
             drop(conn);
-            batch = FILES;
+            batch_size = FILE_BATCH_SIZE;
             let Some(last) = files.last() else { break };
-            after = last.name.clone();
-            let text = |file: &Candidate| Kind::of(&file.name.filename, &file.mime).is_some();
-            found.extend(scan(ctx, encryption, files.into_iter().filter(text).collect(), &run).await?);
-            if found.len() >= limit {
-                found.truncate(limit);
+            after = last.path.clone();
+            let is_text = |file: &GrepCandidate| TextKind::detect(&file.path.filename, &file.mime).is_some();
+            matches.extend(scan_batch(ctx, encryption, files.into_iter().filter(is_text).collect(), &run).await?);
+            if matches.len() >= limit {
+                matches.truncate(limit);
                 break;
             }
         }
-        Ok::<_, Error>(found)
+        Ok::<_, Error>(matches)
     };
-    let found = tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| late())??;
+    let matches = tokio::time::timeout_at(deadline.into(), search).await.map_err(|_| timeout_error())??;
     let mut conn = ctx.db.acquire().await?;
-    Ok(files::get_many(&mut conn, disk, &found).await?)
+    Ok(files::get_many(&mut conn, disk, &matches).await?)
 }
 
-/// A grep at work. Its turn is held by the threads that read for it: a client that hangs up ends them, and until they have
-/// ended no other takes the turn.
-struct Run {
+/// A running grep. If it is dropped before it has finished, for instance because the client disconnects, its threads are
+/// canceled. Each thread holds the permit until it ends.
+struct GrepRun {
     pattern: Arc<Pattern>,
     deadline: Instant,
-    stop: StopOnDrop,
-    turn: Arc<OwnedSemaphorePermit>,
+    canceled: CancelOnDrop,
+    permit: Arc<OwnedSemaphorePermit>,
 }
 
+/// A cancellation flag that is set when this value is dropped.
 #[derive(Default)]
-struct StopOnDrop(Arc<AtomicBool>);
+struct CancelOnDrop(Arc<AtomicBool>);
 
-impl Drop for StopOnDrop {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// Reads the files and answers with those that match, in their order.
-async fn scan(ctx: &Disks, encryption: &ProjectEncryption, files: Vec<Candidate>, run: &Run) -> Result<Vec<Name>> {
-    let (names, contents): (Vec<_>, Vec<_>) = files.into_iter().map(|file| (Some(file.name), file.content)).unzip();
+/// Searches the contents of files. Returns the paths of the files that contain a match, in the order of `files`.
+async fn scan_batch(
+    ctx: &Disks,
+    encryption: &ProjectEncryption,
+    files: Vec<GrepCandidate>,
+    run: &GrepRun,
+) -> Result<Vec<ArtifactPath>> {
+    let (mut paths, blobs): (Vec<Option<ArtifactPath>>, Vec<_>) =
+        files.into_iter().map(|file| (Some(file.path), file.blob)).unzip();
     let matches = Arc::new(Mutex::new(Vec::new()));
-    let is_late = Arc::new(AtomicBool::new(false));
+    let timed_out = Arc::new(AtomicBool::new(false));
     let visit = {
-        let (matches, is_late, pattern) = (Arc::clone(&matches), Arc::clone(&is_late), Arc::clone(&run.pattern));
-        let (stop, turn, deadline) = (Arc::clone(&run.stop.0), Arc::clone(&run.turn), run.deadline);
-        move |at: usize, text: &mut Vec<u8>| {
-            let _turn = &turn;
-            match pattern.is_match(text, deadline, &stop) {
-                Some(true) => matches.lock().unwrap_or_else(PoisonError::into_inner).push(at),
-                Some(false) if Instant::now() <= deadline && !stop.load(Ordering::Relaxed) => {}
+        let (matches, timed_out, pattern) = (Arc::clone(&matches), Arc::clone(&timed_out), Arc::clone(&run.pattern));
+        let (canceled, permit, deadline) = (Arc::clone(&run.canceled.0), Arc::clone(&run.permit), run.deadline);
+        move |index: usize, text: &mut Vec<u8>| {
+            // Because the closure captures the permit, each thread that runs the closure holds the permit.
+            let _permit = &permit;
+            match pattern.is_match(text, deadline, &canceled) {
+                Some(true) => matches.lock().unwrap_or_else(PoisonError::into_inner).push(index),
+                Some(false) if Instant::now() <= deadline && !canceled.load(Ordering::Relaxed) => {}
                 Some(false) | None => {
-                    is_late.store(true, Ordering::Relaxed);
+                    timed_out.store(true, Ordering::Relaxed);
                     return ControlFlow::Break(());
                 }
             }
             ControlFlow::Continue(())
         }
     };
-    ctx.blobs.scan(Key::Project(encryption.kek.as_deref()), contents, Arc::new(visit)).await?;
-    if is_late.load(Ordering::Relaxed) {
-        return Err(late());
+    ctx.blobs.scan(ContentKey::Project(encryption.kek.as_deref()), blobs, Arc::new(visit)).await?;
+    if timed_out.load(Ordering::Relaxed) {
+        return Err(timeout_error());
     }
     let mut matches = std::mem::take(&mut *matches.lock().unwrap_or_else(PoisonError::into_inner));
     matches.sort_unstable();
-    let mut names: Vec<Option<Name>> = names;
-    Ok(matches.into_iter().filter_map(|at| names[at].take()).collect())
+    Ok(matches.into_iter().filter_map(|index| paths[index].take()).collect())
 }
 
-fn late() -> Error {
-    Error::unavailable("the search took too long and was stopped; narrow it down")
+fn timeout_error() -> Error {
+    Error::unavailable("search timed out; use a more specific pattern")
 }
 
-/// A glob pattern as a regular expression over path and name. `*` and `**` match anything, slashes too; `?` one character;
-/// `[…]` one of a class, `[!…]` and `[^…]` one that is not in it; a backslash takes the next character as it is. Everything
-/// else, a bracket that is never closed among it, stands for itself.
+/// Converts a glob pattern to a regular expression for the full path. `*` and `**` match any characters including slashes, `?`
+/// matches one character, `[…]` matches one character of a class, and `[!…]` and `[^…]` match one character outside of a class. A
+/// backslash escapes the next character. All other characters, including an opening bracket that is never closed, match
+/// themselves.
 fn glob_to_regex(glob: &str) -> String {
     let chars: Vec<char> = glob.chars().collect();
     let mut regex = String::from("^");
-    let mut at = 0;
-    while at < chars.len() {
-        match chars[at] {
+    let mut i = 0;
+    while i < chars.len() {
+        match chars[i] {
             '*' => {
-                while chars.get(at + 1) == Some(&'*') {
-                    at += 1;
+                while chars.get(i + 1) == Some(&'*') {
+                    i += 1;
                 }
                 regex.push_str(".*");
             }
             '?' => regex.push('.'),
-            '[' => match class(&chars[at..]) {
+            '[' => match parse_class(&chars[i..]) {
                 Some((class, length)) => {
                     regex.push_str(&class);
-                    at += length - 1;
+                    i += length - 1;
                 }
                 None => regex.push_str(r"\["),
             },
-            '\\' if at + 1 < chars.len() => {
-                at += 1;
-                regex.push_str(&literal(chars[at]));
+            '\\' if i + 1 < chars.len() => {
+                i += 1;
+                regex.push_str(&escape_char(chars[i]));
             }
-            other => regex.push_str(&literal(other)),
+            other => regex.push_str(&escape_char(other)),
         }
-        at += 1;
+        i += 1;
     }
     regex.push('$');
     regex
 }
 
-/// A class that begins here: as a regular expression, and how many characters it takes up.
-fn class(chars: &[char]) -> Option<(String, usize)> {
+/// Parses the character class at the start of `chars`. Returns the regular expression for the class, and the number of characters
+/// that were parsed. Returns `None` if the class is not closed.
+fn parse_class(chars: &[char]) -> Option<(String, usize)> {
     let negated = matches!(chars.get(1), Some('!' | '^'));
     let first = if negated { 2 } else { 1 };
-    // A bracket in the first place is a member.
+    // A closing bracket in the first position is a member.
     let end = chars.iter().enumerate().skip(first + 1).find(|(_, c)| **c == ']')?.0;
     let mut class = String::from(if negated { "[^" } else { "[" });
-    for (at, member) in chars[first..end].iter().enumerate() {
-        let inner = at > 0 && first + at + 1 < end;
-        class.push_str(&if *member == '-' && inner { "-".to_owned() } else { literal(*member) });
+    for (i, member) in chars[first..end].iter().enumerate() {
+        // Between two members, a dash means a range.
+        let is_range = *member == '-' && i > 0 && first + i + 1 < end;
+        class.push_str(&if is_range { "-".to_owned() } else { escape_char(*member) });
     }
     class.push(']');
     Some((class, end + 1))
 }
 
-fn literal(c: char) -> String {
+fn escape_char(c: char) -> String {
     regex_syntax::escape(c.encode_utf8(&mut [0; 4]))
 }
 
@@ -283,17 +307,17 @@ mod tests {
 
     use super::*;
 
-    fn soon() -> Instant {
+    fn in_a_minute() -> Instant {
         Instant::now() + Duration::from_mins(1)
     }
 
-    fn globs(pattern: &str, name: &str) -> bool {
+    fn glob_matches(pattern: &str, name: &str) -> bool {
         let syntax = syntax::Config::new().dot_matches_new_line(true).utf8(false);
         let pattern = Pattern::compile(&glob_to_regex(pattern), syntax, 10 << 20).unwrap();
-        pattern.is_match(name.as_bytes(), soon(), &NEVER).unwrap()
+        pattern.is_match(name.as_bytes(), in_a_minute(), &NOT_CANCELED).unwrap()
     }
 
-    fn greps(pattern: &str) -> Result<Pattern> {
+    fn compile_grep(pattern: &str) -> Result<Pattern> {
         Pattern::compile(pattern, syntax::Config::new().case_insensitive(true).multi_line(true).utf8(false), 10 << 20)
     }
 
@@ -321,44 +345,46 @@ mod tests {
             ("*.TXT", "/a.txt", false),
             ("*", "/a\nb", true),
         ] {
-            assert_eq!(globs(pattern, name), matches, "{pattern} on {name}");
+            assert_eq!(glob_matches(pattern, name), matches, "{pattern} on {name}");
         }
     }
 
     #[test]
-    fn a_pattern_that_does_not_compile_is_named() {
+    fn an_invalid_pattern_is_a_400_that_names_the_field() {
         for pattern in ["(", "[a-", "*x", "todo(?=:)", r"(a)\1", "a{1000}{1000}{100}"] {
-            let Err(Error::BadRequest { detail: Some(detail), .. }) = greps(pattern) else { panic!("{pattern}") };
+            let Err(Error::BadRequest { detail: Some(detail), .. }) = compile_grep(pattern) else {
+                panic!("{pattern}")
+            };
             assert!(detail.starts_with("query: ") && !detail.contains('\n'), "{detail}");
         }
     }
 
     #[test]
-    fn a_text_in_pieces_is_matched_over_their_ends() {
-        let mut pattern = greps(r"needle\s+found$").unwrap();
-        pattern.piece = 4 * OVERLAP;
-        for at in [0, pattern.piece - 10, pattern.piece, 3 * pattern.piece - 7] {
-            let mut text = "x\n".repeat(at / 2) + "Needle  FOUND\n";
-            text.push_str(&"y\n".repeat(5 * pattern.piece));
-            assert_eq!(pattern.is_match(text.as_bytes(), soon(), &NEVER), Some(true), "{at}");
+    fn matches_across_chunks_are_found() {
+        let mut pattern = compile_grep(r"needle\s+found$").unwrap();
+        pattern.chunk_len = 4 * CHUNK_OVERLAP;
+        for offset in [0, pattern.chunk_len - 10, pattern.chunk_len, 3 * pattern.chunk_len - 7] {
+            let mut text = "x\n".repeat(offset / 2) + "Needle  FOUND\n";
+            text.push_str(&"y\n".repeat(5 * pattern.chunk_len));
+            assert_eq!(pattern.is_match(text.as_bytes(), in_a_minute(), &NOT_CANCELED), Some(true), "{offset}");
         }
-        let without = "needle\nlost\n".repeat(pattern.piece);
-        assert_eq!(pattern.is_match(without.as_bytes(), soon(), &NEVER), Some(false));
-        assert_eq!(pattern.is_match(without.as_bytes(), Instant::now(), &NEVER), None);
-        assert_eq!(pattern.is_match(without.as_bytes(), soon(), &AtomicBool::new(true)), None);
+        let without = "needle\nlost\n".repeat(pattern.chunk_len);
+        assert_eq!(pattern.is_match(without.as_bytes(), in_a_minute(), &NOT_CANCELED), Some(false));
+        assert_eq!(pattern.is_match(without.as_bytes(), Instant::now(), &NOT_CANCELED), None);
+        assert_eq!(pattern.is_match(without.as_bytes(), in_a_minute(), &AtomicBool::new(true)), None);
     }
 
     proptest! {
         #[test]
         fn every_text_is_a_glob_pattern(pattern in ".{1,40}", name in ".{0,40}") {
-            globs(&pattern, &name);
+            glob_matches(&pattern, &name);
         }
 
         #[test]
         fn an_escaped_text_matches_itself_alone(text in ".{1,20}", other in ".{1,20}") {
             let pattern: String = text.chars().flat_map(|c| ['\\', c]).collect();
-            prop_assert!(globs(&pattern, &text));
-            prop_assert_eq!(globs(&pattern, &other), text == other);
+            prop_assert!(glob_matches(&pattern, &text));
+            prop_assert_eq!(glob_matches(&pattern, &other), text == other);
         }
     }
 }

@@ -21,7 +21,8 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, user: Option<Us
     .await
 }
 
-/// Records the time of each change of the disk's files in `disks.changed_at` from now on.
+/// Enables the recording of the time of the last change: from now on, [`apply`](super::apply::apply) sets `disks.changed_at` with
+/// each change of the disk's files.
 pub async fn track_changes(conn: &mut PgConnection, disk: DiskId) -> sqlx::Result<()> {
     sqlx::query!("update disks set changed_at = now() where id = $1 and changed_at is null", disk as _)
         .execute(conn)
@@ -29,12 +30,14 @@ pub async fn track_changes(conn: &mut PgConnection, disk: DiskId) -> sqlx::Resul
         .map(drop)
 }
 
-/// What a list of disks is narrowed to.
-pub struct Filter<'a> {
+/// The filter of a list of disks.
+pub struct DiskFilter<'a> {
+    /// The identifier of the user who owns the disks.
     pub user: Option<&'a str>,
     pub id: Option<DiskId>,
 }
 
+/// Selects disks from the table that the caller names `t`.
 macro_rules! select_disks {
     ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
         sqlx::query_as!(
@@ -50,7 +53,7 @@ macro_rules! select_disks {
 pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
-    filter: &Filter<'_>,
+    filter: &DiskFilter<'_>,
     page: &PageRequest,
 ) -> sqlx::Result<Vec<Disk>> {
     fetch_page!(
@@ -69,15 +72,16 @@ pub async fn list(
     )
 }
 
-/// Whether the project has this disk.
+/// Returns `true` if the project has this disk.
 pub async fn exists(conn: &mut PgConnection, project: ProjectId, disk: DiskId) -> sqlx::Result<bool> {
-    let found =
+    let row =
         sqlx::query_scalar!("select 1 as one from disks where id = $1 and project_id = $2", disk as _, project as _);
-    Ok(found.fetch_optional(conn).await?.is_some())
+    Ok(row.fetch_optional(conn).await?.is_some())
 }
 
-/// Deletes a disk with everything on it; the stored bytes are released to the sweep.
+/// Deletes a disk with all its files, and the skill whose disk it is. Releases the blobs of the files. Returns `false` if the
+/// project has no such disk.
 pub async fn delete(conn: &mut PgConnection, project: ProjectId, disk: DiskId) -> sqlx::Result<bool> {
-    let gone = sqlx::query!("delete from disks where id = $1 and project_id = $2", disk as _, project as _);
-    Ok(gone.execute(conn).await?.rows_affected() == 1)
+    let deleted = sqlx::query!("delete from disks where id = $1 and project_id = $2", disk as _, project as _);
+    Ok(deleted.execute(conn).await?.rows_affected() == 1)
 }

@@ -1,4 +1,4 @@
-//! The default mode: a private Postgres of our own beside a folder of objects.
+//! The embedded Postgres, which the server uses unless an external database is configured.
 
+mod binaries;
 pub mod postgres;
-mod programs;

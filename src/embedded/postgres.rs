@@ -1,8 +1,8 @@
-//! A private Postgres: Debian's server programs, a data directory of our own, a Unix socket and no port.
+//! The embedded Postgres: Debian's server binaries, files in `<data directory>/postgres`, a Unix socket and no port.
 //!
-//! It lives and dies with this process. Our end, orderly or not, ends it: the kernel sends it SIGINT when the thread that
-//! started it dies, and that thread is one that does nothing else. One that a killed server left behind is waited for, and
-//! stopped if it does not end. Where it starts as root it runs as the user `postgres`.
+//! It exits with this process, even if the process is killed: the kernel sends SIGINT to Postgres when the thread that
+//! started it exits, and that thread does nothing else. A Postgres left over from a killed server is given time to exit and
+//! then stopped. If the server runs as root, Postgres runs as the user that `PostgresUser::find` returns.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,115 +19,122 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tokio::sync::watch;
 
-use super::programs::{RunAs, find_programs};
+use super::binaries::{PostgresUser, find_binaries};
 use crate::percent;
 
-/// Database and user.
-const NAME: &str = "acontext";
-/// What the kernel allows for the path of a socket, less the name that Postgres gives it.
-const MAX_SOCKET_FOLDER: usize = 107 - "/.s.PGSQL.5432".len();
-/// How long one may take to answer; it may have to replay its log after a crash.
-const STARTING: Duration = Duration::from_mins(2);
+/// The name of the database, and of the database user.
+const DATABASE_NAME: &str = "acontext";
+/// The kernel's limit for the path of a socket, minus the file name that Postgres appends.
+const MAX_SOCKET_DIR_LEN: usize = 107 - "/.s.PGSQL.5432".len();
+/// How long to wait until Postgres accepts connections. After a crash it must replay its log first.
+const STARTUP_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// What the tests want otherwise.
+/// Options of an embedded Postgres. Only tests change them.
 #[derive(Clone, Copy, Debug)]
-pub struct Tuning {
+pub struct PostgresOptions {
     pub max_connections: u32,
-    /// Off only where nothing is to be kept.
+    /// `false` if the data does not have to survive a crash.
     pub fsync: bool,
-    /// How long one that is ending is waited for before it is told again.
-    pub patience: Duration,
+    /// How long to wait for Postgres to exit after each signal.
+    pub stop_timeout: Duration,
 }
 
-impl Default for Tuning {
+impl Default for PostgresOptions {
     fn default() -> Self {
-        Self { max_connections: 200, fsync: true, patience: Duration::from_secs(15) }
+        Self { max_connections: 200, fsync: true, stop_timeout: Duration::from_secs(15) }
     }
 }
 
-/// A running private Postgres.
-pub struct Postgres {
+/// A running embedded Postgres.
+pub struct EmbeddedPostgres {
     pid: Pid,
-    socket_folder: PathBuf,
-    exit: watch::Receiver<Option<String>>,
-    patience: Duration,
+    socket_dir: PathBuf,
+    /// The exit message, once the process has exited.
+    exit_rx: watch::Receiver<Option<String>>,
+    stop_timeout: Duration,
 }
 
-impl Postgres {
-    /// Starts it on `<folder>/postgres`, making the database on first use, and waits until it answers.
+impl EmbeddedPostgres {
+    /// Starts Postgres with its files in `<data_dir>/postgres`, and creates that directory on first use. Returns when Postgres
+    /// accepts connections. `bin_dir` is the configured directory of the server binaries.
     ///
     /// # Errors
-    /// A sentence that says what is missing.
-    pub async fn start(folder: &Path, bin: Option<&Path>, tuning: Tuning) -> anyhow::Result<Self> {
-        let made_with = fs::read_to_string(folder.join("postgres/data/PG_VERSION")).unwrap_or_default();
-        let (folder, bin) = (folder.to_owned(), find_programs(bin, made_with.trim())?);
+    /// Returns an error with a remedy if binaries or permissions are missing, or if Postgres does not start.
+    pub async fn start(data_dir: &Path, bin_dir: Option<&Path>, options: PostgresOptions) -> anyhow::Result<Self> {
+        let data_version = fs::read_to_string(data_dir.join("postgres/data/PG_VERSION")).unwrap_or_default();
+        let (data_dir, bin_dir) = (data_dir.to_owned(), find_binaries(bin_dir, data_version.trim())?);
         let started = tokio::task::spawn_blocking(move || {
-            let place = Place::prepare(&folder, bin)?;
-            place.initialise(tuning)?;
-            place.check_version()?;
-            end_former(&place.data, tuning.patience)?;
-            place.spawn(tuning)
+            let cluster = PostgresCluster::prepare(&data_dir, bin_dir)?;
+            cluster.init(options)?;
+            cluster.check_version()?;
+            stop_orphan(&cluster.cluster_dir, options.stop_timeout)?;
+            cluster.spawn(options)
         });
         let postgres = started.await??;
         postgres.wait_until_ready().await?;
         Ok(postgres)
     }
 
-    /// How to connect.
+    /// Returns the connection options.
     pub fn options(&self) -> PgConnectOptions {
-        PgConnectOptions::new_without_pgpass().socket(&self.socket_folder).username(NAME).database(NAME)
+        PgConnectOptions::new_without_pgpass().socket(&self.socket_dir).username(DATABASE_NAME).database(DATABASE_NAME)
     }
 
-    /// The same for other programs, such as psql.
+    /// Returns the connection URL for other programs, such as psql.
     pub fn url(&self) -> String {
-        let host = percent::encode(self.socket_folder.as_os_str().as_encoded_bytes(), b"/");
-        format!("postgresql:///{NAME}?host={host}&user={NAME}")
+        let host = percent::encode(self.socket_dir.as_os_str().as_encoded_bytes(), b"/");
+        format!("postgresql:///{DATABASE_NAME}?host={host}&user={DATABASE_NAME}")
     }
 
-    /// Returns when it has ended, with how.
-    pub async fn exited(&self) -> anyhow::Error {
-        let mut exit = self.exit.clone();
-        let how = exit.wait_for(Option::is_some).await.map(|how| how.clone().unwrap_or_default());
-        anyhow!("the private Postgres ended by itself: {}", how.unwrap_or_else(|_| "nobody saw how".into()))
+    /// Waits until Postgres exits, and returns an error with its exit message.
+    pub async fn wait_for_exit(&self) -> anyhow::Error {
+        let mut exit_rx = self.exit_rx.clone();
+        let message = exit_rx.wait_for(Option::is_some).await.map(|message| message.clone().unwrap_or_default());
+        anyhow!("embedded Postgres exited unexpectedly: {}", message.unwrap_or_else(|_| "unknown exit status".into()))
     }
 
-    /// Stops it in order: what is committed is on disk, connections are closed.
+    /// Shuts Postgres down. Uses the fast mode first, which closes all connections; committed data is on disk.
     ///
     /// # Errors
-    /// It did not end.
+    /// Returns an error if the process does not exit.
     pub async fn stop(self) -> anyhow::Result<()> {
-        if self.exit.borrow().is_some() {
-            // It ended before; its number may be another process's by now.
+        if self.exit_rx.borrow().is_some() {
+            // The process has exited already, and its id may belong to another process by now.
             return Ok(());
         }
         for signal in [Signal::INT, Signal::QUIT, Signal::KILL] {
-            // An error means that it is gone already.
+            // An error means that the process has exited already.
             let _ = kill_process(self.pid, signal);
-            let mut exit = self.exit.clone();
-            if tokio::time::timeout(self.patience, exit.wait_for(Option::is_some)).await.is_ok() {
+            let mut exit_rx = self.exit_rx.clone();
+            if tokio::time::timeout(self.stop_timeout, exit_rx.wait_for(Option::is_some)).await.is_ok() {
                 return Ok(());
             }
         }
-        bail!("the private Postgres (process {}) does not end", self.pid.as_raw_nonzero())
+        bail!("embedded Postgres (pid {}) did not exit", self.pid.as_raw_nonzero())
     }
 
+    /// Waits until Postgres accepts connections, and creates the database if it does not exist.
     async fn wait_until_ready(&self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + STARTING;
+        let deadline = Instant::now() + STARTUP_TIMEOUT;
         loop {
             let options = self.options();
-            let tried = tokio::select! {
-                exit = self.exited() => return Err(exit),
-                tried = options.connect() => tried,
+            let attempt = tokio::select! {
+                error = self.wait_for_exit() => return Err(error),
+                attempt = options.connect() => attempt,
             };
-            match tried {
+            match attempt {
                 Ok(conn) => return Ok(conn.close().await?),
+                // 3D000 is invalid_catalog_name: the database does not exist.
                 Err(sqlx::Error::Database(err)) if err.code().as_deref() == Some("3D000") => {
                     let mut conn = self.options().database("postgres").connect().await?;
                     sqlx::query("create database acontext").execute(&mut conn).await?;
                     conn.close().await?;
                 }
                 Err(err) if Instant::now() > deadline => {
-                    return Err(err).context("the private Postgres does not answer");
+                    return Err(err).context(
+                        "embedded Postgres does not accept connections: see its log in \
+                         <data directory>/postgres/data/log",
+                    );
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
@@ -135,148 +142,155 @@ impl Postgres {
     }
 }
 
-/// Where it lies and with what it runs.
-struct Place {
-    bin: PathBuf,
-    /// `<data folder>/postgres`.
-    home: PathBuf,
-    data: PathBuf,
-    socket_folder: PathBuf,
-    run_as: Option<RunAs>,
+/// A database cluster in the sense of Postgres: the directory of the databases, with the binaries and the user to run it.
+struct PostgresCluster {
+    bin_dir: PathBuf,
+    /// `<data directory>/postgres`.
+    postgres_dir: PathBuf,
+    /// The files that `initdb` creates, in `<data directory>/postgres/data`. Postgres calls this its data directory.
+    cluster_dir: PathBuf,
+    socket_dir: PathBuf,
+    /// `None` if Postgres runs as the user of the server.
+    user: Option<PostgresUser>,
 }
 
-impl Place {
-    fn prepare(folder: &Path, bin: PathBuf) -> anyhow::Result<Self> {
-        let run_as = RunAs::find()?;
-        if let Some(user) = &run_as {
-            user.check_way_to(folder)?;
+impl PostgresCluster {
+    /// Creates the directories that Postgres needs, except the cluster directory, which [`PostgresCluster::init`] creates.
+    fn prepare(data_dir: &Path, bin_dir: PathBuf) -> anyhow::Result<Self> {
+        let user = PostgresUser::find()?;
+        if let Some(user) = &user {
+            user.check_traversable(data_dir)?;
         }
-        let home = folder.join("postgres");
-        let socket_folder = socket_folder(folder);
-        let place = Self { bin, data: home.join("data"), home, socket_folder, run_as };
-        place.own_folder(&place.home)?;
-        place.own_folder(&place.socket_folder)?;
-        Ok(place)
+        let postgres_dir = data_dir.join("postgres");
+        let (cluster_dir, socket_dir) = (postgres_dir.join("data"), socket_dir(data_dir));
+        let cluster = Self { bin_dir, postgres_dir, cluster_dir, socket_dir, user };
+        cluster.create_private_dir(&cluster.postgres_dir)?;
+        cluster.create_private_dir(&cluster.socket_dir)?;
+        Ok(cluster)
     }
 
-    /// Makes a folder that only the one who runs Postgres may enter.
-    fn own_folder(&self, folder: &Path) -> anyhow::Result<()> {
+    /// Creates a directory that only the user of Postgres can access.
+    fn create_private_dir(&self, dir: &Path) -> anyhow::Result<()> {
         use std::os::unix::fs::MetadataExt;
-        let owner = self.run_as.as_ref().map_or(getuid().as_raw(), |user| user.uid);
-        match fs::create_dir(folder) {
+        let owner = self.user.as_ref().map_or(getuid().as_raw(), |user| user.uid);
+        match fs::create_dir(dir) {
             Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(err).with_context(|| format!("{} cannot be made", folder.display()));
+                return Err(err).with_context(|| format!("cannot create {}", dir.display()));
             }
             _ => {}
         }
-        // Just made, or by a start that was killed before it came to this.
-        let is_ours = fs::symlink_metadata(folder)?.uid() == getuid().as_raw();
-        if let Some(user) = self.run_as.as_ref().filter(|_| is_ours) {
-            chown(folder, Some(user.uid), Some(user.gid))?;
+        // If the server owns the directory, it is new, or its creation was interrupted before `chown`.
+        let is_owned_by_server = fs::symlink_metadata(dir)?.uid() == getuid().as_raw();
+        if let Some(user) = self.user.as_ref().filter(|_| is_owned_by_server) {
+            chown(dir, Some(user.uid), Some(user.gid))?;
         }
-        let found = fs::symlink_metadata(folder)?;
-        if !found.is_dir() || found.uid() != owner {
-            bail!("{} must be a folder that belongs to the user with the number {owner}", folder.display());
+        let metadata = fs::symlink_metadata(dir)?;
+        if !metadata.is_dir() || metadata.uid() != owner {
+            bail!("{} must be a directory that belongs to the user with the id {owner}", dir.display());
         }
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
         Ok(())
     }
 
-    /// A server program, as the user it runs as, told to end when the calling thread dies.
-    fn command(&self, program: &str) -> Command {
+    /// Returns the command for a server binary, run as the user of Postgres. The process receives SIGINT when the calling
+    /// thread exits.
+    fn command(&self, binary: &str) -> Command {
         let mut command = Command::new("setpriv");
-        if let Some(user) = &self.run_as {
+        if let Some(user) = &self.user {
             command.args([format!("--reuid={}", user.name), format!("--regid={}", user.gid), "--clear-groups".into()]);
         }
-        command.args(["--pdeathsig", "INT", "--"]).arg(self.bin.join(program));
-        // Ctrl-C in a terminal goes to our group: we stop it in order ourselves.
+        command.args(["--pdeathsig", "INT", "--"]).arg(self.bin_dir.join(binary));
+        // A separate process group, because Ctrl-C signals the server's group, and the server must stop Postgres itself.
         command.process_group(0).current_dir("/").env_clear();
         command.env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC").stdin(Stdio::null());
         command
     }
 
-    /// Makes the data directory: beside its place and then moved there, so that a crash leaves no half of one.
-    fn initialise(&self, tuning: Tuning) -> anyhow::Result<()> {
-        if self.data.join("PG_VERSION").exists() {
+    /// Creates the cluster directory if it does not exist. Creates it under a temporary name and renames it, so that a crash
+    /// leaves no incomplete cluster directory.
+    fn init(&self, options: PostgresOptions) -> anyhow::Result<()> {
+        if self.cluster_dir.join("PG_VERSION").exists() {
             return Ok(());
         }
-        let beside = self.home.join("data.init");
-        if beside.exists() {
-            fs::remove_dir_all(&beside)?;
+        let tmp_dir = self.postgres_dir.join("data.init");
+        if tmp_dir.exists() {
+            fs::remove_dir_all(&tmp_dir)?;
         }
-        tracing::info!(folder = %self.data.display(), "making the private database");
-        let done = self
+        tracing::info!(dir = %self.cluster_dir.display(), "initializing the embedded Postgres");
+        let output = self
             .command("initdb")
-            .args(["-U", NAME, "-A", "trust", "--no-locale", "-E", "UTF8", "--data-checksums"])
-            .args((!tuning.fsync).then_some("--no-sync"))
+            .args(["-U", DATABASE_NAME, "-A", "trust", "--no-locale", "-E", "UTF8", "--data-checksums"])
+            .args((!options.fsync).then_some("--no-sync"))
             .arg("-D")
-            .arg(&beside)
+            .arg(&tmp_dir)
             .output()
-            .map_err(no_setpriv)?;
-        if !done.status.success() {
-            bail!("the private database could not be made: {}", String::from_utf8_lossy(&done.stderr).trim());
+            .map_err(setpriv_error)?;
+        if !output.status.success() {
+            bail!("failed to initialize the embedded Postgres: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        fs::rename(&beside, &self.data)?;
-        File::open(&self.home)?.sync_all()?;
+        fs::rename(&tmp_dir, &self.cluster_dir)?;
+        File::open(&self.postgres_dir)?.sync_all()?;
         Ok(())
     }
 
+    /// Checks that the binaries have the major version that created the cluster directory.
     fn check_version(&self) -> anyhow::Result<()> {
-        let made_with = fs::read_to_string(self.data.join("PG_VERSION"))?;
-        let said = Command::new(self.bin.join("postgres")).arg("--version").output()?.stdout;
-        let said = String::from_utf8_lossy(&said);
-        let ours =
-            said.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap_or_default();
-        if ours.split('.').next() == Some(made_with.trim()) {
+        let data_version = fs::read_to_string(self.cluster_dir.join("PG_VERSION"))?;
+        let output = Command::new(self.bin_dir.join("postgres")).arg("--version").output()?.stdout;
+        let output = String::from_utf8_lossy(&output);
+        let is_number = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit());
+        let server_version = output.split_whitespace().find(is_number).unwrap_or_default();
+        if server_version.split('.').next() == Some(data_version.trim()) {
             return Ok(());
         }
         bail!(
-            "{data} was made by Postgres {made}, but {bin} is version {ours}: install Postgres {made} and name its folder \
-             in ACONTEXTD_POSTGRES_BIN, or move the data over with pg_upgrade",
-            data = self.data.display(),
-            made = made_with.trim(),
-            bin = self.bin.display()
+            "{data} was created by Postgres {data_version}, but {bin_dir} has version {server_version}: install \
+             Postgres {data_version} and set ACONTEXTD_POSTGRES_BIN to its directory, or upgrade with pg_upgrade",
+            data = self.cluster_dir.display(),
+            data_version = data_version.trim(),
+            bin_dir = self.bin_dir.display()
         )
     }
 
-    /// Starts it on a thread that lives as long as it does.
-    fn spawn(self, tuning: Tuning) -> anyhow::Result<Postgres> {
-        let (tell_pid, hear_pid) = std::sync::mpsc::channel();
-        let (tell_exit, exit) = watch::channel(None);
-        let socket_folder = self.socket_folder.clone();
+    /// Starts Postgres on a new thread, which waits until Postgres exits.
+    fn spawn(self, options: PostgresOptions) -> anyhow::Result<EmbeddedPostgres> {
+        let (pid_tx, pid_rx) = std::sync::mpsc::channel();
+        let (exit_tx, exit_rx) = watch::channel(None);
+        let socket_dir = self.socket_dir.clone();
         std::thread::Builder::new().name("postgres".into()).spawn(move || {
-            let log = self.home.join("start.log");
-            let child = File::create(&log).and_then(|file| self.server(tuning).stderr(file).spawn());
+            let log = self.postgres_dir.join("start.log");
+            let child = File::create(&log).and_then(|file| self.server_command(options).stderr(file).spawn());
             let mut child = match child {
                 Ok(child) => child,
-                Err(err) => return drop(tell_pid.send(Err(no_setpriv(err)))),
+                Err(err) => return drop(pid_tx.send(Err(setpriv_error(err)))),
             };
-            let _ = tell_pid.send(Ok(i32::try_from(child.id()).unwrap_or_default()));
-            let how = child.wait();
-            tell_exit.send_replace(Some(last_words(how, &log)));
+            let _ = pid_tx.send(Ok(i32::try_from(child.id()).unwrap_or_default()));
+            let exit_status = child.wait();
+            exit_tx.send_replace(Some(exit_message(exit_status, &log)));
         })?;
-        let pid = hear_pid.recv().context("the thread of the private Postgres ended")??;
-        let pid = Pid::from_raw(pid).context("the private Postgres has no process number")?;
-        Ok(Postgres { pid, socket_folder, exit, patience: tuning.patience })
+        let pid = pid_rx.recv().context("the thread of the embedded Postgres exited")??;
+        let pid = Pid::from_raw(pid).context("embedded Postgres has no process id")?;
+        Ok(EmbeddedPostgres { pid, socket_dir, exit_rx, stop_timeout: options.stop_timeout })
     }
 
-    fn server(&self, tuning: Tuning) -> Command {
+    /// Returns the command that runs the server.
+    fn server_command(&self, options: PostgresOptions) -> Command {
         let mut command = self.command("postgres");
-        let fsync = if tuning.fsync { "on" } else { "off" };
+        let fsync = if options.fsync { "on" } else { "off" };
         let settings = [
             "listen_addresses=".to_owned(),
             "unix_socket_permissions=0700".to_owned(),
-            format!("unix_socket_directories={}", self.socket_folder.display()),
-            format!("max_connections={}", tuning.max_connections),
+            format!("unix_socket_directories={}", self.socket_dir.display()),
+            format!("max_connections={}", options.max_connections),
             format!("fsync={fsync}"),
             format!("full_page_writes={fsync}"),
-            // A week of logs, in <data folder>/postgres/data/log.
+            // Retains one week of logs, in <data directory>/postgres/data/log.
             "logging_collector=on".to_owned(),
             "log_filename=postgresql-%a.log".to_owned(),
             "log_truncate_on_rotation=on".to_owned(),
             "log_rotation_age=1d".to_owned(),
         ];
-        command.arg("-D").arg(&self.data);
+        command.arg("-D").arg(&self.cluster_dir);
         for setting in settings {
             command.args(["-c", &setting]);
         }
@@ -285,63 +299,74 @@ impl Place {
     }
 }
 
-fn last_words(how: io::Result<ExitStatus>, log: &Path) -> String {
-    let how = how.map_or_else(|err| err.to_string(), |status| status.to_string());
+/// Returns the exit status and what Postgres wrote to standard error.
+fn exit_message(exit_status: io::Result<ExitStatus>, log: &Path) -> String {
+    let exit_status = exit_status.map_or_else(|err| err.to_string(), |status| status.to_string());
     let log = fs::read_to_string(log).unwrap_or_default();
-    format!("{how} {}", log.trim())
+    format!("{exit_status} {}", log.trim())
 }
 
-fn no_setpriv(err: io::Error) -> anyhow::Error {
-    anyhow!(err).context("setpriv cannot be run: install util-linux")
+fn setpriv_error(err: io::Error) -> anyhow::Error {
+    anyhow!(err).context("cannot run setpriv: install util-linux")
 }
 
-/// `<data folder>/run`, or a short path where that is too long for a socket.
-fn socket_folder(folder: &Path) -> PathBuf {
-    let near = folder.join("run");
-    if near.as_os_str().len() <= MAX_SOCKET_FOLDER {
-        return near;
+/// Returns the directory of the socket: `<data directory>/run`, or a directory in `/tmp` if that path is too long for a socket.
+fn socket_dir(data_dir: &Path) -> PathBuf {
+    let dir = data_dir.join("run");
+    if dir.as_os_str().len() <= MAX_SOCKET_DIR_LEN {
+        return dir;
     }
-    let name = digest::digest(&digest::SHA256, near.as_os_str().as_encoded_bytes());
-    Path::new("/tmp").join(format!("acontextd-{}", hex::encode(&name.as_ref()[..8])))
+    let hash = digest::digest(&digest::SHA256, dir.as_os_str().as_encoded_bytes());
+    Path::new("/tmp").join(format!("acontextd-{}", hex::encode(&hash.as_ref()[..8])))
 }
 
-/// Waits for one that a killed server left behind; tells it to end, ever more firmly, if it does not.
-fn end_former(data: &Path, patience: Duration) -> anyhow::Result<()> {
+/// Waits until an orphan, the Postgres that a killed server left running, exits. If it does not exit, sends it stronger and
+/// stronger signals.
+fn stop_orphan(cluster_dir: &Path, stop_timeout: Duration) -> anyhow::Result<()> {
     for signal in [None, Some(Signal::INT), Some(Signal::QUIT), Some(Signal::KILL)] {
-        let Some(pid) = former(data) else { return Ok(()) };
+        let Some(pid) = find_orphan(cluster_dir) else { return Ok(()) };
         if let Some(signal) = signal {
-            tracing::warn!(pid = pid.as_raw_nonzero(), ?signal, "a former private Postgres does not end; stopping it");
+            tracing::warn!(
+                pid = pid.as_raw_nonzero(),
+                ?signal,
+                "stopping the Postgres that a killed server left running"
+            );
             let _ = kill_process(pid, signal);
         }
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + stop_timeout;
         while Instant::now() < deadline {
-            if former(data).is_none() {
+            if find_orphan(cluster_dir).is_none() {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-    match former(data) {
+    match find_orphan(cluster_dir) {
         None => Ok(()),
-        Some(pid) => bail!("a former private Postgres (process {}) cannot be stopped", pid.as_raw_nonzero()),
+        Some(pid) => bail!(
+            "cannot stop the Postgres that a killed server left running (pid {}): end that process, then start \
+             acontextd again",
+            pid.as_raw_nonzero()
+        ),
     }
 }
 
-/// The process that works on this data directory, if there is one: the number in its lock file may be stale and mean
-/// another process by now, but only a Postgres at work has the data directory as its working directory. Its helpers are such
-/// too, and outlive it for a moment if it is killed; then the lock file's number means nobody and they are looked for.
-fn former(data: &Path) -> Option<Pid> {
+/// Returns a Postgres process that uses this cluster directory. The lock file contains the id of the main process, but that id
+/// may belong to a different program by now. So a process counts only if it executes Postgres with the cluster directory as its
+/// working directory. The child processes of Postgres outlive a killed main process for a moment. They are not in the lock
+/// file, so they are searched for among all processes.
+fn find_orphan(cluster_dir: &Path) -> Option<Pid> {
     let link = |pid: &Pid, name| fs::read_link(format!("/proc/{}/{name}", pid.as_raw_nonzero())).unwrap_or_default();
-    // Its program may have been replaced by an update meanwhile, which the link tells behind the name.
+    // If an update has replaced the binary, the link ends with " (deleted)".
     let is_postgres =
         |exe: PathBuf| exe.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"postgres"));
-    let works_here = |pid: &Pid| link(pid, "cwd") == data && is_postgres(link(pid, "exe"));
-    let lock = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let named = lock.lines().next().and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?));
-    named.filter(works_here).or_else(|| {
+    let uses_cluster_dir = |pid: &Pid| link(pid, "cwd") == cluster_dir && is_postgres(link(pid, "exe"));
+    let lock = fs::read_to_string(cluster_dir.join("postmaster.pid")).ok()?;
+    let lock_holder = lock.lines().next().and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?));
+    lock_holder.filter(uses_cluster_dir).or_else(|| {
         let processes = fs::read_dir("/proc").ok()?.flatten();
         let pids = processes.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
-        pids.into_iter().find(works_here)
+        pids.into_iter().find(uses_cluster_dir)
     })
 }
 
@@ -351,11 +376,11 @@ mod tests {
 
     #[test]
     fn a_socket_path_is_never_too_long() {
-        assert_eq!(socket_folder(Path::new("/var/lib/acontextd")), Path::new("/var/lib/acontextd/run"));
+        assert_eq!(socket_dir(Path::new("/var/lib/acontextd")), Path::new("/var/lib/acontextd/run"));
         let long = PathBuf::from(format!("/{}", "a".repeat(120)));
-        let short = socket_folder(&long);
-        assert!(short.starts_with("/tmp") && short.as_os_str().len() <= MAX_SOCKET_FOLDER);
-        assert_eq!(short, socket_folder(&long));
-        assert_ne!(short, socket_folder(&long.join("b")));
+        let short = socket_dir(&long);
+        assert!(short.starts_with("/tmp") && short.as_os_str().len() <= MAX_SOCKET_DIR_LEN);
+        assert_eq!(short, socket_dir(&long));
+        assert_ne!(short, socket_dir(&long.join("b")));
     }
 }

@@ -1,17 +1,21 @@
-//! How content of encrypted projects is sealed: envelope encryption. Each value and each object has a data key (DEK) of its own,
-//! wrapped with the project's master key (KEK), which exists only inside of the project's API key and in memory.
+//! Envelope encryption of the content of encrypted projects. Each value and each object is encrypted with its own data key
+//! (DEK), which is wrapped with the project's master key (KEK). The KEK exists only in memory and, wrapped, in compact keys and
+//! the rows of jobs (see [`job_keys`]).
 //!
-//! AES-256-GCM everywhere, with random nonces, byte by byte in Acontext's envelope. Other than there, what a seal belongs to is
-//! bound in as associated data: the project, and within it the message or the content's hash. So a seal that was put in the place
-//! of another one does not open. [`frame`] is for what lies in the database, [`object`] for stored objects, [`jobs`] for the keys
-//! that background work is given.
+//! The algorithm is AES-256-GCM. Nonces are random, except those of the chunks of objects, which are counters. Values have the
+//! byte layout of Acontext. In contrast to Acontext, data keys and values are bound to associated data (AAD): the project id with
+//! the message id or the content hash. A ciphertext fails to decrypt with any other project id, message id or content hash.
+//!
+//! [`value`] encrypts values in the database, [`object`] objects in the object store, and [`job_keys`] the master keys that jobs
+//! need. [`ProjectEncryption`] combines a project with its master key, [`StorageFormat`] distinguishes plaintext from encrypted
+//! content, and [`conversion`] has the trait of content that can be converted from one storage format to the other.
 
-pub mod frame;
-pub mod jobs;
+pub mod conversion;
+pub mod job_keys;
 pub mod object;
 mod project;
-pub mod reencrypt;
 mod storage_format;
+pub mod value;
 
 pub use project::ProjectEncryption;
 pub use storage_format::StorageFormat;
@@ -23,33 +27,35 @@ use zeroize::Zeroizing;
 use crate::crypto::MasterKey;
 use crate::ids::ProjectId;
 
-const TAG: usize = 16;
-/// Of a wrapped data key, in bytes: nonce, key and tag.
-pub const WRAPPED: usize = NONCE_LEN + 32 + TAG;
+const TAG_LEN: usize = 16;
+/// The size of a wrapped data key in bytes: nonce, key and tag.
+pub const WRAPPED_KEY_LEN: usize = NONCE_LEN + 32 + TAG_LEN;
 
-/// What was sealed does not open: it was changed, belongs somewhere else, or was sealed with another key.
+/// Decryption failed: the ciphertext was modified, belongs to another record, or was encrypted with a different key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the seal is damaged, or is of another key")]
+#[error("decryption failed: corrupt data or wrong key")]
 pub struct DecryptError;
 
-/// What tells one key-encryption key from another.
-pub type Check = [u8; 16];
+/// The key check value (KCV) of a master key. It identifies the key without revealing anything else about it.
+pub type KeyCheckValue = [u8; 16];
 
-/// A project's key-encryption key.
+/// A project's key-encryption key: the master key, also in the form that the cryptographic library uses, and its project.
 pub struct Kek {
     project: ProjectId,
     master: MasterKey,
     key: LessSafeKey,
 }
 
-/// A key that one value or one object is sealed with.
+/// A data key, which encrypts one value or one object.
 pub struct Dek(Zeroizing<[u8; 32]>);
 
 impl Kek {
+    /// Creates the KEK of a project.
+    ///
     /// # Errors
-    /// None that can be helped.
+    /// Returns an error if the cryptographic library rejects the key.
     pub fn new(project: ProjectId, master: MasterKey) -> anyhow::Result<Self> {
-        let key = aes(&master)?;
+        let key = aes_key(&master)?;
         Ok(Self { project, master, key })
     }
 
@@ -61,58 +67,64 @@ impl Kek {
         &self.master
     }
 
-    /// What tells this key from another one, and nothing else about it.
-    pub fn check(&self) -> Check {
+    /// Returns the key check value: a truncated HMAC-SHA256 of the project id, keyed with the master key.
+    pub fn check_value(&self) -> KeyCheckValue {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &*self.master);
         let tag = hmac::sign(&key, &[&b"acontextd key check, first form "[..], self.project.0.as_bytes()].concat());
-        let mut check = Check::default();
-        check.copy_from_slice(&tag.as_ref()[..size_of::<Check>()]);
-        check
+        let mut check_value = KeyCheckValue::default();
+        check_value.copy_from_slice(&tag.as_ref()[..size_of::<KeyCheckValue>()]);
+        check_value
     }
 
-    /// Wraps a data key for what is named by `of` in this project.
+    /// Wraps a data key and binds it to one record of the project. `record_id` is the id of a message or the hash of a content.
     ///
     /// # Errors
-    /// The system gives no random bytes.
-    pub fn wrap(&self, dek: &Dek, of: &[u8]) -> anyhow::Result<Vec<u8>> {
-        self.wrap_with(dek, &self.bound(of), random()?)
+    /// Returns an error if the system's random number generator fails.
+    pub fn wrap(&self, dek: &Dek, record_id: &[u8]) -> anyhow::Result<Vec<u8>> {
+        self.wrap_with_aad(dek, &self.aad(record_id), random_nonce()?)
     }
 
-    /// # Errors
-    /// [`DecryptError`]
-    pub fn unwrap(&self, wrapped: &[u8], of: &[u8]) -> Result<Dek, DecryptError> {
-        self.unwrap_with(wrapped, &self.bound(of))
-    }
-
-    /// As Acontext wraps a key, which binds it to nothing.
+    /// Unwraps a data key that [`Kek::wrap`] has wrapped for the same record.
     ///
     /// # Errors
-    /// [`DecryptError`]
-    pub fn unwrap_unbound(&self, wrapped: &[u8]) -> Result<Dek, DecryptError> {
-        self.unwrap_with(wrapped, &[])
+    /// Returns [`DecryptError`] if the wrapped key was modified, or belongs to another record or KEK.
+    pub fn unwrap(&self, wrapped: &[u8], record_id: &[u8]) -> Result<Dek, DecryptError> {
+        self.unwrap_with_aad(wrapped, &self.aad(record_id))
     }
 
-    fn wrap_with(&self, dek: &Dek, bound: &[u8], nonce: [u8; NONCE_LEN]) -> anyhow::Result<Vec<u8>> {
-        let mut wrapped = Vec::with_capacity(WRAPPED);
-        seal(&self.key, nonce, bound, &*dek.0, &mut wrapped)?;
+    /// Unwraps a data key that Acontext has wrapped, which uses no associated data.
+    ///
+    /// # Errors
+    /// Returns [`DecryptError`] if the wrapped key was modified or belongs to another KEK.
+    pub fn unwrap_without_aad(&self, wrapped: &[u8]) -> Result<Dek, DecryptError> {
+        self.unwrap_with_aad(wrapped, &[])
+    }
+
+    fn wrap_with_aad(&self, dek: &Dek, aad: &[u8], nonce: [u8; NONCE_LEN]) -> anyhow::Result<Vec<u8>> {
+        let mut wrapped = Vec::with_capacity(WRAPPED_KEY_LEN);
+        seal(&self.key, nonce, aad, &*dek.0, &mut wrapped)?;
         Ok(wrapped)
     }
 
-    fn unwrap_with(&self, wrapped: &[u8], bound: &[u8]) -> Result<Dek, DecryptError> {
-        let mut wrapped: Zeroizing<[u8; WRAPPED]> = Zeroizing::new(wrapped.try_into().map_err(|_| DecryptError)?);
+    fn unwrap_with_aad(&self, wrapped: &[u8], aad: &[u8]) -> Result<Dek, DecryptError> {
+        let mut wrapped: Zeroizing<[u8; WRAPPED_KEY_LEN]> =
+            Zeroizing::new(wrapped.try_into().map_err(|_| DecryptError)?);
         let mut dek = Dek(Zeroizing::new([0; 32]));
-        dek.0.copy_from_slice(open(&self.key, bound, &mut *wrapped)?);
+        dek.0.copy_from_slice(open(&self.key, aad, &mut *wrapped)?);
         Ok(dek)
     }
 
-    fn bound(&self, of: &[u8]) -> Vec<u8> {
-        [self.project.0.as_bytes(), of].concat()
+    /// Returns the associated data for a record of the project.
+    fn aad(&self, record_id: &[u8]) -> Vec<u8> {
+        [self.project.0.as_bytes(), record_id].concat()
     }
 }
 
 impl Dek {
+    /// Generates a data key.
+    ///
     /// # Errors
-    /// The system gives no random bytes.
+    /// Returns an error if the system's random number generator fails.
     pub fn random() -> anyhow::Result<Self> {
         let mut key = Self(Zeroizing::new([0; 32]));
         rand::fill(&mut *key.0)?;
@@ -127,41 +139,41 @@ impl Dek {
         &self.0
     }
 
-    fn aes(&self) -> anyhow::Result<LessSafeKey> {
-        aes(&self.0)
+    fn aes_key(&self) -> anyhow::Result<LessSafeKey> {
+        aes_key(&self.0)
     }
 }
 
-fn aes(key: &[u8; 32]) -> anyhow::Result<LessSafeKey> {
+fn aes_key(key: &[u8; 32]) -> anyhow::Result<LessSafeKey> {
     Ok(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key)?))
 }
 
-fn random() -> anyhow::Result<[u8; NONCE_LEN]> {
+fn random_nonce() -> anyhow::Result<[u8; NONCE_LEN]> {
     let mut nonce = [0; NONCE_LEN];
     rand::fill(&mut nonce)?;
     Ok(nonce)
 }
 
-/// Writes nonce, ciphertext and tag to the end of `into`.
+/// Encrypts `plaintext`, and appends nonce, ciphertext and tag to `out`.
 fn seal(
     key: &LessSafeKey,
     nonce: [u8; NONCE_LEN],
-    bound: &[u8],
-    plain: &[u8],
-    into: &mut Vec<u8>,
+    aad: &[u8],
+    plaintext: &[u8],
+    out: &mut Vec<u8>,
 ) -> anyhow::Result<()> {
-    into.extend_from_slice(&nonce);
-    let from = into.len();
-    into.extend_from_slice(plain);
+    out.extend_from_slice(&nonce);
+    let start = out.len();
+    out.extend_from_slice(plaintext);
     let nonce = Nonce::assume_unique_for_key(nonce);
-    let tag = key.seal_in_place_separate_tag(nonce, Aad::from(bound), &mut into[from..])?;
-    into.extend_from_slice(tag.as_ref());
+    let tag = key.seal_in_place_separate_tag(nonce, Aad::from(aad), &mut out[start..])?;
+    out.extend_from_slice(tag.as_ref());
     Ok(())
 }
 
-/// Opens nonce, ciphertext and tag where they lie.
-fn open<'a>(key: &LessSafeKey, bound: &[u8], sealed: &'a mut [u8]) -> Result<&'a mut [u8], DecryptError> {
-    let (nonce, rest) = sealed.split_first_chunk_mut().ok_or(DecryptError)?;
+/// Decrypts nonce, ciphertext and tag in place, and returns the plaintext.
+fn open<'a>(key: &LessSafeKey, aad: &[u8], encrypted: &'a mut [u8]) -> Result<&'a mut [u8], DecryptError> {
+    let (nonce, rest) = encrypted.split_first_chunk_mut().ok_or(DecryptError)?;
     let nonce = Nonce::assume_unique_for_key(*nonce);
-    key.open_in_place(nonce, Aad::from(bound), rest).map_err(|_| DecryptError)
+    key.open_in_place(nonce, Aad::from(aad), rest).map_err(|_| DecryptError)
 }

@@ -1,4 +1,4 @@
-//! Whose content it is.
+//! The storage format and the master key of a project, for a request or a job.
 
 use std::sync::Arc;
 
@@ -6,25 +6,26 @@ use super::{Kek, StorageFormat};
 use crate::error::{Error, Result};
 use crate::ids::ProjectId;
 
-/// A project, and what seals and opens its content, if that is at hand.
+/// A project with the storage format of its content and, if the request or job has it, its master key.
 #[derive(Clone)]
 pub struct ProjectEncryption {
     pub project: ProjectId,
-    /// How content is stored, as far as is known: that may change at any moment, see [`StorageFormat::lock_for_share`].
+    /// The storage format at the time when the project was loaded. It may have changed since then; see
+    /// [`StorageFormat::lock_for_share`].
     pub format: StorageFormat,
     pub kek: Option<Arc<Kek>>,
 }
 
 impl ProjectEncryption {
-    /// A project that is not encrypted.
+    /// Creates a [`ProjectEncryption`] for a project that is not encrypted.
     pub fn unencrypted(project: ProjectId) -> Self {
         Self { project, format: StorageFormat::Plaintext, kek: None }
     }
 
-    /// Returns the key to encrypt content with; `None` if it is stored as plaintext.
+    /// Returns the master key that encrypts content in `format`, or `None` for plaintext.
     ///
     /// # Errors
-    /// 403 if content is to be encrypted and the request has not brought the key.
+    /// Returns 403 if the content must be encrypted and the master key is missing.
     pub fn encryption_key(&self, format: StorageFormat) -> Result<Option<&Kek>> {
         match (format, &self.kek) {
             (StorageFormat::Plaintext, _) => Ok(None),
@@ -33,7 +34,7 @@ impl ProjectEncryption {
         }
     }
 
-    /// Rejects content that could not be stored, before it is read.
+    /// Checks that content can be stored. Handlers call this to reject a request before they read its body.
     ///
     /// # Errors
     /// As for [`ProjectEncryption::encryption_key`].
@@ -41,10 +42,10 @@ impl ProjectEncryption {
         self.encryption_key(self.format).map(drop)
     }
 
-    /// Returns the key to decrypt content with.
+    /// Returns the master key that decrypts content.
     ///
     /// # Errors
-    /// 403 if the request has not brought the key.
+    /// Returns 403 if the master key is missing.
     pub fn decryption_key(&self) -> Result<&Kek> {
         self.kek.as_deref().ok_or(Error::KeyRequired)
     }

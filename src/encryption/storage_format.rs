@@ -1,10 +1,10 @@
-//! How a project's content is stored, and the lock that keeps the answer true.
+//! The storage format of a project's content, and the lock that prevents its change.
 
 use sqlx::PgConnection;
 
 use crate::ids::ProjectId;
 
-/// How content is stored. In Postgres it is a boolean: whether content is encrypted.
+/// How content is stored. In Postgres it is a boolean, which is true if content is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StorageFormat {
     Plaintext,
@@ -20,22 +20,22 @@ impl StorageFormat {
         self == Self::Encrypted
     }
 
-    /// Returns how a project's content is to be stored, and keeps that so until the transaction ends; waits for a transaction that
-    /// is changing it. `None` if there is no such project. A transaction that stores content calls this before it locks anything
-    /// else.
+    /// Returns the format in which new content of the project must be stored, or `None` if the project does not exist. Prevents
+    /// a change of the format until the transaction ends. If another transaction is changing the format, waits until that
+    /// transaction ends. A transaction that stores content calls this before it waits for any other lock.
     ///
     /// # Errors
-    /// The database fails.
+    /// Returns an error if the database fails.
     pub async fn lock_for_share(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<Self>> {
         sqlx::query_scalar!(r#"select encryption_enabled_for_share($1, true) as "format: StorageFormat""#, project as _)
             .fetch_one(conn)
             .await
     }
 
-    /// Waits until no transaction stores content of the project, and keeps others from storing any until this one ends.
+    /// Waits for all transactions that store content of the project, and blocks new ones until this transaction ends.
     ///
     /// # Errors
-    /// The database fails.
+    /// Returns an error if the database fails.
     pub async fn lock_exclusively(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<()> {
         sqlx::query!("select pg_advisory_xact_lock(encryption_lock_id($1))", project as _)
             .fetch_one(conn)

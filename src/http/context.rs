@@ -1,35 +1,36 @@
-//! What extractors and handlers need to read a request.
+//! The context that extractors and handlers need to read a request.
 
 use std::ops::Deref;
 use std::sync::Arc;
 
-use super::idempotency::settings::IdempotencySettings;
+use super::idempotency::context::IdempotencyContext;
 use super::memory::BodyMemory;
 use crate::blob::spool::SpoolDir;
 use crate::config::Limits;
 
-/// A handle to what every route needs to read a request; cheap to clone. The state of a router contains one, so that the extractors
-/// of this folder do not depend on that state.
+/// The limits and resources for reading requests. A clone is cheap. Router states provide this context through `FromRef`, so that
+/// the extractors in `http` do not depend on a particular state.
 #[derive(Clone)]
-pub struct RequestContext(Arc<Inner>);
+pub struct RequestContext(Arc<RequestContextInner>);
 
-pub struct Inner {
+/// The fields of a [`RequestContext`].
+pub struct RequestContextInner {
     pub limits: Limits,
     pub spool: SpoolDir,
     pub body_memory: BodyMemory,
-    pub idempotency: IdempotencySettings,
+    pub idempotency: IdempotencyContext,
 }
 
 impl RequestContext {
-    pub fn new(limits: Limits, spool: SpoolDir, idempotency: IdempotencySettings) -> Self {
-        Self(Arc::new(Inner { limits, spool, body_memory: BodyMemory::default(), idempotency }))
+    pub fn new(limits: Limits, spool: SpoolDir, idempotency: IdempotencyContext) -> Self {
+        Self(Arc::new(RequestContextInner { limits, spool, body_memory: BodyMemory::default(), idempotency }))
     }
 }
 
 impl Deref for RequestContext {
-    type Target = Inner;
+    type Target = RequestContextInner;
 
-    fn deref(&self) -> &Inner {
+    fn deref(&self) -> &RequestContextInner {
         &self.0
     }
 }

@@ -1,11 +1,12 @@
-//! What handlers take in. axum's own extractors answer refusals in their own words; these answer in ours, name the field,
-//! and bind parameters by the rules that the existing clients rely on:
+//! Extractors for handlers. Unlike axum's own, they return errors in the response envelope, name the invalid field, and parse
+//! parameters by the rules that existing clients rely on:
 //!
-//! - [`Json`]: the body is JSON whatever its content type says; only its first value is read; `null` is an empty object.
-//! - [`Query`]: the query string; a repeated key counts once, the first.
-//! - [`Params`]: the query and the body together, as JSON or as a form, so that a DELETE may carry its parameters in either.
-//! - [`Fields`]: the body alone, as JSON or as a form.
-//! - [`Path`]: one segment of the path.
+//! - [`Json`]: a JSON body with any content type. Only its first value is parsed; `null` is an empty object.
+//! - [`Query`]: the query string. If a parameter is repeated, its first value is used.
+//! - [`QueryAndBody`]: the query string and a JSON or form body, so that a client can send the parameters of a DELETE in either.
+//!   A urlencoded body is ignored unless the method is POST, PUT or PATCH.
+//! - [`JsonOrForm`]: a JSON or form body.
+//! - [`Path`]: a parameter in the path.
 
 use axum::extract::{FromRef, FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::Method;
@@ -16,27 +17,27 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-use super::body::{body_bytes, parse_body};
+use super::body::{parse_body, read_body};
 use super::context::RequestContext;
-use super::head::media_type;
+use super::request_headers::media_type;
 use crate::config::Limits;
 use crate::error::{Error, Result};
 use crate::{ids, json, percent};
 
-/// A type that a request body is bound to.
+/// A type that is deserialized from a request body.
 pub trait RequestBody: DeserializeOwned + Send + 'static {
-    /// Whether the body has free-form JSON objects. If not, no valid one is longer than [`FIXED_FORM`].
-    const IS_FREE_FORM: bool;
+    /// `true` if a field contains a free-form JSON object. Otherwise no valid body is longer than [`DEFAULT_MAX_BODY_BYTES`].
+    const HAS_FREE_FORM_OBJECT: bool;
 
     /// Returns the maximum length of the body in bytes.
     fn max_bytes(limits: &Limits) -> u64 {
-        // Escapes may triple a text, and the object is not alone.
-        if Self::IS_FREE_FORM { limits.meta.saturating_mul(4) } else { FIXED_FORM }
+        // Leaves room for escape sequences in strings and for the other fields.
+        if Self::HAS_FREE_FORM_OBJECT { limits.max_meta_bytes.saturating_mul(4) } else { DEFAULT_MAX_BODY_BYTES }
     }
 }
 
-/// The maximum length of a body without free-form objects, in bytes.
-pub const FIXED_FORM: u64 = 64 * 1024;
+/// The maximum length in bytes of a body without a free-form JSON object.
+pub const DEFAULT_MAX_BODY_BYTES: u64 = 64 * 1024;
 
 /// A JSON body.
 pub struct Json<T>(pub T);
@@ -49,27 +50,26 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
         let ctx = RequestContext::from_ref(state);
-        let body =
-            parse_body(request, &ctx, T::max_bytes(&ctx.limits), |body| bind(Value::Object(first_object(&body)?)));
-        body.await.map(Self)
+        let parse = |body: Bytes| deserialize_fields(Value::Object(parse_object(&body)?));
+        parse_body(request, &ctx, T::max_bytes(&ctx.limits), parse).await.map(Self)
     }
 }
 
-/// The query string.
+/// The parameters of the query string.
 pub struct Query<T>(pub T);
 
 impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        bind(Value::Object(query_pairs(parts)?)).map(Self)
+        deserialize_fields(Value::Object(parse_query(parts)?)).map(Self)
     }
 }
 
-/// The query string and the body, whichever the client used; the body wins.
-pub struct Params<T>(pub T);
+/// The parameters of the query string and the body together. If both contain a parameter, the value in the body is used.
+pub struct QueryAndBody<T>(pub T);
 
-impl<T: RequestBody, S: Send + Sync> FromRequest<S> for Params<T>
+impl<T: RequestBody, S: Send + Sync> FromRequest<S> for QueryAndBody<T>
 where
     RequestContext: FromRef<S>,
 {
@@ -78,16 +78,16 @@ where
     async fn from_request(request: Request, state: &S) -> Result<Self> {
         let ctx = RequestContext::from_ref(state);
         let (parts, body) = request.into_parts();
-        let mut fields = query_pairs(&parts)?;
-        fields.extend(body_fields(Request::from_parts(parts, body), &ctx, T::max_bytes(&ctx.limits)).await?);
-        bind(Value::Object(fields)).map(Self)
+        let mut fields = parse_query(&parts)?;
+        fields.extend(read_body_fields(Request::from_parts(parts, body), &ctx, T::max_bytes(&ctx.limits)).await?);
+        deserialize_fields(Value::Object(fields)).map(Self)
     }
 }
 
-/// The body alone, as JSON or as a form. Nothing at all is an empty form, but no JSON.
-pub struct Fields<T>(pub T);
+/// A JSON or form body. An empty form is valid, an empty JSON body is not.
+pub struct JsonOrForm<T>(pub T);
 
-impl<T: RequestBody, S: Send + Sync> FromRequest<S> for Fields<T>
+impl<T: RequestBody, S: Send + Sync> FromRequest<S> for JsonOrForm<T>
 where
     RequestContext: FromRef<S>,
 {
@@ -98,33 +98,38 @@ where
             return Json::from_request(request, state).await.map(|Json(fields)| Self(fields));
         }
         let ctx = RequestContext::from_ref(state);
-        let fields = body_fields(request, &ctx, T::max_bytes(&ctx.limits)).await?;
-        bind(Value::Object(fields)).map(Self)
+        let fields = read_body_fields(request, &ctx, T::max_bytes(&ctx.limits)).await?;
+        deserialize_fields(Value::Object(fields)).map(Self)
     }
 }
 
-/// The fields of a body, which may be missing.
-async fn body_fields(request: Request, ctx: &RequestContext, limit: u64) -> Result<Map<String, Value>> {
+/// Reads the fields of a JSON or form body. A body that is neither JSON nor multipart counts as a urlencoded form, which is read
+/// only if the method is POST, PUT or PATCH.
+async fn read_body_fields(request: Request, ctx: &RequestContext, limit: u64) -> Result<Map<String, Value>> {
     match media_type(request.headers()).as_str() {
-        "multipart/form-data" => super::multipart::text_fields(request, ctx).await,
+        "multipart/form-data" => super::multipart::read_text_fields(request, ctx).await,
         "application/json" => {
-            let parse = |body: Bytes| if body.is_empty() { Ok(Map::new()) } else { first_object(&body) };
+            let parse = |body: Bytes| if body.is_empty() { Ok(Map::new()) } else { parse_object(&body) };
             parse_body(request, ctx, limit, parse).await
         }
         _ if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) => {
-            pairs(&body_bytes(request, ctx, limit).await?)
+            parse_urlencoded(&read_body(request, ctx, limit).await?)
         }
         _ => Ok(Map::new()),
     }
 }
 
-/// One segment of the path.
+/// A parameter in the path, such as the id in `/disk/{disk_id}`. Unlike with axum's `Path`, [`PathParam::NAME`] selects the
+/// parameter, so a handler extracts each parameter of its path separately.
 pub struct Path<T>(pub T);
 
-/// What can stand in a path: its name in the route and how it is read.
+/// A type that is parsed from a parameter in the path.
 pub trait PathParam: Sized {
+    /// The name of the parameter in the route.
     const NAME: &'static str;
-    fn read(text: &str) -> Result<Self, &'static str>;
+
+    /// Parses the decoded text of the parameter. The error is the reason why the text is invalid.
+    fn parse(text: &str) -> Result<Self, &'static str>;
 }
 
 impl<T: PathParam, S: Send + Sync> FromRequestParts<S> for Path<T> {
@@ -133,19 +138,19 @@ impl<T: PathParam, S: Send + Sync> FromRequestParts<S> for Path<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
         let params = RawPathParams::from_request_parts(parts, state)
             .await
-            .map_err(|_| Error::invalid_field(T::NAME, "is not valid UTF-8"))?;
+            .map_err(|_| Error::invalid_field(T::NAME, "must be percent-encoded UTF-8"))?;
         let text = params.iter().find(|(name, _)| *name == T::NAME).map(|(_, text)| text).unwrap_or_default();
-        T::read(text).map(Self).map_err(|wrong| Error::invalid_field(T::NAME, wrong))
+        T::parse(text).map(Self).map_err(|reason| Error::invalid_field(T::NAME, reason))
     }
 }
 
-/// Ids by their names in routes.
+/// Implements [`PathParam`] for types of ids. The parameter of each type has the same name in all routes.
 macro_rules! id_params {
     ($($id:ident $name:literal),* $(,)?) => {
         $(impl PathParam for ids::$id {
             const NAME: &'static str = $name;
 
-            fn read(text: &str) -> Result<Self, &'static str> {
+            fn parse(text: &str) -> Result<Self, &'static str> {
                 text.parse()
             }
         })*
@@ -158,47 +163,52 @@ id_params!(
     ProjectId "project_id",
     SessionId "session_id",
     SkillId "skill_id",
-    SpaceId "space_id",
+    LearningSpaceId "space_id",
 );
 
-/// An integer from a query, a form or JSON. Present but empty counts as not given.
+/// An integer in a query, a form or JSON: a JSON number, or a string that contains one. An empty string and `null` count as
+/// absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Int(Option<i64>);
+pub struct LenientInt(Option<i64>);
 
-impl Int {
-    pub fn given(self) -> Option<i64> {
+impl LenientInt {
+    /// Returns the number, or `None` if the value is absent.
+    pub fn get(self) -> Option<i64> {
         self.0
     }
 }
 
-impl<'de> Deserialize<'de> for Int {
+impl<'de> Deserialize<'de> for LenientInt {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        let wrong = || D::Error::custom("must be a whole number");
+        let invalid = || D::Error::custom("must be an integer");
         match Value::deserialize(input)? {
             Value::Null => Ok(Self(None)),
             Value::String(text) if text.trim().is_empty() => Ok(Self(None)),
-            Value::String(text) => text.trim().parse().map(|n| Self(Some(n))).map_err(|_| wrong()),
-            Value::Number(number) => number.as_i64().map(|n| Self(Some(n))).ok_or_else(wrong),
-            _ => Err(wrong()),
+            Value::String(text) => text.trim().parse().map(|n| Self(Some(n))).map_err(|_| invalid()),
+            Value::Number(number) => number.as_i64().map(|n| Self(Some(n))).ok_or_else(invalid),
+            _ => Err(invalid()),
         }
     }
 }
 
-/// A yes or no from a query, a form or JSON. Present but empty counts as not given.
+/// A boolean in a query, a form or JSON: a JSON boolean, or a string such as `true` or `1`. An empty string and `null` count as
+/// absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flag(Option<bool>);
+pub struct LenientBool(Option<bool>);
 
-impl Flag {
+impl LenientBool {
+    /// Returns `true` if the value is present and true.
     pub fn is_set(self) -> bool {
         self.0 == Some(true)
     }
 
-    pub fn or(flag: Option<Self>, default: bool) -> bool {
+    /// Returns the value, or `default` if it is absent.
+    pub fn unwrap_or(flag: Option<Self>, default: bool) -> bool {
         flag.and_then(|flag| flag.0).unwrap_or(default)
     }
 }
 
-impl<'de> Deserialize<'de> for Flag {
+impl<'de> Deserialize<'de> for LenientBool {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         match Value::deserialize(input)? {
             Value::Bool(flag) => Ok(Self(Some(flag))),
@@ -214,63 +224,72 @@ impl<'de> Deserialize<'de> for Flag {
     }
 }
 
-/// The first JSON value of a body, which must be an object or `null`; what follows it is ignored.
-pub fn first_object(bytes: &[u8]) -> Result<Map<String, Value>> {
-    let wrong =
-        |why: &dyn std::fmt::Display| Error::bad_request_with_reason("parameter error", format_args!("body: {why}"));
+/// Parses the first JSON value of a body and ignores the rest. The value must be an object or `null`, which counts as an empty
+/// object.
+///
+/// # Errors
+/// Returns 400 if the body is empty or does not begin with an object or `null`.
+pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>> {
+    let invalid = |reason: &dyn std::fmt::Display| {
+        Error::bad_request_with_reason("parameter error", format_args!("body: {reason}"))
+    };
     if bytes.is_empty() {
-        return Err(wrong(&"is empty, a JSON object is due"));
+        return Err(invalid(&"must not be empty; expected a JSON object"));
     }
     match json::parse_first(bytes) {
         Ok(Value::Null) => Ok(Map::new()),
         Ok(Value::Object(fields)) => Ok(fields),
-        Ok(_) => Err(wrong(&"must be a JSON object")),
-        Err(err) => Err(wrong(&format_args!("is not valid JSON ({err})"))),
+        Ok(_) => Err(invalid(&"must be a JSON object")),
+        Err(err) => Err(invalid(&format_args!("is not valid JSON ({err})"))),
     }
 }
 
-fn bind<T: DeserializeOwned>(fields: Value) -> Result<T> {
+/// Deserializes the fields of a request. An error names the invalid field.
+fn deserialize_fields<T: DeserializeOwned>(fields: Value) -> Result<T> {
     serde_path_to_error::deserialize(fields).map_err(|err| {
         let path = err.path().to_string();
-        let wrong = err.into_inner();
+        let reason = err.into_inner();
         match path.as_str() {
-            "." | "?" | "" => Error::bad_request_with_reason("parameter error", wrong),
-            field => Error::invalid_field(field, wrong),
+            "." | "?" | "" => Error::bad_request_with_reason("parameter error", reason),
+            field => Error::invalid_field(field, reason),
         }
     })
 }
 
-fn query_pairs(parts: &Parts) -> Result<Map<String, Value>> {
-    pairs(parts.uri.query().unwrap_or_default().as_bytes())
+fn parse_query(parts: &Parts) -> Result<Map<String, Value>> {
+    parse_urlencoded(parts.uri.query().unwrap_or_default().as_bytes())
 }
 
-/// How many parameters a query or a form may have.
-const MAX_PAIRS: usize = 1_000;
+/// The maximum number of parameters in a query or a form.
+const MAX_PARAMS: usize = 1_000;
 
-/// `a=1&b=2` as an object of strings; the first of equal keys counts.
-fn pairs(encoded: &[u8]) -> Result<Map<String, Value>> {
+/// Parses `a=1&b=2` into an object whose values are strings. If a parameter is repeated, its first value is used.
+fn parse_urlencoded(encoded: &[u8]) -> Result<Map<String, Value>> {
     let mut fields = Map::new();
-    if memchr_iter(b'&', encoded).count() >= MAX_PAIRS {
+    if memchr_iter(b'&', encoded).count() >= MAX_PARAMS {
         return Err(Error::bad_request_with_reason(
             "parameter error",
-            format_args!("must not have more than {MAX_PAIRS} parameters"),
+            format_args!("the query or form must not have more than {MAX_PARAMS} parameters"),
         ));
     }
     for pair in encoded.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
-        let at = pair.iter().position(|byte| *byte == b'=');
-        let (name, value) = at.map_or((pair, &[][..]), |at| (&pair[..at], &pair[at + 1..]));
-        let name =
-            decode(name).ok_or_else(|| Error::invalid_field("query", "a name is not valid UTF-8 or badly escaped"))?;
-        let value = decode(value).ok_or_else(|| Error::invalid_field(&name, "is not valid UTF-8 or badly escaped"))?;
+        let separator = pair.iter().position(|byte| *byte == b'=');
+        let (name, value) = separator.map_or((pair, &[][..]), |index| (&pair[..index], &pair[index + 1..]));
+        let name = decode_form_text(name).ok_or_else(|| {
+            let reason = "the name of each parameter must be percent-encoded UTF-8";
+            Error::bad_request_with_reason("parameter error", reason)
+        })?;
+        let value =
+            decode_form_text(value).ok_or_else(|| Error::invalid_field(&name, "must be percent-encoded UTF-8"))?;
         fields.entry(name).or_insert(Value::String(value));
     }
     Ok(fields)
 }
 
-/// Undoes form encoding (`+` and `%XX`).
-fn decode(text: &[u8]) -> Option<String> {
-    let spaced: Vec<u8> = text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
-    percent::decode(&spaced)
+/// Decodes a name or a value of a form, in which `+` is a space and `%XX` a byte. Returns `None` if the encoding is invalid.
+fn decode_form_text(text: &[u8]) -> Option<String> {
+    let with_spaces: Vec<u8> = text.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    percent::decode(&with_spaces)
 }
 
 #[cfg(test)]
@@ -283,15 +302,15 @@ mod tests {
     #[derive(Debug, Deserialize, PartialEq)]
     struct Sample {
         name: Option<String>,
-        limit: Option<Int>,
-        deep: Option<Flag>,
+        limit: Option<LenientInt>,
+        deep: Option<LenientBool>,
     }
 
     fn query(text: &str) -> Result<Sample> {
-        bind(Value::Object(pairs(text.as_bytes())?))
+        deserialize_fields(Value::Object(parse_urlencoded(text.as_bytes())?))
     }
 
-    fn refusal(text: &str) -> String {
+    fn error_detail(text: &str) -> String {
         match query(text) {
             Err(Error::BadRequest { detail, .. }) => detail.unwrap_or_default(),
             other => panic!("{text} gave {other:?}"),
@@ -299,39 +318,40 @@ mod tests {
     }
 
     #[test]
-    fn a_query_is_bound_by_the_clients_rules() {
+    fn queries_are_parsed_by_the_rules_of_clients() {
         let sample = query("name=a+b%2Fc&limit=%2020%20&deep=T&name=second").unwrap();
         assert_eq!(sample.name.as_deref(), Some("a b/c"));
-        assert_eq!(sample.limit, Some(Int(Some(20))));
-        assert_eq!(sample.deep, Some(Flag(Some(true))));
+        assert_eq!(sample.limit, Some(LenientInt(Some(20))));
+        assert_eq!(sample.deep, Some(LenientBool(Some(true))));
         let empty = query("limit=&deep=").unwrap();
-        assert_eq!((empty.limit, empty.deep), (Some(Int(None)), Some(Flag(None))));
+        assert_eq!((empty.limit, empty.deep), (Some(LenientInt(None)), Some(LenientBool(None))));
     }
 
     #[test]
-    fn a_refusal_names_the_field() {
-        assert!(refusal("limit=abc").starts_with("limit: "));
-        assert!(refusal("deep=maybe").starts_with("deep: "));
-        assert!(refusal("name=%zz").starts_with("name: "));
-        assert!(refusal("name=%ff").starts_with("name: "));
-        assert!(refusal("name=%e").starts_with("name: "));
+    fn errors_name_the_field() {
+        assert!(error_detail("limit=abc").starts_with("limit: "));
+        assert!(error_detail("deep=maybe").starts_with("deep: "));
+        assert!(error_detail("name=%zz").starts_with("name: "));
+        assert!(error_detail("name=%ff").starts_with("name: "));
+        assert!(error_detail("name=%e").starts_with("name: "));
     }
 
     #[test]
-    fn json_values_are_taken_in_their_own_types() {
-        let sample: Sample = bind(json!({"limit": 7, "deep": true, "name": null})).unwrap();
-        assert_eq!(sample, Sample { name: None, limit: Some(Int(Some(7))), deep: Some(Flag(Some(true))) });
-        assert!(bind::<Sample>(json!({"name": 7})).is_err());
-        assert!(bind::<Sample>(json!({"limit": 1.5})).is_err());
-        assert!(bind::<Sample>(json!(["a"])).is_err());
+    fn json_values_keep_their_types() {
+        let sample: Sample = deserialize_fields(json!({"limit": 7, "deep": true, "name": null})).unwrap();
+        let expected = Sample { name: None, limit: Some(LenientInt(Some(7))), deep: Some(LenientBool(Some(true))) };
+        assert_eq!(sample, expected);
+        assert!(deserialize_fields::<Sample>(json!({"name": 7})).is_err());
+        assert!(deserialize_fields::<Sample>(json!({"limit": 1.5})).is_err());
+        assert!(deserialize_fields::<Sample>(json!(["a"])).is_err());
     }
 
     #[test]
-    fn only_the_first_json_value_counts_and_depth_is_bounded() {
-        assert_eq!(json!(first_object(br#"{"a":1} trailing"#).unwrap()), json!({"a": 1}));
-        assert_eq!(json!(first_object(b"null").unwrap()), json!({}));
+    fn only_the_first_json_value_is_parsed_and_depth_is_limited() {
+        assert_eq!(json!(parse_object(br#"{"a":1} trailing"#).unwrap()), json!({"a": 1}));
+        assert_eq!(json!(parse_object(b"null").unwrap()), json!({}));
         for body in [&b""[..], b"[]", b"7", b"{\"user\": ", "[".repeat(10_000).as_bytes()] {
-            assert!(first_object(body).is_err());
+            assert!(parse_object(body).is_err());
         }
     }
 }

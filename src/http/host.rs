@@ -1,8 +1,8 @@
 //! Protects a server that uses the published quickstart key from web pages.
 //!
-//! Such a server listens on loopback only, but a browser on the same machine reaches it too. A page whose domain resolves to
-//! 127.0.0.1 (DNS rebinding) has the server as its own origin, and everybody knows the key. Therefore only names that mean this
-//! machine are accepted as `Host` and as `Origin`. With a key of the operator's own, any name is accepted.
+//! Such a server listens on loopback only, but a browser on the same machine can reach it. A page whose domain resolves to
+//! 127.0.0.1 (DNS rebinding) has the same origin as the server, and the key is public. Therefore `Host` and `Origin` must contain
+//! a name of this machine or the host in `APP_EXTERNALURL`. If the operator has configured another key, any name is accepted.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,31 +16,33 @@ use axum::response::{IntoResponse, Response};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-const WRONG_HOST: &str = "this server uses the published quickstart key and only answers requests for localhost: connect to localhost, set \
-     APP_EXTERNALURL to the address that clients use, or set ROOT_API_BEARER_TOKEN to a long random text";
-const WRONG_ORIGIN: &str = "this server uses the published quickstart key and refuses requests from web pages of other hosts: set APP_EXTERNALURL to the \
-     address that clients use, or set ROOT_API_BEARER_TOKEN to a long random text";
+const HOST_NOT_ALLOWED: &str = "this server uses the published quickstart key and accepts only requests for localhost: \
+     connect to localhost, set APP_EXTERNALURL to the base URL that clients use, or set ROOT_API_BEARER_TOKEN to a \
+     long random text";
+const ORIGIN_NOT_ALLOWED: &str = "this server uses the published quickstart key and rejects requests from web pages of \
+     other hosts: set APP_EXTERNALURL to the base URL that clients use, or set ROOT_API_BEARER_TOKEN to a long \
+     random text";
 
-/// Under which name a container reaches the machine it runs on.
-const CONTAINER_HOST: &str = "host.docker.internal";
+/// The name of the machine in containers that run on it.
+const HOST_NAME_IN_CONTAINERS: &str = "host.docker.internal";
 
-/// The names by which the server may be addressed.
+/// The host names that clients may use for the server.
 pub struct AllowedHosts {
-    /// The host of `APP_EXTERNALURL`.
+    /// The host in `APP_EXTERNALURL`.
     external: Option<String>,
 }
 
 impl AllowedHosts {
-    /// Returns `None` if any name is accepted, because the root token is not a published one.
-    pub fn of(config: &Config) -> Option<Arc<Self>> {
+    /// Returns the allowed names, or `None` if any name is allowed because the root token is not published.
+    pub fn from_config(config: &Config) -> Option<Arc<Self>> {
         let external = || config.server.external_url.as_ref()?.parse::<Uri>().ok()?.host().map(ToOwned::to_owned);
         config.keys.has_published_root_token().then(|| Arc::new(Self { external: external() }))
     }
 
-    /// `host` is a name or an address without a port; IPv6 addresses may have brackets.
+    /// Returns `true` if `host` is allowed. `host` is a name or an IP address without a port. An IPv6 address may be in brackets.
     fn contains(&self, host: &str) -> bool {
         let is_same = |name: &str| host.eq_ignore_ascii_case(name);
-        if is_same(CONTAINER_HOST) || self.external.as_deref().is_some_and(is_same) {
+        if is_same(HOST_NAME_IN_CONTAINERS) || self.external.as_deref().is_some_and(is_same) {
             return true;
         }
         let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -52,6 +54,11 @@ impl AllowedHosts {
         name == "localhost" || name.ends_with(".localhost")
     }
 
+    /// Checks the hosts in `Host`, in the request line and in `Origin`.
+    ///
+    /// # Errors
+    /// Returns 400 if `Host` is missing or repeated, 421 if the request is for a host that is not allowed, and 403 if `Origin` is
+    /// not that of an allowed host. The origin `null`, which sandboxed pages send, is not allowed either.
     fn check(&self, request: &Request) -> Result<()> {
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let host = hosts.next();
@@ -65,9 +72,9 @@ impl AllowedHosts {
             let authority = Authority::try_from(host.as_bytes());
             authority.is_ok_and(|authority| self.contains(authority.host()))
         };
-        // A request line with a whole URL has a host of its own.
+        // A request line with an absolute URL contains a host too.
         if !host.is_none_or(host_is_allowed) || !request.uri().host().is_none_or(|host| self.contains(host)) {
-            return Err(Error::Misdirected(WRONG_HOST));
+            return Err(Error::Misdirected(HOST_NOT_ALLOWED));
         }
         let origin_is_allowed = |origin: &HeaderValue| {
             let origin = Uri::try_from(origin.as_bytes());
@@ -77,12 +84,12 @@ impl AllowedHosts {
         if request.headers().get_all(header::ORIGIN).iter().all(origin_is_allowed) {
             Ok(())
         } else {
-            Err(Error::Forbidden(WRONG_ORIGIN))
+            Err(Error::Forbidden(ORIGIN_NOT_ALLOWED))
         }
     }
 }
 
-/// The middleware that refuses requests for, or from pages of, other hosts.
+/// Rejects requests for hosts that are not allowed, and requests from web pages of such hosts.
 pub async fn check_host(State(hosts): State<Arc<AllowedHosts>>, request: Request, next: Next) -> Response {
     match hosts.check(&request) {
         Ok(()) => next.run(request).await,
@@ -95,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_this_machine_are_accepted_and_no_others() {
+    fn only_names_of_this_machine_are_allowed() {
         let hosts = AllowedHosts { external: Some("agents.example".into()) };
         for host in [
             "localhost",

@@ -1,9 +1,9 @@
-//! Bounds the memory that request bodies, and the JSON values parsed from them or from stored messages, take in all requests
-//! together.
+//! Limits the memory that all requests together use for bodies and for parsed JSON values. The values may also come from stored
+//! messages.
 //!
-//! A long body reserves its announced length before it is read, and the estimated size of its values before it is parsed. A request
-//! waits for both, and keeps them until it ends. Values are always reserved after the body and nothing is reserved after them, so
-//! requests cannot wait for each other in a circle.
+//! A request with a large body reserves memory for the body when it has read the first [`MAX_INLINE_WORK_BYTES`], and for the
+//! values before it parses them. It waits for both reservations and holds them until it ends. Requests cannot deadlock, because
+//! each of them reserves memory for its body first and for its values last.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,15 +14,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::error::{Error, Result};
 use crate::json;
 
-/// Shorter bodies are read without a reservation and parsed on the thread that serves the request, in bytes.
-pub const SHORT: usize = 16 * 1024;
+/// The maximum length of a body that is read without a reservation and parsed on the thread that serves the request.
+pub const MAX_INLINE_WORK_BYTES: usize = 16 * 1024;
 
-/// How much bodies may take at one time, in KiB.
-const BODIES_KIB: usize = 256 * 1024;
-/// How much parsed values may take at one time, in KiB.
-const VALUES_KIB: usize = 384 * 1024;
+/// The maximum memory for bodies at a time, in KiB.
+const MAX_BODIES_KIB: usize = 256 * 1024;
+/// The maximum memory for parsed values at a time, in KiB.
+const MAX_VALUES_KIB: usize = 384 * 1024;
 
-/// The memory for bodies and their values, shared by all requests.
+/// The memory limits for bodies and their values, shared by all requests.
 #[derive(Clone)]
 pub struct BodyMemory {
     bodies: Arc<Semaphore>,
@@ -31,51 +31,56 @@ pub struct BodyMemory {
 
 impl Default for BodyMemory {
     fn default() -> Self {
-        Self { bodies: Arc::new(Semaphore::new(BODIES_KIB)), values: Arc::new(Semaphore::new(VALUES_KIB)) }
+        Self { bodies: Arc::new(Semaphore::new(MAX_BODIES_KIB)), values: Arc::new(Semaphore::new(MAX_VALUES_KIB)) }
     }
 }
 
-/// What one request has reserved; released when its last clone is dropped. A middleware keeps one until the request has ended.
+/// The reservations of one request. They are released when the last clone is dropped.
+/// [`enforce_timeout`](super::middleware::enforce_timeout) holds a clone until the response is ready.
 #[derive(Clone, Default)]
 pub struct Reservations(Arc<Mutex<Vec<OwnedSemaphorePermit>>>);
 
 impl Reservations {
-    /// Returns the reservations of the request with these extensions.
-    pub fn of(extensions: &Extensions) -> Self {
+    /// Returns the reservations in the extensions of a request, or new ones if there are none.
+    pub fn from_extensions(extensions: &Extensions) -> Self {
         extensions.get::<Self>().cloned().unwrap_or_default()
     }
 
-    async fn reserve(&self, memory: &Arc<Semaphore>, total_kib: usize, bytes: usize) -> Result<()> {
+    /// Reserves `bytes` of a semaphore with `total_kib` permits. A request for more bytes waits for all permits, because
+    /// otherwise it would wait forever.
+    async fn reserve(&self, semaphore: &Arc<Semaphore>, total_kib: usize, bytes: usize) -> Result<()> {
         let kib = u32::try_from(bytes.div_ceil(1024).min(total_kib)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(memory).acquire_many_owned(kib).await.map_err(Error::internal)?;
+        let permit = Arc::clone(semaphore).acquire_many_owned(kib).await.map_err(Error::internal)?;
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
         Ok(())
     }
 }
 
 impl BodyMemory {
-    /// Waits until there is room for a body, or stored contents, of `bytes`.
+    /// Waits until `bytes` of memory are available for a body or for stored content, and reserves them.
     ///
     /// # Errors
-    /// Never in practice; the semaphores are not closed.
+    /// Returns an error if the semaphores are closed, which never happens.
     pub async fn reserve_body(&self, reservations: &Reservations, bytes: u64) -> Result<()> {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        reservations.reserve(&self.bodies, BODIES_KIB, bytes).await
+        reservations.reserve(&self.bodies, MAX_BODIES_KIB, bytes).await
     }
 
-    /// Waits until there is room for parsed values of `bytes`. The request must reserve nothing else after that.
+    /// Waits until `bytes` of memory are available for parsed values, and reserves them. This must be the last reservation of the
+    /// request.
     ///
     /// # Errors
-    /// Never in practice; the semaphores are not closed.
+    /// Returns an error if the semaphores are closed, which never happens.
     pub async fn reserve_values(&self, reservations: &Reservations, bytes: usize) -> Result<()> {
-        reservations.reserve(&self.values, VALUES_KIB, bytes).await
+        reservations.reserve(&self.values, MAX_VALUES_KIB, bytes).await
     }
 
-    /// Parses a JSON text with `parse`: a long one on a thread where it delays no other request, and when there is room for its
-    /// values.
+    /// Parses a JSON text with `parse`. If the text is longer than [`MAX_INLINE_WORK_BYTES`], this function first reserves memory
+    /// for the estimated size of the values, and then parses on a blocking thread.
     ///
     /// # Errors
-    /// Returns 400 for `field` if the text may have more than `max_values` values, or the error of `parse`.
+    /// Returns the errors of `parse`. Returns 400 with the name `field` if a text that is longer than [`MAX_INLINE_WORK_BYTES`]
+    /// has more than `max_values` values according to the estimate.
     pub async fn parse<T: Send + 'static>(
         &self,
         reservations: &Reservations,
@@ -84,11 +89,11 @@ impl BodyMemory {
         max_values: usize,
         parse: impl FnOnce(Bytes) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        if text.len() <= SHORT {
+        if text.len() <= MAX_INLINE_WORK_BYTES {
             return parse(text);
         }
-        let counted = text.clone();
-        let estimate = tokio::task::spawn_blocking(move || json::estimate(&counted)).await.map_err(Error::internal)?;
+        let copy = text.clone();
+        let estimate = tokio::task::spawn_blocking(move || json::estimate(&copy)).await.map_err(Error::internal)?;
         if estimate.values > max_values {
             return Err(Error::invalid_field(field, format_args!("must not have more than {max_values} JSON values")));
         }

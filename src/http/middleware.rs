@@ -1,7 +1,7 @@
-//! What stands around every route: the request's id, its span and its one log line; the time it may take; and that a write
-//! runs to its end even if the client hangs up.
+//! The middleware of all routes: request ids, spans, metrics and the access log, limits of headers and of time, responses to
+//! panics, the draining of rejected bodies, and writes that run to completion even if the client disconnects.
 //!
-//! Neither bodies nor keys are logged, and no path of a route whose path is a secret.
+//! Bodies and keys are not logged. Paths that contain a secret are not logged either.
 
 use std::any::Any;
 use std::pin::Pin;
@@ -25,9 +25,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
 use super::context::RequestContext;
-use super::head::media_type;
 use super::memory::Reservations;
 use super::prometheus::HttpMetrics;
+use super::request_headers::media_type;
 use super::response::ErrorCause;
 use super::server;
 use crate::error::Error;
@@ -38,32 +38,47 @@ use crate::telemetry;
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 
-/// How much of a refused body is read away, and for how long.
-const DRAIN_BYTES: usize = 64 << 20;
-const DRAIN_TIME: Duration = Duration::from_secs(10);
+/// The maximum number of bytes to read from a rejected body.
+const MAX_DRAIN_BYTES: usize = 64 << 20;
+/// The maximum time to read from a rejected body.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The project of a request, for its log line, which is written even if there is no response.
+/// The project of a request, for the access log. The authentication sets it in this shared cell and not in the response, because
+/// a request whose client disconnects is logged without a response.
 #[derive(Clone, Default)]
 pub struct LoggedProject(pub Arc<OnceLock<ProjectId>>);
 
-/// Ids in and out, the span, the log line.
-pub async fn observe(State(http_metrics): State<Arc<HttpMetrics>>, mut request: Request, next: Next) -> Response {
+/// Assigns the request id, opens the span, counts the request and writes the access log.
+pub async fn record_telemetry(
+    State(http_metrics): State<Arc<HttpMetrics>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let started = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
     let id = request_id(&request);
-    let path = shown_path(&request, route.as_deref());
+    let path = loggable_path(&request, route.as_deref());
     let span = if telemetry::spans_enabled() { new_span(&method, route.as_deref(), &id) } else { Span::none() };
     if global::get_text_map_propagator(|propagator| propagator.fields().next().is_some()) {
-        let parent = global::get_text_map_propagator(|propagator| propagator.extract(&Headers(&request)));
-        // Without a trace of the client's there is nothing to follow.
+        let parent = global::get_text_map_propagator(|propagator| propagator.extract(&HeaderExtractor(&request)));
+        // If this fails, the span only lacks its parent.
         let _ = span.set_parent(parent);
     }
 
     let project = LoggedProject::default();
     request.extensions_mut().insert(project.clone());
-    let mut line =
-        Line { http_metrics, id: id.clone(), method, route, path, project, started, span: span.clone(), answer: None };
+    let mut log_entry = AccessLogEntry {
+        http_metrics,
+        id: id.clone(),
+        method,
+        route,
+        path,
+        project,
+        started,
+        span: span.clone(),
+        outcome: None,
+    };
 
     let mut response = next.run(request).instrument(span.clone()).await;
 
@@ -71,7 +86,7 @@ pub async fn observe(State(http_metrics): State<Arc<HttpMetrics>>, mut request: 
         response.headers_mut().insert(TRACE_ID.clone(), trace);
     }
     response.headers_mut().insert(REQUEST_ID.clone(), id);
-    line.answer = Some((response.status(), response.extensions().get::<ErrorCause>().cloned()));
+    log_entry.outcome = Some((response.status(), response.extensions().get::<ErrorCause>().cloned()));
     response
 }
 
@@ -88,8 +103,9 @@ fn new_span(method: &Method, route: Option<&str>, id: &HeaderValue) -> Span {
     )
 }
 
-/// The log line of a request, and its count. It is written when this is dropped, so also for one whose client has hung up.
-struct Line {
+/// The line in the access log and the metrics of a request. They are recorded when this value is dropped, which happens even if
+/// the client disconnects before the response.
+struct AccessLogEntry {
     http_metrics: Arc<HttpMetrics>,
     id: HeaderValue,
     method: Method,
@@ -98,26 +114,27 @@ struct Line {
     project: LoggedProject,
     started: Instant,
     span: Span,
-    answer: Option<(StatusCode, Option<ErrorCause>)>,
+    /// The status of the response and the cause of a server error. `None` if the client disconnected before the response.
+    outcome: Option<(StatusCode, Option<ErrorCause>)>,
 }
 
-/// What proxies write down for a client that did not wait for its answer.
+/// The status that nginx logs if the client disconnects before the response.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-impl Drop for Line {
+impl Drop for AccessLogEntry {
     fn drop(&mut self) {
         let seconds = self.started.elapsed().as_secs_f64();
         let duration_ms = (seconds * 1_000_000.0).round() / 1000.0;
-        let status = self.answer.as_ref().map_or(CLIENT_CLOSED_REQUEST, |(status, _)| status.as_u16());
+        let status = self.outcome.as_ref().map_or(CLIENT_CLOSED_REQUEST, |(status, _)| status.as_u16());
         self.http_metrics.record_request(&self.method, self.route.as_deref(), status, seconds);
-        let error = self.answer.as_ref().and_then(|(_, cause)| Some(format!("{:#}", cause.as_ref()?.0)));
+        let error = self.outcome.as_ref().and_then(|(_, cause)| Some(format!("{:#}", cause.as_ref()?.0)));
         let project = self.project.0.get().map(ToString::to_string);
         self.span.record("http.response.status_code", status);
         if let Some(project) = &project {
             self.span.record("project.id", project);
         }
         let _entered = self.span.enter();
-        macro_rules! line {
+        macro_rules! log {
             ($level:ident) => {
                 tracing::$level!(
                     request.id = self.id.to_str().unwrap_or_default(),
@@ -131,27 +148,27 @@ impl Drop for Line {
                 )
             };
         }
-        if status >= 500 { line!(error) } else { line!(info) }
+        if status >= 500 { log!(error) } else { log!(info) }
     }
 }
 
-/// The id sent by the client or a proxy, if it is one, else a new one.
+/// Returns the request id that the client or a proxy sent, or a new one if that id is missing or invalid.
 fn request_id(request: &Request) -> HeaderValue {
     let sent = request.headers().get(&REQUEST_ID);
-    let fit =
+    let is_valid =
         |value: &&HeaderValue| (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic);
-    sent.filter(fit).cloned().unwrap_or_else(|| {
+    sent.filter(is_valid).cloned().unwrap_or_else(|| {
         let id = Uuid::now_v7().to_string();
         HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("none"))
     })
 }
 
-/// The path for the log: the route where a segment of the path is itself a key.
-fn shown_path(request: &Request, route: Option<&str>) -> String {
+/// Returns the path for the log, or the route if the path contains a token. Only the beginning of an unknown path is returned.
+fn loggable_path(request: &Request, route: Option<&str>) -> String {
     match route {
         Some(route) if route.contains("{token}") => route.to_owned(),
         Some(_) => request.uri().path().to_owned(),
-        // May be anything, a mistyped link among it.
+        // The path may be a mistyped public link, whose end is secret.
         None => request.uri().path().chars().take(32).collect(),
     }
 }
@@ -162,9 +179,10 @@ fn trace_id(span: &Span) -> Option<HeaderValue> {
     ctx.is_valid().then(|| HeaderValue::from_str(&ctx.trace_id().to_string()).ok())?
 }
 
-struct Headers<'a>(&'a Request);
+/// The headers of a request, from which the trace of the client is read.
+struct HeaderExtractor<'a>(&'a Request);
 
-impl Extractor for Headers<'_> {
+impl Extractor for HeaderExtractor<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.headers().get(key)?.to_str().ok()
     }
@@ -174,21 +192,22 @@ impl Extractor for Headers<'_> {
     }
 }
 
-/// Refuses a request line and headers over their limit. The server's own bound is for its buffer and not exact.
-pub async fn head_limit(request: Request, next: Next) -> Response {
+/// Rejects a request whose request line and headers together exceed [`server::MAX_HEADER_BYTES`]. The limit in hyper is that of
+/// its read buffer and is not exact.
+pub async fn limit_headers(request: Request, next: Next) -> Response {
     let line = request.method().as_str().len() + request.uri().path_and_query().map_or(0, |path| path.as_str().len());
     let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
-    if line + headers > server::MAX_HEAD {
-        let limit = server::MAX_HEAD;
-        let msg = format!("the request line and headers are larger than the maximum of {limit} bytes");
+    if line + headers > server::MAX_HEADER_BYTES {
+        let limit = server::MAX_HEADER_BYTES;
+        let msg = format!("the request line and headers exceed the maximum of {limit} bytes");
         return Error::PayloadTooLarge(msg).into_response();
     }
     next.run(request).await
 }
 
-/// The outermost layer: what may write runs on a task of its own, which the stop of the process waits for, so that a client
-/// that hangs up cannot end it between two steps.
-pub async fn detach(State(process): State<Process>, request: Request, next: Next) -> Response {
+/// Runs each request that may change something to completion, even if the client disconnects. For this purpose, the request runs
+/// in a background task, and shutdown waits for these tasks. This is the outermost layer of the router.
+pub async fn run_writes_to_completion(State(process): State<Process>, request: Request, next: Next) -> Response {
     if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
         return next.run(request).await;
     }
@@ -198,23 +217,26 @@ pub async fn detach(State(process): State<Process>, request: Request, next: Next
     }
 }
 
-/// The time a request may take, and the memory that it has reserved until it ends.
-pub async fn bound(State(ctx): State<RequestContext>, mut request: Request, next: Next) -> Response {
+/// Limits the duration of a request, and holds the memory reservations of the request until the response is ready.
+pub async fn enforce_timeout(State(ctx): State<RequestContext>, mut request: Request, next: Next) -> Response {
     let reservations = Reservations::default();
     request.extensions_mut().insert(reservations.clone());
-    let upload = media_type(request.headers()) == "multipart/form-data";
-    let limit = if upload { ctx.limits.upload } else { ctx.limits.request };
+    let is_upload = media_type(request.headers()) == "multipart/form-data";
+    let limit = if is_upload { ctx.limits.upload_timeout } else { ctx.limits.request_timeout };
     let response = tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
-        Error::unavailable(format!("the request took longer than {} seconds", limit.as_secs())).into_response()
+        let msg = format!("the request took longer than {} seconds; retry later", limit.as_secs());
+        Error::unavailable(msg).into_response()
     });
     drop(reservations);
     response
 }
 
-/// Reads away what is left of a refused request's body, beside the answer and within limits. A client that is still sending
-/// would otherwise find its connection reset before it could read why.
-pub async fn drain(State(process): State<Process>, request: Request, next: Next) -> Response {
-    // A client that asks first has sent nothing yet, and reading would tell it to.
+/// Reads the rest of a rejected request's body in the background and discards it, up to `MAX_DRAIN_BYTES` and
+/// `DRAIN_TIMEOUT`. Otherwise the connection of a client that is still sending would be reset before the client can read the
+/// response.
+pub async fn drain_rejected_body(State(process): State<Process>, request: Request, next: Next) -> Response {
+    // A client that sends `Expect: 100-continue` waits before it sends the body. An attempt to read the body would tell the
+    // client to send it.
     if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
         return next.run(request).await;
     }
@@ -224,27 +246,26 @@ pub async fn drain(State(process): State<Process>, request: Request, next: Next)
     let response = next.run(Request::from_parts(parts, Body::new(body))).await;
     if response.status().as_u16() >= 400 && !rest.is_end_stream() {
         process.clone().background_tasks.spawn(async move {
-            let away = async {
-                let mut left = DRAIN_BYTES;
+            let drain_body = async {
+                let mut remaining = MAX_DRAIN_BYTES;
                 while let Some(Ok(frame)) = rest.frame().await {
-                    let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else {
+                    let Some(difference) = remaining.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else {
                         break;
                     };
-                    left = rest;
+                    remaining = difference;
                 }
             };
-            // What is late is cut off.
             tokio::select! {
                 () = process.shutdown.cancelled() => {}
-                () = tokio::time::sleep(DRAIN_TIME) => {}
-                () = away => {}
+                () = tokio::time::sleep(DRAIN_TIMEOUT) => {}
+                () = drain_body => {}
             }
         });
     }
     response
 }
 
-/// A request's body that two may read, one after the other.
+/// A request body that the handler reads, and whose rest can be read afterwards.
 #[derive(Clone)]
 struct SharedBody(Arc<Mutex<Body>>);
 
@@ -271,10 +292,10 @@ impl HttpBody for SharedBody {
     }
 }
 
-/// The answer of a request whose handler panicked.
-#[expect(clippy::needless_pass_by_value, reason = "the layer hands the panic over")]
-pub fn panicked(panic: Box<dyn Any + Send>) -> HttpResponse<Body> {
-    let text = panic.downcast_ref::<String>().cloned();
-    let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
-    Error::internal(anyhow::anyhow!("the handler panicked: {text}")).into_response()
+/// Returns the response to a request whose handler panicked.
+#[expect(clippy::needless_pass_by_value, reason = "the layer passes the panic by value")]
+pub fn handle_panic(panic: Box<dyn Any + Send>) -> HttpResponse<Body> {
+    let message = panic.downcast_ref::<String>().cloned();
+    let message = message.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
+    Error::internal(anyhow::anyhow!("the handler panicked: {message}")).into_response()
 }

@@ -1,34 +1,40 @@
-//! What every route shares: reading requests ([`extract`], [`body`], [`multipart`]) within the memory that there is ([`memory`]), writing responses
-//! ([`response`], [`download`]), idempotency keys ([`idempotency`]), the layers around the routes ([`middleware`], [`host`],
-//! [`server`]), metrics ([`prometheus`]), and the API's document ([`openapi`]).
+//! Code that all routes share:
+//!
+//! - what handlers need for requests: [`context`]
+//! - reading requests: [`extract`], [`body`], [`multipart`], [`json_fields`], [`request_headers`], [`page`]
+//! - the memory limit of request bodies: [`memory`]
+//! - writing responses: [`response`], [`download`]
+//! - idempotency keys: [`idempotency`]
+//! - the server and its layers: [`server`], [`middleware`], [`host`], [`prometheus`]
+//! - the OpenAPI document: [`openapi`], `describe`
 
 pub mod body;
 pub mod context;
 mod describe;
 pub mod download;
 pub mod extract;
-pub mod head;
 pub mod host;
 pub mod idempotency;
-pub mod json;
+pub mod json_fields;
 pub mod memory;
 pub mod middleware;
 pub mod multipart;
 pub mod openapi;
 pub mod page;
 pub mod prometheus;
+pub mod request_headers;
 pub mod response;
 pub mod server;
 
 use crate::error::{Error, Result};
 
-/// The response to unknown paths, and to known ones with another method.
-pub const ROUTE_NOT_FOUND: Error = Error::NotFound("no such route");
+/// The error for an unknown path, and for a known path with a method that it does not support.
+pub const ROUTE_NOT_FOUND: Error = Error::NotFound("route not found");
 
-/// Handles requests that match no route.
+/// Handles requests that match no route, and requests with a method that their route does not support.
 ///
 /// # Errors
-/// Always [`ROUTE_NOT_FOUND`].
-pub async fn not_found() -> Result<()> {
+/// Always returns [`ROUTE_NOT_FOUND`].
+pub async fn route_not_found() -> Result<()> {
     Err(ROUTE_NOT_FOUND)
 }

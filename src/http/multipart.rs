@@ -1,4 +1,4 @@
-//! Multipart forms. Text fields are kept in memory; files flow through a spool, whatever their size.
+//! Parses multipart forms. Text fields are read into memory, files into spools.
 
 use std::io;
 use std::pin::Pin;
@@ -13,118 +13,128 @@ use multer::{Constraints, Field, Multipart, SizeLimit};
 use serde_json::{Map, Value};
 
 use super::context::RequestContext;
-use super::head::{content_length, content_type};
-use super::idempotency::fingerprint::{Fingerprint, Hash, Hasher};
+use super::idempotency::fingerprint::{Fingerprint, Hash, RequestHasher};
 use super::memory::{self, Reservations};
+use super::request_headers::{content_length, content_type};
 use crate::blob::spool::Spool;
 use crate::config::Limits;
 use crate::error::{Error, Result};
 
-/// What a form may add to the bytes of its fields: boundaries and headers of its parts.
-const FRAME: u64 = 64 * 1024;
-/// Beside the files, no route needs more.
-const MAX_TEXTS: usize = 64;
+/// The maximum length in bytes of everything in a form except for the content of its fields: boundaries, part headers, and the
+/// epilogue.
+const MULTIPART_OVERHEAD: u64 = 64 * 1024;
+/// The maximum number of text fields.
+const MAX_TEXT_FIELDS: usize = 64;
 
-/// What a route expects of a form.
+/// The fields that a route accepts in a form, and their limits.
 pub struct FormLimits {
-    /// The field of the one file that counts; `None` if files may come in any field.
-    only: Option<&'static str>,
-    /// How many files there may be.
-    files: usize,
-    /// Bytes of each file.
-    file: u64,
-    /// Bytes of all fields.
-    whole: u64,
-    /// A text field that may be as long as a JSON body; the others are short.
-    long_text: Option<&'static str>,
+    /// The only field that may contain a file, or `None` if every field may.
+    file_field: Option<&'static str>,
+    max_files: usize,
+    /// The maximum size of each file.
+    max_file_bytes: u64,
+    /// The maximum size of all fields together.
+    max_total_bytes: u64,
+    /// The text field that may be as long as a JSON body. The others have at most [`Limits::max_form_field_bytes`].
+    long_field: Option<&'static str>,
 }
 
 impl FormLimits {
-    /// A form with at most one file, in the field `file`.
+    /// Returns the limits of a form with at most one file, in the field `file`.
     pub fn one_file(limits: &Limits) -> Self {
-        Self::one(limits, limits.artifact)
+        Self::with_one_file(limits, limits.max_artifact_bytes)
     }
 
-    /// A form with at most one archive, in the field `file`.
+    /// Returns the limits of a form with at most one skill archive, in the field `file`.
     pub fn archive(limits: &Limits) -> Self {
-        Self::one(limits, limits.skill)
+        Self::with_one_file(limits, limits.max_skill_archive_bytes)
     }
 
-    fn one(limits: &Limits, file: u64) -> Self {
-        let whole = file.saturating_add(limits.form_field.saturating_mul(2));
-        Self { only: Some("file"), files: 1, file, whole, long_text: None }
+    fn with_one_file(limits: &Limits, max_file_bytes: u64) -> Self {
+        let max_total_bytes = max_file_bytes.saturating_add(limits.max_form_field_bytes.saturating_mul(2));
+        Self { file_field: Some("file"), max_files: 1, max_file_bytes, max_total_bytes, long_field: None }
     }
 
-    /// A message in the field `payload`, and its files.
+    /// Returns the limits of a form with a message: its JSON in the field `payload`, and its files.
     pub fn message(limits: &Limits) -> Self {
-        let whole = limits.message;
-        Self { only: None, files: limits.message_files, file: limits.artifact, whole, long_text: Some("payload") }
+        Self {
+            file_field: None,
+            max_files: limits.max_message_files,
+            max_file_bytes: limits.max_artifact_bytes,
+            max_total_bytes: limits.max_message_bytes,
+            long_field: Some("payload"),
+        }
     }
 
-    fn text_limit(&self, name: &str, limits: &Limits) -> u64 {
-        if self.long_text == Some(name) { limits.json } else { limits.form_field }
+    /// Returns the maximum length of the text field `name` in bytes.
+    fn max_text_bytes(&self, name: &str, limits: &Limits) -> u64 {
+        if self.long_field == Some(name) { limits.max_json_bytes } else { limits.max_form_field_bytes }
     }
 
-    /// The maximum length of all text fields together, in bytes.
-    fn max_texts(&self, limits: &Limits) -> u64 {
-        let long = if self.long_text.is_some() { limits.json } else { 0 };
-        long.saturating_add(limits.form_field.saturating_mul(2))
+    /// Returns the maximum length of all text fields together, in bytes.
+    fn max_total_text_bytes(&self, limits: &Limits) -> u64 {
+        let long = if self.long_field.is_some() { limits.max_json_bytes } else { 0 };
+        long.saturating_add(limits.max_form_field_bytes.saturating_mul(2))
     }
 
     fn too_large(&self) -> Error {
-        match self.only {
-            Some(_) => file_too_large(self.file),
-            None => form_too_large(self.whole),
+        match self.file_field {
+            Some(_) => file_too_large(self.max_file_bytes),
+            None => form_too_large(self.max_total_bytes),
         }
     }
 }
 
-/// A form that was read to its end.
+/// A form that has been read completely.
 #[derive(Default)]
 pub struct MultipartForm {
     /// The text fields.
     pub fields: Map<String, Value>,
-    /// In the order they came.
+    /// The files, in the order of the form.
     pub files: Vec<UploadedFile>,
 }
 
 /// A file of a form.
 pub struct UploadedFile {
+    /// The name of the form field.
     pub field: String,
-    /// As the client named it, directories and all.
+    /// The file name from the client, which may contain directories.
     pub name: String,
     pub content: Spool,
 }
 
 impl MultipartForm {
-    /// Reads a form. `None` if the body is no multipart form.
+    /// Reads a form. Returns `None` if `Content-Type` is not `multipart/form-data` with a boundary.
     ///
     /// # Errors
-    /// 400 for a broken form and a text that stands twice, 413 for what is too large.
-    pub async fn read(request: Request, ctx: &RequestContext, rules: &FormLimits) -> Result<Option<Self>> {
+    /// Returns 400 if the form is malformed, has a duplicate field or too many fields, and 413 if it exceeds a size limit. If
+    /// every field may contain a file, a second file in the same field is not an error, but is ignored.
+    pub async fn read(request: Request, ctx: &RequestContext, form_limits: &FormLimits) -> Result<Option<Self>> {
         let limits = &ctx.limits;
         let Ok(boundary) = multer::parse_boundary(content_type(request.headers())) else {
             return Ok(None);
         };
-        let largest = rules.whole.saturating_add(FRAME);
-        if content_length(request.headers()).is_some_and(|length| length > largest) {
-            return Err(rules.too_large());
+        let max_length = form_limits.max_total_bytes.saturating_add(MULTIPART_OVERHEAD);
+        if content_length(request.headers()).is_some_and(|length| length > max_length) {
+            return Err(form_limits.too_large());
         }
-        let fingerprint = Fingerprint::wanted_by(&request);
-        let mut texts = Texts {
-            reservations: Reservations::of(request.extensions()),
-            expected: content_length(request.headers()).unwrap_or(u64::MAX).min(rules.max_texts(limits)),
+        let fingerprint = Fingerprint::from_request(&request);
+        let max_total_text_bytes = form_limits.max_total_text_bytes(limits);
+        let mut text_reader = TextFieldReader {
+            reservations: Reservations::from_extensions(request.extensions()),
+            bytes_to_reserve: content_length(request.headers()).unwrap_or(u64::MAX).min(max_total_text_bytes),
             length: 0,
         };
-        let mut chunks = chunks(request, limits.idle);
-        let begun = first_bytes(&mut chunks, &boundary).await;
-        // A part's head that never ends would otherwise be kept as it comes.
-        let whole = Constraints::new().size_limit(SizeLimit::new().whole_stream(largest));
-        let body = futures_util::stream::iter(begun).chain(chunks.by_ref());
-        let form = Self::read_parts(Multipart::with_constraints(body, boundary, whole), ctx, rules, &mut texts).await?;
-        finish(&mut chunks).await;
+        let mut chunks = body_chunks(request, limits.body_idle_timeout);
+        let prefix = read_first_boundary(&mut chunks, &boundary).await;
+        // Without this limit, multer would buffer an endless part header in memory.
+        let constraints = Constraints::new().size_limit(SizeLimit::new().whole_stream(max_length));
+        let body = futures_util::stream::iter(prefix).chain(chunks.by_ref());
+        let parts = Multipart::with_constraints(body, boundary, constraints);
+        let form = Self::read_parts(parts, ctx, form_limits, &mut text_reader).await?;
+        drain_epilogue(&mut chunks).await;
         if let Some(fingerprint) = fingerprint {
-            fingerprint.set_body(form.hash().await);
+            fingerprint.set_body_hash(form.hash().await);
         }
         Ok(Some(form))
     }
@@ -132,42 +142,44 @@ impl MultipartForm {
     async fn read_parts(
         mut parts: Multipart<'_>,
         ctx: &RequestContext,
-        rules: &FormLimits,
-        texts: &mut Texts,
+        form_limits: &FormLimits,
+        text_reader: &mut TextFieldReader,
     ) -> Result<Self> {
         let mut form = Self::default();
-        while let Some(field) = parts.next_field().await.map_err(|err| broken(&err))? {
-            let name = field.name().unwrap_or_default().to_owned();
-            match file_name(&field, &name)? {
-                Some(file) if rules.only.is_none_or(|only| only == name) && !file.is_empty() => {
-                    if form.file(&name).is_some() {
-                        match rules.only {
-                            Some(_) => return Err(twice(&name)),
-                            None => skip(field, rules.file).await?,
+        while let Some(field) = parts.next_field().await.map_err(|err| multipart_error(&err))? {
+            let field_name = field.name().unwrap_or_default().to_owned();
+            match parse_file_name(&field, &field_name)? {
+                Some(file_name)
+                    if form_limits.file_field.is_none_or(|allowed| allowed == field_name) && !file_name.is_empty() =>
+                {
+                    if form.file(&field_name).is_some() {
+                        match form_limits.file_field {
+                            Some(_) => return Err(duplicate_field(&field_name)),
+                            None => discard_field(field, form_limits.max_file_bytes).await?,
                         }
                         continue;
                     }
-                    if form.files.len() == rules.files {
+                    if form.files.len() == form_limits.max_files {
                         return Err(Error::invalid_field(
-                            &name,
-                            format_args!("is more than the {} files that may come", rules.files),
+                            &field_name,
+                            format_args!("exceeds the maximum of {} files", form_limits.max_files),
                         ));
                     }
-                    let content = spool(field, ctx, rules.file).await?;
-                    form.files.push(UploadedFile { field: name, name: file, content });
+                    let content = spool_field(field, ctx, form_limits.max_file_bytes).await?;
+                    form.files.push(UploadedFile { field: field_name, name: file_name, content });
                 }
-                // A file that nobody asked for, or one without a name.
-                Some(_) => skip(field, rules.file).await?,
+                // A file in a field that the route ignores, or a file without a name.
+                Some(_) => discard_field(field, form_limits.max_file_bytes).await?,
                 None => {
-                    let text = texts.read(field, &name, ctx, rules).await?;
-                    if form.fields.len() == MAX_TEXTS {
+                    let text = text_reader.read_field(field, &field_name, ctx, form_limits).await?;
+                    if form.fields.len() == MAX_TEXT_FIELDS {
                         return Err(Error::invalid_field(
-                            &name,
-                            format_args!("is more than the {MAX_TEXTS} texts that may come"),
+                            &field_name,
+                            format_args!("exceeds the maximum of {MAX_TEXT_FIELDS} text fields"),
                         ));
                     }
-                    if form.fields.insert(name.clone(), Value::String(text)).is_some() {
-                        return Err(twice(&name));
+                    if form.fields.insert(field_name.clone(), Value::String(text)).is_some() {
+                        return Err(duplicate_field(&field_name));
                     }
                 }
             }
@@ -175,13 +187,14 @@ impl MultipartForm {
         Ok(form)
     }
 
-    /// Hashes the contents of the form. Its bytes do not count: a client that sends it again chooses another boundary.
+    /// Returns the hash of the fields and files. The bytes of the body are not hashed, because a client that repeats the request
+    /// may choose another boundary.
     async fn hash(&self) -> Hash {
-        let mut hasher = Hasher::default();
+        let mut hasher = RequestHasher::default();
         for (name, value) in &self.fields {
             hasher.add(b"text");
             hasher.add(name.as_bytes());
-            hasher.add_long(value.as_str().unwrap_or_default().as_bytes()).await;
+            hasher.add_large(value.as_str().unwrap_or_default().as_bytes()).await;
         }
         for file in &self.files {
             hasher.add(b"file");
@@ -192,7 +205,7 @@ impl MultipartForm {
         hasher.finish()
     }
 
-    /// Takes a text field out; empty if there is none.
+    /// Removes a text field and returns its value, or an empty string if there is none.
     pub fn take_text(&mut self, field: &str) -> String {
         match self.fields.remove(field) {
             Some(Value::String(text)) => text,
@@ -200,138 +213,145 @@ impl MultipartForm {
         }
     }
 
-    /// The file that came in a field.
+    /// Returns the file in a field.
     pub fn file(&self, field: &str) -> Option<&UploadedFile> {
         self.files.iter().find(|file| file.field == field)
     }
 }
 
-/// The text fields of a form whose files nobody wants.
-pub async fn text_fields(request: Request, ctx: &RequestContext) -> Result<Map<String, Value>> {
+/// Reads the text fields of a form and ignores its files.
+pub async fn read_text_fields(request: Request, ctx: &RequestContext) -> Result<Map<String, Value>> {
     let form = MultipartForm::read(request, ctx, &FormLimits::one_file(&ctx.limits)).await?;
-    form.map(|form| form.fields).ok_or_else(|| Error::invalid_field("Content-Type", "has no boundary"))
+    form.map(|form| form.fields).ok_or_else(|| Error::invalid_field("Content-Type", "multipart boundary is missing"))
 }
 
-type Chunks = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+type BodyChunks = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
-fn chunks(request: Request, idle: Duration) -> Chunks {
+/// Returns the body as a stream that fails if no data arrives for `idle_timeout`.
+fn body_chunks(request: Request, idle_timeout: Duration) -> BodyChunks {
     let body: BodyDataStream = request.into_body().into_data_stream();
     let chunks = futures_util::stream::unfold(body, move |mut body| async move {
-        let chunk = match tokio::time::timeout(idle, body.next()).await {
+        let chunk = match tokio::time::timeout(idle_timeout, body.next()).await {
             Ok(chunk) => chunk?.map_err(io::Error::other),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the bytes stopped coming")),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "timed out waiting for the request body")),
         };
         Some((chunk, body))
     });
     Box::pin(chunks.fuse())
 }
 
-/// Waits for as much as the first boundary takes. multer polls twice while it looks for it, and takes a body that arrives
-/// whole between the two for one that was cut short (rwf2/multer, pull request 70).
-async fn first_bytes(chunks: &mut Chunks, boundary: &str) -> Vec<io::Result<Bytes>> {
-    let mut begun = Vec::new();
-    let mut wanted = boundary.len() + "--\r\n".len();
-    while wanted > 0 {
+/// Reads at least as many bytes as the first boundary has. Without this, multer may reject a complete body as incomplete: it
+/// polls the body twice while it searches for the boundary, and the whole body may arrive between the two polls (rwf2/multer,
+/// pull request 70).
+async fn read_first_boundary(chunks: &mut BodyChunks, boundary: &str) -> Vec<io::Result<Bytes>> {
+    let mut prefix = Vec::new();
+    let mut missing = boundary.len() + "--\r\n".len();
+    while missing > 0 {
         let Some(chunk) = chunks.next().await else { break };
-        wanted = chunk.as_ref().map_or(0, |chunk| wanted.saturating_sub(chunk.len()));
-        begun.push(chunk);
+        missing = chunk.as_ref().map_or(0, |chunk| missing.saturating_sub(chunk.len()));
+        prefix.push(chunk);
     }
-    begun
+    prefix
 }
 
-/// Takes in what follows the last boundary, within reason: a connection with unread bytes is not kept.
-async fn finish(chunks: &mut Chunks) {
-    let mut rest = 0;
+/// Reads the epilogue, which follows the last boundary, up to [`MULTIPART_OVERHEAD`] bytes. Otherwise the connection could not be
+/// used for another request.
+async fn drain_epilogue(chunks: &mut BodyChunks) {
+    let mut length = 0;
     while let Some(Ok(chunk)) = chunks.next().await {
-        rest += chunk.len() as u64;
-        if rest > FRAME {
+        length += chunk.len() as u64;
+        if length > MULTIPART_OVERHEAD {
             break;
         }
     }
 }
 
-/// The name of a part that is a file.
-fn file_name(field: &Field<'_>, name: &str) -> Result<Option<String>> {
+/// Returns the file name of a field, or `None` for a text field.
+fn parse_file_name(field: &Field<'_>, field_name: &str) -> Result<Option<String>> {
     let disposition = field.headers().get(header::CONTENT_DISPOSITION).map_or(&[][..], |value| value.as_bytes());
     let Ok(disposition) = std::str::from_utf8(disposition) else {
-        return Err(Error::invalid_field(name, "its file name is not valid UTF-8"));
+        return Err(Error::invalid_field(field_name, "file name is not valid UTF-8"));
     };
-    match extended_value(disposition) {
+    match extended_file_name(disposition) {
         Some(value) => {
-            read_extended(value).map(Some).ok_or_else(|| Error::invalid_field(name, "its file name is badly escaped"))
+            let decoded = decode_extended_value(value).map(Some);
+            let reason = "filename* must have the form UTF-8''<percent-encoded name>";
+            decoded.ok_or_else(|| Error::invalid_field(field_name, reason))
         }
         None => Ok(field.file_name().map(ToOwned::to_owned)),
     }
 }
 
-/// What stands after `filename*=`.
-fn extended_value(disposition: &str) -> Option<&str> {
-    let at = disposition.to_ascii_lowercase().find("filename*=")? + "filename*=".len();
-    Some(disposition[at..].split(';').next().unwrap_or_default().trim().trim_matches('"'))
+/// Returns the value of the parameter `filename*`.
+fn extended_file_name(disposition: &str) -> Option<&str> {
+    let start = disposition.to_ascii_lowercase().find("filename*=")? + "filename*=".len();
+    Some(disposition[start..].split(';').next().unwrap_or_default().trim().trim_matches('"'))
 }
 
-/// Reads `UTF-8''…` of RFC 5987.
-fn read_extended(value: &str) -> Option<String> {
+/// Decodes the value of `filename*`, which has the form `UTF-8''…` (RFC 5987).
+fn decode_extended_value(value: &str) -> Option<String> {
     let (charset, rest) = value.split_once('\'')?;
     let (_, escaped) = rest.split_once('\'')?;
     charset.eq_ignore_ascii_case("utf-8").then(|| crate::percent::decode(escaped.as_bytes()))?
 }
 
-async fn spool(mut field: Field<'_>, ctx: &RequestContext, limit: u64) -> Result<Spool> {
+/// Writes a file to a spool.
+async fn spool_field(mut field: Field<'_>, ctx: &RequestContext, limit: u64) -> Result<Spool> {
     let mut writer = ctx.spool.writer();
     while let Some(chunk) = next_chunk(&mut field).await? {
-        writer.write(&chunk).await.map_err(no_room)?;
+        writer.write(&chunk).await.map_err(out_of_space)?;
         if writer.size() > limit {
             return Err(file_too_large(limit));
         }
     }
-    writer.finish().await.map_err(no_room)
+    writer.finish().await.map_err(out_of_space)
 }
 
-/// The text fields of a form while it is read.
-struct Texts {
+/// A reader of the text fields of one form, which counts their total length.
+struct TextFieldReader {
     reservations: Reservations,
-    /// An upper bound of their length together, in bytes.
-    expected: u64,
-    /// Their length so far, in bytes.
+    /// The memory that is reserved if the fields are longer than [`MAX_UNRESERVED_TEXT_BYTES`].
+    bytes_to_reserve: u64,
+    /// The total length of the fields that have been read, in bytes.
     length: u64,
 }
 
-impl Texts {
-    async fn read(
+impl TextFieldReader {
+    async fn read_field(
         &mut self,
         mut field: Field<'_>,
         name: &str,
         ctx: &RequestContext,
-        rules: &FormLimits,
+        form_limits: &FormLimits,
     ) -> Result<String> {
-        let limits = &ctx.limits;
-        let (limit, max_texts) = (rules.text_limit(name, limits), rules.max_texts(limits));
+        let max_length = form_limits.max_text_bytes(name, &ctx.limits);
+        let max_total_length = form_limits.max_total_text_bytes(&ctx.limits);
         let mut text = Vec::new();
         while let Some(chunk) = next_chunk(&mut field).await? {
-            let was_short = self.length <= SHORT;
+            let was_short = self.length <= MAX_UNRESERVED_TEXT_BYTES;
             self.length += chunk.len() as u64;
-            if self.length > max_texts {
+            if self.length > max_total_length {
                 return Err(Error::PayloadTooLarge(format!(
-                    "the text fields are larger than the maximum of {max_texts} bytes"
+                    "the text fields exceed the maximum of {max_total_length} bytes"
                 )));
             }
-            if was_short && self.length > SHORT {
-                ctx.body_memory.reserve_body(&self.reservations, self.expected).await?;
+            if was_short && self.length > MAX_UNRESERVED_TEXT_BYTES {
+                ctx.body_memory.reserve_body(&self.reservations, self.bytes_to_reserve).await?;
             }
             text.extend_from_slice(&chunk);
-            if text.len() as u64 > limit {
-                return Err(Error::PayloadTooLarge(format!("{name}: is larger than the maximum of {limit} bytes")));
+            if text.len() as u64 > max_length {
+                return Err(Error::PayloadTooLarge(format!("{name}: exceeds the maximum of {max_length} bytes")));
             }
         }
         String::from_utf8(text).map_err(|_| Error::invalid_field(name, "is not valid UTF-8"))
     }
 }
 
-/// Text fields up to this length together are read without a reservation, in bytes.
-const SHORT: u64 = memory::SHORT as u64;
+/// The maximum total length of text fields that are read without a reservation.
+const MAX_UNRESERVED_TEXT_BYTES: u64 = memory::MAX_INLINE_WORK_BYTES as u64;
 
-async fn skip(mut field: Field<'_>, limit: u64) -> Result<()> {
+/// Reads a file and discards it.
+async fn discard_field(mut field: Field<'_>, limit: u64) -> Result<()> {
     let mut size = 0;
     while let Some(chunk) = next_chunk(&mut field).await? {
         size += chunk.len() as u64;
@@ -343,31 +363,33 @@ async fn skip(mut field: Field<'_>, limit: u64) -> Result<()> {
 }
 
 async fn next_chunk(field: &mut Field<'_>) -> Result<Option<Bytes>> {
-    field.chunk().await.map_err(|err| broken(&err))
+    field.chunk().await.map_err(|err| multipart_error(&err))
 }
 
-fn broken(err: &multer::Error) -> Error {
+fn multipart_error(err: &multer::Error) -> Error {
     if let multer::Error::StreamSizeExceeded { limit } = err {
         return form_too_large(*limit);
     }
-    Error::bad_request_with_reason("parameter error", format_args!("body: is no whole multipart form ({err})"))
+    let detail = format_args!("body: incomplete or malformed multipart form ({err})");
+    Error::bad_request_with_reason("parameter error", detail)
 }
 
 fn form_too_large(limit: u64) -> Error {
-    Error::PayloadTooLarge(format!("the form is larger than the maximum of {limit} bytes"))
+    Error::PayloadTooLarge(format!("the form exceeds the maximum of {limit} bytes"))
 }
 
-fn twice(name: &str) -> Error {
-    Error::invalid_field(name, "stands in the form twice")
+fn duplicate_field(name: &str) -> Error {
+    Error::invalid_field(name, "must not appear more than once in the form")
 }
 
-fn no_room(err: io::Error) -> Error {
-    let msg = "the server has no room for the upload; try again in a moment".into();
+/// Returns the error for a failed write to the spool. The usual cause is a full disk.
+fn out_of_space(err: io::Error) -> Error {
+    let msg = "not enough disk space for the upload; retry later".into();
     Error::Unavailable { msg, cause: Some(err.into()) }
 }
 
-/// The refusal of a file over the limit, as clients know it: in MiB with two decimals.
-#[expect(clippy::cast_precision_loss, reason = "two decimals are shown")]
+/// Returns the error for a file that exceeds the limit. Clients match the text, which has the limit in MiB with two decimals.
+#[expect(clippy::cast_precision_loss, reason = "the text has only two decimals")]
 fn file_too_large(limit: u64) -> Error {
     let mebibytes = limit as f64 / 1_048_576.0;
     Error::PayloadTooLarge(format!("file size exceeds maximum allowed size of {mebibytes:.2}MB"))
@@ -378,12 +400,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_in_the_extended_form_are_read() {
-        let read = |text: &str| extended_value(text).map(read_extended);
-        assert_eq!(read("form-data; filename*=UTF-8''gr%C3%B6%C3%9Fe.txt"), Some(Some("größe.txt".into())));
-        assert_eq!(read("form-data; filename=\"a\"; filename*=utf-8'en'b%20c"), Some(Some("b c".into())));
-        assert_eq!(read("form-data; filename*=latin1''a"), Some(None));
-        assert_eq!(read("form-data; filename*=UTF-8''%ff"), Some(None));
-        assert_eq!(read("form-data; filename=\"a\""), None);
+    fn extended_file_names_are_decoded() {
+        let decode = |text: &str| extended_file_name(text).map(decode_extended_value);
+        assert_eq!(decode("form-data; filename*=UTF-8''gr%C3%B6%C3%9Fe.txt"), Some(Some("größe.txt".into())));
+        assert_eq!(decode("form-data; filename=\"a\"; filename*=utf-8'en'b%20c"), Some(Some("b c".into())));
+        assert_eq!(decode("form-data; filename*=latin1''a"), Some(None));
+        assert_eq!(decode("form-data; filename*=UTF-8''%ff"), Some(None));
+        assert_eq!(decode("form-data; filename=\"a\""), None);
     }
 }

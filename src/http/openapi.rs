@@ -1,5 +1,5 @@
-//! The API's description. Each path stands once, above its handler; this file adds what they share. The document is compared
-//! with `openapi/openapi.json` by a test.
+//! The OpenAPI document and its Swagger UI. Each operation is described at its handler. This file adds what all operations share.
+//! A test compares the document with `openapi/openapi.json`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, LazyLock};
@@ -16,11 +16,12 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{InfoBuilder, OpenApi, Ref, RefOr, Schema};
 
 use super::describe;
-use super::extract::Path;
+use super::extract::{Path, PathParam};
 use super::idempotency;
 use super::response::ErrorResponse;
 use crate::error::{Error, Result};
 
+/// Moves the schemas in the extensions of responses to the components of the document.
 fn move_schemas_to_components(api: &mut OpenApi) {
     let mut schemas: BTreeMap<String, RefOr<Schema>> = BTreeMap::new();
     for item in api.paths.paths.values_mut() {
@@ -29,71 +30,73 @@ fn move_schemas_to_components(api: &mut OpenApi) {
         for response in operations.flat_map(|operation| operation.responses.responses.values_mut()) {
             if let RefOr::T(response) = response
                 && let Some(mut extensions) = response.extensions.take()
-                && let Some(described) = extensions.remove(describe::SCHEMAS)
+                && let Some(extension) = extensions.remove(describe::SCHEMAS_EXTENSION)
             {
-                let described: BTreeMap<String, RefOr<Schema>> = serde_json::from_value(described).unwrap_or_default();
-                schemas.extend(described);
+                let referenced: BTreeMap<String, RefOr<Schema>> = serde_json::from_value(extension).unwrap_or_default();
+                schemas.extend(referenced);
             }
         }
     }
     api.components.get_or_insert_default().schemas.extend(schemas);
 }
 
-/// The refusals that a key may cause: status, name in the document, text.
-const KEY_REFUSALS: [(&str, &str, &str); 2] = [
+/// The error responses that an idempotency key can cause: status, component name, description.
+const IDEMPOTENCY_ERRORS: [(&str, &str, &str); 2] = [
     (
         "409",
         "Conflict",
-        "It does not fit what is there, or a request with its `Idempotency-Key` is still being worked on",
+        "Conflicts with the current state, or a request with the same `Idempotency-Key` is in progress",
     ),
-    ("422", "AnotherRequest", "Its `Idempotency-Key` came with another request before"),
+    ("422", "IdempotencyKeyReused", "The `Idempotency-Key` was already used for a different request"),
 ];
 
-/// Adds to every operation that acts what a key makes of it.
-fn describe_keys(api: &mut OpenApi) {
+/// Documents idempotency keys in every operation that changes something.
+fn document_idempotency(api: &mut OpenApi) {
     let responses = &mut api.components.get_or_insert_default().responses;
-    responses.extend(
-        KEY_REFUSALS.map(|(_, name, text)| (name.to_owned(), describe::inline_response::<ErrorResponse<'_>>(text))),
-    );
+    responses.extend(IDEMPOTENCY_ERRORS.map(|(_, name, description)| {
+        (name.to_owned(), describe::describe_inline_response::<ErrorResponse<'_>>(description))
+    }));
     for item in api.paths.paths.values_mut() {
         let PathItem { post, put, patch, delete, .. } = item;
         for operation in [post, put, patch, delete].into_iter().flatten() {
-            describe_key(operation);
+            document_idempotency_of(operation);
         }
     }
 }
 
-fn describe_key(operation: &mut Operation) {
-    operation.parameters.get_or_insert_default().push(key_parameter().into());
+fn document_idempotency_of(operation: &mut Operation) {
+    operation.parameters.get_or_insert_default().push(idempotency_key_parameter().into());
     let responses = &mut operation.responses.responses;
     for (status, response) in responses.iter_mut() {
         if let RefOr::T(response) = response
             && status.starts_with('2')
         {
             let mut header = Header::new(ObjectBuilder::new().schema_type(Type::Boolean));
-            header.description = Some("`true` if this is what the request was answered before; else left out".into());
+            let description = "`true` if this is the stored response of an earlier request with the same \
+                               `Idempotency-Key`; otherwise absent";
+            header.description = Some(description.into());
             response.headers.insert("Idempotent-Replayed".into(), header.into());
         }
     }
-    for (status, name, _) in KEY_REFUSALS {
+    for (status, name, _) in IDEMPOTENCY_ERRORS {
         responses.entry(status.into()).or_insert_with(|| Ref::from_response_name(name).into());
     }
 }
 
-fn key_parameter() -> Parameter {
-    let text = "Sent again within 24 hours with the same key, the same request gets the same answer and does nothing more. \
-                Only successes are kept.";
+fn idempotency_key_parameter() -> Parameter {
+    let description = "Makes the request idempotent: repeating it with the same key within 24 hours returns the stored \
+                       response. Only successful responses are stored.";
     let schema = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(255));
     ParameterBuilder::new()
         .name(idempotency::HEADER)
         .parameter_in(ParameterIn::Header)
-        .description(Some(text))
+        .description(Some(description))
         .schema(Some(schema.pattern(Some("^[!-~]+$"))))
         .build()
 }
 
-/// Adds to the document of the routes what they share.
-pub fn complete(mut api: OpenApi) -> OpenApi {
+/// Adds the title, the security schemes, the schemas and the idempotency keys to the document of the routes.
+pub fn complete_document(mut api: OpenApi) -> OpenApi {
     api.info = InfoBuilder::new()
         .title("Acontext API")
         .version("1.0")
@@ -104,23 +107,25 @@ pub fn complete(mut api: OpenApi) -> OpenApi {
         SecurityScheme::Http(http)
     };
     move_schemas_to_components(&mut api);
-    describe_keys(&mut api);
+    document_idempotency(&mut api);
     let components = api.components.get_or_insert_default();
-    components.add_security_scheme("BearerAuth", bearer("A project's key, `sk-ac-…`"));
-    components.add_security_scheme("AdminToken", bearer("`ADMIN_API_TOKEN`, here or in `X-Access-Token`"));
+    components.add_security_scheme("BearerAuth", bearer("The API key of a project, `sk-ac-…`"));
+    components.add_security_scheme("AdminToken", bearer("`ADMIN_API_TOKEN`, here or in the header `X-Access-Token`"));
     api.security = Some(vec![SecurityRequirement::new("BearerAuth", Vec::<String>::new())]);
     api
 }
 
-/// The API's description as it is served, and the operations in it.
+/// The OpenAPI document as served, and its operations.
 pub struct ApiDocument {
     json: Bytes,
     operations: HashSet<(String, Method)>,
 }
 
 impl ApiDocument {
+    /// Serializes the document.
+    ///
     /// # Errors
-    /// The document cannot be serialized, which a test excludes.
+    /// Returns an error if the document cannot be serialized.
     pub fn new(api: &OpenApi) -> anyhow::Result<Self> {
         let mut operations = HashSet::new();
         for (path, item) in &api.paths.paths {
@@ -140,43 +145,46 @@ impl ApiDocument {
         Ok(Self { json: api.to_json()?.into(), operations })
     }
 
-    /// Returns `true` if the document has this operation; a HEAD is a GET.
+    /// Returns `true` if the document contains the operation. HEAD counts as GET.
     pub fn has_operation(&self, route: &str, method: &Method) -> bool {
         let method = if *method == Method::HEAD { &Method::GET } else { method };
         self.operations.contains(&(route.to_owned(), method.clone()))
     }
 }
 
-/// Serves the document.
-pub async fn serve(State(document): State<Arc<ApiDocument>>) -> Response {
-    file("application/json", Body::from(document.json.clone()))
+/// Serves the OpenAPI document.
+pub async fn serve_document(State(document): State<Arc<ApiDocument>>) -> Response {
+    response_with_type("application/json", Body::from(document.json.clone()))
 }
 
-/// Sends browsers to the page.
-pub async fn to_swagger() -> Response {
+/// Redirects browsers to the Swagger UI.
+pub async fn redirect_to_swagger() -> Response {
     (StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, "/swagger/index.html")]).into_response()
 }
 
-impl super::extract::PathParam for String {
+/// The path of a file of the Swagger UI.
+pub struct SwaggerFile(String);
+
+impl PathParam for SwaggerFile {
     const NAME: &'static str = "file";
 
-    fn read(text: &str) -> Result<Self, &'static str> {
-        Ok(text.to_owned())
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        Ok(Self(text.to_owned()))
     }
 }
 
-static SWAGGER: LazyLock<Arc<utoipa_swagger_ui::Config<'static>>> =
+static SWAGGER_CONFIG: LazyLock<Arc<utoipa_swagger_ui::Config<'static>>> =
     LazyLock::new(|| Arc::new(utoipa_swagger_ui::Config::from("/swagger/doc.json")));
 
-/// Serves the page that shows the document.
-pub async fn swagger(Path(name): Path<String>) -> Result<Response> {
-    let found = utoipa_swagger_ui::serve(&name, SWAGGER.clone());
-    let found = found.map_err(|err| Error::internal(anyhow::anyhow!("{err}")))?;
-    let page = found.ok_or(Error::NotFound("no such page"))?;
-    Ok(file(&page.content_type, Body::from(page.bytes.into_owned())))
+/// Serves a file of the Swagger UI.
+pub async fn serve_swagger_ui(Path(SwaggerFile(path)): Path<SwaggerFile>) -> Result<Response> {
+    let file = utoipa_swagger_ui::serve(&path, SWAGGER_CONFIG.clone());
+    let file = file.map_err(|err| Error::internal(anyhow::anyhow!("{err}")))?;
+    let file = file.ok_or(Error::NotFound("page not found"))?;
+    Ok(response_with_type(&file.content_type, Body::from(file.bytes.into_owned())))
 }
 
-fn file(content_type: &str, body: Body) -> Response {
+fn response_with_type(content_type: &str, body: Body) -> Response {
     let mut response = Response::new(body);
     if let Ok(content_type) = HeaderValue::from_str(content_type) {
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);

@@ -1,48 +1,48 @@
-//! The paging parameters of a list, and one page of it; see [`crate::db::page`] for the order and the cursors.
+//! The query parameters and the response of paginated lists. [`crate::db::page`] explains the order and the cursors.
 
 use serde::{Deserialize, Serialize};
 
-use super::extract::{Flag, Int};
+use super::extract::{LenientBool, LenientInt};
 use crate::db::page::{Cursor, PageRequest, Paged};
 use crate::error::{Error, Result};
 
-/// The paging parameters of a list, as a client sends them.
+/// The query parameters of a paginated list.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct PageParams {
-    /// How many entries at most.
+    /// Maximum number of entries.
     #[serde(default)]
     #[param(value_type = Option<u16>, minimum = 1, maximum = 200)]
-    pub limit: Option<Int>,
-    /// The `next_cursor` of the page before.
+    pub limit: Option<LenientInt>,
+    /// `next_cursor` of the previous page.
     #[serde(default)]
     pub cursor: Option<String>,
-    /// Newest first.
+    /// Return the newest entries first.
     #[serde(default)]
     #[param(value_type = Option<bool>)]
-    pub time_desc: Option<Flag>,
+    pub time_desc: Option<LenientBool>,
 }
 
 impl PageParams {
-    /// Parses the parameters, with `default` entries if no limit is given, and from 1 to `max`.
+    /// Parses the parameters. The limit must be from 1 to `max`. If it is absent, the limit is `default`.
     ///
     /// # Errors
-    /// Returns 400 that names the parameter.
+    /// Returns 400 with the name of the parameter if a parameter is invalid.
     pub fn parse(self, default: u16, max: u16) -> Result<PageRequest> {
         self.parse_within(default.into(), 1, max)
     }
 
-    /// Parses the parameters, with `all` entries if no limit or 0 is given, and up to `max` otherwise.
+    /// Parses the parameters. The limit must be from 0 to `max`. If it is 0 or absent, the limit is `default`.
     ///
     /// # Errors
-    /// Returns 400 that names the parameter.
-    pub fn parse_or_all(mut self, all: usize, max: u16) -> Result<PageRequest> {
-        self.limit = self.limit.filter(|limit| limit.given() != Some(0));
-        self.parse_within(all, 0, max)
+    /// Returns 400 with the name of the parameter if a parameter is invalid.
+    pub fn parse_zero_as_default(mut self, default: usize, max: u16) -> Result<PageRequest> {
+        self.limit = self.limit.filter(|limit| limit.get() != Some(0));
+        self.parse_within(default, 0, max)
     }
 
     fn parse_within(self, default: usize, min: u16, max: u16) -> Result<PageRequest> {
-        let limit = match self.limit.and_then(Int::given) {
+        let limit = match self.limit.and_then(LenientInt::get) {
             None => default,
             Some(n) => u16::try_from(n)
                 .ok()
@@ -54,22 +54,24 @@ impl PageParams {
             None | Some("") => None,
             Some(cursor) => Cursor::decode(cursor)?,
         };
-        Ok(PageRequest { limit, after, newest_first: self.time_desc.is_some_and(Flag::is_set) })
+        Ok(PageRequest { limit, after, newest_first: self.time_desc.is_some_and(LenientBool::is_set) })
     }
 }
 
 /// One page of a list.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Page<T> {
+    /// Entries of the page.
     pub items: Vec<T>,
-    /// Present only if there is more.
+    /// Cursor of the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
+    /// `true` if there is another page.
     pub has_more: bool,
 }
 
 impl<T: Paged> Page<T> {
-    /// Makes a page of rows that were read with [`PageRequest::fetch_limit`].
+    /// Creates a page from the rows of a query whose LIMIT is [`PageRequest::fetch_limit`].
     pub fn new(mut rows: Vec<T>, page: &PageRequest) -> Self {
         let has_more = rows.len() > page.limit;
         rows.truncate(page.limit);
@@ -77,7 +79,7 @@ impl<T: Paged> Page<T> {
         Self { items: rows, next_cursor, has_more }
     }
 
-    /// Ends the page before its limit: after `n` rows, at least one.
+    /// Removes all entries after the first `n`, but keeps at least one. The page must have more than `n` entries.
     #[must_use]
     pub fn truncate_to(mut self, n: usize) -> Self {
         self.items.truncate(n.max(1));

@@ -1,5 +1,5 @@
-//! The envelope of every JSON response, `{"code":0,"data":…,"msg":""}` or `{"code":<status>,"msg":…,"error":…}`, and the types that bind
-//! a handler's response to its description in the API's document.
+//! The response envelope, `{"code":0,"data":…,"msg":""}` or `{"code":<status>,"msg":…,"error":…}`, and the types
+//! that connect a handler's response with its description in the OpenAPI document.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -19,82 +19,81 @@ use super::describe::{self, BodySchema};
 use super::page::Page;
 use crate::error::Error;
 
-/// Marks the replay of a stored response.
+/// The response header that marks the replay of a stored response.
 static REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// A JSON response that is written, and in its type the description that the API's document has of it: [`Data`], [`Created`],
-/// [`CreatedOrExisting`],
-/// [`PageBody`], [`ListOf`] or [`Empty`]. The functions of this module are the only source, so a response cannot differ from its
-/// description.
+/// A serialized JSON response. The type argument describes it in the OpenAPI document: [`Data`], [`Created`],
+/// [`CreatedOrExisting`], [`PageBody`], [`ListOf`] or [`Empty`]. Only the functions of this module create responses, so that each
+/// response has the status and the envelope of its description.
 pub struct ApiResponse<R> {
     response: Response,
     description: PhantomData<fn() -> R>,
 }
 
-/// The result of a handler that reads.
+/// The result of a handler that only reads.
 pub type QueryResult<R> = Result<ApiResponse<R>, Error>;
 /// The result of a handler that changes something.
 pub type CommandResult<R> = Result<ApiResponse<R>, HandlerError>;
 
-/// Describes 200 with data.
+/// The description of a 200 response with data.
 pub struct Data<T>(PhantomData<T>);
-/// Describes 201 with data.
+/// The description of a 201 response with data.
 pub struct Created<T>(PhantomData<T>);
-/// Describes 201 with new data, or 200 with data that existed already.
+/// The description of a response with data: 201 if the request created the entity, 200 if the entity already existed.
 pub struct CreatedOrExisting<T>(PhantomData<T>);
-/// Describes 200 with a page of a list.
+/// The description of a 200 response with a page of a list.
 pub struct PageBody<T>(PhantomData<T>);
-/// Describes 200 with a whole list.
+/// The description of a 200 response with a complete list.
 pub struct ListOf<T>(PhantomData<T>);
-/// Describes 200 without data.
+/// The description of a 200 response without data.
 pub struct Empty;
 
-/// A response that is no envelope, such as a file. The attribute of the handler describes it.
+/// A response without the envelope, such as a file. The `utoipa::path` attribute of the handler describes it.
 pub struct RawResponse(Response);
 
-/// Why a handler ends before its work is done.
+/// The reason why a handler returns early: an error, or a stored response.
 #[derive(Debug)]
 pub enum HandlerError {
     Error(Error),
-    /// The request was completed before, and this is its stored response.
+    /// The stored response of an earlier request with the same idempotency key.
     Replayed(StoredResponse),
 }
 
-/// The response of a request that was completed before.
+/// The stored response of a completed request.
 #[derive(Debug)]
 pub struct StoredResponse {
     pub status: StatusCode,
     pub body: Bytes,
 }
 
-/// The response of a successful request.
+/// A successful response.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct Envelope<T> {
-    /// 0 on every success.
+    /// Always 0 for a successful response.
     #[schema(example = 0)]
     code: u16,
     data: T,
     msg: &'static str,
 }
 
-/// The response of a successful request without data.
+/// A successful response without data.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct EmptyResponse {
-    /// 0 on every success.
+    /// Always 0 for a successful response.
     #[schema(example = 0)]
     code: u16,
     msg: &'static str,
 }
 
-/// The response of a failed request.
+/// An error response.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct ErrorResponse<'a> {
     /// The HTTP status.
     #[schema(example = 400)]
     code: u16,
-    /// What is wrong, naming the field.
+    /// Human-readable description of the error. For an invalid field, it contains the name of the field.
     msg: &'a str,
-    /// A constant that clients can look for.
+    /// Machine-readable error code, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
 }
@@ -104,7 +103,7 @@ pub fn ok<T: Serialize>(data: T) -> ApiResponse<Data<T>> {
     ok_with_message("", data)
 }
 
-/// Returns 200 with data and a text in `msg`.
+/// Returns 200 with data and a message.
 pub fn ok_with_message<T: Serialize>(msg: &'static str, data: T) -> ApiResponse<Data<T>> {
     ApiResponse::new(json(StatusCode::OK, &Envelope { code: 0, data, msg }))
 }
@@ -114,18 +113,19 @@ pub fn page<T: Serialize>(page: Page<T>) -> ApiResponse<PageBody<T>> {
     ApiResponse::new(json(StatusCode::OK, &Envelope { code: 0, data: page, msg: "" }))
 }
 
-/// Returns 200 with a whole list.
+/// Returns 200 with a complete list.
 pub fn list<T: Serialize>(list: Vec<T>) -> ApiResponse<ListOf<T>> {
     ApiResponse::new(json(StatusCode::OK, &Envelope { code: 0, data: list, msg: "" }))
 }
 
-/// Returns 200 with data of no fixed shape and a text in `msg`; `D` describes the data.
+/// Returns 200 with data and a message. In the OpenAPI document, the data has the type `D`.
 pub fn ok_described_as<D>(msg: &'static str, data: impl Serialize) -> ApiResponse<Data<D>> {
     ApiResponse::new(json(StatusCode::OK, &Envelope { code: 0, data, msg }))
 }
 
-/// Returns 200 with a body of this length in bytes, in which the caller has written the whole envelope.
-pub fn ok_written<T>(body: Body, length: usize) -> ApiResponse<Data<T>> {
+/// Returns 200 with a response envelope that the caller has serialized. `length` is the length of `body` in bytes. In the OpenAPI
+/// document, the data has the type `T`.
+pub fn ok_serialized<T>(body: Body, length: usize) -> ApiResponse<Data<T>> {
     let mut response = json_response(StatusCode::OK, body);
     response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     ApiResponse::new(response)
@@ -138,15 +138,15 @@ pub fn created<T: Serialize>(data: T) -> ApiResponse<Created<T>> {
 
 /// Returns 200 without data.
 pub fn ok_empty() -> ApiResponse<Empty> {
-    message("")
+    ok_message("")
 }
 
-/// Returns 200 without data and with a text in `msg`.
-pub fn message(msg: &'static str) -> ApiResponse<Empty> {
+/// Returns 200 with a message and without data.
+pub fn ok_message(msg: &'static str) -> ApiResponse<Empty> {
     ApiResponse::new(json(StatusCode::OK, &EmptyResponse { code: 0, msg }))
 }
 
-/// Returns an error response; [`Error`] chooses its status and text.
+/// Returns an error response.
 pub(super) fn error(status: StatusCode, msg: &str, error: Option<&str>) -> Response {
     json(status, &ErrorResponse { code: status.as_u16(), msg, error })
 }
@@ -154,15 +154,15 @@ pub(super) fn error(status: StatusCode, msg: &str, error: Option<&str>) -> Respo
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
         Ok(bytes) => json_response(status, Body::from(bytes)),
-        // Only a `Serialize` that fails by itself gets here, and none of this program does.
+        // Never happens: no `Serialize` implementation of this program fails.
         Err(err) => Error::internal(err).into_response(),
     }
 }
 
 fn json_response(status: StatusCode, body: Body) -> Response {
     let mut response = (status, body).into_response();
-    let kind = HeaderValue::from_static("application/json; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    let content_type = HeaderValue::from_static("application/json; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
 }
 
@@ -171,16 +171,16 @@ impl<R> ApiResponse<R> {
         Self { response, description: PhantomData }
     }
 
-    /// Returns `false` for data that could not be serialized.
+    /// Returns `false` if the response is an error, because the data could not be serialized.
     pub(super) fn is_success(&self) -> bool {
         self.response.status().is_success()
     }
 
-    /// Returns the status and the bytes of the response besides the response itself. The body lies in memory.
+    /// Reads the whole body into memory. Returns the status, the body, and a response that is equal to this one.
     ///
     /// # Errors
-    /// 500 if the body cannot be read.
-    pub(super) async fn into_bytes(self) -> Result<(StatusCode, Bytes, Self), Error> {
+    /// Returns 500 if the body cannot be read.
+    pub(super) async fn into_buffered(self) -> Result<(StatusCode, Bytes, Self), Error> {
         let (parts, body) = self.response.into_parts();
         let body = body.collect().await.map_err(Error::internal)?.to_bytes();
         let status = parts.status;
@@ -212,23 +212,24 @@ impl<R: IntoResponses> IntoResponses for ApiResponse<R> {
     }
 }
 
-/// Defines what a type describes: the responses by their status, with a text.
-macro_rules! describe {
-    ($Description:ty $(, $T:ident)?: $body:expr, $($status:literal $text:literal),+) => {
+/// Implements [`IntoResponses`] for a type such as [`Data`]. The arguments are the type, the schema of the body, and each status
+/// with its description.
+macro_rules! impl_into_responses {
+    ($Description:ty $(, $T:ident)?: $body:expr, $($status:literal $description:literal),+) => {
         impl$(<$T: ToSchema>)? IntoResponses for $Description {
             fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-                BTreeMap::from([$(describe::describe_response($status, $text, $body)),+])
+                BTreeMap::from([$(describe::describe_response($status, $description, $body)),+])
             }
         }
     };
 }
 
-describe!(Data<T>, T: data_schema::<T>(), "200" "");
-describe!(Created<T>, T: data_schema::<T>(), "201" "");
-describe!(CreatedOrExisting<T>, T: data_schema::<T>(), "201" "", "200" "It was there already");
-describe!(PageBody<T>, T: page_schema::<T>(), "200" "");
-describe!(ListOf<T>, T: list_schema::<T>(), "200" "");
-describe!(Empty: BodySchema::of::<EmptyResponse>(), "200" "");
+impl_into_responses!(Data<T>, T: data_schema::<T>(), "200" "Success");
+impl_into_responses!(Created<T>, T: data_schema::<T>(), "201" "Created");
+impl_into_responses!(CreatedOrExisting<T>, T: data_schema::<T>(), "201" "Created", "200" "Already exists");
+impl_into_responses!(PageBody<T>, T: page_schema::<T>(), "200" "Success");
+impl_into_responses!(ListOf<T>, T: list_schema::<T>(), "200" "Success");
+impl_into_responses!(Empty: BodySchema::for_type::<EmptyResponse>(), "200" "Success");
 
 fn data_schema<T: ToSchema>() -> BodySchema {
     BodySchema::with_data::<Envelope<T>, T>(format!("Envelope_{}", T::name()), Ref::from_schema_name(T::name()).into())
@@ -274,7 +275,7 @@ impl IntoResponse for HandlerError {
     fn into_response(self) -> Response {
         match self {
             Self::Error(error) => error.into_response(),
-            // Byte for byte.
+            // The stored body is returned unchanged.
             Self::Replayed(StoredResponse { status, body }) => {
                 let mut response = json_response(status, Body::from(body));
                 response.headers_mut().insert(REPLAYED.clone(), HeaderValue::from_static("true"));
@@ -292,17 +293,16 @@ impl IntoResponses for HandlerError {
 
 impl IntoResponses for Error {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        let client = "Refused; `code` is the status, `msg` names the field or what is missing";
-        let server = "A fault of the server; 503 may work in a moment";
+        let client = "Client error; `code` is the HTTP status, `msg` describes the problem";
+        let server = "Server error; a request that failed with 503 can be retried";
         BTreeMap::from([
-            ("4XX".to_owned(), describe::inline_response::<ErrorResponse<'_>>(client)),
-            ("5XX".to_owned(), describe::inline_response::<ErrorResponse<'_>>(server)),
+            ("4XX".to_owned(), describe::describe_inline_response::<ErrorResponse<'_>>(client)),
+            ("5XX".to_owned(), describe::describe_inline_response::<ErrorResponse<'_>>(server)),
         ])
     }
 }
 
-/// The cause of a server error, for the log line of the request. It travels in the response's extensions and never reaches the
-/// client.
+/// The cause of a server error, for the access log. It is in the extensions of the response and is not sent to the client.
 #[derive(Clone)]
 pub struct ErrorCause(pub Arc<anyhow::Error>);
 

@@ -1,5 +1,4 @@
-//! Accepts connections and serves them, with the limits that a server on the open net needs: on the time and the size of a
-//! request's headers, and on how long a stop waits.
+//! Accepts and serves connections. Limits the size of request headers and the time to receive them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -19,32 +18,33 @@ use tower_http::normalize_path::{NormalizePath, NormalizePathLayer};
 
 use crate::process::Process;
 
-/// The request line and all headers.
-pub const MAX_HEAD: usize = 64 * 1024;
+/// The maximum length of the request line and all headers in bytes.
+pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves until the process stops; then takes no more connections and lets those that work finish.
+/// Serves connections until the process shuts down. Then it accepts no more connections, and returns when the requests in flight
+/// have finished.
 ///
 /// # Errors
-/// None so far; the signature is that of every part of the program.
+/// Never returns an error; the signature is that of all components.
 pub async fn serve(process: Process, listener: TcpListener, router: Router) -> anyhow::Result<()> {
-    let service = service(router);
+    let service = trim_trailing_slashes(router);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT).max_buf_size(MAX_HEAD);
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT).max_buf_size(MAX_HEADER_BYTES);
     let graceful = GracefulShutdown::new();
     loop {
         let stream = tokio::select! {
             () = process.shutdown.cancelled() => break,
             stream = accept(&listener) => stream,
         };
-        // Answers are written in one piece; waiting for more to send would only add delay.
+        // Responses are written in one call, so Nagle's algorithm would only delay them.
         let _ = stream.set_nodelay(true);
         let service = service.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
         let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let connection = graceful.watch(connection);
         process.background_tasks.spawn(async move {
             if let Err(err) = connection.await {
-                tracing::debug!(error = %err, "a connection ended early");
+                tracing::debug!(error = %err, "a connection ended with an error");
             }
         });
     }
@@ -53,8 +53,9 @@ pub async fn serve(process: Process, listener: TcpListener, router: Router) -> a
     Ok(())
 }
 
-/// The surface as connections see it: a path with a slash at its end is the one without.
-pub fn service(router: Router) -> NormalizePath<Router> {
+/// Returns a service that ignores trailing slashes of paths. It wraps the router, because a layer of the router would run after
+/// the route has been found.
+pub fn trim_trailing_slashes(router: Router) -> NormalizePath<Router> {
     NormalizePathLayer::trim_trailing_slash().layer(router)
 }
 
@@ -63,19 +64,22 @@ async fn accept(listener: &TcpListener) -> TcpStream {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             Err(err) => {
-                // Out of file descriptors, most likely: those in use come free.
-                tracing::warn!(error = %err, "a connection could not be accepted");
+                // Most likely the process is out of file descriptors. Without a pause, this loop would use a whole core.
+                tracing::warn!(
+                    error = %err,
+                    "failed to accept a connection; if there are too many open files, raise the limit (ulimit -n)"
+                );
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-/// Whether a server answers `/health` at this address.
+/// Returns `true` if the server at this address responds to `GET /health` with 200 within 3 seconds.
 pub async fn check_health(address: SocketAddr) -> bool {
-    let ask = async {
+    let probe = async {
         let ip = match address.ip() {
-            // Listening everywhere includes this machine.
+            // A server that listens on all addresses can be reached on loopback.
             IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from(Ipv4Addr::LOCALHOST),
             IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from(Ipv6Addr::LOCALHOST),
             ip => ip,
@@ -86,5 +90,5 @@ pub async fn check_health(address: SocketAddr) -> bool {
         stream.read_exact(&mut status).await?;
         std::io::Result::Ok(status == *b"HTTP/1.1 200")
     };
-    matches!(tokio::time::timeout(Duration::from_secs(3), ask).await, Ok(Ok(true)))
+    matches!(tokio::time::timeout(Duration::from_secs(3), probe).await, Ok(Ok(true)))
 }

@@ -1,11 +1,16 @@
-//! Background work on a queue in Postgres.
+//! The job queue: background work stored in Postgres.
 //!
-//! A job is enqueued in the transaction that makes it necessary ([`queue::JobQueue::enqueue`]); the commit wakes the runners of this
-//! process and of the others. The [`runner`] claims jobs in batches under a lease with a worker id and a heartbeat. A job that has
-//! done its work completes in the transaction of its result ([`RunningJob::complete`]), or is completed when it returns. One
-//! that fails is tried again later, a bounded number of times; one whose process died is taken over when its lease runs
-//! out. Between them, `lane` and `dedupe_key` take the place of a lock server and a delay queue. [`registry`] has the kinds that this
-//! process can run, [`periodic`] is work that needs no input, [`store`] is the SQL, and [`requeue`] that of jobs that return to the queue.
+//! A job is enqueued in the transaction that makes the work necessary ([`queue::JobQueue::enqueue`]). The commit wakes the
+//! job runners of all processes. The [`runner`] claims due jobs in batches. A claimed job belongs to the worker that has
+//! claimed it until its lease expires. A heartbeat renews the lease. The job completes in the transaction of its result
+//! ([`RunningJob::complete`]) or when its handler returns `Ok`. After a failed attempt, the job is requeued with a backoff,
+//! until it has reached its maximum number of attempts. If the process dies, the job is reclaimed when its lease expires.
+//!
+//! At most one job of a `lane` runs at a time. Two jobs with the same kind and `dedupe_key` are duplicates; at most one of
+//! them is ready.
+//!
+//! [`registry`] maps job kinds to their handlers, [`periodic`] contains the periodic tasks, [`store`] the SQL of the queue,
+//! and [`requeue`] the SQL that requeues running jobs or marks them as failed.
 
 pub mod periodic;
 pub mod queue;
@@ -30,14 +35,15 @@ use crate::encryption::ProjectEncryption;
 use crate::ids::{JobId, ProjectId};
 use crate::text_enum::text_enum;
 
-/// Whose work it is when it is no project's.
+/// The project id of jobs that belong to no project.
 pub const SYSTEM_PROJECT: ProjectId = ProjectId(Uuid::nil());
 
-/// How soon a job without its project's key checks again; a request with the key makes the job due.
+/// The delay before the next attempt of a job that lacks its project's master key. A request with the project key provides
+/// the master key and makes the job due earlier.
 const KEY_RECHECK_INTERVAL: Duration = Duration::from_hours(24);
 
 text_enum! {
-    /// The column `jobs.state`.
+    /// The state of a job (column `jobs.state`).
     pub enum JobState {
         Ready = "ready",
         Running = "running",
@@ -46,68 +52,74 @@ text_enum! {
 }
 
 text_enum! {
-    /// The column `jobs.wait_reason`: what a job waits for that could not do its work. Whoever provides it makes the job due.
+    /// The reason why a job was snoozed (column `jobs.wait_reason`).
     pub enum WaitReason {
-        /// The project's key.
+        /// The job lacks the project's master key. A request with the project key makes the job due.
         Key = "key",
-        /// A language model that is configured.
+        /// No language model is configured. A process with a language model makes the job due.
         Model = "model",
-        /// Nothing: the job has used its share of time and continues in its next attempt.
+        /// The job has used its time slice. It continues with its next attempt.
         TimeSlice = "time_slice",
-        /// A version of the server that can do this work.
+        /// This version of the server cannot do the work.
         Upgrade = "upgrade",
     }
 }
 
-/// The payload of a job: ids, never content and never a secret. Code that enqueues a job needs only this type.
+/// The payload of a job. It contains ids, never content or secrets. Code that enqueues a job needs only this type.
 pub trait Job: Serialize + DeserializeOwned + Send + 'static {
-    /// The name of the kind in the queue.
+    /// The job kind as stored in the queue.
     const KIND: &'static str;
 
-    /// At most one job of a lane runs at a time, of whatever kind.
+    /// Returns the lane of the job. At most one job of a lane runs at a time, regardless of its kind.
     fn lane(&self) -> Option<String> {
         None
     }
 
-    /// At most one job of this kind and key waits at a time, of whatever project: a key contains the id of what it is about.
+    /// Returns the dedupe key of the job. At most one job with this kind and key is ready at a time. Keys are not scoped to
+    /// projects, so a key contains the id of the entity that the job processes.
     fn dedupe_key(&self) -> Option<String> {
         None
     }
 }
 
-/// Executes the jobs of a kind.
+/// The handler of the jobs of one kind.
 ///
-/// A job may run twice (its process may die after the work and before the end), so it reads, works, and writes once, guarded
-/// by what it read.
+/// A job may run again after it has done its work, because the process may die before the job is completed. A handler must
+/// therefore check, in the transaction that writes its result, that its input has not changed.
 pub trait JobHandler: Job {
-    /// What the work needs; registered together with the kind, see [`registry::JobRegistry::register`].
+    /// The context that [`run`](Self::run) requires; registered together with the kind by
+    /// [`registry::JobRegistry::register`].
     type Context: Clone + Send + Sync + 'static;
 
-    /// How long one attempt may take.
+    /// The maximum duration of an attempt.
     const TIMEOUT: Duration;
-    /// How many attempts there are.
+    /// The maximum number of attempts.
     const MAX_ATTEMPTS: i32;
-    /// The delays between attempts double up to this one.
+    /// The maximum backoff, to which a jitter of 20 % is applied.
     const MAX_BACKOFF: Duration = Duration::from_mins(10);
 
+    /// Runs one attempt of the job.
     fn run(self, context: &Self::Context, running: &RunningJob) -> impl Future<Output = Result<(), JobError>> + Send;
 }
 
-/// Why a job did not do its work. The error is text for operators; nothing compares it.
+/// The reason why an attempt did not complete its job. The text of the inner error is stored as the job's last error, which
+/// clients see in the result of a flush and in the status of an encryption conversion. No code compares it.
 #[derive(Debug)]
 pub enum JobError {
-    /// Another attempt may succeed; what `?` returns.
+    /// The attempt failed, and another one may succeed. The `?` operator returns this variant.
     Retry(anyhow::Error),
-    /// Another attempt would fail too.
+    /// The attempt failed, and another one would fail too.
     Permanent(anyhow::Error),
-    /// The work cannot be done now, which is no failure: try again after this time. Does not count as an attempt.
+    /// The work cannot be finished in this attempt. The job is requeued with this delay, and the attempt does not count.
     Snooze(WaitReason, anyhow::Error, Duration),
 }
 
 impl JobError {
-    /// The job has to decrypt content, and was not given the key.
+    /// Returns the error of a job that must decrypt content but lacks the project's master key.
     pub fn awaiting_key() -> Self {
-        Self::Snooze(WaitReason::Key, anyhow::anyhow!("needs the project's key"), KEY_RECHECK_INTERVAL)
+        let error =
+            anyhow::anyhow!("the project's master key is missing; a request with the project's API key provides it");
+        Self::Snooze(WaitReason::Key, error, KEY_RECHECK_INTERVAL)
     }
 }
 
@@ -117,32 +129,34 @@ impl<E: Into<anyhow::Error>> From<E> for JobError {
     }
 }
 
-/// A job while it runs.
+/// A job during an attempt.
 pub struct RunningJob {
     pub id: JobId,
-    /// Whose work it is, and what opens what is sealed if the job was given it.
+    /// The job's project, with its master key if the job has one. `format` is `Encrypted` if the job has the key, otherwise
+    /// `Plaintext`; it is not read from the project.
     pub encryption: ProjectEncryption,
-    /// The number of this try, from 1.
+    /// The number of this attempt, starting at 1.
     pub attempt: i32,
     worker_id: Uuid,
     completed: AtomicBool,
 }
 
-/// The lease ran out and another process has the job: what this one did must not be kept.
+/// The error of an attempt whose lease has expired and whose job was reclaimed. The attempt's changes must be rolled back.
 #[derive(Debug, thiserror::Error)]
 #[error("the job's lease was lost")]
 pub struct LeaseLost;
 
 impl RunningJob {
-    /// Ends the job as done, in the transaction of its result.
+    /// Completes the job in the transaction of its result.
     ///
     /// # Errors
-    /// [`LeaseLost`]: roll back.
+    /// Returns [`LeaseLost`] if this worker no longer owns the job; the caller must then roll back. Returns other errors if
+    /// the database fails.
     pub async fn complete(&self, tx: &mut Tx) -> Result<(), JobError> {
-        if !store::delete(tx, self.id, self.worker_id).await? {
+        if !store::complete(tx, self.id, self.worker_id).await? {
             return Err(LeaseLost.into());
         }
-        // From here on it has no lease that could be lost.
+        // Prevents the heartbeat from aborting this attempt because the row of the job no longer exists.
         self.completed.store(true, Ordering::SeqCst);
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! Periodic tasks: work without input that every process does at intervals, safe on any number of processes at once.
+//! Periodic tasks: work that every process runs at an interval. A periodic task must be safe to run in several processes
+//! concurrently.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +11,10 @@ use super::{requeue, store};
 use crate::db::Db;
 use crate::error::Result;
 
-/// How long the row of a job that failed for good can be read.
+/// The retention period of permanently failed jobs.
 const FAILED_JOB_RETENTION: Duration = Duration::from_hours(14 * 24);
 
-/// Work that is done at intervals.
+/// Work that runs at an interval.
 pub struct PeriodicTask {
     pub name: &'static str,
     interval: Duration,
@@ -21,7 +22,7 @@ pub struct PeriodicTask {
 }
 
 impl PeriodicTask {
-    /// Calls `run` with the context at each interval.
+    /// Creates a periodic task that calls `run` with a clone of `context`.
     pub fn new<C, F>(name: &'static str, interval: Duration, context: &C, run: fn(C) -> F) -> Self
     where
         C: Clone + Send + Sync + 'static,
@@ -31,11 +32,11 @@ impl PeriodicTask {
         Self { name, interval, run: Box::new(move || Box::pin(run(context.clone()))) }
     }
 
-    /// Runs the task now and then at each interval, until the process shuts down. A run that fails is logged; the next one tries
-    /// again.
+    /// Runs the periodic task immediately and then at each interval, until the process shuts down. Logs a failed run and
+    /// continues with the next one. Skips runs while the database pool is closed.
     ///
     /// # Errors
-    /// Never; the signature is that of every component.
+    /// Never returns an error; all components have this signature.
     pub async fn run_periodically(self, db: Db) -> anyhow::Result<()> {
         let mut timer = tokio::time::interval(self.interval);
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -48,13 +49,14 @@ impl PeriodicTask {
                 continue;
             }
             if let Err(error) = (self.run)().await {
-                tracing::warn!(periodic_task = self.name, error = ?error, "a periodic task failed");
+                tracing::warn!(periodic_task = self.name, error = ?error, "periodic task failed");
             }
         }
     }
 }
 
-/// Gives back the running jobs of processes that are gone.
+/// Reclaims running jobs whose lease has expired, because their worker was lost. The lost attempt counts as a failed one, so
+/// a job is marked as failed if it has no attempt left.
 pub async fn reclaim_expired(runner: Arc<Runner>) -> Result<()> {
     let kinds = runner.registry.kinds();
     let mut conn = runner.db.acquire().await?;
@@ -62,12 +64,12 @@ pub async fn reclaim_expired(runner: Arc<Runner>) -> Result<()> {
     drop(conn);
     for job in &expired {
         let Some(handler) = runner.registry.get(&job.kind) else { continue };
-        let retry = runner::retry_after(job.attempt, handler);
-        tracing::warn!(job.id = %job.id, job.kind = job.kind, "a job's process was lost");
+        let backoff = runner::backoff_after(job.attempt, handler);
+        tracing::warn!(job.id = %job.id, job.kind = job.kind, "job lease expired; reclaiming the job");
         let mut tx = runner.db.begin().await?;
-        // Its process may have come back to life since.
+        // The worker may have renewed the lease in the meantime.
         if store::lock_expired(&mut tx, job.id, job.worker_id).await? {
-            requeue::fail(&mut tx, job.id, job.worker_id, retry, "the process that ran it was lost").await?;
+            requeue::fail(&mut tx, job.id, job.worker_id, backoff, "lease expired; worker lost").await?;
             tx.wake_on_commit();
         }
         tx.commit().await?;
@@ -75,7 +77,7 @@ pub async fn reclaim_expired(runner: Arc<Runner>) -> Result<()> {
     Ok(())
 }
 
-/// Deletes the rows of jobs that failed long ago.
+/// Deletes permanently failed jobs after their retention period.
 pub async fn purge_failed(db: Db) -> Result<()> {
     let mut conn = db.acquire().await?;
     store::delete_failed(&mut conn, FAILED_JOB_RETENTION).await?;

@@ -1,18 +1,19 @@
-//! Puts jobs on the queue, in the transaction that makes them necessary.
+//! The job queue, for code that enqueues jobs. A job is enqueued in the transaction that makes the work necessary.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use super::{Job, WaitReason, store};
+use super::store::{self, UnfinishedJob};
+use super::{Job, WaitReason};
 use crate::db::{Db, Tx};
-use crate::encryption::jobs::JobKeys;
+use crate::encryption::job_keys::JobKeyWrapper;
 use crate::encryption::{Kek, ProjectEncryption};
 use crate::error::{Error, Result};
 use crate::telemetry;
 
-/// When a job is due.
+/// The delay until a job is due.
 #[derive(Clone, Copy, Debug)]
 pub struct Delay(Duration);
 
@@ -24,27 +25,30 @@ impl Delay {
     }
 }
 
-/// The queue as producers see it; cheap to clone.
+/// The job queue, for code that enqueues jobs. A clone is cheap.
 #[derive(Clone)]
 pub struct JobQueue {
-    keys: Arc<JobKeys>,
+    key_wrapper: Arc<JobKeyWrapper>,
 }
 
 impl JobQueue {
-    /// Jobs of encrypted projects are given the project's key, encrypted with a key that is derived from the pepper.
+    /// Creates the queue. Jobs of encrypted projects contain the project's master key, wrapped with a key that is derived
+    /// from the pepper.
     ///
     /// # Errors
-    /// Never in practice: the key has a valid length.
+    /// Returns an error if key derivation fails, which cannot happen with the key length used.
     pub fn new(pepper: &str) -> anyhow::Result<Self> {
-        Ok(Self { keys: Arc::new(JobKeys::derive(pepper)?) })
+        Ok(Self { key_wrapper: Arc::new(JobKeyWrapper::derive(pepper)?) })
     }
 
-    /// Enqueues a job, with the project's key if it is encrypted. If an equal job (same kind and dedupe key) is waiting, that one
-    /// becomes due at the earlier of the two times and is given the project's key if it has none, and nothing is added; a job that
-    /// backs off after a failure keeps its time. Runners are woken when the transaction is committed.
+    /// Enqueues a job, with the project's master key if the project is encrypted. The commit wakes the job runners.
+    ///
+    /// If a duplicate (same kind and dedupe key) is ready, no job is added. The duplicate gets the master key if it has none,
+    /// and becomes due at the earlier of the two times. If it is in backoff after a failure, it keeps its time, unless it
+    /// waited for the master key.
     ///
     /// # Errors
-    /// The database fails.
+    /// Returns an error if the database fails.
     pub async fn enqueue<J: Job>(
         &self,
         tx: &mut Tx,
@@ -59,7 +63,7 @@ impl JobQueue {
             lane: job.lane(),
             dedupe_key: job.dedupe_key(),
             delay: delay.0,
-            encrypted_kek: self.wrap_key(encryption)?,
+            encrypted_kek: self.wrap_kek_if_encrypted(encryption)?,
             traceparent: telemetry::current_traceparent(),
         };
         store::insert(tx, encryption.project, new).await?;
@@ -67,28 +71,30 @@ impl JobQueue {
         Ok(())
     }
 
-    /// Returns the key that a job for this project is given; `None` if the project is not encrypted, or its key is not known.
+    /// Wraps the project's master key for a job. Returns `None` if the project is not encrypted or its master key is not
+    /// known.
     ///
     /// # Errors
-    /// The system returns no random bytes.
-    pub fn wrap_key(&self, encryption: &ProjectEncryption) -> anyhow::Result<Option<Vec<u8>>> {
+    /// Returns an error if the system's random number generator fails.
+    pub fn wrap_kek_if_encrypted(&self, encryption: &ProjectEncryption) -> anyhow::Result<Option<Vec<u8>>> {
         encryption.kek.as_ref().filter(|_| encryption.format.is_encrypted()).map(|kek| self.wrap_kek(kek)).transpose()
     }
 
-    /// Encrypts a project's key for its jobs.
+    /// Wraps a master key for a job of its project.
     ///
     /// # Errors
-    /// The system returns no random bytes.
+    /// Returns an error if the system's random number generator fails.
     pub fn wrap_kek(&self, kek: &Kek) -> anyhow::Result<Vec<u8>> {
-        self.keys.seal(kek)
+        self.key_wrapper.wrap(kek)
     }
 
-    /// Gives the project's key to those of its jobs that wait for it. Costs next to nothing if none does.
+    /// Provides the project's master key to its jobs that wait for it, and makes these jobs due. If no job waits, this costs
+    /// one index lookup.
     ///
     /// # Errors
-    /// The database fails.
+    /// Returns an error if the database fails.
     pub async fn provide_key(&self, tx: &mut Tx, encryption: &ProjectEncryption) -> Result<()> {
-        if let Some(key) = self.wrap_key(encryption)?
+        if let Some(key) = self.wrap_kek_if_encrypted(encryption)?
             && store::provide_key(tx, encryption.project, &key).await? > 0
         {
             tx.wake_on_commit();
@@ -96,48 +102,50 @@ impl JobQueue {
         Ok(())
     }
 
-    /// As [`JobQueue::provide_key`], in a transaction of its own; needs no connection if the project is not encrypted.
+    /// Provides the project's master key as [`JobQueue::provide_key`] does, but without a transaction of the caller. Acquires
+    /// no connection if the project is not encrypted or its master key is not known.
     ///
     /// # Errors
-    /// The database fails.
-    pub async fn provide_key_now(&self, db: &Db, encryption: &ProjectEncryption) -> Result<()> {
+    /// Returns an error if the database fails.
+    pub async fn provide_key_autocommit(&self, db: &Db, encryption: &ProjectEncryption) -> Result<()> {
         if !encryption.format.is_encrypted() || encryption.kek.is_none() {
             return Ok(());
         }
-        let mut tx = db.begin_statement().await?;
+        let mut tx = db.begin_autocommit().await?;
         self.provide_key(&mut tx, encryption).await?;
         Ok(tx.commit().await?)
     }
 
-    /// Makes the waiting job with the kind and dedupe key of `job` due now, whatever it waits for, and clears its last error.
-    /// Returns `true` if there is one.
+    /// Makes the ready job with the kind and dedupe key of `job` due now, whatever its wait reason. Clears its wait reason and
+    /// last error. Returns `true` if there is such a job.
     ///
     /// # Errors
-    /// The database fails.
+    /// Returns an error if the database fails.
     pub async fn make_due<J: Job>(&self, tx: &mut Tx, job: &J) -> sqlx::Result<bool> {
-        self.make_job_due(tx, job, true).await
+        self.make_ready_job_due(tx, job, true).await
     }
 
-    /// As [`JobQueue::make_due`], but the job keeps its last error and wait reason until it runs.
+    /// Makes the ready job with the kind and dedupe key of `job` due now, whatever its wait reason. Keeps its wait reason and
+    /// last error. Returns `true` if there is such a job.
     ///
     /// # Errors
-    /// The database fails.
-    pub async fn make_due_with_error<J: Job>(&self, tx: &mut Tx, job: &J) -> sqlx::Result<bool> {
-        self.make_job_due(tx, job, false).await
+    /// Returns an error if the database fails.
+    pub async fn make_due_keeping_error<J: Job>(&self, tx: &mut Tx, job: &J) -> sqlx::Result<bool> {
+        self.make_ready_job_due(tx, job, false).await
     }
 
-    async fn make_job_due<J: Job>(&self, tx: &mut Tx, job: &J, clears_error: bool) -> sqlx::Result<bool> {
-        let is_waiting = store::make_due(tx, J::KIND, job.dedupe_key().as_deref(), clears_error).await?;
-        if is_waiting {
+    async fn make_ready_job_due<J: Job>(&self, tx: &mut Tx, job: &J, clear_error: bool) -> sqlx::Result<bool> {
+        let exists = store::make_due(tx, J::KIND, job.dedupe_key().as_deref(), clear_error).await?;
+        if exists {
             tx.wake_on_commit();
         }
-        Ok(is_waiting)
+        Ok(exists)
     }
 
-    /// Makes all jobs of a kind due now that wait for this reason.
+    /// Makes due all jobs of the kind `J` that have this wait reason.
     ///
     /// # Errors
-    /// The database fails.
+    /// Returns an error if the database fails.
     pub async fn make_all_due<J: Job>(&self, tx: &mut Tx, reason: WaitReason) -> sqlx::Result<()> {
         if store::make_all_due(tx, J::KIND, reason).await? > 0 {
             tx.wake_on_commit();
@@ -145,16 +153,15 @@ impl JobQueue {
         Ok(())
     }
 
-    /// Finds a job with the kind and dedupe key of `job` that waits or runs; for one that waits, the inner value is why its last
-    /// attempt failed.
+    /// Finds the ready or running job with the kind and dedupe key of `job`. If there are two, returns the running one.
     ///
     /// # Errors
-    /// The database fails.
-    pub async fn find<J: Job>(&self, conn: &mut PgConnection, job: &J) -> sqlx::Result<Option<Option<String>>> {
+    /// Returns an error if the database fails.
+    pub async fn find<J: Job>(&self, conn: &mut PgConnection, job: &J) -> sqlx::Result<Option<UnfinishedJob>> {
         store::find_unfinished(conn, J::KIND, job.dedupe_key().as_deref()).await
     }
 
-    pub(super) fn keys(&self) -> &JobKeys {
-        &self.keys
+    pub(super) fn key_wrapper(&self) -> &JobKeyWrapper {
+        &self.key_wrapper
     }
 }

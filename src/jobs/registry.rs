@@ -1,4 +1,4 @@
-//! Which kinds of jobs this process can run, and how.
+//! The registry of job kinds and their handlers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::{JobError, JobHandler, RunningJob};
 
 type RunFn = Arc<dyn Fn(Value, Arc<RunningJob>) -> BoxFuture<'static, Result<(), JobError>> + Send + Sync>;
 
-/// The handler of a kind, together with its context.
+/// The handler of a job kind, bound to its context, with the settings of the kind.
 #[derive(Clone)]
 pub struct RegisteredHandler {
     pub(super) timeout: Duration,
@@ -20,18 +20,18 @@ pub struct RegisteredHandler {
     pub(super) run: RunFn,
 }
 
-/// The kinds that this process can run; jobs of other kinds are left to other processes.
+/// The job kinds that this process can run, with their handlers. Jobs of other kinds are left to other processes.
 #[derive(Clone, Default)]
 pub struct JobRegistry(HashMap<&'static str, RegisteredHandler>);
 
 impl JobRegistry {
-    /// Adds a kind, whose jobs run with this context.
+    /// Registers a job kind. Its handler runs with a clone of `context`.
     #[must_use]
     pub fn register<J: JobHandler>(mut self, context: J::Context) -> Self {
         let run: RunFn = Arc::new(move |payload, running: Arc<RunningJob>| {
             let context = context.clone();
             Box::pin(async move {
-                let job: J = serde_json::from_value(payload).map_err(|error| JobError::Permanent(error.into()))?;
+                let job: J = serde_json::from_value(payload).map_err(|err| JobError::Permanent(err.into()))?;
                 job.run(&context, &running).await
             })
         });

@@ -1,4 +1,5 @@
-//! SQL that returns a running job to the queue, or ends it as failed. Every statement is fenced by the job's worker.
+//! SQL that requeues a running job or marks it as failed. A function has no effect if the worker `worker_id` no longer owns
+//! the job.
 
 use std::time::Duration;
 
@@ -9,42 +10,42 @@ use super::WaitReason;
 use crate::db::interval;
 use crate::ids::JobId;
 
-/// How a job returns to the queue. The default is at once, for no reason of its own: its process stops.
+/// The parameters of a requeue. The default makes the job due immediately, as for a release at shutdown.
 #[derive(Default)]
 pub struct Requeue<'a> {
     pub wait_reason: Option<WaitReason>,
-    /// The job waits for its key, which it was not given when it was claimed. If it was given one in the meantime, or if the equal
-    /// job that takes over has one, there is nothing to wait for.
+    /// `true` if the job waits for its project's master key and had none when it was claimed. The job does not wait if it has
+    /// received the key in the meantime, or if the ready duplicate that replaces it has the key.
     pub lacked_key: bool,
     pub delay: Duration,
-    /// Why; `None` keeps the last error.
+    /// The error to store as the last error; `None` keeps the stored one.
     pub error: Option<&'a str>,
 }
 
-/// Returns a job to the queue; its attempt does not count.
-pub async fn requeue_unspent(
+/// Requeues a job. The attempt does not count.
+pub async fn requeue_uncounted(
     conn: &mut PgConnection,
     job: JobId,
     worker_id: Uuid,
     requeue: &Requeue<'_>,
 ) -> sqlx::Result<()> {
     lock(conn, job, worker_id).await?;
-    make_ready(conn, job, worker_id, 1, requeue).await
+    requeue_job(conn, job, worker_id, 1, requeue).await
 }
 
-/// The job failed: it goes back to wait out its back-off, or ends as failed after its last try.
+/// Records a failed attempt: requeues the job with the delay `backoff`, or marks the job as failed if `backoff` is `None`.
 pub async fn fail(
     conn: &mut PgConnection,
     job: JobId,
     worker_id: Uuid,
-    retry_after: Option<Duration>,
-    reason: &str,
+    backoff: Option<Duration>,
+    error: &str,
 ) -> sqlx::Result<()> {
     lock(conn, job, worker_id).await?;
-    match retry_after {
+    match backoff {
         Some(delay) => {
-            let requeue = Requeue { delay, error: Some(reason), ..Requeue::default() };
-            make_ready(conn, job, worker_id, 0, &requeue).await
+            let requeue = Requeue { delay, error: Some(error), ..Requeue::default() };
+            requeue_job(conn, job, worker_id, 0, &requeue).await
         }
         None => sqlx::query!(
             "update jobs set state = 'failed', worker_id = null, lease_expires_at = null, encrypted_kek = null,
@@ -52,7 +53,7 @@ pub async fn fail(
              where id = $1 and worker_id = $2",
             job as _,
             worker_id,
-            reason,
+            error,
         )
         .execute(conn)
         .await
@@ -60,27 +61,35 @@ pub async fn fail(
     }
 }
 
+/// Locks a job. This is a separate statement, so that the next one sees what the previous holder of the lock has committed,
+/// such as the project's master key.
 async fn lock(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<()> {
     let row = sqlx::query!("select id from jobs where id = $1 and worker_id = $2 for update", job as _, worker_id);
     row.fetch_optional(conn).await.map(drop)
 }
 
-/// Back to `ready`. If an equal job waits already, that one takes over: this row goes, and the waiting one inherits its tries
-/// and its back-off, or a steady stream of new jobs would retry without a pause and without an end.
-async fn make_ready(
+/// Makes a running job ready. `uncounted_attempts` is 1 if the attempt does not count, otherwise 0.
+///
+/// If a duplicate is ready already, deletes the job, and the duplicate inherits its attempts and backoff. If it did not inherit
+/// them, it would run immediately, as a first attempt. Work for which jobs are enqueued repeatedly would then never reach the
+/// maximum number of attempts.
+async fn requeue_job(
     conn: &mut PgConnection,
     job: JobId,
     worker_id: Uuid,
-    unspent: i32,
+    uncounted_attempts: i32,
     &Requeue { wait_reason, lacked_key, delay, error }: &Requeue<'_>,
 ) -> sqlx::Result<()> {
+    // `has_reason` is true if the duplicate inherits the error, the wait reason and the delay: if there is an error, unless the
+    // job waits for the master key and one of the two jobs has the key.
     let inherited = sqlx::query!(
         "with old as (
              delete from jobs o where o.id = $1 and o.worker_id = $2 and exists (
                  select 1 from jobs t where t.kind = o.kind and t.dedupe_key = o.dedupe_key and t.state = 'ready')
              returning o.kind, o.dedupe_key, o.attempt, o.encrypted_kek)
          update jobs t
-         set encrypted_kek = coalesce(t.encrypted_kek, old.encrypted_kek), attempt = greatest(t.attempt, old.attempt - $3),
+         set encrypted_kek = coalesce(t.encrypted_kek, old.encrypted_kek),
+             attempt = greatest(t.attempt, old.attempt - $3),
              last_error = case when old.has_reason then $5 else t.last_error end,
              wait_reason = case when old.has_reason then $6 else t.wait_reason end,
              run_at = case when old.has_reason then greatest(t.run_at, now() + $4::interval) else t.run_at end,
@@ -91,7 +100,7 @@ async fn make_ready(
          where t.kind = old.kind and t.dedupe_key = old.dedupe_key and t.state = 'ready'",
         job as _,
         worker_id,
-        unspent,
+        uncounted_attempts,
         interval(delay) as _,
         error,
         wait_reason as _,
@@ -109,7 +118,7 @@ async fn make_ready(
          where id = $1 and worker_id = $2",
         job as _,
         worker_id,
-        unspent,
+        uncounted_attempts,
         interval(delay) as _,
         error,
         wait_reason as _,

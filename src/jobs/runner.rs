@@ -1,7 +1,10 @@
-//! Claims jobs and runs them, as many at once as there are slots.
+//! The job runner: claims jobs and runs them concurrently, up to the configured limit.
 //!
-//! The order of its loop matters: wait for a free slot, claim, and only if nothing was due wait for word, the next due time or
-//! a second, whichever comes first. Word that comes between claim and wait is kept for the wait.
+//! The loop of [`run`] has three steps, in this order:
+//! 1. It waits for a free permit.
+//! 2. It claims jobs, up to one for each free permit.
+//! 3. If it has claimed no job, it waits for a notification, the next due time or the poll interval, whichever comes first.
+//!    A notification that arrives after step 2 is not lost, because it ends this wait immediately.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -17,125 +20,141 @@ use uuid::Uuid;
 
 use super::registry::RegisteredHandler;
 use super::requeue;
-use super::store::{self, Claimed};
+use super::store::{self, ClaimedJob};
 use super::{JobError, JobQueue, JobRegistry, LeaseLost, RunningJob, WaitReason};
-use crate::config::JobSettings;
+use crate::config::Jobs;
 use crate::db::Db;
 use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::ids::JobId;
 use crate::process::Process;
 use crate::telemetry;
 
-/// Claims and runs jobs of the registered kinds.
+/// The handles and settings of the job runner.
 pub struct Runner {
     pub db: Db,
     pub queue: JobQueue,
     pub registry: JobRegistry,
     pub process: Process,
-    pub settings: JobSettings,
+    pub settings: Jobs,
 }
 
-/// The first pause after a failure; it doubles with each further one.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
-/// The safety net under the notifications.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The backoff after the first failed attempt. Each further failed attempt doubles the backoff.
+const BASE_BACKOFF: Duration = Duration::from_secs(5);
+/// The interval at which to poll for due jobs. Only polling finds the jobs that the statement in `messages/store.rs` enqueues or
+/// makes due, because this statement wakes no runner. Polling also finds jobs whose notification was lost.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often the heartbeat looks whether the last job has ended while the process stops.
-const WHILE_STOPPING: Duration = Duration::from_millis(100);
+/// The interval at which the heartbeat checks during shutdown whether all jobs have ended.
+const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long after try number `attempt` the next one is due, with jitter; `None` after the last one.
-pub fn retry_after(attempt: i32, handler: &RegisteredHandler) -> Option<Duration> {
+/// Returns the backoff after the failed attempt with the number `attempt`, with jitter; `None` if it was the last attempt.
+pub fn backoff_after(attempt: i32, handler: &RegisteredHandler) -> Option<Duration> {
     if attempt >= handler.max_attempts {
         return None;
     }
     let doublings = u32::try_from(attempt - 1).unwrap_or(0).min(16);
-    let pause = (FIRST_PAUSE * 2_u32.pow(doublings)).min(handler.max_backoff);
-    Some(pause.mul_f64(rand::rng().random_range(0.8..1.2)))
+    let backoff = (BASE_BACKOFF * 2_u32.pow(doublings)).min(handler.max_backoff);
+    Some(backoff.mul_f64(rand::rng().random_range(0.8..1.2)))
 }
 
-/// What runs here now.
-#[derive(Default)]
-struct Tries(Mutex<HashMap<Uuid, (AbortHandle, Arc<RunningJob>)>>);
+/// Running jobs by id, with the handles that abort their attempts.
+type RunningJobMap = HashMap<Uuid, (AbortHandle, Arc<RunningJob>)>;
 
-impl Tries {
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<Uuid, (AbortHandle, Arc<RunningJob>)>) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+/// The jobs that this worker runs.
+#[derive(Default)]
+struct RunningJobs(Mutex<RunningJobMap>);
+
+impl RunningJobs {
+    fn with_lock<T>(&self, access: impl FnOnce(&mut RunningJobMap) -> T) -> T {
+        access(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Runs jobs until the process stops; what runs then is waited for by shutdown.
+/// Claims and runs jobs until shutdown begins. Shutdown then waits for the running jobs.
+///
+/// # Errors
+/// Never returns an error; all components have this signature.
 pub async fn run(runner: Arc<Runner>) -> anyhow::Result<()> {
-    let slots = Arc::new(Semaphore::new(runner.settings.concurrency));
+    let permits = Arc::new(Semaphore::new(runner.settings.concurrency));
     let worker_id = Uuid::now_v7();
-    let tries = Arc::new(Tries::default());
-    runner.process.background_tasks.spawn(heartbeat(Arc::clone(&runner), worker_id, Arc::clone(&tries)));
+    let running_jobs = Arc::new(RunningJobs::default());
+    runner.process.background_tasks.spawn(heartbeat(Arc::clone(&runner), worker_id, Arc::clone(&running_jobs)));
     let kinds = runner.registry.kinds();
     while !runner.process.shutdown.is_cancelled() {
-        let Some(mut free) = free_slots(&runner, &slots).await else {
+        let Some(mut free) = acquire_free_permits(&runner, &permits).await else {
             break;
         };
         let claimed = match claim(&runner, worker_id, &kinds, free.num_permits()).await {
             Ok(claimed) => claimed,
+            // The pool is closed, by the shutdown or because a connection pooler shares sessions. No job can be claimed anymore.
             Err(_) if runner.db.is_closed() => {
                 runner.process.shutdown.cancelled().await;
                 break;
             }
             Err(err) => {
-                tracing::warn!(error = %err, "jobs could not be claimed");
+                tracing::warn!(error = %err, "failed to claim jobs");
                 Vec::new()
             }
         };
-        let nothing_due = claimed.is_empty();
+        let none_claimed = claimed.is_empty();
         for job in claimed {
-            let Some(slot) = free.split(1) else { break };
-            start(&runner, worker_id, job, slot, &tries);
+            let Some(permit) = free.split(1) else { break };
+            spawn_attempt(&runner, worker_id, job, permit, &running_jobs);
         }
         drop(free);
-        if nothing_due {
-            wait(&runner, &kinds).await;
+        if none_claimed {
+            wait_for_due_job(&runner, &kinds).await;
         }
     }
     Ok(())
 }
 
-/// Every slot that is free, at least one; `None` when the process stops.
-async fn free_slots(runner: &Runner, slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+/// Waits for a free permit and returns it together with all others that are free; `None` if shutdown begins.
+async fn acquire_free_permits(runner: &Runner, permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
     let mut free = tokio::select! {
         () = runner.process.shutdown.cancelled() => return None,
-        slot = Arc::clone(slots).acquire_owned() => slot.ok()?,
+        permit = Arc::clone(permits).acquire_owned() => permit.ok()?,
     };
-    while let Ok(more) = Arc::clone(slots).try_acquire_owned() {
+    while let Ok(more) = Arc::clone(permits).try_acquire_owned() {
         free.merge(more);
     }
     Some(free)
 }
 
-async fn claim(runner: &Runner, worker_id: Uuid, kinds: &[String], limit: usize) -> sqlx::Result<Vec<Claimed>> {
+async fn claim(runner: &Runner, worker_id: Uuid, kinds: &[String], limit: usize) -> sqlx::Result<Vec<ClaimedJob>> {
     let mut tx = runner.db.begin().await?;
     let claimed = store::claim(&mut tx, worker_id, kinds, limit, runner.settings.lease).await?;
     tx.commit().await?;
     Ok(claimed)
 }
 
-async fn wait(runner: &Runner, kinds: &[String]) {
-    let due = async {
+/// Waits for a notification, the next due time or the poll interval, whichever comes first.
+async fn wait_for_due_job(runner: &Runner, kinds: &[String]) {
+    let until_due = async {
         let mut conn = runner.db.acquire().await?;
-        store::next_due(&mut conn, kinds).await
+        store::time_until_due(&mut conn, kinds).await
     };
-    let pause = match due.await {
-        // A lane may be busy: what is due now is not claimed before that job ends, and its end wakes.
-        Ok(Some(due)) if due > Duration::ZERO => due.min(LOOK_EVERY),
-        _ => LOOK_EVERY,
+    let delay = match until_due.await {
+        // A due job that was not claimed may wait for its lane. The end of the lane's running job wakes the runner.
+        Ok(Some(until_due)) if until_due > Duration::ZERO => until_due.min(POLL_INTERVAL),
+        _ => POLL_INTERVAL,
     };
     tokio::select! {
         () = runner.process.shutdown.cancelled() => {}
         () = runner.db.job_waker().wait_local() => {}
-        () = tokio::time::sleep(pause) => {}
+        () = tokio::time::sleep(delay) => {}
     }
 }
 
-fn start(runner: &Arc<Runner>, worker_id: Uuid, job: Claimed, slot: OwnedSemaphorePermit, tries: &Arc<Tries>) {
-    // The runner claims only kinds it knows.
+/// Spawns an attempt of a claimed job. The permit is released when the attempt ends.
+fn spawn_attempt(
+    runner: &Arc<Runner>,
+    worker_id: Uuid,
+    job: ClaimedJob,
+    permit: OwnedSemaphorePermit,
+    running_jobs: &Arc<RunningJobs>,
+) {
+    // The handler exists, because the runner claims only jobs of registered kinds.
     let Some(handler) = runner.registry.get(&job.kind).cloned() else {
         return;
     };
@@ -143,172 +162,186 @@ fn start(runner: &Arc<Runner>, worker_id: Uuid, job: Claimed, slot: OwnedSemapho
         "job", job.kind, job.id = %job.id, project.id = %job.project, job.attempt = job.attempt
     );
     if let Some(traceparent) = &job.traceparent {
-        telemetry::link(&span, traceparent);
+        telemetry::add_span_link(&span, traceparent);
     }
-    let (id, in_lane) = (job.id.0, job.lane.is_some());
-    let kek = job.encrypted_kek.as_deref().and_then(|sealed| match runner.queue.keys().open(job.project, sealed) {
+    let (id, has_lane) = (job.id.0, job.lane.is_some());
+    let key_wrapper = runner.queue.key_wrapper();
+    let kek = job.encrypted_kek.as_deref().and_then(|wrapped| match key_wrapper.unwrap(job.project, wrapped) {
         Ok(kek) => Some(Arc::new(kek)),
         Err(err) => {
-            tracing::error!(job.id = %job.id, error = %err, "the key that a job was given does not open");
+            tracing::error!(
+                job.id = %job.id, error = %err, "failed to unwrap the job's master key; the job runs without it"
+            );
             None
         }
     });
     let encryption = ProjectEncryption { project: job.project, format: StorageFormat::from_flag(kek.is_some()), kek };
     let running = RunningJob { id: job.id, encryption, attempt: job.attempt, worker_id, completed: false.into() };
     let running = Arc::new(running);
-    let (runner_, tries_, running_) = (Arc::clone(runner), Arc::clone(tries), Arc::clone(&running));
-    let task = async move {
-        try_job(&runner_, running_, job, &handler).await;
-        tries_.change(|running| running.remove(&id));
-        drop(slot);
-        if in_lane {
-            // The next one of its lane may run now.
-            runner_.db.job_waker().wake_local();
+    let attempt = {
+        let (runner, running_jobs, running) = (Arc::clone(runner), Arc::clone(running_jobs), Arc::clone(&running));
+        async move {
+            run_attempt(&runner, running, job, &handler).await;
+            running_jobs.with_lock(|jobs| jobs.remove(&id));
+            drop(permit);
+            if has_lane {
+                // Wakes the runner, because the next job of the lane can run now.
+                runner.db.job_waker().wake_local();
+            }
         }
     };
-    // Registered before the task can end, as both happen under the lock.
-    tries.change(|all| {
-        all.insert(id, (runner.process.background_tasks.spawn(task.instrument(span)).abort_handle(), running))
+    // The attempt is spawned under the lock, so that it cannot remove its entry from the map before the entry is inserted.
+    running_jobs.with_lock(|jobs| {
+        jobs.insert(id, (runner.process.background_tasks.spawn(attempt.instrument(span)).abort_handle(), running))
     });
 }
 
-/// One try, and what becomes of the job after it.
-async fn try_job(runner: &Runner, running: Arc<RunningJob>, job: Claimed, handler: &RegisteredHandler) {
+/// Runs one attempt and records its outcome. If shutdown aborts the attempt, releases the job.
+async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob, handler: &RegisteredHandler) {
     let worker_id = running.worker_id;
     let work = AssertUnwindSafe((handler.run)(job.payload, running)).catch_unwind();
     let outcome = tokio::select! {
         outcome = tokio::time::timeout(handler.timeout, work) => match outcome {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(JobError::Retry(anyhow::anyhow!("the job panicked"))),
-            Err(_) => Err(JobError::Retry(anyhow::anyhow!("the job took longer than {:?}", handler.timeout))),
+            Err(_) => Err(JobError::Retry(anyhow::anyhow!("the attempt timed out after {:?}", handler.timeout))),
         },
-        () = runner.process.hard_stop.cancelled() => {
-            give_back(runner, worker_id, job.id).await;
+        () = runner.process.abort.cancelled() => {
+            release(runner, worker_id, job.id).await;
             return;
         }
     };
-    let settled = match outcome {
+    let recorded = match outcome {
         Ok(()) => {
-            tracing::debug!("job done");
-            settle_done(runner, worker_id, job.id).await
+            tracing::debug!("job completed");
+            complete_job(runner, worker_id, job.id).await
         }
         Err(JobError::Retry(err) | JobError::Permanent(err)) if err.is::<LeaseLost>() => {
-            tracing::warn!("the job's lease was lost; another process has it");
+            tracing::warn!("job lease lost; the job was reclaimed");
             Ok(())
         }
         Err(JobError::Retry(err)) => {
-            settle_failed(runner, worker_id, job.id, retry_after(job.attempt, handler), &err).await
+            log_and_record_failure(runner, worker_id, job.id, backoff_after(job.attempt, handler), &err).await
         }
-        Err(JobError::Permanent(err)) => settle_failed(runner, worker_id, job.id, None, &err).await,
+        Err(JobError::Permanent(err)) => log_and_record_failure(runner, worker_id, job.id, None, &err).await,
         Err(JobError::Snooze(wait_reason, error, delay)) => {
             let lacked_key = wait_reason == WaitReason::Key && job.encrypted_kek.is_none();
             let error = format!("{error:#}");
             let snooze = requeue::Requeue { wait_reason: Some(wait_reason), lacked_key, delay, error: Some(&error) };
-            requeue_unspent(runner, worker_id, job.id, &snooze).await
+            requeue_uncounted(runner, worker_id, job.id, &snooze).await
         }
     };
-    if let Err(err) = settled {
-        tracing::warn!(error = %err, "the end of a job could not be written; its lease will run out");
+    if let Err(err) = recorded {
+        tracing::warn!(error = %err, "failed to record the job's outcome; the job runs again when its lease expires");
     }
 }
 
-async fn settle_done(runner: &Runner, worker_id: Uuid, job: JobId) -> sqlx::Result<()> {
+async fn complete_job(runner: &Runner, worker_id: Uuid, job: JobId) -> sqlx::Result<()> {
     let mut conn = runner.db.acquire().await?;
-    // False if the job has completed itself in its own transaction.
-    store::delete(&mut conn, job, worker_id).await.map(drop)
+    // `store::complete` returns `false` if the handler has completed the job in its own transaction.
+    store::complete(&mut conn, job, worker_id).await.map(drop)
 }
 
-async fn settle_failed(
+async fn log_and_record_failure(
     runner: &Runner,
     worker_id: Uuid,
     job: JobId,
-    retry: Option<Duration>,
+    backoff: Option<Duration>,
     err: &anyhow::Error,
 ) -> sqlx::Result<()> {
-    if let Some(pause) = retry {
-        tracing::warn!(error = format!("{err:#}"), ?pause, "job failed, will be tried again");
+    let error = format!("{err:#}");
+    if let Some(delay) = backoff {
+        tracing::warn!(error, ?delay, "job attempt failed; the job will be retried");
     } else {
-        tracing::error!(error = format!("{err:#}"), "job failed for good");
+        tracing::error!(error, "job failed permanently");
     }
-    give_up_or_retry(runner, worker_id, job, retry, &format!("{err:#}")).await
+    record_failure(runner, worker_id, job, backoff, &error).await
 }
 
-/// Writes a failure down. An equal job may come between the look for one and the write; then once more.
-async fn give_up_or_retry(
+/// Records a failed attempt in a transaction. Tries again if a duplicate was enqueued concurrently.
+async fn record_failure(
     runner: &Runner,
     worker_id: Uuid,
     job: JobId,
-    retry: Option<Duration>,
-    reason: &str,
+    backoff: Option<Duration>,
+    error: &str,
 ) -> sqlx::Result<()> {
     let write = async || {
         let mut tx = runner.db.begin().await?;
-        requeue::fail(&mut tx, job, worker_id, retry, reason).await?;
+        requeue::fail(&mut tx, job, worker_id, backoff, error).await?;
         tx.commit().await
     };
     match write().await {
-        Err(sqlx::Error::Database(err)) if err.constraint() == Some("jobs_dedupe_key_idx") => write().await,
+        Err(err) if is_duplicate_error(&err) => write().await,
         other => other,
     }
 }
 
-/// Returns a job to the queue; its attempt does not count.
-async fn requeue_unspent(
+/// Requeues a job in a transaction. The attempt does not count.
+async fn requeue_uncounted(
     runner: &Runner,
     worker_id: Uuid,
     job: JobId,
     requeue: &requeue::Requeue<'_>,
 ) -> sqlx::Result<()> {
     let mut tx = runner.db.begin().await?;
-    requeue::requeue_unspent(&mut tx, job, worker_id, requeue).await?;
+    requeue::requeue_uncounted(&mut tx, job, worker_id, requeue).await?;
     tx.commit().await
 }
 
-async fn give_back(runner: &Runner, worker_id: Uuid, job: JobId) {
-    if let Err(err) = requeue_unspent(runner, worker_id, job, &requeue::Requeue::default()).await {
-        tracing::warn!(error = %err, "a job could not be handed back; its lease will run out");
+/// Returns `true` if a requeue failed because another transaction has enqueued a duplicate after the requeue had found none. If
+/// it is repeated, the requeue merges the job with the duplicate.
+fn is_duplicate_error(err: &sqlx::Error) -> bool {
+    matches!(err, sqlx::Error::Database(err) if err.constraint() == Some("jobs_dedupe_key_idx"))
+}
+
+/// Releases a job: makes it due immediately, so that another worker can run it.
+async fn release(runner: &Runner, worker_id: Uuid, job: JobId) {
+    if let Err(err) = requeue_uncounted(runner, worker_id, job, &requeue::Requeue::default()).await {
+        tracing::warn!(error = %err, "failed to release a job at shutdown; the job runs again when its lease expires");
     }
 }
 
-/// Moves the leases of what runs here, and ends tries whose lease another process has taken over.
-async fn heartbeat(runner: Arc<Runner>, worker_id: Uuid, tries: Arc<Tries>) {
+/// Renews the leases of this worker's running jobs, and aborts attempts that have lost their lease. Ends when shutdown has
+/// begun and no job is running, or when the process aborts.
+async fn heartbeat(runner: Arc<Runner>, worker_id: Uuid, running_jobs: Arc<RunningJobs>) {
     let mut timer = tokio::time::interval(runner.settings.lease / 3);
-    let mut stopping = false;
+    let mut is_shutting_down = false;
     loop {
         tokio::select! {
-            () = runner.process.hard_stop.cancelled() => return,
-            () = runner.process.shutdown.cancelled(), if !stopping => {
-                stopping = true;
-                timer = tokio::time::interval(WHILE_STOPPING);
+            () = runner.process.abort.cancelled() => return,
+            () = runner.process.shutdown.cancelled(), if !is_shutting_down => {
+                is_shutting_down = true;
+                timer = tokio::time::interval(SHUTDOWN_POLL_INTERVAL);
             }
             _ = timer.tick() => {}
         }
-        if stopping && tries.change(|running| running.is_empty()) {
+        if is_shutting_down && running_jobs.with_lock(|jobs| jobs.is_empty()) {
             return;
         }
-        let leased = |running: &mut HashMap<Uuid, (AbortHandle, Arc<RunningJob>)>| {
-            running.iter().filter(|(_, (_, job))| !job.is_completed()).map(|(id, _)| *id).collect()
+        let leased_ids = |jobs: &mut RunningJobMap| {
+            jobs.iter().filter(|(_, (_, job))| !job.is_completed()).map(|(id, _)| *id).collect()
         };
-        let running: Vec<Uuid> = tries.change(leased);
-        if running.is_empty() {
+        let leased: Vec<Uuid> = running_jobs.with_lock(leased_ids);
+        if leased.is_empty() {
             continue;
         }
-        let kept = async {
+        let renewal = async {
             let mut conn = runner.db.acquire().await?;
-            store::extend(&mut conn, worker_id, &running, runner.settings.lease).await
+            store::renew_leases(&mut conn, worker_id, &leased, runner.settings.lease).await
         };
-        match kept.await {
-            Ok(kept) => tries.change(|now| {
-                for lost in running.iter().filter(|id| !kept.contains(id)) {
-                    // One that has just completed or ended has no lease to lose.
-                    if now.get(lost).is_some_and(|(_, job)| !job.is_completed())
-                        && let Some((handle, _)) = now.remove(lost)
+        match renewal.await {
+            Ok(owned) => running_jobs.with_lock(|jobs| {
+                for lost in leased.iter().filter(|id| !owned.contains(id)) {
+                    // A job that has completed or ended in the meantime has not lost its lease.
+                    if jobs.get(lost).is_some_and(|(_, job)| !job.is_completed())
+                        && let Some((handle, _)) = jobs.remove(lost)
                     {
                         handle.abort();
                     }
                 }
             }),
-            Err(err) => tracing::warn!(error = %err, "the leases of running jobs could not be moved"),
+            Err(err) => tracing::warn!(error = %err, "failed to renew job leases"),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! SQL of the queue. Every statement about a running job is fenced by its owner.
+//! SQL of the job queue. Except for [`claim`], a function with the parameter `worker_id` has no effect on a job that this worker
+//! does not own.
 
 use std::time::Duration;
 
@@ -10,30 +11,31 @@ use super::{JobState, WaitReason};
 use crate::db::interval;
 use crate::ids::{JobId, ProjectId};
 
-/// A job that is put on the queue.
+/// A job to enqueue.
 pub struct NewJob {
     pub kind: &'static str,
     pub payload: Value,
     pub lane: Option<String>,
     pub dedupe_key: Option<String>,
     pub delay: Duration,
-    /// The project's key, as [`crate::encryption::jobs::JobKeys`] seals it.
+    /// The project's master key, wrapped by [`crate::encryption::job_keys::JobKeyWrapper`].
     pub encrypted_kek: Option<Vec<u8>>,
-    /// Where the work comes from, as a W3C traceparent.
+    /// The span that enqueues the job, as a W3C traceparent.
     pub traceparent: Option<String>,
 }
 
+/// Inserts a job. If a duplicate is ready, sets the master key of the duplicate and makes it due earlier instead.
 pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into jobs (id, project_id, kind, payload, lane, dedupe_key, run_at, traceparent, encrypted_kek)
          values ($1, $2, $3, $4, $5, $6, now() + $7::interval, $8, $9)
          on conflict (kind, dedupe_key) where state = 'ready' do update
-             -- A job in back-off keeps its time, but for one that waits for the key that it is given now.
+             -- A job in backoff keeps its due time, unless it gets the key that it waits for.
              set run_at = case when jobs.attempt = 0 or jobs.wait_reason = 'key' and excluded.encrypted_kek is not null
                                then least(jobs.run_at, excluded.run_at) else jobs.run_at end,
                  wait_reason = nullif(jobs.wait_reason, case when excluded.encrypted_kek is not null then 'key' end),
                  encrypted_kek = coalesce(excluded.encrypted_kek, jobs.encrypted_kek), updated_at = now()
-             -- Writes nothing if nothing changes.
+             -- Do not write if nothing changes.
              where jobs.attempt = 0 and excluded.run_at < jobs.run_at
                 or jobs.encrypted_kek is null and excluded.encrypted_kek is not null",
         JobId::new() as _,
@@ -51,20 +53,26 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, job: NewJob) ->
     .map(drop)
 }
 
-/// Gives a project's key to its jobs that wait for it, and makes them due.
+/// Sets the master key of a project's jobs that wait for it, and makes them due. Returns their number.
 pub async fn provide_key(conn: &mut PgConnection, project: ProjectId, encrypted_kek: &[u8]) -> sqlx::Result<u64> {
-    let moved = sqlx::query!(
-        "update jobs set encrypted_kek = $2, run_at = least(run_at, now()), wait_reason = null, last_error = null, updated_at = now()
+    let update = sqlx::query!(
+        "update jobs
+         set encrypted_kek = $2, run_at = least(run_at, now()), wait_reason = null, last_error = null,
+             updated_at = now()
          where project_id = $1 and wait_reason = 'key'",
         project as _,
         encrypted_kek,
     );
-    Ok(moved.execute(conn).await?.rows_affected())
+    Ok(update.execute(conn).await?.rows_affected())
 }
 
-/// Gives a project's key to all its jobs that have none, or takes it from all of them. Those that wait for it are due now: they
-/// have it, or need it no more.
-pub async fn set_key(conn: &mut PgConnection, project: ProjectId, encrypted_kek: Option<&[u8]>) -> sqlx::Result<()> {
+/// With a master key, sets it in all unfinished jobs of a project that have none. With `None`, removes the master key from
+/// all unfinished jobs of the project. Jobs that wait for the key become due, because they now have it or no longer need it.
+pub async fn set_key_for_all(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    encrypted_kek: Option<&[u8]>,
+) -> sqlx::Result<()> {
     sqlx::query!(
         "update jobs
          set encrypted_kek = $2, run_at = case when wait_reason = 'key' then least(run_at, now()) else run_at end,
@@ -79,57 +87,62 @@ pub async fn set_key(conn: &mut PgConnection, project: ProjectId, encrypted_kek:
     .map(drop)
 }
 
-/// Makes the waiting job of a kind and dedupe key due now, whatever it waits for. Returns `true` if there is one.
+/// Makes the ready job with this kind and dedupe key due now, whatever its wait reason. With `clear_error`, clears its wait
+/// reason and last error. Returns `true` if there is such a job.
 pub async fn make_due(
     conn: &mut PgConnection,
     kind: &str,
     dedupe_key: Option<&str>,
-    clears_error: bool,
+    clear_error: bool,
 ) -> sqlx::Result<bool> {
-    let moved = sqlx::query!(
+    let update = sqlx::query!(
         "update jobs
          set run_at = least(run_at, now()), wait_reason = case when $3 then null else wait_reason end,
              last_error = case when $3 then null else last_error end, updated_at = now()
          where kind = $1 and dedupe_key = $2 and state = 'ready'",
         kind,
         dedupe_key,
-        clears_error
+        clear_error
     );
-    Ok(moved.execute(conn).await?.rows_affected() > 0)
+    Ok(update.execute(conn).await?.rows_affected() > 0)
 }
 
-/// Makes all jobs of a kind due now that wait for this reason. Returns their number.
+/// Makes due all jobs of a kind that have this wait reason. Returns the number of jobs that were not due yet.
 pub async fn make_all_due(conn: &mut PgConnection, kind: &str, reason: WaitReason) -> sqlx::Result<u64> {
-    let moved = sqlx::query!(
+    let update = sqlx::query!(
         "update jobs set run_at = now(), updated_at = now()
          where kind = $1 and state = 'ready' and wait_reason = $2 and run_at > now()",
         kind,
         reason as _
     );
-    Ok(moved.execute(conn).await?.rows_affected())
+    Ok(update.execute(conn).await?.rows_affected())
 }
 
-/// Finds a job of a kind and dedupe key that waits or runs; for one that waits, the inner value is why its last attempt failed. The
-/// outcome of an attempt that still runs is not known, whatever the one before it came to.
+/// A ready or running job.
+pub struct UnfinishedJob {
+    /// The last error of a ready job. `None` for a running job, because the outcome of its current attempt is not known yet.
+    pub last_error: Option<String>,
+}
+
+/// Finds the unfinished job with this kind and dedupe key. If there are two, returns the running one.
 pub async fn find_unfinished(
     conn: &mut PgConnection,
     kind: &str,
     dedupe_key: Option<&str>,
-) -> sqlx::Result<Option<Option<String>>> {
-    sqlx::query_scalar!(
+) -> sqlx::Result<Option<UnfinishedJob>> {
+    let last_error = sqlx::query_scalar!(
         "select case when state = 'ready' then last_error end from jobs
          where kind = $1 and dedupe_key = $2 and state in ('ready', 'running')
          order by state desc limit 1",
         kind,
         dedupe_key
-    )
-    .fetch_optional(conn)
-    .await
+    );
+    Ok(last_error.fetch_optional(conn).await?.map(|last_error| UnfinishedJob { last_error }))
 }
 
-/// A job that this process has claimed.
+/// A job that this worker has claimed.
 #[derive(Debug)]
-pub struct Claimed {
+pub struct ClaimedJob {
     pub id: JobId,
     pub project: ProjectId,
     pub kind: String,
@@ -140,56 +153,57 @@ pub struct Claimed {
     pub traceparent: Option<String>,
 }
 
-/// Takes up to `limit` due jobs of these kinds for `worker_id`: fair between projects (each in turn, counting what runs already),
-/// oldest first within one, and never a second job of a lane.
+/// Claims up to `limit` due jobs of these kinds for a worker: round-robin between projects (counting their running jobs),
+/// oldest first within a project, and at most one job of a lane.
 ///
-/// Wants a transaction of its own. It stands in line with the other claims, so that none of them has to look twice; being
-/// lost in a crash does no harm (the jobs are simply ready again), so its commit does not wait for the disk.
+/// The caller must commit the claim in a transaction of its own, because this function makes the commit asynchronous. If a
+/// crash of the database loses the claim, the jobs are ready again. An advisory lock serializes the claims of all workers.
+/// Otherwise two workers could claim jobs of the same lane, and one of them would get an error from the index `jobs_lane_idx`.
 pub async fn claim(
     conn: &mut PgConnection,
     worker_id: Uuid,
     kinds: &[String],
     limit: usize,
     lease: Duration,
-) -> sqlx::Result<Vec<Claimed>> {
+) -> sqlx::Result<Vec<ClaimedJob>> {
     sqlx::query!("select set_config('synchronous_commit', 'off', true)").fetch_one(&mut *conn).await?;
     sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd claim jobs'))").fetch_one(&mut *conn).await?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     sqlx::query_as!(
-        Claimed,
-        r#"with recursive waiting (project_id) as (
+        ClaimedJob,
+        r#"with recursive ready_projects (project_id) as (
                (select project_id from jobs where state = 'ready' order by project_id limit 1)
                union all
                select (select j.project_id from jobs j
-                       where j.state = 'ready' and j.project_id > w.project_id order by j.project_id limit 1)
-               from waiting w where w.project_id is not null
+                       where j.state = 'ready' and j.project_id > p.project_id order by j.project_id limit 1)
+               from ready_projects p where p.project_id is not null
            ),
            busy as (select project_id, count(*) as jobs from jobs where state = 'running' group by project_id),
            due as (
                select d.id, d.run_at,
                       row_number() over (partition by d.project_id order by d.run_at, d.id)
-                          + coalesce(busy.jobs, 0) as turn,
-                      row_number() over (partition by coalesce(d.lane, d.id::text) order by d.run_at, d.id) as in_lane
-               from waiting w
+                          + coalesce(busy.jobs, 0) as fair_rank,
+                      row_number() over (partition by coalesce(d.lane, d.id::text) order by d.run_at, d.id) as lane_rank
+               from ready_projects p
                cross join lateral (
                    select j.id, j.project_id, j.run_at, j.lane from jobs j
-                   where j.state = 'ready' and j.project_id = w.project_id and j.run_at <= now() and j.kind = any($2)
+                   where j.state = 'ready' and j.project_id = p.project_id and j.run_at <= now() and j.kind = any($2)
                      and not exists (select 1 from jobs r where r.state = 'running' and r.lane = j.lane)
                    order by j.run_at, j.id limit $3
                ) d
                left join busy on busy.project_id = d.project_id
            ),
-           -- A waiting row can be locked by a request that enqueues an equal job: that is no reason to wait here.
-           taken as (
+           -- Skips rows that a request has locked to enqueue a duplicate, so that the claim does not wait for it.
+           claimed as (
                select r.id from jobs r join due on due.id = r.id
-               where due.in_lane = 1 and r.state = 'ready'
-               order by due.turn, due.run_at, due.id limit $3
+               where due.lane_rank = 1 and r.state = 'ready'
+               order by due.fair_rank, due.run_at, due.id limit $3
                for update of r skip locked
            )
            update jobs j
            set state = 'running', attempt = j.attempt + 1, worker_id = $1, lease_expires_at = now() + $4::interval,
                wait_reason = null, updated_at = now()
-           from taken where j.id = taken.id and j.state = 'ready'
+           from claimed where j.id = claimed.id and j.state = 'ready'
            returning j.id as "id: JobId", j.project_id as "project: ProjectId", j.kind, j.payload, j.lane, j.attempt,
                      j.encrypted_kek, j.traceparent"#,
         worker_id,
@@ -201,8 +215,8 @@ pub async fn claim(
     .await
 }
 
-/// How long until the next job of these kinds is due; `None` if none waits.
-pub async fn next_due(conn: &mut PgConnection, kinds: &[String]) -> sqlx::Result<Option<Duration>> {
+/// Returns the time until the next ready job of these kinds is due: zero if one is due already, `None` if no job is ready.
+pub async fn time_until_due(conn: &mut PgConnection, kinds: &[String]) -> sqlx::Result<Option<Duration>> {
     let seconds = sqlx::query_scalar!(
         r#"select extract(epoch from min(run_at) - now())::float8 as seconds from jobs
            where state = 'ready' and kind = any($1)"#,
@@ -213,9 +227,9 @@ pub async fn next_due(conn: &mut PgConnection, kinds: &[String]) -> sqlx::Result
     Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()))
 }
 
-/// Moves the end of these jobs' leases; answers with those that are still this worker's. One that is just being completed is
-/// locked, and is left as it is.
-pub async fn extend(
+/// Renews the leases of these jobs, and returns the ids of the jobs that this worker still owns. If another transaction has
+/// locked a job, for example to complete it, the lease is not renewed, but the id is returned.
+pub async fn renew_leases(
     conn: &mut PgConnection,
     worker_id: Uuid,
     jobs: &[Uuid],
@@ -236,24 +250,24 @@ pub async fn extend(
         .await
 }
 
-/// The job is done.
-pub async fn delete(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
-    let gone = sqlx::query!("delete from jobs where id = $1 and worker_id = $2", job as _, worker_id);
-    Ok(gone.execute(conn).await?.rows_affected() == 1)
+/// Deletes a completed job. Returns `false` if this worker does not own the job or the job does not exist.
+pub async fn complete(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
+    let delete = sqlx::query!("delete from jobs where id = $1 and worker_id = $2", job as _, worker_id);
+    Ok(delete.execute(conn).await?.rows_affected() == 1)
 }
 
-/// A job whose lease ran out.
-pub struct Expired {
+/// A job with an expired lease.
+pub struct ExpiredJob {
     pub id: JobId,
     pub kind: String,
     pub attempt: i32,
     pub worker_id: Uuid,
 }
 
-/// Running jobs of these kinds whose process has not been heard of until the end of their lease.
-pub async fn list_expired(conn: &mut PgConnection, kinds: &[String], limit: i64) -> sqlx::Result<Vec<Expired>> {
+/// Lists running jobs of these kinds with an expired lease, longest expired first.
+pub async fn list_expired(conn: &mut PgConnection, kinds: &[String], limit: i64) -> sqlx::Result<Vec<ExpiredJob>> {
     sqlx::query_as!(
-        Expired,
+        ExpiredJob,
         r#"select id as "id: JobId", kind, attempt, worker_id as "worker_id!" from jobs
            where state = 'running' and lease_expires_at < now() and kind = any($1)
            order by lease_expires_at limit $2"#,
@@ -264,7 +278,8 @@ pub async fn list_expired(conn: &mut PgConnection, kinds: &[String], limit: i64)
     .await
 }
 
-/// Locks a job if its lease has run out and still belongs to this worker.
+/// Locks a job if this worker still owns it and its lease has expired. Returns `false` otherwise, or if another transaction
+/// has locked the job.
 pub async fn lock_expired(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
     let row = sqlx::query!(
         "select id from jobs where id = $1 and worker_id = $2 and lease_expires_at < now() for update skip locked",
@@ -274,30 +289,31 @@ pub async fn lock_expired(conn: &mut PgConnection, job: JobId, worker_id: Uuid) 
     Ok(row.fetch_optional(conn).await?.is_some())
 }
 
-/// Forgets jobs that failed longer ago than `age`.
+/// Deletes jobs that failed longer ago than `age`. Returns their number.
 pub async fn delete_failed(conn: &mut PgConnection, age: Duration) -> sqlx::Result<u64> {
-    let gone = sqlx::query!(
+    let delete = sqlx::query!(
         "delete from jobs where state = 'failed' and updated_at < now() - $1::interval",
         interval(age) as _
     );
-    Ok(gone.execute(conn).await?.rows_affected())
+    Ok(delete.execute(conn).await?.rows_affected())
 }
 
-/// The jobs of one kind and state.
-pub struct Waiting {
+/// The number and the age of the jobs with one kind and state.
+pub struct JobCount {
     pub kind: String,
     pub state: JobState,
     pub count: i64,
-    /// Since the oldest of them was due; 0 if none is.
-    pub late_seconds: i64,
+    /// Seconds since the earliest due time (`run_at`) of these jobs; 0 if this time is in the future. Running and failed jobs
+    /// also have a due time.
+    pub oldest_due_seconds: i64,
 }
 
-/// How many jobs there are of each kind and state.
-pub async fn count(conn: &mut PgConnection) -> sqlx::Result<Vec<Waiting>> {
+/// Counts the jobs of each kind and state.
+pub async fn count_by_kind_and_state(conn: &mut PgConnection) -> sqlx::Result<Vec<JobCount>> {
     sqlx::query_as!(
-        Waiting,
+        JobCount,
         r#"select kind, state as "state: JobState", count(*) as "count!",
-                  greatest(extract(epoch from now() - min(run_at)), 0)::bigint as "late_seconds!"
+                  greatest(extract(epoch from now() - min(run_at)), 0)::bigint as "oldest_due_seconds!"
            from jobs group by kind, state"#
     )
     .fetch_all(conn)

@@ -1,9 +1,9 @@
-//! JSON text that comes from outside, and that goes there.
+//! Parses JSON from clients and serializes JSON for clients.
 //!
-//! `serde_json` has keys that mean something to itself: an object with the one key `$serde_json::private::RawValue` is read as
-//! the JSON that stands in its text, with a fresh count of how deep it goes. So whoever may choose keys could nest without an
-//! end, or have something else stored than what was sent. Such a key is refused here, and everything from outside is read
-//! here.
+//! `serde_json` has keys with a special meaning: an object whose only key is `$serde_json::private::RawValue` is parsed as the
+//! JSON in its value, and the nesting depth is counted from zero again. With such keys, clients could exceed the maximum depth,
+//! or make the server store other data than they sent. JSON from clients must therefore be parsed with [`parse`] or
+//! [`parse_first`], which reject such keys.
 
 use std::cell::Cell;
 
@@ -12,55 +12,57 @@ use serde::Deserialize;
 use serde::de::Error as _;
 use serde_json::{Deserializer, Error, Map, Value};
 
-mod long;
+mod long_strings;
 
-const PRIVATE: &str = "$serde_json::private::";
+/// The prefix of the keys with a special meaning.
+const SERDE_PRIVATE_PREFIX: &str = "$serde_json::private::";
 
-/// Reads a JSON text. It may nest 127 deep.
+/// Parses a JSON text. The maximum nesting depth is 127.
 ///
 /// # Errors
-/// It is no JSON, is more than one value, or has a key that begins with `$serde_json::private::`.
+/// Returns an error if the text is not a single JSON value, is nested too deeply, or has a key that begins with
+/// `$serde_json::private::`.
 pub fn parse(text: &[u8]) -> Result<Value, Error> {
     check_keys(text)?;
-    long::parse(text)
+    long_strings::parse(text)
 }
 
-/// Reads a JSON text that was written here.
+/// Parses a JSON text that this server has serialized, without checking its keys.
 ///
 /// # Errors
-/// It is no JSON.
-pub fn parse_own(text: &[u8]) -> Result<Value, Error> {
-    long::parse(text)
+/// Returns an error if the text is not valid JSON.
+pub fn parse_trusted(text: &[u8]) -> Result<Value, Error> {
+    long_strings::parse(text)
 }
 
-/// Reads the first JSON value of a text; what follows it is ignored.
+/// Parses the first JSON value of a text and ignores the rest.
 ///
 /// # Errors
 /// As for [`parse`].
 pub fn parse_first(text: &[u8]) -> Result<Value, Error> {
     check_keys(text)?;
-    // Hardly ever does something follow.
-    long::parse(text).or_else(|_| Value::deserialize(&mut Deserializer::from_slice(text)))
+    // Usually the text is a single value, so the faster parser, which rejects any further text, is tried first.
+    long_strings::parse(text).or_else(|_| Value::deserialize(&mut Deserializer::from_slice(text)))
 }
 
-/// An upper bound of what a JSON text becomes when it is parsed.
+/// An upper bound of the size of a JSON text after parsing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Estimate {
-    /// Values, those inside of others included.
+    /// The number of values, including nested values.
     pub values: usize,
-    /// Memory of the parsed value, in bytes.
+    /// The memory of the parsed value in bytes.
     pub bytes: usize,
 }
 
-/// Memory of one value in its array or object: itself, its key, and the smallest allocations for a text and a number.
+/// The memory of a value in an array or object: the value, its key, and the smallest allocations for a string and a number.
 const VALUE_BYTES: usize = 112;
-/// Memory of a node of a `BTreeMap<String, Value>`, which an object takes even for a single key.
+/// The memory of a node of a `BTreeMap<String, Value>`, of which an object has at least one.
 const OBJECT_BYTES: usize = 640;
-/// Memory of the smallest vector.
+/// The memory of the smallest allocation of a vector.
 const ARRAY_BYTES: usize = 128;
 
 impl Estimate {
-    /// Adds what a parsed object takes, in the same measure.
+    /// Adds the size of a parsed object.
     pub fn add_object(&mut self, object: &Map<String, Value>) {
         self.values += object.len();
         self.bytes += if object.is_empty() { 0 } else { OBJECT_BYTES };
@@ -87,7 +89,7 @@ impl Estimate {
     }
 }
 
-/// Bounds how many values are parsed from the texts inside of one JSON document, such as the arguments of its tool calls.
+/// A limit for the number of values that are parsed from the strings in a JSON document, such as the arguments of its tool calls.
 pub struct ValueBudget(Cell<usize>);
 
 impl Default for ValueBudget {
@@ -99,52 +101,53 @@ impl Default for ValueBudget {
 impl ValueBudget {
     const MAX_VALUES: usize = 250_000;
 
-    /// Starts with the whole budget again.
+    /// Resets the remaining budget to the maximum.
     pub fn reset(&self) {
         self.0.set(Self::MAX_VALUES);
     }
 
-    /// Parses a text. Returns `None` if it is not JSON, or may have more values than are left.
+    /// Parses a text. Returns `None` if the text is not valid JSON, or may have more values than the remaining budget.
     pub fn parse(&self, text: &str) -> Option<Value> {
         let values = estimate(text.as_bytes()).values;
-        let left = self.0.get().checked_sub(values)?;
+        let remaining = self.0.get().checked_sub(values)?;
         let value = parse(text.as_bytes()).ok()?;
-        self.0.set(left);
+        self.0.set(remaining);
         Some(value)
     }
 }
 
-/// Estimates a JSON text without parsing it. A text that is not JSON has some estimate too.
+/// Estimates the size of a JSON text without parsing it. For invalid JSON, the estimate is arbitrary.
 pub fn estimate(text: &[u8]) -> Estimate {
     let (mut separators, mut objects, mut arrays) = (0, 0, 0);
-    let mut at = 0;
-    while let Some(byte) = text.get(at) {
-        at += 1;
+    let mut offset = 0;
+    while let Some(byte) = text.get(offset) {
+        offset += 1;
         match byte {
-            b'"' => at = string_end(text, at).map_or(text.len(), |end| end + 1),
+            b'"' => offset = string_end(text, offset).map_or(text.len(), |end| end + 1),
             b',' => separators += 1,
             b'{' => objects += 1,
             b'[' => arrays += 1,
             _ => {}
         }
     }
-    // An object or array has one value more than commas.
+    // An object or array has at most one value more than it has commas.
     let values = 1 + separators + objects + arrays;
     Estimate { values, bytes: text.len() + values * VALUE_BYTES + objects * OBJECT_BYTES + arrays * ARRAY_BYTES }
 }
 
-/// Writes a value at the end of a text, as `serde_json` would and in half the time: most of a message is long texts.
+/// Serializes a value and appends the JSON to `out`. The JSON equals that of `serde_json`. For messages, which consist mainly of
+/// long strings, this function takes half the time of `serde_json`.
 pub fn write(value: &Value, out: &mut Vec<u8>) {
     match value {
         Value::Null => out.extend_from_slice(b"null"),
         Value::Bool(true) => out.extend_from_slice(b"true"),
         Value::Bool(false) => out.extend_from_slice(b"false"),
         Value::Number(number) => out.extend_from_slice(number.as_str().as_bytes()),
-        Value::String(text) => write_text(text, out),
+        Value::String(text) => write_string(text, out),
         Value::Array(list) => {
             out.push(b'[');
-            for (at, value) in list.iter().enumerate() {
-                if at > 0 {
+            for (i, value) in list.iter().enumerate() {
+                if i > 0 {
                     out.push(b',');
                 }
                 write(value, out);
@@ -159,68 +162,71 @@ pub fn write(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-/// Writes a text with its quotes.
-pub fn write_text(text: &str, out: &mut Vec<u8>) {
+/// Serializes a string and appends it to `out`, with quotes.
+pub fn write_string(text: &str, out: &mut Vec<u8>) {
     json_escape_simd::escape_into(text, out);
 }
 
-/// Writes the fields of an object, without its braces. They follow others if the text does not end with a brace.
+/// Serializes the fields of an object and appends them to `out`, without braces. Writes a comma before the first field unless
+/// `out` ends with `{`.
 pub fn write_fields(object: &Map<String, Value>, out: &mut Vec<u8>) {
     for (key, value) in object {
         if out.last() != Some(&b'{') {
             out.push(b',');
         }
-        write_text(key, out);
+        write_string(key, out);
         out.push(b':');
         write(value, out);
     }
 }
 
-/// Writes a value.
+/// Serializes a value.
 pub fn to_vec(value: &Value) -> Vec<u8> {
     let mut out = Vec::new();
     write(value, &mut out);
     out
 }
 
+/// Rejects keys that begin with [`SERDE_PRIVATE_PREFIX`].
 fn check_keys(text: &[u8]) -> Result<(), Error> {
-    // Spelled in full or with escapes; most texts have neither.
-    let suspicious = memmem::find(text, b"\\u").is_some() || memmem::find(text, b"$serde_json::").is_some();
-    if suspicious && has_private_key(text) {
-        return Err(Error::custom(format_args!("a key must not begin with {PRIVATE}")));
+    // A text with such a key contains a `\u` escape or a part of the prefix. Most texts contain neither.
+    let may_have_private_key = memmem::find(text, b"\\u").is_some() || memmem::find(text, b"$serde_json::").is_some();
+    if may_have_private_key && has_private_key(text) {
+        return Err(Error::custom(format_args!("a key must not begin with {SERDE_PRIVATE_PREFIX}")));
     }
     Ok(())
 }
 
-/// Whether a string that a colon follows begins with the private prefix, however it is escaped.
+/// Returns `true` if a key begins with [`SERDE_PRIVATE_PREFIX`], escaped or not. A key is a string that is followed by a colon.
 fn has_private_key(text: &[u8]) -> bool {
-    let mut at = 0;
-    while let Some(start) = text[at..].iter().position(|byte| *byte == b'"').map(|quote| at + quote + 1) {
+    let mut offset = 0;
+    while let Some(start) = text[offset..].iter().position(|byte| *byte == b'"').map(|quote| offset + quote + 1) {
         let Some(end) = string_end(text, start) else { return false };
-        at = end + 1;
-        let colon = text[at..].iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b':');
-        if colon && is_private(&text[start - 1..=end]) {
+        offset = end + 1;
+        let is_key = text[offset..].iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b':');
+        if is_key && has_private_prefix(&text[start - 1..=end]) {
             return true;
         }
     }
     false
 }
 
-/// Returns the position of the quote that ends the string whose first character is at `start`.
+/// Returns the offset of the closing quote of the string whose first character is at `start`, or `None` if there is no closing
+/// quote.
 fn string_end(text: &[u8], start: usize) -> Option<usize> {
-    let mut at = start;
+    let mut offset = start;
     loop {
-        at += memchr2(b'"', b'\\', text.get(at..)?)?;
-        if text[at] == b'"' {
-            return Some(at);
+        offset += memchr2(b'"', b'\\', text.get(offset..)?)?;
+        if text[offset] == b'"' {
+            return Some(offset);
         }
-        at += 2;
+        offset += 2;
     }
 }
 
-fn is_private(quoted: &[u8]) -> bool {
-    // Longer than the longest spelling of the prefix need not be looked at to its end, but keys are short.
-    serde_json::from_slice::<String>(quoted).is_ok_and(|key| key.starts_with(PRIVATE))
+fn has_private_prefix(quoted: &[u8]) -> bool {
+    // The whole string is unescaped although the prefix would be enough, because keys are short.
+    serde_json::from_slice::<String>(quoted).is_ok_and(|key| key.starts_with(SERDE_PRIVATE_PREFIX))
 }
 
 #[cfg(test)]
@@ -230,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn private_keys_are_refused_however_they_are_spelled() {
+    fn private_keys_are_rejected_with_and_without_escapes() {
         for key in
             ["$serde_json::private::RawValue", "\\u0024serde_json::private::Number", "$serde_json\\u003a:private::x"]
         {
@@ -242,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn speaking_of_them_is_fine() {
+    fn private_prefix_is_allowed_in_values() {
         for text in [
             r#"{"a":"$serde_json::private::RawValue"}"#,
             r#"["$serde_json::private::RawValue", ": 1"]"#,
@@ -254,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn estimates_count_values_and_skip_texts() {
+    fn estimates_count_values_and_skip_strings() {
         for (text, values) in [
             ("1", 1),
             (r#"{"a": 1}"#, 2),
@@ -283,7 +289,7 @@ mod tests {
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),
             number.prop_map(|digits| parse(digits.as_bytes()).expect("a number")),
-            // Around the widths that are looked at together, with everything that is escaped.
+            // Around the vector widths of the escaping code, with all characters that are escaped.
             "(?s)[a-z\"\\\\/\u{0}-\u{20}\u{7f}-\u{a0}\u{2028}é寿😀]{0,80}".prop_map(Value::from),
         ];
         leaf.prop_recursive(4, 40, 6, |inner| {
@@ -296,12 +302,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_what_serde_writes(value in any_value()) {
+        fn output_is_that_of_serde_json(value in any_value()) {
             prop_assert_eq!(String::from_utf8(to_vec(&value)).expect("UTF-8"), value.to_string());
         }
 
         #[test]
-        fn any_text_is_looked_at_without_a_panic(text in "[\"\\\\u:{}$a0-9 \n]{0,60}") {
+        fn arbitrary_text_does_not_panic(text in "[\"\\\\u:{}$a0-9 \n]{0,60}") {
             let _ = parse(text.as_bytes());
             let _ = has_private_key(text.as_bytes());
         }

@@ -1,4 +1,4 @@
-//! The routes that tell how far observation is, and hurry it.
+//! HTTP handlers that return the observation status of a session and flush it.
 
 use axum::extract::State;
 use chrono::{DateTime, Utc};
@@ -6,7 +6,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Learn;
-use super::queue::Observe;
+use super::jobs::Observe;
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::Path;
@@ -14,24 +14,29 @@ use crate::http::idempotency::Idempotency;
 use crate::http::response::{self, CommandResult, Data, QueryResult};
 use crate::ids::SessionId;
 use crate::jobs::Delay;
+use crate::jobs::store::UnfinishedJob;
 use crate::llm::LlmError;
 use crate::messages::{ProcessStatus, observing};
-use crate::process::Changes;
+use crate::process::ChangeWaiter;
 use crate::sessions;
 use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
 
-/// How many messages of a session were looked at.
+/// The numbers of a session's messages by observation status. A message is not counted if its observation has failed, or if it
+/// will not be observed.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct ObservingStatus {
+    /// Number of observed messages.
     observed: i64,
+    /// Number of messages that are being observed.
     in_process: i64,
+    /// Number of messages that wait for observation.
     pending: i64,
-    /// Now.
+    /// Time of the response.
     updated_at: Timestamp,
 }
 
-/// Tell how far a session was observed
+/// Get a session's observation status
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/observing_status", tag = "session",
     params(("session_id" = SessionId, Path)))]
 pub async fn get_observing_status(
@@ -39,28 +44,29 @@ pub async fn get_observing_status(
     caller: Caller,
     Path(session): Path<SessionId>,
 ) -> QueryResult<Data<ObservingStatus>> {
-    ctx.queue.provide_key_now(&ctx.db, &caller.encryption).await?;
+    ctx.queue.provide_key_autocommit(&ctx.db, &caller.encryption).await?;
     let mut conn = ctx.db.acquire().await?;
     sessions::store::ensure_owned(&mut conn, caller.project, session).await?;
-    let observing::Counts { observed, in_process, pending } =
-        observing::count(&mut conn, caller.project, session).await?;
+    let observing::ObservationCounts { observed, in_process, pending } =
+        observing::count_by_status(&mut conn, caller.project, session).await?;
     Ok(response::ok(ObservingStatus { observed, in_process, pending, updated_at: Timestamp(Utc::now()) }))
 }
 
-/// What became of a flush.
+/// The result of a flush.
 #[derive(Serialize, utoipa::ToSchema)]
-pub struct Flushed {
-    /// 200: all observed. 504: the time is up, the rest goes on. 502: the model failed. 503: there is no model.
+pub struct FlushResult {
+    /// 200: no message is pending. 502: the observation failed. 503: no model is configured. 504: the flush timed out; the
+    /// remaining messages are processed in the background.
     status: u16,
-    /// Empty, or what is wrong and how many messages still wait.
+    /// Empty if `status` is 200; otherwise the reason and, if messages are still pending, their number.
     errmsg: String,
 }
 
-/// Observe a session now
+/// Flush a session
 ///
-/// Takes up what waits and what has failed, and waits for the outcome. The answer is 200 whatever that is; `data.status`
-/// tells it. With an `Idempotency-Key` only a flush that observed all is kept; two with one key at once wait for the same
-/// work, and another that did not come to its end can be sent again.
+/// Observes pending and failed messages and waits for the result. The HTTP status is 200 even if the observation fails;
+/// `data.status` contains the outcome. With an `Idempotency-Key`, the response is stored only if `data.status` is 200, so that
+/// a flush with another outcome can be repeated with the same key. Concurrent requests wait for the same job.
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/flush", tag = "session",
     params(("session_id" = SessionId, Path)))]
 pub async fn flush_session(
@@ -68,66 +74,74 @@ pub async fn flush_session(
     caller: Caller,
     idempotency: Idempotency,
     Path(session): Path<SessionId>,
-) -> CommandResult<Data<Flushed>> {
+) -> CommandResult<Data<FlushResult>> {
     idempotency.replay_if_completed().await?;
-    let flushed = flush(&ctx, &caller, session).await?;
-    let worked = flushed.status == 200;
-    let answer = response::ok(flushed);
-    // No transaction is held while the work goes on, which may be done twice: each message is observed once.
-    if worked { idempotency.store_response(answer).await } else { Ok(answer) }
+    let result = flush(&ctx, &caller, session).await?;
+    let succeeded = result.status == 200;
+    let response = response::ok(result);
+    // The response is not stored in the transaction of the flush, so the flush may run twice for one idempotency key. Each
+    // message is observed only once nevertheless.
+    if succeeded { idempotency.store_response(response).await } else { Ok(response) }
 }
 
-async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flushed> {
-    let deadline = Instant::now() + ctx.config.learning.flush;
+async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<FlushResult> {
+    let deadline = Instant::now() + ctx.config.learning.flush_timeout;
     let mut tx = ctx.db.begin().await?;
     sessions::store::ensure_owned(&mut tx, caller.project, session).await?;
     let locked = LockedSession::lock(&mut tx, caller.project, session).await?;
-    let mut locked = locked.ok_or(sessions::NOT_FOUND)?;
+    let mut locked = locked.ok_or(sessions::SESSION_NOT_FOUND)?;
     let last_message_at = locked.last_message_at;
     ctx.queue.provide_key(&mut locked, &caller.encryption).await?;
     observing::set_status(&mut locked, None, ProcessStatus::Failed, ProcessStatus::Pending).await?;
-    let waiting = observing::count_pending_messages(&mut locked, session, None).await?;
-    if waiting == 0 {
-        return Ok(answer(200, String::new()));
+    let pending = observing::count_unobserved_messages(&mut locked, session, None).await?;
+    if pending == 0 {
+        return Ok(flush_result(200, String::new()));
     }
     if !ctx.llm.is_configured() {
-        return Ok(answer(503, format!("{}; {waiting} messages wait", LlmError::NotConfigured)));
+        return Ok(flush_result(503, format!("{}; {pending} messages are pending", LlmError::NotConfigured)));
     }
     let job = Observe { session };
+    // Unlike `enqueue_job`, `make_due` also makes a job in backoff due. A running job will observe the pending messages, too.
     if !ctx.queue.make_due(&mut locked, &job).await? && ctx.queue.find(&mut locked, &job).await?.is_none() {
         observing::enqueue_job(&mut locked, &ctx.queue, &caller.encryption, Delay::NONE).await?;
     }
     tx.commit().await?;
-    wait(ctx, session, last_message_at, deadline).await
+    wait_until_observed(ctx, session, last_message_at, deadline).await
 }
 
-/// Waits until the messages up to a moment were looked at.
-async fn wait(ctx: &Learn, session: SessionId, until: Option<DateTime<Utc>>, deadline: Instant) -> Result<Flushed> {
-    let changes = Changes::until(deadline, &ctx.observation_finished);
+/// Waits until no message that was stored up to `last_message_at` is pending or being observed, the job is requeued with an
+/// error, or the deadline passes.
+async fn wait_until_observed(
+    ctx: &Learn,
+    session: SessionId,
+    last_message_at: Option<DateTime<Utc>>,
+    deadline: Instant,
+) -> Result<FlushResult> {
+    let changes = ChangeWaiter::until(deadline, &ctx.observation_finished);
     loop {
         let change = changes.next();
         let mut conn = ctx.db.acquire().await?;
-        let waiting = observing::count_pending_messages(&mut conn, session, until).await?;
-        if waiting == 0 {
-            let failed = observing::has_failed(&mut conn, session, until).await?;
-            let why = if failed { "LLM complete failed; the messages can be flushed again" } else { "" };
-            return Ok(answer(if failed { 502 } else { 200 }, why.into()));
+        let pending = observing::count_unobserved_messages(&mut conn, session, last_message_at).await?;
+        if pending == 0 {
+            let has_failed = observing::has_failed_messages(&mut conn, session, last_message_at).await?;
+            let errmsg = if has_failed { "LLM complete failed; flush again to retry the messages" } else { "" };
+            return Ok(flush_result(if has_failed { 502 } else { 200 }, errmsg.into()));
         }
         let job = ctx.queue.find(&mut conn, &Observe { session }).await?;
         drop(conn);
-        if let Some(Some(reason)) = job {
-            return Ok(answer(502, format!("{reason}; {waiting} messages still wait")));
+        if let Some(UnfinishedJob { last_error: Some(last_error) }) = job {
+            return Ok(flush_result(502, format!("{last_error}; {pending} messages are still pending")));
         }
-        if changes.is_over() {
-            return Ok(answer(
+        if changes.is_timed_out() {
+            return Ok(flush_result(
                 504,
-                format!("the time is up; {waiting} messages still wait and go on in the background"),
+                format!("timed out; {pending} messages are still pending and will be processed in the background"),
             ));
         }
         change.await;
     }
 }
 
-fn answer(status: u16, errmsg: String) -> Flushed {
-    Flushed { status, errmsg }
+fn flush_result(status: u16, errmsg: String) -> FlushResult {
+    FlushResult { status, errmsg }
 }

@@ -1,13 +1,13 @@
-//! The job that learns from a task that has ended.
+//! The job that distills a lesson from a finished task.
 
 use std::time::Duration;
 
 use super::Learn;
-use super::queue::Distill;
+use super::jobs::Distill;
 use crate::jobs::{JobError, JobHandler, RunningJob, WaitReason};
 
-/// How soon to check again whether this can be done.
-const LATER: Duration = Duration::from_hours(24);
+/// The delay before the next attempt, which a later version of the server may execute.
+const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
 
 impl JobHandler for Distill {
     type Context = Learn;
@@ -15,9 +15,9 @@ impl JobHandler for Distill {
     const TIMEOUT: Duration = Duration::from_mins(10);
     const MAX_ATTEMPTS: i32 = 5;
 
-    /// Nothing is learned by this version: what is to be learned waits, and says why.
+    /// Snoozes the job, because this version does not implement distillation.
     async fn run(self, _: &Learn, _: &RunningJob) -> Result<(), JobError> {
         let error = anyhow::anyhow!("this version does not learn from tasks");
-        Err(JobError::Snooze(WaitReason::Upgrade, error, LATER))
+        Err(JobError::Snooze(WaitReason::Upgrade, error, RECHECK_INTERVAL))
     }
 }

@@ -1,9 +1,10 @@
-//! The job that ends what is open in a session that a space learns, see [`crate::learning_spaces::progress`].
+//! The job that completes the open tasks of a session that a learning space learns from. Its conditions are in
+//! [`crate::learning_spaces::progress`].
 
 use std::time::Duration;
 
 use super::Learn;
-use super::queue::{Distill, FinalizeSession};
+use super::jobs::{Distill, FinalizeSession};
 use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
 use crate::learning_spaces::progress::{self, NextStep};
 use crate::sessions::lock::LockedSession;
@@ -18,9 +19,10 @@ impl JobHandler for FinalizeSession {
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
         let mut tx = ctx.db.begin().await?;
         if let Some(mut session) = LockedSession::lock(&mut tx, running.encryption.project, self.session).await? {
-            // Messages may have been stored in the meantime; the next check after them enqueues this job again.
+            // If messages have been stored in the meantime, the tasks stay open. A request for the learning status enqueues
+            // the job again after these messages have been observed.
             let progress = learning_spaces::store::get_progress(&mut session, self.session).await?;
-            if progress.as_ref().and_then(progress::next_step) == Some(NextStep::CloseTasks) {
+            if progress.as_ref().and_then(progress::next_step) == Some(NextStep::CompleteOpenTasks) {
                 for task in tasks::store::complete_open(&mut session).await? {
                     ctx.queue.enqueue(&mut session, &running.encryption, &Distill { task }, Delay::NONE).await?;
                 }

@@ -1,14 +1,16 @@
-//! What is learned from conversations in the background. So far: stored messages are observed in batches, by a job for each session.
+//! Observation of sessions, and learning from them, in background jobs. One job per session observes its stored messages in
+//! batches. Distillation is not implemented yet.
 //!
-//! [`queue`] has the payloads of the jobs, for all who enqueue them. [`api`] has the routes that report and expedite observation,
-//! [`observe`] is the job. [`distill`] is the job of each ended task of a session that a space learns, [`finalize`] ends what is open
-//! in such a session. [`settings`] reads what a project has set for itself.
+//! [`jobs`] contains the payloads of the jobs, for the features that enqueue them. [`api`] contains the routes that return
+//! the observation status of a session and flush it. [`observe`] is the job that observes a session. If a learning space
+//! learns from a session, [`distill`] is the job for each of its finished tasks, and [`finalize`] the job that completes its
+//! open tasks. [`settings`] reads the project's settings.
 
 pub mod api;
 pub mod distill;
 pub mod finalize;
+pub mod jobs;
 pub mod observe;
-pub mod queue;
 pub mod settings;
 
 use std::sync::Arc;
@@ -21,14 +23,15 @@ use crate::llm::Llm;
 use crate::platform::{Platform, platform_context};
 
 platform_context! {
-    /// The context of learning.
+    /// The context of the routes and jobs of this module.
     Learn, LearnInner
 }
 
+/// The fields of a [`Learn`].
 pub struct LearnInner {
     platform: Platform,
     llm: Arc<dyn Llm>,
-    /// Notified whenever messages were observed.
+    /// Notified when messages have been observed or an observation has failed.
     observation_finished: Notify,
 }
 

@@ -1,31 +1,32 @@
-//! The job that looks at the messages of a session: batch after batch, oldest first, until none waits.
+//! The job that observes the messages of a session in batches, oldest first, until none is pending.
 //!
-//! A session has one such job at most. Whoever stores a message leaves one if there is none (`sessions.has_observe_job`), due when
-//! the message has waited long enough, or at once when enough wait. The job ends in the transaction that finds nothing left
-//! to do, under the session's lock; so no message can be stored in between and be forgotten.
+//! The statement that stores a message enqueues the job if the session has none (`sessions.has_observe_job`). The job is due
+//! when the message has been pending for the TTL of the observation buffer, or immediately if enough messages are pending.
+//! The job completes in the transaction that finds no pending message. This transaction holds the session's lock, so that no
+//! message can be stored in between and be missed.
 
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::Learn;
-use super::queue::Observe;
+use super::jobs::Observe;
 use super::settings;
-use crate::encryption::{ProjectEncryption, frame};
+use crate::encryption::{ProjectEncryption, value};
 use crate::error::Result;
 use crate::ids::SessionId;
 use crate::jobs::{Delay, JobError, JobHandler, RunningJob, WaitReason};
-use crate::llm::{ChatRequest, LlmError, Message, ToolChoice};
+use crate::llm::{ChatMessage, ChatRequest, LlmError, ToolChoice};
 use crate::messages::ProcessStatus;
 use crate::messages::observing::{self, MessageContent};
 use crate::sessions::lock::LockedSession;
 use crate::{sessions, usage_metrics};
 
-/// The maximum length of a response of the model, in tokens.
-const MAX_TOKENS: u32 = 1024;
+/// The maximum length of a model's response in tokens.
+const MAX_RESPONSE_TOKENS: u32 = 1024;
 
-/// How soon to look again whether there is a model.
-const NO_MODEL: Duration = Duration::from_hours(24);
+/// The delay before the next attempt if no model is configured.
+const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
 
 impl JobHandler for Observe {
     type Context = Learn;
@@ -34,10 +35,10 @@ impl JobHandler for Observe {
     const MAX_ATTEMPTS: i32 = 5;
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
-        reset_running(ctx, &running.encryption, self.session).await?;
+        reset_claimed_messages(ctx, &running.encryption, self.session).await?;
         while let Some(batch) = claim_batch(ctx, self.session, running).await? {
-            let outcome = look_at(ctx, &running.encryption, &batch).await;
-            settle(ctx, self.session, &batch, outcome, running).await?;
+            let outcome = process_batch(ctx, &running.encryption, &batch).await;
+            record_outcome(ctx, self.session, &batch, outcome, running).await?;
             ctx.observation_finished.notify_waiters();
         }
         ctx.observation_finished.notify_waiters();
@@ -45,8 +46,13 @@ impl JobHandler for Observe {
     }
 }
 
-/// Makes messages pending again that were claimed by an attempt whose process died. The lane ensures that no other job works on them.
-async fn reset_running(ctx: &Learn, encryption: &ProjectEncryption, session: SessionId) -> Result<(), JobError> {
+/// Makes messages pending again that an earlier attempt has claimed but not finished, for example because its process died.
+/// The lane ensures that no other job is processing them.
+async fn reset_claimed_messages(
+    ctx: &Learn,
+    encryption: &ProjectEncryption,
+    session: SessionId,
+) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
     if let Some(mut session) = LockedSession::lock(&mut tx, encryption.project, session).await? {
         observing::set_status(&mut session, None, ProcessStatus::Running, ProcessStatus::Pending).await?;
@@ -55,21 +61,26 @@ async fn reset_running(ctx: &Learn, encryption: &ProjectEncryption, session: Ses
     Ok(())
 }
 
-/// Claims the next batch. `None` if no message is pending; the job has completed then.
+/// Claims the next batch of pending messages, and returns their ids. If the project is over its task quota, sets the status of
+/// all pending messages to `limit_exceed` first. If no message is pending, completes the job and returns `None`. Also returns
+/// `None` if the session does not exist anymore.
+///
+/// # Errors
+/// Returns [`JobError::Snooze`] if the master key for an encrypted message is missing, or if no model is configured.
 async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<Option<Vec<Uuid>>, JobError> {
     let mut tx = ctx.db.begin().await?;
     let project = running.encryption.project;
     let Some(mut session) = LockedSession::lock(&mut tx, project, session).await? else {
         return Ok(None);
     };
-    if usage_metrics::store::is_excess(&mut session, project, usage_metrics::store::TASKS).await? {
+    if usage_metrics::store::is_over_quota(&mut session, project, usage_metrics::store::TASK_QUOTA_TAG).await? {
         observing::set_status(&mut session, None, ProcessStatus::Pending, ProcessStatus::LimitExceeded).await?;
     }
-    let limits = settings::load_observe_limits(&mut session, project).await?;
+    let limits = settings::load_batch_limits(&mut session, project).await?;
     let defaults = &ctx.config.learning;
-    let turns = limits.turns.unwrap_or(i64::try_from(defaults.buffer_turns)?).max(1);
-    let overflow = limits.overflow.unwrap_or(defaults.buffer_overflow.into()).max(0);
-    let batch = observing::claim_batch(&mut session, turns.saturating_add(overflow)).await?;
+    let max_turns = limits.max_turns.unwrap_or(i64::try_from(defaults.buffer_turns)?).max(1);
+    let max_overflow = limits.max_overflow.unwrap_or(defaults.buffer_overflow.into()).max(0);
+    let batch = observing::claim_batch(&mut session, max_turns.saturating_add(max_overflow)).await?;
     if batch.is_empty() {
         sessions::store::set_has_observe_job(&mut session, false).await?;
         running.complete(&mut session).await?;
@@ -77,81 +88,90 @@ async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> R
         return Ok(None);
     }
     if running.encryption.kek.is_none() && observing::has_encrypted(&mut session, &batch).await? {
-        // As below.
+        // The claim is rolled back, so the messages stay pending.
         return Err(JobError::awaiting_key());
     }
     if !ctx.llm.is_configured() {
-        // The messages were not taken: this is rolled back.
-        return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), NO_MODEL));
+        // The claim is rolled back, as above.
+        return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), RECHECK_INTERVAL));
     }
     tx.commit().await?;
     Ok(Some(batch))
 }
 
-/// Asks the model about a batch.
-async fn look_at(ctx: &Learn, encryption: &ProjectEncryption, batch: &[Uuid]) -> Result<(), Fault> {
-    let mut conn = ctx.db.acquire().await.map_err(Fault::again)?;
-    let said = observing::load_messages(&mut conn, batch).await.map_err(Fault::again)?;
+/// Sends a batch to the model, without the messages that cannot be decrypted. The response is not used yet.
+async fn process_batch(ctx: &Learn, encryption: &ProjectEncryption, batch: &[Uuid]) -> Result<(), BatchError> {
+    let mut conn = ctx.db.acquire().await.map_err(BatchError::transient)?;
+    let messages = observing::load_messages(&mut conn, batch).await.map_err(BatchError::transient)?;
     drop(conn);
-    let mut lines = Vec::with_capacity(said.len());
-    for MessageContent { id, role, content, encrypted_as, .. } in said {
+    let mut lines = Vec::with_capacity(messages.len());
+    for MessageContent { id, role, content, encrypted_as, .. } in messages {
         let content = match encrypted_as {
-            Some(of) => frame::open(encryption.decryption_key().map_err(Fault::again)?, of, content),
+            Some(encrypted_as) => {
+                let kek = encryption.decryption_key().map_err(BatchError::transient)?;
+                value::decrypt(kek, encrypted_as, content)
+            }
             None => Ok(content),
         };
         match content {
             Ok(content) => lines.push(format!("{role}: {}", String::from_utf8_lossy(&content))),
-            Err(err) => tracing::error!(message.id = %id, error = %err, "a message does not open"),
+            Err(err) => {
+                tracing::error!(message.id = %id, error = %err, "failed to decrypt message; the model does not get it");
+            }
         }
     }
     let request = ChatRequest {
-        system: "You read what an agent and its user say to each other.",
-        messages: &[Message::User(lines.join("\n"))],
+        system: "You are given a conversation between an agent and its user.",
+        messages: &[ChatMessage::User(lines.join("\n"))],
         tools: &[],
         tool_choice: ToolChoice::None,
-        max_tokens: MAX_TOKENS,
+        max_tokens: MAX_RESPONSE_TOKENS,
     };
     match ctx.llm.chat(&request).await {
         Ok(_) => Ok(()),
-        Err(error) => Err(Fault { is_final: !error.is_retryable(), reason: error.into() }),
+        Err(err) => Err(BatchError { is_permanent: !err.is_retryable(), source: err.into() }),
     }
 }
 
-struct Fault {
-    reason: anyhow::Error,
-    /// Another try would not do better.
-    is_final: bool,
+/// The error of a batch that could not be processed.
+struct BatchError {
+    source: anyhow::Error,
+    /// `true` if another attempt would fail too.
+    is_permanent: bool,
 }
 
-impl Fault {
-    fn again(reason: impl Into<anyhow::Error>) -> Self {
-        Self { reason: reason.into(), is_final: false }
+impl BatchError {
+    fn transient(source: impl Into<anyhow::Error>) -> Self {
+        Self { source: source.into(), is_permanent: false }
     }
 }
 
-/// Writes down what became of a batch.
-async fn settle(
+/// Records the outcome of a batch as the status of its messages. If the last attempt has failed, enqueues a new job for the
+/// messages that are still pending.
+///
+/// # Errors
+/// Returns the error of the batch after it has been recorded, or another error if the database fails.
+async fn record_outcome(
     ctx: &Learn,
     session: SessionId,
     batch: &[Uuid],
-    outcome: Result<(), Fault>,
+    outcome: Result<(), BatchError>,
     running: &RunningJob,
 ) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
     let Some(mut locked) = LockedSession::lock(&mut tx, running.encryption.project, session).await? else {
         return Ok(());
     };
-    let Err(Fault { reason, is_final }) = outcome else {
+    let Err(BatchError { source, is_permanent }) = outcome else {
         observing::set_status(&mut locked, Some(batch), ProcessStatus::Running, ProcessStatus::Success).await?;
         tx.commit().await?;
         return Ok(());
     };
-    let is_last = is_final || running.attempt >= Observe::MAX_ATTEMPTS;
+    let is_last = is_permanent || running.attempt >= Observe::MAX_ATTEMPTS;
     let status = if is_last { ProcessStatus::Failed } else { ProcessStatus::Pending };
     observing::set_status(&mut locked, Some(batch), ProcessStatus::Running, status).await?;
     if is_last {
-        // Messages that were stored in the meantime get another job.
-        if observing::count_pending_messages(&mut locked, session, None).await? > 0 {
+        if observing::count_unobserved_messages(&mut locked, session, None).await? > 0 {
             let delay = Delay::from_duration(ctx.config.learning.buffer_ttl);
             observing::enqueue_job(&mut locked, &ctx.queue, &running.encryption, delay).await?;
         } else {
@@ -160,23 +180,23 @@ async fn settle(
     }
     tx.commit().await?;
     ctx.observation_finished.notify_waiters();
-    let reason = reason.context("LLM complete failed");
-    Err(if is_final { JobError::Permanent(reason) } else { JobError::Retry(reason) })
+    let error = source.context("LLM complete failed");
+    Err(if is_permanent { JobError::Permanent(error) } else { JobError::Retry(error) })
 }
 
-/// Enqueues a job for sessions whose messages are pending without one, whatever happened to it, and makes jobs due that wait for a
-/// model, now that there is one. Does nothing without a model. Periodic.
+/// Enqueues a job for each session that has pending messages but no job, and makes due the jobs that wait for a model. Does
+/// nothing if no model is configured. A periodic task calls this function.
 ///
 /// # Errors
-/// The database fails.
+/// Returns an error if the database fails.
 pub async fn enqueue_missed(ctx: Learn) -> Result<()> {
     if !ctx.llm.is_configured() {
         return Ok(());
     }
     let mut conn = ctx.db.acquire().await?;
-    let missed = observing::list_missed(&mut conn, 1_000).await?;
+    let missed = observing::list_unobserved_sessions(&mut conn, 1_000).await?;
     drop(conn);
-    let mut tx = ctx.db.begin_statement().await?;
+    let mut tx = ctx.db.begin_autocommit().await?;
     ctx.queue.make_all_due::<Observe>(&mut tx, WaitReason::Model).await?;
     tx.commit().await?;
     for (project, session) in missed {

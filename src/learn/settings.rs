@@ -1,4 +1,4 @@
-//! The settings of a project that the jobs of learning work with.
+//! The project's settings for observation.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -7,36 +7,37 @@ use sqlx::types::Json;
 
 use crate::ids::ProjectId;
 
-/// The limits of one observation.
+/// The limits of a project for a batch of observed messages. A batch contains up to `max_turns + max_overflow` messages. `None`
+/// stands for the server's default.
 #[derive(Debug, Default)]
-pub struct ObserveLimits {
-    /// How many pending messages are observed at once; `None` for the default of the server.
-    pub turns: Option<i64>,
-    /// How many more may come with them; `None` for the default of the server.
-    pub overflow: Option<i64>,
+pub struct BatchLimits {
+    /// Number of pending messages at which a session is observed immediately.
+    pub max_turns: Option<i64>,
+    /// Maximum number of additional messages in the batch.
+    pub max_overflow: Option<i64>,
 }
 
-/// Loads the limits that a project has set for itself.
+/// Loads the batch limits from the `configs` of a project.
 ///
 /// # Errors
-/// The database fails.
-pub async fn load_observe_limits(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<ObserveLimits> {
+/// Returns an error if the database fails.
+pub async fn load_batch_limits(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<BatchLimits> {
     #[derive(Debug, Default, Deserialize)]
     #[serde(default)]
-    struct Buffer {
+    struct ProjectConfig {
         // A value of another type counts as missing.
         project_session_message_buffer_max_turns: Value,
         project_session_message_buffer_max_overflow: Value,
     }
-    let buffer = sqlx::query_scalar!(
+    let config = sqlx::query_scalar!(
         r#"select case when jsonb_typeof(configs -> 'project_config') = 'object'
-                       then configs -> 'project_config' end as "buffer: Json<Buffer>"
+                       then configs -> 'project_config' end as "config: Json<ProjectConfig>"
            from projects where id = $1"#,
         project as _
     );
-    let buffer = buffer.fetch_optional(conn).await?.flatten().map(|buffer| buffer.0).unwrap_or_default();
-    Ok(ObserveLimits {
-        turns: buffer.project_session_message_buffer_max_turns.as_i64(),
-        overflow: buffer.project_session_message_buffer_max_overflow.as_i64(),
+    let config = config.fetch_optional(conn).await?.flatten().map(|config| config.0).unwrap_or_default();
+    Ok(BatchLimits {
+        max_turns: config.project_session_message_buffer_max_turns.as_i64(),
+        max_overflow: config.project_session_message_buffer_max_overflow.as_i64(),
     })
 }

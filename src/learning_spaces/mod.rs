@@ -1,7 +1,8 @@
-//! Learning spaces: what gathers skills, and says which sessions are learned into them.
+//! Learning spaces: sets of skills, and of the sessions from which these skills are learned.
 //!
-//! [`api`] has the routes of spaces, [`skills`] those of the skills in one, [`sessions`] those of the sessions that one learns;
-//! [`defaults`] are the skills that each begins with, [`store`] is the SQL. The learning itself is in `learn`.
+//! [`api`] contains the routes of learning spaces, [`skills`] those of their skills, and [`sessions`] those of their
+//! sessions. [`progress`] determines the learning status of sessions, [`defaults`] uploads the default skills, and
+//! [`store`] contains the SQL. The jobs that learn from sessions are in `learn`.
 
 pub mod api;
 pub mod defaults;
@@ -18,7 +19,7 @@ use utoipa_axum::routes;
 
 use crate::db::page::impl_paged;
 use crate::error::Error;
-use crate::ids::{SessionId, SkillId, SpaceId, SpaceSessionId, SpaceSkillId, UserId};
+use crate::ids::{LearningSpaceId, LearningSpaceSessionId, LearningSpaceSkillId, SessionId, SkillId, UserId};
 use crate::platform::Platform;
 use crate::text_enum::text_enum;
 use crate::time::Timestamp;
@@ -34,33 +35,33 @@ pub fn router() -> OpenApiRouter<Platform> {
         .routes(routes!(sessions::get_space_session))
 }
 
-pub const NOT_FOUND: Error = Error::NotFound("learning space not found");
+pub const LEARNING_SPACE_NOT_FOUND: Error = Error::NotFound("learning space not found");
 
-/// A learning space.
+/// A set of skills, and of the sessions from which these skills are learned.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct Space {
-    pub id: SpaceId,
+pub struct LearningSpace {
+    pub id: LearningSpaceId,
     pub user_id: Option<UserId>,
-    /// What the client keeps with it.
+    /// Client-supplied metadata.
     #[schema(value_type = Option<Object>)]
     pub meta: Option<Json<Map<String, Value>>>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
 
-impl_paged!(Space);
+impl_paged!(LearningSpace);
 
 /// A skill in a learning space.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct SpaceSkill {
-    pub id: SpaceSkillId,
-    pub learning_space_id: SpaceId,
+pub struct LearningSpaceSkill {
+    pub id: LearningSpaceSkillId,
+    pub learning_space_id: LearningSpaceId,
     pub skill_id: SkillId,
     pub created_at: Timestamp,
 }
 
 text_enum! {
-    /// How far learning from a session is. `completed` and `failed` are final.
+    /// The learning status of a session. `completed` and `failed` are final. This version uses only these two and `pending`.
     pub enum LearningStatus {
         Pending = "pending",
         Distilling = "distilling",
@@ -71,11 +72,11 @@ text_enum! {
     }
 }
 
-/// A session that a learning space learns.
+/// A session that a learning space learns from, with its learning status.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct SpaceSession {
-    pub id: SpaceSessionId,
-    pub learning_space_id: SpaceId,
+pub struct LearningSpaceSession {
+    pub id: LearningSpaceSessionId,
+    pub learning_space_id: LearningSpaceId,
     pub session_id: SessionId,
     pub status: LearningStatus,
     pub created_at: Timestamp,

@@ -1,5 +1,6 @@
-//! Decides whether a session that a space learns has come to its end: when all its messages were observed, and nothing is left to
-//! learn. Tasks that are still open then were worked on to the end of the conversation; a job closes them as successes.
+//! Determines when the learning of a session is finished: when all its messages have been observed and nothing is left to
+//! learn. If the session still has open tasks after all its messages have been observed, a job sets their status to `success`.
+//! The learning fails if the observation of a message has failed, or was omitted, and no task is finished.
 
 use sqlx::PgConnection;
 
@@ -7,61 +8,69 @@ use super::LearningStatus;
 use super::store::{self, LearningProgress};
 use crate::encryption::ProjectEncryption;
 use crate::error::Result;
-use crate::ids::{SessionId, SpaceId};
+use crate::ids::{LearningSpaceId, SessionId};
 use crate::jobs::Delay;
-use crate::learn::queue::FinalizeSession;
+use crate::learn::jobs::FinalizeSession;
 use crate::platform::Platform;
 use crate::sessions::lock::LockedSession;
 
-/// What is next for a session.
+/// The next step in the learning of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NextStep {
-    /// A job closes the open tasks.
-    CloseTasks,
-    /// The session gets this status, its last one.
+    /// Enqueue the job that completes the open tasks.
+    CompleteOpenTasks,
+    /// Set this final status.
     Finish(LearningStatus),
 }
 
-/// Returns what is next; `None` if nothing can be done yet.
-pub fn next_step(learned: &LearningProgress) -> Option<NextStep> {
-    match learned {
+/// Returns the next step; `None` if there is nothing to do yet.
+pub fn next_step(progress: &LearningProgress) -> Option<NextStep> {
+    match progress {
         LearningProgress { has_pending_messages: true, .. } => None,
         LearningProgress { has_failed: true, has_finished_tasks: false, .. } => {
             Some(NextStep::Finish(LearningStatus::Failed))
         }
-        LearningProgress { has_open_tasks: true, .. } => Some(NextStep::CloseTasks),
-        // Each of them has a job that learns it.
+        LearningProgress { has_open_tasks: true, .. } => Some(NextStep::CompleteOpenTasks),
+        // The learning is finished when the jobs that distill these tasks have completed.
         LearningProgress { has_finished_tasks: true, .. } => None,
         _ => Some(NextStep::Finish(LearningStatus::Completed)),
     }
 }
 
-/// Lists sessions of a space that may have come to their end.
+/// Lists up to `limit` sessions of a learning space that have a next step.
 ///
 /// # Errors
-/// The database fails.
-pub async fn list_due(conn: &mut PgConnection, space: SpaceId, limit: usize) -> Result<Vec<SessionId>> {
+/// Returns an error if the database fails.
+pub async fn list_with_next_step(
+    conn: &mut PgConnection,
+    space: LearningSpaceId,
+    limit: usize,
+) -> Result<Vec<SessionId>> {
     let pending = store::list_progress(conn, space).await?;
-    let due = pending.iter().filter(|learned| next_step(learned).is_some());
-    Ok(due.map(|learned| learned.session).take(limit).collect())
+    let with_next_step = pending.iter().filter(|progress| next_step(progress).is_some());
+    Ok(with_next_step.map(|progress| progress.session).take(limit).collect())
 }
 
-/// Checks whether a session has come to its end. Returns `true` if its status changed.
+/// Performs the next step in the learning of a session, if there is one. Returns `true` if the learning status has changed.
 ///
 /// # Errors
-/// The database fails.
-pub async fn update_progress(platform: &Platform, encryption: &ProjectEncryption, session: SessionId) -> Result<bool> {
+/// Returns an error if the database fails.
+pub async fn perform_next_step(
+    platform: &Platform,
+    encryption: &ProjectEncryption,
+    session: SessionId,
+) -> Result<bool> {
     let mut tx = platform.db.begin().await?;
     let Some(mut locked) = LockedSession::lock(&mut tx, encryption.project, session).await? else { return Ok(false) };
-    let learned = store::get_progress(&mut locked, session).await?;
-    match learned.as_ref().and_then(next_step) {
+    let progress = store::get_progress(&mut locked, session).await?;
+    match progress.as_ref().and_then(next_step) {
         None => return Ok(false),
         Some(NextStep::Finish(status)) => {
             store::set_session_status(&mut locked, status).await?;
             tx.commit().await?;
             return Ok(true);
         }
-        Some(NextStep::CloseTasks) => {
+        Some(NextStep::CompleteOpenTasks) => {
             platform.queue.enqueue(&mut locked, encryption, &FinalizeSession { session }, Delay::NONE).await?;
         }
     }
@@ -82,30 +91,25 @@ mod tests {
     };
 
     #[test]
-    fn a_session_ends_when_nothing_is_left_to_learn() {
+    fn learning_finishes_when_nothing_is_left_to_learn() {
         assert_eq!(next_step(&PENDING), Some(NextStep::Finish(LearningStatus::Completed)));
         assert_eq!(
             next_step(&LearningProgress { has_failed: true, ..PENDING }),
             Some(NextStep::Finish(LearningStatus::Failed))
         );
-        assert_eq!(next_step(&LearningProgress { has_open_tasks: true, ..PENDING }), Some(NextStep::CloseTasks));
+        assert_eq!(next_step(&LearningProgress { has_open_tasks: true, ..PENDING }), Some(NextStep::CompleteOpenTasks));
         assert_eq!(next_step(&LearningProgress { has_finished_tasks: true, ..PENDING }), None);
         let both = LearningProgress { has_open_tasks: true, has_finished_tasks: true, ..PENDING };
-        assert_eq!(next_step(&both), Some(NextStep::CloseTasks));
-        // A part was understood, so it is learned.
-        assert_eq!(next_step(&LearningProgress { has_failed: true, ..both }), Some(NextStep::CloseTasks));
+        assert_eq!(next_step(&both), Some(NextStep::CompleteOpenTasks));
+        // Some messages were observed, so their tasks are learned.
+        assert_eq!(next_step(&LearningProgress { has_failed: true, ..both }), Some(NextStep::CompleteOpenTasks));
     }
 
     #[test]
-    fn nothing_happens_before_all_is_observed() {
-        for open in [false, true] {
-            for failed in [false, true] {
-                let pending = LearningProgress {
-                    has_pending_messages: true,
-                    has_open_tasks: open,
-                    has_failed: failed,
-                    ..PENDING
-                };
+    fn no_step_while_messages_are_pending() {
+        for has_open_tasks in [false, true] {
+            for has_failed in [false, true] {
+                let pending = LearningProgress { has_pending_messages: true, has_open_tasks, has_failed, ..PENDING };
                 assert_eq!(next_step(&pending), None);
             }
         }

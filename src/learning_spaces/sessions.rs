@@ -1,124 +1,127 @@
-//! The routes of the sessions that a learning space learns.
+//! HTTP handlers for the sessions of a learning space.
 
 use axum::extract::State;
 use serde::Deserialize;
 
-use super::{LearningStatus, NOT_FOUND, SpaceSession, progress, store};
+use super::{LEARNING_SPACE_NOT_FOUND, LearningSpaceSession, LearningStatus, progress, store};
 use crate::auth::Caller;
 use crate::error::Error;
-use crate::http::extract::{Params, Path, RequestBody};
+use crate::http::extract::{Path, QueryAndBody, RequestBody};
 use crate::http::idempotency::Idempotency;
 use crate::http::response::{self, CommandResult, Created, Data, ListOf, QueryResult};
-use crate::ids::{SessionId, SpaceId};
+use crate::ids::{LearningSpaceId, SessionId};
 use crate::jobs::Delay;
-use crate::learn::queue::Distill;
+use crate::learn::jobs::Distill;
 use crate::platform::Platform;
 use crate::sessions::lock::LockedSession;
 use crate::{sessions, tasks};
 
-const NOT_LEARNED: Error = Error::NotFound("learning space session not found");
-/// How many sessions one look at a list brings to an end at most; the next look goes on.
-const MAX_FINALIZED_PER_REQUEST: usize = 100;
+const SESSION_NOT_FOUND_IN_SPACE: Error = Error::NotFound("learning space session not found");
+/// The maximum number of sessions for which one list request performs the next step of the learning. Later requests continue.
+const MAX_STEPS_PER_REQUEST: usize = 100;
 
 #[derive(Deserialize, utoipa::ToSchema)]
-pub struct LearnSession {
-    /// Here or in the query.
+pub struct LearnSessionRequest {
+    /// Id of the session, in the body or in the query.
     #[serde(default)]
     #[schema(value_type = SessionId, required = true)]
     session_id: Option<String>,
 }
 
-impl RequestBody for LearnSession {
-    const IS_FREE_FORM: bool = false;
+impl RequestBody for LearnSessionRequest {
+    const HAS_FREE_FORM_OBJECT: bool = false;
 }
 
-/// Learn a session
+/// Learn from a session
 ///
-/// What is found out in it is written into the skills of the space: from its tasks that have ended already, and from each
-/// that ends from now on. A session is learned by one space.
+/// Enqueues a job for each finished task of the session, and for each task that finishes later. This version does not execute
+/// these jobs; they wait for a later version. Only one learning space can learn from a session.
 #[utoipa::path(post, path = "/api/v1/learning_spaces/{space_id}/learn", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path)), request_body = LearnSession)]
+    params(("space_id" = LearningSpaceId, Path)), request_body = LearnSessionRequest)]
 pub async fn learn_session(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
-    Path(space): Path<SpaceId>,
-    Params(body): Params<LearnSession>,
-) -> CommandResult<Created<SpaceSession>> {
+    Path(space): Path<LearningSpaceId>,
+    QueryAndBody(body): QueryAndBody<LearnSessionRequest>,
+) -> CommandResult<Created<LearningSpaceSession>> {
     let session: SessionId = match body.session_id.as_deref() {
         None | Some("") => Err("is required"),
         Some(text) => text.parse(),
     }
-    .map_err(|wrong| Error::invalid_field("session_id", wrong))?;
+    .map_err(|reason| Error::invalid_field("session_id", reason))?;
     let mut tx = idempotency.begin().await?;
-    if !store::hold(&mut tx, caller.project, space).await? {
-        return Err(NOT_FOUND.into());
+    if !store::lock_for_share(&mut tx, caller.project, space).await? {
+        return Err(LEARNING_SPACE_NOT_FOUND.into());
     }
-    // Whoever ends a task holds this lock too: either the task is seen here, or this is seen there.
+    // A transaction that finishes a task also locks the session. Either that transaction sees the row that `add_session` inserts,
+    // or `list_finished` returns the task.
     let locked = LockedSession::lock(&mut tx, caller.project, session).await?;
-    let mut locked = locked.ok_or(sessions::NOT_FOUND)?;
+    let mut locked = locked.ok_or(sessions::SESSION_NOT_FOUND)?;
     platform.queue.provide_key(&mut locked, &caller.encryption).await?;
-    let learned = store::insert_session(&mut locked, space).await?;
-    let learned = learned.ok_or(Error::Conflict("session already learned by another space".into()))?;
-    let ended = tasks::store::list_finished(&mut locked).await?;
-    for task in &ended {
+    let space_session = store::add_session(&mut locked, space).await?;
+    let space_session = space_session.ok_or(Error::Conflict("session already learned by another space".into()))?;
+    let finished = tasks::store::list_finished(&mut locked).await?;
+    for task in &finished {
         platform.queue.enqueue(&mut locked, &caller.encryption, &Distill { task: *task }, Delay::NONE).await?;
     }
-    tx.commit(response::created(learned)).await
+    tx.commit(response::created(space_session)).await
 }
 
-/// List the sessions that a learning space learns
+/// List a learning space's sessions
 ///
-/// All of them, oldest first.
+/// Returns all sessions, oldest first.
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/sessions", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path)))]
+    params(("space_id" = LearningSpaceId, Path)))]
 pub async fn list_space_sessions(
     State(platform): State<Platform>,
     caller: Caller,
-    Path(space): Path<SpaceId>,
-) -> QueryResult<ListOf<SpaceSession>> {
-    let limit = platform.config.limits.list;
+    Path(space): Path<LearningSpaceId>,
+) -> QueryResult<ListOf<LearningSpaceSession>> {
+    let limit = platform.config.limits.max_list_entries;
     let mut conn = platform.db.acquire().await?;
     if !store::exists(&mut conn, caller.project, space).await? {
-        return Err(NOT_FOUND);
+        return Err(LEARNING_SPACE_NOT_FOUND);
     }
-    let due = progress::list_due(&mut conn, space, MAX_FINALIZED_PER_REQUEST).await?;
+    let with_next_step = progress::list_with_next_step(&mut conn, space, MAX_STEPS_PER_REQUEST).await?;
     drop(conn);
-    platform.queue.provide_key_now(&platform.db, &caller.encryption).await?;
-    for session in due {
-        progress::update_progress(&platform, &caller.encryption, session).await?;
+    platform.queue.provide_key_autocommit(&platform.db, &caller.encryption).await?;
+    for session in with_next_step {
+        progress::perform_next_step(&platform, &caller.encryption, session).await?;
     }
     let mut conn = platform.db.acquire().await?;
-    let learned = store::list_sessions(&mut conn, space, limit.saturating_add(1)).await?;
-    if learned.len() > limit {
+    let sessions = store::list_sessions(&mut conn, space, limit.saturating_add(1)).await?;
+    if sessions.len() > limit {
         return Err(Error::PayloadTooLarge(format!(
-            "the space learns more than {limit} sessions; get them one by one"
+            "the learning space has more than {limit} sessions; request them individually"
         )));
     }
-    Ok(response::list(learned))
+    Ok(response::list(sessions))
 }
 
-/// Tell how far a session is learned
+/// Get the learning status of a session
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/sessions/{session_id}", tag = "learning_spaces",
-    params(("space_id" = SpaceId, Path), ("session_id" = SessionId, Path)))]
+    params(("space_id" = LearningSpaceId, Path), ("session_id" = SessionId, Path)))]
 pub async fn get_space_session(
     State(platform): State<Platform>,
     caller: Caller,
-    Path(space): Path<SpaceId>,
+    Path(space): Path<LearningSpaceId>,
     Path(session): Path<SessionId>,
-) -> QueryResult<Data<SpaceSession>> {
+) -> QueryResult<Data<LearningSpaceSession>> {
     let mut conn = platform.db.acquire().await?;
     if !store::exists(&mut conn, caller.project, space).await? {
-        return Err(NOT_FOUND);
+        return Err(LEARNING_SPACE_NOT_FOUND);
     }
-    let mut learned = store::get_session(&mut conn, space, session).await?.ok_or(NOT_LEARNED)?;
+    let found = store::get_session(&mut conn, space, session).await?;
+    let mut space_session = found.ok_or(SESSION_NOT_FOUND_IN_SPACE)?;
     drop(conn);
-    platform.queue.provide_key_now(&platform.db, &caller.encryption).await?;
-    if learned.status == LearningStatus::Pending
-        && progress::update_progress(&platform, &caller.encryption, session).await?
+    platform.queue.provide_key_autocommit(&platform.db, &caller.encryption).await?;
+    if space_session.status == LearningStatus::Pending
+        && progress::perform_next_step(&platform, &caller.encryption, session).await?
     {
         let mut conn = platform.db.acquire().await?;
-        learned = store::get_session(&mut conn, space, session).await?.ok_or(NOT_LEARNED)?;
+        let found = store::get_session(&mut conn, space, session).await?;
+        space_session = found.ok_or(SESSION_NOT_FOUND_IN_SPACE)?;
     }
-    Ok(response::ok(learned))
+    Ok(response::ok(space_session))
 }

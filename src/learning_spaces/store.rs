@@ -4,24 +4,28 @@ use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use super::{LearningStatus, Space, SpaceSession, SpaceSkill};
+use super::{LearningSpace, LearningSpaceSession, LearningSpaceSkill, LearningStatus};
 use crate::db::page::{PageRequest, fetch_page};
-use crate::ids::{ProjectId, SessionId, SkillId, SpaceId, SpaceSessionId, SpaceSkillId, UserId};
+use crate::ids::{
+    LearningSpaceId, LearningSpaceSessionId, LearningSpaceSkillId, ProjectId, SessionId, SkillId, UserId,
+};
 use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
 
+/// Inserts a learning space.
 pub async fn insert(
     conn: &mut PgConnection,
     project: ProjectId,
     user: Option<UserId>,
     meta: Option<&Map<String, Value>>,
-) -> sqlx::Result<Space> {
+) -> sqlx::Result<LearningSpace> {
     sqlx::query_as!(
-        Space,
+        LearningSpace,
         r#"insert into learning_spaces (id, project_id, user_id, meta) values ($1, $2, $3, $4)
-           returning id as "id: SpaceId", user_id as "user_id: UserId", meta as "meta: Json<Map<String, Value>>",
+           returning id as "id: LearningSpaceId", user_id as "user_id: UserId",
+                     meta as "meta: Json<Map<String, Value>>",
                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp""#,
-        SpaceId::new() as _,
+        LearningSpaceId::new() as _,
         project as _,
         user as _,
         meta.map(Json) as _,
@@ -30,11 +34,15 @@ pub async fn insert(
     .await
 }
 
-/// A space of the project; others are as if they were not there.
-pub async fn get(conn: &mut PgConnection, project: ProjectId, space: SpaceId) -> sqlx::Result<Option<Space>> {
+/// Returns a learning space; `None` if the project has no such space.
+pub async fn get(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    space: LearningSpaceId,
+) -> sqlx::Result<Option<LearningSpace>> {
     sqlx::query_as!(
-        Space,
-        r#"select id as "id: SpaceId", user_id as "user_id: UserId", meta as "meta: Json<Map<String, Value>>",
+        LearningSpace,
+        r#"select id as "id: LearningSpaceId", user_id as "user_id: UserId", meta as "meta: Json<Map<String, Value>>",
                   created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
            from learning_spaces where id = $1 and project_id = $2"#,
         space as _,
@@ -44,18 +52,20 @@ pub async fn get(conn: &mut PgConnection, project: ProjectId, space: SpaceId) ->
     .await
 }
 
-/// What a list of spaces is narrowed to.
-pub struct Filter<'a> {
+/// The filter of a list of learning spaces.
+pub struct LearningSpaceFilter<'a> {
+    /// The identifier of the owning user.
     pub user: Option<&'a str>,
-    /// Spaces whose meta contains this.
+    /// An object that the space's metadata must contain.
     pub meta: Option<Map<String, Value>>,
 }
 
 macro_rules! select_spaces {
     ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
         sqlx::query_as!(
-            Space,
-            r#"select t.id as "id: SpaceId", t.user_id as "user_id: UserId", t.meta as "meta: Json<Map<String, Value>>",
+            LearningSpace,
+            r#"select t.id as "id: LearningSpaceId", t.user_id as "user_id: UserId",
+                      t.meta as "meta: Json<Map<String, Value>>",
                       t.created_at as "created_at: Timestamp", t.updated_at as "updated_at: Timestamp"
                from "# $(+ $rest)+,
             $($parameter),*
@@ -63,12 +73,13 @@ macro_rules! select_spaces {
     };
 }
 
+/// Returns a page of the learning spaces of a project.
 pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
-    filter: Filter<'_>,
+    filter: LearningSpaceFilter<'_>,
     page: &PageRequest,
-) -> sqlx::Result<Vec<Space>> {
+) -> sqlx::Result<Vec<LearningSpace>> {
     fetch_page!(
         select_spaces!(
             "learning_spaces t
@@ -85,52 +96,53 @@ pub async fn list(
     )
 }
 
-/// Whether the project has this space.
-pub async fn exists(conn: &mut PgConnection, project: ProjectId, space: SpaceId) -> sqlx::Result<bool> {
-    let found = sqlx::query_scalar!(
+/// Returns `true` if the project has this learning space.
+pub async fn exists(conn: &mut PgConnection, project: ProjectId, space: LearningSpaceId) -> sqlx::Result<bool> {
+    let row = sqlx::query_scalar!(
         "select 1 as one from learning_spaces where id = $1 and project_id = $2",
         space as _,
         project as _,
     );
-    Ok(found.fetch_optional(conn).await?.is_some())
+    Ok(row.fetch_optional(conn).await?.is_some())
 }
 
-/// As [`exists`], and it stays there until the transaction ends.
-pub async fn hold(conn: &mut PgConnection, project: ProjectId, space: SpaceId) -> sqlx::Result<bool> {
-    let found = sqlx::query_scalar!(
+/// Locks a learning space against deletion until the transaction ends. Returns `false` if the project has no such space.
+pub async fn lock_for_share(conn: &mut PgConnection, project: ProjectId, space: LearningSpaceId) -> sqlx::Result<bool> {
+    let row = sqlx::query_scalar!(
         "select 1 as one from learning_spaces where id = $1 and project_id = $2 for key share",
         space as _,
         project as _,
     );
-    Ok(found.fetch_optional(conn).await?.is_some())
+    Ok(row.fetch_optional(conn).await?.is_some())
 }
 
-/// What is kept with a space, nothing being an empty object; locks the space.
+/// Locks a learning space and returns its metadata, an empty object if it has none; `None` if the project has no such space.
 pub async fn lock_meta(
     conn: &mut PgConnection,
     project: ProjectId,
-    space: SpaceId,
+    space: LearningSpaceId,
 ) -> sqlx::Result<Option<Map<String, Value>>> {
-    let found = sqlx::query_scalar!(
+    let row = sqlx::query_scalar!(
         r#"select meta as "meta: Json<Map<String, Value>>"
            from learning_spaces where id = $1 and project_id = $2 for no key update"#,
         space as _,
         project as _,
     );
-    Ok(found.fetch_optional(conn).await?.map(|meta| meta.map(|meta| meta.0).unwrap_or_default()))
+    Ok(row.fetch_optional(conn).await?.map(|meta| meta.map(|meta| meta.0).unwrap_or_default()))
 }
 
-/// Wants the space's lock.
+/// Replaces the metadata of a learning space, which the caller must have locked with [`lock_meta`].
 pub async fn set_meta(
     conn: &mut PgConnection,
     project: ProjectId,
-    space: SpaceId,
+    space: LearningSpaceId,
     meta: &Map<String, Value>,
-) -> sqlx::Result<Space> {
+) -> sqlx::Result<LearningSpace> {
     sqlx::query_as!(
-        Space,
+        LearningSpace,
         r#"update learning_spaces set meta = $3, updated_at = now() where id = $1 and project_id = $2
-           returning id as "id: SpaceId", user_id as "user_id: UserId", meta as "meta: Json<Map<String, Value>>",
+           returning id as "id: LearningSpaceId", user_id as "user_id: UserId",
+                     meta as "meta: Json<Map<String, Value>>",
                      created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp""#,
         space as _,
         project as _,
@@ -140,26 +152,28 @@ pub async fn set_meta(
     .await
 }
 
-/// Deletes a space. Its skills and sessions stay.
-pub async fn delete(conn: &mut PgConnection, project: ProjectId, space: SpaceId) -> sqlx::Result<bool> {
-    let gone = sqlx::query!("delete from learning_spaces where id = $1 and project_id = $2", space as _, project as _);
-    Ok(gone.execute(conn).await?.rows_affected() == 1)
+/// Deletes a learning space, but not its skills and sessions. Returns `false` if the project has no such space.
+pub async fn delete(conn: &mut PgConnection, project: ProjectId, space: LearningSpaceId) -> sqlx::Result<bool> {
+    let delete =
+        sqlx::query!("delete from learning_spaces where id = $1 and project_id = $2", space as _, project as _);
+    Ok(delete.execute(conn).await?.rows_affected() == 1)
 }
 
-/// Puts a skill into a space; `None` if it is there, or another one of its name. Wants both held, and the skill's name.
-pub async fn include(
+/// Adds a skill to a learning space. Returns `None` if the learning space already contains the skill or another one with the
+/// same name. The caller must have locked the learning space and the skill, and pass the skill's name.
+pub async fn add_skill(
     conn: &mut PgConnection,
-    space: SpaceId,
+    space: LearningSpaceId,
     skill: SkillId,
     name: &str,
-) -> sqlx::Result<Option<SpaceSkill>> {
+) -> sqlx::Result<Option<LearningSpaceSkill>> {
     sqlx::query_as!(
-        SpaceSkill,
+        LearningSpaceSkill,
         r#"insert into learning_space_skills (id, learning_space_id, skill_id, skill_name) values ($1, $2, $3, $4)
            on conflict do nothing
-           returning id as "id: SpaceSkillId", learning_space_id as "learning_space_id: SpaceId",
+           returning id as "id: LearningSpaceSkillId", learning_space_id as "learning_space_id: LearningSpaceId",
                      skill_id as "skill_id: SkillId", created_at as "created_at: Timestamp""#,
-        SpaceSkillId::new() as _,
+        LearningSpaceSkillId::new() as _,
         space as _,
         skill as _,
         name,
@@ -168,18 +182,18 @@ pub async fn include(
     .await
 }
 
-/// Whether a skill is in a space.
-pub async fn has_skill(conn: &mut PgConnection, space: SpaceId, skill: SkillId) -> sqlx::Result<bool> {
-    let found = sqlx::query_scalar!(
+/// Returns `true` if a skill is in a learning space.
+pub async fn has_skill(conn: &mut PgConnection, space: LearningSpaceId, skill: SkillId) -> sqlx::Result<bool> {
+    let row = sqlx::query_scalar!(
         "select 1 as one from learning_space_skills where learning_space_id = $1 and skill_id = $2",
         space as _,
         skill as _,
     );
-    Ok(found.fetch_optional(conn).await?.is_some())
+    Ok(row.fetch_optional(conn).await?.is_some())
 }
 
-/// Takes a skill out of a space.
-pub async fn exclude(conn: &mut PgConnection, space: SpaceId, skill: SkillId) -> sqlx::Result<()> {
+/// Removes a skill from a learning space.
+pub async fn remove_skill(conn: &mut PgConnection, space: LearningSpaceId, skill: SkillId) -> sqlx::Result<()> {
     sqlx::query!(
         "delete from learning_space_skills where learning_space_id = $1 and skill_id = $2",
         space as _,
@@ -190,16 +204,20 @@ pub async fn exclude(conn: &mut PgConnection, space: SpaceId, skill: SkillId) ->
     .map(drop)
 }
 
-/// Notes that a space learns a session; `None` if one does already. Wants both held.
-pub async fn insert_session(session: &mut LockedSession<'_>, space: SpaceId) -> sqlx::Result<Option<SpaceSession>> {
+/// Adds a session to a learning space. Returns `None` if this or another learning space already learns from the session. The
+/// caller must have locked the learning space.
+pub async fn add_session(
+    session: &mut LockedSession<'_>,
+    space: LearningSpaceId,
+) -> sqlx::Result<Option<LearningSpaceSession>> {
     sqlx::query_as!(
-        SpaceSession,
+        LearningSpaceSession,
         r#"insert into learning_space_sessions (id, learning_space_id, session_id) values ($1, $2, $3)
            on conflict (session_id) do nothing
-           returning id as "id: SpaceSessionId", learning_space_id as "learning_space_id: SpaceId",
-                     session_id as "session_id: SessionId", status as "status: LearningStatus", created_at as "created_at: Timestamp",
-                     updated_at as "updated_at: Timestamp""#,
-        SpaceSessionId::new() as _,
+           returning id as "id: LearningSpaceSessionId", learning_space_id as "learning_space_id: LearningSpaceId",
+                     session_id as "session_id: SessionId", status as "status: LearningStatus",
+                     created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp""#,
+        LearningSpaceSessionId::new() as _,
         space as _,
         session.id as _,
     )
@@ -207,16 +225,17 @@ pub async fn insert_session(session: &mut LockedSession<'_>, space: SpaceId) -> 
     .await
 }
 
+/// Returns a session of a learning space with its learning status; `None` if the session is not in the learning space.
 pub async fn get_session(
     conn: &mut PgConnection,
-    space: SpaceId,
+    space: LearningSpaceId,
     session: SessionId,
-) -> sqlx::Result<Option<SpaceSession>> {
+) -> sqlx::Result<Option<LearningSpaceSession>> {
     sqlx::query_as!(
-        SpaceSession,
-        r#"select id as "id: SpaceSessionId", learning_space_id as "learning_space_id: SpaceId",
-                  session_id as "session_id: SessionId", status as "status: LearningStatus", created_at as "created_at: Timestamp",
-                  updated_at as "updated_at: Timestamp"
+        LearningSpaceSession,
+        r#"select id as "id: LearningSpaceSessionId", learning_space_id as "learning_space_id: LearningSpaceId",
+                  session_id as "session_id: SessionId", status as "status: LearningStatus",
+                  created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
            from learning_space_sessions where learning_space_id = $1 and session_id = $2"#,
         space as _,
         session as _,
@@ -225,13 +244,17 @@ pub async fn get_session(
     .await
 }
 
-/// The sessions that a space learns, oldest first.
-pub async fn list_sessions(conn: &mut PgConnection, space: SpaceId, limit: usize) -> sqlx::Result<Vec<SpaceSession>> {
+/// Lists the sessions of a learning space, oldest first.
+pub async fn list_sessions(
+    conn: &mut PgConnection,
+    space: LearningSpaceId,
+    limit: usize,
+) -> sqlx::Result<Vec<LearningSpaceSession>> {
     sqlx::query_as!(
-        SpaceSession,
-        r#"select id as "id: SpaceSessionId", learning_space_id as "learning_space_id: SpaceId",
-                  session_id as "session_id: SessionId", status as "status: LearningStatus", created_at as "created_at: Timestamp",
-                  updated_at as "updated_at: Timestamp"
+        LearningSpaceSession,
+        r#"select id as "id: LearningSpaceSessionId", learning_space_id as "learning_space_id: LearningSpaceId",
+                  session_id as "session_id: SessionId", status as "status: LearningStatus",
+                  created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
            from learning_space_sessions where learning_space_id = $1 order by created_at, id limit $2"#,
         space as _,
         i64::try_from(limit).unwrap_or(i64::MAX),
@@ -240,24 +263,26 @@ pub async fn list_sessions(conn: &mut PgConnection, space: SpaceId, limit: usize
     .await
 }
 
-/// The progress of a session whose learning is pending.
+/// The facts that determine the next step in the learning of a session whose status is pending.
 #[derive(Clone, Copy, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "the facts are independent")]
 pub struct LearningProgress {
     pub session: SessionId,
     pub has_pending_messages: bool,
-    /// Messages failed to be observed.
+    /// `true` if the observation of a message has failed, or was omitted because the project was over its quota.
     pub has_failed: bool,
     pub has_open_tasks: bool,
     pub has_finished_tasks: bool,
 }
 
-/// What is known of a session; `None` if it is not learned, or something has come of it already.
+/// Returns the learning progress of a session; `None` if its learning status is not pending or no learning space learns from
+/// it.
 pub async fn get_progress(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<LearningProgress>> {
     sqlx::query_as!(
         LearningProgress,
         r#"select session_id as "session!: SessionId", has_pending_messages as "has_pending_messages!",
-                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_finished_tasks as "has_finished_tasks!"
+                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!",
+                  has_finished_tasks as "has_finished_tasks!"
            from pending_learning_sessions where session_id = $1"#,
         session as _
     )
@@ -265,12 +290,13 @@ pub async fn get_progress(conn: &mut PgConnection, session: SessionId) -> sqlx::
     .await
 }
 
-/// As [`get_progress`], for all sessions of a space, oldest first.
-pub async fn list_progress(conn: &mut PgConnection, space: SpaceId) -> sqlx::Result<Vec<LearningProgress>> {
+/// Lists the learning progress of a learning space's sessions whose status is pending, oldest first.
+pub async fn list_progress(conn: &mut PgConnection, space: LearningSpaceId) -> sqlx::Result<Vec<LearningProgress>> {
     sqlx::query_as!(
         LearningProgress,
         r#"select session_id as "session!: SessionId", has_pending_messages as "has_pending_messages!",
-                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!", has_finished_tasks as "has_finished_tasks!"
+                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!",
+                  has_finished_tasks as "has_finished_tasks!"
            from pending_learning_sessions where learning_space_id = $1 order by created_at, id"#,
         space as _
     )
@@ -278,7 +304,7 @@ pub async fn list_progress(conn: &mut PgConnection, space: SpaceId) -> sqlx::Res
     .await
 }
 
-/// Sets how far learning from a session is.
+/// Sets the learning status of a session.
 pub async fn set_session_status(session: &mut LockedSession<'_>, status: LearningStatus) -> sqlx::Result<()> {
     sqlx::query!(
         "update learning_space_sessions set status = $2, updated_at = now() where session_id = $1",

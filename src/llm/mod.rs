@@ -1,7 +1,7 @@
-//! Language models: the trait [`Llm`] with its requests and responses, and the implementations that the settings name.
+//! Language models: the trait [`Llm`], its requests and responses, and its implementations.
 //!
-//! A request is a whole conversation, because models keep no state: the caller appends each response, and the results of the tools that
-//! it called, to the messages of the next request.
+//! A request contains the whole conversation, because models are stateless: the caller appends each response, and the
+//! results of its tool calls, to the messages of the next request.
 
 mod mock;
 
@@ -17,8 +17,8 @@ use crate::config::Learning;
 pub struct ChatRequest<'a> {
     /// The instructions for the model.
     pub system: &'a str,
-    /// The conversation so far, oldest first. It begins with a message of the user, and ends with one or with tool results.
-    pub messages: &'a [Message],
+    /// The conversation so far, oldest first. It begins with a user message, and ends with a user message or tool results.
+    pub messages: &'a [ChatMessage],
     /// The tools that the model may call.
     pub tools: &'a [Tool],
     pub tool_choice: ToolChoice,
@@ -28,21 +28,21 @@ pub struct ChatRequest<'a> {
 
 /// A message of a conversation with a model.
 #[derive(Clone, Debug)]
-pub enum Message {
+pub enum ChatMessage {
     User(String),
     Assistant(AssistantMessage),
-    /// The results of all tool calls in the assistant message before it, in the same order.
+    /// The results of all tool calls in the preceding assistant message, in the same order.
     ToolResults(Vec<ToolResult>),
 }
 
-/// What a model responded.
+/// A message that a model generated.
 #[derive(Clone, Debug, Default)]
 pub struct AssistantMessage {
     /// Empty if the model only called tools.
     pub text: String,
     pub tool_calls: Vec<ToolCall>,
-    /// The message as the provider sent it. It is sent back unchanged with the next request, because it may have signatures that the
-    /// fields above do not contain. `None` if the provider needs only these fields.
+    /// The message as the provider sent it. The next request contains it unchanged, because it may contain signatures that are
+    /// not in the other fields. `None` if the provider needs only the other fields.
     pub raw: Option<Box<RawValue>>,
 }
 
@@ -50,20 +50,20 @@ pub struct AssistantMessage {
 #[derive(Clone, Debug)]
 pub struct Tool {
     pub name: &'static str,
-    /// When and how to use it.
+    /// Instructions for the model: when and how to use the tool.
     pub description: &'static str,
-    /// The JSON Schema of its arguments, an object.
+    /// The JSON Schema of the arguments, which are an object.
     pub parameters: Value,
 }
 
-/// A call of a tool by a model.
+/// A tool call by a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToolCall {
-    /// Assigned by the provider; unique within the conversation.
+    /// The id that the provider assigned; unique within the conversation.
     pub id: String,
-    /// May be a name that no tool has.
+    /// The name of the tool. A model may call a tool that does not exist.
     pub name: String,
-    /// JSON as the model wrote it, which may be invalid or not match the schema.
+    /// The arguments as the model generated them: possibly invalid JSON, or JSON that does not match the schema.
     pub arguments: String,
 }
 
@@ -73,11 +73,11 @@ pub struct ToolResult {
     /// The id of the [`ToolCall`].
     pub call_id: String,
     pub text: String,
-    /// The call failed, and `text` says why.
+    /// `true` if the call failed; `text` is the reason.
     pub is_error: bool,
 }
 
-/// Whether the model calls tools.
+/// Whether the response may or must contain tool calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolChoice {
     /// The model decides.
@@ -86,7 +86,7 @@ pub enum ToolChoice {
     Required,
     /// The model must not call tools.
     None,
-    /// The model must call the tool of this name.
+    /// The model must call the tool with this name.
     Tool(&'static str),
 }
 
@@ -95,53 +95,53 @@ pub enum ToolChoice {
 pub struct ChatResponse {
     pub message: AssistantMessage,
     pub stop_reason: StopReason,
-    pub usage: Usage,
-    /// The model that responded, as the provider names it.
+    pub usage: TokenUsage,
+    /// The name of the model that generated the response, as reported by the provider.
     pub model: String,
 }
 
-/// Why a model stopped.
+/// The reason why a response ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StopReason {
     /// The response is complete.
     EndTurn,
     /// The model waits for the results of its tool calls.
     ToolCalls,
-    /// The response is as long as the request allows, and may be cut off anywhere.
+    /// The response reached [`ChatRequest::max_tokens`] and may be truncated anywhere.
     MaxTokens,
     /// The provider withheld the response.
     ContentFilter,
-    /// A reason that is not known here, as the provider names it.
+    /// Any other reason, as reported by the provider.
     Other(String),
 }
 
-/// The tokens that a request took, as the provider counts them.
+/// The number of tokens of a request and its response, as counted by the provider.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Of the whole request.
+pub struct TokenUsage {
+    /// Tokens of the whole request.
     pub input_tokens: u32,
-    /// The part of `input_tokens` that the provider read from its cache.
+    /// Tokens that the provider read from its cache; included in `input_tokens`.
     pub cached_tokens: u32,
-    /// Of the response.
+    /// Tokens of the response.
     pub output_tokens: u32,
 }
 
-/// Why there is no response.
+/// An error of a request to a model.
 #[derive(Debug, thiserror::Error)]
 pub enum LlmError {
-    /// The settings name no model.
-    #[error("no model is configured that this version can speak to (LLM_SDK)")]
+    /// No model is configured, or the configured provider is not implemented.
+    #[error("no model is configured: set LLM_SDK to a provider that `acontextd --help` describes as implemented")]
     NotConfigured,
-    /// The same request may succeed later: the provider is overloaded, does not respond, or responds with something unreadable.
+    /// The provider is overloaded, does not respond, or returned an invalid response. The same request may succeed later.
     #[error("{0:#}")]
     Unavailable(anyhow::Error),
-    /// The key, the base URL or the name of the model is wrong. The same request succeeds once the settings are right.
+    /// The API key, the base URL or the model name is wrong. The same request succeeds after the settings are corrected.
     #[error("{0:#}")]
     Denied(anyhow::Error),
-    /// The request is longer than the model accepts.
+    /// The request exceeds the context length of the model.
     #[error("{0:#}")]
     ContextTooLong(anyhow::Error),
-    /// The provider rejects the request, and would reject it again.
+    /// The provider rejected the request and would reject it again.
     #[error("{0:#}")]
     Rejected(anyhow::Error),
 }
@@ -159,7 +159,7 @@ impl LlmError {
 /// A language model.
 #[async_trait]
 pub trait Llm: Send + Sync {
-    /// Returns `false` if no model is configured; every request fails then with [`LlmError::NotConfigured`].
+    /// Returns `false` if no model is configured. Every request then fails with [`LlmError::NotConfigured`].
     fn is_configured(&self) -> bool {
         true
     }
@@ -168,14 +168,15 @@ pub trait Llm: Send + Sync {
     async fn chat(&self, request: &ChatRequest<'_>) -> Result<ChatResponse, LlmError>;
 }
 
-/// Returns the model that the settings name.
+/// Returns the implementation for the provider in `LLM_SDK`.
 pub fn from_config(settings: &Learning) -> Arc<dyn Llm> {
-    match settings.sdk.as_str() {
-        "mock" => Arc::new(mock::Mock),
+    match settings.llm_sdk.as_str() {
+        "mock" => Arc::new(mock::MockLlm),
         _ => Arc::new(Unconfigured),
     }
 }
 
+/// The implementation that is used if no model is configured. Every request fails.
 struct Unconfigured;
 
 #[async_trait]

@@ -1,4 +1,5 @@
-//! Signed URLs of stored content, which need no key: [`signed_urls`] creates and verifies them, [`api`] serves the content.
+//! Signed URLs, which grant access to stored content without an API key. [`signed_urls`] creates and verifies signed URLs, and
+//! [`api`] serves the content. The module has the name of the route, `/api/v1/material`.
 
 pub mod api;
 pub mod signed_urls;

@@ -5,22 +5,21 @@ use std::collections::BTreeMap;
 use axum::extract::{Request, State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-
 use uuid::Uuid;
 
-use super::incoming::{self, StoreMessage, format_of, on_the_side};
-use super::page::{self, Row, Wanted};
-use super::pieces::Pieces;
-use super::shown::{self, Item, Opened, Rest};
-use super::{ProcessStatus, Written, files, save, sealed, store};
+use super::json_writer::ChunkedJson;
+use super::page::{self, MessagePageRequest, MessageRow};
+use super::render::{self, AcontextMessage, DecodedMessage, PageFields};
+use super::request::{self, StoreMessageRequest, parse_format, run_blocking};
+use super::{ProcessStatus, StoredMessage, encryption, files, save, store};
 use crate::auth::Caller;
 use crate::conversation::edit::{self, ParseError};
 use crate::conversation::format::{Format, RenderContext};
-use crate::conversation::parts::{Asset, Kind, Part, Role};
+use crate::conversation::parts::{Asset, Part, PartKind, Role};
 use crate::db::page::Cursor;
 use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
-use crate::http::extract::{Flag, Int, Path, Query};
+use crate::http::extract::{LenientBool, LenientInt, Path, Query};
 use crate::http::idempotency::Idempotency;
 use crate::http::memory::Reservations;
 use crate::http::response::{self, CommandResult, Created, Data, QueryResult};
@@ -30,18 +29,18 @@ use crate::messages::Messages;
 use crate::sessions::{self, events};
 use crate::time::Timestamp;
 
-/// Up to this a page is converted right where it was read, in bytes.
-const QUICK: usize = 64 * 1024;
+/// Maximum size in bytes of a page that is converted on the thread that serves the request.
+const MAX_INLINE_CONVERSION_BYTES: usize = 64 * 1024;
 
-/// A message that was stored.
+/// A stored message.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct Message {
     id: MessageId,
     session_id: SessionId,
-    /// The message before.
+    /// Id of the previous message of the session.
     parent_id: Option<MessageId>,
     role: Role,
-    /// What the client keeps with it.
+    /// Client-supplied metadata.
     #[schema(value_type = Object)]
     meta: Map<String, Value>,
     parts: Vec<Part>,
@@ -54,9 +53,10 @@ pub struct Message {
 
 /// Store a message
 ///
-/// As JSON, or as a form with the same in the field `payload` and the files that parts of the format `acontext` name.
+/// The body is JSON or a multipart form. A form has the same JSON in the field `payload`, and files in other fields. A part of an
+/// `acontext` message names the form field of its file in `file_field`.
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/messages", tag = "message",
-    params(("session_id" = SessionId, Path)), request_body = StoreMessage)]
+    params(("session_id" = SessionId, Path)), request_body = StoreMessageRequest)]
 pub async fn store_message(
     State(ctx): State<Messages>,
     caller: Caller,
@@ -65,175 +65,184 @@ pub async fn store_message(
     request: Request,
 ) -> CommandResult<Created<Message>> {
     caller.encryption.ensure_can_store()?;
-    let draft = incoming::read(request, &ctx).await?;
+    let parsed = request::read(request, &ctx).await?;
     idempotency.replay_if_completed().await?;
-    let Written { ready, stored, tx } = save::save(&ctx, &caller, &idempotency, session, draft).await?;
-    let length = ready.message.content.len();
-    let (message, parts) = ready.into_parts(&ctx).await?;
-    let shown = Message {
+    let StoredMessage { prepared, inserted, tx } = save::save(&ctx, &caller, &idempotency, session, parsed).await?;
+    let length = prepared.message.content.len();
+    let (message, parts) = prepared.into_parts(&ctx).await?;
+    let message = Message {
         id: message.id,
         session_id: session,
-        parent_id: stored.parent,
+        parent_id: inserted.parent,
         role: message.role,
         meta: message.user_meta,
         parts,
         task_id: None,
-        session_task_process_status: stored.status,
-        created_at: stored.created_at,
-        updated_at: stored.created_at,
+        session_task_process_status: inserted.status,
+        created_at: inserted.created_at,
+        updated_at: inserted.created_at,
     };
-    let answer = on_the_side(&ctx, length, move || Ok(response::created(shown))).await?;
+    let response = run_blocking(&ctx, length, move || Ok(response::created(message))).await?;
     match tx {
-        Some(tx) => tx.commit(answer).await,
-        None => Ok(answer),
+        Some(tx) => tx.commit(response).await,
+        None => Ok(response),
     }
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct GetMessages {
-    /// How many messages at most; 0 or nothing for all.
+pub struct GetMessagesParams {
+    /// Maximum number of messages. Without it, or with 0, all messages are returned, up to the limits of the server.
     #[serde(default)]
     #[param(value_type = Option<u16>, minimum = 0, maximum = 200)]
-    limit: Option<Int>,
-    /// The `next_cursor` of the page before. Counts only with a limit.
+    limit: Option<LenientInt>,
+    /// `next_cursor` of the previous page. Ignored without `limit`.
     #[serde(default)]
     cursor: Option<String>,
-    /// With a limit: the newest messages. They still come oldest first.
+    /// If `true`, the first page has the newest messages. Within a page, messages are ordered oldest first. Ignored without
+    /// `limit`.
     #[serde(default)]
     #[param(value_type = Option<bool>)]
-    time_desc: Option<Flag>,
-    /// The format of the messages; `openai` if it is left out.
+    time_desc: Option<LenientBool>,
+    /// Format of the returned messages; `openai` by default.
     #[serde(default)]
     #[param(value_type = Option<Format>)]
     format: Option<String>,
-    /// Whether files are shown by links that need no key.
+    /// If `true`, the response has public links, which work without an API key: in the format `acontext` to all files (see
+    /// `public_urls`), and in other formats to files whose content the response does not contain, such as images in `openai`.
     #[serde(default)]
     #[param(value_type = Option<bool>, default = true)]
-    with_asset_public_url: Option<Flag>,
-    /// Whether the events between the first and the last of these messages are shown.
+    with_asset_public_url: Option<LenientBool>,
+    /// If `true`, the events between the first and the last of the returned messages are included.
     #[serde(default)]
     #[param(value_type = Option<bool>)]
-    with_events: Option<Flag>,
-    /// How to shorten the conversation: a JSON list of objects with `type` and `params`, as text. The types are
+    with_events: Option<LenientBool>,
+    /// Edit strategies that shorten the returned conversation: a JSON array of objects with `type` and `params`. The types are
     /// `remove_tool_result`, `remove_tool_call_params`, `middle_out` and `token_limit`.
     #[serde(default)]
     #[param(example = "[{\"type\": \"token_limit\", \"params\": {\"limit_tokens\": 20000}}]")]
     edit_strategies: Option<String>,
-    /// The last message that is edited, by its id: what comes after it is shown as it is.
+    /// Id of the last message that the edit strategies may change. Later messages are returned unchanged.
     #[serde(default)]
     pin_editing_strategies_at_message: Option<String>,
 }
 
-/// Messages of a session.
+/// A page of a session's messages.
 #[derive(utoipa::ToSchema)]
-#[expect(dead_code, reason = "describes an answer that is written in pieces")]
-pub struct GotMessages<'a> {
-    /// Oldest first, in the format that was asked for.
-    items: Vec<Item<'a>>,
-    /// Of the message that each item is of, or is a piece of.
+#[expect(dead_code, reason = "describes the response that `render` writes")]
+pub struct GetMessagesResponse<'a> {
+    /// The messages in the requested format, oldest first. A message can become several items.
+    items: Vec<AcontextMessage<'a>>,
+    /// For each item, the id of its message.
     ids: Vec<MessageId>,
-    /// What the client keeps with each.
+    /// For each item, the client-supplied metadata of its message.
     #[schema(value_type = Vec<Object>)]
     metas: Vec<Value>,
-    /// Present only if there is more.
+    /// Cursor of the next page; absent on the last page.
     next_cursor: Option<String>,
     has_more: bool,
-    /// Of these messages together.
+    /// Number of tokens in the returned messages.
     this_time_tokens: i64,
-    /// The last message that was or would be edited; left out if there is none.
+    /// Id of the last message that the edit strategies could change. A later request that passes it as
+    /// `pin_editing_strategies_at_message` edits the same messages. Absent if there are no messages.
     edit_at_message_id: Option<MessageId>,
-    /// Left out if there are none.
+    /// Events, if `with_events` is `true`; absent if there are none.
     events: Option<Vec<events::Event>>,
-    /// In the format `acontext`: links to files by the SHA-256 of their content.
+    /// In the format `acontext`: public links to files, by the SHA-256 of their content.
     #[schema(value_type = Option<BTreeMap<String, super::PublicUrl>>)]
     public_urls: Option<Value>,
 }
 
 /// Get messages
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/messages", tag = "message",
-    params(("session_id" = SessionId, Path), GetMessages))]
+    params(("session_id" = SessionId, Path), GetMessagesParams))]
 pub async fn get_messages(
     State(ctx): State<Messages>,
     caller: Caller,
     Path(session): Path<SessionId>,
-    Query(query): Query<GetMessages>,
-) -> QueryResult<Data<GotMessages<'static>>> {
+    Query(query): Query<GetMessagesParams>,
+) -> QueryResult<Data<GetMessagesResponse<'static>>> {
     let format = query.format.as_deref().unwrap_or_default();
-    let target = format_of(format)
+    let target = parse_format(format)
         .ok_or_else(|| Error::invalid_field("format", "must be one of acontext, openai, anthropic or gemini"))?;
     let strategies = edit::parse(query.edit_strategies.as_deref().unwrap_or_default());
-    if let Err(ParseError::Malformed { field, why }) = &strategies {
-        return Err(Error::bad_request_with_reason("invalid edit_strategies JSON", format_args!("{field}: {why}")));
+    if let Err(ParseError::Malformed { field, reason }) = &strategies {
+        return Err(Error::bad_request_with_reason("invalid edit_strategies JSON", format_args!("{field}: {reason}")));
     }
-    let wanted = wanted(&ctx, &query)?;
+    let page = parse_page_request(&ctx, &query)?;
     let reservations = Reservations::default();
-    let (rows, next) = read(&ctx, &reservations, caller.project, session, &wanted).await?;
-    sealed::ensure_can_decrypt(&caller.encryption, &rows)?;
-    let strategies = strategies.map_err(|refused| {
-        let (ParseError::Malformed { field, why } | ParseError::Invalid { field, why }) = refused;
-        Error::invalid_field(&field, why)
-    })?;
+    let (rows, next) = load_page(&ctx, &reservations, caller.project, session, &page).await?;
+    encryption::ensure_can_decrypt(&caller.encryption, &rows)?;
+    // Like upstream, report an invalid strategy only if the session exists.
+    let strategies = strategies.map_err(invalid_strategy_error)?;
     let pin = query.pin_editing_strategies_at_message.as_deref();
     let pin = pin.and_then(|pin| rows.iter().position(|row| row.id.to_string() == pin));
-    let edited_at = edit::edited_at(&strategies, rows.len(), pin).map(|at| rows[at].id);
-    let with_links = Flag::or(query.with_asset_public_url, true);
+    let edit_at_message_id = edit::pin_index(&strategies, rows.len(), pin).map(|index| rows[index].id);
+    let with_links = LenientBool::unwrap_or(query.with_asset_public_url, true);
     let events = match (rows.first(), rows.last()) {
-        (Some(first), Some(last)) if query.with_events.is_some_and(Flag::is_set) => {
+        (Some(first), Some(last)) if query.with_events.is_some_and(LenientBool::is_set) => {
             let mut conn = ctx.db.acquire().await?;
-            let limit = i64::try_from(ctx.config.limits.messages).unwrap_or(i64::MAX);
+            let limit = i64::try_from(ctx.config.limits.max_messages).unwrap_or(i64::MAX);
             let (from, to) = (first.created_at, last.created_at);
             events::store::list_between(&mut conn, caller.project, session, from, to, limit).await?
         }
         _ => Vec::new(),
     };
-    let next_cursor = next.map(|at| at.encode());
-    let rest = Rest { session, next_cursor, edited_at, events, public_urls: BTreeMap::new() };
-    // What is passed on as it is makes no work, but for its seal.
-    let passed_on = strategies.is_empty() && shown::is_passed_on(&rows, target);
-    let length = if passed_on { sealed::work(&rows) } else { rows.iter().map(Row::length).sum() };
-    let rows = decrypt(&ctx, &reservations, caller.encryption.clone(), rows, passed_on).await?;
-    let progress = converted(&ctx, length, move || {
-        if strategies.is_empty() && shown::is_plain(&rows, target) {
-            return shown::write_plain(rows, target, &rest).map(Progress::Written);
+    let next_cursor = next.map(|cursor| cursor.encode());
+    let page_fields = PageFields { session, next_cursor, edit_at_message_id, events, public_urls: BTreeMap::new() };
+    // Messages that are passed through only have to be decrypted.
+    let is_passthrough = strategies.is_empty() && render::is_passthrough(&rows, target);
+    let cost =
+        if is_passthrough { encryption::decrypt_cost(&rows) } else { rows.iter().map(MessageRow::text_len).sum() };
+    let rows = decrypt_page(&ctx, &reservations, caller.encryption.clone(), rows, is_passthrough).await?;
+    let outcome = run_conversion(&ctx, cost, move || {
+        if strategies.is_empty() && render::is_streamable(&rows, target) {
+            return render::write_streamed(rows, target, &page_fields).map(RenderOutcome::Done);
         }
         let messages = if strategies.is_empty() {
-            shown::open(rows, target)?
+            render::decode(rows, target)?
         } else {
-            shown::edit(rows, target, &strategies, pin)?
+            render::edit_and_decode(rows, target, &strategies, pin)?
         };
-        if messages.iter().flat_map(Opened::parts).any(|part| part.asset.is_some()) {
-            return Ok(Progress::WithFiles(messages, rest));
+        if messages.iter().flat_map(DecodedMessage::parts).any(|part| part.asset.is_some()) {
+            return Ok(RenderOutcome::NeedsFiles(messages, page_fields));
         }
-        let names = shown::call_names(&messages, target);
-        let mut around = RenderContext { call_names: names, ..RenderContext::default() };
-        shown::write(messages, target, &mut around, &rest).map(Progress::Written)
+        let call_names = render::list_call_names(&messages, target);
+        let mut render_ctx = RenderContext { call_names, ..RenderContext::default() };
+        render::write_response(messages, target, &mut render_ctx, &page_fields).map(RenderOutcome::Done)
     })
     .await?;
-    let response = match progress {
-        Progress::Written(response) => response,
-        Progress::WithFiles(messages, rest) => {
-            with_files(&ctx, &caller.encryption, messages, target, with_links, length, rest).await?
+    let response = match outcome {
+        RenderOutcome::Done(response) => response,
+        RenderOutcome::NeedsFiles(messages, page_fields) => {
+            render_with_files(&ctx, &caller.encryption, messages, target, with_links, cost, page_fields).await?
         }
     };
     let (body, length) = response.into_body();
-    Ok(response::ok_written(body, length))
+    Ok(response::ok_serialized(body, length))
 }
 
-/// Decrypts messages, and reserves memory for the values of those that are to be converted.
-async fn decrypt(
+fn invalid_strategy_error(err: ParseError) -> Error {
+    let (ParseError::Malformed { field, reason } | ParseError::Invalid { field, reason }) = err;
+    Error::invalid_field(&field, reason)
+}
+
+/// Decrypts a page of messages. If it is large and must be converted, reserves memory for its JSON values.
+async fn decrypt_page(
     ctx: &Messages,
     reservations: &Reservations,
     encryption: ProjectEncryption,
-    mut rows: Vec<Row>,
-    passed_on: bool,
-) -> Result<Vec<Row>> {
-    let length: usize = rows.iter().map(Row::length).sum();
-    if passed_on || length <= QUICK {
-        return converted(ctx, sealed::work(&rows), move || sealed::open(&encryption, &mut rows).map(|()| rows)).await;
+    mut rows: Vec<MessageRow>,
+    is_passthrough: bool,
+) -> Result<Vec<MessageRow>> {
+    let length: usize = rows.iter().map(MessageRow::text_len).sum();
+    if is_passthrough || length <= MAX_INLINE_CONVERSION_BYTES {
+        let cost = encryption::decrypt_cost(&rows);
+        return run_conversion(ctx, cost, move || encryption::decrypt_rows(&encryption, &mut rows).map(|()| rows))
+            .await;
     }
-    let (rows, estimate) = converted(ctx, length, move || {
-        sealed::open(&encryption, &mut rows)?;
+    let (rows, estimate) = run_conversion(ctx, length, move || {
+        encryption::decrypt_rows(&encryption, &mut rows)?;
         let estimate = rows.iter().map(|row| json::estimate(&row.content).bytes).sum();
         Ok((rows, estimate))
     })
@@ -242,111 +251,117 @@ async fn decrypt(
     Ok(rows)
 }
 
-/// How far an answer has come without looking for files.
-enum Progress {
-    Written(Pieces),
-    WithFiles(Vec<Opened>, Rest),
+/// The result of rendering a page without its files.
+enum RenderOutcome {
+    Done(ChunkedJson),
+    /// Some messages have files, which must be loaded first.
+    NeedsFiles(Vec<DecodedMessage>, PageFields),
 }
 
-/// As [`on_the_side`], for work that takes some microseconds for each KiB.
-async fn converted<T: Send + 'static>(
+/// Runs work that takes as long as the conversion of `cost` bytes, which is some microseconds per KiB. If `cost` is at most
+/// [`MAX_INLINE_CONVERSION_BYTES`], the work runs on the current thread, otherwise with [`run_blocking`].
+async fn run_conversion<T: Send + 'static>(
     ctx: &Messages,
-    length: usize,
+    cost: usize,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    if length <= QUICK { work() } else { on_the_side(ctx, length, work).await }
+    if cost <= MAX_INLINE_CONVERSION_BYTES { work() } else { run_blocking(ctx, cost, work).await }
 }
 
-fn wanted(ctx: &Messages, query: &GetMessages) -> Result<Wanted> {
-    let limit = match query.limit.and_then(Int::given) {
+fn parse_page_request(ctx: &Messages, query: &GetMessagesParams) -> Result<MessagePageRequest> {
+    let limit = match query.limit.and_then(LenientInt::get) {
         None => 0,
         Some(limit) => {
             let limit = usize::try_from(limit).ok().filter(|limit| *limit <= 200);
             limit.ok_or_else(|| Error::invalid_field("limit", "must be from 0 to 200"))?
         }
     };
-    let bytes = ctx.config.limits.messages_bytes;
+    let max_bytes = ctx.config.limits.max_messages_bytes;
     if limit == 0 {
         let newest_first = false;
-        return Ok(Wanted { after: None, newest_first, limit: ctx.config.limits.messages, bytes });
+        return Ok(MessagePageRequest { after: None, newest_first, limit: ctx.config.limits.max_messages, max_bytes });
     }
     let after = match query.cursor.as_deref() {
         None | Some("") => None,
         Some(cursor) => Cursor::decode(cursor)?,
     };
-    Ok(Wanted { after, newest_first: query.time_desc.is_some_and(Flag::is_set), limit, bytes })
+    Ok(MessagePageRequest { after, newest_first: query.time_desc.is_some_and(LenientBool::is_set), limit, max_bytes })
 }
 
-/// The messages of a page, oldest first, and where the next one begins if there is one.
-async fn read(
+/// Loads a page of messages, oldest first. Returns them with the cursor of the next page, if there is one.
+async fn load_page(
     ctx: &Messages,
     reservations: &Reservations,
     project: ProjectId,
     session: SessionId,
-    wanted: &Wanted,
-) -> Result<(Vec<Row>, Option<Cursor>)> {
-    let mut conn = ctx.message_pages.acquire().await?;
-    let mut rows = page::list(&mut conn, project, session, wanted).await?;
+    page: &MessagePageRequest,
+) -> Result<(Vec<MessageRow>, Option<Cursor>)> {
+    let mut conn = ctx.page_pool.acquire().await?;
+    let mut rows = page::list(&mut conn, project, session, page).await?;
     if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
-        return Err(sessions::NOT_FOUND);
+        return Err(sessions::SESSION_NOT_FOUND);
     }
     drop(conn);
-    rows.truncate(wanted.limit);
-    if rows.iter().any(|row| !row.is_whole()) {
+    rows.truncate(page.limit);
+    if rows.iter().any(|row| !row.is_content_loaded()) {
         let length = rows.iter().filter_map(|row| u64::try_from(row.content_length).ok()).sum();
         ctx.request_context.body_memory.reserve_body(reservations, length).await?;
-        let mut conn = ctx.message_pages.acquire().await?;
+        let mut conn = ctx.page_pool.acquire().await?;
         if !page::load_contents(&mut conn, &mut rows).await? {
-            return Err(sessions::NOT_FOUND);
+            // Messages are deleted only together with their session.
+            return Err(sessions::SESSION_NOT_FOUND);
         }
     }
-    let more = |row: &&Row| usize::try_from(row.there).is_ok_and(|there| there > rows.len());
-    let next = rows.last().filter(more).map(Row::cursor);
-    if wanted.newest_first {
+    let has_more = |row: &&MessageRow| usize::try_from(row.total_in_page).is_ok_and(|total| total > rows.len());
+    let next = rows.last().filter(has_more).map(MessageRow::cursor);
+    if page.newest_first {
         rows.reverse();
     }
     Ok((rows, next))
 }
 
-/// The answer to messages that have files.
-async fn with_files(
+/// Renders messages that have files.
+async fn render_with_files(
     ctx: &Messages,
     encryption: &ProjectEncryption,
-    messages: Vec<Opened>,
+    messages: Vec<DecodedMessage>,
     target: Format,
     with_links: bool,
-    length: usize,
-    mut rest: Rest,
-) -> Result<Pieces> {
-    let parts = || messages.iter().flat_map(Opened::parts);
-    let mut around = RenderContext::default();
-    let urls = if with_links { files::public_urls(ctx, encryption, parts()).await? } else { BTreeMap::new() };
-    around.asset_urls = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
-    around.asset_contents =
-        files::contents(ctx, encryption, parts(), |asset, kind| shows_content(target, asset, kind, with_links)).await?;
+    cost: usize,
+    mut page_fields: PageFields,
+) -> Result<ChunkedJson> {
+    let parts = || messages.iter().flat_map(DecodedMessage::parts);
+    let mut render_ctx = RenderContext::default();
+    let urls = if with_links { files::create_public_urls(ctx, encryption, parts()).await? } else { BTreeMap::new() };
+    render_ctx.asset_urls = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
+    render_ctx.asset_contents = files::load_inline_contents(ctx, encryption, parts(), |asset, kind| {
+        inlines_content(target, asset, kind, with_links)
+    })
+    .await?;
     if target == Format::Acontext {
-        rest.public_urls = urls;
+        page_fields.public_urls = urls;
     }
-    on_the_side(ctx, length, move || {
-        around.call_names = shown::call_names(&messages, target);
-        shown::write(messages, target, &mut around, &rest)
+    run_blocking(ctx, cost, move || {
+        render_ctx.call_names = render::list_call_names(&messages, target);
+        render::write_response(messages, target, &mut render_ctx, &page_fields)
     })
     .await
 }
 
-/// Whether a format shows this file by its content.
-fn shows_content(target: Format, asset: &Asset, kind: Kind, with_links: bool) -> bool {
+/// Returns `true` if messages of this format contain the file's content instead of a link.
+fn inlines_content(target: Format, asset: &Asset, kind: PartKind, with_links: bool) -> bool {
     let mime = asset.mime.split(';').next().unwrap_or_default();
     match target {
         Format::Acontext => false,
-        Format::OpenAi => kind != Kind::Image || !with_links,
+        Format::OpenAi => kind != PartKind::Image || !with_links,
         Format::Anthropic => mime.starts_with("image/") || matches!(mime, "application/pdf" | "text/plain"),
         Format::Gemini => true,
     }
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
-pub struct TokenCounts {
+pub struct GetTokenCountsResponse {
+    /// Number of tokens in all messages of the session.
     total_tokens: i64,
 }
 
@@ -357,9 +372,9 @@ pub async fn get_token_counts(
     State(ctx): State<Messages>,
     caller: Caller,
     Path(session): Path<SessionId>,
-) -> QueryResult<Data<TokenCounts>> {
+) -> QueryResult<Data<GetTokenCountsResponse>> {
     let mut conn = ctx.db.acquire().await?;
     sessions::store::ensure_owned(&mut conn, caller.project, session).await?;
     let total_tokens = store::sum_tokens(&mut conn, caller.project, session).await?;
-    Ok(response::ok(TokenCounts { total_tokens }))
+    Ok(response::ok(GetTokenCountsResponse { total_tokens }))
 }

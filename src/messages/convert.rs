@@ -1,4 +1,7 @@
-//! Encrypts and decrypts stored messages.
+//! Converts stored messages to the other storage format: encrypts or decrypts them.
+//!
+//! In SQL, a storage format is a boolean: `true` if encrypted. The condition `(encrypted_as is null) = $format` therefore selects
+//! the messages that are not stored in this format.
 
 use std::sync::Arc;
 
@@ -7,30 +10,32 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::store::{SLICE, set_long_content};
-use super::{page, sealed};
+use super::encryption::{decrypt_calls, encrypt_calls};
+use super::page;
+use super::store::{SLICE_BYTES, write_large_content};
 use crate::db::Db;
 use crate::db::page::Cursor;
-use crate::encryption::reencrypt::{ConversionProgress, Interrupt, Reencrypt};
-use crate::encryption::{DecryptError, Kek, ProjectEncryption, StorageFormat, frame};
+use crate::encryption::conversion::{ConversionProgress, EncryptableContent, Interrupt};
+use crate::encryption::{DecryptError, Kek, ProjectEncryption, StorageFormat, value};
 use crate::error::{Error, Result};
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
 
-/// How many sessions are looked up at once.
-const SESSIONS: i64 = 500;
-/// How many messages are converted in one transaction at most, and how much of their contents, in bytes.
-const BATCH: i64 = 500;
-const BATCH_BYTES: usize = 2 << 20;
+/// Maximum number of sessions that one query lists.
+const MAX_LISTED_SESSIONS: i64 = 500;
+/// Maximum number of messages that are converted in a transaction.
+const MAX_BATCH_MESSAGES: i64 = 500;
+/// Maximum size of the contents that are converted in a transaction, in bytes. A larger message is converted alone.
+const MAX_BATCH_BYTES: usize = 2 << 20;
 
-/// The messages of all sessions, as content that can be encrypted.
-pub struct EncryptedMessages {
+/// Converts the messages of projects whose storage format has changed.
+pub struct MessageConverter {
     pub db: Db,
 }
 
 #[async_trait]
-impl Reencrypt for EncryptedMessages {
+impl EncryptableContent for MessageConverter {
     async fn count_remaining(&self, project: ProjectId, format: StorageFormat) -> Result<i64> {
         let count = sqlx::query_scalar!(
             r#"select count(*) as "count!" from messages m join sessions s on s.id = m.session_id
@@ -59,8 +64,8 @@ impl Reencrypt for EncryptedMessages {
     }
 }
 
-impl EncryptedMessages {
-    /// Lists sessions of a project with messages that are not in this format, in the order of their creation after this position.
+impl MessageConverter {
+    /// Lists the next sessions of a project, in order of creation, with messages that are not stored in `format`.
     async fn list_sessions(
         &self,
         project: ProjectId,
@@ -76,7 +81,7 @@ impl EncryptedMessages {
             format as _,
             after.created_at,
             after.id,
-            SESSIONS
+            MAX_LISTED_SESSIONS
         );
         let rows = rows.fetch_all(&*self.db).await?.into_iter();
         Ok(rows.map(|row| (row.id, Cursor { created_at: row.created_at, id: row.id.0 })).collect())
@@ -96,13 +101,13 @@ impl EncryptedMessages {
             let locked = LockedSession::lock_to_store(&mut tx, encryption.project, session).await?;
             let Some((current_format, mut session)) = locked else { return Ok(()) };
             if current_format != format {
-                return Err(Interrupt::TargetChanged);
+                return Err(Interrupt::FormatChanged);
             }
-            let ConvertedBatch { count, damaged, next } =
+            let ConvertedBatch { count, corrupt, next } =
                 convert_batch(&mut session, encryption, format, after).await?;
-            let damaged: Vec<_> =
-                damaged.iter().map(|id| format!("message {id} is damaged and stays as it is")).collect();
-            progress.record(&mut session, count, &damaged).await?;
+            let corrupt: Vec<_> =
+                corrupt.iter().map(|id| format!("message {id} is corrupt and was left unchanged")).collect();
+            progress.record(&mut session, count, &corrupt).await?;
             tx.commit().await?;
             let Some(next) = next else { return Ok(()) };
             after = Some(next);
@@ -110,20 +115,22 @@ impl EncryptedMessages {
     }
 }
 
-/// What became of some messages of a session.
+/// The result of converting a batch of messages.
 #[derive(Debug, Default)]
 pub struct ConvertedBatch {
+    /// Number of converted messages.
     pub count: i64,
-    /// Messages that cannot be decrypted, and stay as they are.
-    pub damaged: Vec<MessageId>,
-    /// Where to continue; `None` if there are no more.
+    /// Messages that cannot be decrypted and were left unchanged.
+    pub corrupt: Vec<MessageId>,
+    /// The position from which to continue; `None` if there are no more messages.
     pub next: Option<Timestamp>,
 }
 
-/// Converts the next messages of a session after that time that are not in this format.
+/// Converts the next batch of a session's messages to `format`. The batch consists of messages that are later than `after` and
+/// not stored in `format` yet.
 ///
 /// # Errors
-/// 403 if there are any and the request has not brought the project's key.
+/// Returns 403 if there are such messages and `encryption` has no master key.
 pub async fn convert_batch(
     session: &mut LockedSession<'_>,
     encryption: &ProjectEncryption,
@@ -136,39 +143,39 @@ pub async fn convert_batch(
     }
     let kek = encryption.kek.clone().ok_or(Error::KeyRequired)?;
     let mut contents = list_contents(session, &batch).await?;
-    for one in contents.iter_mut().filter(|one| one.is_long()) {
-        one.content = page::long_content(session, one.id, one.length).await?.unwrap_or_default();
+    for row in contents.iter_mut().filter(|row| row.is_large()) {
+        row.content = page::read_large_content(session, row.id, row.length).await?.unwrap_or_default();
     }
     let converted = tokio::task::spawn_blocking(move || convert_contents(&kek, contents, format));
-    let ConversionResult { contents, damaged } = converted.await.map_err(Error::internal)??;
+    let ConvertedContents { contents, corrupt } = converted.await.map_err(Error::internal)??;
     let count = i64::try_from(contents.len()).map_err(Error::internal)?;
-    let (long, short): (Vec<_>, Vec<_>) = contents.into_iter().partition(ContentRow::is_long);
-    write(session, short).await?;
-    for mut one in long {
-        let (id, content) = (one.id, std::mem::take(&mut one.content));
-        write(session, vec![one]).await?;
-        set_long_content(session, id, &content).await?;
+    let (large, small): (Vec<_>, Vec<_>) = contents.into_iter().partition(ContentRow::is_large);
+    update_contents(session, small).await?;
+    for mut row in large {
+        let (id, content) = (row.id, std::mem::take(&mut row.content));
+        update_contents(session, vec![row]).await?;
+        write_large_content(session, id, &content).await?;
     }
-    Ok(ConvertedBatch { count, damaged, next })
+    Ok(ConvertedBatch { count, corrupt, next })
 }
 
-/// What is encrypted of a message, as its row has it.
+/// The columns of a message that can be encrypted.
 struct ContentRow {
     id: MessageId,
     content: Vec<u8>,
-    /// Of the content as it was found, in bytes.
+    /// Length of the content before the conversion, in bytes.
     length: i32,
     encrypted_as: Option<Uuid>,
     pending_calls: Option<Value>,
 }
 
 impl ContentRow {
-    fn is_long(&self) -> bool {
-        usize::try_from(self.length).is_ok_and(|length| length > SLICE)
+    fn is_large(&self) -> bool {
+        usize::try_from(self.length).is_ok_and(|length| length > SLICE_BYTES)
     }
 }
 
-/// Lists the next messages to convert, and returns the time of the last one if there may be more after it.
+/// Lists the ids of the next messages to convert. Also returns the time of the last of them if more messages may follow.
 async fn list_batch(
     session: &mut LockedSession<'_>,
     format: StorageFormat,
@@ -181,7 +188,7 @@ async fn list_batch(
         session.id as _,
         after.map(|after| after.0),
         format as _,
-        BATCH,
+        MAX_BATCH_MESSAGES,
     )
     .fetch_all(&mut ***session)
     .await?;
@@ -189,15 +196,15 @@ async fn list_batch(
     let fits = rows.iter().take_while(|row| {
         let before = bytes;
         bytes += usize::try_from(row.length).unwrap_or_default();
-        before == 0 || bytes <= BATCH_BYTES
+        before == 0 || bytes <= MAX_BATCH_BYTES
     });
     let batch: Vec<Uuid> = fits.map(|row| row.id).collect();
-    let is_last = batch.len() == rows.len() && i64::try_from(rows.len()).is_ok_and(|count| count < BATCH);
-    let last = batch.len().checked_sub(1).map(|at| rows[at].created_at);
+    let is_last = batch.len() == rows.len() && i64::try_from(rows.len()).is_ok_and(|count| count < MAX_BATCH_MESSAGES);
+    let last = batch.len().checked_sub(1).map(|index| rows[index].created_at);
     Ok((batch, last.filter(|_| !is_last)))
 }
 
-/// The contents of messages; long ones without their text.
+/// Lists the contents of messages. The content of a large message is empty and must be read in slices.
 async fn list_contents(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Vec<ContentRow>> {
     sqlx::query_as!(
         ContentRow,
@@ -205,54 +212,54 @@ async fn list_contents(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Ve
                   octet_length(content) as "length!", encrypted_as, pending_calls
            from messages where id = any($1) order by created_at"#,
         ids,
-        i32::try_from(SLICE).unwrap_or(i32::MAX),
+        i32::try_from(SLICE_BYTES).unwrap_or(i32::MAX),
     )
     .fetch_all(conn)
     .await
 }
 
-struct ConversionResult {
+struct ConvertedContents {
     contents: Vec<ContentRow>,
-    damaged: Vec<MessageId>,
+    corrupt: Vec<MessageId>,
 }
 
-fn convert_contents(kek: &Arc<Kek>, contents: Vec<ContentRow>, format: StorageFormat) -> Result<ConversionResult> {
-    let mut done = ConversionResult { contents: Vec::with_capacity(contents.len()), damaged: Vec::new() };
-    for one in contents {
-        let id = one.id;
-        match (format, one.encrypted_as) {
-            (StorageFormat::Encrypted, None) => done.contents.push(seal(kek, one)?),
-            (StorageFormat::Plaintext, Some(encrypted_as)) => match open(kek, one, encrypted_as) {
-                Ok(one) => done.contents.push(one),
-                Err(DecryptError) => done.damaged.push(id),
+fn convert_contents(kek: &Arc<Kek>, contents: Vec<ContentRow>, format: StorageFormat) -> Result<ConvertedContents> {
+    let mut result = ConvertedContents { contents: Vec::with_capacity(contents.len()), corrupt: Vec::new() };
+    for row in contents {
+        let id = row.id;
+        match (format, row.encrypted_as) {
+            (StorageFormat::Encrypted, None) => result.contents.push(encrypt(kek, row)?),
+            (StorageFormat::Plaintext, Some(encrypted_as)) => match decrypt(kek, row, encrypted_as) {
+                Ok(row) => result.contents.push(row),
+                Err(DecryptError) => result.corrupt.push(id),
             },
             _ => {}
         }
     }
-    Ok(done)
+    Ok(result)
 }
 
-fn seal(kek: &Kek, mut one: ContentRow) -> Result<ContentRow> {
-    let id = one.id.0;
-    let content = frame::seal(kek, id, &one.content)?;
-    one.pending_calls = one.pending_calls.map(|calls| sealed::seal_calls(kek, id, &calls)).transpose()?;
-    Ok(ContentRow { content, encrypted_as: Some(id), ..one })
+fn encrypt(kek: &Kek, mut row: ContentRow) -> Result<ContentRow> {
+    let id = row.id.0;
+    let content = value::encrypt(kek, id, &row.content)?;
+    row.pending_calls = row.pending_calls.map(|calls| encrypt_calls(kek, id, &calls)).transpose()?;
+    Ok(ContentRow { content, encrypted_as: Some(id), ..row })
 }
 
-fn open(kek: &Kek, one: ContentRow, encrypted_as: Uuid) -> Result<ContentRow, DecryptError> {
-    let content = frame::open(kek, encrypted_as, one.content)?;
-    let pending_calls = one.pending_calls.map(|calls| sealed::pending_calls(kek, encrypted_as, &calls)).transpose()?;
-    Ok(ContentRow { content, encrypted_as: None, pending_calls, ..one })
+fn decrypt(kek: &Kek, row: ContentRow, encrypted_as: Uuid) -> Result<ContentRow, DecryptError> {
+    let content = value::decrypt(kek, encrypted_as, row.content)?;
+    let pending_calls = row.pending_calls.map(|calls| decrypt_calls(kek, encrypted_as, &calls)).transpose()?;
+    Ok(ContentRow { content, encrypted_as: None, pending_calls, ..row })
 }
 
-async fn write(conn: &mut PgConnection, contents: Vec<ContentRow>) -> sqlx::Result<()> {
+async fn update_contents(conn: &mut PgConnection, contents: Vec<ContentRow>) -> sqlx::Result<()> {
     if contents.is_empty() {
         return Ok(());
     }
-    let ids: Vec<Uuid> = contents.iter().map(|one| one.id.0).collect();
-    let encrypted_as: Vec<Option<Uuid>> = contents.iter().map(|one| one.encrypted_as).collect();
+    let ids: Vec<Uuid> = contents.iter().map(|row| row.id.0).collect();
+    let encrypted_as: Vec<Option<Uuid>> = contents.iter().map(|row| row.encrypted_as).collect();
     let (contents, pending_calls): (Vec<_>, Vec<_>) =
-        contents.into_iter().map(|one| (one.content, one.pending_calls)).unzip();
+        contents.into_iter().map(|row| (row.content, row.pending_calls)).unzip();
     sqlx::query!(
         "update messages m set content = c.content, encrypted_as = c.encrypted_as, pending_calls = c.pending_calls
          from unnest($1::uuid[], $2::bytea[], $3::uuid[], $4::jsonb[]) as c (id, content, encrypted_as, pending_calls)

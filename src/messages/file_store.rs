@@ -2,15 +2,15 @@
 
 use sqlx::PgConnection;
 
-use crate::blob::ingest::Claim;
+use crate::blob::ingest::LiveBlob;
 use crate::blob::rows::{EncryptionFormat, StoredBlob, stored_blob};
 use crate::ids::{BlobId, MessageId, ProjectId, SessionId};
 use crate::sessions::lock::LockedSession;
 
-/// A file that a message has.
-pub struct MessageFile<'a> {
+/// A file of a message to insert.
+pub struct NewMessageFile<'a> {
     pub s3_key: &'a str,
-    pub content: Claim,
+    pub blob: LiveBlob,
     pub sha256: &'a str,
     pub mime: &'a str,
     pub filename: &'a str,
@@ -19,7 +19,7 @@ pub struct MessageFile<'a> {
 pub async fn insert_file(
     session: &mut LockedSession<'_>,
     message: MessageId,
-    file: &MessageFile<'_>,
+    file: &NewMessageFile<'_>,
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into message_files (message_id, s3_key, session_id, blob_id, sha256, mime, filename)
@@ -27,7 +27,7 @@ pub async fn insert_file(
         message as _,
         file.s3_key,
         session.id as _,
-        file.content.blob() as _,
+        file.blob.id() as _,
         file.sha256,
         file.mime,
         file.filename,
@@ -37,19 +37,19 @@ pub async fn insert_file(
     .map(drop)
 }
 
-/// Where a file of a session lies, and how it is shown.
-pub struct FoundFile {
-    pub content: StoredBlob,
+/// A stored file of a message.
+pub struct StoredMessageFile {
+    pub blob: StoredBlob,
     pub filename: String,
 }
 
-/// A file by its public name, among those of the session's messages.
+/// Returns the file with this `s3_key` among the files of the session's messages.
 pub async fn get_file(
     conn: &mut PgConnection,
     project: ProjectId,
     session: SessionId,
     s3_key: &str,
-) -> sqlx::Result<Option<FoundFile>> {
+) -> sqlx::Result<Option<StoredMessageFile>> {
     let row = sqlx::query!(
         r#"select b.id as "blob_id: BlobId", b.object_key, b.size, f.sha256,
                   b.encryption_format as "encryption_format: EncryptionFormat", b.wrapped_key, f.filename
@@ -59,5 +59,6 @@ pub async fn get_file(
         session as _,
         s3_key
     );
-    Ok(row.fetch_optional(conn).await?.map(|row| FoundFile { filename: row.filename, content: stored_blob!(row) }))
+    let row = row.fetch_optional(conn).await?;
+    Ok(row.map(|row| StoredMessageFile { filename: row.filename, blob: stored_blob!(row) }))
 }

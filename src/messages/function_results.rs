@@ -1,12 +1,13 @@
-//! Messages with results of Gemini function calls, which name the function and seldom the id of the call.
+//! Matches the results of Gemini function calls with their calls. A result contains the name of the function, but rarely the
+//! id of the call.
 
 use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::incoming::Ready;
-use super::sealed;
-use super::store::{self, Calling};
+use super::encryption;
+use super::request::PreparedMessage;
+use super::store::{self, PendingCallRow};
 use crate::conversation::format::{FunctionCall, FunctionResponse};
 use crate::encryption::{DecryptError, ProjectEncryption};
 use crate::error::{Error, Result};
@@ -14,31 +15,31 @@ use crate::ids::MessageId;
 use crate::messages::Messages;
 use crate::sessions::lock::LockedSession;
 
-/// Finds the pending call of each result in a message, which is no longer pending then. Returns the message with the ids of the calls;
-/// `None` if it has no results.
+/// Matches each result in a message with a pending call of the session, and removes the call from the session's pending calls.
+/// Returns the message with the ids of the calls in its results, or `None` if it has no results.
 ///
 /// # Errors
-/// 400 for a result without a pending call.
+/// Returns 400 if a result matches no pending call.
 pub(super) async fn match_calls(
     session: &mut LockedSession<'_>,
     ctx: &Messages,
     encryption: &ProjectEncryption,
-    ready: &Ready,
-) -> Result<Option<Ready>> {
-    if ready.results.is_empty() {
+    prepared: &PreparedMessage,
+) -> Result<Option<PreparedMessage>> {
+    if prepared.function_results.is_empty() {
         return Ok(None);
     }
     let mut pending = load_pending_calls(session, encryption).await?;
-    let ids = ready.results.iter().map(|result| {
+    let ids = prepared.function_results.iter().map(|result| {
         let call = match_pending_call(&mut pending, result).ok_or_else(|| no_pending_call_error(result))?;
-        Ok((result.part, call.id))
+        Ok((result.part_index, call.id))
     });
     let ids = ids.collect::<Result<_>>()?;
     for message in pending.iter().filter(|message| message.is_changed) {
         store::set_pending_calls(session, message.id, message.to_column(encryption)?).await?;
     }
-    // The ids of calls do not count as tokens.
-    Ok(Some(ready.with_call_ids(ctx, ids).await?))
+    // The number of tokens does not change, because call ids are not counted.
+    Ok(Some(prepared.with_call_ids(ctx, ids).await?))
 }
 
 /// A message with pending calls.
@@ -50,11 +51,13 @@ struct PendingCallMessage {
 }
 
 impl PendingCallMessage {
-    /// Returns the calls as they are stored, in the format of the message.
+    /// Returns the value of the column `pending_calls`, encrypted if the message is.
     fn to_column(&self, encryption: &ProjectEncryption) -> Result<Option<Value>> {
-        let calls = store::shown_calls(&self.calls);
+        let calls = store::calls_to_json(&self.calls);
         match self.encrypted_as {
-            Some(id) => calls.map(|calls| sealed::seal_calls(encryption.decryption_key()?, id, &calls)).transpose(),
+            Some(id) => {
+                calls.map(|calls| encryption::encrypt_calls(encryption.decryption_key()?, id, &calls)).transpose()
+            }
             None => Ok(calls),
         }
     }
@@ -70,10 +73,10 @@ async fn load_pending_calls(
         name: String,
     }
     let mut pending = Vec::new();
-    for Calling { id, encrypted_as, pending_calls } in store::list_calling(session).await? {
+    for PendingCallRow { id, encrypted_as, pending_calls } in store::list_with_pending_calls(session).await? {
         let calls = match encrypted_as {
-            Some(of) => sealed::pending_calls(encryption.decryption_key()?, of, &pending_calls)
-                .map_err(|err| damaged(id, err))?,
+            Some(encrypted_as) => encryption::decrypt_calls(encryption.decryption_key()?, encrypted_as, &pending_calls)
+                .map_err(|err| corrupt_calls_error(id, err))?,
             None => pending_calls,
         };
         let calls: Vec<PendingCall> = serde_json::from_value(calls).map_err(Error::internal)?;
@@ -83,23 +86,23 @@ async fn load_pending_calls(
     Ok(pending)
 }
 
-fn damaged(message: MessageId, err: DecryptError) -> Error {
-    Error::Corrupt { what: format!("what is stored of the calls in message {message}"), cause: err.into() }
+fn corrupt_calls_error(message: MessageId, err: DecryptError) -> Error {
+    Error::Corrupt { what: format!("the list of pending calls of message {message}"), cause: err.into() }
 }
 
-/// Takes the oldest pending call of the same name, and of the same id if the result names one.
+/// Removes and returns the oldest pending call with the result's function name, and with its id if it has one.
 fn match_pending_call(pending: &mut [PendingCallMessage], result: &FunctionResponse) -> Option<FunctionCall> {
-    let fits = |call: &FunctionCall| call.name == result.name && result.id.as_ref().is_none_or(|id| *id == call.id);
-    pending.iter_mut().find_map(|one| {
-        let at = one.calls.iter().position(fits)?;
-        one.is_changed = true;
-        Some(one.calls.remove(at))
+    let matches = |call: &FunctionCall| call.name == result.name && result.id.as_ref().is_none_or(|id| *id == call.id);
+    pending.iter_mut().find_map(|message| {
+        let index = message.calls.iter().position(matches)?;
+        message.is_changed = true;
+        Some(message.calls.remove(index))
     })
 }
 
 fn no_pending_call_error(result: &FunctionResponse) -> Error {
-    let FunctionResponse { part, name, id } = result;
-    let id = id.as_ref().map(|id| format!(" and the id '{id}'")).unwrap_or_default();
-    let why = format_args!("no call of a function with the name '{name}'{id} waits in this session").to_string();
-    Error::invalid_field(&format!("parts[{part}].functionResponse"), why)
+    let FunctionResponse { part_index, name, id } = result;
+    let id = id.as_ref().map(|id| format!(" with id '{id}'")).unwrap_or_default();
+    let reason = format_args!("no pending call of function '{name}'{id} in this session").to_string();
+    Error::invalid_field(&format!("parts[{part_index}].functionResponse"), reason)
 }

@@ -1,28 +1,31 @@
-//! Messages: what is said in a session, in four formats.
+//! Messages of sessions, in four formats. The formats themselves, and the model they share, are in [`crate::conversation`].
 //!
-//! [`api`] has the routes; [`incoming`] reads what a client sends, [`shown`] makes the answer of a list. What a message is, and its
-//! formats, are in [`crate::conversation`].
-//! [`save`] stores a message, in most cases through the [`writer`], which stores many at once; [`files`] are the files that come with
-//! messages, [`function_results`] finds the calls that results belong to. [`store`] is the SQL, [`page`] reads a page of messages,
-//! [`pieces`] writes a long response, and [`convert`] encrypts and decrypts stored messages.
+//! - Routes: [`api`] stores and lists messages, [`meta`] updates their metadata, and [`files`] serves their files.
+//! - Storing: [`request`] reads and validates the request. [`save`] stores the message, usually through the [`writer`], which
+//!   commits many messages together. [`function_results`] matches function results with pending calls.
+//! - Listing: [`page`] reads a page of messages, [`encryption`] decrypts it, and [`render`] writes the response as JSON
+//!   ([`json_writer`]).
+//! - SQL: [`store`] with the types in [`new_message`], [`page`], [`file_store`] and [`observing`].
+//! - [`convert`] encrypts and decrypts stored messages after the storage format of their project has changed.
 //!
-//! A message is one row, content and all, so a page of them is one query. What a 201 says is on disk.
+//! A message is one row that includes its content, so a page of usual size is one query. When the client receives the 201, the
+//! message is committed to disk.
 
 pub mod api;
-mod columns;
+mod batch_columns;
 pub mod convert;
+pub mod encryption;
 pub mod file_store;
 pub mod files;
 pub mod function_results;
-pub mod incoming;
+pub mod json_writer;
 pub mod meta;
 pub mod new_message;
 pub mod observing;
 pub mod page;
-pub mod pieces;
+pub mod render;
+pub mod request;
 pub mod save;
-pub mod sealed;
-pub mod shown;
 pub mod store;
 pub mod writer;
 
@@ -38,12 +41,12 @@ use crate::http::idempotency::IdempotentTx;
 use crate::platform::{Platform, platform_context};
 use crate::text_enum::text_enum;
 use crate::time::Timestamp;
-use incoming::Ready;
 use new_message::InsertedMessage;
-use writer::Writer;
+use request::PreparedMessage;
+use writer::MessageWriter;
 
 text_enum! {
-    /// Whether the task agent has processed a message.
+    /// The state of a message's observation.
     pub enum ProcessStatus {
         Pending = "pending",
         Running = "running",
@@ -57,29 +60,29 @@ text_enum! {
 }
 
 platform_context! {
-    /// The context of messages.
+    /// The context of the message routes and of the message writer.
     Messages, MessagesInner
 }
 
 pub struct MessagesInner {
     platform: Platform,
-    /// Connections that read pages of messages.
-    pub message_pages: PgPool,
-    pub writer: Writer,
-    /// How much of long messages is worked on at one time, in KiB.
-    parse_budget: Semaphore,
-    /// For transactions that store a message and wait for its session.
-    direct_store_permits: Arc<Semaphore>,
+    /// The pool of the connections that read pages of messages, with `page::PLANNER_SETTINGS`.
+    pub page_pool: PgPool,
+    pub writer: MessageWriter,
+    /// One permit for each KiB of text that blocking threads may process concurrently. See [`request::run_blocking`].
+    blocking_budget: Semaphore,
+    /// One permit for each transaction that stores a message and may wait for the lock of its session.
+    lock_wait_permits: Arc<Semaphore>,
 }
 
 impl Messages {
     pub fn new(platform: Platform) -> Self {
         let settings = &platform.config.database;
         Self(Arc::new(MessagesInner {
-            message_pages: platform.db.open_pool("pages", settings.page_connections(), page::SETTINGS),
-            writer: Writer::default(),
-            parse_budget: Semaphore::new(incoming::PARSE_BUDGET_KIB as usize),
-            direct_store_permits: Arc::new(Semaphore::new((settings.connections / 4).max(1))),
+            page_pool: platform.db.open_pool("message_pages", settings.page_connections(), page::PLANNER_SETTINGS),
+            writer: MessageWriter::default(),
+            blocking_budget: Semaphore::new(request::BLOCKING_BUDGET_KIB as usize),
+            lock_wait_permits: Arc::new(Semaphore::new((settings.connections / 4).max(1))),
             platform,
         }))
     }
@@ -93,15 +96,15 @@ pub fn router() -> OpenApiRouter<Messages> {
         .routes(routes!(api::get_token_counts))
 }
 
-/// A message that was written to the database.
-pub struct Written {
-    pub ready: Ready,
-    pub stored: InsertedMessage,
-    /// What is still to be committed, together with the answer.
+/// A message that was inserted, possibly in a transaction that is not committed yet.
+pub struct StoredMessage {
+    pub prepared: PreparedMessage,
+    pub inserted: InsertedMessage,
+    /// The transaction to commit together with the response; `None` if it is committed already.
     pub tx: Option<IdempotentTx>,
 }
 
-/// A signed URL, which needs no key.
+/// A signed URL that works without an API key until it expires.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct PublicUrl {
     pub url: String,

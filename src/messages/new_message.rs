@@ -1,4 +1,4 @@
-//! A message on its way into the database.
+//! The arguments and results of the statement that inserts messages.
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -10,7 +10,7 @@ use crate::encryption::StorageFormat;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::time::Timestamp;
 
-/// A message to store.
+/// A message to insert.
 #[derive(Clone, Debug)]
 pub struct NewMessage {
     pub id: MessageId,
@@ -18,27 +18,27 @@ pub struct NewMessage {
     pub session: SessionId,
     pub role: Role,
     pub format: Format,
-    /// The message in its format, as JSON text; sealed if there is a [`job_key`](Self::job_key).
+    /// The body as JSON text; encrypted if there is a [`job_key`](Self::job_key).
     pub content: Bytes,
     pub tokens: i32,
     pub meta: Map<String, Value>,
     pub user_meta: Map<String, Value>,
-    /// Calls of Gemini functions that wait for their answers, as the column has them.
+    /// The pending calls, as stored in the column `pending_calls`.
     pub pending_calls: Option<Value>,
-    /// The project's own setting of [`Buffer::turns`](super::store::Buffer::turns).
-    pub buffer_turns: Option<i64>,
-    /// Of a sealed message: the project's key for the work that it gives, sealed for the queue.
+    /// The project's setting that replaces [`ObservationBuffer::max_turns`](super::store::ObservationBuffer::max_turns).
+    pub max_buffer_turns: Option<i64>,
+    /// If the message is encrypted, the project's master key for its observe job, encrypted for the queue.
     pub job_key: Option<Bytes>,
 }
 
 impl NewMessage {
-    /// How the content is stored.
+    /// Returns the storage format of the content.
     pub fn storage_format(&self) -> StorageFormat {
         StorageFormat::from_flag(self.job_key.is_some())
     }
 }
 
-/// What the database adds to a message when it inserts it.
+/// The values that the database assigns to an inserted message.
 #[derive(Clone, Debug)]
 pub struct InsertedMessage {
     pub parent: Option<MessageId>,

@@ -1,4 +1,4 @@
-//! SQL of observation: which messages were observed, and the job that observes them.
+//! SQL of observation: the processing status of messages, and the job that observes them.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -11,20 +11,25 @@ use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::jobs::{Delay, JobQueue};
-use crate::learn::queue::Observe;
+use crate::learn::jobs::Observe;
 use crate::sessions;
 use crate::sessions::lock::LockedSession;
 
-/// How many messages of a session are in which state.
-pub struct Counts {
+/// The number of messages of a session by processing status.
+pub struct ObservationCounts {
     pub observed: i64,
     pub in_process: i64,
     pub pending: i64,
 }
 
-pub async fn count(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<Counts> {
+/// Counts the messages of a session by processing status. All are 0 if the project has no such session.
+pub async fn count_by_status(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    session: SessionId,
+) -> sqlx::Result<ObservationCounts> {
     sqlx::query_as!(
-        Counts,
+        ObservationCounts,
         r#"select count(*) filter (where m.session_task_process_status = 'success') as "observed!",
                   count(*) filter (where m.session_task_process_status = 'running') as "in_process!",
                   count(*) filter (where m.session_task_process_status = 'pending') as "pending!"
@@ -36,8 +41,8 @@ pub async fn count(conn: &mut PgConnection, project: ProjectId, session: Session
     .await
 }
 
-/// Whether a message up to a moment could not be looked at.
-pub async fn has_failed(
+/// Returns `true` if the observation of a message has failed permanently. With `until`, considers only messages up to this time.
+pub async fn has_failed_messages(
     conn: &mut PgConnection,
     session: SessionId,
     until: Option<DateTime<Utc>>,
@@ -52,8 +57,8 @@ pub async fn has_failed(
     .await
 }
 
-/// How many messages up to a moment are not looked at yet. The moment is the time of a message, or nothing for all.
-pub async fn count_pending_messages(
+/// Counts the messages of a session that are not observed yet. With `until`, counts only messages up to this time.
+pub async fn count_unobserved_messages(
     conn: &mut PgConnection,
     session: SessionId,
     until: Option<DateTime<Utc>>,
@@ -69,7 +74,7 @@ pub async fn count_pending_messages(
     .await
 }
 
-/// Claims the oldest pending messages of a session for an observation.
+/// Claims the oldest pending messages of a session for an observation: sets their status to `running`, and returns their ids.
 pub async fn claim_batch(session: &mut LockedSession<'_>, limit: i64) -> sqlx::Result<Vec<Uuid>> {
     let claimed = sqlx::query_scalar!(
         "update messages set session_task_process_status = 'running', updated_at = now()
@@ -85,10 +90,11 @@ pub async fn claim_batch(session: &mut LockedSession<'_>, limit: i64) -> sqlx::R
     Ok(claimed)
 }
 
-/// Enqueues the job that observes a session, or makes the one that is ready due earlier.
+/// Enqueues the job that observes a session. If this job is ready already, [`JobQueue::enqueue`] makes it due earlier instead,
+/// unless it is in backoff.
 ///
 /// # Errors
-/// The database fails.
+/// Returns an error if the database fails.
 pub async fn enqueue_job(
     session: &mut LockedSession<'_>,
     queue: &JobQueue,
@@ -100,7 +106,8 @@ pub async fn enqueue_job(
     queue.enqueue(session, encryption, &job, delay).await
 }
 
-/// Changes the status of all messages of a session that have the status `from`, or of these. Returns their number.
+/// Sets the status of a session's messages that have the status `from` to `to`. With `only`, changes only messages with these
+/// ids. Returns the number of changed messages.
 pub async fn set_status(
     session: &mut LockedSession<'_>,
     only: Option<&[Uuid]>,
@@ -117,11 +124,14 @@ pub async fn set_status(
     )
     .execute(&mut ***session)
     .await
-    .map(|done| done.rows_affected())
+    .map(|result| result.rows_affected())
 }
 
-/// Lists sessions with pending messages and without a job that will observe them.
-pub async fn list_missed(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<(ProjectId, SessionId)>> {
+/// Lists sessions with messages that have been pending or running for over a minute, and without a job that will observe them.
+pub async fn list_unobserved_sessions(
+    conn: &mut PgConnection,
+    limit: i64,
+) -> sqlx::Result<Vec<(ProjectId, SessionId)>> {
     let rows = sqlx::query!(
         r#"select distinct s.project_id as "project: ProjectId", s.id as "session: SessionId"
            from messages m join sessions s on s.id = m.session_id
@@ -141,14 +151,14 @@ pub struct MessageContent {
     pub role: Role,
     pub format: Format,
     pub content: Vec<u8>,
-    /// As which message it is sealed, if it is.
+    /// Id of the message for which the content was encrypted; `None` if it is plaintext.
     pub encrypted_as: Option<Uuid>,
 }
 
-/// Whether one of these messages is sealed.
+/// Returns `true` if one of these messages is encrypted.
 pub async fn has_encrypted(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
-        r#"select exists (select 1 from messages where id = any($1) and encrypted_as is not null) as "sealed!""#,
+        r#"select exists (select 1 from messages where id = any($1) and encrypted_as is not null) as "encrypted!""#,
         ids
     )
     .fetch_one(conn)

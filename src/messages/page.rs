@@ -1,4 +1,4 @@
-//! A page of a session's messages, as it is read from the database: one query, whatever its size.
+//! Reads a page of a session's messages: in one query, unless the page has more than 1 MiB.
 
 use std::collections::HashMap;
 
@@ -6,17 +6,17 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::ProcessStatus;
-use super::store::SLICE;
+use super::store::SLICE_BYTES;
 use crate::conversation::format::Format;
 use crate::conversation::parts::Role;
 use crate::db::page::Cursor;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::time::Timestamp;
 
-/// Planner settings for reading pages of messages. That statement uses one index whatever the session, so it is planned once for
-/// each connection: planning takes longer than running it, and without these settings Postgres plans it again for each limit,
-/// or reads the whole session and sorts it.
-pub(super) const SETTINGS: &[(&str, &str)] = &[
+/// Planner settings of the connections that read pages. With them, the statement is planned once per connection and always uses
+/// the same index. Planning takes longer than execution, and by default Postgres plans the statement again for each limit, or
+/// reads and sorts the whole session.
+pub(super) const PLANNER_SETTINGS: &[(&str, &str)] = &[
     ("enable_bitmapscan", "off"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
@@ -25,40 +25,42 @@ pub(super) const SETTINGS: &[(&str, &str)] = &[
     ("plan_cache_mode", "force_generic_plan"),
 ];
 
-/// A message as it is stored.
-pub struct Row {
+/// A message as stored.
+pub struct MessageRow {
     pub id: MessageId,
     pub parent_id: Option<MessageId>,
     pub role: Role,
     pub format: Format,
-    /// JSON text, sealed or not; empty until it is loaded, see [`Self::is_whole`].
+    /// JSON text, possibly encrypted. Empty until it is loaded, see [`Self::is_content_loaded`].
     pub content: Vec<u8>,
-    /// As which message it is sealed, if it is.
+    /// Id of the message for which the content was encrypted; `None` if it is plaintext.
     pub encrypted_as: Option<Uuid>,
-    /// How long it is.
+    /// Length of the stored content in bytes.
     pub content_length: i32,
     pub tokens: i32,
-    /// JSON text, like the next two; the last one may be sealed.
+    /// JSON text.
     pub meta: String,
+    /// JSON text.
     pub user_meta: String,
+    /// JSON text; a string with the encrypted calls if the message is encrypted.
     pub pending_calls: Option<String>,
     pub task_id: Option<Uuid>,
     pub status: ProcessStatus,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
-    /// Of the page that was asked for, before any was left out for its size.
-    pub there: i64,
+    /// Number of messages that match the request, but at most one more than its limit. Includes messages that are left out
+    /// because the page would become too large.
+    pub total_in_page: i64,
 }
 
-impl Row {
-    /// How much text there is to work with, in bytes.
-    pub fn length(&self) -> usize {
+impl MessageRow {
+    /// Returns the length of the loaded content and metadata in bytes.
+    pub fn text_len(&self) -> usize {
         self.content.len() + self.meta.len() + self.user_meta.len()
     }
 
-    /// Returns `true` if the content is there. In a page over 1 MiB it is loaded with [`load_contents`], once there is
-    /// memory for it.
-    pub fn is_whole(&self) -> bool {
+    /// Returns `true` if the content is loaded. In a page over 1 MiB, [`load_contents`] loads it after memory was reserved.
+    pub fn is_content_loaded(&self) -> bool {
         usize::try_from(self.content_length).is_ok_and(|length| length == self.content.len())
     }
 
@@ -67,24 +69,24 @@ impl Row {
     }
 }
 
-/// Which messages of a session are wanted.
-pub struct Wanted {
+/// The page of messages to read.
+pub struct MessagePageRequest {
     pub after: Option<Cursor>,
     pub newest_first: bool,
     pub limit: usize,
-    /// How much of them, in bytes; one message is always shown.
-    pub bytes: u64,
+    /// Maximum size of the page in bytes. The first message is always included.
+    pub max_bytes: u64,
 }
 
-/// How large a page may be whose messages come with their content, in bytes.
-const WITH_CONTENT: i64 = 1 << 20;
+/// Maximum size of a page whose contents are returned by the same query, in bytes.
+const MAX_SINGLE_QUERY_BYTES: i64 = 1 << 20;
 
-/// Selects a page of messages in one direction: the condition of what comes after the cursor, the order, and the lowest and the highest
-/// time of the page.
+/// Selects a page of messages in one direction. The literals are SQL: the condition for messages after the cursor, the order, and
+/// expressions for the lowest and the highest time of the page.
 macro_rules! select_page {
     ($after:literal, $order:literal, $low:literal, $high:literal; $($parameter:expr),* $(,)?) => {
         sqlx::query_as!(
-            Row,
+            MessageRow,
             r#"with page as (
                    select m.created_at,
                           octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
@@ -99,16 +101,16 @@ macro_rules! select_page {
                ),
                edges as materialized (
                    select "# + $low + r#" as low, "# + $high + r#" as high,
-                          sum(size) filter (where before <= $6) as total, count(*) as there
+                          sum(size) filter (where before <= $6) as total_size, count(*) as total_in_page
                    from summed
                )
                select id as "id: MessageId", parent_id as "parent_id: MessageId", role as "role: Role", format as "format: Format",
-                      case when octet_length(content) <= $7 and (select total from edges) <= $8
+                      case when octet_length(content) <= $7 and (select total_size from edges) <= $8
                            then content else '' end as "content!",
                       octet_length(content) as "content_length!", encrypted_as, tokens,
                       meta::text as "meta!", user_meta::text as "user_meta!", pending_calls::text, task_id,
                       session_task_process_status as "status: ProcessStatus", created_at as "created_at: Timestamp",
-                      updated_at as "updated_at: Timestamp", (select there from edges) as "there!"
+                      updated_at as "updated_at: Timestamp", (select total_in_page from edges) as "total_in_page!"
                from messages
                where session_id = $2 and created_at between (select low from edges) and (select high from edges)
                order by created_at "# + $order,
@@ -117,25 +119,25 @@ macro_rules! select_page {
     };
 }
 
-/// Lists messages of a session, in order of time: one more than the limit if there are as many, but no more than the bytes allow.
-/// Each row contains how many there are up to one over the limit.
+/// Lists messages of a session in the requested order. Returns at most one message more than the limit, and fewer if their size
+/// exceeds the maximum. [`MessageRow::total_in_page`] shows if there are more messages.
 ///
-/// Where the page ends is found first, and without the contents: a sum that runs over whole rows would copy each of them.
+/// The query finds the end of the page from the sizes alone, because a running sum over whole rows would copy the contents.
 pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
     session: SessionId,
-    wanted: &Wanted,
-) -> sqlx::Result<Vec<Row>> {
-    let (time, id) = (wanted.after.map(|at| at.created_at), wanted.after.map(|at| at.id));
-    let limit = i64::try_from(wanted.limit).unwrap_or(i64::MAX).saturating_add(1);
-    let bytes = i64::try_from(wanted.bytes).unwrap_or(i64::MAX);
-    let short = i32::try_from(SLICE).unwrap_or(i32::MAX);
-    if wanted.newest_first {
+    page: &MessagePageRequest,
+) -> sqlx::Result<Vec<MessageRow>> {
+    let (time, id) = (page.after.map(|after| after.created_at), page.after.map(|after| after.id));
+    let limit = i64::try_from(page.limit).unwrap_or(i64::MAX).saturating_add(1);
+    let max_bytes = i64::try_from(page.max_bytes).unwrap_or(i64::MAX);
+    let slice_bytes = i32::try_from(SLICE_BYTES).unwrap_or(i32::MAX);
+    if page.newest_first {
         select_page!(
             "< (coalesce($3, 'infinity'::timestamptz), coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))",
             "desc", "min(created_at) filter (where before <= $6)", "max(created_at)";
-            project as _, session as _, time, id, limit, bytes as _, short, WITH_CONTENT as _,
+            project as _, session as _, time, id, limit, max_bytes as _, slice_bytes, MAX_SINGLE_QUERY_BYTES as _,
         )
         .fetch_all(conn)
         .await
@@ -143,31 +145,32 @@ pub async fn list(
         select_page!(
             "> (coalesce($3, '-infinity'::timestamptz), coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))",
             "asc", "min(created_at)", "max(created_at) filter (where before <= $6)";
-            project as _, session as _, time, id, limit, bytes as _, short, WITH_CONTENT as _,
+            project as _, session as _, time, id, limit, max_bytes as _, slice_bytes, MAX_SINGLE_QUERY_BYTES as _,
         )
         .fetch_all(conn)
         .await
     }
 }
 
-/// Loads the contents that are missing in `rows`. Returns `false` if one of the messages was deleted in the meantime.
-pub async fn load_contents(conn: &mut PgConnection, rows: &mut [Row]) -> sqlx::Result<bool> {
-    let is_short = |row: &&Row| usize::try_from(row.content_length).is_ok_and(|length| length <= SLICE);
-    let short: Vec<_> = rows.iter().filter(|row| !row.is_whole()).filter(is_short).map(|row| row.id).collect();
-    if !short.is_empty() {
+/// Loads the contents that `rows` do not have yet. Returns `false` if a content was deleted or has become shorter since the
+/// rows were read.
+pub async fn load_contents(conn: &mut PgConnection, rows: &mut [MessageRow]) -> sqlx::Result<bool> {
+    let is_small = |row: &&MessageRow| usize::try_from(row.content_length).is_ok_and(|length| length <= SLICE_BYTES);
+    let small: Vec<_> = rows.iter().filter(|row| !row.is_content_loaded()).filter(is_small).map(|row| row.id).collect();
+    if !small.is_empty() {
         let found = sqlx::query!(
             r#"select id as "id: MessageId", content from messages where id = any($1)"#,
-            &short as &[MessageId]
+            &small as &[MessageId]
         );
         let mut contents: HashMap<_, _> =
             found.fetch_all(&mut *conn).await?.into_iter().map(|row| (row.id, row.content)).collect();
-        for row in rows.iter_mut().filter(|row| !row.is_whole()) {
+        for row in rows.iter_mut().filter(|row| !row.is_content_loaded()) {
             row.content = contents.remove(&row.id).unwrap_or_default();
         }
         conn.shrink_buffers();
     }
-    for row in rows.iter_mut().filter(|row| !row.is_whole()) {
-        match long_content(conn, row.id, row.content_length).await? {
+    for row in rows.iter_mut().filter(|row| !row.is_content_loaded()) {
+        match read_large_content(conn, row.id, row.content_length).await? {
             Some(content) => row.content = content,
             None => return Ok(false),
         }
@@ -175,8 +178,9 @@ pub async fn load_contents(conn: &mut PgConnection, rows: &mut [Row]) -> sqlx::R
     Ok(true)
 }
 
-/// The content of a message whose row came without it, of this length in bytes; `None` if the message is gone.
-pub async fn long_content(conn: &mut PgConnection, id: MessageId, length: i32) -> sqlx::Result<Option<Vec<u8>>> {
+/// Reads content of this length in bytes, slice by slice. Returns `None` if the message was deleted or its content
+/// is shorter.
+pub async fn read_large_content(conn: &mut PgConnection, id: MessageId, length: i32) -> sqlx::Result<Option<Vec<u8>>> {
     let length = usize::try_from(length).unwrap_or_default();
     let mut content = Vec::with_capacity(length);
     while content.len() < length {
@@ -185,7 +189,7 @@ pub async fn long_content(conn: &mut PgConnection, id: MessageId, length: i32) -
             r#"select substring(content from $2 for $3) as "slice!" from messages where id = $1"#,
             id as _,
             from,
-            i32::try_from(SLICE).unwrap_or(i32::MAX)
+            i32::try_from(SLICE_BYTES).unwrap_or(i32::MAX)
         );
         match slice.fetch_optional(&mut *conn).await? {
             Some(slice) if !slice.is_empty() => content.extend_from_slice(&slice),

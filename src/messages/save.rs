@@ -1,10 +1,10 @@
-//! Stores messages. Most are stored in batches by the [`writer`]. A message with files, function results or an idempotency key, a long
-//! one, and one that the writer does not take, is stored in a transaction of its own.
+//! Stores messages. The [`writer`] stores most of them in batches. A message is stored in its own transaction if it has files or
+//! function results, if the request has an idempotency key, if it is large, or if the writer rejects it.
 
 use futures_util::stream;
 
-use super::incoming::{Draft, Ready};
-use super::{Written, file_store, files, function_results, store, writer};
+use super::request::{ParsedMessage, PreparedMessage};
+use super::{StoredMessage, file_store, files, function_results, store, writer};
 use crate::auth::Caller;
 use crate::blob::ingest::Ingest;
 use crate::encryption::ProjectEncryption;
@@ -20,34 +20,34 @@ use files::AttachedFile;
 /// Stores a message.
 ///
 /// # Errors
-/// 404 if the project has no such session. 400 for a part that names a file which the request does not contain, and for the result of a
-/// call that is not pending.
+/// Returns 404 if the project has no such session, and 400 if a part refers to a file that the request does not contain, or if a
+/// function result matches no pending call.
 pub async fn save(
     ctx: &Messages,
     caller: &Caller,
     idempotency: &Idempotency,
     session: SessionId,
-    mut draft: Draft,
-) -> Result<Written, HandlerError> {
-    let files = files::attach_files(ctx, caller.project, &mut draft)?;
+    mut parsed: ParsedMessage,
+) -> Result<StoredMessage, HandlerError> {
+    let files = files::attach_files(ctx, caller.project, &mut parsed)?;
     if !files.is_empty() {
-        // Before the files are stored.
+        // Check that the session exists before the files are uploaded to the object store.
         let mut conn = ctx.db.acquire().await?;
         if !sessions::store::exists(&mut conn, caller.project, session).await? {
-            return Err(sessions::NOT_FOUND.into());
+            return Err(sessions::SESSION_NOT_FOUND.into());
         }
     }
-    let ready = draft.finish(ctx, caller, session).await?;
-    if files.is_empty() && ready.results.is_empty() && !idempotency.has_key() {
-        let message = ready.to_storage(ctx, &caller.encryption, caller.encryption.format).await?;
-        if message.content.len() <= writer::LARGE
-            && let Some(stored) = ctx.writer.store(message).await?
+    let prepared = parsed.prepare(ctx, caller, session).await?;
+    if files.is_empty() && prepared.function_results.is_empty() && !idempotency.has_key() {
+        let message = prepared.to_storage(ctx, &caller.encryption, caller.encryption.format).await?;
+        if message.content.len() <= writer::MAX_BATCHED_MESSAGE_BYTES
+            && let Some(inserted) = ctx.writer.store(message).await?
         {
-            return Ok(Written { ready, stored, tx: None });
+            return Ok(StoredMessage { prepared, inserted, tx: None });
         }
     }
-    // Boxed, so that the futures of most requests are small.
-    Box::pin(save_in_transaction(ctx, &caller.encryption, idempotency, session, ready, &files)).await
+    // Boxed to keep the futures of other requests small.
+    Box::pin(save_in_transaction(ctx, &caller.encryption, idempotency, session, prepared, &files)).await
 }
 
 async fn save_in_transaction(
@@ -55,59 +55,62 @@ async fn save_in_transaction(
     encryption: &ProjectEncryption,
     idempotency: &Idempotency,
     id: SessionId,
-    ready: Ready,
+    prepared: PreparedMessage,
     files: &[AttachedFile],
-) -> Result<Written, HandlerError> {
+) -> Result<StoredMessage, HandlerError> {
     let buffer = (&ctx.config.learning).into();
-    // Before the session is locked: encrypting a long message takes a while.
-    let mut message = ready.to_storage(ctx, encryption, encryption.format).await?;
-    let mut attempts = idempotency.attempts();
-    // The first attempt does not wait for a transaction that has locked the session. Those that wait need a permit, so that they leave
-    // connections to messages of other sessions.
-    let mut waits = false;
-    let mut contents = ingest(ctx, encryption, files).await?;
+    // Encrypt before the session is locked, because encrypting a long message takes time.
+    let mut message = prepared.to_storage(ctx, encryption, encryption.format).await?;
+    let mut attempts = idempotency.tx_attempts();
+    // The first attempt does not wait if another transaction has locked the session. Later attempts wait, and need a permit, so
+    // that they cannot use up the connections.
+    let mut wait_for_lock = false;
+    let mut uploads = ingest_files(ctx, encryption, files).await?;
     loop {
         let mut tx = attempts.begin().await?;
-        let Some(blobs) = contents.claim(&mut tx).await? else {
+        let Some(blobs) = uploads.make_live(&mut tx).await? else {
+            // A concurrent change, such as a sweep, has made the uploads unusable.
             tx.rollback().await?;
-            contents = ingest(ctx, encryption, files).await?;
+            uploads = ingest_files(ctx, encryption, files).await?;
             continue;
         };
-        let locked = if waits {
-            Some(LockedSession::lock_to_store(&mut tx, encryption.project, id).await?.ok_or(sessions::NOT_FOUND)?)
+        let locked = if wait_for_lock {
+            let locked = LockedSession::lock_to_store(&mut tx, encryption.project, id).await?;
+            Some(locked.ok_or(sessions::SESSION_NOT_FOUND)?)
         } else {
             LockedSession::try_lock_to_store(&mut tx, encryption.project, id).await?
         };
         let Some((format, mut session)) = locked else {
             tx.rollback().await?;
-            waits = true;
-            attempts.limit(&ctx.direct_store_permits);
+            wait_for_lock = true;
+            attempts.limit_concurrency(&ctx.lock_wait_permits);
             continue;
         };
-        let with_call_ids = function_results::match_calls(&mut session, ctx, encryption, &ready).await?;
+        let with_call_ids = function_results::match_calls(&mut session, ctx, encryption, &prepared).await?;
         if with_call_ids.is_some() || message.storage_format() != format {
-            message = with_call_ids.as_ref().unwrap_or(&ready).to_storage(ctx, encryption, format).await?;
+            message = with_call_ids.as_ref().unwrap_or(&prepared).to_storage(ctx, encryption, format).await?;
         }
-        let stored = match store::insert_one(&mut session, &message, buffer).await {
-            Ok(stored) => stored,
-            // The writer stored it before its connection was lost.
+        let inserted = match store::insert_one(&mut session, &message, buffer).await {
+            Ok(inserted) => inserted,
+            // The writer has stored the message although it lost its connection.
             Err(err) if store::is_duplicate_id(&err) => {
                 tx.rollback().await?;
                 let mut conn = ctx.db.acquire().await?;
-                let stored = store::find_inserted(&mut conn, &[message.id]).await?.pop().flatten();
-                return Ok(Written { ready, stored: stored.ok_or(sessions::NOT_FOUND)?, tx: None });
+                let inserted = store::find_inserted(&mut conn, &[message.id]).await?.pop().flatten();
+                let inserted = inserted.ok_or(sessions::SESSION_NOT_FOUND)?;
+                return Ok(StoredMessage { prepared, inserted, tx: None });
             }
             Err(err) => return Err(err.into()),
         };
         for file in files {
             file_store::insert_file(&mut session, message.id, &file.row(&blobs)?).await?;
         }
-        let ready = with_call_ids.unwrap_or(ready);
-        return Ok(Written { ready, stored, tx: tx.commit_if_unkeyed().await? });
+        let prepared = with_call_ids.unwrap_or(prepared);
+        return Ok(StoredMessage { prepared, inserted, tx: tx.commit_if_no_key().await? });
     }
 }
 
-async fn ingest(ctx: &Messages, encryption: &ProjectEncryption, files: &[AttachedFile]) -> Result<Ingest> {
+async fn ingest_files(ctx: &Messages, encryption: &ProjectEncryption, files: &[AttachedFile]) -> Result<Ingest> {
     let contents: Vec<_> = files.iter().map(|file| file.upload.content.clone()).collect();
     ctx.blobs.ingest(encryption, stream::iter(contents)).await
 }

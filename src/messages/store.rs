@@ -1,4 +1,5 @@
-//! SQL of messages. [`insert`] is the one way a message comes into being; [`super::writer`] calls it for many at once.
+//! SQL of messages. New messages are inserted by [`insert`], which [`super::writer`] calls for batches. Only `sessions::copy`
+//! inserts messages with a statement of its own.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::ProcessStatus;
-use super::columns::{Columns, Places, storage_formats};
+use super::batch_columns::{MessageColumns, SessionColumns, project_formats};
 use super::new_message::{InsertedMessage, NewMessage};
 use crate::config::Learning;
 use crate::conversation::format::FunctionCall;
@@ -19,108 +20,123 @@ use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::sessions::lock::LockedSession;
 use crate::time::Timestamp;
 
-/// Longer contents come and go in slices, in bytes: what the driver makes of a value takes three and a half times its length.
-pub const SLICE: usize = 1024 * 1024;
+/// Size in bytes of the slices in which larger contents are read and written. To transfer a value, the driver needs 3.5 times its
+/// length in memory.
+pub const SLICE_BYTES: usize = 1024 * 1024;
 
-/// When tasks are looked for in stored messages.
+/// The settings that delay the observation of stored messages.
 #[derive(Clone, Copy, Debug)]
-pub struct Buffer {
-    /// How long the oldest waits for more.
+pub struct ObservationBuffer {
+    /// Time after which the oldest pending message is observed.
     pub ttl: Duration,
-    /// So many need not wait longer.
-    pub turns: i64,
+    /// Number of pending messages at which all of them are observed without further delay.
+    pub max_turns: i64,
 }
 
-impl From<&Learning> for Buffer {
+impl From<&Learning> for ObservationBuffer {
     fn from(settings: &Learning) -> Self {
-        Self { ttl: settings.buffer_ttl, turns: i64::try_from(settings.buffer_turns).unwrap_or(i64::MAX) }
+        Self { ttl: settings.buffer_ttl, max_turns: i64::try_from(settings.buffer_turns).unwrap_or(i64::MAX) }
     }
 }
 
-/// Stores messages, in this order within each session, in one statement: locks their sessions, gives each message its parent
-/// and a time later than all before it, and leaves a job for each session whose tasks are
-/// tracked and that has none.
+/// Inserts messages in one statement, which locks their sessions. Messages of a session are stored in the order of `new`: each
+/// gets the message before it as its parent, and a later time than that message. Also enqueues an observe job for each session
+/// that tracks tasks and has no such job yet.
 ///
-/// The answer has an entry for each message; `None` if the project has no such session or another storage format, or
-/// another transaction holds one of them: [`super::save`] stores those.
+/// Returns an entry for each message. The entry is `None`, and the message is not inserted, if the project has no such session,
+/// if the project's storage format is not that of the message, or if another transaction has locked the session or the format.
+/// [`super::save`] then stores the message in a separate transaction.
 #[expect(clippy::too_many_lines, reason = "one statement")]
 pub async fn insert(
     conn: &mut PgConnection,
     new: &[NewMessage],
-    buffer: Buffer,
+    buffer: ObservationBuffer,
 ) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
-    let Places { sessions, projects, turns, job_keys, counts, newest, of, nth, previous } = Places::of(new);
-    let Columns { ids, roles, formats, contents, encrypted_as, tokens, metas, user_metas, pending_calls } =
-        Columns::of(new);
-    let (owners, formats_of_projects) = storage_formats(new);
+    let SessionColumns {
+        sessions,
+        projects,
+        max_turns,
+        job_keys,
+        counts,
+        last_ids,
+        session_indexes,
+        offsets,
+        previous_ids,
+    } = SessionColumns::from_messages(new);
+    let MessageColumns { ids, roles, formats, contents, encrypted_as, tokens, metas, user_metas, pending_calls } =
+        MessageColumns::from_messages(new);
+    let (format_projects, storage_formats) = project_formats(new);
     let rows = sqlx::query!(
-        r#"with wanted as materialized (
-               select w.project_id from unnest($19::uuid[], $20::boolean[]) as w (project_id, encrypted)
-               where encryption_enabled_for_share(w.project_id, false) = w.encrypted
+        r#"with locked_projects as materialized (
+               select p.project_id from unnest($19::uuid[], $20::boolean[]) as p (project_id, encrypted)
+               where encryption_enabled_for_share(p.project_id, false) = p.encrypted
            ),
-           held as materialized (
-               select w.at, w.new, w.newest, greatest(coalesce(w.turns, $17), 1) as turns, w.job_key, s.id, s.project_id,
-                      s.disable_task_tracking, s.last_message_id, s.pending_messages, s.has_observe_job,
+           locked as materialized (
+               select n.session_index, n.count, n.last_id, greatest(coalesce(n.max_turns, $17), 1) as max_turns, n.job_key, s.id,
+                      s.project_id, s.disable_task_tracking, s.last_message_id, s.pending_messages, s.has_observe_job,
                       greatest(clock_timestamp(), s.last_message_at + interval '1 microsecond') as time
                from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::uuid[], $18::bigint[], $21::bytea[])
-                   with ordinality as w (session_id, project_id, new, newest, turns, job_key, at)
-               join wanted on wanted.project_id = w.project_id
-               join sessions s on s.id = w.session_id and s.project_id = w.project_id
-               -- In one order, so that two writers never wait for each other.
+                   with ordinality as n (session_id, project_id, count, last_id, max_turns, job_key, session_index)
+               join locked_projects p on p.project_id = n.project_id
+               join sessions s on s.id = n.session_id and s.project_id = n.project_id
+               -- All writers lock sessions in this order, so they cannot deadlock.
                order by s.id for no key update of s skip locked
            ),
-           moved as (
+           updated as (
                update sessions s
-               set last_message_id = h.newest, last_message_at = h.time + (h.new - 1) * interval '1 microsecond',
-                   pending_messages = case when h.disable_task_tracking then s.pending_messages else h.pending_messages + h.new end,
-                   has_observe_job = h.has_observe_job or not h.disable_task_tracking
-               from held h where s.id = h.id
+               set last_message_id = l.last_id, last_message_at = l.time + (l.count - 1) * interval '1 microsecond',
+                   pending_messages = case when l.disable_task_tracking then s.pending_messages
+                                           else l.pending_messages + l.count end,
+                   has_observe_job = l.has_observe_job or not l.disable_task_tracking
+               from locked l where s.id = l.id
            ),
-           queued as (
+           enqueued as (
                insert into jobs (id, project_id, kind, payload, lane, dedupe_key, run_at, encrypted_kek)
-               select gen_random_uuid(), h.project_id, o.kind, o.payload, o.lane, o.dedupe_key,
-                      case when h.new >= h.turns then now() else now() + $16::interval end, h.job_key
-               from held h, observe_job(h.id) o where not h.disable_task_tracking and not h.has_observe_job
+               select gen_random_uuid(), l.project_id, o.kind, o.payload, o.lane, o.dedupe_key,
+                      case when l.count >= l.max_turns then now() else now() + $16::interval end, l.job_key
+               from locked l, observe_job(l.id) o where not l.disable_task_tracking and not l.has_observe_job
                on conflict (kind, dedupe_key) where state = 'ready' do nothing
            ),
-           -- Enough has gathered: the job that waits need not wait longer. One that was not given the project's key is given it.
-           -- Each is looked up by its session; as a join, all that wait might be gone through.
-           waiting as materialized (
-               select h.job_key, h.is_enough,
-                      (select j.id from jobs j, observe_job(h.id) o
+           -- The ready jobs that become due because enough messages are pending, or that may need the project's master key. A
+           -- subquery finds the job of each session, because a join might scan all ready jobs.
+           ready_jobs as materialized (
+               select l.job_key, l.is_enough,
+                      (select j.id from jobs j, observe_job(l.id) o
                        where j.kind = o.kind and j.dedupe_key = o.dedupe_key and j.state = 'ready') as job
-               from (select *, pending_messages < turns and pending_messages + new >= turns as is_enough from held) h
-               where not h.disable_task_tracking and h.has_observe_job and (h.is_enough or h.job_key is not null)
+               from (select *, pending_messages < max_turns and pending_messages + count >= max_turns as is_enough from locked) l
+               where not l.disable_task_tracking and l.has_observe_job and (l.is_enough or l.job_key is not null)
            ),
-           hurried as (
+           updated_jobs as (
                update jobs j
-               set run_at = case when w.is_enough and j.attempt = 0 or j.wait_reason = 'key' then least(j.run_at, now())
+               set run_at = case when r.is_enough and j.attempt = 0 or j.wait_reason = 'key' then least(j.run_at, now())
                                  else j.run_at end,
-                   wait_reason = nullif(j.wait_reason, case when w.job_key is not null then 'key' end),
-                   encrypted_kek = coalesce(j.encrypted_kek, w.job_key), updated_at = now()
-               from waiting w
-               where j.id = w.job and j.state = 'ready'
-                 and (w.is_enough and j.attempt = 0 and j.run_at > now()
-                      or w.job_key is not null and j.encrypted_kek is null)
+                   wait_reason = nullif(j.wait_reason, case when r.job_key is not null then 'key' end),
+                   encrypted_kek = coalesce(j.encrypted_kek, r.job_key), updated_at = now()
+               from ready_jobs r
+               where j.id = r.job and j.state = 'ready'
+                 and (r.is_enough and j.attempt = 0 and j.run_at > now()
+                      or r.job_key is not null and j.encrypted_kek is null)
            )
            insert into messages (id, session_id, parent_id, role, format, content, encrypted_as, tokens, meta, user_meta,
                                  pending_calls, session_task_process_status, created_at, updated_at)
-           select m.id, h.id, coalesce(m.previous, h.last_message_id), m.role, m.format, m.content, m.encrypted_as, m.tokens, m.meta,
-                  m.user_meta, m.pending_calls, case when h.disable_task_tracking then 'disable_tracking' else 'pending' end,
-                  h.time + m.nth * interval '1 microsecond', h.time + m.nth * interval '1 microsecond'
+           select m.id, l.id, coalesce(m.previous_id, l.last_message_id), m.role, m.format, m.content, m.encrypted_as, m.tokens,
+                  m.meta, m.user_meta, m.pending_calls,
+                  case when l.disable_task_tracking then 'disable_tracking' else 'pending' end,
+                  l.time + m.index * interval '1 microsecond', l.time + m.index * interval '1 microsecond'
            from unnest($5::bigint[], $6::bigint[], $7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::bytea[],
                        $12::int[], $13::jsonb[], $14::jsonb[], $15::jsonb[], $22::uuid[])
-                   as m (at, nth, previous, id, role, format, content, tokens, meta, user_meta, pending_calls, encrypted_as)
-           join held h on h.at = m.at
+                   as m (session_index, index, previous_id, id, role, format, content, tokens, meta, user_meta, pending_calls,
+                         encrypted_as)
+           join locked l on l.session_index = m.session_index
            returning id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as "status: ProcessStatus",
                      created_at as "created_at: Timestamp""#,
         &sessions,
         &projects,
         &counts,
-        &newest,
-        &of,
-        &nth,
-        &previous as _,
+        &last_ids,
+        &session_indexes,
+        &offsets,
+        &previous_ids as _,
         &ids,
         &roles as _,
         &formats as _,
@@ -130,59 +146,59 @@ pub async fn insert(
         &user_metas as _,
         &pending_calls as _,
         interval(buffer.ttl) as _,
-        buffer.turns,
-        &turns as _,
-        &owners,
-        &formats_of_projects as _,
+        buffer.max_turns,
+        &max_turns as _,
+        &format_projects,
+        &storage_formats as _,
         &job_keys as _,
         &encrypted_as as _,
     )
     .fetch_all(conn)
     .await?;
-    let mut stored: HashMap<_, _> = rows
+    let mut inserted: HashMap<_, _> = rows
         .into_iter()
         .map(|row| (row.id.0, InsertedMessage { parent: row.parent, status: row.status, created_at: row.created_at }))
         .collect();
-    Ok(ids.iter().map(|id| stored.remove(id)).collect())
+    Ok(ids.iter().map(|id| inserted.remove(id)).collect())
 }
 
-/// As [`insert`], in a transaction of its own, for a message that may be stored already: by a statement that went on after its
-/// connection was lost.
+/// Inserts messages like [`insert`]. If an earlier attempt has stored them although it lost its connection, finds the stored
+/// messages instead. Must not be called in a transaction.
 pub async fn insert_or_find(
     conn: &mut PgConnection,
     new: &[NewMessage],
-    buffer: Buffer,
+    buffer: ObservationBuffer,
 ) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
     match insert(conn, new, buffer).await {
         Err(err) if is_duplicate_id(&err) => {
             let ids: Vec<_> = new.iter().map(|message| message.id).collect();
             find_inserted(conn, &ids).await
         }
-        done => done,
+        result => result,
     }
 }
 
-/// Stores one message, of any length, in the storage format that is locked.
+/// Inserts one message of any length. Its storage format must be the one that the transaction has locked.
 pub async fn insert_one(
     session: &mut LockedSession<'_>,
     new: &NewMessage,
-    buffer: Buffer,
+    buffer: ObservationBuffer,
 ) -> sqlx::Result<InsertedMessage> {
-    let is_long = new.content.len() > SLICE;
-    let without_content = is_long.then(|| NewMessage { content: Bytes::new(), ..new.clone() });
+    let is_large = new.content.len() > SLICE_BYTES;
+    let without_content = is_large.then(|| NewMessage { content: Bytes::new(), ..new.clone() });
     let row = without_content.as_ref().unwrap_or(new);
     let inserted = insert(session, std::slice::from_ref(row), buffer).await?.pop().flatten();
-    // Nothing can have changed while the session is locked.
+    // This cannot be `None`, because the session and the storage format are locked.
     let inserted = inserted.ok_or(sqlx::Error::RowNotFound)?;
-    if is_long {
-        set_long_content(session, new.id, &new.content).await?;
+    if is_large {
+        write_large_content(session, new.id, &new.content).await?;
     }
     Ok(inserted)
 }
 
-/// Writes a long content in slices, in a transaction.
-pub async fn set_long_content(tx: &mut PgConnection, message: MessageId, content: &[u8]) -> sqlx::Result<()> {
-    for (n, slice) in (0..).zip(content.chunks(SLICE)) {
+/// Writes the content of a large message in slices. Must be called in a transaction.
+pub async fn write_large_content(tx: &mut PgConnection, message: MessageId, content: &[u8]) -> sqlx::Result<()> {
+    for (n, slice) in (0..).zip(content.chunks(SLICE_BYTES)) {
         sqlx::query!("insert into message_slices (message_id, seq, bytes) values ($1, $2, $3)", message as _, n, slice)
             .execute(&mut *tx)
             .await?;
@@ -198,18 +214,20 @@ pub async fn set_long_content(tx: &mut PgConnection, message: MessageId, content
     Ok(())
 }
 
-/// Whether the message is there already: stored by a statement that went on after its connection was lost.
+/// Returns `true` if the error means that a message with this id exists: an earlier attempt has stored it although it lost its
+/// connection.
 pub fn is_duplicate_id(err: &sqlx::Error) -> bool {
     matches!(err, sqlx::Error::Database(err) if err.constraint() == Some("messages_pkey"))
 }
 
-/// Calls that wait for their answers, as the column has them if they are not sealed.
-pub fn shown_calls(calls: &[FunctionCall]) -> Option<Value> {
+/// Returns the plaintext value of the column `pending_calls`; `None` if there are no calls.
+pub fn calls_to_json(calls: &[FunctionCall]) -> Option<Value> {
     let call = |call: &FunctionCall| serde_json::json!({"id": call.id, "name": call.name});
     (!calls.is_empty()).then(|| calls.iter().map(call).collect())
 }
 
-/// What of these messages is stored: after a connection was lost, nobody knows.
+/// Finds the messages with these ids. Shows whether a commit was successful although its connection was lost. Returns an entry
+/// for each id; `None` if the message is not stored.
 pub async fn find_inserted(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
     let rows = sqlx::query!(
         r#"select id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as "status: ProcessStatus",
@@ -226,17 +244,17 @@ pub async fn find_inserted(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::
     Ok(ids.iter().map(find).collect())
 }
 
-/// A message with calls of Gemini functions that wait for their answers.
-pub struct Calling {
+/// A message that has pending calls.
+pub struct PendingCallRow {
     pub id: MessageId,
     pub encrypted_as: Option<Uuid>,
     pub pending_calls: Value,
 }
 
-/// The messages of a session with calls that wait for their answers, oldest first.
-pub async fn list_calling(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<Calling>> {
+/// Lists up to 1000 messages of a session that have pending calls, oldest first.
+pub async fn list_with_pending_calls(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<PendingCallRow>> {
     sqlx::query_as!(
-        Calling,
+        PendingCallRow,
         r#"select id as "id: MessageId", encrypted_as, pending_calls as "pending_calls!"
            from messages where session_id = $1 and pending_calls is not null order by created_at limit 1000"#,
         session.id as _
@@ -256,7 +274,7 @@ pub async fn set_pending_calls(
         .map(drop)
 }
 
-/// The tokens of all messages of a session.
+/// Returns the number of tokens in all messages of a session.
 pub async fn sum_tokens(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"select coalesce(sum(m.tokens), 0) as "tokens!"
@@ -268,7 +286,7 @@ pub async fn sum_tokens(conn: &mut PgConnection, project: ProjectId, session: Se
     .await
 }
 
-/// What a client keeps with a message; locks the message.
+/// Locks a message and returns its user metadata.
 pub async fn lock_user_meta(
     conn: &mut PgConnection,
     project: ProjectId,

@@ -1,8 +1,8 @@
-//! Stores messages many at a time: one task with one connection takes whatever waits, commits it together, and only then
-//! answers. There is no timer: while one commit is on its way to the disk, the next batch gathers.
+//! The message writer commits messages in batches. One thread with one connection takes all queued messages, commits them
+//! together, and then reports the results. There is no timer: the messages that arrive during a commit become the next batch.
 //!
-//! A batch that is refused is done again one by one, so that a bad message fails alone. If the connection is lost while a
-//! commit is under way, the messages are looked for by their ids on a new one: what is found is stored.
+//! If Postgres rejects a batch, its messages are stored one by one, so that an invalid message fails alone. If the connection is
+//! lost during a commit, the messages are looked up by id on a new connection, because the commit may have succeeded.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,161 +15,168 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::new_message::{InsertedMessage, NewMessage};
-use super::store::{self, Buffer};
+use super::store::{self, ObservationBuffer};
 use crate::db::pooler::PoolerCheck;
 use crate::error::{Error, Result, is_transient};
 use crate::messages::Messages;
 
-/// How many messages are committed together at most.
-const BATCH: usize = 256;
-/// How many may wait; more stand in line before the queue.
-const WAITING: usize = 1024;
-/// Larger ones are stored on a connection of their own, so that small ones need not wait for them, in bytes.
-pub const LARGE: usize = 256 * 1024;
-/// How long one try may take. A batch takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The connection is verified when the last time is longer ago than this.
-const VERIFY_EVERY: Duration = Duration::from_secs(1);
+/// Maximum number of messages in a batch.
+const MAX_BATCH_MESSAGES: usize = 256;
+/// Maximum number of queued messages; further requests wait until there is room in the queue.
+const QUEUE_CAPACITY: usize = 1024;
+/// Maximum size of a message that may be stored in a batch, in bytes. Larger messages use other connections, so that they do not
+/// delay small ones.
+pub const MAX_BATCHED_MESSAGE_BYTES: usize = 256 * 1024;
+/// Timeout of one attempt to store a batch. An attempt usually takes milliseconds.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum age of the last verification of the connection. If it is older, the connection is verified before use.
+const VERIFY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Each batch is planned alike, because it is looked up by ids; a locked session is not waited for.
-const SETTINGS: &[(&str, &str)] = &[("plan_cache_mode", "force_generic_plan"), ("lock_timeout", "5s")];
-/// How often a batch is tried while the database comes and goes.
-const TRIES: usize = 3;
+/// Settings of the connection. A generic plan suits every batch, because rows are looked up by id. The lock timeout bounds the
+/// wait for rows of `jobs`; locked sessions are skipped.
+const CONNECTION_SETTINGS: &[(&str, &str)] = &[("plan_cache_mode", "force_generic_plan"), ("lock_timeout", "5s")];
+/// Maximum number of attempts to store a batch if the database fails transiently.
+const MAX_ATTEMPTS: usize = 3;
 
-type Answer = Result<Option<InsertedMessage>>;
+/// The result for one message; see [`MessageWriter::store`].
+type WriteResult = Result<Option<InsertedMessage>>;
 
-struct Waiting {
+struct QueuedMessage {
     message: NewMessage,
-    answer: oneshot::Sender<Answer>,
+    result_tx: oneshot::Sender<WriteResult>,
 }
 
-/// The way to the task that stores messages.
-pub struct Writer {
-    queue: Mutex<Option<mpsc::Sender<Waiting>>>,
-    /// The task's end of it, until [`run`] takes it.
-    inbox: Mutex<Option<mpsc::Receiver<Waiting>>>,
+/// The handle of the message writer.
+pub struct MessageWriter {
+    /// `None` after [`MessageWriter::close`].
+    queue_tx: Mutex<Option<mpsc::Sender<QueuedMessage>>>,
+    /// `None` after [`run`] has taken it.
+    queue_rx: Mutex<Option<mpsc::Receiver<QueuedMessage>>>,
 }
 
-impl Default for Writer {
+impl Default for MessageWriter {
     fn default() -> Self {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        Self { queue: Mutex::new(Some(sender)), inbox: Mutex::new(Some(receiver)) }
+        let (sender, receiver) = mpsc::channel(QUEUE_CAPACITY);
+        Self { queue_tx: Mutex::new(Some(sender)), queue_rx: Mutex::new(Some(receiver)) }
     }
 }
 
-impl Writer {
-    /// Stores a message. When this answers, it is on disk. `None` if the project has no such session or wants its content in
-    /// another form, or another transaction holds one of them: nobody else shall wait for that.
+impl MessageWriter {
+    /// Stores a message, and returns after it is committed to disk. Returns `None`, and stores nothing, if the project has no
+    /// such session, if the project's storage format is not that of the message, or if another transaction has locked the session
+    /// or the format. The writer does not wait for these locks, because that would delay all other messages.
     ///
     /// # Errors
-    /// 503 if the database does not answer; the message may be stored or not.
-    pub async fn store(&self, message: NewMessage) -> Answer {
-        let gone = || Error::unavailable("the server is stopping; try again in a moment");
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(gone)?;
-        let (answer, answered) = oneshot::channel();
-        queue.send(Waiting { message, answer }).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+    /// Returns 503 if the database is unavailable or the server is shutting down. The message may be stored nevertheless.
+    pub async fn store(&self, message: NewMessage) -> WriteResult {
+        let closed = || Error::unavailable("the server is shutting down; retry shortly");
+        let queue = self.queue_tx.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
+        let (result_tx, result_rx) = oneshot::channel();
+        queue.send(QueuedMessage { message, result_tx }).await.map_err(|_| closed())?;
+        result_rx.await.map_err(|_| closed())?
     }
 
-    /// Nothing more will come; the task ends when it has stored what waits.
+    /// Closes the queue. The writer stores the queued messages and ends.
     pub fn close(&self) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.queue_tx.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
-/// Stores what comes until the queue is closed, or this is dropped. It is done once in a process; a second call ends at once.
+/// Runs the message writer until the queue is closed or the returned future is dropped. A second call for the same queue returns
+/// immediately.
 ///
-/// It has a thread of its own: the next batch must not wait until all who were answered have had their turn.
+/// The writer runs on a thread of its own, so that the requests it has just completed do not delay the next batch.
 ///
 /// # Errors
-/// There is no thread to be had, or it has panicked.
+/// Returns an error if the thread cannot be created or has panicked.
 pub async fn run(ctx: Messages) -> anyhow::Result<()> {
-    let inbox = ctx.writer.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(inbox) = inbox else { return Ok(()) };
-    let cut_off = CancellationToken::new();
-    let _cut_off_when_dropped = cut_off.clone().drop_guard();
-    let (done, ended) = oneshot::channel();
+    let queue = ctx.writer.queue_rx.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(queue) = queue else { return Ok(()) };
+    let abort = CancellationToken::new();
+    let _abort_on_drop = abort.clone().drop_guard();
+    let (done_tx, done_rx) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("message-writer".into()).spawn(move || {
-        runtime.block_on(cut_off.run_until_cancelled(serve(ctx, inbox)));
-        // Nobody listens any more if this was cut off.
-        let _ = done.send(());
+        runtime.block_on(abort.run_until_cancelled(write_batches(ctx, queue)));
+        // The receiver is gone if the writer was aborted.
+        let _ = done_tx.send(());
     })?;
-    ended.await.context("it panicked")
+    done_rx.await.context("the message writer panicked")
 }
 
-async fn serve(ctx: Messages, mut inbox: mpsc::Receiver<Waiting>) {
-    let mut line = Line {
+async fn write_batches(ctx: Messages, mut queue: mpsc::Receiver<QueuedMessage>) {
+    let mut conn = WriterConnection {
         options: ctx.db.connect_options().as_ref().clone(),
-        pooler: ctx.db.pooler().clone(),
+        pooler_check: ctx.db.pooler_check().clone(),
         buffer: (&ctx.config.learning).into(),
-        verified: Instant::now(),
+        verified_at: Instant::now(),
         conn: None,
     };
     let mut batch = Vec::new();
-    while inbox.recv_many(&mut batch, BATCH).await > 0 {
-        set_apart(&mut batch);
-        let (messages, answers): (Vec<_>, Vec<_>) = batch.drain(..).map(|one| (one.message, one.answer)).unzip();
-        let outcomes = line.store(&messages).await;
-        for (answer, outcome) in answers.into_iter().zip(outcomes) {
-            // A request that was cut off meanwhile hears nothing any more.
-            let _ = answer.send(outcome);
+    while queue.recv_many(&mut batch, MAX_BATCH_MESSAGES).await > 0 {
+        reject_mixed_formats(&mut batch);
+        let (messages, senders): (Vec<_>, Vec<_>) =
+            batch.drain(..).map(|queued| (queued.message, queued.result_tx)).unzip();
+        let results = conn.store(&messages).await;
+        for (result_tx, result) in senders.into_iter().zip(results) {
+            // The request may have been aborted in the meantime.
+            let _ = result_tx.send(result);
         }
     }
 }
 
-/// While a project's storage format changes, some of its messages come in the old one and some in the new one. A batch contains those of
-/// one format only; the others are stored in transactions of their own.
-fn set_apart(batch: &mut Vec<Waiting>) {
+/// Removes the messages whose storage format differs from that of their project's first message in the batch. While the format
+/// changes, both formats can occur. The rejected messages are then stored in separate transactions.
+fn reject_mixed_formats(batch: &mut Vec<QueuedMessage>) {
     let mut formats = HashMap::new();
-    for other in batch.extract_if(.., |one| {
-        let format = one.message.storage_format();
-        *formats.entry(one.message.project.0).or_insert(format) != format
+    for rejected in batch.extract_if(.., |queued| {
+        let format = queued.message.storage_format();
+        *formats.entry(queued.message.project.0).or_insert(format) != format
     }) {
-        // It may have been cut off meanwhile.
-        let _ = other.answer.send(Ok(None));
+        // The request may have been aborted in the meantime.
+        let _ = rejected.result_tx.send(Ok(None));
     }
 }
 
-/// The connection, made anew when it is lost.
-struct Line {
+/// The writer's connection, which is reopened after it was lost.
+struct WriterConnection {
     options: PgConnectOptions,
-    pooler: PoolerCheck,
-    buffer: Buffer,
-    verified: Instant,
+    pooler_check: PoolerCheck,
+    buffer: ObservationBuffer,
+    verified_at: Instant,
     conn: Option<PgConnection>,
 }
 
-impl Line {
-    async fn store(&mut self, messages: &[NewMessage]) -> Vec<Answer> {
+impl WriterConnection {
+    async fn store(&mut self, messages: &[NewMessage]) -> Vec<WriteResult> {
         match self.try_store(messages).await {
-            Ok(stored) => stored.into_iter().map(Ok).collect(),
+            Ok(inserted) => inserted.into_iter().map(Ok).collect(),
             Err(err) if messages.len() == 1 || is_transient(&err) => {
                 let mut first = Some(err);
-                messages.iter().map(|_| Err(first.take().map_or_else(outage, Error::from))).collect()
+                messages.iter().map(|_| Err(first.take().map_or_else(database_unavailable, Error::from))).collect()
             }
             Err(_) => {
-                let mut outcomes = Vec::with_capacity(messages.len());
+                let mut results = Vec::with_capacity(messages.len());
                 for message in messages {
-                    let one = self.try_store(std::slice::from_ref(message)).await;
-                    outcomes.push(one.map(|mut one| one.pop().flatten()).map_err(Error::from));
+                    let inserted = self.try_store(std::slice::from_ref(message)).await;
+                    results.push(inserted.map(|mut inserted| inserted.pop().flatten()).map_err(Error::from));
                 }
-                outcomes
+                results
             }
         }
     }
 
-    /// Stores all of them or none. After a lost connection it first looks for what is there already.
+    /// Stores the messages in one statement. Retries transient errors; a retry first looks up which messages are stored already.
     async fn try_store(&mut self, messages: &[NewMessage]) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
-        let mut unsure = false;
-        let mut tries = 0;
+        let mut may_be_committed = false;
+        let mut attempts = 0;
         loop {
-            tries += 1;
-            // A silent network must not keep all who wait for good.
-            let attempt = tokio::time::timeout(PATIENCE, self.attempt(messages, unsure)).await;
+            attempts += 1;
+            // Without the timeout, a network that drops packets would block all messages.
+            let attempt = tokio::time::timeout(WRITE_TIMEOUT, self.store_once(messages, may_be_committed)).await;
             match attempt.unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))) {
-                Err(err) if is_transient(&err) && tries < TRIES => {
-                    unsure = true;
+                Err(err) if is_transient(&err) && attempts < MAX_ATTEMPTS => {
+                    may_be_committed = true;
                     self.conn = None;
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -177,31 +184,36 @@ impl Line {
                     self.conn = self.conn.take().filter(|_| !is_transient(&err));
                     return Err(err);
                 }
-                done => return done,
+                result => return result,
             }
         }
     }
 
-    async fn attempt(&mut self, messages: &[NewMessage], unsure: bool) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
+    async fn store_once(
+        &mut self,
+        messages: &[NewMessage],
+        may_be_committed: bool,
+    ) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
         let mut conn = self.conn.take();
         if let Some(unverified) = &mut conn
-            && self.verified.elapsed() > VERIFY_EVERY
+            && self.verified_at.elapsed() > VERIFY_INTERVAL
         {
-            match self.pooler.verify(unverified).await {
-                Ok(()) => self.verified = Instant::now(),
-                Err(error @ sqlx::Error::PoolClosed) => return Err(error),
-                // It was lost while it was idle.
+            match self.pooler_check.verify(unverified).await {
+                Ok(()) => self.verified_at = Instant::now(),
+                // A pooler shares server sessions: no more statements may be executed.
+                Err(err @ sqlx::Error::PoolClosed) => return Err(err),
+                // The connection was lost while it was idle.
                 Err(_) => conn = None,
             }
         }
         let conn = if let Some(conn) = conn {
             self.conn.insert(conn)
         } else {
-            let conn = self.pooler.connect(&self.options, SETTINGS).await?;
-            self.verified = Instant::now();
+            let conn = self.pooler_check.connect(&self.options, CONNECTION_SETTINGS).await?;
+            self.verified_at = Instant::now();
             self.conn.insert(conn)
         };
-        if unsure {
+        if may_be_committed {
             let ids: Vec<_> = messages.iter().map(|message| message.id).collect();
             let found = store::find_inserted(conn, &ids).await?;
             if found.iter().any(Option::is_some) {
@@ -212,6 +224,6 @@ impl Line {
     }
 }
 
-fn outage() -> Error {
-    Error::unavailable("the database does not answer; try again in a moment")
+fn database_unavailable() -> Error {
+    Error::unavailable("the database is unavailable; retry shortly")
 }

@@ -1,69 +1,67 @@
-//! The operator's routes for projects.
+//! The operator's routes that create and delete projects.
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::keys::{self, Made};
-use super::store;
+use super::keys::{self, GeneratedKey};
+use super::store::{self, DEFAULT_PROJECT_MARKER};
 use crate::error::Error;
 use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::validate_storable;
+use crate::http::json_fields::validate_storable;
 use crate::http::response::{self, CommandResult, Data, Empty};
 use crate::ids::ProjectId;
 use crate::projects::Projects;
 
-/// Marks the default project; not for anyone else's `configs`.
-const ROOT_MARK: &str = "__default_init_project__";
-
 #[derive(Deserialize, utoipa::ToSchema)]
-pub struct CreateProject {
-    /// Settings of the project, as they are kept.
+pub struct CreateProjectRequest {
+    /// Metadata of the project, stored unchanged. Its key `project_config` contains the project's settings.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     configs: Option<Map<String, Value>>,
 }
 
-impl RequestBody for CreateProject {
-    const IS_FREE_FORM: bool = true;
+impl RequestBody for CreateProjectRequest {
+    const HAS_FREE_FORM_OBJECT: bool = true;
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
-pub struct CreatedProject {
+pub struct CreateProjectResponse {
     project_id: ProjectId,
-    /// The project's only key. It is shown here, and to a request that comes again with its `Idempotency-Key`; only that
-    /// opens what is kept for it.
+    /// The project's API key. It cannot be retrieved later, except by the same request with the same `Idempotency-Key`.
     #[schema(example = "sk-ac-AQAB…")]
     secret_key: String,
 }
 
 /// Create a project
 ///
-/// Answers with the project's key, which cannot be shown again.
-#[utoipa::path(post, path = "/admin/v1/project", tag = "admin", request_body = CreateProject,
+/// Returns the project's API key. Store it: it cannot be retrieved later.
+#[utoipa::path(post, path = "/admin/v1/project", tag = "admin", request_body = CreateProjectRequest,
     security(("AdminToken" = [])))]
 pub async fn create_project(
     State(ctx): State<Projects>,
     idempotency: Idempotency,
-    Json(body): Json<CreateProject>,
-) -> CommandResult<Data<CreatedProject>> {
+    Json(body): Json<CreateProjectRequest>,
+) -> CommandResult<Data<CreateProjectResponse>> {
     if let Some(configs) = &body.configs {
-        validate_storable("configs", configs, ctx.config.limits.meta)?;
-        if configs.contains_key(ROOT_MARK) {
-            return Err(Error::invalid_field("configs", format_args!("must not contain {ROOT_MARK}")).into());
+        validate_storable("configs", configs, ctx.config.limits.max_meta_bytes)?;
+        if configs.contains_key(DEFAULT_PROJECT_MARKER) {
+            return Err(
+                Error::invalid_field("configs", format_args!("must not contain {DEFAULT_PROJECT_MARKER}")).into()
+            );
         }
     }
     idempotency.replay_if_completed().await?;
-    let Made { new, secret_key } = keys::make(&ctx, None).await?;
+    let GeneratedKey { hashed, secret_key } = keys::generate_key(&ctx, None).await?;
     let mut tx = idempotency.begin().await?;
-    let project_id = store::insert(&mut tx, &new, body.configs.map(Value::Object)).await?;
-    tx.commit(response::ok(CreatedProject { project_id, secret_key })).await
+    let project_id = store::insert(&mut tx, &hashed, body.configs.map(Value::Object)).await?;
+    tx.commit(response::ok(CreateProjectResponse { project_id, secret_key })).await
 }
 
 /// Delete a project
 ///
-/// With everything that belongs to it. Its key is refused from then on; a project that does not exist is fine.
+/// Deletes the project and all its data. Its key stops working immediately. Succeeds if the project does not exist.
 #[utoipa::path(delete, path = "/admin/v1/project/{project_id}", tag = "admin",
     params(("project_id" = ProjectId, Path)), security(("AdminToken" = [])))]
 pub async fn delete_project(
@@ -73,7 +71,7 @@ pub async fn delete_project(
 ) -> CommandResult<Empty> {
     let mut tx = idempotency.begin().await?;
     store::delete(&mut tx, project).await?;
-    let answer = tx.commit(response::message("project deleted")).await?;
+    let response = tx.commit(response::ok_message("project deleted")).await?;
     ctx.authenticator.invalidate_project(project);
-    Ok(answer)
+    Ok(response)
 }

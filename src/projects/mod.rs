@@ -1,16 +1,19 @@
-//! Projects: the tenants. [`api`] is the operator's side, [`configs`] what a project configures itself, [`keys`] rotates and resets its
-//! key, [`conversion`] encrypts and decrypts its content, [`usages`] reports its usage, [`root`] creates the default project at startup,
-//! and [`pepper`] rejects a pepper other than the database's. [`store`] is the SQL, [`usage_store`] that of [`usages`].
+//! Projects, the tenants.
+//!
+//! Modules with routes: [`api`] creates and deletes projects, [`configs`] returns and changes the settings of a project,
+//! [`keys`] rotates and resets its key, [`conversion`] encrypts and decrypts its content, and [`usage`] reports its usage.
+//!
+//! [`default_project`] creates the default project at startup. [`pepper`] rejects a pepper other than the one with which the
+//! database was set up. [`store`] has the SQL.
 
 pub mod api;
 pub mod configs;
 pub mod conversion;
+pub mod default_project;
 pub mod keys;
 pub mod pepper;
-pub mod root;
 pub mod store;
-pub mod usage_store;
-pub mod usages;
+pub mod usage;
 
 use std::sync::Arc;
 
@@ -19,27 +22,31 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::keys::Authenticator;
-use crate::encryption::reencrypt::Reencrypt;
+use crate::encryption::conversion::EncryptableContent;
 use crate::platform::{Platform, platform_context};
 
 platform_context! {
-    /// The context of projects.
+    /// The context of the feature `projects`.
     Projects, ProjectsInner
 }
 
 pub struct ProjectsInner {
     platform: Platform,
     authenticator: Authenticator,
-    /// Everything that a conversion has to encrypt or decrypt.
-    encrypted_content: Vec<Arc<dyn Reencrypt>>,
-    /// Notified whenever a conversion has finished.
+    /// The kinds of content that a conversion encrypts or decrypts.
+    content_kinds: Vec<Arc<dyn EncryptableContent>>,
+    /// Signaled when a conversion has finished.
     conversion_finished: Notify,
 }
 
 impl Projects {
-    pub fn new(platform: Platform, authenticator: Authenticator, encrypted_content: Vec<Arc<dyn Reencrypt>>) -> Self {
+    pub fn new(
+        platform: Platform,
+        authenticator: Authenticator,
+        content_kinds: Vec<Arc<dyn EncryptableContent>>,
+    ) -> Self {
         let conversion_finished = Notify::new();
-        Self(Arc::new(ProjectsInner { platform, authenticator, encrypted_content, conversion_finished }))
+        Self(Arc::new(ProjectsInner { platform, authenticator, content_kinds, conversion_finished }))
     }
 }
 
@@ -52,9 +59,9 @@ pub fn router() -> OpenApiRouter<Projects> {
         .routes(routes!(conversion::api::get_project_encryption))
         .routes(routes!(conversion::api::encrypt_project_as_admin))
         .routes(routes!(conversion::api::decrypt_project_as_admin))
-        .routes(routes!(keys::replace_key))
+        .routes(routes!(keys::rotate_key))
         .routes(routes!(keys::reset_key))
-        .routes(routes!(usages::get_project_statistics))
-        .routes(routes!(usages::get_project_usages))
+        .routes(routes!(usage::api::get_project_statistics))
+        .routes(routes!(usage::api::get_project_usages))
         .routes(routes!(configs::get_project_configs, configs::update_project_configs))
 }

@@ -1,8 +1,9 @@
-//! Refuses a pepper other than the one that the database was set up with.
+//! Rejects a pepper that differs from the one with which the database was set up.
 //!
-//! Project keys are found, and links and job keys are made, with keys derived from the pepper. A process with another pepper would
-//! take over the key of the default project and reject all other keys. The database therefore keeps a keyed digest of its pepper
-//! (`server_state`, name `pepper_digest`), which startup compares before it writes anything, migrations included.
+//! The lookup hashes of project keys, the signatures of public links, and the wrapped master keys in compact keys and in jobs
+//! depend on the pepper. A process with another pepper would replace the key of the default project and reject the keys of all
+//! other projects. The database therefore stores a digest of its pepper (`server_state`, name `pepper_digest`). Startup compares
+//! the digest before it migrates the database or writes to it.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -19,135 +20,140 @@ use crate::crypto::{self, ProjectKey};
 use crate::db::server_state;
 
 /// The name of the digest in `server_state`.
-const DIGEST: &str = "pepper_digest";
+const PEPPER_DIGEST: &str = "pepper_digest";
 
-/// Where the pepper of this process comes from.
-pub struct Pepper {
+/// The sources of the pepper of this process.
+pub struct PepperSources {
     /// `ROOT_SECRET_PEPPER`.
     configured: Option<SecretString>,
     /// The content of the file `pepper` in the data directory, if there is one.
-    kept: Option<SecretString>,
+    from_file: Option<SecretString>,
+    /// The path of this file.
     path: PathBuf,
 }
 
-impl Pepper {
-    /// Reads the file in the data directory, and writes nothing.
+impl PepperSources {
+    /// Reads the file `pepper` in the data directory, if it exists. Writes nothing.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be read or is empty.
+    /// Returns an error if the file cannot be read, or is empty and no pepper is configured.
     pub fn load(configured: Option<SecretString>, data_dir: &Path) -> anyhow::Result<Self> {
         let path = data_dir.join("pepper");
-        let kept = match fs::read_to_string(&path) {
+        let from_file = match fs::read_to_string(&path) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error).context(format!("cannot read {}", path.display())),
         };
-        if kept.as_ref().is_some_and(|text| text.trim().is_empty()) && configured.is_none() {
+        if from_file.as_ref().is_some_and(|text| text.trim().is_empty()) && configured.is_none() {
             bail!("{} is empty: restore the file from your backup", path.display());
         }
-        Ok(Self { configured, kept: kept.map(|text| text.trim().into()), path })
+        Ok(Self { configured, from_file: from_file.map(|text| text.trim().into()), path })
     }
 
-    /// Returns the pepper of this database. Generates one, and stores it in the data directory, if the database has no project
-    /// yet and none is configured.
+    /// Returns the configured pepper, or else the pepper from the file, after verifying that the database was set up with it. If
+    /// there is neither, and the database is not set up yet, generates a pepper and stores it in the data directory.
     ///
     /// # Errors
-    /// Returns a sentence for the operator if the pepper is another one than the database was set up with, is missing, or
-    /// cannot be verified.
+    /// Returns an error with instructions for the operator if the pepper is missing, differs from the one with which the
+    /// database was set up, or cannot be verified.
     pub async fn resolve(self, conn: &mut PgConnection, keys: &Keys) -> anyhow::Result<SecretString> {
-        let evidence = store::get_pepper_evidence(conn, DIGEST).await?;
-        let Some(pepper) = self.configured.as_ref().or(self.kept.as_ref()) else {
+        let evidence = store::get_pepper_evidence(conn, PEPPER_DIGEST).await?;
+        let Some(pepper) = self.configured.as_ref().or(self.from_file.as_ref()) else {
             if evidence.is_some_and(|evidence| evidence.is_set_up()) {
                 bail!(
-                    "{} is missing, but the database was set up with a pepper and its project keys do not work without it: \
-                     restore the file from your backup, or set ROOT_SECRET_PEPPER to its content",
+                    "{} is missing, but the database was set up with a pepper and its project keys do not work \
+                     without it: restore the file from your backup, or set ROOT_SECRET_PEPPER to its content",
                     self.path.display()
                 );
             }
-            return generate(&self.path);
+            return generate_and_store(&self.path);
         };
-        // Without tables there is nothing to compare with.
+        // The database has no tables yet.
         let Some(evidence) = evidence else { return Ok(pepper.clone()) };
         match compare(&evidence, pepper, keys) {
             Verdict::Same => Ok(pepper.clone()),
             Verdict::Different => bail!(self.explain_difference(&evidence, keys)),
-            Verdict::Unknown => bail!(UNVERIFIED),
+            Verdict::Unknown => bail!(UNVERIFIED_MSG),
         }
     }
 
+    /// Returns the error message for a pepper that is not that of the database.
     fn explain_difference(&self, evidence: &PepperEvidence, keys: &Keys) -> String {
         let path = self.path.display();
-        let is_right = |pepper: &SecretString| matches!(compare(evidence, pepper, keys), Verdict::Same);
-        match (&self.configured, &self.kept) {
-            (Some(_), Some(kept)) if is_right(kept) => format!(
-                "ROOT_SECRET_PEPPER is not the pepper that this database was set up with, but {path} contains it: unset \
-                 ROOT_SECRET_PEPPER, or set it to the content of that file"
+        let is_correct = |pepper: &SecretString| matches!(compare(evidence, pepper, keys), Verdict::Same);
+        match (&self.configured, &self.from_file) {
+            (Some(_), Some(from_file)) if is_correct(from_file) => format!(
+                "ROOT_SECRET_PEPPER is not the pepper that this database was set up with, but {path} contains it: \
+                 unset ROOT_SECRET_PEPPER, or set it to the content of that file"
             ),
             (Some(_), _) => {
                 "ROOT_SECRET_PEPPER is not the pepper that this database was set up with, and no project key would \
-                             work: set it to the former value, or connect to the database that belongs to this pepper"
+                 work: set it to the previous value, or connect to the database that belongs to this pepper"
                     .into()
             }
             _ => format!(
-                "{path} does not contain the pepper that this database was set up with, and no project key would work: restore \
-                 the file from your backup, or set ROOT_SECRET_PEPPER to the former pepper"
+                "{path} does not contain the pepper that this database was set up with, and no project key would \
+                 work: restore the file from your backup, or set ROOT_SECRET_PEPPER to the previous pepper"
             ),
         }
     }
 }
 
-const UNVERIFIED: &str = "cannot verify that this is the pepper that the database was set up with, because the database comes from a version that did \
-     not record it and ROOT_API_BEARER_TOKEN is not the token that was last applied with this pepper: start once with the former \
-     ROOT_API_BEARER_TOKEN and ROOT_SECRET_PEPPER; the token can be changed at the next start";
+const UNVERIFIED_MSG: &str = "cannot verify the pepper: the database was set up by a version that did not record it, \
+     and ROOT_API_BEARER_TOKEN is not the token that was applied last with this pepper. Start once with the previous \
+     ROOT_API_BEARER_TOKEN and ROOT_SECRET_PEPPER. You can change the token at the next start";
 
 /// The result of comparing a pepper with the database.
 enum Verdict {
     Same,
     Different,
-    /// The database has projects but no digest, and the configured root token finds none of them.
+    /// The database has projects but no digest, and the lookup hash of the root token under this pepper is neither that of the
+    /// default project's key nor that of the token that was applied last. The pepper or the token is another one.
     Unknown,
 }
 
+/// Compares a pepper with the database.
 fn compare(evidence: &PepperEvidence, pepper: &SecretString, keys: &Keys) -> Verdict {
     let pepper = pepper.expose_secret();
     if let Some(digest) = &evidence.digest {
-        let is_same = crypto::same(digest, &crypto::pepper_digest(pepper));
+        let is_same = crypto::constant_time_eq(digest, &crypto::pepper_digest(pepper));
         return if is_same { Verdict::Same } else { Verdict::Different };
     }
-    let lookup = ProjectKey::parse(keys.root_token.expose_secret()).lookup(pepper);
-    if !evidence.has_projects || evidence.root_lookups.contains(&lookup) { Verdict::Same } else { Verdict::Unknown }
+    let lookup_hash = ProjectKey::parse(keys.root_token.expose_secret()).lookup_hash(pepper);
+    let is_same = !evidence.has_projects || evidence.root_lookup_hashes.contains(&lookup_hash);
+    if is_same { Verdict::Same } else { Verdict::Unknown }
 }
 
-/// Records the digest of the pepper, in the transaction that sets up the default project and under its lock, so that two first
-/// starts with different peppers cannot both succeed.
+/// Records the digest of the pepper in the transaction that sets up the default project. The caller must hold the lock of this
+/// setup, so that the first startups of two processes with different peppers cannot both succeed.
 ///
 /// # Errors
-/// Returns an error if the database fails, or has another pepper in the meantime.
+/// Returns an error if the database fails, or if it has been set up with another pepper in the meantime.
 pub async fn record(conn: &mut PgConnection, keys: &Keys) -> anyhow::Result<()> {
     let pepper = keys.pepper().into();
-    let evidence = store::get_pepper_evidence(conn, DIGEST).await?;
+    let evidence = store::get_pepper_evidence(conn, PEPPER_DIGEST).await?;
     match evidence.map(|evidence| compare(&evidence, &pepper, keys)) {
         Some(Verdict::Different) => bail!(
-            "ROOT_SECRET_PEPPER is not the pepper that another process has set up this database with: use the same value for \
-             every process"
+            "ROOT_SECRET_PEPPER is not the pepper with which another process has set up this database: use the \
+             same value for every process"
         ),
-        Some(Verdict::Unknown) => bail!(UNVERIFIED),
+        Some(Verdict::Unknown) => bail!(UNVERIFIED_MSG),
         Some(Verdict::Same) | None => {}
     }
-    Ok(server_state::set_state(conn, DIGEST, &crypto::pepper_digest(pepper.expose_secret())).await?)
+    Ok(server_state::set_state(conn, PEPPER_DIGEST, &crypto::pepper_digest(pepper.expose_secret())).await?)
 }
 
-/// Generates a pepper and stores it durably.
-fn generate(path: &Path) -> anyhow::Result<SecretString> {
-    let store = || -> anyhow::Result<SecretString> {
-        let pepper = crypto::random_secret()?;
-        let temporary = path.with_extension("new");
-        let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+/// Generates a pepper and stores it durably in a file.
+fn generate_and_store(path: &Path) -> anyhow::Result<SecretString> {
+    let write = || -> anyhow::Result<SecretString> {
+        let pepper = crypto::generate_secret()?;
+        let tmp = path.with_extension("new");
+        let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&tmp)?;
         file.write_all(pepper.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&temporary, path)?;
+        fs::rename(&tmp, path)?;
         File::open(path.parent().unwrap_or(path))?.sync_all()?;
         Ok(pepper.as_str().into())
     };
-    store().with_context(|| format!("cannot write {}", path.display()))
+    write().with_context(|| format!("cannot write {}", path.display()))
 }

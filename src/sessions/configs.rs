@@ -1,22 +1,22 @@
-//! What a client keeps with a session.
+//! The routes of a session's configs, the metadata that a client stores with it.
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::lock::LockedSession;
-use super::{NOT_FOUND, Session, store};
+use super::{SESSION_NOT_FOUND, Session, store};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::{merge, validate_storable};
+use crate::http::json_fields::{merge_top_level, validate_storable};
 use crate::http::response::{self, CommandResult, Data, Empty, QueryResult};
 use crate::ids::SessionId;
 use crate::platform::Platform;
 
-/// The largest patch, in bytes.
-const MAX_PATCH: usize = 64 * 1024;
+/// Maximum size of a patch, in bytes.
+const MAX_PATCH_BYTES: usize = 64 * 1024;
 
 /// Get a session with its configs
 #[utoipa::path(get, path = "/api/v1/session/{session_id}/configs", tag = "session",
@@ -31,35 +31,35 @@ pub async fn get_session_configs(
     if found.is_none() {
         store::ensure_owned(&mut conn, caller.project, session).await?;
     }
-    found.map(response::ok).ok_or(NOT_FOUND)
+    found.map(response::ok).ok_or(SESSION_NOT_FOUND)
 }
 
 #[derive(Deserialize, utoipa::ToSchema)]
-pub struct SessionConfigs {
-    /// An object.
+pub struct UpdateSessionConfigsRequest {
+    /// Client-supplied metadata.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     configs: Option<Map<String, Value>>,
 }
 
-impl RequestBody for SessionConfigs {
-    const IS_FREE_FORM: bool = true;
+impl RequestBody for UpdateSessionConfigsRequest {
+    const HAS_FREE_FORM_OBJECT: bool = true;
 }
 
 /// Replace a session's configs
 ///
-/// As a whole. Without any, nothing changes.
+/// Replaces all configs. If the request has no `configs`, nothing changes.
 #[utoipa::path(put, path = "/api/v1/session/{session_id}/configs", tag = "session",
-    params(("session_id" = SessionId, Path)), request_body = SessionConfigs)]
+    params(("session_id" = SessionId, Path)), request_body = UpdateSessionConfigsRequest)]
 pub async fn put_session_configs(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     Path(session): Path<SessionId>,
-    Json(body): Json<SessionConfigs>,
+    Json(body): Json<UpdateSessionConfigsRequest>,
 ) -> CommandResult<Empty> {
     if let Some(configs) = &body.configs {
-        validate_storable("configs", configs, platform.config.limits.meta)?;
+        validate_storable("configs", configs, platform.config.limits.max_meta_bytes)?;
     }
     let mut tx = idempotency.begin().await?;
     store::ensure_owned(&mut tx, caller.project, session).await?;
@@ -69,34 +69,34 @@ pub async fn put_session_configs(
     tx.commit(response::ok_empty()).await
 }
 
-/// What is kept with the session now.
+/// The resulting configs of the session.
 #[derive(Serialize, utoipa::ToSchema)]
-pub struct PatchedConfigs {
+pub struct PatchSessionConfigsResponse {
     #[schema(value_type = Object)]
     configs: Map<String, Value>,
 }
 
-/// Change a session's configs
+/// Update a session's configs
 ///
-/// Sets keys of the first level and removes those that are `null`; other keys stay. Up to 64 KiB.
+/// Sets top-level keys; `null` removes a key. Other keys are unchanged. The patch may have up to 64 KiB.
 #[utoipa::path(patch, path = "/api/v1/session/{session_id}/configs", tag = "session",
-    params(("session_id" = SessionId, Path)), request_body = SessionConfigs)]
+    params(("session_id" = SessionId, Path)), request_body = UpdateSessionConfigsRequest)]
 pub async fn patch_session_configs(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     Path(session): Path<SessionId>,
-    Json(body): Json<SessionConfigs>,
-) -> CommandResult<Data<PatchedConfigs>> {
-    let patch = body.configs.ok_or_else(|| Error::invalid_field("configs", "is required, a JSON object"))?;
-    if serde_json::to_vec(&patch).map_err(Error::internal)?.len() > MAX_PATCH {
+    Json(body): Json<UpdateSessionConfigsRequest>,
+) -> CommandResult<Data<PatchSessionConfigsResponse>> {
+    let patch = body.configs.ok_or_else(|| Error::invalid_field("configs", "is required and must be a JSON object"))?;
+    if serde_json::to_vec(&patch).map_err(Error::internal)?.len() > MAX_PATCH_BYTES {
         return Err(Error::bad_request("configs size exceeds 64KB limit").into());
     }
     let mut tx = idempotency.begin().await?;
-    let mut locked = LockedSession::lock(&mut tx, caller.project, session).await?.ok_or(NOT_FOUND)?;
+    let mut locked = LockedSession::lock(&mut tx, caller.project, session).await?.ok_or(SESSION_NOT_FOUND)?;
     let configs = store::get_configs(&mut locked).await?;
-    let configs = merge(configs, patch);
-    validate_storable("configs", &configs, platform.config.limits.meta)?;
+    let configs = merge_top_level(configs, patch);
+    validate_storable("configs", &configs, platform.config.limits.max_meta_bytes)?;
     store::set_configs(&mut tx, caller.project, session, &configs).await?;
-    tx.commit(response::ok(PatchedConfigs { configs })).await
+    tx.commit(response::ok(PatchSessionConfigsResponse { configs })).await
 }

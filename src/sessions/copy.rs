@@ -1,4 +1,4 @@
-//! Copies of sessions: a conversation that goes on in two ways.
+//! Copies a session, so that a conversation can be continued in two directions.
 
 use std::time::Duration;
 
@@ -19,61 +19,61 @@ use crate::messages::convert;
 use crate::platform::Platform;
 use crate::sessions::lock::LockedSession;
 
-/// The route of copies. It is not in the router of sessions, because this file is in a higher layer.
+/// Returns the route that copies a session. It is not part of `sessions::router`, because this file belongs to a higher layer.
 pub fn router() -> OpenApiRouter<Platform> {
     OpenApiRouter::new().routes(routes!(copy_session))
 }
 
-/// The id as it came: clients know a text of its own for one that cannot be read.
-pub struct Copied(String);
+/// The unparsed session id. [`copy_session`] parses it, because clients match its error text for an invalid id.
+pub struct RawSessionId(String);
 
-impl PathParam for Copied {
+impl PathParam for RawSessionId {
     const NAME: &'static str = "session_id";
 
-    fn read(text: &str) -> Result<Self, &'static str> {
+    fn parse(text: &str) -> Result<Self, &'static str> {
         Ok(Self(text.to_owned()))
     }
 }
 
 #[derive(Serialize, utoipa::ToSchema)]
-pub struct CopiedSession {
+pub struct CopySessionResponse {
     old_session_id: SessionId,
     new_session_id: SessionId,
 }
 
 /// Copy a session
 ///
-/// With its messages, tasks and events, their order, times and states. Files are shared.
+/// Copies messages, tasks and events with their order, timestamps and status. Files are shared.
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/copy", tag = "session",
     params(("session_id" = SessionId, Path)))]
 pub async fn copy_session(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
-    Path(id): Path<Copied>,
-) -> CommandResult<Data<CopiedSession>> {
+    Path(id): Path<RawSessionId>,
+) -> CommandResult<Data<CopySessionResponse>> {
     let session: SessionId = id.0.parse().map_err(|_| Error::bad_request("INVALID_SESSION_ID"))?;
     let mut tx = idempotency.begin().await?;
     let locked = LockedSession::lock_to_store(&mut tx, caller.project, session).await?;
     let (format, mut locked) = locked.ok_or(Error::NotFound("SESSION_NOT_FOUND"))?;
     let encryption = ProjectEncryption { format, ..caller.encryption };
     encryption.ensure_can_store()?;
-    if count_messages(&mut locked).await? > platform.config.limits.copy as u64 {
+    if count_messages(&mut locked).await? > platform.config.limits.max_copied_messages as u64 {
         return Err(Error::PayloadTooLarge("SESSION_TOO_LARGE".into()).into());
     }
-    // The copy is in the storage format of the project.
+    // Convert the original to the project's storage format, because the copy must have it.
     let mut converted = convert::convert_batch(&mut locked, &encryption, format, None).await?;
     while let Some(after) = converted.next {
         converted = convert::convert_batch(&mut locked, &encryption, format, Some(after)).await?;
     }
     let copy = SessionId::new();
-    insert(&mut locked, copy).await?;
-    let job_key = platform.queue.wrap_key(&encryption)?;
-    insert_content(&mut locked, copy, platform.config.learning.buffer_ttl, job_key).await?;
-    let answer = response::ok(CopiedSession { old_session_id: session, new_session_id: copy });
-    // The statement enqueues a job.
+    insert_copy(&mut locked, copy).await?;
+    let job_key = platform.queue.wrap_kek_if_encrypted(&encryption)?;
+    copy_content(&mut locked, copy, platform.config.learning.buffer_ttl, job_key).await?;
+    let response = response::ok(CopySessionResponse { old_session_id: session, new_session_id: copy });
+    // `copy_content` enqueues a job in SQL, which does not wake the job runners.
     tx.wake_on_commit();
-    tx.commit(answer).await
+    tx.commit(response).await
 }
 
 async fn count_messages(session: &mut LockedSession<'_>) -> sqlx::Result<u64> {
@@ -82,7 +82,7 @@ async fn count_messages(session: &mut LockedSession<'_>) -> sqlx::Result<u64> {
     Ok(count.fetch_one(&mut ***session).await?.cast_unsigned())
 }
 
-async fn insert(session: &mut LockedSession<'_>, copy: SessionId) -> sqlx::Result<()> {
+async fn insert_copy(session: &mut LockedSession<'_>, copy: SessionId) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into sessions (id, project_id, user_id, disable_task_tracking, configs)
          select $2, project_id, user_id, disable_task_tracking, configs from sessions where id = $1",
@@ -94,12 +94,12 @@ async fn insert(session: &mut LockedSession<'_>, copy: SessionId) -> sqlx::Resul
     .map(drop)
 }
 
-/// Copies what is in a session: rows get new ids and refer to each other as the old ones did. What was looked at for tasks is
-/// not looked at again; what still waits for that waits in the copy too.
-async fn insert_content(
+/// Copies the content of a session. The new rows have new ids, and refer to each other in the same way as the original rows.
+/// Messages keep their status, so that observed messages are not observed again; only `running` becomes `pending`.
+async fn copy_content(
     session: &mut LockedSession<'_>,
     copy: SessionId,
-    wait: Duration,
+    delay: Duration,
     job_key: Option<Vec<u8>>,
 ) -> sqlx::Result<()> {
     sqlx::query!(
@@ -132,20 +132,20 @@ async fn insert_content(
                select gen_random_uuid(), $2, project_id, type, data, created_at, updated_at
                from session_events where session_id = $1
            ),
-           queued as (
+           enqueued as (
                insert into jobs (id, project_id, kind, payload, lane, dedupe_key, run_at, encrypted_kek)
                select gen_random_uuid(), s.project_id, o.kind, o.payload, o.lane, o.dedupe_key, now() + $3::interval, $4
                from sessions s, observe_job($2) o where s.id = $1 and exists (select 1 from new_messages where status = 'pending')
            )
            update sessions c
-           set last_message_id = i.new, last_message_at = s.last_message_at, pending_messages = w.waiting, has_observe_job = w.waiting > 0
+           set last_message_id = i.new, last_message_at = s.last_message_at, pending_messages = p.pending, has_observe_job = p.pending > 0
            from sessions s
            left join message_ids i on i.old = s.last_message_id
-           cross join (select count(*)::int as waiting from new_messages where status = 'pending') w
+           cross join (select count(*)::int as pending from new_messages where status = 'pending') p
            where s.id = $1 and c.id = $2"#,
         session.id as _,
         copy as _,
-        interval(wait) as _,
+        interval(delay) as _,
         job_key,
     )
     .execute(&mut ***session)

@@ -1,4 +1,4 @@
-//! The lock of a session. Its place in the order of locks is in `docs/architecture.md`.
+//! The lock of a session. The order of all locks is in `docs/architecture.md`.
 
 use std::ops::{Deref, DerefMut};
 
@@ -8,21 +8,21 @@ use crate::db::Tx;
 use crate::encryption::StorageFormat;
 use crate::ids::{ProjectId, SessionId};
 
-/// A session that this transaction has locked: until the transaction ends, no other one stores messages in it, processes its messages
-/// or changes its settings. Statements that rely on that take this instead of a connection.
+/// A session that this transaction has locked. Until the transaction ends, no other transaction can store or observe
+/// messages of the session or change its settings. Functions that depend on this take a `LockedSession` instead of a connection.
 pub struct LockedSession<'t> {
     tx: &'t mut Tx,
     pub id: SessionId,
     pub project: ProjectId,
-    /// When the newest message was stored.
+    /// Time of the newest message.
     pub last_message_at: Option<DateTime<Utc>>,
 }
 
 impl<'t> LockedSession<'t> {
-    /// Locks a session; waits for a transaction that has locked it. `None` if the project has no such session.
+    /// Locks a session. Waits while another transaction has locked it. Returns `None` if the project has no such session.
     ///
     /// # Errors
-    /// The database fails.
+    /// Returns an error if the database fails.
     pub async fn lock(tx: &'t mut Tx, project: ProjectId, id: SessionId) -> sqlx::Result<Option<Self>> {
         let found = sqlx::query!(
             "select last_message_at from sessions where id = $1 and project_id = $2 for no key update",
@@ -34,11 +34,11 @@ impl<'t> LockedSession<'t> {
         Ok(found.map(|row| Self { tx, id, project, last_message_at: row.last_message_at }))
     }
 
-    /// Locks a session to store content in it: first the project's storage format, then the session. `None` if the project has no
-    /// such session.
+    /// Locks a session to store content in it: first the project's storage format, then the session. Returns `None` if the
+    /// project has no such session.
     ///
     /// # Errors
-    /// The database fails.
+    /// Returns an error if the database fails.
     pub async fn lock_to_store(
         tx: &'t mut Tx,
         project: ProjectId,
@@ -48,11 +48,11 @@ impl<'t> LockedSession<'t> {
         Ok(Self::lock(tx, project, id).await?.map(|session| (format, session)))
     }
 
-    /// As [`LockedSession::lock_to_store`], but returns `None` too if another transaction has locked the session, and does not wait
-    /// for it.
+    /// Locks a session to store content in it, without waiting for its lock. Returns `None` if another transaction has locked the
+    /// session, or if the project has no such session. May still wait for the lock of the storage format.
     ///
     /// # Errors
-    /// The database fails.
+    /// Returns an error if the database fails.
     pub async fn try_lock_to_store(
         tx: &'t mut Tx,
         project: ProjectId,

@@ -1,7 +1,7 @@
-//! Sessions: the conversations of agents. What is said in them is in [`crate::messages`].
+//! Sessions: the conversations of agents. Their messages are in [`crate::messages`].
 //!
-//! [`api`] has the routes of a session itself, [`configs`] and [`copy`] those that change and copy one, [`store`] the SQL.
-//! [`events`] are what else clients tell of a session.
+//! [`api`] creates, lists and deletes sessions, [`configs`] reads and updates their configs, and [`copy`] copies a session.
+//! [`events`] are records that clients add to a session's timeline. [`store`] is the SQL, and [`lock`] locks a session.
 
 pub mod api;
 pub mod configs;
@@ -30,10 +30,10 @@ pub fn router() -> OpenApiRouter<Platform> {
         .routes(routes!(events::api::add_event, events::api::list_events))
 }
 
-/// The refusal of a session that is not there.
-pub const NOT_FOUND: Error = Error::NotFound("session not found");
-/// The refusal of another project's session, where the reference tells.
-pub const DENIED: Error = Error::Forbidden("access denied: session does not belong to this project");
+/// The error for a session that does not exist in the project.
+pub const SESSION_NOT_FOUND: Error = Error::NotFound("session not found");
+/// The error for a session of another project, on the routes where upstream distinguishes it from a missing one.
+pub const SESSION_ACCESS_DENIED: Error = Error::Forbidden("access denied: session does not belong to this project");
 
 /// A session.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -41,9 +41,9 @@ pub struct Session {
     pub id: SessionId,
     pub project_id: ProjectId,
     pub user_id: Option<UserId>,
-    /// No tasks are extracted from its messages.
+    /// If `true`, no tasks are extracted from the session's messages.
     pub disable_task_tracking: bool,
-    /// What the client keeps with it; null if it never said anything.
+    /// Client-supplied metadata; null if it was never set.
     #[schema(value_type = Option<Object>)]
     pub configs: Option<Json<Map<String, Value>>>,
     pub created_at: Timestamp,

@@ -5,13 +5,13 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use super::lock::LockedSession;
-use super::{DENIED, NOT_FOUND, Session};
+use super::{SESSION_ACCESS_DENIED, SESSION_NOT_FOUND, Session};
 use crate::db::page::{PageRequest, fetch_page};
 use crate::error::Result;
 use crate::ids::{ProjectId, SessionId, UserId};
 use crate::time::Timestamp;
 
-/// A session that is to be.
+/// A session to insert.
 pub struct NewSession {
     pub id: SessionId,
     pub user: Option<UserId>,
@@ -19,7 +19,8 @@ pub struct NewSession {
     pub configs: Option<Map<String, Value>>,
 }
 
-/// Makes a session; `None` if the id is taken, in whatever project. Waits for a transaction that is taking it.
+/// Inserts a session. Returns `None` if the id exists already, in any project. Waits for a concurrent transaction that inserts
+/// the same id.
 pub async fn insert(conn: &mut PgConnection, project: ProjectId, new: NewSession) -> sqlx::Result<Option<Session>> {
     sqlx::query_as!(
         Session,
@@ -51,25 +52,25 @@ macro_rules! select_sessions {
     };
 }
 
-/// Returns a session of the project; sessions of others do not exist for it.
+/// Returns a session of the project. Sessions of other projects are not found.
 pub async fn get(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<Option<Session>> {
     select_sessions!("sessions t where t.id = $1 and t.project_id = $2"; session as _, project as _)
         .fetch_optional(conn)
         .await
 }
 
-/// What a list of sessions is narrowed to.
-pub struct Filter<'a> {
+/// The filter of a list of sessions.
+pub struct SessionFilter<'a> {
     pub user: Option<&'a str>,
     pub id: Option<SessionId>,
-    /// Sessions whose configs contain this.
+    /// Only sessions whose configs contain this object.
     pub configs: Option<Map<String, Value>>,
 }
 
 pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
-    filter: Filter<'_>,
+    filter: SessionFilter<'_>,
     page: &PageRequest,
 ) -> sqlx::Result<Vec<Session>> {
     fetch_page!(
@@ -90,7 +91,7 @@ pub async fn list(
     )
 }
 
-/// Whether the project has this session.
+/// Returns `true` if the project has this session.
 pub async fn exists(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<bool> {
     let found = sqlx::query_scalar!(
         "select 1 as one from sessions where id = $1 and project_id = $2",
@@ -100,27 +101,27 @@ pub async fn exists(conn: &mut PgConnection, project: ProjectId, session: Sessio
     Ok(found.fetch_optional(conn).await?.is_some())
 }
 
-/// Refuses a session that is not the caller's, and tells one of another project from one that is not there.
+/// Checks that the project has this session.
 ///
 /// # Errors
-/// 404, or 403 for another project's.
+/// Returns 404 if the session does not exist, and 403 if it belongs to another project.
 pub async fn ensure_owned(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> Result<()> {
-    let owner =
+    let owning_project =
         sqlx::query_scalar!(r#"select project_id as "id: ProjectId" from sessions where id = $1"#, session as _);
-    match owner.fetch_optional(conn).await? {
-        Some(owner) if owner == project => Ok(()),
-        Some(_) => Err(DENIED),
-        None => Err(NOT_FOUND),
+    match owning_project.fetch_optional(conn).await? {
+        Some(id) if id == project => Ok(()),
+        Some(_) => Err(SESSION_ACCESS_DENIED),
+        None => Err(SESSION_NOT_FOUND),
     }
 }
 
-/// Deletes a session with all that was said in it; the stored bytes are released to the sweep.
+/// Deletes a session with everything in it, and releases its blobs. Returns `false` if the project has no such session.
 pub async fn delete(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<bool> {
-    let gone = sqlx::query!("delete from sessions where id = $1 and project_id = $2", session as _, project as _);
-    Ok(gone.execute(conn).await?.rows_affected() == 1)
+    let deleted = sqlx::query!("delete from sessions where id = $1 and project_id = $2", session as _, project as _);
+    Ok(deleted.execute(conn).await?.rows_affected() == 1)
 }
 
-/// Returns the configs of a session; an empty object if there are none.
+/// Returns the configs of a session, or an empty object if they were never set.
 pub async fn get_configs(session: &mut LockedSession<'_>) -> sqlx::Result<Map<String, Value>> {
     let configs = sqlx::query_scalar!(
         r#"select configs as "configs: Json<Map<String, Value>>" from sessions where id = $1"#,
@@ -146,7 +147,7 @@ pub async fn set_configs(
     .map(drop)
 }
 
-/// Records whether a job exists that processes the pending messages of the session.
+/// Records whether a job exists that will observe the pending messages of the session. Does not enqueue or delete a job.
 pub async fn set_has_observe_job(session: &mut LockedSession<'_>, has_observe_job: bool) -> sqlx::Result<()> {
     sqlx::query!("update sessions set has_observe_job = $2 where id = $1", session.id as _, has_observe_job)
         .execute(&mut ***session)
@@ -154,7 +155,7 @@ pub async fn set_has_observe_job(session: &mut LockedSession<'_>, has_observe_jo
         .map(drop)
 }
 
-/// Counts the pending messages of a session anew, after some of them were claimed.
+/// Recounts the pending messages of a session after some of them were claimed.
 pub async fn recount_pending_messages(session: &mut LockedSession<'_>) -> sqlx::Result<()> {
     sqlx::query!(
         "update sessions set pending_messages = (select count(*) from messages

@@ -1,8 +1,8 @@
-//! The archive that a skill comes in: its list of contents is looked through before anything is unpacked, and what is unpacked
-//! never grows beyond its bounds, whatever the list says.
+//! The zip archive of an uploaded skill. Its central directory is validated before anything is extracted, and the extracted bytes
+//! never exceed the limits, whatever the central directory claims.
 //!
-//! What an archive's names could do where they are unpacked is refused: leaving the folder, meeting each other, links. What
-//! only packers put there is left out, and so is a folder that everything lies in.
+//! Entries that are unsafe to extract are rejected: names that escape the archive root, colliding names and links. Metadata files
+//! of macOS are ignored. If a single top-level directory contains all files, it is removed from their paths.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Seek};
@@ -16,231 +16,240 @@ use super::front_matter::FrontMatter;
 use crate::disks::path::FilePath;
 use crate::error::{Error, Result};
 
-mod end;
+mod end_of_central_directory;
 #[cfg(test)]
 mod tests;
 
-/// The file that says what a skill is.
+/// The file with the front matter of a skill.
 const SKILL_MD: &str = "SKILL.md";
-/// Folders and what packers add do not count as files, but are looked at.
-const ENTRIES_PER_FILE: usize = 10;
-/// Names, and what packers add to them, in bytes: in memory they take many times as much.
-const LIST_PER_FILE: u64 = 4096;
-/// What lies before the packed bytes of an entry, besides its name.
-const LOCAL_HEADER: u64 = 30;
-/// The kinds of files in a Unix mode.
-const KIND_MASK: u32 = 0o170_000;
-const REGULAR: u32 = 0o100_000;
+/// The maximum number of entries, as a multiple of `max_files`. Entries are the files, the directories and the ignored files.
+const MAX_ENTRIES_FACTOR: usize = 10;
+/// The maximum length of the central directory in bytes, as a multiple of `max_files`. It limits the memory that parsing takes,
+/// which is many times the length.
+const MAX_DIRECTORY_BYTES_FACTOR: u64 = 4096;
+/// The length of a local file header without the file name and the extra field.
+const LOCAL_HEADER_LEN: u64 = 30;
+/// The bits of a Unix mode that contain the file type.
+const S_IFMT: u32 = 0o170_000;
+/// The file type of regular files.
+const S_IFREG: u32 = 0o100_000;
 
-/// How large an archive may become, sizes in bytes.
+/// The limits for the content of an archive.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    pub files: usize,
-    pub unpacked: u64,
-    pub file: u64,
-    pub skill_md: u64,
+pub struct ArchiveLimits {
+    pub max_files: usize,
+    /// The maximum total size of the extracted files.
+    pub max_unpacked_bytes: u64,
+    /// The maximum size of one extracted file.
+    pub max_file_bytes: u64,
+    pub max_skill_md_bytes: u64,
 }
 
-/// An archive that was looked through and found fit to be unpacked.
-pub struct Archive<R> {
-    list: ZipIterable<R>,
-    bounds: Bounds,
-    files: Vec<Packed>,
-    /// Which of them says what the skill is.
+/// A validated archive that can be extracted.
+pub struct SkillArchive<R> {
+    central_directory: ZipIterable<R>,
+    limits: ArchiveLimits,
+    files: Vec<ArchiveFile>,
+    /// The index of SKILL.md in `files`.
     skill_md: usize,
 }
 
-struct Packed {
-    at: FilePath,
+struct ArchiveFile {
+    path: FilePath,
     entry: OwnedZipFileEntry,
 }
 
-impl<R: Read + Seek> Archive<R> {
-    /// Looks through an archive.
+impl<R: Read + Seek> SkillArchive<R> {
+    /// Reads and validates the central directory of an archive.
     ///
     /// # Errors
-    /// 400 for what is no archive, or none that can be unpacked without harm; 413 if it is too large.
-    pub fn open(mut reader: R, bounds: Bounds) -> Result<Self> {
-        let end = end::find(&mut reader).map_err(|err| unreadable(&err.into()))?;
-        let end = end.ok_or_else(|| no_archive(&"its end is missing or wrong"))?;
-        if end.list > (bounds.files as u64).saturating_mul(LIST_PER_FILE) {
-            return Err(no_archive(&"its list of contents is too long for that many files"));
+    /// Returns 400 if the archive is invalid or unsafe to extract, 413 if it is too large, and 503 if its temporary file cannot
+    /// be read.
+    pub fn open(mut reader: R, limits: ArchiveLimits) -> Result<Self> {
+        let end = end_of_central_directory::locate(&mut reader).map_err(|err| zip_error(&err.into()))?;
+        let end = end.ok_or_else(|| not_an_archive(&"end of central directory record is missing or invalid"))?;
+        if end.directory_len > (limits.max_files as u64).saturating_mul(MAX_DIRECTORY_BYTES_FACTOR) {
+            return Err(not_an_archive(&"central directory is too long"));
         }
-        let offset = ArchiveOffset::Known(end.begin);
-        let list = ZipIterable::try_new(reader, Config { archive_offset: offset });
-        // Two programs shall not find different files in it.
-        let mut list = list.map_err(|err| unreadable(&err))?.enforce_header_consistency(true);
-        if list.len() > bounds.files.saturating_mul(ENTRIES_PER_FILE) {
-            return Err(too_many(bounds));
+        let offset = ArchiveOffset::Known(end.archive_offset);
+        let central_directory = ZipIterable::try_new(reader, Config { archive_offset: offset });
+        // If local headers could differ from the central directory, other programs could extract other files.
+        let mut central_directory = central_directory.map_err(|err| zip_error(&err))?.enforce_header_consistency(true);
+        if central_directory.len() > limits.max_files.saturating_mul(MAX_ENTRIES_FACTOR) {
+            return Err(too_many_entries(limits));
         }
-        let mut kept = Vec::new();
-        let (mut unpacked, mut places) = (0_u64, Places::default());
-        for entry in list.files().map_err(|err| unreadable(&err))? {
-            let entry = entry.map_err(|err| unreadable(&err))?;
-            let name = name(&entry)?;
-            if !places.take(&entry) {
-                return Err(refuse(&name, "lies where another one does"));
+        let mut entries = Vec::new();
+        let (mut unpacked_bytes, mut ranges) = (0_u64, EntryRanges::default());
+        for entry in central_directory.files().map_err(|err| zip_error(&err))? {
+            let entry = entry.map_err(|err| zip_error(&err))?;
+            let name = entry_name(&entry)?;
+            if !ranges.insert(&entry) {
+                return Err(entry_error(&name, "overlaps another entry"));
             }
-            if entry.is_dir() || is_junk(&name) {
+            if entry.is_dir() || is_macos_metadata(&name) {
                 continue;
             }
-            check_kind(&entry, &name)?;
-            if kept.len() == bounds.files {
-                return Err(too_many(bounds));
+            validate_entry(&entry, &name)?;
+            if entries.len() == limits.max_files {
+                return Err(too_many_files(limits));
             }
-            unpacked = unpacked.saturating_add(entry.size());
-            check_size(&name, entry.size(), unpacked, bounds)?;
-            kept.push((segments(&name)?, OwnedZipFileEntry::from(entry)));
+            unpacked_bytes = unpacked_bytes.saturating_add(entry.size());
+            check_limits(&name, entry.size(), unpacked_bytes, limits)?;
+            entries.push((name_segments(&name)?, OwnedZipFileEntry::from(entry)));
         }
-        strip_root(&mut kept);
-        let skill_md = find_skill_md(&kept)?;
-        let mut files = Vec::with_capacity(kept.len());
-        for (segments, entry) in kept {
-            let at = FilePath::of_segments(&segments).map_err(|why| refuse(&segments.join("/"), why))?;
-            files.push(Packed { at, entry });
+        strip_top_level_directory(&mut entries);
+        let skill_md = find_skill_md(&entries)?;
+        let mut files = Vec::with_capacity(entries.len());
+        for (segments, entry) in entries {
+            let path = FilePath::from_segments(&segments).map_err(|reason| entry_error(&segments.join("/"), reason))?;
+            files.push(ArchiveFile { path, entry });
         }
-        check_meetings(&files)?;
+        check_name_collisions(&files)?;
         let size = files[skill_md].entry.as_ref().size();
-        if size > bounds.skill_md {
-            return Err(too_large(SKILL_MD, bounds.skill_md));
+        if size > limits.max_skill_md_bytes {
+            return Err(too_large(SKILL_MD, limits.max_skill_md_bytes));
         }
-        Ok(Self { list, bounds, files, skill_md })
+        Ok(Self { central_directory, limits, files, skill_md })
     }
 
-    /// What SKILL.md says: the one nearest to the root, in whatever case its name is written.
+    /// Returns the front matter of the SKILL.md that is nearest to the root. The name of the file is compared case-insensitively.
     ///
     /// # Errors
-    /// 400 if it says nothing, or cannot be unpacked.
+    /// Returns 400 if the front matter is invalid or the file is corrupt, 413 if the file is too large, and 503 if the temporary
+    /// file of the archive cannot be read.
     pub fn front_matter(&mut self) -> Result<FrontMatter> {
         let mut text = Vec::new();
-        let limit = self.bounds.skill_md;
-        let file = open(&mut self.list, &self.files[self.skill_md])?;
-        file.take(limit + 1).read_to_end(&mut text).map_err(|err| broken(SKILL_MD, err))?;
+        let limit = self.limits.max_skill_md_bytes;
+        let file = open_file(&mut self.central_directory, &self.files[self.skill_md])?;
+        file.take(limit + 1).read_to_end(&mut text).map_err(|err| extract_error(SKILL_MD, err))?;
         if text.len() as u64 > limit {
             return Err(too_large(SKILL_MD, limit));
         }
         FrontMatter::parse(&text)
     }
 
-    /// Unpacks the files in the order of the archive. `spool_from_reader` reads one to its end.
+    /// Extracts the files in the order of the archive. `spool_from_reader` must read a file to its end.
     ///
     /// # Errors
-    /// 400 for a file that cannot be unpacked, 413 for one that is larger than the list says and the bounds allow, and
-    /// whatever `spool_from_reader` says.
-    pub fn unpack<T>(
+    /// Returns 400 if a file is corrupt or its size differs from that in the central directory, 413 if the extracted bytes exceed
+    /// a limit, 503 if a temporary file cannot be read or written, and the errors of `on_file`.
+    pub fn extract<T>(
         &mut self,
         mut spool_from_reader: impl FnMut(&mut dyn Read) -> io::Result<T>,
-        mut each: impl FnMut(&FilePath, T) -> Result<()>,
+        mut on_file: impl FnMut(&FilePath, T) -> Result<()>,
     ) -> Result<()> {
-        let mut left = self.bounds.unpacked;
-        for packed in &self.files {
-            let name = packed.at.relative();
-            let limit = left.min(self.bounds.file);
-            let mut file = open(&mut self.list, packed)?.take(limit + 1);
-            let taken = spool_from_reader(&mut file).map_err(|err| broken(&name, err))?;
-            let size = limit + 1 - file.limit();
+        let mut remaining = self.limits.max_unpacked_bytes;
+        for file in &self.files {
+            let name = file.path.relative();
+            let limit = remaining.min(self.limits.max_file_bytes);
+            let mut reader = open_file(&mut self.central_directory, file)?.take(limit + 1);
+            let content = spool_from_reader(&mut reader).map_err(|err| extract_error(&name, err))?;
+            let size = limit + 1 - reader.limit();
             if size > limit {
                 return Err(too_large(&name, limit));
             }
-            // Other programs go by what the list says.
-            if size != packed.entry.size() {
-                return Err(refuse(&name, "is broken"));
+            // Other programs may trust the size in the central directory.
+            if size != file.entry.size() {
+                return Err(entry_error(&name, "is corrupt"));
             }
-            left -= size;
-            each(&packed.at, taken)?;
+            remaining -= size;
+            on_file(&file.path, content)?;
         }
         Ok(())
     }
 }
 
-/// Where the entries lie, as far as they are known. In an archive that wants to be expensive many share the same bytes.
+/// The byte ranges of the entries: a map from the start of each range to its end. The ranges must not overlap, because zip bombs
+/// consist of many entries that share the same bytes.
 #[derive(Default)]
-struct Places(BTreeMap<u64, u64>);
+struct EntryRanges(BTreeMap<u64, u64>);
 
-impl Places {
-    /// Takes the place of an entry, if it is free.
-    fn take(&mut self, entry: &ZipFileEntry<'_>) -> bool {
-        let begin = entry.header_start();
-        let end = begin.saturating_add(LOCAL_HEADER).saturating_add(entry.compressed_size());
-        let before = self.0.range(..end).next_back();
-        let is_free = before.is_none_or(|(_, before_ends)| *before_ends <= begin);
-        self.0.insert(begin, end);
-        is_free
+impl EntryRanges {
+    /// Adds the range of an entry. Returns `false` if it overlaps another one.
+    fn insert(&mut self, entry: &ZipFileEntry<'_>) -> bool {
+        let start = entry.header_start();
+        let end = start.saturating_add(LOCAL_HEADER_LEN).saturating_add(entry.compressed_size());
+        let previous = self.0.range(..end).next_back();
+        let is_disjoint = previous.is_none_or(|(_, previous_end)| *previous_end <= start);
+        self.0.insert(start, end);
+        is_disjoint
     }
 }
 
-fn open<'a, R: Read + Seek>(list: &'a mut ZipIterable<R>, packed: &'a Packed) -> Result<zip::read::ZipFile<'a, R>> {
-    let reader = list.files().map_err(|err| unreadable(&err))?.reader_mut();
-    packed.entry.as_ref().with_reader(reader, ZipReadOptions::new()).map_err(|err| unreadable(&err))
+fn open_file<'a, R: Read + Seek>(
+    central_directory: &'a mut ZipIterable<R>,
+    file: &'a ArchiveFile,
+) -> Result<zip::read::ZipFile<'a, R>> {
+    let reader = central_directory.files().map_err(|err| zip_error(&err))?.reader_mut();
+    file.entry.as_ref().with_reader(reader, ZipReadOptions::new()).map_err(|err| zip_error(&err))
 }
 
-/// The name of an entry. Packers write UTF-8 whether they say so or not; what is none is of the charset that ZIP began with.
-fn name(entry: &ZipFileEntry<'_>) -> Result<String> {
+/// Returns the name of an entry. A valid UTF-8 name is decoded as UTF-8 even if the UTF-8 flag is not set, because many programs
+/// do not set it. Other names are decoded as code page 437.
+fn entry_name(entry: &ZipFileEntry<'_>) -> Result<String> {
     match std::str::from_utf8(entry.name_raw()) {
         Ok(name) => Ok(name.to_owned()),
-        Err(_) => Ok(entry.name().map_err(|err| unreadable(&err))?.into_owned()),
+        Err(_) => Ok(entry.name().map_err(|err| zip_error(&err))?.into_owned()),
     }
 }
 
-/// What packers put beside the files: folders and files of macOS.
-fn is_junk(name: &str) -> bool {
+/// Returns `true` for the metadata files that macOS adds to archives.
+fn is_macos_metadata(name: &str) -> bool {
     let base = name.rsplit('/').next().unwrap_or_default();
     name.contains("__MACOSX/") || name.contains("__MACOSX\\") || base.starts_with("._") || base == ".DS_Store"
 }
 
-fn check_kind(entry: &ZipFileEntry<'_>, name: &str) -> Result<()> {
-    let kind = entry.unix_mode().unwrap_or_default() & KIND_MASK;
-    if entry.is_symlink() || !matches!(kind, 0 | REGULAR) {
-        return Err(refuse(name, "is a link or another thing that is no file"));
+fn validate_entry(entry: &ZipFileEntry<'_>, name: &str) -> Result<()> {
+    let file_type = entry.unix_mode().unwrap_or_default() & S_IFMT;
+    if entry.is_symlink() || !matches!(file_type, 0 | S_IFREG) {
+        return Err(entry_error(name, "is not a regular file"));
     }
     if entry.encrypted() {
-        return Err(refuse(name, "is encrypted"));
+        return Err(entry_error(name, "is encrypted"));
     }
     if !matches!(entry.compression(), CompressionMethod::Stored | CompressionMethod::Deflated) {
-        return Err(refuse(name, "is packed in a way that is not known here; deflate is"));
+        return Err(entry_error(name, "uses an unsupported compression method; use deflate"));
     }
     Ok(())
 }
 
-fn check_size(name: &str, size: u64, so_far: u64, bounds: Bounds) -> Result<()> {
-    if size > bounds.file {
-        return Err(too_large(name, bounds.file));
+fn check_limits(name: &str, size: u64, total: u64, limits: ArchiveLimits) -> Result<()> {
+    if size > limits.max_file_bytes {
+        return Err(too_large(name, limits.max_file_bytes));
     }
-    if so_far > bounds.unpacked {
-        let most = bounds.unpacked;
-        return Err(Error::PayloadTooLarge(format!(
-            "file: its files are larger than the maximum of {most} bytes together"
-        )));
+    if total > limits.max_unpacked_bytes {
+        let max = limits.max_unpacked_bytes;
+        return Err(Error::PayloadTooLarge(format!("file: the files exceed the maximum of {max} bytes in total")));
     }
     Ok(())
 }
 
-/// The segments of a name. `.` and nothing between two slashes mean the same folder.
-fn segments(name: &str) -> Result<Vec<String>> {
-    let wrong = |why: &'static str| Err(refuse(name, why));
+/// Splits the name of an entry into segments, and omits empty segments and `.`. Returns 400 if the name is unsafe to extract.
+fn name_segments(name: &str) -> Result<Vec<String>> {
+    let invalid = |reason: &'static str| Err(entry_error(name, reason));
     if name.chars().any(char::is_control) {
-        return wrong("has control characters in its name");
+        return invalid("has control characters in its name");
     }
     if name.contains('\\') {
-        return wrong("has a backslash in its name; separate folders with /");
+        return invalid("has a backslash in its name; use `/` as separator");
     }
-    let begins_with_drive = matches!(name.as_bytes(), [drive, b':', ..] if drive.is_ascii_alphabetic());
-    if name.starts_with('/') || begins_with_drive {
-        return wrong("is an absolute path");
+    let has_drive = matches!(name.as_bytes(), [drive, b':', ..] if drive.is_ascii_alphabetic());
+    if name.starts_with('/') || has_drive {
+        return invalid("is an absolute path");
     }
     let segments = name.split('/').filter(|segment| !matches!(*segment, "" | "."));
     let segments: Vec<String> = segments.map(ToOwned::to_owned).collect();
     if segments.iter().any(|segment| segment == "..") {
-        return wrong("leads out of its folder (..)");
+        return invalid("must not contain `..` segments");
     }
     if segments.is_empty() {
-        return wrong("has no name");
+        return invalid("has no name");
     }
     Ok(segments)
 }
 
-/// A folder that everything lies in is the packer's and not the skill's.
-fn strip_root(files: &mut [(Vec<String>, OwnedZipFileEntry)]) {
+/// If a single top-level directory contains all files, removes it from their paths.
+fn strip_top_level_directory(files: &mut [(Vec<String>, OwnedZipFileEntry)]) {
     let Some((first, _)) = files.first() else { return };
     let root = first[0].clone();
     if files.iter().all(|(segments, _)| segments.len() > 1 && segments[0] == root) {
@@ -250,68 +259,76 @@ fn strip_root(files: &mut [(Vec<String>, OwnedZipFileEntry)]) {
     }
 }
 
-/// The SKILL.md nearest to the root, the first of several.
+/// Returns the index of the SKILL.md that is nearest to the root. If several are at the same depth, returns the first of them.
 fn find_skill_md(files: &[(Vec<String>, OwnedZipFileEntry)]) -> Result<usize> {
-    let named = files
+    let candidates = files
         .iter()
         .enumerate()
         .filter(|(_, (segments, _))| segments.last().is_some_and(|name| name.eq_ignore_ascii_case(SKILL_MD)));
-    let nearest = named.min_by_key(|(_, (segments, _))| segments.len());
+    let nearest = candidates.min_by_key(|(_, (segments, _))| segments.len());
     let missing = || Error::bad_request_with_reason("parameter error", "SKILL.md file is required in the zip package");
-    nearest.map(|(at, _)| at).ok_or_else(missing)
+    nearest.map(|(index, _)| index).ok_or_else(missing)
 }
 
-/// Refuses files that would meet where case does not count, or where a folder has the name of a file.
-fn check_meetings(files: &[Packed]) -> Result<()> {
+/// Rejects names that are equal in a case-insensitive file system, and files with the name of a directory.
+fn check_name_collisions(files: &[ArchiveFile]) -> Result<()> {
     let mut names = BTreeSet::new();
-    for Packed { at, .. } in files {
-        if !names.insert(at.relative().to_lowercase()) {
-            return Err(refuse(&at.relative(), "stands in it twice, or differs from another one only in case"));
+    for ArchiveFile { path, .. } in files {
+        if !names.insert(path.relative().to_lowercase()) {
+            let reason = "duplicates another entry (names are compared case-insensitively)";
+            return Err(entry_error(&path.relative(), reason));
         }
     }
-    for Packed { at, .. } in files {
-        let folder = format!("{}/", at.relative().to_lowercase());
-        if names.range(folder.clone()..).next().is_some_and(|name| name.starts_with(&folder)) {
-            return Err(refuse(&at.relative(), "is a file and a folder"));
+    for ArchiveFile { path, .. } in files {
+        let dir = format!("{}/", path.relative().to_lowercase());
+        if names.range(dir.clone()..).next().is_some_and(|name| name.starts_with(&dir)) {
+            return Err(entry_error(&path.relative(), "is both a file and a directory"));
         }
     }
     Ok(())
 }
 
-fn refuse(name: &str, why: &str) -> Error {
-    Error::invalid_field("file", format_args!("in it '{}' {why}", name.escape_debug()))
+fn entry_error(name: &str, reason: &str) -> Error {
+    Error::invalid_field("file", format_args!("entry '{}' {reason}", name.escape_debug()))
 }
 
-fn unreadable(err: &ZipError) -> Error {
+fn zip_error(err: &ZipError) -> Error {
     match err {
-        ZipError::Io(err) if !is_of_archive(err) => no_room(io::Error::new(err.kind(), err.to_string())),
-        _ => no_archive(err),
+        ZipError::Io(err) if !is_archive_error(err) => disk_error(io::Error::new(err.kind(), err.to_string())),
+        _ => not_an_archive(err),
     }
 }
 
-fn no_archive(why: &dyn std::fmt::Display) -> Error {
-    Error::invalid_field("file", format_args!("is no zip archive that can be read ({why})"))
+fn not_an_archive(reason: &dyn std::fmt::Display) -> Error {
+    Error::invalid_field("file", format_args!("not a readable zip archive: {reason}"))
 }
 
-/// A file that could not be unpacked: it is broken, or there is no room.
-fn broken(name: &str, err: io::Error) -> Error {
-    if is_of_archive(&err) { refuse(name, "is broken") } else { no_room(err) }
+/// Returns the error for a file that could not be extracted, because it is corrupt or the server's disk failed.
+fn extract_error(name: &str, err: io::Error) -> Error {
+    if is_archive_error(&err) { entry_error(name, "is corrupt") } else { disk_error(err) }
 }
 
-fn is_of_archive(err: &io::Error) -> bool {
-    use io::ErrorKind as Kind;
-    matches!(err.kind(), Kind::InvalidData | Kind::InvalidInput | Kind::UnexpectedEof | Kind::Other)
+/// Returns `true` if the archive caused the error, and not the server's disk.
+fn is_archive_error(err: &io::Error) -> bool {
+    use io::ErrorKind;
+    matches!(err.kind(), ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::UnexpectedEof | ErrorKind::Other)
 }
 
-fn no_room(err: io::Error) -> Error {
-    let msg = "the server has no room for the upload; try again in a moment".into();
+/// Returns the error for a failed read of the uploaded archive, or a failed write of an extracted file.
+fn disk_error(err: io::Error) -> Error {
+    let msg = "cannot read or write a temporary file of the upload; the disk may be full, retry later".into();
     Error::Unavailable { msg, cause: Some(err.into()) }
 }
 
-fn too_many(bounds: Bounds) -> Error {
-    Error::invalid_field("file", format_args!("has more than the {} files that a skill may have", bounds.files))
+fn too_many_entries(limits: ArchiveLimits) -> Error {
+    let max = limits.max_files.saturating_mul(MAX_ENTRIES_FACTOR);
+    Error::invalid_field("file", format_args!("exceeds the maximum of {max} entries (files and directories)"))
+}
+
+fn too_many_files(limits: ArchiveLimits) -> Error {
+    Error::invalid_field("file", format_args!("exceeds the maximum of {} files", limits.max_files))
 }
 
 fn too_large(name: &str, limit: u64) -> Error {
-    Error::PayloadTooLarge(format!("file: in it '{}' is larger than the maximum of {limit} bytes", name.escape_debug()))
+    Error::PayloadTooLarge(format!("file: entry '{}' exceeds the maximum of {limit} bytes", name.escape_debug()))
 }

@@ -1,5 +1,5 @@
-//! The only way to create a skill: its files are stored as contents, and then a transaction inserts its disk, the files on it, and the
-//! skill.
+//! Creates skills. The caller first ingests the contents of the files, and makes their blobs live in a transaction. In this
+//! transaction, [`PreparedSkill::insert`] inserts the disk, its files and the skill.
 
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
@@ -7,8 +7,8 @@ use sqlx::PgConnection;
 use super::front_matter::FrontMatter;
 use super::store::{self, NewSkill};
 use super::{FileEntry, Skill};
-use crate::blob::ingest::Claimed;
-use crate::blob::spool::{Spool, media_type_of};
+use crate::blob::ingest::LiveBlobs;
+use crate::blob::spool::{Spool, detect_media_type};
 use crate::disks;
 use crate::disks::apply::{self, Cause, Change, FileChange, NewContent};
 use crate::disks::path::FilePath;
@@ -16,25 +16,25 @@ use crate::error::{Error, MapConstraint, Result, UNAUTHORIZED};
 use crate::ids::{ProjectId, UserId};
 use crate::platform::Platform;
 
-/// A skill to create.
+/// A skill that is ready to be inserted: it is validated, and the contents of its files have been ingested.
 pub struct PreparedSkill {
     pub front_matter: FrontMatter,
     pub files: Vec<PreparedFile>,
 }
 
-/// A file of a skill to create.
+/// A file of a prepared skill. Its content has been ingested.
 pub struct PreparedFile {
-    at: FilePath,
+    path: FilePath,
     mime: String,
     size: i64,
     sha256: String,
 }
 
 impl PreparedSkill {
-    /// Inserts the skill, in the caller's transaction, which has claimed the contents of its files.
+    /// Inserts the skill in the caller's transaction, which must have made the blobs of its files live.
     ///
     /// # Errors
-    /// 401 if the project is being deleted.
+    /// Returns 401 if the project has been deleted.
     pub async fn insert(
         &self,
         conn: &mut PgConnection,
@@ -42,38 +42,38 @@ impl PreparedSkill {
         project: ProjectId,
         user: Option<UserId>,
         meta: Option<Map<String, Value>>,
-        blobs: &Claimed,
+        blobs: &LiveBlobs,
     ) -> Result<Skill> {
         let disk = disks::store::insert(conn, project, user)
             .await
             .map_constraint_err("disks_project_id_fkey", || UNAUTHORIZED)?
             .id;
-        let changes = self.files.iter().map(|file| file.change(blobs)).collect::<Result<Vec<_>>>()?;
-        let max_versions = platform.config.limits.file_versions;
+        let changes = self.files.iter().map(|file| file.to_change(blobs)).collect::<Result<Vec<_>>>()?;
+        let max_versions = platform.config.limits.max_file_versions;
         let applied = apply::apply(conn, project, disk, &changes, Cause::REQUEST, max_versions).await?;
         applied.map_err(|_| Error::internal(anyhow::anyhow!("a disk that was just inserted does not exist")))?;
-        // The skill's `updated_at` from now on.
+        // `changed_at` of the disk is the skill's `updated_at`.
         disks::store::track_changes(conn, disk).await?;
-        let row = store::insert(conn, project, NewSkill { disk, user, says: &self.front_matter, meta }).await?;
-        Ok(row.with_files(self.files.iter().map(PreparedFile::entry).collect()))
+        let new = NewSkill { disk, user, front_matter: &self.front_matter, meta };
+        let row = store::insert(conn, project, new).await?;
+        Ok(row.with_files(self.files.iter().map(PreparedFile::to_entry).collect()))
     }
 }
 
 impl PreparedFile {
-    pub fn new(at: FilePath, content: &Spool) -> Self {
-        let mime = media_type_of(content, at.filename());
+    pub fn new(path: FilePath, content: &Spool) -> Self {
+        let mime = detect_media_type(content, path.filename());
         let size = i64::try_from(content.size).unwrap_or(i64::MAX);
-        Self { at, mime, size, sha256: content.sha256.clone() }
+        Self { path, mime, size, sha256: content.sha256.clone() }
     }
 
-    fn change(&self, blobs: &Claimed) -> Result<FileChange> {
-        let Self { at, mime, size, sha256 } = self;
-        let content =
-            NewContent { content: blobs.get(sha256)?, mime: mime.clone(), size: *size, sha256: sha256.clone() };
-        Ok(FileChange { at: at.clone(), change: Change::Put { content, meta: Map::new() } })
+    fn to_change(&self, blobs: &LiveBlobs) -> Result<FileChange> {
+        let Self { path, mime, size, sha256 } = self;
+        let content = NewContent { blob: blobs.get(sha256)?, mime: mime.clone(), size: *size, sha256: sha256.clone() };
+        Ok(FileChange { path: path.clone(), change: Change::Put { content, meta: Map::new() } })
     }
 
-    fn entry(&self) -> FileEntry {
-        FileEntry { path: self.at.relative(), mime: self.mime.clone() }
+    fn to_entry(&self) -> FileEntry {
+        FileEntry { path: self.path.relative(), mime: self.mime.clone() }
     }
 }

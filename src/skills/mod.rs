@@ -1,10 +1,11 @@
-//! Agent skills: folders of instructions and files that an agent can take up.
+//! Agent skills: directories of instructions and files that an agent can load.
 //!
-//! A skill is a disk with a name. Its files are the disk's, are read and changed through the disk as well, and keep their
-//! versions there; whoever changes one moves the skill's `updated_at`.
+//! A skill is a disk with a name. Its files are the artifacts of this disk: they can also be read and changed with the routes of
+//! disks, and have versions. Each change of a file updates the skill's `updated_at`.
 //!
-//! [`api`] has the routes of skills, [`files`] those of what is in one. [`archive`] and [`front_matter`] read what a skill comes
-//! as, [`create`] is the one way a skill comes into being, [`store`] the SQL.
+//! [`api`] has the handlers for skills, and [`files`] those for the files of a skill. [`upload`] stores the files of an uploaded
+//! archive, which [`archive`] and [`front_matter`] read and validate. [`create`] inserts uploaded skills and default skills, and
+//! [`store`] has the SQL.
 
 pub mod api;
 pub mod archive;
@@ -40,15 +41,17 @@ pub struct Skill {
     #[schema(example = "pdf-forms")]
     pub name: String,
     pub description: String,
-    /// The disk that its files lie on. Left out of entries of a list.
+    /// The disk with the skill's files. Absent in the list of a project's skills.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_id: Option<DiskId>,
+    /// The files of the skill, ordered by directory and file name, by default at most 10 000. The response to the creation of a
+    /// skill has all files, in the order of the archive.
     pub file_index: Vec<FileEntry>,
-    /// What the client keeps with it.
+    /// Client-supplied metadata.
     #[schema(value_type = Option<Object>)]
     pub meta: Option<Json<Map<String, Value>>>,
     pub created_at: Timestamp,
-    /// Moves whenever a file of the skill changes.
+    /// Time of the last change of a file of the skill.
     pub updated_at: Timestamp,
 }
 

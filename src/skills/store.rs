@@ -7,12 +7,12 @@ use sqlx::types::Json;
 use super::front_matter::FrontMatter;
 use super::{FileEntry, Skill};
 use crate::db::page::{PageRequest, fetch_page, impl_paged};
-use crate::ids::{DiskId, ProjectId, SkillId, SpaceId, UserId};
+use crate::ids::{DiskId, LearningSpaceId, ProjectId, SkillId, UserId};
 use crate::time::Timestamp;
 
-/// A skill's row.
+/// A row of `agent_skills`, with the time of the last change of a file.
 #[derive(Debug)]
-pub struct Row {
+pub struct SkillRow {
     pub id: SkillId,
     pub user_id: Option<UserId>,
     pub disk_id: DiskId,
@@ -23,23 +23,25 @@ pub struct Row {
     pub updated_at: Timestamp,
 }
 
-impl_paged!(Row);
+impl_paged!(SkillRow);
 
-impl Row {
-    /// The skill as clients see it.
+impl SkillRow {
+    /// Converts the row to the skill that is returned to clients.
     pub fn with_files(self, file_index: Vec<FileEntry>) -> Skill {
         let Self { id, user_id, disk_id, name, description, meta, created_at, updated_at } = self;
         Skill { id, user_id, name, description, disk_id: Some(disk_id), file_index, meta, created_at, updated_at }
     }
 }
 
-/// Selects skills from the table that the caller calls `t`. A skill was updated when a file on its disk changed.
+/// Selects skills from the table that the caller names `t`. `updated_at` is the time at which a file on its disk
+/// last changed.
 macro_rules! select_skills {
     ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
         sqlx::query_as!(
-            Row,
+            SkillRow,
             r#"select t.id as "id: SkillId", t.user_id as "user_id: UserId", t.disk_id as "disk_id: DiskId", t.name,
-                      t.description, t.meta as "meta: Json<Map<String, Value>>", t.created_at as "created_at: Timestamp",
+                      t.description, t.meta as "meta: Json<Map<String, Value>>",
+                      t.created_at as "created_at: Timestamp",
                       (select d.changed_at from disks d where d.id = t.disk_id) as "updated_at!: Timestamp"
                from "# $(+ $rest)+,
             $($parameter),*
@@ -47,17 +49,17 @@ macro_rules! select_skills {
     };
 }
 
-/// A skill that is to be, on a disk of its project.
+/// The values of a new row of `agent_skills`. The disk must belong to the project of the skill.
 pub struct NewSkill<'a> {
     pub disk: DiskId,
     pub user: Option<UserId>,
-    pub says: &'a FrontMatter,
+    pub front_matter: &'a FrontMatter,
     pub meta: Option<Map<String, Value>>,
 }
 
-pub async fn insert(conn: &mut PgConnection, project: ProjectId, new: NewSkill<'_>) -> sqlx::Result<Row> {
+pub async fn insert(conn: &mut PgConnection, project: ProjectId, new: NewSkill<'_>) -> sqlx::Result<SkillRow> {
     sqlx::query_as!(
-        Row,
+        SkillRow,
         r#"insert into agent_skills (id, project_id, user_id, disk_id, name, description, meta)
            values ($1, $2, $3, $4, $5, $6, $7)
            returning id as "id: SkillId", user_id as "user_id: UserId", disk_id as "disk_id: DiskId", name, description,
@@ -67,16 +69,16 @@ pub async fn insert(conn: &mut PgConnection, project: ProjectId, new: NewSkill<'
         project as _,
         new.user as _,
         new.disk as _,
-        new.says.name.as_str(),
-        new.says.description,
+        new.front_matter.name.as_str(),
+        new.front_matter.description,
         new.meta.map(Json) as _,
     )
     .fetch_one(conn)
     .await
 }
 
-/// A skill of the project; others are as if they were not there.
-pub async fn get(conn: &mut PgConnection, project: ProjectId, skill: SkillId) -> sqlx::Result<Option<Row>> {
+/// Returns a skill of the project.
+pub async fn get(conn: &mut PgConnection, project: ProjectId, skill: SkillId) -> sqlx::Result<Option<SkillRow>> {
     select_skills!("agent_skills t where t.id = $1 and t.project_id = $2"; skill as _, project as _)
         .fetch_optional(conn)
         .await
@@ -87,7 +89,7 @@ pub async fn list(
     project: ProjectId,
     user: Option<&str>,
     page: &PageRequest,
-) -> sqlx::Result<Vec<Row>> {
+) -> sqlx::Result<Vec<SkillRow>> {
     fetch_page!(
         select_skills!(
             "agent_skills t
@@ -102,13 +104,13 @@ pub async fn list(
     )
 }
 
-/// The skills that a space has, in the order they came into it.
+/// Returns up to `limit` skills of a learning space, in the order in which they were added.
 pub async fn list_by_space(
     conn: &mut PgConnection,
     project: ProjectId,
-    space: SpaceId,
+    space: LearningSpaceId,
     limit: usize,
-) -> sqlx::Result<Vec<Row>> {
+) -> sqlx::Result<Vec<SkillRow>> {
     select_skills!(
         "learning_space_skills l join agent_skills t on t.id = l.skill_id and t.project_id = $1
          where l.learning_space_id = $2 order by l.created_at, l.id limit $3";
@@ -120,7 +122,7 @@ pub async fn list_by_space(
     .await
 }
 
-/// A file of one of several disks.
+/// The path and the MIME type of a file on a disk.
 #[derive(Debug)]
 pub struct DiskFile {
     pub disk_id: DiskId,
@@ -129,16 +131,17 @@ pub struct DiskFile {
     pub mime: String,
 }
 
-/// The files of disks, in the order of the disks and then by path and name: up to `of_each` of a disk, and `limit` in all.
+/// Returns the files of several disks, in the order of `disks` and then of directory and file name. Returns at most
+/// `per_disk_limit` files of each disk, and at most `limit` files in total.
 pub async fn list_files(
     conn: &mut PgConnection,
     disks: &[DiskId],
-    of_each: usize,
+    per_disk_limit: usize,
     limit: usize,
 ) -> sqlx::Result<Vec<DiskFile>> {
     sqlx::query_as!(
         DiskFile,
-        // One disk after the other, along its index.
+        // Because of `lateral`, Postgres reads the files of each disk from the index and stops at the limit.
         r#"select f.disk_id as "disk_id: DiskId", f.path, f.filename, f.mime
            from unnest($1::uuid[]) with ordinality as d (id, n)
            cross join lateral (select v.disk_id, v.path, v.filename, v.mime from artifact_versions v
@@ -146,15 +149,19 @@ pub async fn list_files(
                                order by v.path, v.filename limit $2) f
            order by d.n, f.path, f.filename limit $3"#,
         disks as _,
-        i64::try_from(of_each).unwrap_or(i64::MAX),
+        i64::try_from(per_disk_limit).unwrap_or(i64::MAX),
         i64::try_from(limit).unwrap_or(i64::MAX),
     )
     .fetch_all(conn)
     .await
 }
 
-/// The name of a skill of the project, which stays until the transaction ends.
-pub async fn hold(conn: &mut PgConnection, project: ProjectId, skill: SkillId) -> sqlx::Result<Option<String>> {
+/// Returns the name of a skill of the project, and locks the skill so that it cannot be deleted until the transaction ends.
+pub async fn lock_for_share(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    skill: SkillId,
+) -> sqlx::Result<Option<String>> {
     sqlx::query_scalar!(
         "select name from agent_skills where id = $1 and project_id = $2 for key share",
         skill as _,
@@ -164,8 +171,8 @@ pub async fn hold(conn: &mut PgConnection, project: ProjectId, skill: SkillId) -
     .await
 }
 
-/// How many files lie on a disk, and how many bytes they are together.
-pub async fn measure(conn: &mut PgConnection, disk: DiskId) -> sqlx::Result<(u64, u64)> {
+/// Returns the number of files on a disk and their total size in bytes.
+pub async fn count_files_and_bytes(conn: &mut PgConnection, disk: DiskId) -> sqlx::Result<(u64, u64)> {
     let row = sqlx::query!(
         r#"select count(*) as "count!", coalesce(sum(size), 0)::bigint as "size!"
            from artifact_versions where disk_id = $1 and to_revision is null"#,

@@ -1,4 +1,4 @@
-//! The data directory, and the lock that keeps other servers out of it.
+//! The data directory and its lock, which prevents a second server from using it.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -9,53 +9,61 @@ use anyhow::{Context, bail};
 
 use crate::config::Config;
 
-/// The data directory of this server.
+/// The data directory of this server. It stays locked until this value is dropped.
 pub struct DataDir {
     pub path: PathBuf,
     _lock: Option<File>,
 }
 
 impl DataDir {
-    /// Creates the directory if it does not exist, and locks it if the database or the objects are in it.
+    /// Creates the directory if it does not exist, and locks it if it contains the database or the objects.
     ///
     /// # Errors
-    /// It cannot be created, or another server uses it; the message says what to change.
+    /// Returns an error with a remedy if the directory cannot be created or another server uses it.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         let path = create_data_dir(config)?;
-        let is_used = !config.database.is_external() || !config.s3.is_configured();
-        let lock = is_used.then(|| lock(&path)).transpose()?;
+        let contains_data = !config.database.is_external() || !config.s3.is_configured();
+        let lock = contains_data.then(|| lock_dir(&path)).transpose()?;
         Ok(Self { path, _lock: lock })
     }
 }
 
-/// Creates the data directory. The embedded Postgres runs as another user and must be able to pass through it.
+/// Creates the data directory if it does not exist. A new directory gets mode 0711, because the embedded Postgres may run as
+/// another user, which must be able to traverse it.
 fn create_data_dir(config: &Config) -> anyhow::Result<PathBuf> {
     let dir = config.server.data_dir();
-    let make = || -> io::Result<_> {
-        let new = !dir.exists();
+    let create = || -> io::Result<_> {
+        let is_new = !dir.exists();
         fs::create_dir_all(&dir)?;
-        if new {
+        if is_new {
             fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
         }
         fs::canonicalize(&dir)
     };
-    make().with_context(|| {
+    create().with_context(|| {
         format!(
-            "ACONTEXTD_DATA_DIR is {}, but that folder cannot be made: choose one that can, such as ~/acontextd-data",
+            "ACONTEXTD_DATA_DIR is {}, but that directory cannot be created: choose another one, such as \
+             ~/acontextd-data",
             dir.display()
         )
     })
 }
 
 /// Locks the data directory for this process.
-fn lock(dir: &Path) -> anyhow::Result<File> {
-    let file = fs::OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(dir.join("lock"))?;
+fn lock_dir(dir: &Path) -> anyhow::Result<File> {
+    let path = dir.join("lock");
+    let file = fs::OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&path);
+    let file = file.with_context(|| {
+        format!("cannot open {}: check the owner and the permissions of the data directory", path.display())
+    })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => bail!(
-            "ACONTEXTD_DATA_DIR is {}, but another acontextd uses that folder: stop it, or choose another folder",
+            "ACONTEXTD_DATA_DIR is {}, but another acontextd uses that directory: stop it, or choose another directory",
             dir.display()
         ),
-        Err(TryLockError::Error(error)) => Err(error.into()),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| {
+            format!("cannot lock {}: choose a data directory on a file system that supports file locks", path.display())
+        }),
     }
 }

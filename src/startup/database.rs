@@ -1,4 +1,4 @@
-//! The connection to the database: the embedded Postgres, or an external one.
+//! Connects to the database: the embedded Postgres or an external one.
 
 use std::time::Duration;
 
@@ -11,48 +11,54 @@ use crate::config::Database;
 use crate::db::pooler::{PoolerCheck, SHARED_SESSIONS};
 use crate::error::is_transient;
 
-/// Opens the first connection. An external database may take a while to answer, as when both start together; it may also be
-/// behind a pooler, which is refused if it shares sessions.
+/// Opens the first connection. If the database is external, waits up to `STARTUP_TIMEOUT` for it to start, and rejects a
+/// pooler that shares sessions.
+///
+/// # Errors
+/// Returns an error with a remedy if the connection cannot be opened or the pooler shares sessions.
 pub async fn connect(
-    database: &PgConnectOptions,
+    options: &PgConnectOptions,
     is_external: bool,
-    pooler: &PoolerCheck,
+    pooler_check: &PoolerCheck,
 ) -> anyhow::Result<sqlx::PgConnection> {
     if !is_external {
-        return Ok(pooler.connect(database, &[]).await?);
+        return Ok(pooler_check.connect(options, &[]).await?);
     }
     let deadline = tokio::time::Instant::now() + STARTUP_TIMEOUT;
     loop {
-        let tried = tokio::time::timeout_at(deadline, pooler.connect(database, &[])).await;
-        match tried {
+        let attempt = tokio::time::timeout_at(deadline, pooler_check.connect(options, &[])).await;
+        match attempt {
             Ok(Ok(conn)) => {
-                pooler.verify_at_startup(database).await?;
+                pooler_check.verify_at_startup(options).await?;
                 return Ok(conn);
             }
-            Ok(Err(_)) if pooler.found_shared_session() => bail!(SHARED_SESSIONS),
+            Ok(Err(_)) if pooler_check.found_shared_session() => bail!(SHARED_SESSIONS),
             Ok(Err(error)) if is_transient(&error) && tokio::time::Instant::now() < deadline => {
-                tracing::warn!(error = %error, "the database does not answer yet; retrying");
+                tracing::warn!(error = %error, "waiting for the database");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             Ok(Err(error)) => {
                 return Err(error).context(
-                    "cannot connect to the database named by DATABASE_URL (or DATABASE_HOST): check the address, the user, \
-                     the password and the database name",
+                    "cannot connect to the database named by DATABASE_URL (or DATABASE_HOST): check host, user, \
+                     password and database name",
                 );
             }
-            Err(_) => bail!("the database named by DATABASE_URL (or DATABASE_HOST) does not answer"),
+            Err(_) => bail!(
+                "the database named by DATABASE_URL (or DATABASE_HOST) does not respond: check host and port, and \
+                 whether the database is running"
+            ),
         }
     }
 }
 
-/// Returns how to connect to the external database.
+/// Returns the connection options for the external database.
 ///
 /// # Errors
-/// `DATABASE_URL` is invalid.
+/// Returns an error if `DATABASE_URL` is invalid.
 pub fn external_database_options(settings: &Database) -> anyhow::Result<PgConnectOptions> {
     let options = if let Some(url) = &settings.database_url {
         url.expose_secret().parse::<PgConnectOptions>().map_err(|err| {
-            anyhow!("DATABASE_URL cannot be read ({err}): write it like postgres://user:password@host:5432/name")
+            anyhow!("DATABASE_URL is invalid ({err}): write it as postgres://user:password@host:5432/name")
         })?
     } else {
         let options = PgConnectOptions::new_without_pgpass()
@@ -65,7 +71,7 @@ pub fn external_database_options(settings: &Database) -> anyhow::Result<PgConnec
             None => options,
         }
     };
-    // `DATABASE_ENABLE_TLS` only ever raises what the URL or PGSSLMODE asks for.
+    // `DATABASE_ENABLE_TLS` can only strengthen the mode that the URL or PGSSLMODE requests.
     let is_weaker = matches!(options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer);
     Ok(if settings.database_tls && is_weaker { options.ssl_mode(PgSslMode::Require) } else { options })
 }
@@ -80,13 +86,14 @@ mod tests {
     fn ssl_mode(url: &str, tls: &str) -> String {
         let environment = [("DATABASE_URL", url), ("DATABASE_ENABLE_TLS", tls), ("ROOT_SECRET_PEPPER", "0123456789")];
         let environment: HashMap<_, _> = environment.map(|(name, value)| (name.into(), value.into())).into();
-        let config = Config::from_parts(["acontextd"], &environment).unwrap_or_else(|_| panic!("{url} was refused"));
+        let config = Config::from_args_and_env(["acontextd"], &environment);
+        let config = config.unwrap_or_else(|_| panic!("{url} was rejected"));
         format!("{:?}", external_database_options(&config.database).unwrap().get_ssl_mode())
     }
 
     #[test]
     fn enabling_tls_never_weakens_the_mode_of_the_url() {
-        for (mode, with_tls, without) in [
+        for (mode, with_tls, without_tls) in [
             ("disable", "Require", "Disable"),
             ("allow", "Require", "Allow"),
             ("prefer", "Require", "Prefer"),
@@ -96,7 +103,7 @@ mod tests {
         ] {
             let url = format!("postgres://db/a?sslmode={mode}");
             assert_eq!(ssl_mode(&url, "true"), with_tls, "{mode}");
-            assert_eq!(ssl_mode(&url, "false"), without, "{mode}");
+            assert_eq!(ssl_mode(&url, "false"), without_tls, "{mode}");
         }
         assert_eq!(ssl_mode("postgres://db/a", "true"), "Require");
     }

@@ -1,4 +1,4 @@
-//! The port that the server listens on.
+//! The listening socket.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,26 +8,28 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config::Config;
 
-/// How many connections may wait to be accepted. With the usual 128, some of many that arrive at once are reset.
+/// The maximum number of connections that wait to be accepted. With a limit of 128, connections are reset when many clients
+/// connect at the same time.
 const BACKLOG: u32 = 4096;
 
-/// Binds the configured address.
+/// Listens on the configured address.
 ///
 /// # Errors
-/// The address is in use or does not exist; the message says what to change.
+/// Returns an error with a remedy if the address is in use or not available.
 pub fn bind(config: &Config) -> anyhow::Result<TcpListener> {
     let address = config.server.address();
     listen(address).map_err(|err| match err.kind() {
         io::ErrorKind::AddrInUse => anyhow!(
-            "API_EXPORT_PORT is {}, but another program listens there: stop it, or choose another port such as {}",
+            "API_EXPORT_PORT is {}, but another program listens on that port: stop it, or \
+             choose another port, such as {}",
             address.port(),
             address.port().saturating_add(1)
         ),
         io::ErrorKind::AddrNotAvailable => anyhow!(
-            "ACONTEXTD_HOST is {}, but this machine has no such address: choose one it has, such as 127.0.0.1",
+            "ACONTEXTD_HOST is {}, but this machine has no such address: choose another one, such as 127.0.0.1",
             address.ip()
         ),
-        _ => anyhow!(err).context(format!("cannot listen on {address}")),
+        _ => anyhow!(err).context(format!("cannot listen on {address}: check ACONTEXTD_HOST and API_EXPORT_PORT")),
     })
 }
 

@@ -1,9 +1,10 @@
-//! From settings to a running server, and from a signal to its end.
+//! Startup and shutdown of the server.
 //!
-//! Startup: the data directory and its lock ([`data_dir`]), the port ([`listener`], so that a second server is rejected before anything
-//! else happens), then the database, the objects and the default project ([`open`]); then requests are accepted. Shutdown: no new
-//! requests and jobs; those in flight are awaited up to a deadline; then the message writer, and the database. If any component ends by
-//! itself, the process ends with an error.
+//! Startup locks the data directory ([`data_dir`]) and opens the port ([`listener`]) first, so that a second server is
+//! rejected before it changes anything. Then it opens the database and the object store, creates the default project ([`open`]),
+//! and spawns the components, which accept requests and run jobs. Shutdown stops accepting requests and jobs, waits for those in
+//! flight until a deadline and aborts the rest, and then stops the message writer and the database. If a component exits
+//! unexpectedly, the server shuts down, and the process ends with an error.
 
 pub mod data_dir;
 pub mod database;
@@ -26,92 +27,95 @@ use crate::features::{self, App};
 use crate::http::server;
 use crate::jobs::runner;
 use crate::messages;
-use crate::projects::pepper::Pepper;
+use crate::projects::pepper::PepperSources;
 use data_dir::DataDir;
-use open::{OpenedServer, postgres_exit};
+use open::{OpenedApp, wait_for_postgres_exit};
 pub use signals::Signals;
 
-/// How long an external database or object store may take to respond for the first time.
+/// How long to wait for an external database or an object store at startup.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long requests and jobs may take to end after they were aborted.
-const ABORT_GRACE: Duration = Duration::from_secs(2);
+/// The time limit for each of the last steps of shutdown: to release aborted jobs, to stop the message writer, and to close the
+/// connections.
+const SHUTDOWN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A server that is ready to accept requests.
 pub struct Server {
     pub listener: TcpListener,
-    opened: OpenedServer,
+    opened_app: OpenedApp,
 }
 
 impl Server {
-    /// Brings everything up. Clients that connect meanwhile wait.
+    /// Starts the server up to the point where requests can be accepted. The system accepts connections as soon as the port is
+    /// open; their requests wait.
     ///
     /// # Errors
-    /// The message says what to do.
+    /// Returns an error with a remedy if any step fails.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let data_dir = DataDir::open(&config)?;
-        let pepper = Pepper::load(config.keys.configured_pepper(), &data_dir.path)?;
+        let pepper = PepperSources::load(config.keys.configured_pepper(), &data_dir.path)?;
         let listener = listener::bind(&config)?;
         let port = listener.local_addr()?.port();
-        let opened = OpenedServer::open(config, data_dir, pepper, port).await?;
-        Ok(Self { listener, opened })
+        let opened_app = OpenedApp::open(config, data_dir, pepper, port).await?;
+        Ok(Self { listener, opened_app })
     }
 
+    /// Returns the platform and the contexts of all features.
     pub fn app(&self) -> &App {
-        &self.opened.app
+        &self.opened_app.app
     }
 
-    /// Returns what a user needs first: the base URL, the key, the data directory, and a first request.
+    /// Returns the text that is printed after startup: the base URL, the key, the locations of the data, and a first request.
     ///
     /// # Errors
-    /// The system does not tell the address.
+    /// Returns an error if the system does not return the address of the socket.
     pub fn startup_banner(&self) -> anyhow::Result<String> {
-        let config = &self.opened.app.config;
-        let base = format!("http://{}/api/v1", self.listener.local_addr()?);
+        let config = &self.opened_app.app.config;
+        let base_url = format!("http://{}/api/v1", self.listener.local_addr()?);
         let token = config.keys.root_token.expose_secret();
-        // A key of the operator's own is known to the operator and stays out of logs.
-        let key = if config.server.host.is_loopback() { format!("sk-ac-{token}") } else { "(as configured)".into() };
-        let database = match &self.opened.postgres {
+        // If the server is not on loopback, the token was chosen by the operator and must not appear in logs.
+        let token = if config.server.host.is_loopback() { token } else { "<ROOT_API_BEARER_TOKEN>" };
+        let key = format!("sk-ac-{token}");
+        let database = match &self.opened_app.postgres {
             Some(postgres) => postgres.url(),
-            None => "yours".into(),
+            None => "external".into(),
         };
-        let objects =
-            config.s3.bucket.as_ref().map_or_else(|| "a folder in the data folder".into(), |b| format!("bucket {b}"));
+        let bucket = config.s3.bucket.as_ref();
+        let objects = bucket.map_or_else(|| "local directory".into(), |bucket| format!("bucket {bucket}"));
         Ok(format!(
-            "acontextd {}\n  base URL  {base}\n  key       {key}\n  data      {}\n  database  {database}\n  objects   \
-             {objects}\n  try       curl -H 'Authorization: Bearer {key}' {base}/ping\n",
+            "acontextd {}\n  base URL  {base_url}\n  key       {key}\n  data      {}\n  database  {database}\n  \
+             objects   {objects}\n  try       curl -H 'Authorization: Bearer {key}' {base_url}/ping\n",
             env!("CARGO_PKG_VERSION"),
             config.server.data_dir().display(),
         ))
     }
 
-    /// Serves until a signal arrives or a component ends.
+    /// Serves until a signal arrives or a component exits, and then shuts down.
     ///
     /// # Errors
-    /// A component ended by itself, or shutdown took too long.
+    /// Returns an error if a component exited unexpectedly, or if requests or jobs did not finish in time.
     pub async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
-        let Self { listener, opened } = self;
-        let OpenedServer { app, postgres, data_dir: _data_dir } = opened;
+        let Self { listener, opened_app } = self;
+        let OpenedApp { app, postgres, data_dir: _data_dir } = opened_app;
         let mut components = spawn_components(&app, listener)?;
-        // Requests that are in flight at shutdown may store messages: this component ends last.
-        let mut writer = JoinSet::new();
-        writer.spawn(messages::writer::run(app.messages.clone()));
+        // The message writer stops last, because requests that are in flight at shutdown may store messages.
+        let mut message_writer = JoinSet::new();
+        let run_writer = messages::writer::run(app.messages.clone());
+        message_writer.spawn(async move { ("message writer", run_writer.await) });
         let outcome = tokio::select! {
             result = components.join_next() => Err(component_error(result)),
-            result = writer.join_next() => {
-                Err(component_error(result.map(|result| result.map(|result| ("message writer", result)))))
-            }
-            error = postgres_exit(postgres.as_ref()) => Err(error),
+            result = message_writer.join_next() => Err(component_error(result)),
+            error = wait_for_postgres_exit(postgres.as_ref()) => Err(error),
             name = signals.next() => {
-                tracing::info!(signal = name, "stopping");
+                tracing::info!(signal = name, "shutting down");
                 Ok(())
             }
         };
         let drained = shut_down(&app, components, &mut signals).await;
         app.messages.writer.close();
-        let _ = tokio::time::timeout(ABORT_GRACE, writer.join_next()).await;
-        // Aborted requests may still hold a connection; the database ends it.
-        let _ = tokio::time::timeout(ABORT_GRACE, app.db.close()).await;
+        let _ = tokio::time::timeout(SHUTDOWN_STEP_TIMEOUT, message_writer.join_next()).await;
+        // Requests that did not finish may still hold a connection, so the wait is limited.
+        let _ = tokio::time::timeout(SHUTDOWN_STEP_TIMEOUT, app.db.close()).await;
         if let Some(postgres) = postgres {
             postgres.stop().await?;
         }
@@ -119,60 +123,62 @@ impl Server {
     }
 }
 
-/// The name of a component that ended, and how.
-type ComponentResult = Result<(&'static str, anyhow::Result<()>), JoinError>;
+/// The name of a component that exited, and its result.
+type ComponentExit = (&'static str, anyhow::Result<()>);
 
-/// Spawns everything that must run as long as the server does.
-fn spawn_components(app: &App, listener: TcpListener) -> anyhow::Result<JoinSet<(&'static str, anyhow::Result<()>)>> {
+/// Spawns the components, which run until shutdown.
+fn spawn_components(app: &App, listener: TcpListener) -> anyhow::Result<JoinSet<ComponentExit>> {
     let mut components = JoinSet::new();
     let mut spawn = |name, component: BoxFuture<'static, anyhow::Result<()>>| {
         components.spawn(async move { (name, component.await) });
     };
     let runner = features::runner(app, features::job_registry(app));
     let handlers = features::notification_handlers(app);
-    spawn("http server", Box::pin(server::serve(app.process.clone(), listener, features::router(app)?)));
+    spawn("HTTP server", Box::pin(server::serve(app.process.clone(), listener, features::router(app)?)));
     for task in features::periodic_tasks(app, &runner) {
         spawn(task.name, Box::pin(task.run_periodically(app.db.clone())));
     }
     spawn("job runner", Box::pin(runner::run(runner)));
     spawn("notification listener", Box::pin(notify::listen(app.db.clone(), handlers)));
     spawn("notification publisher", Box::pin(job_waker::publish(app.db.clone())));
-    spawn("pooler check", Box::pin(close_pools_if_shared(app.db.clone())));
+    spawn("pooler check", Box::pin(close_pools_on_shared_session(app.db.clone())));
     Ok(components)
 }
 
-/// Closes the pools when a pooler is found to share sessions. The process stays, so that `/ready` can say why.
-async fn close_pools_if_shared(db: Db) -> anyhow::Result<()> {
+/// Closes the connection pools when a pooler is found to share sessions. The process keeps running, so that `/ready` can
+/// return the reason.
+async fn close_pools_on_shared_session(db: Db) -> anyhow::Result<()> {
     let shutdown = &db.process().shutdown;
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        () = db.pooler().wait_for_shared_session() => {}
+        () = db.pooler_check().wait_for_shared_session() => {}
     }
     db.close().await;
     shutdown.cancelled().await;
     Ok(())
 }
 
-fn component_error(result: Option<ComponentResult>) -> anyhow::Error {
+/// Returns the error for a component that exited unexpectedly.
+fn component_error(result: Option<Result<ComponentExit, JoinError>>) -> anyhow::Error {
     match result {
-        Some(Ok((name, Ok(())))) => anyhow!("the {name} ended by itself"),
-        Some(Ok((name, Err(error)))) => error.context(format!("the {name} failed")),
+        Some(Ok((name, Ok(())))) => anyhow!("{name} exited unexpectedly"),
+        Some(Ok((name, Err(error)))) => error.context(format!("{name} failed")),
         Some(Err(error)) => anyhow!(error).context("a component panicked"),
-        None => anyhow!("nothing was running"),
+        None => anyhow!("no component was running"),
     }
 }
 
-/// Shuts down: starts nothing new, waits for in-flight requests and jobs, and aborts those that take too long.
-async fn shut_down(
-    app: &App,
-    mut components: JoinSet<(&'static str, anyhow::Result<()>)>,
-    signals: &mut Signals,
-) -> anyhow::Result<()> {
+/// Stops accepting requests and jobs, and waits for those in flight until the deadline or a second signal. Then aborts running
+/// jobs.
+///
+/// # Errors
+/// Returns an error if requests or jobs are still running [`SHUTDOWN_STEP_TIMEOUT`] after jobs were aborted.
+async fn shut_down(app: &App, mut components: JoinSet<ComponentExit>, signals: &mut Signals) -> anyhow::Result<()> {
     app.process.shutdown.cancel();
     let drain = async {
         while let Some(result) = components.join_next().await {
             if !matches!(result, Ok((_, Ok(())))) {
-                tracing::error!(error = ?component_error(Some(result)), "a component did not stop in order");
+                tracing::error!(error = ?component_error(Some(result)), "component did not shut down cleanly");
             }
         }
         app.process.background_tasks.close();
@@ -180,17 +186,20 @@ async fn shut_down(
     };
     tokio::pin!(drain);
     let is_drained = tokio::select! {
-        done = tokio::time::timeout(app.config.server.shutdown_timeout, &mut drain) => done.is_ok(),
+        result = tokio::time::timeout(app.config.server.shutdown_timeout, &mut drain) => result.is_ok(),
         _ = signals.next() => false,
     };
     if is_drained {
         return Ok(());
     }
-    app.process.hard_stop.cancel();
-    // Running jobs return to the queue.
-    if tokio::time::timeout(ABORT_GRACE, drain).await.is_ok() {
+    app.process.abort.cancel();
+    // Aborted jobs are released to the queue.
+    if tokio::time::timeout(SHUTDOWN_STEP_TIMEOUT, drain).await.is_ok() {
         Ok(())
     } else {
-        bail!("some requests or jobs did not end in time and were cut off")
+        bail!(
+            "some requests or jobs did not finish before the shutdown deadline and were aborted: increase \
+             ACONTEXTD_SHUTDOWN_TIMEOUT"
+        )
     }
 }

@@ -1,4 +1,4 @@
-//! Brings up everything but the port: what commands without a server begin with, too.
+//! Opens everything that the server needs, except the port.
 
 use std::path::Path;
 
@@ -12,76 +12,81 @@ use crate::blob::spool::SpoolDir;
 use crate::config::Config;
 use crate::db::migrations;
 use crate::db::pooler::PoolerCheck;
-use crate::embedded::postgres::{Postgres, Tuning};
+use crate::embedded::postgres::{EmbeddedPostgres, PostgresOptions};
 use crate::features::App;
 use crate::platform::{Platform, PlatformDependencies};
 use crate::projects;
-use crate::projects::pepper::Pepper;
+use crate::projects::pepper::PepperSources;
 
-/// The features over a migrated database and a reachable object store.
-pub struct OpenedServer {
+/// The app, whose database is migrated and whose object store is available, with the resources that it needs.
+pub struct OpenedApp {
     pub app: App,
-    pub postgres: Option<Postgres>,
-    /// Keeps other servers out of the data directory.
+    /// `None` if an external database is configured.
+    pub postgres: Option<EmbeddedPostgres>,
+    /// Holds the lock of the data directory.
     pub data_dir: DataDir,
 }
 
-impl OpenedServer {
-    /// Starts the embedded Postgres or connects to the external one, checks the pepper, opens the objects, migrates the database, and
-    /// creates the default project. `port` is the one in public links.
+impl OpenedApp {
+    /// Starts the embedded Postgres or connects to the external one, checks the pepper, opens the object store, migrates the
+    /// database, and creates the default project. `port` is the port in public links.
     ///
     /// # Errors
-    /// The message says what to do.
-    pub async fn open(mut config: Config, data_dir: DataDir, pepper: Pepper, port: u16) -> anyhow::Result<Self> {
+    /// Returns an error with a remedy if one of these steps fails.
+    pub async fn open(mut config: Config, data_dir: DataDir, pepper: PepperSources, port: u16) -> anyhow::Result<Self> {
         let postgres = start_embedded(&config, &data_dir.path).await?;
-        let database = match &postgres {
+        let database_options = match &postgres {
             Some(postgres) => postgres.options(),
             None => external_database_options(&config.database)?,
         };
-        let pooler = PoolerCheck::default();
-        let resolved = async {
-            let mut conn = connect(&database, postgres.is_none(), &pooler).await?;
+        let pooler_check = PoolerCheck::default();
+        let resolve_pepper = async {
+            let mut conn = connect(&database_options, postgres.is_none(), &pooler_check).await?;
             migrations::ensure_supported(&mut conn).await?;
             let pepper = pepper.resolve(&mut conn, &config.keys).await?;
             conn.close().await?;
             anyhow::Ok(pepper)
         };
         let pepper = tokio::select! {
-            pepper = resolved => pepper?,
-            error = postgres_exit(postgres.as_ref()) => return Err(error),
+            pepper = resolve_pepper => pepper?,
+            error = wait_for_postgres_exit(postgres.as_ref()) => return Err(error),
         };
         config.keys.set_pepper(pepper);
         let spool = SpoolDir::open(&data_dir.path);
-        let spool = spool.with_context(|| format!("{} cannot be written", data_dir.path.display()))?;
-        let blob_store = open_object_store(&config, &data_dir.path, &spool)?;
-        let dependencies = PlatformDependencies { config, database, pooler, blob_store, spool, port };
+        let spool = spool.with_context(|| {
+            format!("cannot write to the data directory {}: check its owner and permissions", data_dir.path.display())
+        })?;
+        let object_store = open_object_store(&config, &data_dir.path, &spool)?;
+        let dependencies = PlatformDependencies { config, database_options, pooler_check, object_store, spool, port };
         let app = App::new(Platform::new(dependencies)?);
         tokio::select! {
             initialized = initialize(&app) => initialized?,
-            error = postgres_exit(postgres.as_ref()) => return Err(error),
+            error = wait_for_postgres_exit(postgres.as_ref()) => return Err(error),
         }
         Ok(Self { app, postgres, data_dir })
     }
 }
 
-async fn start_embedded(config: &Config, data_dir: &Path) -> anyhow::Result<Option<Postgres>> {
+/// Starts the embedded Postgres unless an external database is configured.
+async fn start_embedded(config: &Config, data_dir: &Path) -> anyhow::Result<Option<EmbeddedPostgres>> {
     if config.database.is_external() {
         return Ok(None);
     }
-    let postgres = Postgres::start(data_dir, config.server.postgres_bin.as_deref(), Tuning::default()).await?;
-    Ok(Some(postgres))
+    let bin_dir = config.server.postgres_bin.as_deref();
+    Ok(Some(EmbeddedPostgres::start(data_dir, bin_dir, PostgresOptions::default()).await?))
 }
 
+/// Migrates the database, waits for the object store, and creates the default project.
 async fn initialize(app: &App) -> anyhow::Result<()> {
     migrations::migrate(&app.db).await?;
     wait_for_object_store(&app.blobs).await?;
-    projects::root::ensure(app).await.map(drop)
+    projects::default_project::ensure(app).await.map(drop)
 }
 
-/// Waits until the embedded Postgres exits by itself; without one, forever.
-pub(super) async fn postgres_exit(postgres: Option<&Postgres>) -> anyhow::Error {
+/// Waits until the embedded Postgres exits unexpectedly. Never returns if there is no embedded Postgres.
+pub(super) async fn wait_for_postgres_exit(postgres: Option<&EmbeddedPostgres>) -> anyhow::Error {
     match postgres {
-        Some(postgres) => postgres.exited().await,
+        Some(postgres) => postgres.wait_for_exit().await,
         None => std::future::pending().await,
     }
 }

@@ -1,10 +1,10 @@
-//! The signals that stop the process.
+//! The signals that shut the server down.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Handlers of SIGTERM and SIGINT. Once they are installed, these signals no longer end the process by themselves.
+/// The handlers of SIGTERM and SIGINT. Once they are installed, these signals no longer terminate the process.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -14,7 +14,7 @@ impl Signals {
     /// Installs the handlers.
     ///
     /// # Errors
-    /// The system refuses.
+    /// Returns an error if the system rejects a handler.
     pub fn install() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }

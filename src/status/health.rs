@@ -1,4 +1,4 @@
-//! Whether the server lives, is ready, and knows the caller.
+//! The liveness and readiness probes, and `/api/v1/ping`, which verifies a project key.
 
 use std::time::Duration;
 
@@ -10,35 +10,36 @@ use crate::error::Error;
 use crate::http::response::{self, ApiResponse, Empty, QueryResult};
 use crate::platform::Platform;
 
-/// A dependency that takes longer is not ready.
+/// How long a dependency may take to respond.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Whether the server lives
+/// Liveness probe
 ///
-/// Asks nothing of the database or the object store.
+/// Does not access the database or the object store.
 #[utoipa::path(get, path = "/health", tag = "status", security(()))]
 pub async fn health() -> ApiResponse<Empty> {
-    response::message("ok")
+    response::ok_message("ok")
 }
 
-/// Whether the server can work
+/// Readiness probe
 ///
-/// 200 if the database and the object store answer, else 503 that names the one that does not.
+/// Returns 200 if the database and the object store respond. Returns 503 with the reason if one of them does not respond, or if
+/// a connection pooler shares server sessions.
 #[utoipa::path(get, path = "/ready", tag = "status", security(()))]
 pub async fn ready(State(platform): State<Platform>) -> QueryResult<Empty> {
-    if platform.db.pooler().found_shared_session() {
+    if platform.db.pooler_check().found_shared_session() {
         return Err(Error::unavailable(SHARED_SESSIONS));
     }
     let database = async { sqlx::query_scalar!("select 1 as one").fetch_one(&*platform.db).await };
     match tokio::time::timeout(CHECK_TIMEOUT, database).await {
         Ok(Ok(_)) => {}
-        Ok(Err(err)) => return Err(not_ready("the database does not answer", err.into())),
-        Err(late) => return Err(not_ready("the database does not answer", late.into())),
+        Ok(Err(err)) => return Err(not_ready("the database does not respond", err.into())),
+        Err(timeout) => return Err(not_ready("the database does not respond", timeout.into())),
     }
     match tokio::time::timeout(CHECK_TIMEOUT, platform.blobs.check()).await {
-        Ok(Ok(())) => Ok(response::message("ready")),
-        Ok(Err(err)) => Err(not_ready("the object store does not answer", err.into())),
-        Err(late) => Err(not_ready("the object store does not answer", late.into())),
+        Ok(Ok(())) => Ok(response::ok_message("ready")),
+        Ok(Err(err)) => Err(not_ready("the object store does not respond", err.into())),
+        Err(timeout) => Err(not_ready("the object store does not respond", timeout.into())),
     }
 }
 
@@ -46,8 +47,8 @@ fn not_ready(msg: &'static str, cause: anyhow::Error) -> Error {
     Error::Unavailable { msg: msg.into(), cause: Some(cause) }
 }
 
-/// Whether the key is known
+/// Verify the API key
 #[utoipa::path(get, path = "/api/v1/ping", tag = "status", responses(Error))]
 pub async fn ping(_: Caller) -> ApiResponse<Empty> {
-    response::message("pong")
+    response::ok_message("pong")
 }

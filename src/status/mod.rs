@@ -1,4 +1,4 @@
-//! The state of the server: [`health`] has the probes, [`prometheus`] the metrics.
+//! The status of the server: [`health`] has the probes, [`prometheus`] the metrics.
 
 pub mod health;
 pub mod prometheus;

@@ -1,4 +1,4 @@
-//! `/metrics`: the requests and connections of this process, and the queue of all processes, as Prometheus reads them.
+//! `/metrics`: the requests and database connections of this process, and the jobs of all processes, in OpenMetrics format.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -30,48 +30,49 @@ struct PoolLabels {
     state: &'static str,
 }
 
-/// Show what operators watch
+/// Get Prometheus metrics
 ///
-/// In the text form that Prometheus reads.
+/// Returns the metrics in OpenMetrics text format.
 #[utoipa::path(get, path = "/metrics", tag = "status", security(("AdminToken" = [])),
     responses((status = 200, description = "The metrics", content_type = "application/openmetrics-text")))]
 pub async fn get_metrics(State(platform): State<Platform>) -> Result<RawResponse> {
     let mut conn = platform.db.acquire().await?;
-    let waiting = jobs::store::count(&mut conn).await?;
+    let job_counts = jobs::store::count_by_kind_and_state(&mut conn).await?;
     drop(conn);
-    let gauges = current_gauges(&platform.db, waiting);
+    let gauges = current_gauges(&platform.db, job_counts);
     let mut text = String::new();
-    let written = platform
+    let encoded = platform
         .http_metrics
         .encode(&mut text)
         .and_then(|()| encode_registry(&mut text, &gauges))
         .and_then(|()| encode_eof(&mut text));
-    written.map_err(Error::internal)?;
+    encoded.map_err(Error::internal)?;
     let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(OPENMETRICS_CONTENT_TYPE));
     Ok(response.into())
 }
 
-/// Returns the gauges as they are now.
-fn current_gauges(db: &Db, waiting: Vec<jobs::store::Waiting>) -> Registry {
-    let (count, late) = (Family::<JobLabels, Gauge>::default(), Family::<JobLabels, Gauge>::default());
-    let pools = Family::<PoolLabels, Gauge>::default();
-    for jobs::store::Waiting { kind, state, count: jobs, late_seconds } in waiting {
-        let queued = JobLabels { kind, state: state.as_str() };
-        count.get_or_create(&queued).set(jobs);
-        late.get_or_create(&queued).set(late_seconds);
+/// Returns the current values of the gauges.
+fn current_gauges(db: &Db, job_counts: Vec<jobs::store::JobCount>) -> Registry {
+    let (count, oldest_due_age) = (Family::<JobLabels, Gauge>::default(), Family::<JobLabels, Gauge>::default());
+    let connections = Family::<PoolLabels, Gauge>::default();
+    for jobs::store::JobCount { kind, state, count: jobs, oldest_due_seconds } in job_counts {
+        let labels = JobLabels { kind, state: state.as_str() };
+        count.get_or_create(&labels).set(jobs);
+        oldest_due_age.get_or_create(&labels).set(oldest_due_seconds);
     }
-    for (pool, connections) in db.pools() {
-        let idle = i64::try_from(connections.num_idle()).unwrap_or(i64::MAX);
-        let open = i64::from(connections.size());
-        for (state, connections) in [("idle", idle), ("used", open.saturating_sub(idle))] {
-            pools.get_or_create(&PoolLabels { pool, state }).set(connections);
+    for (name, pool) in db.pools() {
+        let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
+        let open = i64::from(pool.size());
+        for (state, count) in [("idle", idle), ("in_use", open.saturating_sub(idle))] {
+            connections.get_or_create(&PoolLabels { pool: name, state }).set(count);
         }
     }
     let mut registry = Registry::with_prefix("acontextd");
-    registry.register("jobs", "Jobs in the queue of all processes", count);
-    let help = "How long the oldest of them is due";
-    registry.register_with_unit("jobs_late", help, Unit::Seconds, late);
-    registry.register("database_connections", "Connections of this process", pools);
+    registry.register("jobs", "Number of jobs by kind and state, across all processes", count);
+    let help = "Age of the oldest due job in seconds";
+    registry.register_with_unit("jobs_oldest_due_age", help, Unit::Seconds, oldest_due_age);
+    let help = "Database connections of this process by pool and state";
+    registry.register("database_connections", help, connections);
     registry
 }

@@ -1,4 +1,4 @@
-//! The route of tasks.
+//! The HTTP handler for tasks.
 
 use axum::extract::State;
 

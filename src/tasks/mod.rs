@@ -1,7 +1,7 @@
-//! Tasks: the pieces of work that are found in the messages of a session.
+//! Tasks: units of an agent's work that observation extracts from the messages of a session.
 //!
-//! [`api`] has the route, [`store`] the SQL. A session has one more task that is never shown: it holds the messages that only
-//! plan.
+//! [`api`] contains the route and [`store`] the SQL. A session may also have a hidden planning task, which collects planning
+//! messages. The API never returns it.
 
 pub mod api;
 pub mod store;
@@ -31,17 +31,18 @@ text_enum! {
     }
 }
 
-/// A task.
+/// A unit of an agent's work, extracted from the messages of a session.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Task {
     pub id: TaskId,
     pub session_id: SessionId,
     pub project_id: ProjectId,
-    /// Its place among the tasks of the session, from 1.
+    /// Position among the tasks of the session, starting at 1.
     pub order: i64,
     #[schema(value_type = TaskData)]
     pub data: Json<TaskData>,
     pub status: TaskStatus,
+    /// Always `false`, because the planning task is not returned.
     pub is_planning: bool,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
@@ -49,15 +50,15 @@ pub struct Task {
 
 impl_paged!(Task);
 
-/// What is known of a task.
+/// The extracted description of a task.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, utoipa::ToSchema)]
 pub struct TaskData {
     #[serde(default)]
     pub task_description: String,
-    /// What was done, oldest first.
+    /// Steps that were done, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub progresses: Vec<String>,
-    /// How its user wants it done.
+    /// The user's preferences for the task.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub user_preferences: Vec<String>,
 }

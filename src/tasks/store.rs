@@ -13,8 +13,9 @@ macro_rules! select_tasks {
     ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
         sqlx::query_as!(
             Task,
-            r#"select t.id as "id: TaskId", t.session_id as "session_id: SessionId", t.project_id as "project_id: ProjectId",
-                      t."order", t.data as "data: Json<TaskData>", t.status as "status: TaskStatus", t.is_planning,
+            r#"select t.id as "id: TaskId", t.session_id as "session_id: SessionId",
+                      t.project_id as "project_id: ProjectId", t."order", t.data as "data: Json<TaskData>",
+                      t.status as "status: TaskStatus", t.is_planning,
                       t.created_at as "created_at: Timestamp", t.updated_at as "updated_at: Timestamp"
                from "# $(+ $rest)+,
             $($parameter),*
@@ -22,7 +23,7 @@ macro_rules! select_tasks {
     };
 }
 
-/// Lists the tasks of a session, without the planning task, in the order of their creation.
+/// Returns a page of the tasks of a session, without the planning task.
 pub async fn list(
     conn: &mut PgConnection,
     project: ProjectId,
@@ -40,7 +41,7 @@ pub async fn list(
     )
 }
 
-/// Lists the finished tasks of a session, in their order.
+/// Returns the ids of the finished tasks of a session in the order of the tasks, without the planning task.
 pub async fn list_finished(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<TaskId>> {
     sqlx::query_scalar!(
         r#"select id as "id: TaskId" from tasks
@@ -53,7 +54,7 @@ pub async fn list_finished(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<
     .await
 }
 
-/// Completes the open tasks of a session as successes.
+/// Sets the status of the open tasks of a session to `success`, and returns their ids.
 pub async fn complete_open(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<TaskId>> {
     sqlx::query_scalar!(
         r#"update tasks set status = 'success', updated_at = now()

@@ -1,7 +1,8 @@
-//! What is counted of projects, for whoever bills or watches them.
+//! Usage metrics of projects, for billing and monitoring.
 //!
-//! [`push`] tells a billing service and takes in which projects have too much, [`api`] is what a gateway asks about that before it
-//! lets a request through. [`traces`] asks Jaeger. [`store`] is the SQL.
+//! [`push`] sends the metrics to a billing service, whose response marks projects as over a quota or clears the marks. [`api`]
+//! tells a gateway in front of this server whether a project is over its quota. [`traces`] queries Jaeger, and [`store`]
+//! contains the SQL.
 
 pub mod api;
 pub mod push;
@@ -17,22 +18,24 @@ use crate::ids::ProjectId;
 use crate::platform::Platform;
 use crate::time::Timestamp;
 
-/// A row of metrics.
+/// A row of `metrics`: a counter of a project.
 #[derive(Debug, Serialize)]
 pub struct Metric {
     pub id: Uuid,
     pub project_id: ProjectId,
     pub tag: String,
+    /// The value of the counter.
     pub increment: i64,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
 
-/// Whether a project exceeds its quota of a tag.
+/// The quota state of a project for a tag, which the billing service reports.
 #[derive(Debug, Deserialize)]
-pub struct Quota {
+pub struct QuotaState {
     pub project_id: ProjectId,
     pub tag: String,
+    /// `true` if the project is over its quota.
     pub excess: bool,
 }
 

@@ -1,4 +1,4 @@
-//! SQL of metrics.
+//! SQL of usage metrics.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -7,33 +7,38 @@ use super::Metric;
 use crate::ids::ProjectId;
 use crate::time::Timestamp;
 
-/// The flag of a project that stores too much.
-pub const STORAGE: &str = "excess.storage.usage";
-/// The flag of a project that has too many tasks.
-pub const TASKS: &str = "excess.task.created";
+/// The tag of the rows that mark a project as over its storage quota.
+pub const STORAGE_QUOTA_TAG: &str = "excess.storage.usage";
+/// The tag of the rows that mark a project as over its task quota.
+pub const TASK_QUOTA_TAG: &str = "excess.task.created";
 
-/// Whether a flag is up: the newest word counts.
-pub async fn is_excess(conn: &mut PgConnection, project: ProjectId, flag: &str) -> sqlx::Result<bool> {
+/// Returns `true` if a project is over the quota with this tag: if the newest row with the tag is not 0.
+pub async fn is_over_quota(conn: &mut PgConnection, project: ProjectId, tag: &str) -> sqlx::Result<bool> {
     let newest = sqlx::query_scalar!(
         "select increment from metrics where project_id = $1 and tag = $2 order by created_at desc limit 1",
         project as _,
-        flag
+        tag
     );
     Ok(newest.fetch_optional(conn).await?.is_some_and(|increment| increment != 0))
 }
 
-/// Puts a flag up or down. Flags are as old as can be, so that they are never told to whoever sets them. A project that is not
-/// there has none.
-pub async fn set_excess(conn: &mut PgConnection, project: ProjectId, flag: &str, is_up: bool) -> sqlx::Result<()> {
-    sqlx::query!("delete from metrics where project_id = $1 and tag = $2", project as _, flag)
+/// Marks a project as over the quota with this tag, or clears the mark. The row is dated to the epoch, so that it is never
+/// pushed to the billing service. Does nothing if the project does not exist.
+pub async fn set_over_quota(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    tag: &str,
+    exceeded: bool,
+) -> sqlx::Result<()> {
+    sqlx::query!("delete from metrics where project_id = $1 and tag = $2", project as _, tag)
         .execute(&mut *conn)
         .await?;
-    if is_up {
+    if exceeded {
         sqlx::query!(
             "insert into metrics (project_id, tag, increment, created_at, updated_at)
              select id, $2, 1, 'epoch', 'epoch' from projects where id = $1",
             project as _,
-            flag
+            tag
         )
         .execute(conn)
         .await?;
@@ -41,27 +46,27 @@ pub async fn set_excess(conn: &mut PgConnection, project: ProjectId, flag: &str,
     Ok(())
 }
 
-/// Takes the lock of the one push that may be under way; it stays with the connection.
+/// Tries to acquire the advisory lock that allows one push at a time. The lock belongs to the connection, not to a
+/// transaction.
 pub async fn try_lock_push(conn: &mut PgConnection) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(r#"select pg_try_advisory_lock(hashtext('acontextd push metrics')) as "taken!""#)
+    sqlx::query_scalar!(r#"select pg_try_advisory_lock(hashtext('acontextd push metrics')) as "acquired!""#)
         .fetch_one(conn)
         .await
 }
 
-/// The database's clock, by which rows are dated.
+/// Returns the time of the database's clock, which also sets the times of the rows.
 pub async fn now(conn: &mut PgConnection) -> sqlx::Result<DateTime<Utc>> {
     sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(conn).await
 }
 
-/// Brings the rows that tell how much each project stores up to date; one that is right is not touched. Wants the lock of the
-/// push.
-pub async fn measure_storage(conn: &mut PgConnection) -> sqlx::Result<()> {
+/// Updates the row with the storage usage of each project if the usage has changed. The caller must hold the push lock.
+pub async fn refresh_storage_usage(conn: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query!(
         "with stored as (
              select p.id, coalesce(sum(b.size), 0)::bigint as bytes
              from projects p left join blobs b on b.project_id = p.id and b.state = 'live' group by p.id
          ),
-         moved as (
+         updated as (
              update metrics m set increment = s.bytes, updated_at = now()
              from stored s where m.project_id = s.id and m.tag = 'storage.usage' and m.increment <> s.bytes
          )
@@ -75,7 +80,8 @@ pub async fn measure_storage(conn: &mut PgConnection) -> sqlx::Result<()> {
     .map(drop)
 }
 
-/// What has changed in a span of time, and what each project that has changed stores now.
+/// Lists the rows that changed from `from` until `until`, and the rows of storage usage that changed later. Leaves out the rows
+/// that mark projects as over a quota.
 pub async fn list_changed(
     conn: &mut PgConnection,
     from: DateTime<Utc>,

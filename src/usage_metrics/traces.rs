@@ -1,4 +1,4 @@
-//! Passes questions about a project's traces on to Jaeger.
+//! The HTTP handler for traces, which forwards queries to Jaeger.
 
 use std::time::Duration;
 
@@ -16,15 +16,16 @@ use crate::ids::ProjectId;
 use crate::json;
 use crate::platform::Platform;
 
+/// The maximum duration of the request to Jaeger.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// What the spans of this server tell their project by.
-const PROJECT: &str = "project.id";
+/// The tag of this server's spans that contains the project id.
+const PROJECT_ID_TAG: &str = "project.id";
 
-/// As Jaeger takes them.
+/// The parameters of Jaeger's trace query.
 #[derive(Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(default)]
-pub struct FindTraces {
+pub struct FindTracesParams {
     service: Option<String>,
     operation: Option<String>,
     start: Option<String>,
@@ -35,29 +36,29 @@ pub struct FindTraces {
     min_duration: Option<String>,
     #[serde(rename = "maxDuration")]
     max_duration: Option<String>,
-    /// A JSON object as text; the project is added to it.
+    /// A JSON object as text. The server adds the project id to it.
     tags: Option<String>,
 }
 
 /// Find traces of a project
 ///
-/// Asks the Jaeger at `JAEGER_QUERY_ENDPOINT`, and passes its answer on as it is.
+/// Queries the Jaeger instance at `JAEGER_QUERY_ENDPOINT` and returns its response unchanged.
 #[utoipa::path(get, path = "/admin/v1/project/{project_id}/metrics", tag = "admin",
-    params(("project_id" = ProjectId, Path), FindTraces), security(("AdminToken" = [])),
-    responses((status = 200, description = "As Jaeger answers", content_type = "application/json")))]
+    params(("project_id" = ProjectId, Path), FindTracesParams), security(("AdminToken" = [])),
+    responses((status = 200, description = "The response of Jaeger", content_type = "application/json")))]
 pub async fn find_traces(
     State(platform): State<Platform>,
     Path(project): Path<ProjectId>,
-    Query(query): Query<FindTraces>,
+    Query(query): Query<FindTracesParams>,
 ) -> Result<RawResponse> {
     let Some(endpoint) = platform.config.telemetry.jaeger_query_endpoint.as_deref() else {
-        let msg = "there are no traces to be asked: the server was started without JAEGER_QUERY_ENDPOINT";
+        let msg = "traces are not available: JAEGER_QUERY_ENDPOINT is not set";
         return Err(Error::unavailable(msg));
     };
-    let mut tags = tags(query.tags.as_deref())?;
-    tags.insert(PROJECT.into(), project.to_string().into());
+    let mut tags = parse_tags(query.tags.as_deref())?;
+    tags.insert(PROJECT_ID_TAG.into(), project.to_string().into());
     let tags = Value::Object(tags).to_string();
-    let asked = [
+    let params = [
         ("service", query.service),
         ("operation", query.operation),
         ("start", query.start),
@@ -68,21 +69,22 @@ pub async fn find_traces(
         ("maxDuration", query.max_duration),
         ("tags", Some(tags)),
     ];
-    let asked: Vec<_> = asked.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
+    let params: Vec<_> = params.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let url = format!("{}/api/traces", endpoint.trim_end_matches('/'));
-    let answer = platform.http_client.get(url).query(&asked).timeout(TIMEOUT).send().await.map_err(|err| {
-        Error::Upstream { msg: "failed to query Jaeger".into(), cause: Some(err.without_url().into()) }
+    let upstream = platform.http_client.get(url).query(&params).timeout(TIMEOUT).send().await.map_err(|err| {
+        Error::BadGateway { msg: "failed to query Jaeger".into(), cause: Some(err.without_url().into()) }
     })?;
-    let mut response = Response::builder().status(answer.status());
+    let mut response = Response::builder().status(upstream.status());
     for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING] {
-        if let Some(value) = answer.headers().get(&name) {
+        if let Some(value) = upstream.headers().get(&name) {
             response = response.header(name, value);
         }
     }
-    response.body(Body::from_stream(answer.bytes_stream())).map(Into::into).map_err(Error::internal)
+    response.body(Body::from_stream(upstream.bytes_stream())).map(Into::into).map_err(Error::internal)
 }
 
-fn tags(text: Option<&str>) -> Result<Map<String, Value>> {
+/// Parses the `tags` parameter. Returns no tags if the parameter is absent or empty.
+fn parse_tags(text: Option<&str>) -> Result<Map<String, Value>> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(Map::new()) };
     match json::parse(text.as_bytes()) {
         Ok(Value::Object(tags)) => Ok(tags),

@@ -1,6 +1,6 @@
-//! Users: the people an agent works for. They come into being when a request first names one.
+//! Users: the people for whom an agent works. A user is created when a request first refers to it.
 //!
-//! [`api`] has their routes, [`store`] the SQL.
+//! [`api`] contains the routes and [`store`] the SQL.
 
 pub mod api;
 pub mod store;
@@ -24,12 +24,14 @@ pub fn router() -> OpenApiRouter<Platform> {
         .routes(routes!(api::get_user_resources))
 }
 
-/// The number of entities that belong to a user.
+/// The number of resources that belong to a user.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ResourceCounts {
+    /// Number of sessions.
     pub sessions_count: i64,
-    /// Includes the disks of skills.
+    /// Number of disks, including the disks of skills.
     pub disks_count: i64,
+    /// Number of skills.
     pub skills_count: i64,
 }
 
@@ -38,7 +40,7 @@ pub struct ResourceCounts {
 pub struct User {
     pub id: UserId,
     pub project_id: ProjectId,
-    /// How the project names the user.
+    /// The project-defined identifier of the user.
     pub identifier: String,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
@@ -46,13 +48,13 @@ pub struct User {
 
 impl_paged!(User);
 
-const NUL: &str = "must not contain the character NUL";
+const NUL_NOT_ALLOWED: &str = "must not contain the character NUL";
 
-/// How a project names a user: any text without NUL, up to 1 024 bytes, compared exactly.
+/// The project-defined identifier of a user: 1 to 1 024 bytes of text without NUL characters, compared exactly.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identifier(String);
+pub struct UserIdentifier(String);
 
-impl Identifier {
+impl UserIdentifier {
     const MAX_BYTES: usize = 1024;
 
     pub fn as_str(&self) -> &str {
@@ -60,7 +62,7 @@ impl Identifier {
     }
 }
 
-impl TryFrom<String> for Identifier {
+impl TryFrom<String> for UserIdentifier {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, &'static str> {
@@ -71,51 +73,52 @@ impl TryFrom<String> for Identifier {
             return Err("must not be longer than 1024 bytes");
         }
         if text.contains('\0') {
-            return Err(NUL);
+            return Err(NUL_NOT_ALLOWED);
         }
         Ok(Self(text))
     }
 }
 
-impl PathParam for Identifier {
+impl PathParam for UserIdentifier {
     const NAME: &'static str = "identifier";
 
-    fn read(text: &str) -> Result<Self, &'static str> {
+    fn parse(text: &str) -> Result<Self, &'static str> {
         Self::try_from(text.to_owned())
     }
 }
 
-/// Reads the user that a list is narrowed to; an empty one narrows nothing.
+/// Validates the user identifier by which a list is filtered. Returns `None` if the identifier is absent or empty.
 ///
 /// # Errors
-/// 400 that names the field, for a name that no user can have.
-pub fn filter(user: Option<&str>) -> Result<Option<&str>, Error> {
+/// 400 if the text contains NUL characters, which no identifier can contain.
+pub fn validate_filter(user: Option<&str>) -> Result<Option<&str>, Error> {
     let user = user.filter(|user| !user.is_empty());
     if user.is_some_and(|user| user.contains('\0')) {
-        return Err(Error::invalid_field("user", NUL));
+        return Err(Error::invalid_field("user", NUL_NOT_ALLOWED));
     }
     Ok(user)
 }
 
-/// The user that a request names, made now if there is none.
+/// Returns the id of the user that a request refers to, and creates the user if it does not exist. Returns `None` if the
+/// request refers to no user.
 ///
 /// # Errors
-/// 401 if the project is deleted just now.
-pub async fn named(
+/// 401 if the project is deleted concurrently.
+pub async fn resolve_or_create(
     conn: &mut PgConnection,
     project: ProjectId,
-    user: Option<&Identifier>,
+    user: Option<&UserIdentifier>,
 ) -> Result<Option<UserId>, Error> {
     let Some(user) = user else { return Ok(None) };
-    let found = store::get_or_insert(conn, project, user).await;
-    found.map_constraint_err("users_project_id_fkey", || UNAUTHORIZED).map(Some)
+    let id = store::get_or_insert(conn, project, user).await;
+    id.map_constraint_err("users_project_id_fkey", || UNAUTHORIZED).map(Some)
 }
 
-/// Reads an optional user: absent, null and empty all mean none.
-pub fn optional<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Identifier>, D::Error> {
+/// Deserializes an optional user identifier. Returns `None` for `null` and for an empty string.
+pub fn deserialize_optional<'de, D: Deserializer<'de>>(input: D) -> Result<Option<UserIdentifier>, D::Error> {
     match Option::<String>::deserialize(input)? {
         None => Ok(None),
         Some(text) if text.is_empty() => Ok(None),
-        Some(text) => Identifier::try_from(text).map(Some).map_err(serde::de::Error::custom),
+        Some(text) => UserIdentifier::try_from(text).map(Some).map_err(serde::de::Error::custom),
     }
 }

@@ -2,13 +2,17 @@
 
 use sqlx::PgConnection;
 
-use super::{Identifier, ResourceCounts, User};
+use super::{ResourceCounts, User, UserIdentifier};
 use crate::db::page::{PageRequest, fetch_page};
 use crate::ids::{ProjectId, UserId};
 use crate::time::Timestamp;
 
-/// Finds a user and keeps it there until the transaction ends.
-pub async fn get(conn: &mut PgConnection, project: ProjectId, user: &Identifier) -> sqlx::Result<Option<UserId>> {
+/// Locks a user against deletion until the transaction ends, and returns its id; `None` if the project has no such user.
+pub async fn lock_for_share(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    user: &UserIdentifier,
+) -> sqlx::Result<Option<UserId>> {
     sqlx::query_scalar!(
         r#"select id as "id: UserId" from users where project_id = $1 and identifier = $2 for key share"#,
         project as _,
@@ -18,12 +22,12 @@ pub async fn get(conn: &mut PgConnection, project: ProjectId, user: &Identifier)
     .await
 }
 
-/// The user of that name, made now if there is none. Two requests may name a new user at once.
-pub async fn get_or_insert(conn: &mut PgConnection, project: ProjectId, user: &Identifier) -> sqlx::Result<UserId> {
-    if let Some(id) = get(conn, project, user).await? {
+/// Returns the id of a user, and creates the user if it does not exist. Concurrent transactions may create the same user.
+pub async fn get_or_insert(conn: &mut PgConnection, project: ProjectId, user: &UserIdentifier) -> sqlx::Result<UserId> {
+    if let Some(id) = lock_for_share(conn, project, user).await? {
         return Ok(id);
     }
-    // The update changes nothing, but waits for the other request and returns its row.
+    // On a conflict, the update changes nothing, but waits for the other transaction and returns its row.
     sqlx::query_scalar!(
         r#"insert into users (project_id, identifier) values ($1, $2)
            on conflict (project_id, identifier) do update set identifier = excluded.identifier
@@ -47,15 +51,16 @@ macro_rules! select_users {
     };
 }
 
+/// Returns a page of the users of a project.
 pub async fn list(conn: &mut PgConnection, project: ProjectId, page: &PageRequest) -> sqlx::Result<Vec<User>> {
     fetch_page!(select_users!("users t where t.project_id = $4"; project as _), conn, page)
 }
 
-/// How much a user has; `None` if there is no such user.
-pub async fn count(
+/// Counts the resources of a user. Returns `None` if there is no such user.
+pub async fn count_resources(
     conn: &mut PgConnection,
     project: ProjectId,
-    user: &Identifier,
+    user: &UserIdentifier,
 ) -> sqlx::Result<Option<ResourceCounts>> {
     sqlx::query_as!(
         ResourceCounts,
@@ -70,8 +75,9 @@ pub async fn count(
     .await
 }
 
-/// Deletes a user with all that the user has; the stored bytes are released to the sweep.
-pub async fn delete(conn: &mut PgConnection, project: ProjectId, user: &Identifier) -> sqlx::Result<bool> {
-    let gone = sqlx::query!("delete from users where project_id = $1 and identifier = $2", project as _, user.as_str());
-    Ok(gone.execute(conn).await?.rows_affected() == 1)
+/// Deletes a user with all its resources. The sweep deletes the objects later. Returns `false` if there is no such user.
+pub async fn delete(conn: &mut PgConnection, project: ProjectId, user: &UserIdentifier) -> sqlx::Result<bool> {
+    let delete =
+        sqlx::query!("delete from users where project_id = $1 and identifier = $2", project as _, user.as_str());
+    Ok(delete.execute(conn).await?.rows_affected() == 1)
 }

@@ -1,13 +1,13 @@
-//! Who is let in.
+//! Authentication with project keys.
 
 use acontextd::crypto::{KEY_PREFIX, ProjectKey};
 use acontextd::features::ACCESS_RULES;
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
 
-use crate::support::{Client, PEPPER, Setup, document, eventually, run, run_with};
+use crate::support::{Client, PEPPER, TestConfig, document, run, run_with, wait_until};
 
-/// Every operation of the document, with something in place of its parameters.
+/// Returns the method and path of every operation of the API description, and its path with a UUID for each parameter.
 fn operations() -> Vec<(Method, String, String)> {
     let document = serde_json::to_value(document()).unwrap();
     let mut operations = Vec::new();
@@ -25,29 +25,30 @@ fn operations() -> Vec<(Method, String, String)> {
 }
 
 #[tokio::test]
-async fn every_route_but_the_open_ones_wants_a_key() {
+async fn every_route_except_the_public_ones_requires_a_key() {
     run(async |app| {
         let client = app.client();
-        let wrong = client.with_key("sk-ac-of-nobody");
-        let mut closed = 0;
+        let with_unknown_key = client.with_key("sk-ac-unknown");
+        let mut protected = 0;
         for (method, path, concrete) in operations() {
-            for client in [&client, &wrong] {
-                let answer = client.send(client.request(method.clone(), &concrete).body(Body::empty()).unwrap()).await;
+            for client in [&client, &with_unknown_key] {
+                let response =
+                    client.send(client.request(method.clone(), &concrete).body(Body::empty()).unwrap()).await;
                 if ACCESS_RULES.public.contains(&path.as_str()) {
-                    assert_ne!(answer.status, StatusCode::UNAUTHORIZED, "{method} {path}");
+                    assert_ne!(response.status, StatusCode::UNAUTHORIZED, "{method} {path}");
                 } else {
-                    answer.assert_refused(401, "Unauthorized");
-                    closed += 1;
+                    response.assert_error(401, "Unauthorized");
+                    protected += 1;
                 }
             }
         }
-        assert!(closed > 20, "only {closed} closed operations were found");
+        assert!(protected > 20, "only {protected} protected operations were found");
     })
     .await;
 }
 
 #[tokio::test]
-async fn only_a_well_formed_header_with_a_known_key_opens() {
+async fn only_a_well_formed_header_with_a_known_key_is_accepted() {
     run(async |app| {
         let client = app.project().await;
         let key = client.key().to_owned();
@@ -64,53 +65,53 @@ async fn only_a_well_formed_header_with_a_known_key_opens() {
             format!("Basic {key}"),
             format!("Bearer {key}x"),
         ] {
-            let answer = app.client().get_with("/api/v1/ping", "authorization", &header).await;
-            answer.assert_refused(401, "Unauthorized");
+            let response = app.client().get_with("/api/v1/ping", "authorization", &header).await;
+            response.assert_error(401, "Unauthorized");
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_compact_key_opens_and_a_damaged_one_does_not() {
+async fn a_compact_key_is_accepted_and_a_corrupt_one_is_rejected() {
     run(async |app| {
         let (key, body) = ProjectKey::generate(PEPPER).unwrap();
         app.insert_project(&key, "not checked").await;
         let client = app.client();
         assert_eq!(client.with_key(&format!("sk-ac-{}", *body)).get("/api/v1/ping").await.status, StatusCode::OK);
-        let mut damaged = body.to_string();
-        let other = if damaged.ends_with('A') { "B" } else { "A" };
-        damaged.replace_range(70..71, if damaged[70..71] == *other { "C" } else { other });
-        let answer = client.with_key(&format!("sk-ac-{damaged}")).get("/api/v1/ping").await;
-        answer.assert_refused(401, "invalid API key: failed to unwrap compact token");
+        let mut corrupt = body.to_string();
+        let replacement = if corrupt.ends_with('A') { "B" } else { "A" };
+        corrupt.replace_range(70..71, if corrupt[70..71] == *replacement { "C" } else { replacement });
+        let response = client.with_key(&format!("sk-ac-{corrupt}")).get("/api/v1/ping").await;
+        response.assert_error(401, "invalid API key: failed to unwrap compact token");
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_warm_key_asks_the_database_nothing() {
+async fn a_cached_key_requires_no_database_query() {
     run(async |app| {
         let client = app.project().await;
         assert_eq!(client.get("/api/v1/ping").await.status, StatusCode::OK);
         app.app.db.close().await;
         assert_eq!(client.get("/api/v1/ping").await.status, StatusCode::OK);
-        client.with_key("sk-ac-cold").get("/api/v1/ping").await.assert_refused(503, "database");
+        client.with_key("sk-ac-not-cached").get("/api/v1/ping").await.assert_error(503, "database");
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_changed_or_deleted_project_is_forgotten_by_every_process() {
+async fn changed_or_deleted_projects_leave_the_cache_of_all_processes() {
     run(async |app| {
-        let twin = app.twin(Setup::default()).await;
+        let second_process = app.second_process(TestConfig::default()).await;
         let [changed, deleted, other] = [app.project().await, app.project().await, app.project().await];
-        let at_twin = |key: &str| twin.client().with_key(key);
+        let in_second_process = |key: &str| second_process.client().with_key(key);
         for client in [&changed, &deleted, &other] {
-            // Once to be remembered, once from memory.
-            assert_eq!(at_twin(client.key()).get("/api/v1/ping").await.status, StatusCode::OK);
+            // The request puts the key into the cache.
+            assert_eq!(in_second_process(client.key()).get("/api/v1/ping").await.status, StatusCode::OK);
         }
-        let listening = twin.listen();
-        let told = async {
+        let listener = second_process.listen();
+        let test = async {
             sqlx::query("update projects set secret_key_hmac = 'another' where id = $1")
                 .bind(changed.project())
                 .execute(&*app.app.db)
@@ -122,66 +123,70 @@ async fn a_changed_or_deleted_project_is_forgotten_by_every_process() {
                 .await
                 .unwrap();
             for client in [&changed, &deleted] {
-                eventually("the key is refused", async || {
-                    at_twin(client.key()).get("/api/v1/ping").await.status == StatusCode::UNAUTHORIZED
+                wait_until("the key is rejected", async || {
+                    in_second_process(client.key()).get("/api/v1/ping").await.status == StatusCode::UNAUTHORIZED
                 })
                 .await;
             }
-            assert_eq!(at_twin(other.key()).get("/api/v1/ping").await.status, StatusCode::OK);
+            assert_eq!(in_second_process(other.key()).get("/api/v1/ping").await.status, StatusCode::OK);
         };
         tokio::select! {
-            ended = listening => panic!("it stopped listening: {ended:?}"),
-            () = told => {}
+            ended = listener => panic!("the listener ended: {ended:?}"),
+            () = test => {}
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn losing_the_connection_that_changes_are_heard_on_forgets_every_key() {
+async fn losing_the_notification_connection_clears_the_key_cache() {
     run(async |app| {
-        let [client, told] = [app.project().await, app.project().await];
-        let listening = app.listen();
-        let lost = async {
+        let [client, probe] = [app.project().await, app.project().await];
+        let listener = app.listen();
+        let test = async {
             let status = async |client: &Client| client.get("/api/v1/ping").await.status;
-            // It begins with forgetting all; word of a change is heard after that.
-            eventually("it listens", async || {
-                assert!([200, 401].contains(&status(&told).await.as_u16()));
-                let change = sqlx::query("update projects set secret_key_hmac = 'told' where id = $1");
-                change.bind(told.project()).execute(&*app.app.db).await.unwrap();
-                status(&told).await == StatusCode::UNAUTHORIZED
+            // The listener first clears the cache, and receives notifications of changes only after that.
+            wait_until("the listener has started", async || {
+                assert!([200, 401].contains(&status(&probe).await.as_u16()));
+                let change = sqlx::query("update projects set secret_key_hmac = 'changed' where id = $1");
+                change.bind(probe.project()).execute(&*app.app.db).await.unwrap();
+                status(&probe).await == StatusCode::UNAUTHORIZED
             })
             .await;
             // Changes that no process is notified of.
             app.execute("alter table projects disable trigger projects_changed").await;
-            let set_lookup = async |lookup: &str| {
+            let set_lookup_hash = async |lookup_hash: &str| {
                 let change = sqlx::query("update projects set secret_key_hmac = $2 where id = $1");
-                change.bind(client.project()).bind(lookup).execute(&*app.app.db).await.unwrap();
+                change.bind(client.project()).bind(lookup_hash).execute(&*app.app.db).await.unwrap();
             };
-            let lookup = ProjectKey::parse(client.key().strip_prefix(KEY_PREFIX).unwrap()).lookup(PEPPER);
-            // A late notification of the changes above keeps a key that is verified meanwhile out of the cache.
-            eventually("the key is cached", async || {
-                set_lookup(&lookup).await;
+            let lookup_hash = ProjectKey::parse(client.key().strip_prefix(KEY_PREFIX).unwrap()).lookup_hash(PEPPER);
+            // A late notification of the changes above keeps a key that is verified in the meantime out of the cache.
+            wait_until("the key is cached", async || {
+                set_lookup_hash(&lookup_hash).await;
                 assert_eq!(status(&client).await, StatusCode::OK);
-                set_lookup("another").await;
+                set_lookup_hash("another").await;
                 status(&client).await == StatusCode::OK
             })
             .await;
-            app.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query ilike 'listen%'").await;
-            eventually("the key is refused", async || status(&client).await == StatusCode::UNAUTHORIZED).await;
+            app.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity
+                 where datname = current_database() and query ilike 'listen%'",
+            )
+            .await;
+            wait_until("the key is rejected", async || status(&client).await == StatusCode::UNAUTHORIZED).await;
         };
         tokio::select! {
-            ended = listening => panic!("it stopped listening: {ended:?}"),
-            () = lost => {}
+            ended = listener => panic!("the listener ended: {ended:?}"),
+            () = test => {}
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn the_stored_hash_is_checked_where_that_is_wanted() {
-    let setup = Setup::default().with("ENABLE_ARGON2_VERIFICATION", "true");
-    run_with(setup, async |app| {
+async fn the_stored_argon2_hash_is_checked_if_configured() {
+    let config = TestConfig::default().with("ENABLE_ARGON2_VERIFICATION", "true");
+    run_with(config, async |app| {
         let good = ProjectKey::parse("good");
         app.insert_project(&good, &good.hash(PEPPER).unwrap()).await;
         app.insert_project(&ProjectKey::parse("bad"), &good.hash(PEPPER).unwrap()).await;

@@ -1,4 +1,4 @@
-//! Contents are stored once, in whatever number, order and place they come.
+//! Each content of a project is stored once, regardless of how many files have it, in which order and on which route.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,18 +11,18 @@ use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 
 use crate::encryption::encrypt;
-use crate::support::client::{Answer, Client, Form};
-use crate::support::zip::written;
+use crate::support::client::{Client, Form, TestResponse};
+use crate::support::zip::zip_archive;
 use crate::support::{TestApp, run};
 
-/// How many cases each property is tested with.
+/// The number of cases for each property.
 const CASES: usize = 24;
-const SKILL_MD: &str = "---\nname: a-skill\ndescription: what it is good for\n---\n";
+const SKILL_MD: &str = "---\nname: a-skill\ndescription: An example\n---\n";
 
-/// The files of two requests that are sent at the same time, as contents by their number.
+/// The files of two concurrent requests, each as the number of its content.
 type Requests = [Vec<usize>; 2];
 
-/// Contents that are short, long enough for a file, and empty.
+/// Returns the content with a number: empty, short, or long enough to be spooled to a file.
 fn content(number: usize) -> Vec<u8> {
     match number {
         0 => Vec::new(),
@@ -51,7 +51,8 @@ async fn project(app: &TestApp, is_encrypted: bool) -> Client {
     client
 }
 
-/// The contents that rows of a project refer to, each once, are live, and their objects exist.
+/// Asserts that the project's live blobs with references are the contents of the requests, each once, and that their
+/// objects exist.
 async fn assert_stored_once(app: &TestApp, client: &Client, requests: &Requests, extra: &[String]) {
     let live: Vec<(String, String)> = sqlx::query_as(
         "select b.sha256, b.object_key from blobs b join blob_references r on r.blob_id = b.id
@@ -70,9 +71,9 @@ async fn assert_stored_once(app: &TestApp, client: &Client, requests: &Requests,
 }
 
 #[track_caller]
-fn created(answer: &Answer, requests: &Requests) -> Value {
-    assert_eq!(answer.status, StatusCode::CREATED, "{requests:?}: {}", answer.text());
-    answer.data()
+fn assert_created(response: &TestResponse, requests: &Requests) -> Value {
+    assert_eq!(response.status, StatusCode::CREATED, "{requests:?}: {}", response.text());
+    response.data()
 }
 
 #[tokio::test]
@@ -84,9 +85,9 @@ async fn two_equal_files_of_one_message_are_stored() {
         let payload = json!({"format": "acontext", "blob": {"role": "user", "parts": parts}});
         let form =
             Form::new().text("payload", &payload.to_string()).file("a", "a.txt", "equal").file("b", "b.txt", "equal");
-        let message = client.say_form(&session, form).await;
+        let message = client.store_form_message(&session, form).await;
         assert_eq!(message.status, StatusCode::CREATED, "{}", message.text());
-        assert_eq!(app.value::<i64>("select count(*) from blobs").await, 1);
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from blobs").await, 1);
     })
     .await;
 }
@@ -105,10 +106,10 @@ async fn messages_with_equal_files_store_each_content_once() {
                 let form = files.iter().enumerate().fold(form, |form, (index, number)| {
                     form.file(&field(index), &format!("{index}.t{}", index % 2), content(*number))
                 });
-                client.say_form(&session, form)
+                client.store_form_message(&session, form)
             });
-            for (answer, files) in join_all(sent).await.iter().zip(&requests) {
-                let message = created(answer, &requests);
+            for (response, files) in join_all(sent).await.iter().zip(&requests) {
+                let message = assert_created(response, &requests);
                 for (part, number) in message["parts"].as_array().unwrap().iter().zip(files) {
                     let key = part["asset"]["s3_key"].as_str().unwrap();
                     let path = format!("/api/v1/session/{session}/asset/download?s3_key={key}");
@@ -130,14 +131,14 @@ async fn archives_with_equal_files_store_each_content_once() {
             let sent = requests.iter().map(|files| {
                 let files = files.iter().enumerate().map(|(index, number)| (format!("{index}.bin"), content(*number)));
                 let files = files.chain([("SKILL.md".to_owned(), SKILL_MD.into())]).collect::<Vec<_>>();
-                client.skill_form(Form::new().file("file", "skill.zip", written(&files)))
+                client.upload_skill_form(Form::new().file("file", "skill.zip", zip_archive(&files)))
             });
-            for (answer, files) in join_all(sent).await.iter().zip(&requests) {
-                let skill = created(answer, &requests);
+            for (response, files) in join_all(sent).await.iter().zip(&requests) {
+                let skill = assert_created(response, &requests);
                 let disk = skill["disk_id"].as_str().unwrap();
                 for (index, number) in files.iter().enumerate() {
-                    let found = client.download(disk, &format!("{index}.bin")).await.unwrap();
-                    assert!(found == content(*number), "{requests:?}: {index}.bin");
+                    let downloaded = client.download(disk, &format!("{index}.bin")).await.unwrap();
+                    assert!(downloaded == content(*number), "{requests:?}: {index}.bin");
                 }
             }
             assert_stored_once(&app, &client, &requests, std::slice::from_ref(&skill_md)).await;
@@ -170,12 +171,12 @@ async fn concurrent_uploads_of_equal_files_store_each_content_once() {
 }
 
 #[tokio::test]
-async fn spaces_that_are_created_at_once_store_the_default_skills_once() {
+async fn concurrently_created_spaces_store_the_default_skills_once() {
     run(async |app| {
         for is_encrypted in [false, true] {
             let client = project(&app, is_encrypted).await;
-            for answer in join_all((0..8).map(|_| client.post("/api/v1/learning_spaces", json!({})))).await {
-                assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+            for response in join_all((0..8).map(|_| client.post("/api/v1/learning_spaces", json!({})))).await {
+                assert_eq!(response.status, StatusCode::CREATED, "{}", response.text());
             }
             let count = "select count(*) from blobs where project_id = $1 and state = 'live'";
             let count: i64 = sqlx::query_scalar(count).bind(client.project()).fetch_one(&*app.app.db).await.unwrap();

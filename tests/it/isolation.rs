@@ -1,33 +1,33 @@
-//! No project reaches anything of another one, by whatever operation: the API's description says which there are.
+//! No operation of the API description gives a project access to the data of another one.
 
 use acontextd::features::ACCESS_RULES;
 use axum::http::StatusCode;
 
-use crate::support::client::{Answer, Client};
-use crate::support::samples::{Sample, operations, sample};
-use crate::support::{Setup, TestApp, run_with};
+use crate::support::client::{Client, TestResponse};
+use crate::support::samples::{SampleRequest, operations, sample_request};
+use crate::support::{TestApp, TestConfig, run_with};
 
-/// Deletes of what is not there are fine, here too; they change nothing.
-const FINE: [&str; 2] =
+/// Deletes that succeed if the entity does not exist in the project. They change nothing.
+const IDEMPOTENT_DELETES: [&str; 2] =
     ["DELETE /api/v1/user/{identifier}", "DELETE /api/v1/learning_spaces/{space_id}/skills/{skill_id}"];
 
-/// The ends of operations whose answers name nothing.
-const SAYS_NO_IDS: [&str; 3] = ["/ping", "/configs", "/encryption"];
+/// The path suffixes of operations whose responses contain no ids.
+const RESPONSES_WITHOUT_IDS: [&str; 3] = ["/ping", "/configs", "/encryption"];
 
-/// The operations that want a project's key.
-fn of_projects() -> impl Iterator<Item = String> {
+/// Returns the operations that require a project key.
+fn project_operations() -> impl Iterator<Item = String> {
     operations().into_iter().filter(|operation| {
         let (_, path) = operation.split_once(' ').unwrap();
         !path.starts_with("/admin/") && !path.starts_with("/metrics") && !ACCESS_RULES.public.contains(&path)
     })
 }
 
-/// Runs a check of each operation with the jobs at work.
+/// Runs a check of each operation while jobs run.
 async fn for_each_operation(check: impl AsyncFn(&TestApp, &str)) {
-    let setup = Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
-    run_with(setup, async |app| {
+    let config = TestConfig::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
+    run_with(config, async |app| {
         let all = async {
-            let operations: Vec<_> = of_projects().collect();
+            let operations: Vec<_> = project_operations().collect();
             assert!(operations.len() > 40, "only {operations:?} were found");
             for operation in operations {
                 check(&app, &operation).await;
@@ -41,94 +41,98 @@ async fn for_each_operation(check: impl AsyncFn(&TestApp, &str)) {
     .await;
 }
 
-/// Wants a request with ids of another project to be refused, and to change nothing.
-async fn assert_kept_out(app: &TestApp, operation: &str, request: &Sample, stranger: &Client) {
+/// Asserts that a request with ids of another project is rejected and changes nothing.
+async fn assert_denied(app: &TestApp, operation: &str, request: &SampleRequest, stranger: &Client) {
     let before = app.state().await;
-    let answer = request.send(stranger).await;
-    let what = format!("{operation} as {}: {}", request.path, answer.text());
-    let is_refusal = matches!(answer.status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
-    assert!(is_refusal || FINE.contains(&operation) && answer.status == StatusCode::OK, "{what}");
-    assert!(!answer.text().contains("no such route"), "{what}");
-    assert_eq!(app.state().await, before, "{what}");
+    let response = request.send(stranger).await;
+    let context = format!("{operation} as {}: {}", request.path, response.text());
+    let is_rejected = matches!(response.status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
+    assert!(is_rejected || IDEMPOTENT_DELETES.contains(&operation) && response.status == StatusCode::OK, "{context}");
+    assert!(!response.text().contains("route not found"), "{context}");
+    assert_eq!(app.state().await, before, "{context}");
 }
 
 #[tokio::test]
-async fn ids_of_another_project_open_nothing() {
+async fn ids_of_another_project_give_no_access() {
     for_each_operation(async |app, operation| {
         let (owner, stranger) = (app.project().await, app.project().await);
-        let theirs = sample(app, &owner, operation).await;
+        let theirs = sample_request(app, &owner, operation).await;
         if !operation.contains('{') {
             return;
         }
-        assert_kept_out(app, operation, &theirs, &stranger).await;
-        // It was not refused for another reason.
-        let answer = theirs.send(&owner).await;
-        assert!(answer.status.is_success(), "{operation}: {}", answer.text());
+        assert_denied(app, operation, &theirs, &stranger).await;
+        // The request is valid, so that it was not rejected for another reason.
+        let response = theirs.send(&owner).await;
+        assert!(response.status.is_success(), "{operation}: {}", response.text());
     })
     .await;
 }
 
 #[tokio::test]
-async fn ids_of_another_project_among_ones_own_open_nothing() {
+async fn ids_of_another_project_among_own_ids_give_no_access() {
     for_each_operation(async |app, operation| {
         let (owner, stranger) = (app.project().await, app.project().await);
-        let (theirs, own) = (sample(app, &owner, operation).await, sample(app, &stranger, operation).await);
+        let (theirs, own) =
+            (sample_request(app, &owner, operation).await, sample_request(app, &stranger, operation).await);
         let (_, template) = operation.split_once(' ').unwrap();
-        for request in mixtures(template, &own, &theirs) {
-            assert_kept_out(app, operation, &request, &stranger).await;
+        for request in mixed_requests(template, &own, &theirs) {
+            assert_denied(app, operation, &request, &stranger).await;
         }
-        let answer = own.send(&stranger).await;
-        assert!(answer.status.is_success(), "{operation}: {}", answer.text());
+        let response = own.send(&stranger).await;
+        assert!(response.status.is_success(), "{operation}: {}", response.text());
     })
     .await;
 }
 
-/// One's own request with one part of another's: an id in the path, the query, or the body.
-fn mixtures(template: &str, own: &Sample, theirs: &Sample) -> Vec<Sample> {
-    let with = |path: String, body: &(String, Vec<u8>)| Sample {
+/// Returns variants of `own`, each with one part of `theirs`: an id in the path, the query, or the body.
+fn mixed_requests(template: &str, own: &SampleRequest, theirs: &SampleRequest) -> Vec<SampleRequest> {
+    let with = |path: String, body: &(String, Vec<u8>)| SampleRequest {
         client: own.client.clone(),
         method: own.method.clone(),
         path,
         body: body.clone(),
     };
-    let mut mixtures = Vec::new();
+    let mut requests = Vec::new();
     let ids: Vec<usize> =
         template.split('/').enumerate().filter(|(_, name)| name.starts_with('{')).map(|(n, _)| n).collect();
-    for at in ids.iter().filter(|_| ids.len() > 1) {
+    for index in ids.iter().filter(|_| ids.len() > 1) {
         let mut segments: Vec<&str> = own.path.split('/').collect();
-        segments[*at] = theirs.path.split('/').nth(*at).unwrap();
-        mixtures.push(with(segments.join("/"), &own.body));
+        segments[*index] = theirs.path.split('/').nth(*index).unwrap();
+        requests.push(with(segments.join("/"), &own.body));
     }
-    if let (Some((path, mine)), Some((_, query))) = (own.path.split_once('?'), theirs.path.split_once('?'))
-        && mine != query
+    if let (Some((path, own_query)), Some((_, their_query))) = (own.path.split_once('?'), theirs.path.split_once('?'))
+        && own_query != their_query
     {
-        mixtures.push(with(format!("{path}?{query}"), &own.body));
+        requests.push(with(format!("{path}?{their_query}"), &own.body));
     }
     if own.body != theirs.body {
-        mixtures.push(with(own.path.clone(), &theirs.body));
+        requests.push(with(own.path.clone(), &theirs.body));
     }
-    mixtures
+    requests
 }
 
 #[tokio::test]
-async fn lists_show_nothing_of_another_project() {
+async fn lists_return_nothing_of_another_project() {
     for_each_operation(async |app, operation| {
         if !operation.starts_with("GET ") || operation.contains('{') {
             return;
         }
         let (owner, stranger) = (app.project().await, app.project().await);
-        let theirs = sample(app, &owner, operation).await;
-        let listed = ids(&theirs.send(&owner).await);
-        assert!(!listed.is_empty() || SAYS_NO_IDS.iter().any(|end| operation.ends_with(end)), "{operation}");
-        let shown = theirs.send(&stranger).await;
-        assert_eq!(shown.status, StatusCode::OK, "{operation}: {}", shown.text());
-        assert!(listed.iter().all(|id| !shown.text().contains(id)), "{operation}: {}", shown.text());
+        let theirs = sample_request(app, &owner, operation).await;
+        let their_ids = entry_ids(&theirs.send(&owner).await);
+        assert!(
+            !their_ids.is_empty() || RESPONSES_WITHOUT_IDS.iter().any(|end| operation.ends_with(end)),
+            "{operation}"
+        );
+        let response = theirs.send(&stranger).await;
+        assert_eq!(response.status, StatusCode::OK, "{operation}: {}", response.text());
+        assert!(their_ids.iter().all(|id| !response.text().contains(id)), "{operation}: {}", response.text());
     })
     .await;
 }
 
-/// The ids of the entries of a list.
-fn ids(list: &Answer) -> Vec<String> {
+/// Returns the ids of the entries of a list.
+fn entry_ids(list: &TestResponse) -> Vec<String> {
     let data = list.data();
     let items = data["items"].as_array().cloned().unwrap_or_default();
     items.iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()

@@ -1,22 +1,22 @@
-//! Keys are replaced: the old one opens nothing more, the new one all that there was.
+//! Key rotation and key reset: the old key is rejected, and the new one gives access to everything.
 
 use std::time::Duration;
 
 use acontextd::crypto::ProjectKey;
-use acontextd::projects::root;
+use acontextd::projects::default_project;
 use axum::http::{Method, StatusCode};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::support::client::{Answer, Client};
-use crate::support::{PEPPER, Setup, TestApp, eventually, run, run_with};
+use crate::support::client::{Client, TestResponse};
+use crate::support::{PEPPER, TestApp, TestConfig, run, run_with, wait_until};
 
-const REPLACE: &str = "/admin/v1/project/secret_key";
+const ROTATION_PATH: &str = "/admin/v1/project/secret_key";
 
-/// The client with the key that an answer tells.
-fn renewed(client: &Client, answer: &Answer) -> Client {
-    answer.assert_status(200);
-    client.with_key(answer.data()["secret_key"].as_str().unwrap())
+/// Returns the client with the key from a response.
+fn client_with_new_key(client: &Client, response: &TestResponse) -> Client {
+    response.assert_status(200);
+    client.with_key(response.data()["secret_key"].as_str().unwrap())
 }
 
 fn master_key(client: &Client) -> [u8; 32] {
@@ -24,58 +24,60 @@ fn master_key(client: &Client) -> [u8; 32] {
     *key.master_key(PEPPER).unwrap().expect("a compact key")
 }
 
-async fn replace(client: &Client) -> Answer {
-    client.put(REPLACE, json!({})).await
+async fn rotate_key(client: &Client) -> TestResponse {
+    client.put(ROTATION_PATH, json!({})).await
 }
 
-/// A client of a project that was made by the operator.
-async fn with_compact_key(app: &TestApp) -> (Value, Client) {
-    let made = app.admin().post("/admin/v1/project", json!({"configs": null})).await.data();
-    (made["project_id"].clone(), app.client().with_key(made["secret_key"].as_str().unwrap()))
+/// Creates a project with the admin API. Returns its id and a client with its compact key.
+async fn create_project(app: &TestApp) -> (Value, Client) {
+    let project = app.admin().post("/admin/v1/project", json!({"configs": null})).await.data();
+    (project["project_id"].clone(), app.client().with_key(project["secret_key"].as_str().unwrap()))
 }
 
 #[tokio::test]
-async fn a_replaced_key_opens_nothing_and_the_new_one_everything() {
+async fn a_rotated_key_is_rejected_and_the_new_one_has_full_access() {
     run(async |app| {
-        let (_, old) = with_compact_key(&app).await;
+        let (_, old) = create_project(&app).await;
         let disk = old.new_disk().await;
-        old.upload(&disk, "/", "kept.txt", "kept").await;
-        let new = renewed(&old, &replace(&old).await);
+        old.upload(&disk, "/", "a.txt", "content").await;
+        let new = client_with_new_key(&old, &rotate_key(&old).await);
         assert_eq!(new.key().len(), "sk-ac-".len() + 76);
-        old.get("/api/v1/ping").await.assert_refused(401, "Unauthorized");
-        replace(&old).await.assert_refused(401, "Unauthorized");
-        assert_eq!(new.download(&disk, "/kept.txt").await.unwrap(), b"kept");
-        assert_eq!(master_key(&new), master_key(&old), "what was sealed stays readable");
-        let third = renewed(&new, &replace(&new).await);
-        new.get("/api/v1/ping").await.assert_refused(401, "Unauthorized");
+        old.get("/api/v1/ping").await.assert_error(401, "Unauthorized");
+        rotate_key(&old).await.assert_error(401, "Unauthorized");
+        assert_eq!(new.download(&disk, "/a.txt").await.unwrap(), b"content");
+        assert_eq!(master_key(&new), master_key(&old), "encrypted content stays readable");
+        let third = client_with_new_key(&new, &rotate_key(&new).await);
+        new.get("/api/v1/ping").await.assert_error(401, "Unauthorized");
         third.get("/api/v1/ping").await.assert_status(200);
     })
     .await;
 }
 
-/// A root token that was rotated, replaced by another one at a start and set again at the next can be rotated again.
+/// A root token that was rotated, replaced by another one at a restart and configured again at the next one can be
+/// rotated again.
 #[tokio::test]
-async fn rotations_and_starts_with_other_tokens_work_in_any_order() {
-    let setup = |token: &str| Setup::default().with("ROOT_API_BEARER_TOKEN", token);
-    run_with(setup("token-a"), async |app| {
-        root::ensure(&app.app).await.unwrap();
-        let rotate = async |token: &str| renewed(&app.client(), &replace(&app.client().with_key(token)).await);
-        let start = async |token: &str| {
-            let started = app.twin(setup(token)).await;
-            root::ensure(&started.app).await.unwrap();
-            app.forget_keys();
+async fn rotations_and_restarts_with_other_tokens_work_in_any_order() {
+    let config = |token: &str| TestConfig::default().with("ROOT_API_BEARER_TOKEN", token);
+    run_with(config("token-a"), async |app| {
+        default_project::ensure(&app.app).await.unwrap();
+        let rotate =
+            async |token: &str| client_with_new_key(&app.client(), &rotate_key(&app.client().with_key(token)).await);
+        let restart = async |token: &str| {
+            let second_process = app.second_process(config(token)).await;
+            default_project::ensure(&second_process.app).await.unwrap();
+            app.clear_key_cache();
         };
         for _ in 0..3 {
             let rotated = rotate("sk-ac-token-a").await;
             rotated.get("/api/v1/ping").await.assert_status(200);
-            start("token-b").await;
-            start("token-a").await;
+            restart("token-b").await;
+            restart("token-a").await;
             rotate("sk-ac-token-a").await.get("/api/v1/ping").await.assert_status(200);
-            start("token-a").await;
-            app.client().with_key("sk-ac-token-a").get("/api/v1/ping").await.assert_refused(401, "Unauthorized");
-            start("token-b").await;
+            restart("token-a").await;
+            app.client().with_key("sk-ac-token-a").get("/api/v1/ping").await.assert_error(401, "Unauthorized");
+            restart("token-b").await;
             rotate("sk-ac-token-b").await;
-            start("token-a").await;
+            restart("token-a").await;
         }
     })
     .await;
@@ -83,26 +85,26 @@ async fn rotations_and_starts_with_other_tokens_work_in_any_order() {
 
 #[tokio::test]
 async fn the_root_token_must_not_be_the_key_of_another_project() {
-    run_with(Setup::default().with("ROOT_API_BEARER_TOKEN", "token-a"), async |app| {
-        root::ensure(&app.app).await.unwrap();
-        let other = app.old_style_project().await;
+    run_with(TestConfig::default().with("ROOT_API_BEARER_TOKEN", "token-a"), async |app| {
+        default_project::ensure(&app.app).await.unwrap();
+        let other = app.legacy_key_project().await;
         let token = other.key().strip_prefix("sk-ac-").unwrap();
-        let started = app.twin(Setup::default().with("ROOT_API_BEARER_TOKEN", token)).await;
-        let refusal = root::ensure(&started.app).await.unwrap_err().to_string();
-        assert!(refusal.contains("ROOT_API_BEARER_TOKEN") && refusal.contains("another project"), "{refusal}");
+        let second_process = app.second_process(TestConfig::default().with("ROOT_API_BEARER_TOKEN", token)).await;
+        let error = default_project::ensure(&second_process.app).await.unwrap_err().to_string();
+        assert!(error.contains("ROOT_API_BEARER_TOKEN") && error.contains("another project"), "{error}");
     })
     .await;
 }
 
 #[tokio::test]
-async fn an_old_style_key_becomes_one_with_a_master_key() {
+async fn a_rotated_legacy_key_becomes_a_compact_key() {
     run(async |app| {
-        let old = app.old_style_project().await;
-        let new = renewed(&old, &replace(&old).await);
-        let next = renewed(&new, &replace(&new).await);
+        let old = app.legacy_key_project().await;
+        let new = client_with_new_key(&old, &rotate_key(&old).await);
+        let next = client_with_new_key(&new, &rotate_key(&new).await);
         assert_eq!(master_key(&new), master_key(&next));
         let other = app.project().await;
-        let other = renewed(&other, &replace(&other).await);
+        let other = client_with_new_key(&other, &rotate_key(&other).await);
         assert_ne!(master_key(&new), master_key(&other));
     })
     .await;
@@ -111,117 +113,119 @@ async fn an_old_style_key_becomes_one_with_a_master_key() {
 #[tokio::test]
 async fn an_encrypted_project_keeps_its_master_key() {
     run(async |app| {
-        let plain = app.old_style_project().await;
-        let (id, compact) = with_compact_key(&app).await;
+        let legacy = app.legacy_key_project().await;
+        let (id, compact) = create_project(&app).await;
         app.execute("update projects set encryption_enabled = true").await;
-        let msg = "cannot rotate: project has encryption enabled but current API key has no embedded master key";
-        replace(&plain).await.assert_refused(400, msg);
-        plain.get("/api/v1/ping").await.assert_status(200);
+        let message = "cannot rotate: project has encryption enabled but current API key has no embedded master key";
+        rotate_key(&legacy).await.assert_error(400, message);
+        legacy.get("/api/v1/ping").await.assert_status(200);
         let path = format!("/admin/v1/project/{}/secret_key", id.as_str().unwrap());
-        let refused = app.admin().put(&path, json!({})).await;
-        refused.assert_refused(400, "cannot rotate key for encrypted projects via admin API");
-        let new = renewed(&compact, &replace(&compact).await);
+        let response = app.admin().put(&path, json!({})).await;
+        response.assert_error(400, "cannot rotate key for encrypted projects via admin API");
+        let new = client_with_new_key(&compact, &rotate_key(&compact).await);
         assert_eq!(master_key(&new), master_key(&compact));
     })
     .await;
 }
 
 #[tokio::test]
-async fn the_operator_replaces_a_lost_key() {
+async fn the_operator_resets_a_lost_key() {
     run(async |app| {
-        let (id, old) = with_compact_key(&app).await;
+        let (id, old) = create_project(&app).await;
         let path = format!("/admin/v1/project/{}/secret_key", id.as_str().unwrap());
         for client in [&old, &app.client()] {
-            client.put(&path, json!({})).await.assert_refused(401, "Unauthorized");
+            client.put(&path, json!({})).await.assert_error(401, "Unauthorized");
         }
-        let new = renewed(&old, &app.admin().put(&path, json!({})).await);
-        old.get("/api/v1/ping").await.assert_refused(401, "Unauthorized");
+        let new = client_with_new_key(&old, &app.admin().put(&path, json!({})).await);
+        old.get("/api/v1/ping").await.assert_error(401, "Unauthorized");
         new.get("/api/v1/ping").await.assert_status(200);
         assert_ne!(master_key(&new), master_key(&old));
-        let nobody = format!("/admin/v1/project/{}/secret_key", uuid::Uuid::new_v4());
-        app.admin().put(&nobody, json!({})).await.assert_refused(404, "project not found");
-        app.admin().put("/admin/v1/project/none/secret_key", json!({})).await.assert_refused(400, "project_id");
+        let unknown = format!("/admin/v1/project/{}/secret_key", uuid::Uuid::new_v4());
+        app.admin().put(&unknown, json!({})).await.assert_error(404, "project not found");
+        app.admin().put("/admin/v1/project/none/secret_key", json!({})).await.assert_error(400, "project_id");
     })
     .await;
 }
 
 #[tokio::test]
-async fn of_many_at_once_one_replaces_the_key() {
+async fn of_concurrent_rotations_one_succeeds() {
     run(async |app| {
-        let (_, old) = with_compact_key(&app).await;
-        let answers = join_all((0..8).map(|_| replace(&old))).await;
-        let (made, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == StatusCode::OK);
-        assert_eq!(made.len(), 1);
-        for answer in refused {
-            answer.assert_refused(401, "Unauthorized");
+        let (_, old) = create_project(&app).await;
+        let responses = join_all((0..8).map(|_| rotate_key(&old))).await;
+        let (succeeded, failed): (Vec<_>, Vec<_>) =
+            responses.iter().partition(|response| response.status == StatusCode::OK);
+        assert_eq!(succeeded.len(), 1);
+        for response in failed {
+            response.assert_error(401, "Unauthorized");
         }
-        renewed(&old, made[0]).get("/api/v1/ping").await.assert_status(200);
+        client_with_new_key(&old, succeeded[0]).get("/api/v1/ping").await.assert_status(200);
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_told_again_to_the_old_key_alone() {
+async fn a_rotation_can_be_replayed_with_the_old_key_only() {
     run(async |app| {
-        let (_, old) = with_compact_key(&app).await;
-        let (_, other) = with_compact_key(&app).await;
-        let ask = async |client: &Client, key: &str| client.json_once(key, Method::PUT, REPLACE, &json!({})).await;
-        let first = ask(&old, "k").await;
-        let again = ask(&old, "k").await;
-        assert!(again.is_replay(), "{}", again.text());
-        assert_eq!(again.bytes, first.bytes);
-        // It is good for nothing else.
-        ask(&old, "another").await.assert_refused(401, "Unauthorized");
-        replace(&old).await.assert_refused(401, "Unauthorized");
-        let disk = old.json_once("k", Method::POST, "/api/v1/disk", &json!({})).await;
-        disk.assert_refused(401, "Unauthorized");
-        assert!(!ask(&other, "k").await.is_replay());
+        let (_, old) = create_project(&app).await;
+        let (_, other) = create_project(&app).await;
+        let rotate =
+            async |client: &Client, key: &str| client.json_with_key(key, Method::PUT, ROTATION_PATH, &json!({})).await;
+        let first = rotate(&old, "k").await;
+        let replay = rotate(&old, "k").await;
+        assert!(replay.is_replay(), "{}", replay.text());
+        assert_eq!(replay.bytes, first.bytes);
+        // The old key is accepted for nothing else.
+        rotate(&old, "another").await.assert_error(401, "Unauthorized");
+        rotate_key(&old).await.assert_error(401, "Unauthorized");
+        let disk = old.json_with_key("k", Method::POST, "/api/v1/disk", &json!({})).await;
+        disk.assert_error(401, "Unauthorized");
+        assert!(!rotate(&other, "k").await.is_replay());
         app.execute("update rotated_keys set rotated_at = now() - interval '1 day'").await;
-        ask(&old, "k").await.assert_refused(401, "Unauthorized");
-        acontextd::projects::keys::purge_rotated(app.app.projects.clone()).await.unwrap();
-        assert_eq!(app.value::<i64>("select count(*) from rotated_keys").await, 0);
-        renewed(&old, &first).get("/api/v1/ping").await.assert_status(200);
+        rotate(&old, "k").await.assert_error(401, "Unauthorized");
+        acontextd::projects::keys::purge_rotated_keys(app.app.projects.clone()).await.unwrap();
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from rotated_keys").await, 0);
+        client_with_new_key(&old, &first).get("/api/v1/ping").await.assert_status(200);
     })
     .await;
 }
 
 #[tokio::test]
-async fn another_process_hears_of_it() {
+async fn another_process_is_notified_of_a_rotation() {
     run(async |app| {
-        let twin = app.twin(Setup::default()).await;
-        let (_, old) = with_compact_key(&app).await;
-        let elsewhere = twin.client().with_key(old.key());
-        elsewhere.get("/api/v1/ping").await.assert_status(200);
-        let told = async {
-            replace(&old).await.assert_status(200);
-            // The bound is part of the promise.
-            let refuses = eventually("the other process refuses the old key", async || {
-                elsewhere.get("/api/v1/ping").await.status == StatusCode::UNAUTHORIZED
+        let second_process = app.second_process(TestConfig::default()).await;
+        let (_, old) = create_project(&app).await;
+        let client = second_process.client().with_key(old.key());
+        client.get("/api/v1/ping").await.assert_status(200);
+        let rotation = async {
+            rotate_key(&old).await.assert_status(200);
+            // The time limit is part of the guarantee.
+            let rejected = wait_until("the other process rejects the old key", async || {
+                client.get("/api/v1/ping").await.status == StatusCode::UNAUTHORIZED
             });
-            tokio::time::timeout(Duration::from_secs(1), refuses).await.expect("within a second");
+            tokio::time::timeout(Duration::from_secs(1), rejected).await.expect("within a second");
         };
         tokio::select! {
-            ended = twin.listen() => panic!("listening ended: {ended:?}"),
-            () = told => {}
+            ended = second_process.listen() => panic!("the listener ended: {ended:?}"),
+            () = rotation => {}
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn no_key_is_in_the_database() {
+async fn the_database_contains_no_key() {
     run(async |app| {
-        let (_, old) = with_compact_key(&app).await;
-        let answer = old.json_once("k", Method::PUT, REPLACE, &json!({})).await;
-        let new = renewed(&old, &answer);
+        let (_, old) = create_project(&app).await;
+        let response = old.json_with_key("k", Method::PUT, ROTATION_PATH, &json!({})).await;
+        let new = client_with_new_key(&old, &response);
         for client in [&old, &new] {
             let body = client.key().strip_prefix("sk-ac-").unwrap();
             for text in [body.to_owned(), hex::encode(master_key(client))] {
-                assert_eq!(app.find(&text).await, [] as [String; 0]);
+                assert_eq!(app.tables_containing(&text).await, [] as [String; 0]);
             }
         }
-        assert_eq!(app.find("idempotency_records").await.len(), 0);
-        assert!(!app.find(&new.key()[..0]).await.is_empty(), "nothing was looked through");
+        assert_eq!(app.tables_containing("idempotency_records").await.len(), 0);
+        assert!(!app.tables_containing(&new.key()[..0]).await.is_empty(), "no row was searched");
     })
     .await;
 }

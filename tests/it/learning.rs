@@ -1,26 +1,26 @@
-//! Sessions that are learned: who may, what is enqueued for them, and how they end.
+//! Learning of sessions: its conditions, the jobs that it enqueues, and its status.
 
 use acontextd::features::App;
 use acontextd::jobs::JobRegistry;
-use acontextd::learn::queue::{FinalizeSession, Observe};
+use acontextd::learn::jobs::{FinalizeSession, Observe};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::client::{Answer, Client};
-use crate::support::{Setup, TestApp, run, run_with};
+use crate::support::client::{Client, TestResponse};
+use crate::support::{TestApp, TestConfig, run, run_with};
 
-async fn learn(client: &Client, space: &str, session: &str) -> Answer {
+async fn learn(client: &Client, space: &str, session: &str) -> TestResponse {
     client.post(&format!("/api/v1/learning_spaces/{space}/learn"), json!({"session_id": session})).await
 }
 
-async fn learned(client: &Client, space: &str, session: &str) -> Value {
-    let answer = client.get(&format!("/api/v1/learning_spaces/{space}/sessions/{session}")).await;
-    answer.assert_status(200);
-    answer.data()
+async fn get_space_session(client: &Client, space: &str, session: &str) -> Value {
+    let response = client.get(&format!("/api/v1/learning_spaces/{space}/sessions/{session}")).await;
+    response.assert_status(200);
+    response.data()
 }
 
-/// Puts a task into a session, as the observation of its messages does.
+/// Inserts a task into a session, as the observation of its messages does.
 async fn insert_task(app: &App, session: &str, order: i64, status: &str) -> Uuid {
     sqlx::query_scalar(
         r#"insert into tasks (session_id, project_id, "order", data, status)
@@ -34,23 +34,23 @@ async fn insert_task(app: &App, session: &str, order: i64, status: &str) -> Uuid
     .unwrap()
 }
 
-/// What the queue holds of a kind, by what it is about.
-async fn queued(app: &TestApp, kind: &str) -> Vec<String> {
+/// Returns the dedupe keys of the ready jobs of a kind.
+async fn ready_dedupe_keys(app: &TestApp, kind: &str) -> Vec<String> {
     let jobs = "select dedupe_key from jobs where kind = $1 and state = 'ready' order by dedupe_key";
     sqlx::query_scalar(jobs).bind(kind).fetch_all(&*app.app.db).await.unwrap()
 }
 
-/// A setup that observes messages at once and does not learn.
-fn observing() -> Setup {
-    let setup = Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
+/// Returns a configuration with the job handlers of observation and finalization, but without those of learning.
+fn observing_config() -> TestConfig {
+    let config = TestConfig::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
     let registry = |app: &App| {
         JobRegistry::default().register::<Observe>(app.learn.clone()).register::<FinalizeSession>(app.learn.clone())
     };
-    Setup { registry, ..setup }
+    TestConfig { registry, ..config }
 }
 
 async fn status(client: &Client, space: &str, session: &str) -> String {
-    learned(client, space, session).await["status"].as_str().unwrap().to_owned()
+    get_space_session(client, space, session).await["status"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]
@@ -58,13 +58,13 @@ async fn a_session_is_learned_by_one_space_once() {
     run(async |app| {
         let client = app.project().await;
         let (space, other, session) = (client.new_space().await, client.new_space().await, client.new_session().await);
-        let answers =
+        let responses =
             join_all((0..8).map(|n| learn(&client, if n % 2 == 0 { &space } else { &other }, &session))).await;
-        let (made, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status.is_success());
-        assert_eq!(made.len(), 1);
-        assert_eq!(made[0].data()["status"], "pending");
-        for answer in refused {
-            answer.assert_refused(409, "session already learned by another space");
+        let (created, rejected): (Vec<_>, Vec<_>) = responses.iter().partition(|response| response.status.is_success());
+        assert_eq!(created.len(), 1);
+        assert_eq!(created[0].data()["status"], "pending");
+        for response in rejected {
+            response.assert_error(409, "session already learned by another space");
         }
         let by_query = client.new_session().await;
         let path = format!("/api/v1/learning_spaces/{space}/learn?session_id={by_query}");
@@ -74,7 +74,7 @@ async fn a_session_is_learned_by_one_space_once() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_learned_is_named() {
+async fn invalid_learn_requests_return_errors() {
     run(async |app| {
         let client = app.project().await;
         let (space, session) = (client.new_space().await, client.new_session().await);
@@ -86,20 +86,20 @@ async fn what_cannot_be_learned_is_named() {
             (json!({"session_id": 7}), 400, "session_id"),
             (json!({"session_id": Uuid::new_v4()}), 404, "session not found"),
         ] {
-            client.post(&path, body).await.assert_refused(status, msg);
+            client.post(&path, body).await.assert_error(status, msg);
         }
-        learn(&client, &Uuid::new_v4().to_string(), &session).await.assert_refused(404, "learning space not found");
+        learn(&client, &Uuid::new_v4().to_string(), &session).await.assert_error(404, "learning space not found");
         let sessions = format!("/api/v1/learning_spaces/{space}/sessions");
         assert_eq!(client.get(&sessions).await.data(), json!([]));
-        client.get(&format!("{sessions}/{session}")).await.assert_refused(404, "learning space session not found");
-        client.get(&format!("{sessions}/none")).await.assert_refused(400, "session_id");
+        client.get(&format!("{sessions}/{session}")).await.assert_error(404, "learning space session not found");
+        client.get(&format!("{sessions}/none")).await.assert_error(400, "session_id");
     })
     .await;
 }
 
 #[tokio::test]
-async fn tasks_that_have_ended_are_enqueued_with_the_record() {
-    run_with(observing(), async |app| {
+async fn learning_a_session_enqueues_its_finished_tasks() {
+    run_with(observing_config(), async |app| {
         let client = app.project().await;
         let (space, session) = (client.new_space().await, client.new_session().await);
         let mut ended = Vec::new();
@@ -116,23 +116,23 @@ async fn tasks_that_have_ended_are_enqueued_with_the_record() {
             .execute(&*app.app.db)
             .await
             .unwrap();
-        assert_eq!(queued(&app, "distill").await, [] as [&str; 0]);
+        assert_eq!(ready_dedupe_keys(&app, "distill").await, [] as [&str; 0]);
         learn(&client, &space, &session).await.assert_status(201);
-        assert_eq!(queued(&app, "distill").await, ended);
-        // Neither or both: the record is refused, so nothing more is enqueued.
+        assert_eq!(ready_dedupe_keys(&app, "distill").await, ended);
+        // The record and its jobs are inserted together or not at all. Here the jobs cannot be inserted.
         let other = client.new_session().await;
         insert_task(&app.app, &other, 1, "success").await;
         app.execute("alter table jobs add constraint full_queue check (false) not valid").await;
-        learn(&client, &space, &other).await.assert_refused(500, "");
+        learn(&client, &space, &other).await.assert_error(500, "");
         app.execute("alter table jobs drop constraint full_queue").await;
         learn(&client, &space, &other).await.assert_status(201);
-        assert_eq!(queued(&app, "distill").await.len(), 3);
+        assert_eq!(ready_dedupe_keys(&app, "distill").await.len(), 3);
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_session_without_messages_is_completed_when_somebody_looks() {
+async fn a_session_without_messages_is_completed_when_it_is_read() {
     run(async |app| {
         let client = app.project().await;
         let space = client.new_space().await;
@@ -144,11 +144,12 @@ async fn a_session_without_messages_is_completed_when_somebody_looks() {
         assert_eq!(status(&client, &space, &sessions[0]).await, "completed");
         let list = client.get(&format!("/api/v1/learning_spaces/{space}/sessions")).await.data();
         let listed = list.as_array().unwrap().iter();
-        let shown: Vec<_> = listed.map(|one| (one["session_id"].clone(), one["status"].clone())).collect();
-        let wanted: Vec<_> = sessions.iter().map(|id| (json!(id), json!("completed"))).collect();
-        assert_eq!(shown, wanted, "oldest first");
-        // What comes later is no reason to go back.
-        client.say_text(&sessions[0], "later").await;
+        let statuses: Vec<_> =
+            listed.map(|session| (session["session_id"].clone(), session["status"].clone())).collect();
+        let expected: Vec<_> = sessions.iter().map(|id| (json!(id), json!("completed"))).collect();
+        assert_eq!(statuses, expected, "oldest first");
+        // A later message does not change the status.
+        client.store_text(&sessions[0], "later").await;
         assert_eq!(status(&client, &space, &sessions[0]).await, "completed");
     })
     .await;
@@ -156,26 +157,26 @@ async fn a_session_without_messages_is_completed_when_somebody_looks() {
 
 #[tokio::test]
 async fn a_session_stays_pending_until_its_messages_are_observed() {
-    run_with(observing(), async |app| {
+    run_with(observing_config(), async |app| {
         let client = app.project().await;
         let (space, session) = (client.new_space().await, client.new_session().await);
-        client.say_text(&session, "hello").await;
+        client.store_text(&session, "hello").await;
         learn(&client, &space, &session).await.assert_status(201);
         assert_eq!(status(&client, &space, &session).await, "pending");
         app.execute("update jobs set run_at = now()").await;
         app.drain_jobs().await;
         assert_eq!(status(&client, &space, &session).await, "completed");
-        assert_eq!(queued(&app, "conclude").await, [] as [&str; 0]);
+        assert_eq!(ready_dedupe_keys(&app, "conclude").await, [] as [&str; 0]);
     })
     .await;
 }
 
 #[tokio::test]
 async fn open_tasks_are_closed_and_learned_once_by_a_job() {
-    run_with(observing(), async |app| {
+    run_with(observing_config(), async |app| {
         let client = app.project().await;
         let (space, session) = (client.new_space().await, client.new_session().await);
-        client.say_text(&session, "hello").await;
+        client.store_text(&session, "hello").await;
         learn(&client, &space, &session).await.assert_status(201);
         let mut open = Vec::new();
         for (order, status) in (1..).zip(["pending", "failed", "running"]) {
@@ -189,58 +190,63 @@ async fn open_tasks_are_closed_and_learned_once_by_a_job() {
             sqlx::query_scalar(r#"select status from tasks order by "order""#).fetch_all(&*app.app.db).await.unwrap()
         };
         assert_eq!(status(&client, &space, &session).await, "pending");
-        assert_eq!(queued(&app, "conclude").await, [] as [&str; 0], "a message waits");
+        assert_eq!(ready_dedupe_keys(&app, "conclude").await, [] as [&str; 0], "a message is pending");
         app.execute("update messages set session_task_process_status = 'success'").await;
         app.execute("delete from jobs").await;
         for _ in 0..3 {
             assert_eq!(status(&client, &space, &session).await, "pending");
         }
-        assert_eq!(queued(&app, "conclude").await, [session.as_str()], "once");
-        assert_eq!(statuses().await, ["pending", "failed", "running"], "looking changes no task");
-        let one = tokio::select! {
+        assert_eq!(ready_dedupe_keys(&app, "conclude").await, [session.as_str()], "the job is enqueued once");
+        assert_eq!(statuses().await, ["pending", "failed", "running"], "reading changes no task");
+        let final_statuses = tokio::select! {
             ended = app.run_jobs() => panic!("the runner ended: {ended:?}"),
-            () = crate::support::eventually("the job is done", async || queued(&app, "conclude").await.is_empty()
-                && !queued(&app, "distill").await.is_empty()) => statuses().await,
+            () = crate::support::wait_until("the job has ended", async || {
+                ready_dedupe_keys(&app, "conclude").await.is_empty()
+                    && !ready_dedupe_keys(&app, "distill").await.is_empty()
+            }) => statuses().await,
         };
-        assert_eq!(one, ["success", "failed", "success"], "what has failed stays failed");
-        assert_eq!(queued(&app, "distill").await, open);
+        assert_eq!(final_statuses, ["success", "failed", "success"], "failed tasks stay failed");
+        assert_eq!(ready_dedupe_keys(&app, "distill").await, open);
         assert_eq!(status(&client, &space, &session).await, "pending");
-        assert_eq!(queued(&app, "conclude").await, [] as [&str; 0], "nothing is open any more");
+        assert_eq!(ready_dedupe_keys(&app, "conclude").await, [] as [&str; 0], "no task is open");
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_session_whose_messages_could_not_be_observed_has_failed() {
-    run_with(observing(), async |app| {
+    run_with(observing_config(), async |app| {
         let client = app.project().await;
         let space = client.new_space().await;
-        for (word, wanted) in [("failed", "failed"), ("limit_exceed", "failed"), ("disable_tracking", "completed")] {
+        for (process_status, expected) in
+            [("failed", "failed"), ("limit_exceed", "failed"), ("disable_tracking", "completed")]
+        {
             let session = client.new_session().await;
-            client.say_text(&session, "hello").await;
+            client.store_text(&session, "hello").await;
             learn(&client, &space, &session).await.assert_status(201);
             sqlx::query("update messages set session_task_process_status = $1 where session_id = $2::uuid")
-                .bind(word)
+                .bind(process_status)
                 .bind(&session)
                 .execute(&*app.app.db)
                 .await
                 .unwrap();
-            assert_eq!(status(&client, &space, &session).await, wanted, "{word}");
+            assert_eq!(status(&client, &space, &session).await, expected, "{process_status}");
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_waits_to_be_learned_says_why() {
-    let setup = Setup::default().with("LLM_SDK", "mock");
-    run_with(setup, async |app| {
+async fn a_distillation_that_waits_has_a_reason() {
+    let config = TestConfig::default().with("LLM_SDK", "mock");
+    run_with(config, async |app| {
         let client = app.project().await;
         let (space, session) = (client.new_space().await, client.new_session().await);
         insert_task(&app.app, &session, 1, "success").await;
         learn(&client, &space, &session).await.assert_status(201);
         app.drain_jobs().await;
-        let reason: String = app.value("select last_error from jobs where kind = 'distill' and state = 'ready'").await;
+        let reason: String =
+            app.fetch_scalar("select last_error from jobs where kind = 'distill' and state = 'ready'").await;
         assert!(reason.contains("does not learn"), "{reason}");
         assert_eq!(status(&client, &space, &session).await, "pending");
     })

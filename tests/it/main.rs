@@ -1,24 +1,25 @@
-//! The integration tests, as one binary: each further one would cost a link of everything.
+//! The integration tests. They are one binary, because each further binary would have to be linked with everything.
 //!
-//! `support` has what they stand on: a Postgres for the whole run, a database for each test, the real surface called in
-//! process, and the worlds outside as fakes. Where the program itself is meant (start, stop, kill), the real binary is run.
+//! `support` contains what the tests use: one Postgres for the whole run, a database for each test, the real API,
+//! called in the same process, and fakes of external services. Tests of the process itself (startup, shutdown, kill)
+//! run the real binary.
 
-#![expect(unreachable_pub, reason = "nothing here can be reached from outside")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(unreachable_pub, reason = "nothing in a test binary can be reached from outside")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
 mod admin;
 mod artifacts;
 mod auth;
 mod blobs;
-mod conversions;
 mod crash;
 mod database;
 mod disks;
 mod embedded;
 mod encryption;
+mod encryption_conversion;
 mod events;
-mod frame;
 mod host;
+mod http;
 mod idempotency;
 mod ingest;
 mod isolation;
@@ -38,7 +39,6 @@ mod pepper;
 mod pooler;
 mod project_configs;
 mod schema;
-mod seals;
 mod search;
 mod sessions;
 mod skill_archives;
@@ -47,6 +47,7 @@ mod spaces;
 mod start;
 mod support;
 mod sweep;
+mod tampering;
 mod uploads;
 mod usages;
 mod users;

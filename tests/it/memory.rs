@@ -1,4 +1,5 @@
-//! What JSON may cost: limits by route, a maximum of values, and reservations that end with their request.
+//! Memory use of JSON: body limits by route, the maximum number of values, and reservations that end with their
+//! request.
 
 use std::time::Duration;
 
@@ -9,25 +10,26 @@ use bytes::Bytes;
 use futures_util::{FutureExt, stream};
 use serde_json::{Value, json};
 
-use crate::support::client::{Answer, Client, Form};
-use crate::support::{Setup, run, run_with};
+use crate::support::client::{Client, Form, TestResponse};
+use crate::support::{TestConfig, run, run_with};
 
-/// A list of `count` objects with one key each.
+/// Returns a JSON list of `count` objects with one key each.
 fn objects(count: usize) -> String {
     format!("[{}]", vec![r#"{"a":1}"#; count].join(","))
 }
 
 /// Sends a body without announcing its length.
-async fn send_chunked(client: &Client, method: Method, path: &str, body: &str) -> Answer {
+async fn send_chunked(client: &Client, method: Method, path: &str, body: &str) -> TestResponse {
     let chunks: Vec<Result<Bytes, std::io::Error>> =
         body.as_bytes().chunks(10_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
     let request = client.request(method, path).header(header::CONTENT_TYPE, "application/json");
     client.send(request.body(Body::from_stream(stream::iter(chunks))).unwrap()).await
 }
 
+/// A body without free-form objects may have 64 KiB, and any other body four times the limit of its objects.
 #[tokio::test]
-async fn a_body_without_free_form_objects_may_have_64_kib_and_others_four_times_their_limit() {
-    run_with(Setup::default().with("ACONTEXTD_META_LIMIT", "32KiB"), async |app| {
+async fn body_limits_depend_on_the_route() {
+    run_with(TestConfig::default().with("ACONTEXTD_META_LIMIT", "32KiB"), async |app| {
         let client = app.project().await;
         let session = client.new_session().await;
         let padded = |length: usize| format!("{{\"type\":\"a\",\"data\":{{}}{}}}", " ".repeat(length - 22));
@@ -47,19 +49,19 @@ async fn a_body_without_free_form_objects_may_have_64_kib_and_others_four_times_
                 };
                 let within = send(padded(limit)).await;
                 assert_ne!(within.status.as_u16(), 413, "{path}: {}", within.text());
-                send(padded(limit + 1)).await.assert_refused(413, &limit.to_string());
+                send(padded(limit + 1)).await.assert_error(413, &limit.to_string());
             }
         }
         // A message may be longer.
         let text = "x".repeat(200 << 10);
-        client.say(&session, "openai", json!({"role": "user", "content": text})).await.assert_status(201);
+        client.store_message(&session, "openai", json!({"role": "user", "content": text})).await.assert_status(201);
     })
     .await;
 }
 
 #[tokio::test]
-async fn json_with_too_many_values_is_refused_wherever_it_comes() {
-    run_with(Setup::default().with("ACONTEXTD_JSON_VALUES", "5000"), async |app| {
+async fn json_with_too_many_values_is_rejected_everywhere() {
+    run_with(TestConfig::default().with("ACONTEXTD_JSON_VALUES", "5000"), async |app| {
         let client = app.project().await;
         let (session, disk) = (client.new_session().await, client.new_disk().await);
         let (few, many) = (objects(2_400), objects(2_600));
@@ -71,9 +73,9 @@ async fn json_with_too_many_values_is_refused_wherever_it_comes() {
         client
             .json(Method::POST, &messages, &message(&many))
             .await
-            .assert_refused(400, "body: must not have more than 5000");
+            .assert_error(400, "body: must not have more than 5000");
         let form = Form::new().text("payload", &message(&many));
-        client.say_form(&session, form).await.assert_refused(400, "payload: must not have more than 5000");
+        client.store_form_message(&session, form).await.assert_error(400, "payload: must not have more than 5000");
         for (method, path, field) in [
             (Method::POST, "/api/v1/session".to_owned(), "configs"),
             (Method::PUT, format!("/api/v1/session/{session}/configs"), "configs"),
@@ -81,24 +83,24 @@ async fn json_with_too_many_values_is_refused_wherever_it_comes() {
         ] {
             let body = |list: &str| format!(r#"{{"{field}":{{"a":{list}}}}}"#);
             assert!(client.json(method.clone(), &path, &body(&few)).await.status.is_success(), "{path}");
-            client.json(method, &path, &body(&many)).await.assert_refused(400, "body: must not have more than 5000");
+            client.json(method, &path, &body(&many)).await.assert_error(400, "body: must not have more than 5000");
         }
         let meta = |list: &str| format!(r#"{{"a":{list}}}"#);
         let form = |list: &str| Form::new().file("file", "a.txt", "a").text("meta", &meta(list));
-        client.form(&disk, form(&few)).await.assert_status(201);
-        client.form(&disk, form(&many)).await.assert_refused(400, "meta: must not have more than 5000");
+        client.upload_form(&disk, form(&few)).await.assert_status(201);
+        client.upload_form(&disk, form(&many)).await.assert_error(400, "meta: must not have more than 5000");
         let change = json!({"file_path": "/a.txt", "meta": meta(&many)});
         let changed = client.put(&format!("/api/v1/disk/{disk}/artifact"), change).await;
-        changed.assert_refused(400, "meta: must not have more than 5000");
+        changed.assert_error(400, "meta: must not have more than 5000");
         let parameters = vec!["a=1"; 1_001].join("&");
         let request = client.request(Method::POST, "/api/v1/disk").body(Body::from(parameters)).unwrap();
-        client.send(request).await.assert_refused(400, "parameters");
+        client.send(request).await.assert_error(400, "parameters");
     })
     .await;
 }
 
-/// Arguments and results that are a text in one format are an object in another. A text that would become very many values stays
-/// a text.
+/// Arguments and results are a text in one format and an object in another. A text that would become very many values
+/// stays a text.
 #[tokio::test]
 async fn texts_of_very_many_values_stay_texts_in_other_formats() {
     run(async |app| {
@@ -110,11 +112,11 @@ async fn texts_of_very_many_values_stay_texts_in_other_formats() {
         };
         let (few, many) = (objects(1_000), objects(130_000));
         for list in [&few, &many] {
-            client.say(&session, "openai", call(list)).await.assert_status(201);
+            client.store_message(&session, "openai", call(list)).await.assert_status(201);
         }
         for (format, path) in [("anthropic", "/content/0/input"), ("gemini", "/parts/0/functionCall/args")] {
             let page = client.messages(&session, &format!("format={format}")).await;
-            let arguments = |at: usize| page["items"][at].pointer(path).unwrap();
+            let arguments = |index: usize| page["items"][index].pointer(path).unwrap();
             assert_eq!(arguments(0)["list"].as_array().unwrap().len(), 1_000, "{format}");
             let text = arguments(1)["input"].as_str().unwrap();
             assert_eq!(
@@ -131,7 +133,7 @@ async fn texts_of_very_many_values_stay_texts_in_other_formats() {
 async fn reservations_wait_for_each_other_and_end_with_their_request() {
     let memory = BodyMemory::default();
     let (first, second) = (Reservations::default(), Reservations::default());
-    // More than there is: as much as there is.
+    // A reservation of more than the total memory gets all of it.
     memory.reserve_body(&first, u64::MAX).await.unwrap();
     memory.reserve_values(&first, usize::MAX).await.unwrap();
     assert!(memory.reserve_body(&second, 1).now_or_never().is_none(), "a full memory has room for bodies");

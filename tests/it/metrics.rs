@@ -1,23 +1,23 @@
-//! What projects use is told to whoever bills, and their traces to whoever watches.
+//! The push of usage metrics to billing with its quotas, the traces of projects, and `/metrics`.
 
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::support::client::{Answer, Client};
-use crate::support::service::Service;
-use crate::support::{Setup, TestApp, eventually, run, run_with};
+use crate::support::client::{Client, TestResponse};
+use crate::support::mock_http::MockServer;
+use crate::support::{TestApp, TestConfig, run, run_with, wait_until};
 
-fn told(url: &str) -> Setup {
-    Setup::default().with("METRICS_PUSH_URL", url)
+fn with_push_url(url: &str) -> TestConfig {
+    TestConfig::default().with("METRICS_PUSH_URL", url)
 }
 
-async fn push(app: &TestApp) -> Answer {
+async fn push(app: &TestApp) -> TestResponse {
     app.admin().post("/metrics/v1", json!({})).await
 }
 
-/// A project's daily count, so many seconds old.
+/// Inserts a count of a project that was updated `age` seconds ago.
 async fn insert_metric(db: &PgPool, project: Uuid, tag: &str, increment: i64, age: i32) -> Uuid {
     sqlx::query_scalar(
         "insert into metrics (project_id, tag, increment, updated_at)
@@ -32,32 +32,32 @@ async fn insert_metric(db: &PgPool, project: Uuid, tag: &str, increment: i64, ag
     .unwrap()
 }
 
-/// The rows that the service was told of at once, as (tag, increment).
-fn rows(service: &Service) -> Vec<(String, i64)> {
-    let asked = service.asked();
-    assert_eq!(asked.len(), 1, "{asked:?}");
-    let body: Value = serde_json::from_slice(&asked[0].body).unwrap();
+/// Returns the rows of the only request since the last call, as (tag, increment).
+fn pushed_rows(service: &MockServer) -> Vec<(String, i64)> {
+    let requests = service.take_requests();
+    assert_eq!(requests.len(), 1, "{requests:?}");
+    let body: Value = serde_json::from_slice(&requests[0].body).unwrap();
     let rows = body["metrics"].as_array().unwrap().iter();
     rows.map(|row| (row["tag"].as_str().unwrap().to_owned(), row["increment"].as_i64().unwrap())).collect()
 }
 
-async fn stores_too_much(app: &TestApp, client: &Client) -> bool {
+async fn exceeds_storage_quota(app: &TestApp, client: &Client) -> bool {
     let path = format!("/metrics/v1/{}/quota?path=/api/v1/disk/:disk_id/artifact&method=POST", client.project());
     app.admin().get(&path).await.status == StatusCode::FORBIDDEN
 }
 
 #[tokio::test]
-async fn what_has_changed_is_told_once() {
-    let service = Service::start().await;
-    run_with(told(&service.url), async |app| {
+async fn changed_metrics_are_pushed_once() {
+    let service = MockServer::start().await;
+    run_with(with_push_url(&service.url), async |app| {
         let (client, db) = (app.project().await, &app.app.db);
         insert_metric(db, client.project(), "task.created", 3, 60).await;
         insert_metric(db, client.project(), "task.created", 9, 7200).await;
         insert_metric(db, client.project(), "excess.task.created", 1, 60).await;
-        let young = insert_metric(db, client.project(), "sandbox.alive", 1, 0).await;
+        let recent = insert_metric(db, client.project(), "sandbox.alive", 1, 0).await;
         assert_eq!(push(&app).await.json(), json!({"code": 0, "msg": "metrics pushed successfully"}));
-        let asked = service.asked();
-        let [request] = &asked[..] else { panic!("{asked:?}") };
+        let requests = service.take_requests();
+        let [request] = &requests[..] else { panic!("{requests:?}") };
         assert_eq!(request.method, Method::POST);
         assert_eq!(request.headers["authorization"], "Bearer your-root-api-bearer-token");
         let body: Value = serde_json::from_slice(&request.body).unwrap();
@@ -68,116 +68,118 @@ async fn what_has_changed_is_told_once() {
         );
         assert!(["id", "created_at", "updated_at"].iter().all(|key| row[key].is_string()), "{row}");
         assert_eq!(push(&app).await.json(), json!({"code": 0, "msg": "no metrics to push"}));
-        assert!(service.asked().is_empty());
-        // It was too young to be told before.
+        assert!(service.take_requests().is_empty());
+        // This count was too recent for the earlier pushes.
         sqlx::query("update metrics set updated_at = now() - interval '10 seconds' where id = $1")
-            .bind(young)
+            .bind(recent)
             .execute(&**db)
             .await
             .unwrap();
         app.execute("update server_state set value = (value::timestamptz - interval '1 minute')::text").await;
         push(&app).await.assert_status(200);
-        assert!(rows(&service).contains(&("sandbox.alive".into(), 1)));
+        assert!(pushed_rows(&service).contains(&("sandbox.alive".into(), 1)));
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_is_stored_is_measured_up_and_down() {
-    let service = Service::start().await;
-    run_with(told(&service.url), async |app| {
+async fn storage_usage_is_pushed_when_it_changes() {
+    let service = MockServer::start().await;
+    run_with(with_push_url(&service.url), async |app| {
         let (client, _empty) = (app.project().await, app.project().await);
         let disk = client.new_disk().await;
         client.upload(&disk, "/", "a", "x".repeat(1000)).await;
         push(&app).await.assert_status(200);
-        assert_eq!(rows(&service), [("storage.usage".into(), 1000)]);
+        assert_eq!(pushed_rows(&service), [("storage.usage".into(), 1000)]);
         push(&app).await.assert_status(200);
-        service.asked();
+        service.take_requests();
         app.execute("update metrics set updated_at = now() - interval '1 hour'").await;
         assert_eq!(push(&app).await.json()["msg"], "no metrics to push", "nothing has changed");
         app.execute("update blobs set state = 'dead'").await;
         push(&app).await.assert_status(200);
-        assert_eq!(rows(&service), [("storage.usage".into(), 0)]);
-        assert_eq!(app.value::<i64>("select count(*) from metrics").await, 1);
+        assert_eq!(pushed_rows(&service), [("storage.usage".into(), 0)]);
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from metrics").await, 1);
     })
     .await;
 }
 
 #[tokio::test]
-async fn the_answer_says_who_has_too_much() {
-    let service = Service::start().await;
-    run_with(told(&service.url), async |app| {
+async fn the_response_to_a_push_sets_and_clears_quota_flags() {
+    let service = MockServer::start().await;
+    run_with(with_push_url(&service.url), async |app| {
         let (client, other) = (app.project().await, app.project().await);
-        let says = async |excess: bool| {
+        let push_with_response = async |excess: bool| {
             insert_metric(&app.app.db, client.project(), "task.created", 1, 60).await;
-            let of = |project: Uuid| json!({"project_id": project, "tag": "storage.usage", "excess": excess});
-            service.answer(200, &json!({"quota": [of(client.project()), of(Uuid::new_v4())]}));
+            let quota = |project: Uuid| json!({"project_id": project, "tag": "storage.usage", "excess": excess});
+            service.set_response(200, &json!({"quota": [quota(client.project()), quota(Uuid::new_v4())]}));
             app.execute("update server_state set value = (value::timestamptz - interval '1 hour')::text").await;
             push(&app).await.assert_status(200);
         };
         for excess in [true, true, false, true] {
-            says(excess).await;
-            assert_eq!(stores_too_much(&app, &client).await, excess);
-            assert!(!stores_too_much(&app, &other).await);
+            push_with_response(excess).await;
+            assert_eq!(exceeds_storage_quota(&app, &client).await, excess);
+            assert!(!exceeds_storage_quota(&app, &other).await);
         }
         let flags = "select count(*) from metrics where tag = 'excess.storage.usage' and updated_at = 'epoch'";
-        assert_eq!(app.value::<i64>(flags).await, 1);
-        // A flag is never told to whoever has set it.
-        service.asked();
+        assert_eq!(app.fetch_scalar::<i64>(flags).await, 1);
+        // The flags that the service has set are never pushed to it.
+        service.take_requests();
         app.execute("update metrics set updated_at = now() - interval '1 hour' where tag not like 'excess.%'").await;
         push(&app).await.assert_status(200);
-        assert!(service.asked().iter().all(|asked| !String::from_utf8_lossy(&asked.body).contains("excess")));
+        assert!(
+            service.take_requests().iter().all(|request| !String::from_utf8_lossy(&request.body).contains("excess"))
+        );
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_could_not_be_told_is_told_the_next_time() {
-    let service = Service::start().await;
-    run_with(told(&service.url), async |app| {
+async fn the_next_push_repeats_a_failed_one() {
+    let service = MockServer::start().await;
+    run_with(with_push_url(&service.url), async |app| {
         let client = app.project().await;
         insert_metric(&app.app.db, client.project(), "task.created", 3, 60).await;
         for (status, body, msg) in [
-            (500, json!({"secret": "of theirs"}), "external API returned status 500"),
+            (500, json!({"secret": "a-secret-of-billing"}), "external API returned status 500"),
             (200, json!("no object"), "failed to unmarshal response"),
             (200, json!({"quota": [{"project_id": "none"}]}), "failed to unmarshal response"),
         ] {
-            service.answer(status, &body);
-            let answer = push(&app).await;
-            answer.assert_refused(502, msg);
-            assert!(!answer.text().contains("of theirs"));
+            service.set_response(status, &body);
+            let response = push(&app).await;
+            response.assert_error(502, msg);
+            assert!(!response.text().contains("a-secret-of-billing"));
         }
-        service.asked();
-        service.answer(200, &json!({"quota": []}));
+        service.take_requests();
+        service.set_response(200, &json!({"quota": []}));
         push(&app).await.assert_status(200);
-        assert_eq!(rows(&service), [("task.created".into(), 3)]);
+        assert_eq!(pushed_rows(&service), [("task.created".into(), 3)]);
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_there_is_a_502_and_none_at_all_a_503() {
-    let gone = Service::start().await.url;
-    run_with(told(&gone), async |app| {
+async fn an_unreachable_service_is_a_502_and_a_missing_url_a_503() {
+    let closed_url = MockServer::start().await.url;
+    run_with(with_push_url(&closed_url), async |app| {
         let client = app.project().await;
         insert_metric(&app.app.db, client.project(), "task.created", 3, 60).await;
-        push(&app).await.assert_refused(502, "failed to call external API");
+        push(&app).await.assert_error(502, "failed to call external API");
     })
     .await;
-    run(async |app| push(&app).await.assert_refused(503, "METRICS_PUSH_URL")).await;
+    run(async |app| push(&app).await.assert_error(503, "METRICS_PUSH_URL")).await;
 }
 
 #[tokio::test]
-async fn one_push_at_a_time() {
-    let service = Service::start().await;
-    run_with(told(&service.url), async |app| {
+async fn only_one_push_runs_at_a_time() {
+    let service = MockServer::start().await;
+    run_with(with_push_url(&service.url), async |app| {
         let client = app.project().await;
         insert_metric(&app.app.db, client.project(), "task.created", 3, 60).await;
-        let word = service.hold();
+        let release = service.block();
         let second = async {
-            eventually("the first push is under way", async || !service.asked().is_empty()).await;
-            push(&app).await.assert_refused(429, "another push is in progress, please try again later");
-            word.notify_one();
+            wait_until("the first push has sent its request", async || !service.take_requests().is_empty()).await;
+            push(&app).await.assert_error(429, "another push is in progress, please try again later");
+            release.notify_one();
         };
         let (first, ()) = tokio::join!(push(&app), second);
         first.assert_status(200);
@@ -187,45 +189,45 @@ async fn one_push_at_a_time() {
 }
 
 #[tokio::test]
-async fn traces_of_a_project_are_asked_for_with_its_id() {
-    let jaeger = Service::start().await;
-    jaeger.answer(200, &json!({"data": []}));
-    let setup = Setup::default().with("JAEGER_QUERY_ENDPOINT", &format!("{}/", jaeger.url));
-    run_with(setup, async |app| {
+async fn traces_are_queried_with_the_id_of_the_project() {
+    let jaeger = MockServer::start().await;
+    jaeger.set_response(200, &json!({"data": []}));
+    let config = TestConfig::default().with("JAEGER_QUERY_ENDPOINT", &format!("{}/", jaeger.url));
+    run_with(config, async |app| {
         let (client, stranger) = (app.project().await, Uuid::new_v4());
         let path = format!("/admin/v1/project/{}/metrics", client.project());
         let query =
             format!("service=acontextd&limit=5&unknown=1&tags=%7B%22a%22:%22b%22,%22project.id%22:%22{stranger}%22%7D");
-        let answer = app.admin().get(&format!("{path}?{query}")).await;
-        assert_eq!((answer.status, answer.json()), (StatusCode::OK, json!({"data": []})));
-        assert_eq!(answer.header("content-type"), "application/json");
-        let asked = jaeger.asked();
-        let uri = asked[0].uri.to_string();
+        let response = app.admin().get(&format!("{path}?{query}")).await;
+        assert_eq!((response.status, response.json()), (StatusCode::OK, json!({"data": []})));
+        assert_eq!(response.header("content-type"), "application/json");
+        let requests = jaeger.take_requests();
+        let uri = requests[0].uri.to_string();
         let tags = json!({"a": "b", "project.id": client.project()}).to_string();
         let tags = acontextd::percent::encode(tags.as_bytes(), b"");
         assert_eq!(uri, format!("/api/traces?service=acontextd&limit=5&tags={tags}"));
-        jaeger.answer(404, &json!({"errors": []}));
-        let refused = app.admin().get(&path).await;
-        assert_eq!((refused.status, refused.json()), (StatusCode::NOT_FOUND, json!({"errors": []})));
-        app.admin().get(&format!("{path}?tags=[]")).await.assert_refused(400, "tags");
-        client.get(&path).await.assert_refused(401, "Unauthorized");
+        jaeger.set_response(404, &json!({"errors": []}));
+        let response = app.admin().get(&path).await;
+        assert_eq!((response.status, response.json()), (StatusCode::NOT_FOUND, json!({"errors": []})));
+        app.admin().get(&format!("{path}?tags=[]")).await.assert_error(400, "tags");
+        client.get(&path).await.assert_error(401, "Unauthorized");
     })
     .await;
     run(async |app| {
         let path = format!("/admin/v1/project/{}/metrics", Uuid::new_v4());
-        app.admin().get(&path).await.assert_refused(503, "JAEGER_QUERY_ENDPOINT");
+        app.admin().get(&path).await.assert_error(503, "JAEGER_QUERY_ENDPOINT");
     })
     .await;
 }
 
-/// The value of a line, by its name and labels.
-fn value(text: &str, line: &str) -> Option<f64> {
-    let found = text.lines().find_map(|one| one.strip_prefix(line)?.strip_prefix(' '))?;
-    Some(found.parse().unwrap())
+/// Returns the value of the line with this name and these labels.
+fn metric_value(text: &str, line: &str) -> Option<f64> {
+    let value = text.lines().find_map(|candidate| candidate.strip_prefix(line)?.strip_prefix(' '))?;
+    Some(value.parse().unwrap())
 }
 
 #[tokio::test]
-async fn operators_can_watch_requests_and_jobs() {
+async fn metrics_count_requests_and_jobs() {
     run(async |app| {
         let client = app.project().await;
         let disk = client.new_disk().await;
@@ -234,16 +236,16 @@ async fn operators_can_watch_requests_and_jobs() {
         }
         client.get(&format!("/api/v1/disk/{}/artifact/ls", Uuid::new_v4())).await.assert_status(403);
         client.get("/no/such/path").await.assert_status(404);
-        let odd = client.request(Method::from_bytes(b"BREW").unwrap(), "/api/v1/disk");
-        client.send(odd.body(axum::body::Body::empty()).unwrap()).await.assert_status(404);
+        let unknown_method = client.request(Method::from_bytes(b"BREW").unwrap(), "/api/v1/disk");
+        client.send(unknown_method.body(axum::body::Body::empty()).unwrap()).await.assert_status(404);
         let session = client.new_session().await;
-        client.say_text(&session, "hello").await;
+        client.store_text(&session, "hello").await;
         app.execute("update jobs set run_at = now() - interval '90 seconds'").await;
-        let answer = app.admin().get("/metrics").await;
-        assert!(answer.header("content-type").starts_with("application/openmetrics-text"));
-        let text = answer.text();
+        let response = app.admin().get("/metrics").await;
+        assert!(response.header("content-type").starts_with("application/openmetrics-text"));
+        let text = response.text();
         let listed = r#"method="GET",route="/api/v1/disk/{disk_id}/artifact/ls""#;
-        for (line, wanted) in [
+        for (line, expected) in [
             (format!("acontextd_http_requests_total{{{listed},status=\"200\"}}"), 3.0),
             (format!("acontextd_http_requests_total{{{listed},status=\"403\"}}"), 1.0),
             (format!("acontextd_http_request_duration_seconds_count{{{listed}}}"), 4.0),
@@ -251,14 +253,15 @@ async fn operators_can_watch_requests_and_jobs() {
             (r#"acontextd_http_requests_total{method="other",route="/api/v1/disk",status="404"}"#.into(), 1.0),
             (r#"acontextd_jobs{kind="observe",state="ready"}"#.into(), 1.0),
         ] {
-            assert_eq!(value(&text, &line), Some(wanted), "{line}\n{text}");
+            assert_eq!(metric_value(&text, &line), Some(expected), "{line}\n{text}");
         }
-        let late = value(&text, r#"acontextd_jobs_late_seconds{kind="observe",state="ready"}"#).unwrap();
-        assert!((90.0..200.0).contains(&late), "{late}");
-        assert!(value(&text, r#"acontextd_database_connections{pool="main",state="idle"}"#).is_some(), "{text}");
+        let age =
+            metric_value(&text, r#"acontextd_jobs_oldest_due_age_seconds{kind="observe",state="ready"}"#).unwrap();
+        assert!((90.0..200.0).contains(&age), "{age}");
+        assert!(metric_value(&text, r#"acontextd_database_connections{pool="main",state="idle"}"#).is_some(), "{text}");
         assert!(text.ends_with("# EOF\n") && !text.contains(&disk) && !text.contains(client.key()));
-        for closed in [app.client(), client] {
-            closed.get("/metrics").await.assert_refused(401, "Unauthorized");
+        for unauthorized in [app.client(), client] {
+            unauthorized.get("/metrics").await.assert_error(401, "Unauthorized");
         }
     })
     .await;

@@ -1,19 +1,19 @@
-//! Observation: stored messages are looked at in batches, each once, whatever fails in between.
+//! Observation: stored messages are observed in batches, each message once, whatever fails in between.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use acontextd::llm::{Llm, LlmError, Message, ToolChoice};
+use acontextd::llm::{ChatMessage, Llm, LlmError, ToolChoice};
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::client::{Client, Form};
 use crate::support::llm::ScriptedLlm;
-use crate::support::{Setup, TestApp, eventually, run, run_with};
+use crate::support::{TestApp, TestConfig, run, run_with, wait_until};
 
-fn with_model() -> Setup {
-    Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "0")
+fn with_model() -> TestConfig {
+    TestConfig::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "0")
 }
 
 async fn status(client: &Client, session: &str) -> (Value, Value, Value) {
@@ -23,123 +23,124 @@ async fn status(client: &Client, session: &str) -> (Value, Value, Value) {
 }
 
 async fn flush(client: &Client, session: &str) -> Value {
-    let answer = client.post(&format!("/api/v1/session/{session}/flush"), json!({})).await;
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-    answer.data()
+    let response = client.post(&format!("/api/v1/session/{session}/flush"), json!({})).await;
+    assert_eq!(response.status, StatusCode::OK, "{}", response.text());
+    response.data()
 }
 
-async fn jobs(app: &TestApp) -> i64 {
-    app.value::<i64>("select count(*) from jobs where kind = 'observe'").await
+/// Returns the number of observe jobs.
+async fn count_jobs(app: &TestApp) -> i64 {
+    app.fetch_scalar::<i64>("select count(*) from jobs where kind = 'observe'").await
 }
 
-/// Runs the queue beside something.
+/// Runs jobs until a future is complete, and returns its output.
 async fn while_jobs_run<T>(app: &TestApp, work: impl Future<Output = T>) -> T {
     tokio::select! {
         ended = app.run_jobs() => panic!("the runner ended: {ended:?}"),
-        done = work => done,
+        output = work => output,
     }
 }
 
 #[tokio::test]
-async fn messages_are_observed_by_themselves_and_leave_no_job() {
+async fn messages_are_observed_automatically_and_leave_no_job() {
     run_with(with_model(), async |app| {
         let client = app.project().await;
         let session = client.new_session().await;
         for n in 0..40 {
-            client.say_text(&session, &format!("m{n}")).await;
+            client.store_text(&session, &format!("m{n}")).await;
         }
-        assert_eq!(jobs(&app).await, 1);
+        assert_eq!(count_jobs(&app).await, 1);
         assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(40)));
         app.drain_jobs().await;
         assert_eq!(status(&client, &session).await, (json!(40), json!(0), json!(0)));
-        assert_eq!(jobs(&app).await, 0);
-        // Later ones get a job of their own.
-        client.say_text(&session, "later").await;
-        assert_eq!(jobs(&app).await, 1);
+        assert_eq!(count_jobs(&app).await, 0);
+        // A later message gets a new job.
+        client.store_text(&session, "later").await;
+        assert_eq!(count_jobs(&app).await, 1);
         app.drain_jobs().await;
         assert_eq!(status(&client, &session).await, (json!(41), json!(0), json!(0)));
         let untracked = client.post("/api/v1/session", json!({"disable_task_tracking": true})).await.data();
         let untracked = untracked["id"].as_str().unwrap();
-        client.say_text(untracked, "unseen").await;
-        assert_eq!((jobs(&app).await, status(&client, untracked).await), (0, (json!(0), json!(0), json!(0))));
+        client.store_text(untracked, "not observed").await;
+        assert_eq!((count_jobs(&app).await, status(&client, untracked).await), (0, (json!(0), json!(0), json!(0))));
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_job_waits_for_the_oldest_message_or_for_enough_of_them() {
-    let setup = Setup::default()
+async fn a_job_is_due_after_the_ttl_or_the_maximum_number_of_turns() {
+    let config = TestConfig::default()
         .with("LLM_SDK", "mock")
         .with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h")
         .with("PROJECT_SESSION_MESSAGE_BUFFER_MAX_TURNS", "3");
-    run_with(setup, async |app| {
+    run_with(config, async |app| {
         let client = app.project().await;
         let (session, copied) = (client.new_session().await, client.new_session().await);
         let due = "select count(*) from jobs where kind = 'observe' and run_at <= now()";
-        client.say_text(&session, "one").await;
-        let first = app.value::<chrono::DateTime<chrono::Utc>>("select run_at from jobs").await;
-        client.say_text(&session, "two").await;
-        assert_eq!(app.value::<chrono::DateTime<chrono::Utc>>("select run_at from jobs").await, first);
-        assert_eq!(app.value::<i64>(due).await, 0);
-        client.say_text(&session, "three").await;
-        assert_eq!((app.value::<i64>(due).await, jobs(&app).await), (1, 1));
+        client.store_text(&session, "one").await;
+        let first = app.fetch_scalar::<chrono::DateTime<chrono::Utc>>("select run_at from jobs").await;
+        client.store_text(&session, "two").await;
+        assert_eq!(app.fetch_scalar::<chrono::DateTime<chrono::Utc>>("select run_at from jobs").await, first);
+        assert_eq!(app.fetch_scalar::<i64>(due).await, 0);
+        client.store_text(&session, "three").await;
+        assert_eq!((app.fetch_scalar::<i64>(due).await, count_jobs(&app).await), (1, 1));
         app.drain_jobs().await;
         assert_eq!(status(&client, &session).await, (json!(3), json!(0), json!(0)));
-        // What waits in a session waits in its copy too; what was observed is not observed again.
-        client.say_text(&copied, "waits").await;
+        // Pending messages are pending in a copy too. Observed messages are not observed again.
+        client.store_text(&copied, "pending").await;
         let copy = client.post(&format!("/api/v1/session/{copied}/copy"), json!({})).await.data();
         let copy = copy["new_session_id"].as_str().unwrap();
-        assert_eq!((jobs(&app).await, status(&client, copy).await), (2, (json!(0), json!(0), json!(1))));
+        assert_eq!((count_jobs(&app).await, status(&client, copy).await), (2, (json!(0), json!(0), json!(1))));
         let done = client.post(&format!("/api/v1/session/{session}/copy"), json!({})).await.data();
-        assert_eq!(jobs(&app).await, 2);
+        assert_eq!(count_jobs(&app).await, 2);
         assert_eq!(status(&client, done["new_session_id"].as_str().unwrap()).await, (json!(3), json!(0), json!(0)));
     })
     .await;
 }
 
 #[tokio::test]
-async fn the_model_is_sent_each_batch_once_and_its_errors_decide_what_becomes_of_the_messages() {
+async fn errors_of_the_model_decide_the_status_of_the_messages() {
     let llm = Arc::new(ScriptedLlm::default());
     let model: Arc<dyn Llm> = llm.clone();
-    run_with(Setup { llm: Some(model), ..with_model() }, async |app| {
+    run_with(TestConfig { llm: Some(model), ..with_model() }, async |app| {
         let client = app.project().await;
         let session = client.new_session().await;
-        client.say_text(&session, "buy milk").await;
-        client.say_text(&session, "and bread").await;
+        client.store_text(&session, "buy milk").await;
+        client.store_text(&session, "and bread").await;
         let states = "select string_agg(session_task_process_status || '', ',' order by created_at) from messages";
         let attempts = "select state || ' ' || attempt || ' ' || last_error from jobs where kind = 'observe'";
-        // An error that may pass: the same messages are sent again after a pause.
+        // After a transient error, the same messages are sent again with a delay.
         llm.fail(LlmError::Unavailable(anyhow::anyhow!("overloaded")));
         app.drain_jobs().await;
         let requests = llm.take_requests();
         let [request] = &requests[..] else { panic!("{requests:?}") };
-        let [Message::User(text)] = &request.messages[..] else { panic!("{request:?}") };
+        let [ChatMessage::User(text)] = &request.messages[..] else { panic!("{request:?}") };
         assert!(text.find("buy milk").unwrap() < text.find("and bread").unwrap(), "{text}");
         assert_eq!((request.tools.len(), request.tool_choice), (0, ToolChoice::None));
         assert!(request.max_tokens > 0);
-        assert_eq!(app.value::<String>(states).await, "pending,pending");
-        assert_eq!(app.value::<String>(attempts).await, "ready 1 LLM complete failed: overloaded");
+        assert_eq!(app.fetch_scalar::<String>(states).await, "pending,pending");
+        assert_eq!(app.fetch_scalar::<String>(attempts).await, "ready 1 LLM complete failed: overloaded");
         llm.respond("nothing to do");
         app.execute("update jobs set run_at = now()").await;
         app.drain_jobs().await;
         assert_eq!(llm.take_requests().len(), 1);
-        assert_eq!(app.value::<String>(states).await, "success,success");
-        // Errors that would come again: the messages have failed at once.
+        assert_eq!(app.fetch_scalar::<String>(states).await, "success,success");
+        // After a permanent error, the messages have failed immediately.
         for (text, error) in [
             ("too much", LlmError::ContextTooLong(anyhow::anyhow!("too long"))),
             ("forbidden", LlmError::Rejected(anyhow::anyhow!("not this"))),
         ] {
             let session = client.new_session().await;
-            client.say_text(&session, text).await;
+            client.store_text(&session, text).await;
             llm.fail(error);
             app.drain_jobs().await;
             assert_eq!(llm.take_requests().len(), 1, "{text}");
             assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(0)), "{text}");
         }
-        assert_eq!(app.value::<String>(states).await, "success,success,failed,failed");
-        // A wrong key is a matter of settings: the messages wait.
+        assert_eq!(app.fetch_scalar::<String>(states).await, "success,success,failed,failed");
+        // After an authentication error, which requires a change of the settings, the messages stay pending.
         let session = client.new_session().await;
-        client.say_text(&session, "later").await;
+        client.store_text(&session, "later").await;
         llm.fail(LlmError::Denied(anyhow::anyhow!("401")));
         app.drain_jobs().await;
         assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(1)));
@@ -148,64 +149,66 @@ async fn the_model_is_sent_each_batch_once_and_its_errors_decide_what_becomes_of
 }
 
 #[tokio::test]
-async fn a_flush_waits_for_its_outcome() {
-    let setup = Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
-    run_with(setup, async |app| {
+async fn a_flush_waits_for_its_result() {
+    let config = TestConfig::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
+    run_with(config, async |app| {
         let (client, stranger) = (app.project().await, app.project().await);
         let session = client.new_session().await;
-        assert_eq!(flush(&client, &session).await, json!({"status": 200, "errmsg": ""}), "nothing waits");
+        assert_eq!(flush(&client, &session).await, json!({"status": 200, "errmsg": ""}), "no message is pending");
         for n in 0..40 {
-            client.say_text(&session, &format!("m{n}")).await;
+            client.store_text(&session, &format!("m{n}")).await;
         }
         let flushed = while_jobs_run(&app, flush(&client, &session)).await;
         assert_eq!(flushed, json!({"status": 200, "errmsg": ""}));
         assert_eq!(status(&client, &session).await, (json!(40), json!(0), json!(0)));
         let path = format!("/api/v1/session/{session}/flush");
-        stranger.post(&path, json!({})).await.assert_refused(403, "does not belong");
+        stranger.post(&path, json!({})).await.assert_error(403, "does not belong");
         let nowhere = format!("/api/v1/session/{}/flush", Uuid::new_v4());
-        client.post(&nowhere, json!({})).await.assert_refused(404, "session not found");
+        client.post(&nowhere, json!({})).await.assert_error(404, "session not found");
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_flush_whose_time_is_up_says_what_still_waits() {
-    let setup = with_model().with("ACONTEXTD_FLUSH_TIMEOUT", "200ms");
-    run_with(setup, async |app| {
+async fn a_flush_that_times_out_reports_pending_messages() {
+    let config = with_model().with("ACONTEXTD_FLUSH_TIMEOUT", "200ms");
+    run_with(config, async |app| {
         let client = app.project().await;
         let session = client.new_session().await;
-        client.say_text(&session, "a").await;
-        client.say_text(&session, "b").await;
-        // Nothing runs the queue.
+        client.store_text(&session, "a").await;
+        client.store_text(&session, "b").await;
+        // No job runner is running.
         let flushed = flush(&client, &session).await;
         assert_eq!(flushed["status"], 504);
-        assert!(flushed["errmsg"].as_str().unwrap().contains("2 messages still wait"), "{flushed}");
+        assert!(flushed["errmsg"].as_str().unwrap().contains("2 messages are still pending"), "{flushed}");
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_an_earlier_try_came_to_is_not_the_outcome_of_a_flush() {
-    let setup = with_model().with("ACONTEXTD_FLUSH_TIMEOUT", "200ms");
-    run_with(setup, async |app| {
+async fn an_earlier_attempt_does_not_decide_the_result_of_a_flush() {
+    let config = with_model().with("ACONTEXTD_FLUSH_TIMEOUT", "200ms");
+    run_with(config, async |app| {
         let client = app.project().await;
         let session = client.new_session().await;
-        client.say_text(&session, "a").await;
+        client.store_text(&session, "a").await;
         app.execute(
-            "update jobs set state = 'running', worker_id = gen_random_uuid(), lease_expires_at = now() + interval '1 hour',
-                             attempt = 2, last_error = 'LLM complete failed: 429'",
+            "update jobs set state = 'running', worker_id = gen_random_uuid(),
+                             lease_expires_at = now() + interval '1 hour', attempt = 2,
+                             last_error = 'LLM complete failed: 429'",
         )
         .await;
         assert_eq!(flush(&client, &session).await["status"], 504);
         app.execute(
-            "update jobs set state = 'ready', worker_id = null, lease_expires_at = null, run_at = now() + interval '1 hour'",
+            "update jobs set state = 'ready', worker_id = null, lease_expires_at = null,
+                             run_at = now() + interval '1 hour'",
         )
         .await;
         assert_eq!(flush(&client, &session).await["status"], 504);
-        // Nobody else makes the next try, so this is what it came to.
+        // No job runner is running, so this update is the result of the next attempt.
         let fails = async {
-            eventually("the flush has begun", async || {
-                app.value::<i64>("select count(*) from jobs where run_at <= now()").await == 1
+            wait_until("the flush has begun", async || {
+                app.fetch_scalar::<i64>("select count(*) from jobs where run_at <= now()").await == 1
             })
             .await;
             app.execute("update jobs set last_error = 'LLM complete failed: 429', run_at = now() + interval '1 hour'")
@@ -220,9 +223,9 @@ async fn what_an_earlier_try_came_to_is_not_the_outcome_of_a_flush() {
 }
 
 #[tokio::test]
-async fn a_project_says_itself_how_many_messages_are_enough() {
-    let setup = Setup::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
-    run_with(setup, async |app| {
+async fn a_project_can_set_its_maximum_number_of_turns() {
+    let config = TestConfig::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
+    run_with(config, async |app| {
         let client = app.project().await;
         let due = "select count(*) from jobs where kind = 'observe' and run_at <= now()";
         for (turns, enough) in [(json!(2), 2), (json!("3"), 16), (json!(0), 1)] {
@@ -234,77 +237,77 @@ async fn a_project_says_itself_how_many_messages_are_enough() {
             .execute(&*app.app.db)
             .await
             .unwrap();
-            // As the process does when it is told of the change.
-            app.forget_keys();
+            // A process does this when it is notified of the change.
+            app.clear_key_cache();
             app.execute("delete from jobs").await;
             let session = client.new_session().await;
             for n in 1..=enough {
-                assert_eq!(app.value::<i64>(due).await, 0, "{turns}: after {n}");
-                client.say_text(&session, "m").await;
+                assert_eq!(app.fetch_scalar::<i64>(due).await, 0, "{turns}: after {n}");
+                client.store_text(&session, "m").await;
             }
-            assert_eq!(app.value::<i64>(due).await, 1, "{turns}");
+            assert_eq!(app.fetch_scalar::<i64>(due).await, 1, "{turns}");
         }
     })
     .await;
 }
 
 #[tokio::test]
-async fn without_a_model_messages_wait_and_the_reason_can_be_read() {
-    let setup = Setup::default().with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "0");
-    run_with(setup, async |app| {
+async fn without_a_model_messages_stay_pending_with_a_reason() {
+    let config = TestConfig::default().with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "0");
+    run_with(config, async |app| {
         let client = app.project().await;
         let session = client.new_session().await;
-        client.say_text(&session, "waits").await;
+        client.store_text(&session, "pending").await;
         app.drain_jobs().await;
         assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(1)));
         let reason =
-            app.value::<String>("select last_error from jobs where kind = 'observe' and state = 'ready'").await;
+            app.fetch_scalar::<String>("select last_error from jobs where kind = 'observe' and state = 'ready'").await;
         assert!(reason.contains("no model is configured"), "{reason}");
-        assert_eq!(app.value::<i32>("select attempt from jobs").await, 0, "waiting is no failure");
+        assert_eq!(app.fetch_scalar::<i32>("select attempt from jobs").await, 0, "waiting is not an attempt");
         let flushed = flush(&client, &session).await;
         assert_eq!(flushed["status"], 503);
-        assert!(flushed["errmsg"].as_str().unwrap().contains("1 messages wait"), "{flushed}");
-        // A process with a model comes. It finds the job by its wait reason; the error is for people.
-        app.execute("update jobs set last_error = 'in other words'").await;
-        let twin = app.twin(with_model()).await;
-        acontextd::learn::observe::enqueue_missed(twin.app.learn.clone()).await.unwrap();
-        twin.drain_jobs().await;
+        assert!(flushed["errmsg"].as_str().unwrap().contains("1 messages are pending"), "{flushed}");
+        // A process with a model starts. It finds the job by its wait reason, not by the text of the error.
+        app.execute("update jobs set last_error = 'another text'").await;
+        let second_process = app.second_process(with_model()).await;
+        acontextd::learn::observe::enqueue_missed(second_process.app.learn.clone()).await.unwrap();
+        second_process.drain_jobs().await;
         assert_eq!(status(&client, &session).await, (json!(1), json!(0), json!(0)));
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_a_lost_process_held_is_looked_at_again() {
+async fn messages_of_a_lost_process_are_observed_again() {
     run_with(with_model(), async |app| {
         let client = app.project().await;
-        let (held, forgotten) = (client.new_session().await, client.new_session().await);
-        client.say_text(&held, "held").await;
+        let (running, missed) = (client.new_session().await, client.new_session().await);
+        client.store_text(&running, "running").await;
         app.execute("update messages set session_task_process_status = 'running'").await;
         app.drain_jobs().await;
-        assert_eq!(status(&client, &held).await, (json!(1), json!(0), json!(0)));
-        // A message whose job is gone.
-        client.say_text(&forgotten, "forgotten").await;
+        assert_eq!(status(&client, &running).await, (json!(1), json!(0), json!(0)));
+        // A message whose job is missing.
+        client.store_text(&missed, "missed").await;
         app.execute("delete from jobs").await;
         app.execute("update messages set updated_at = now() - interval '2 minutes'").await;
         acontextd::learn::observe::enqueue_missed(app.app.learn.clone()).await.unwrap();
         app.drain_jobs().await;
-        assert_eq!(status(&client, &forgotten).await, (json!(1), json!(0), json!(0)));
+        assert_eq!(status(&client, &missed).await, (json!(1), json!(0), json!(0)));
     })
     .await;
 }
 
 #[tokio::test]
-async fn failed_messages_are_taken_up_by_a_flush_and_by_nothing_else() {
+async fn only_a_flush_retries_failed_messages() {
     run_with(with_model(), async |app| {
         let client = app.project().await;
         let session = client.new_session().await;
-        client.say_text(&session, "failed").await;
+        client.store_text(&session, "failed").await;
         app.drain_jobs().await;
         app.execute("update messages set session_task_process_status = 'failed'").await;
-        assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(0)), "counted nowhere");
+        assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(0)), "failed messages are not counted");
         acontextd::learn::observe::enqueue_missed(app.app.learn.clone()).await.unwrap();
-        assert_eq!(jobs(&app).await, 0);
+        assert_eq!(count_jobs(&app).await, 0);
         let flushed = while_jobs_run(&app, flush(&client, &session)).await;
         assert_eq!(flushed["status"], 200, "{flushed}");
         assert_eq!(status(&client, &session).await, (json!(1), json!(0), json!(0)));
@@ -317,35 +320,35 @@ async fn a_project_over_its_quota_is_not_observed() {
     run_with(with_model(), async |app| {
         let client = app.project().await;
         let session = client.new_session().await;
-        client.say_text(&session, "too much").await;
+        client.store_text(&session, "too much").await;
         app.execute(
             "insert into metrics (project_id, tag, increment) select id, 'excess.task.created', 1 from projects",
         )
         .await;
         app.drain_jobs().await;
-        let shown = client.messages(&session, "format=acontext").await;
-        assert_eq!(shown["items"][0]["session_task_process_status"], "limit_exceed");
-        assert_eq!((jobs(&app).await, status(&client, &session).await), (0, (json!(0), json!(0), json!(0))));
+        let page = client.messages(&session, "format=acontext").await;
+        assert_eq!(page["items"][0]["session_task_process_status"], "limit_exceed");
+        assert_eq!((count_jobs(&app).await, status(&client, &session).await), (0, (json!(0), json!(0), json!(0))));
     })
     .await;
 }
 
 #[tokio::test]
-async fn messages_that_come_while_a_job_runs_are_not_forgotten() {
+async fn messages_stored_while_a_job_runs_are_observed() {
     run_with(with_model(), async |app| {
         let client = app.project().await;
         let sessions = [client.new_session().await, client.new_session().await];
-        let speaking = async {
+        let store_and_wait = async {
             for n in 0..60 {
-                client.say_text(&sessions[n % 2], &format!("m{n}")).await;
+                client.store_text(&sessions[n % 2], &format!("m{n}")).await;
             }
             for session in &sessions {
                 let all = || async { status(&client, session).await == (json!(30), json!(0), json!(0)) };
-                eventually("all are observed", async || all().await).await;
+                wait_until("all messages are observed", async || all().await).await;
             }
-            eventually("no job is left", async || jobs(&app).await == 0).await;
+            wait_until("no job is left", async || count_jobs(&app).await == 0).await;
         };
-        let in_time = tokio::time::timeout(Duration::from_secs(25), while_jobs_run(&app, speaking)).await;
+        let in_time = tokio::time::timeout(Duration::from_secs(25), while_jobs_run(&app, store_and_wait)).await;
         assert!(in_time.is_ok());
     })
     .await;
@@ -356,17 +359,17 @@ async fn a_deleted_session_ends_its_job() {
     run(async |app| {
         let client = app.project().await;
         let session = client.new_session().await;
-        client.say_text(&session, "gone").await;
+        client.store_text(&session, "gone").await;
         assert_eq!(client.delete(&format!("/api/v1/session/{session}")).await.status, StatusCode::OK);
         app.execute("update jobs set run_at = now()").await;
         app.drain_jobs().await;
-        assert_eq!(jobs(&app).await, 0);
+        assert_eq!(count_jobs(&app).await, 0);
     })
     .await;
 }
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "a list of ways")]
+#[expect(clippy::too_many_lines, reason = "a list of ways to store a message")]
 async fn every_way_to_store_a_message_leaves_the_same_job() {
     // Without a model, so that no job runs.
     run(async |app| {
@@ -377,34 +380,34 @@ async fn every_way_to_store_a_message_leaves_the_same_job() {
             let user = |text: &str| json!({"format": "openai", "blob": {"role": "user", "content": text}});
             let path = format!("/api/v1/session/{session}/messages");
             match way {
-                "key" => client.json_once("key", Method::POST, &path, &user("keyed")).await.assert_status(201),
+                "key" => client.json_with_key("key", Method::POST, &path, &user("keyed")).await.assert_status(201),
                 "long" => client.post(&path, user(&"long ".repeat(100_000))).await.assert_status(201),
                 "file" => {
                     let parts = json!([{"type": "file", "file_field": "f"}]);
                     let payload = json!({"format": "acontext", "blob": {"role": "user", "parts": parts}});
                     let form = Form::new().text("payload", &payload.to_string()).file("f", "f.txt", "a file");
-                    client.say_form(&session, form).await.assert_status(201);
+                    client.store_form_message(&session, form).await.assert_status(201);
                 }
                 "function result" => {
                     let call = json!({"role": "model", "parts": [{"functionCall": {"name": "f", "args": {}}}]});
-                    client.say(&session, "gemini", call).await.assert_status(201);
+                    client.store_message(&session, "gemini", call).await.assert_status(201);
                     app.execute("delete from jobs").await;
                     app.execute("update sessions set has_observe_job = false").await;
                     let result = json!({"functionResponse": {"name": "f", "response": {}}});
                     let message = json!({"role": "user", "parts": [result]});
-                    client.say(&session, "gemini", message).await.assert_status(201);
+                    client.store_message(&session, "gemini", message).await.assert_status(201);
                 }
                 "copy" => {
-                    client.say_text(&session, "copied").await;
+                    client.store_text(&session, "copied").await;
                     let copy = client.post(&format!("/api/v1/session/{session}/copy"), json!({})).await.data();
                     session = copy["new_session_id"].as_str().unwrap().to_owned();
                 }
                 "flush" | "missed" => {
-                    client.say_text(&session, way).await;
+                    client.store_text(&session, way).await;
                     app.execute("delete from jobs").await;
                     app.execute("update messages set updated_at = now() - interval '2 minutes'").await;
                     // A process with a model enqueues the job, and does not run it.
-                    let second = app.twin(with_model().with("ACONTEXTD_FLUSH_TIMEOUT", "1ms")).await;
+                    let second = app.second_process(with_model().with("ACONTEXTD_FLUSH_TIMEOUT", "1ms")).await;
                     if way == "flush" {
                         second
                             .client()
@@ -415,9 +418,9 @@ async fn every_way_to_store_a_message_leaves_the_same_job() {
                         acontextd::learn::observe::enqueue_missed(second.app.learn.clone()).await.unwrap();
                     }
                 }
-                _ => drop(client.say_text(&session, "batched").await),
+                _ => drop(client.store_text(&session, "batched").await),
             }
-            let found: Vec<(String, String, Option<String>, Option<String>)> = sqlx::query_as(
+            let rows: Vec<(String, String, Option<String>, Option<String>)> = sqlx::query_as(
                 "select kind, payload::text, lane, dedupe_key from jobs where payload ->> 'session' = $1",
             )
             .bind(&session)
@@ -427,7 +430,7 @@ async fn every_way_to_store_a_message_leaves_the_same_job() {
             let has_job = sqlx::query_scalar("select has_observe_job from sessions where id = $1::uuid").bind(&session);
             assert!(has_job.fetch_one(&*app.app.db).await.unwrap_or(false), "{way}");
             let anonymous = |text: String| text.replace(&session, "<session>");
-            for (kind, payload, lane, dedupe_key) in found {
+            for (kind, payload, lane, dedupe_key) in rows {
                 let job = (kind, anonymous(payload), lane.map(anonymous), dedupe_key.map(anonymous));
                 jobs.push((way, job));
             }

@@ -1,4 +1,4 @@
-//! The description of the API is what is committed, and is served.
+//! The committed API description is up to date and is served.
 
 use std::collections::BTreeSet;
 
@@ -9,30 +9,30 @@ use crate::support::{document, run};
 const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/openapi.json");
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a switch of this test, not a setting of the program")]
+#[expect(clippy::disallowed_methods, reason = "an option of this test, not a setting of the server")]
 fn the_committed_document_is_up_to_date() {
-    let now = document().to_pretty_json().unwrap() + "\n";
+    let current = document().to_pretty_json().unwrap() + "\n";
     if std::env::var_os("UPDATE_OPENAPI").is_some() {
         std::fs::create_dir_all(concat!(env!("CARGO_MANIFEST_DIR"), "/openapi")).unwrap();
-        std::fs::write(COMMITTED, &now).unwrap();
+        std::fs::write(COMMITTED, &current).unwrap();
     }
     let committed = std::fs::read_to_string(COMMITTED).unwrap_or_default();
     assert!(
-        committed == now,
-        "openapi/openapi.json is not what the code says: run 'make openapi' and look at the difference"
+        committed == current,
+        "openapi/openapi.json differs from the code: run 'make openapi' and review the difference"
     );
 }
 
 #[test]
-fn every_operation_has_a_name_a_summary_and_its_refusals() {
+fn every_operation_has_an_id_a_summary_and_error_responses() {
     let document = serde_json::to_value(document()).unwrap();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
-            let at = format!("{method} {path}");
-            assert!(operation["operationId"].is_string(), "{at}");
-            assert!(operation["summary"].is_string(), "{at}");
+            let name = format!("{method} {path}");
+            assert!(operation["operationId"].is_string(), "{name}");
+            assert!(operation["summary"].is_string(), "{name}");
             if path != "/health" {
-                assert!(operation["responses"]["4XX"].is_object(), "{at}");
+                assert!(operation["responses"]["4XX"].is_object(), "{name}");
             }
         }
     }
@@ -51,21 +51,21 @@ fn every_reference_names_a_component() {
 }
 
 #[tokio::test]
-async fn the_document_and_its_page_are_served_to_everybody() {
+async fn the_document_and_its_page_are_served_without_a_key() {
     run(async |app| {
         let client = app.client();
         for path in ["/openapi.json", "/swagger/doc.json"] {
-            let answer = client.get(path).await;
-            assert_eq!((answer.status, answer.header("content-type")), (StatusCode::OK, "application/json"));
-            assert_eq!(answer.json()["info"]["title"], "Acontext API");
+            let response = client.get(path).await;
+            assert_eq!((response.status, response.header("content-type")), (StatusCode::OK, "application/json"));
+            assert_eq!(response.json()["info"]["title"], "Acontext API");
         }
         let page = client.get("/swagger/index.html").await;
         assert_eq!((page.status, page.header("content-type")), (StatusCode::OK, "text/html"));
         let script = client.get("/swagger/swagger-initializer.js").await;
         assert!(script.text().contains("/swagger/doc.json"), "{}", script.text());
-        let way = client.get("/swagger").await;
-        assert_eq!((way.status.as_u16(), way.header("location")), (301, "/swagger/index.html"));
-        client.get("/swagger/nothing.html").await.assert_refused(404, "no such page");
+        let redirect = client.get("/swagger").await;
+        assert_eq!((redirect.status.as_u16(), redirect.header("location")), (301, "/swagger/index.html"));
+        client.get("/swagger/nothing.html").await.assert_error(404, "page not found");
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! Walking a list: every entry once, whatever the page size, the direction and the times.
+//! Paging: the pages of a list contain every entry once, for any page size, direction and times.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +9,8 @@ use uuid::Uuid;
 use crate::support::client::Client;
 use crate::support::{TestApp, run};
 
-/// Walks the client's disks to the end.
-async fn walk(client: &Client, query: &str) -> Vec<Value> {
+/// Returns the disks on all pages of the client's list.
+async fn list_all_pages(client: &Client, query: &str) -> Vec<Value> {
     let mut items = Vec::new();
     let mut cursor = String::new();
     loop {
@@ -25,7 +25,7 @@ async fn walk(client: &Client, query: &str) -> Vec<Value> {
     }
 }
 
-/// Disks whose times are equal in groups; a small generator of numbers stands for chance.
+/// Inserts disks, of which groups have equal times. A small pseudorandom generator chooses the times.
 async fn insert_disks(app: &TestApp, project: Uuid, count: u64, seed: u64) -> Vec<(i64, Uuid)> {
     let mut rows = Vec::new();
     let mut state = seed;
@@ -33,13 +33,16 @@ async fn insert_disks(app: &TestApp, project: Uuid, count: u64, seed: u64) -> Ve
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let micros = i64::try_from(state >> 60).unwrap();
         let id = Uuid::new_v4();
-        sqlx::query("insert into disks (id, project_id, created_at) values ($1, $2, to_timestamp(1700000000) + $3 * interval '1 microsecond')")
-            .bind(id)
-            .bind(project)
-            .bind(micros)
-            .execute(&*app.app.db)
-            .await
-            .unwrap();
+        sqlx::query(
+            "insert into disks (id, project_id, created_at)
+             values ($1, $2, to_timestamp(1700000000) + $3 * interval '1 microsecond')",
+        )
+        .bind(id)
+        .bind(project)
+        .bind(micros)
+        .execute(&*app.app.db)
+        .await
+        .unwrap();
         rows.push((micros, id));
     }
     rows.sort_unstable();
@@ -47,7 +50,7 @@ async fn insert_disks(app: &TestApp, project: Uuid, count: u64, seed: u64) -> Ve
 }
 
 #[tokio::test]
-async fn a_walk_loses_nothing_and_doubles_nothing() {
+async fn pages_have_no_gaps_and_no_duplicates() {
     run(async |app| {
         for (seed, count) in [(1, 0), (2, 1), (3, 7), (4, 40), (5, 40)] {
             let (client, other) = (app.project().await, app.project().await);
@@ -55,12 +58,12 @@ async fn a_walk_loses_nothing_and_doubles_nothing() {
             insert_disks(&app, other.project(), 5, seed).await;
             let ids: Vec<String> = rows.iter().map(|(_, id)| id.to_string()).collect();
             for limit in [1, 2, 3, 7, 39, 40, 41, 200] {
-                let walked = |items: Vec<Value>| {
+                let ids_of = |items: Vec<Value>| {
                     items.iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
                 };
-                let oldest_first = walked(walk(&client, &format!("limit={limit}")).await);
+                let oldest_first = ids_of(list_all_pages(&client, &format!("limit={limit}")).await);
                 assert_eq!(oldest_first, ids, "limit {limit}, seed {seed}");
-                let mut newest_first = walked(walk(&client, &format!("limit={limit}&time_desc=true")).await);
+                let mut newest_first = ids_of(list_all_pages(&client, &format!("limit={limit}&time_desc=true")).await);
                 newest_first.reverse();
                 assert_eq!(newest_first, ids, "limit {limit}, seed {seed}, newest first");
             }
@@ -70,7 +73,7 @@ async fn a_walk_loses_nothing_and_doubles_nothing() {
 }
 
 #[tokio::test]
-async fn what_comes_while_a_walk_goes_on_disturbs_nothing() {
+async fn entries_created_between_pages_cause_no_gap_or_duplicate() {
     run(async |app| {
         let client = app.project().await;
         let before = insert_disks(&app, client.project(), 20, 9).await;
@@ -85,7 +88,7 @@ async fn what_comes_while_a_walk_goes_on_disturbs_nothing() {
         loop {
             let page = client.get(&format!("/api/v1/disk?limit=4&cursor={cursor}")).await.data();
             for item in page["items"].as_array().unwrap() {
-                assert!(seen.insert(item["id"].to_string()), "{item} came twice");
+                assert!(seen.insert(item["id"].to_string()), "{item} is on two pages");
             }
             let Some(next) = page["next_cursor"].as_str() else { break };
             next.clone_into(&mut cursor);
@@ -108,7 +111,7 @@ async fn a_cursor_is_a_position_and_not_bound_to_a_list() {
 }
 
 #[tokio::test]
-async fn paging_parameters_out_of_range_are_refused_by_name() {
+async fn invalid_paging_parameters_are_rejected_by_name() {
     run(async |app| {
         let client = app.project().await;
         for (query, name) in [
@@ -124,7 +127,7 @@ async fn paging_parameters_out_of_range_are_refused_by_name() {
             ("user=%00", "user"),
             ("user=%zz", "user"),
         ] {
-            client.get(&format!("/api/v1/disk?{query}")).await.assert_refused(400, name);
+            client.get(&format!("/api/v1/disk?{query}")).await.assert_error(400, name);
         }
     })
     .await;

@@ -1,4 +1,4 @@
-//! A pepper other than the one that the database was set up with is refused before anything is written.
+//! A server rejects a pepper other than the one that the database was set up with, before it writes anything.
 
 use std::fs;
 
@@ -6,19 +6,19 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection};
 
 use crate::support::postgres;
-use crate::support::program::{Program, data_folder};
+use crate::support::server_process::{ServerProcess, data_dir};
 
 const KEY: &str = "sk-ac-your-root-api-bearer-token";
 const RIGHT: (&str, &str) = ("ROOT_SECRET_PEPPER", "the right pepper");
 const WRONG: (&str, &str) = ("ROOT_SECRET_PEPPER", "another pepper");
 
-async fn ping(program: &Program, key: &str) -> u16 {
+async fn ping(server: &ServerProcess, key: &str) -> u16 {
     let client = reqwest::Client::new();
-    client.get(format!("{}/api/v1/ping", program.url)).bearer_auth(key).send().await.unwrap().status().as_u16()
+    client.get(format!("{}/api/v1/ping", server.url)).bearer_auth(key).send().await.unwrap().status().as_u16()
 }
 
-/// Everything in the tables that a start may write.
-async fn contents(database: &PgConnectOptions) -> String {
+/// Returns all rows of the tables that startup may write.
+async fn read_rows(database: &PgConnectOptions) -> String {
     let mut conn = database.connect().await.unwrap();
     let rows = "select concat((select string_agg(p::text, ',' order by id) from projects p),
                               (select string_agg(s::text, ',' order by name) from server_state s))";
@@ -33,32 +33,32 @@ async fn execute(database: &PgConnectOptions, sql: &str) {
     conn.close().await.unwrap();
 }
 
-const FORGET_DIGEST: &str = "delete from server_state where name = 'pepper_digest'";
+const DELETE_DIGEST: &str = "delete from server_state where name = 'pepper_digest'";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_pepper_is_refused_and_the_first_process_keeps_working() {
+async fn another_pepper_is_rejected_and_the_first_server_continues() {
     let database = postgres::new_database().await;
-    let url = postgres::url_of(&database);
-    let (first, second) = (data_folder(), data_folder());
-    let program = Program::start(first.path(), &[("DATABASE_URL", &url), RIGHT]);
-    assert_eq!(ping(&program, KEY).await, 200);
-    let before = contents(&database).await;
-    let refusal = Program::refusal(second.path(), &[("DATABASE_URL", &url), WRONG]);
-    assert!(refusal.contains("ROOT_SECRET_PEPPER") && refusal.contains("former value"), "{refusal}");
-    assert_eq!(contents(&database).await, before, "the refused process has written something");
-    assert_eq!(ping(&program, KEY).await, 200);
-    assert!(program.stop().success());
+    let url = postgres::database_url(&database);
+    let (first, second) = (data_dir(), data_dir());
+    let server = ServerProcess::start(first.path(), &[("DATABASE_URL", &url), RIGHT]);
+    assert_eq!(ping(&server, KEY).await, 200);
+    let before = read_rows(&database).await;
+    let error = ServerProcess::startup_error(second.path(), &[("DATABASE_URL", &url), WRONG]);
+    assert!(error.contains("ROOT_SECRET_PEPPER") && error.contains("previous value"), "{error}");
+    assert_eq!(read_rows(&database).await, before, "the rejected process has written something");
+    assert_eq!(ping(&server, KEY).await, 200);
+    assert!(server.stop().success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_first_starts_with_different_peppers_do_not_both_succeed() {
+async fn first_startups_with_different_peppers_do_not_both_succeed() {
     let database = postgres::new_database().await;
-    let url = postgres::url_of(&database);
+    let url = postgres::database_url(&database);
     let start = |pepper| {
         let url = url.clone();
         tokio::task::spawn_blocking(move || {
-            let folder = data_folder();
-            Program::try_start(folder.path(), &[("DATABASE_URL", &url), pepper]).map(|program| (program, folder))
+            let dir = data_dir();
+            ServerProcess::try_start(dir.path(), &[("DATABASE_URL", &url), pepper]).map(|server| (server, dir))
         })
     };
     let (one, other) = tokio::join!(start(RIGHT), start(WRONG));
@@ -69,74 +69,74 @@ async fn two_first_starts_with_different_peppers_do_not_both_succeed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_pepper_file_is_not_replaced() {
-    let folder = data_folder();
-    let file = folder.path().join("pepper");
-    assert!(Program::start(folder.path(), &[]).stop().success());
+    let dir = data_dir();
+    let file = dir.path().join("pepper");
+    assert!(ServerProcess::start(dir.path(), &[]).stop().success());
     let pepper = fs::read_to_string(&file).unwrap();
 
     fs::remove_file(&file).unwrap();
-    let refusal = Program::refusal(folder.path(), &[]);
-    assert!(refusal.contains("pepper") && refusal.contains("missing") && refusal.contains("backup"), "{refusal}");
-    assert!(!file.exists(), "a new pepper was made");
+    let error = ServerProcess::startup_error(dir.path(), &[]);
+    assert!(error.contains("pepper") && error.contains("missing") && error.contains("backup"), "{error}");
+    assert!(!file.exists(), "a new pepper was created");
 
     fs::write(&file, "another pepper\n").unwrap();
-    let refusal = Program::refusal(folder.path(), &[]);
-    assert!(refusal.contains(file.to_str().unwrap()) && refusal.contains("restore"), "{refusal}");
+    let error = ServerProcess::startup_error(dir.path(), &[]);
+    assert!(error.contains(file.to_str().unwrap()) && error.contains("restore"), "{error}");
 
-    // The content of the file, set as a setting instead.
-    let program = Program::start(folder.path(), &[("ROOT_SECRET_PEPPER", &pepper)]);
-    assert_eq!(ping(&program, KEY).await, 200);
-    assert!(program.stop().success());
+    // The content of the file works as a setting too.
+    let server = ServerProcess::start(dir.path(), &[("ROOT_SECRET_PEPPER", &pepper)]);
+    assert_eq!(ping(&server, KEY).await, 200);
+    assert!(server.stop().success());
 
     fs::write(&file, &pepper).unwrap();
-    let refusal = Program::refusal(folder.path(), &[WRONG]);
-    assert!(refusal.contains("unset") && refusal.contains(file.to_str().unwrap()), "{refusal}");
-    let program = Program::start(folder.path(), &[]);
-    assert_eq!(ping(&program, KEY).await, 200);
-    assert!(program.stop().success());
+    let error = ServerProcess::startup_error(dir.path(), &[WRONG]);
+    assert!(error.contains("unset") && error.contains(file.to_str().unwrap()), "{error}");
+    let server = ServerProcess::start(dir.path(), &[]);
+    assert_eq!(ping(&server, KEY).await, 200);
+    assert!(server.stop().success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_without_a_digest_is_verified_by_the_root_token() {
     let database = postgres::new_database().await;
-    let url = postgres::url_of(&database);
+    let url = postgres::database_url(&database);
     let url = ("DATABASE_URL", url.as_str());
-    let folder = data_folder();
-    assert!(Program::start(folder.path(), &[url, RIGHT]).stop().success());
-    let digest = contents(&database).await;
+    let dir = data_dir();
+    assert!(ServerProcess::start(dir.path(), &[url, RIGHT]).stop().success());
+    let digest = read_rows(&database).await;
 
-    execute(&database, FORGET_DIGEST).await;
-    let before = contents(&database).await;
+    execute(&database, DELETE_DIGEST).await;
+    let before = read_rows(&database).await;
     for settings in [&[url, WRONG][..], &[url, RIGHT, ("ROOT_API_BEARER_TOKEN", "a-new-token")]] {
-        let refusal = Program::refusal(folder.path(), settings);
-        assert!(refusal.contains("ROOT_API_BEARER_TOKEN") && refusal.contains("former"), "{refusal}");
-        assert_eq!(contents(&database).await, before, "the refused process has written something");
+        let error = ServerProcess::startup_error(dir.path(), settings);
+        assert!(error.contains("ROOT_API_BEARER_TOKEN") && error.contains("previous"), "{error}");
+        assert_eq!(read_rows(&database).await, before, "the rejected process has written something");
     }
-    // A key that was rotated since leaves the token that was applied.
+    // After a key rotation, the lookup hash of the last applied root token still verifies the pepper.
     execute(&database, "update projects set secret_key_hmac = 'rotated'").await;
-    assert!(Program::start(folder.path(), &[url, RIGHT]).stop().success());
-    assert_eq!(contents(&database).await.matches("pepper_digest").count(), 1);
+    assert!(ServerProcess::start(dir.path(), &[url, RIGHT]).stop().success());
+    assert_eq!(read_rows(&database).await.matches("pepper_digest").count(), 1);
     let is_recorded = |contents: &str| contents.contains("pepper_digest");
     assert!(is_recorded(&digest) && !is_recorded(&before));
-    // From now on the token may change.
-    let program = Program::start(folder.path(), &[url, RIGHT, ("ROOT_API_BEARER_TOKEN", "a-new-token")]);
-    assert_eq!(ping(&program, "sk-ac-a-new-token").await, 200);
-    assert!(program.stop().success());
+    // With the recorded digest, the root token may change.
+    let server = ServerProcess::start(dir.path(), &[url, RIGHT, ("ROOT_API_BEARER_TOKEN", "a-new-token")]);
+    assert_eq!(ping(&server, "sk-ac-a-new-token").await, 200);
+    assert!(server.stop().success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_without_projects_takes_any_pepper() {
+async fn a_database_without_projects_accepts_any_pepper() {
     let database = postgres::new_database().await;
-    let url = postgres::url_of(&database);
+    let url = postgres::database_url(&database);
     let url = ("DATABASE_URL", url.as_str());
-    // Without tables either.
+    // The database has no tables.
     execute(&database, "drop schema public cascade").await;
     execute(&database, "create schema public").await;
-    let folder = data_folder();
-    assert!(Program::start(folder.path(), &[url, RIGHT]).stop().success());
+    let dir = data_dir();
+    assert!(ServerProcess::start(dir.path(), &[url, RIGHT]).stop().success());
     execute(&database, "delete from projects").await;
-    let refusal = Program::refusal(folder.path(), &[url, WRONG]);
-    assert!(refusal.contains("ROOT_SECRET_PEPPER"), "{refusal}");
-    execute(&database, FORGET_DIGEST).await;
-    assert!(Program::start(folder.path(), &[url, WRONG]).stop().success());
+    let error = ServerProcess::startup_error(dir.path(), &[url, WRONG]);
+    assert!(error.contains("ROOT_SECRET_PEPPER"), "{error}");
+    execute(&database, DELETE_DIGEST).await;
+    assert!(ServerProcess::start(dir.path(), &[url, WRONG]).stop().success());
 }

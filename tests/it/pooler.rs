@@ -1,4 +1,5 @@
-//! Connections over TCP, and through a pooler: one that keeps sessions apart works, one that shares them is refused.
+//! Connections over TCP and through a pooler. A pooler in session mode works; a pooler that shares sessions is
+//! rejected.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -10,8 +11,8 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
 use crate::support::pgbouncer::PgBouncer;
-use crate::support::program::{Program, data_folder};
-use crate::support::{Setup, eventually, postgres, run_with};
+use crate::support::server_process::{ServerProcess, data_dir};
+use crate::support::{TestConfig, postgres, run_with, wait_until};
 
 const KEY: &str = "sk-ac-your-root-api-bearer-token";
 const PEPPER: (&str, &str) = ("ROOT_SECRET_PEPPER", "a pepper for tests");
@@ -21,28 +22,28 @@ const PEPPER: (&str, &str) = ("ROOT_SECRET_PEPPER", "a pepper for tests");
 async fn database_connections_disable_nagle() {
     let database = postgres::new_database().await;
     let bouncer = PgBouncer::start(&database, "session", "").await;
-    let setup = Setup { database: Some(bouncer.options()), ..Setup::default() };
-    run_with(setup, async |app| {
-        let _held = app.app.db.acquire().await.unwrap();
-        let _pages = app.app.messages.message_pages.acquire().await.unwrap();
+    let config = TestConfig { database: Some(bouncer.options()), ..TestConfig::default() };
+    run_with(config, async |app| {
+        let _connection = app.app.db.acquire().await.unwrap();
+        let _page_connection = app.app.messages.page_pool.acquire().await.unwrap();
         let port = bouncer.options().get_port();
         let options = nodelay_options(port);
         assert!(options.len() >= 2, "both pools have a connection");
         assert!(options.iter().all(|nodelay| *nodelay), "{options:?}");
-        // A socket without the option is seen as such.
+        // The helper recognizes a socket without the option.
         let _plain = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         assert_eq!(nodelay_options(port).iter().filter(|nodelay| !**nodelay).count(), 1);
     })
     .await;
 }
 
-/// `TCP_NODELAY` of each socket of this process that is connected to a local port.
+/// Returns `TCP_NODELAY` of each socket of this process that is connected to a local port.
 fn nodelay_options(port: u16) -> Vec<bool> {
     let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
     let mut options = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
         let number: i32 = entry.file_name().to_str().unwrap().parse().unwrap();
-        // It may have been closed in the meantime.
+        // The socket may have been closed in the meantime.
         let Ok(socket) = pidfd_getfd(this.as_fd(), number, PidfdGetfdFlags::empty()) else { continue };
         let Ok(Some(peer)) = rustix::net::getpeername(&socket) else { continue };
         if SocketAddr::try_from(peer).is_ok_and(|peer| peer.port() == port) {
@@ -56,21 +57,19 @@ fn nodelay_options(port: u16) -> Vec<bool> {
 async fn connections_through_a_pooler_in_session_mode_have_their_settings() {
     let database = postgres::new_database().await;
     let bouncer = PgBouncer::start(&database, "session", "").await;
-    let setup = Setup { database: Some(bouncer.options()), ..Setup::default() };
-    run_with(setup, async |app| {
-        for (setting, wanted) in
+    let config = TestConfig { database: Some(bouncer.options()), ..TestConfig::default() };
+    run_with(config, async |app| {
+        for (setting, expected) in
             [("plan_cache_mode", "force_generic_plan"), ("enable_sort", "off"), ("TimeZone", "UTC")]
         {
-            let shown: String = sqlx::query_scalar(&format!("show {setting}"))
-                .fetch_one(&app.app.messages.message_pages)
-                .await
-                .unwrap();
-            assert_eq!(shown, wanted, "{setting}");
+            let value: String =
+                sqlx::query_scalar(&format!("show {setting}")).fetch_one(&app.app.messages.page_pool).await.unwrap();
+            assert_eq!(value, expected, "{setting}");
         }
         let client = app.project().await;
         let session = client.new_session().await;
         for number in 0..20 {
-            client.say_text(&session, &format!("message {number}")).await;
+            client.store_text(&session, &format!("message {number}")).await;
         }
         let page = client.get(&format!("/api/v1/session/{session}/messages?limit=20")).await;
         assert_eq!(page.data()["items"].as_array().unwrap().len(), 20);
@@ -83,22 +82,22 @@ async fn the_server_runs_behind_a_pooler_in_session_mode() {
     let database = postgres::new_database().await;
     let bouncer = PgBouncer::start(&database, "session", "").await;
     let url = bouncer.url();
-    let folder = data_folder();
-    let program = Program::start(folder.path(), &[("DATABASE_URL", &url), PEPPER]);
+    let dir = data_dir();
+    let server = ServerProcess::start(dir.path(), &[("DATABASE_URL", &url), PEPPER]);
     let client = reqwest::Client::new();
     for _ in 0..3 {
-        let made = client.post(format!("{}/api/v1/session", program.url)).bearer_auth(KEY).send().await.unwrap();
-        assert_eq!(made.status().as_u16(), 201);
-        // Long enough for idle connections to be checked.
+        let created = client.post(format!("{}/api/v1/session", server.url)).bearer_auth(KEY).send().await.unwrap();
+        assert_eq!(created.status().as_u16(), 201);
+        // Long enough for idle connections to be verified.
         tokio::time::sleep(Duration::from_millis(1_100)).await;
     }
-    let ready = client.get(format!("{}/ready", program.url)).send().await.unwrap();
+    let ready = client.get(format!("{}/ready", server.url)).send().await.unwrap();
     assert_eq!(ready.status().as_u16(), 200, "{}", ready.text().await.unwrap());
-    assert!(program.stop().success());
+    assert!(server.stop().success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn startup_refuses_a_pooler_that_shares_sessions() {
+async fn startup_rejects_a_pooler_that_shares_sessions() {
     for (mode, settings) in [
         ("transaction", ""),
         ("transaction", "server_round_robin = 1\nmin_pool_size = 4"),
@@ -108,9 +107,9 @@ async fn startup_refuses_a_pooler_that_shares_sessions() {
         let database = postgres::new_database().await;
         let bouncer = PgBouncer::start(&database, mode, settings).await;
         let url = bouncer.url();
-        let folder = data_folder();
-        let refusal = Program::refusal(folder.path(), &[("DATABASE_URL", &url), PEPPER]);
-        assert!(refusal.contains("session mode"), "{mode} {settings}: {refusal}");
+        let dir = data_dir();
+        let error = ServerProcess::startup_error(dir.path(), &[("DATABASE_URL", &url), PEPPER]);
+        assert!(error.contains("session mode"), "{mode} {settings}: {error}");
         let mut conn = database.connect().await.unwrap();
         let projects: i64 = sqlx::query_scalar("select count(*) from projects").fetch_one(&mut conn).await.unwrap();
         assert_eq!(projects, 0, "something was executed in {mode} mode");
@@ -118,55 +117,56 @@ async fn startup_refuses_a_pooler_that_shares_sessions() {
     }
 }
 
-/// Sessions and disks stay while many requests read them, although their statements would get mixed with others.
+/// Many requests read sessions and disks. With shared sessions, their statements could be mixed up with statements that
+/// delete.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pooler_that_begins_to_share_sessions_is_refused_and_nothing_is_lost() {
+async fn nothing_is_lost_when_a_pooler_starts_to_share_sessions() {
     let database = postgres::new_database().await;
     let bouncer = PgBouncer::start(&database, "session", "").await;
     let url = bouncer.url();
-    let folder = data_folder();
-    let program = Program::start(folder.path(), &[("DATABASE_URL", &url), PEPPER]);
+    let dir = data_dir();
+    let server = ServerProcess::start(dir.path(), &[("DATABASE_URL", &url), PEPPER]);
     let client = reqwest::Client::new();
-    let api = format!("{}/api/v1", program.url);
+    let api = format!("{}/api/v1", server.url);
     let mut ids = Vec::new();
     for number in 0..40 {
         let kind = if number % 2 == 0 { "session" } else { "disk" };
-        let made = client.post(format!("{api}/{kind}")).bearer_auth(KEY).send().await.unwrap();
-        let made: serde_json::Value = made.json().await.unwrap();
-        ids.push((kind, made["data"]["id"].as_str().unwrap().to_owned()));
+        let response = client.post(format!("{api}/{kind}")).bearer_auth(KEY).send().await.unwrap();
+        let created: serde_json::Value = response.json().await.unwrap();
+        ids.push((kind, created["data"]["id"].as_str().unwrap().to_owned()));
     }
-    // Several connections know how to delete.
+    // Several connections have a prepared statement that deletes.
     let deletions =
         ids.drain(..10).map(|(kind, id)| client.delete(format!("{api}/{kind}/{id}")).bearer_auth(KEY).send());
     for deleted in futures_util::future::join_all(deletions).await {
         assert_eq!(deleted.unwrap().status().as_u16(), 200);
     }
     bouncer.set_mode("transaction", "");
-    eventually("the server refuses to go on", async || {
+    wait_until("the server reports the pooler", async || {
         let requests = (0..16).map(|_| client.get(format!("{api}/session?limit=200")).bearer_auth(KEY).send());
         futures_util::future::join_all(requests).await;
-        let ready = client.get(format!("{}/ready", program.url)).send().await.unwrap();
+        let ready = client.get(format!("{}/ready", server.url)).send().await.unwrap();
         ready.status().as_u16() == 503 && ready.text().await.unwrap().contains("session mode")
     })
     .await;
-    let refused = client.get(format!("{api}/session")).bearer_auth(KEY).send().await.unwrap();
-    assert_eq!(refused.status().as_u16(), 503);
-    assert!(refused.text().await.unwrap().contains("/ready"));
-    assert!(program.log().contains("session mode"));
+    let response = client.get(format!("{api}/session")).bearer_auth(KEY).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 503);
+    assert!(response.text().await.unwrap().contains("/ready"));
+    assert!(server.log().contains("session mode"));
     let mut conn = database.connect().await.unwrap();
-    let left = "select (select count(*) from sessions) + (select count(*) from disks)";
-    let left: i64 = sqlx::query_scalar(left).fetch_one(&mut conn).await.unwrap();
-    assert_eq!(left, 30, "sessions or disks are gone");
+    let count_rows = "select (select count(*) from sessions) + (select count(*) from disks)";
+    let remaining: i64 = sqlx::query_scalar(count_rows).fetch_one(&mut conn).await.unwrap();
+    assert_eq!(remaining, 30, "sessions or disks were deleted");
     conn.close().await.unwrap();
-    assert!(tokio::task::spawn_blocking(move || program.stop()).await.unwrap().success());
+    assert!(tokio::task::spawn_blocking(move || server.stop()).await.unwrap().success());
 }
 
-/// What a pooler does that swaps the sessions of two connections while both are in use.
+/// The statements have the effect of a pooler that swaps the sessions of two connections while both are in use.
 #[tokio::test]
-async fn a_session_with_the_mark_of_another_connection_is_refused() {
+async fn a_session_with_the_mark_of_another_connection_is_rejected() {
     let database: PgConnectOptions = postgres::new_database().await;
     for sql in [
-        // Another session, where nothing was marked.
+        // Another session, which has no mark.
         "select set_config('acontextd.session', '', false)",
         // The session of another connection: its mark, and the name of this one.
         "select set_config('acontextd.session', 'acontextd-0123456789abcdef ' || pg_backend_pid(), false)",
@@ -179,6 +179,6 @@ async fn a_session_with_the_mark_of_another_connection_is_refused() {
         sqlx::query(sql).execute(&mut conn).await.unwrap();
         assert!(matches!(check.verify(&mut conn).await, Err(sqlx::Error::PoolClosed)), "{sql}");
         assert!(check.found_shared_session());
-        assert!(check.connect(&database, &[]).await.is_err(), "a new connection is made");
+        assert!(check.connect(&database, &[]).await.is_err(), "a new connection was opened");
     }
 }

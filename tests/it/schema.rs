@@ -1,11 +1,11 @@
-//! What the database and the crates must be like for the rest to hold.
+//! Properties of the database schema and of dependencies on which the code relies.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use acontextd::blob::rows::EncryptionFormat;
 use acontextd::conversation::format::Format;
 use acontextd::conversation::parts::Role;
-use acontextd::disks::apply::Actor;
+use acontextd::disks::apply::Author;
 use acontextd::jobs::{JobState, WaitReason};
 use acontextd::learning_spaces::LearningStatus;
 use acontextd::messages::ProcessStatus;
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use sqlx::{ConnectOptions, Connection};
 
-use crate::support::program::{Program, data_folder};
+use crate::support::server_process::{ServerProcess, data_dir};
 use crate::support::{postgres, run};
 
 #[tokio::test]
@@ -29,7 +29,7 @@ async fn every_table_that_refers_to_blobs_is_known_to_the_sweep() {
         .await
         .unwrap();
         assert!(!referring.is_empty());
-        let view: String = app.value("select pg_get_viewdef('blob_references')").await;
+        let view: String = app.fetch_scalar("select pg_get_viewdef('blob_references')").await;
         for (table, column) in referring {
             assert!(view.contains(&format!("{table}.{column}")), "{table}.{column} is not in blob_references:\n{view}");
             let triggers: i64 = sqlx::query_scalar(
@@ -46,11 +46,11 @@ async fn every_table_that_refers_to_blobs_is_known_to_the_sweep() {
     .await;
 }
 
-/// Columns whose values are words, and the enum of each.
+/// The columns with a fixed set of texts, and the values of the enum of each.
 const TEXT_ENUMS: &[(&str, &[&str])] = &[
-    ("artifact_versions.author", Actor::VALUES),
+    ("artifact_versions.author", Author::VALUES),
     ("blobs.encryption_format", EncryptionFormat::VALUES),
-    // No state leaves the SQL of blobs.
+    // Blob states are used only in SQL.
     ("blobs.state", &["pending", "live", "dead"]),
     ("jobs.state", JobState::VALUES),
     ("jobs.wait_reason", WaitReason::VALUES),
@@ -73,28 +73,32 @@ async fn checks_of_columns_list_the_values_of_their_enums() {
         .await
         .unwrap();
         // CHECK ((state = ANY (ARRAY['ready'::text, 'running'::text])))
-        let words = |check: &str| {
+        let quoted_values = |check: &str| {
             let quoted: Vec<_> = check.split('\'').skip(1).step_by(2).map(ToOwned::to_owned).collect();
             BTreeSet::from_iter(quoted)
         };
-        let found: BTreeMap<_, _> = checks.into_iter().map(|(column, check)| (column, words(&check))).collect();
+        let actual: BTreeMap<_, _> =
+            checks.into_iter().map(|(column, check)| (column, quoted_values(&check))).collect();
         let set = |values: &[&str]| values.iter().map(ToString::to_string).collect();
         let expected = TEXT_ENUMS.iter().map(|(column, values)| ((*column).to_owned(), set(values))).collect();
-        assert_eq!(found, expected);
+        assert_eq!(actual, expected);
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_others_read_and_write_has_its_names_and_defaults() {
+async fn columns_of_other_programs_keep_their_names_and_defaults() {
     run(async |app| {
-        app.execute("insert into projects (id, secret_key_hmac, secret_key_hash_phc, encryption_enabled, configs)
-                     values (gen_random_uuid(), 'hmac', 'phc', false, '{}')")
+        app.execute(
+            "insert into projects (id, secret_key_hmac, secret_key_hash_phc, encryption_enabled, configs)
+                     values (gen_random_uuid(), 'hmac', 'phc', false, '{}')",
+        )
         .await;
         for query in [
             "select id, created_at from disks",
             "select project_id, asset_meta -> 'size_b', created_at from asset_references",
-            "select id, secret_key_hmac, secret_key_hash_phc, encryption_enabled, configs, created_at, updated_at from projects",
+            "select id, secret_key_hmac, secret_key_hash_phc, encryption_enabled, configs, created_at, updated_at
+             from projects",
         ] {
             app.execute(query).await;
         }
@@ -103,7 +107,7 @@ async fn what_others_read_and_write_has_its_names_and_defaults() {
 }
 
 #[tokio::test]
-async fn two_processes_may_bring_a_database_up_to_date_at_once() {
+async fn two_processes_can_migrate_a_database_concurrently() {
     run(async |app| {
         let (one, other) = tokio::join!(
             acontextd::db::migrations::migrate(&app.app.db),
@@ -117,13 +121,13 @@ async fn two_processes_may_bring_a_database_up_to_date_at_once() {
             acontextd::db::migrations::migrate(&app.app.db)
         );
         one.and(other).unwrap();
-        assert_eq!(app.value::<i64>("select count(*) from projects").await, 0);
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from projects").await, 0);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_of_another_version_is_refused_and_stays_as_it_is() {
+async fn a_database_of_another_version_is_rejected_unchanged() {
     for (change, expected) in [
         ("update _sqlx_migrations set checksum = '\\x00' where version = 1", "from before its first release"),
         (
@@ -135,19 +139,20 @@ async fn a_database_of_another_version_is_refused_and_stays_as_it_is() {
         let database = postgres::new_database().await;
         let mut conn = database.connect().await.unwrap();
         sqlx::query(change).execute(&mut conn).await.unwrap();
-        let dir = data_folder();
-        let settings = [("DATABASE_URL", postgres::url_of(&database)), ("ROOT_SECRET_PEPPER", "a pepper".into())];
-        let error = Program::refusal(dir.path(), &settings.each_ref().map(|(name, value)| (*name, value.as_str())));
+        let dir = data_dir();
+        let settings = [("DATABASE_URL", postgres::database_url(&database)), ("ROOT_SECRET_PEPPER", "a pepper".into())];
+        let error =
+            ServerProcess::startup_error(dir.path(), &settings.each_ref().map(|(name, value)| (*name, value.as_str())));
         assert!(error.contains(expected), "{error}");
-        let written: i64 = sqlx::query_scalar("select count(*) from server_state").fetch_one(&mut conn).await.unwrap();
-        assert_eq!(written, 0, "the refused process has written something");
+        let rows: i64 = sqlx::query_scalar("select count(*) from server_state").fetch_one(&mut conn).await.unwrap();
+        assert_eq!(rows, 0, "the rejected process has written something");
         conn.close().await.unwrap();
     }
 }
 
 #[test]
 fn json_keeps_digits_and_sorts_keys() {
-    // A dependency can switch either off for the whole program.
+    // A feature of any dependency can change either for the whole program.
     let text = r#"{"b": 12345678901234567890.10, "a": 1}"#;
     let value: serde_json::Value = serde_json::from_str(text).unwrap();
     assert_eq!(value.to_string(), r#"{"a":1,"b":12345678901234567890.10}"#);

@@ -3,26 +3,28 @@
 use axum::http::StatusCode;
 
 use crate::support::client::Client;
-use crate::support::{Setup, run, run_with};
+use crate::support::{TestConfig, run, run_with};
 
-async fn names(client: &Client, disk: &str, what: &str, query: &str) -> Vec<String> {
+/// Returns the paths of the files that `glob` or `grep` finds.
+async fn find_paths(client: &Client, disk: &str, operation: &str, query: &str) -> Vec<String> {
     let query: Vec<String> = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
     let query = query.concat();
-    let answer = client.get(&format!("/api/v1/disk/{disk}/artifact/{what}?query={query}")).await;
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-    let found = answer.data();
-    let found = found.as_array().unwrap().iter();
-    found.map(|file| format!("{}{}", file["path"].as_str().unwrap(), file["filename"].as_str().unwrap())).collect()
+    let response = client.get(&format!("/api/v1/disk/{disk}/artifact/{operation}?query={query}")).await;
+    assert_eq!(response.status, StatusCode::OK, "{}", response.text());
+    let data = response.data();
+    let files = data.as_array().unwrap().iter();
+    files.map(|file| format!("{}{}", file["path"].as_str().unwrap(), file["filename"].as_str().unwrap())).collect()
 }
 
-async fn library(client: &Client) -> String {
+/// Creates a disk with sample files, and another disk with a file that no search may find.
+async fn create_sample_disk(client: &Client) -> String {
     let (disk, other) = (client.new_disk().await, client.new_disk().await);
     client.upload(&disk, "/src/", "b.py", "def todo():\n    return 42\n").await;
     client.upload(&disk, "/", "a.txt", "First line\nTODO: call Ann\nlast line\n").await;
     client.upload(&disk, "/docs/", "c.md", "nothing to do\n").await;
     client.upload(&disk, "/", "d.json", "{\"todo\": 1}").await;
     client.upload(&disk, "/", "p.png", b"\x89PNG\r\n\x1a\n\0todo").await;
-    client.upload(&disk, "/", "cafe.txt", b"todo caf\xe9").await;
+    client.upload(&disk, "/", "cafe.txt", b"todo \xe9").await;
     client.upload(&other, "/", "other.txt", "todo").await;
     disk
 }
@@ -31,8 +33,8 @@ async fn library(client: &Client) -> String {
 async fn grep_finds_text_by_path_and_name_as_ripgrep_would() {
     run(async |app| {
         let client = app.project().await;
-        let disk = library(&client).await;
-        let grep = async |query: &str| names(&client, &disk, "grep", query).await;
+        let disk = create_sample_disk(&client).await;
+        let grep = async |query: &str| find_paths(&client, &disk, "grep", query).await;
         assert_eq!(grep("todo").await, ["/a.txt", "/cafe.txt", "/d.json", "/src/b.py"]);
         assert_eq!(grep("^todo").await, ["/a.txt", "/cafe.txt"]);
         assert_eq!(grep("line$").await, ["/a.txt"]);
@@ -55,8 +57,8 @@ async fn grep_finds_text_by_path_and_name_as_ripgrep_would() {
 async fn glob_finds_names_over_batches_and_stops_at_the_limit() {
     run(async |app| {
         let client = app.project().await;
-        let disk = library(&client).await;
-        let glob = async |query: &str| names(&client, &disk, "glob", query).await;
+        let disk = create_sample_disk(&client).await;
+        let glob = async |query: &str| find_paths(&client, &disk, "glob", query).await;
         assert_eq!(glob("*").await, ["/a.txt", "/cafe.txt", "/d.json", "/p.png", "/docs/c.md", "/src/b.py"]);
         assert_eq!(glob("*.txt").await, ["/a.txt", "/cafe.txt"]);
         assert_eq!(glob("/*/[bc].*").await, ["/docs/c.md", "/src/b.py"]);
@@ -70,7 +72,8 @@ async fn glob_finds_names_over_batches_and_stops_at_the_limit() {
             "with b as (select id from blobs where state = 'live' limit 1),
                   n as (select '/many/' as path, 'f' || n || '.txt' as filename from generate_series(1, 12000) n),
                   a as (insert into artifacts (disk_id, path, filename) select $1, path, filename from n)
-             insert into artifact_versions (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
+             insert into artifact_versions
+                 (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
              select $1, path, filename, 1, b.id, '{}', 'text/plain', 1, '', 'key' from n, b",
         )
         .bind(disk.parse::<uuid::Uuid>().unwrap())
@@ -78,7 +81,7 @@ async fn glob_finds_names_over_batches_and_stops_at_the_limit() {
         .await
         .unwrap();
         assert_eq!(glob("/many/f9999.txt").await, ["/many/f9999.txt"]);
-        assert_eq!(glob("/s*").await, ["/src/b.py"], "behind all of them");
+        assert_eq!(glob("/s*").await, ["/src/b.py"], "a path after all of them");
         assert_eq!(glob("/many/*").await.len(), 100);
         let two = client.get(&format!("/api/v1/disk/{disk}/artifact/glob?query=/many/*&limit=2")).await.data();
         assert_eq!(two.as_array().unwrap().len(), 2);
@@ -87,12 +90,12 @@ async fn glob_finds_names_over_batches_and_stops_at_the_limit() {
 }
 
 #[tokio::test]
-async fn patterns_and_limits_out_of_range_are_refused_by_name() {
+async fn invalid_patterns_and_limits_are_rejected_by_name() {
     run(async |app| {
         let client = app.project().await;
         let disk = client.new_disk().await;
-        for what in ["grep", "glob"] {
-            let at = format!("/api/v1/disk/{disk}/artifact/{what}");
+        for operation in ["grep", "glob"] {
+            let path = format!("/api/v1/disk/{disk}/artifact/{operation}");
             for (query, name) in [
                 (String::new(), "query"),
                 ("?query=".into(), "query"),
@@ -101,30 +104,27 @@ async fn patterns_and_limits_out_of_range_are_refused_by_name() {
                 ("?query=x&limit=-1".into(), "limit"),
                 ("?query=x&limit=many".into(), "limit"),
             ] {
-                client.get(&format!("{at}{query}")).await.assert_refused(400, name);
+                client.get(&format!("{path}{query}")).await.assert_error(400, name);
             }
-            assert_eq!(client.get(&format!("{at}?query={}&limit=0", "a".repeat(1000))).await.status, StatusCode::OK);
+            assert_eq!(client.get(&format!("{path}?query={}&limit=0", "a".repeat(1000))).await.status, StatusCode::OK);
         }
         for pattern in ["(", "%5Ba-", "*x", "a(?=b)", "(a)%5C1", "a%7B1000%7D%7B1000%7D%7B1000%7D"] {
-            client
-                .get(&format!("/api/v1/disk/{disk}/artifact/grep?query={pattern}"))
-                .await
-                .assert_refused(400, "query");
+            client.get(&format!("/api/v1/disk/{disk}/artifact/grep?query={pattern}")).await.assert_error(400, "query");
         }
-        client.get("/api/v1/disk/none/artifact/grep?query=x").await.assert_refused(400, "disk_id");
+        client.get("/api/v1/disk/none/artifact/grep?query=x").await.assert_error(400, "disk_id");
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_grep_that_takes_too_long_is_503_and_never_a_part_of_the_answer() {
-    run_with(Setup::default().with("ACONTEXTD_GREP_TIMEOUT", "1ms"), async |app| {
+async fn a_grep_that_times_out_is_a_503_without_a_partial_result() {
+    run_with(TestConfig::default().with("ACONTEXTD_GREP_TIMEOUT", "1ms"), async |app| {
         let client = app.project().await;
         let disk = client.new_disk().await;
         client.upload(&disk, "/", "a.txt", "x".repeat(4 << 20)).await;
         client.upload(&disk, "/", "b.txt", "y".repeat(4 << 20)).await;
-        let answer = client.get(&format!("/api/v1/disk/{disk}/artifact/grep?query=(x%2B)%2By$")).await;
-        answer.assert_refused(503, "took too long");
+        let response = client.get(&format!("/api/v1/disk/{disk}/artifact/grep?query=(x%2B)%2By$")).await;
+        response.assert_error(503, "search timed out");
     })
     .await;
 }

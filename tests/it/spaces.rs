@@ -1,4 +1,4 @@
-//! Learning spaces: what is kept with them, and the skills in them.
+//! Learning spaces: their user metadata and their skills.
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -8,24 +8,24 @@ use crate::support::run;
 
 const SPACES: &str = "/api/v1/learning_spaces";
 
-/// The names of the skills in a space.
-async fn names(client: &Client, space: &str) -> Vec<String> {
+/// Returns the names of the skills in a space.
+async fn skill_names(client: &Client, space: &str) -> Vec<String> {
     let skills = client.get(&format!("{SPACES}/{space}/skills")).await.data();
     skills.as_array().unwrap().iter().map(|skill| skill["name"].as_str().unwrap().to_owned()).collect()
 }
 
 #[tokio::test]
-async fn a_space_begins_with_two_skills_of_its_own() {
+async fn a_new_space_has_two_default_skills() {
     run(async |app| {
         let client = app.project().await;
-        let made = client.post(SPACES, json!({"user": "ann", "meta": {"n": 9_007_199_254_740_993_i64}})).await;
-        made.assert_status(201);
-        let space = made.data();
+        let response = client.post(SPACES, json!({"user": "ann", "meta": {"n": 9_007_199_254_740_993_i64}})).await;
+        response.assert_status(201);
+        let space = response.data();
         assert_eq!(space["meta"], json!({"n": 9_007_199_254_740_993_i64}));
         let id = space["id"].as_str().unwrap();
         assert_eq!(client.get(&format!("{SPACES}/{id}")).await.data(), space);
         let skills = client.get(&format!("{SPACES}/{id}/skills")).await.data();
-        assert_eq!(names(&client, id).await, ["daily-logs", "user-general-facts"]);
+        assert_eq!(skill_names(&client, id).await, ["daily-logs", "user-general-facts"]);
         for skill in skills.as_array().unwrap() {
             assert_eq!(skill["user_id"], space["user_id"]);
             assert_eq!(skill["file_index"], json!([{"path": "SKILL.md", "mime": "text/markdown; charset=utf-8"}]));
@@ -33,38 +33,38 @@ async fn a_space_begins_with_two_skills_of_its_own() {
             let raw = client.get(&file).await.data()["content"]["raw"].as_str().unwrap().to_owned();
             assert!(raw.starts_with(&format!("---\nname: {}\n", skill["name"].as_str().unwrap())), "{raw}");
         }
-        // Another space has skills of its own, of the same stored bytes.
+        // Another space has other skills, which share the stored content.
         let other = client.new_space().await;
-        let others = client.get(&format!("{SPACES}/{other}/skills")).await.data();
-        assert_ne!(others[0]["disk_id"], skills[0]["disk_id"]);
-        assert_eq!(app.value::<i64>("select count(*) from blobs").await, 2);
+        let other_skills = client.get(&format!("{SPACES}/{other}/skills")).await.data();
+        assert_ne!(other_skills[0]["disk_id"], skills[0]["disk_id"]);
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from blobs").await, 2);
     })
     .await;
 }
 
 #[tokio::test]
-async fn sixteen_spaces_are_made_at_once() {
+async fn spaces_can_be_created_concurrently() {
     run(async |app| {
         let client = app.project().await;
-        let made = (0..16).map(|_| client.post(SPACES, json!({"user": "ann"})));
-        for answer in join_all(made).await {
-            answer.assert_status(201);
+        let requests = (0..16).map(|_| client.post(SPACES, json!({"user": "ann"})));
+        for response in join_all(requests).await {
+            response.assert_status(201);
         }
-        assert_eq!(app.value::<i64>("select count(*) from learning_space_skills").await, 32);
-        assert_eq!(app.value::<i64>("select count(*) from blobs where state = 'live'").await, 2);
-        assert_eq!(app.value::<i64>("select count(*) from users").await, 1);
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from learning_space_skills").await, 32);
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from blobs where state = 'live'").await, 2);
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from users").await, 1);
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_space_that_cannot_have_its_skills_is_not_made() {
+async fn a_space_is_not_created_without_its_default_skills() {
     run(async |app| {
         let client = app.project().await;
         app.blobs.set_down(true);
-        client.post(SPACES, json!({"user": "ann"})).await.assert_refused(503, "object store");
-        assert_eq!(app.value::<i64>("select count(*) from users").await, 0);
-        assert_eq!(app.value::<i64>("select count(*) from learning_spaces").await, 0);
+        client.post(SPACES, json!({"user": "ann"})).await.assert_error(503, "object store");
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from users").await, 0);
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from learning_spaces").await, 0);
         app.blobs.set_down(false);
         client.post(SPACES, json!({"user": "ann"})).await.assert_status(201);
     })
@@ -72,7 +72,7 @@ async fn a_space_that_cannot_have_its_skills_is_not_made() {
 }
 
 #[tokio::test]
-async fn spaces_are_found_by_what_is_kept_with_them() {
+async fn spaces_can_be_filtered_by_user_and_metadata() {
     run(async |app| {
         let client = app.project().await;
         for (user, meta) in [
@@ -82,11 +82,11 @@ async fn spaces_are_found_by_what_is_kept_with_them() {
         ] {
             client.post(SPACES, json!({"user": user, "meta": meta})).await.assert_status(201);
         }
-        let found = async |query: &str| {
+        let count = async |query: &str| {
             let page = client.get(&format!("{SPACES}?{query}")).await.data();
             page["items"].as_array().unwrap_or_else(|| panic!("{query}: {page}")).len()
         };
-        for (filter, wanted) in [
+        for (filter, expected) in [
             (r#"{"source":"cli"}"#, 2),
             (r#"{"n":1}"#, 1),
             (r#"{"deep":{"a":1}}"#, 1),
@@ -97,22 +97,22 @@ async fn spaces_are_found_by_what_is_kept_with_them() {
             ("", 3),
         ] {
             let filter = acontextd::percent::encode(filter.as_bytes(), b"");
-            assert_eq!(found(&format!("filter_by_meta={filter}")).await, wanted, "{filter}");
+            assert_eq!(count(&format!("filter_by_meta={filter}")).await, expected, "{filter}");
         }
-        assert_eq!(found("user=bob&filter_by_meta=%7B%22source%22:%22cli%22%7D").await, 1);
-        assert_eq!(found("user=nobody").await, 0);
+        assert_eq!(count("user=bob&filter_by_meta=%7B%22source%22:%22cli%22%7D").await, 1);
+        assert_eq!(count("user=eve").await, 0);
         for filter in ["[1]", "%22x%22", "%7Bbroken", "7"] {
-            let answer = client.get(&format!("{SPACES}?filter_by_meta={filter}")).await;
-            answer.assert_refused(400, "invalid filter_by_meta JSON");
+            let response = client.get(&format!("{SPACES}?filter_by_meta={filter}")).await;
+            response.assert_error(400, "invalid filter_by_meta JSON");
         }
         let nul = client.get(&format!("{SPACES}?filter_by_meta=%7B%22a%22:%22%5Cu0000%22%7D")).await;
-        nul.assert_refused(400, "filter_by_meta");
+        nul.assert_error(400, "filter_by_meta");
     })
     .await;
 }
 
 #[tokio::test]
-async fn changes_of_meta_by_many_at_once_are_all_kept() {
+async fn concurrent_changes_of_metadata_are_all_stored() {
     run(async |app| {
         let client = app.project().await;
         let space = client.new_space().await;
@@ -122,18 +122,18 @@ async fn changes_of_meta_by_many_at_once_are_all_kept() {
             let (client, path) = (client.clone(), path.clone());
             async move { client.patch(&path, json!({"meta": {key: n, "same": null}})).await }
         });
-        for answer in join_all(patches).await {
-            answer.assert_status(200);
+        for response in join_all(patches).await {
+            response.assert_status(200);
         }
         let space = client.get(&path).await.data();
         assert_eq!(space["meta"].as_object().unwrap().len(), 17);
         assert_eq!(space["meta"]["same"], Value::Null, "null is a value");
         assert_ne!(space["updated_at"], space["created_at"]);
         for body in [json!({}), json!({"meta": null}), json!({"meta": [1]}), json!({"meta": {"a": "\0"}})] {
-            client.patch(&path, body).await.assert_refused(400, "meta");
+            client.patch(&path, body).await.assert_error(400, "meta");
         }
         let large = json!({"meta": {"large": "x".repeat(1024 * 1024)}});
-        client.patch(&path, large).await.assert_refused(413, "meta");
+        client.patch(&path, large).await.assert_error(413, "meta");
         assert_eq!(client.get(&path).await.data(), space);
     })
     .await;
@@ -145,14 +145,14 @@ async fn a_space_has_one_skill_of_each_name() {
         let client = app.project().await;
         let space = client.new_space().await;
         let path = format!("{SPACES}/{space}/skills");
-        let (skill, twin) = (client.new_skill("contacts").await, client.new_skill("contacts").await);
-        let made = client.post(&path, json!({"skill_id": skill})).await;
-        made.assert_status(201);
-        assert_eq!(made.data()["learning_space_id"], space);
+        let (skill, duplicate) = (client.new_skill("contacts").await, client.new_skill("contacts").await);
+        let response = client.post(&path, json!({"skill_id": skill})).await;
+        response.assert_status(201);
+        assert_eq!(response.data()["learning_space_id"], space);
         let again = client.post(&path, json!({"skill_id": skill})).await;
-        again.assert_refused(409, "skill already included in this space");
-        let other = client.post(&path, json!({"skill_id": twin})).await;
-        other.assert_refused(409, "skill with name 'contacts' already exists in this space");
+        again.assert_error(409, "skill already included in this space");
+        let other = client.post(&path, json!({"skill_id": duplicate})).await;
+        other.assert_error(409, "skill with name 'contacts' already exists in this space");
         for (body, status, msg) in [
             (json!({}), 400, "skill_id: is required"),
             (json!({"skill_id": ""}), 400, "skill_id: is required"),
@@ -160,58 +160,58 @@ async fn a_space_has_one_skill_of_each_name() {
             (json!({"skill_id": 5}), 400, "skill_id"),
             (json!({"skill_id": uuid::Uuid::new_v4()}), 404, "skill not found"),
         ] {
-            client.post(&path, body).await.assert_refused(status, msg);
+            client.post(&path, body).await.assert_error(status, msg);
         }
-        assert_eq!(names(&client, &space).await, ["daily-logs", "user-general-facts", "contacts"]);
+        assert_eq!(skill_names(&client, &space).await, ["daily-logs", "user-general-facts", "contacts"]);
         for _ in 0..2 {
             client.delete(&format!("{path}/{skill}")).await.assert_status(200);
         }
-        client.post(&path, json!({"skill_id": twin})).await.assert_status(201);
+        client.post(&path, json!({"skill_id": duplicate})).await.assert_status(201);
     })
     .await;
 }
 
 #[tokio::test]
-async fn of_many_skills_of_one_name_one_comes_in() {
+async fn one_of_many_skills_with_the_same_name_is_added() {
     run(async |app| {
         let client = app.project().await;
         let space = client.new_space().await;
-        let mut twins = Vec::new();
+        let mut skills = Vec::new();
         for _ in 0..8 {
-            twins.push(client.new_skill("twin").await);
+            skills.push(client.new_skill("contacts").await);
         }
         let path = format!("{SPACES}/{space}/skills");
-        let answers = join_all(twins.iter().map(|twin| client.post(&path, json!({"skill_id": twin})))).await;
-        let (made, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status.is_success());
-        assert_eq!(made.len(), 1);
-        for answer in refused {
-            answer.assert_refused(409, "skill with name 'twin' already exists");
+        let responses = join_all(skills.iter().map(|skill| client.post(&path, json!({"skill_id": skill})))).await;
+        let (created, rejected): (Vec<_>, Vec<_>) = responses.iter().partition(|response| response.status.is_success());
+        assert_eq!(created.len(), 1);
+        for response in rejected {
+            response.assert_error(409, "skill with name 'contacts' already exists");
         }
-        let same = join_all((0..8).map(|_| client.post(&path, json!({"skill_id": twins[0]})))).await;
-        for answer in same {
-            assert_eq!(answer.status.as_u16(), 409, "{}", answer.text());
+        let same = join_all((0..8).map(|_| client.post(&path, json!({"skill_id": skills[0]})))).await;
+        for response in same {
+            assert_eq!(response.status.as_u16(), 409, "{}", response.text());
         }
-        assert_eq!(names(&client, &space).await.len(), 3);
+        assert_eq!(skill_names(&client, &space).await.len(), 3);
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_deleted_space_leaves_its_skills_and_sessions() {
+async fn deleting_a_space_keeps_its_skills_and_sessions() {
     run(async |app| {
         let client = app.project().await;
         let (space, session) = (client.new_space().await, client.new_session().await);
         let path = format!("{SPACES}/{space}");
         let learn = json!({"session_id": session});
         client.post(&format!("{path}/learn"), learn.clone()).await.assert_status(201);
-        let answer = client.delete(&path).await;
-        assert_eq!(answer.json(), json!({"code": 0, "msg": "ok"}));
-        for gone in [path.clone(), format!("{path}/skills"), format!("{path}/sessions")] {
-            client.get(&gone).await.assert_refused(404, "learning space not found");
+        let response = client.delete(&path).await;
+        assert_eq!(response.json(), json!({"code": 0, "msg": "ok"}));
+        for deleted in [path.clone(), format!("{path}/skills"), format!("{path}/sessions")] {
+            client.get(&deleted).await.assert_error(404, "learning space not found");
         }
-        client.delete(&path).await.assert_refused(404, "learning space not found");
-        client.patch(&path, json!({"meta": {}})).await.assert_refused(404, "learning space not found");
-        assert_eq!(app.value::<i64>("select count(*) from agent_skills").await, 2);
+        client.delete(&path).await.assert_error(404, "learning space not found");
+        client.patch(&path, json!({"meta": {}})).await.assert_error(404, "learning space not found");
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from agent_skills").await, 2);
         let next = client.new_space().await;
         client.post(&format!("{SPACES}/{next}/learn"), learn).await.assert_status(201);
     })

@@ -1,18 +1,19 @@
-"""One server for all tests that do not stop it, and what they need around it."""
+"""Fixtures: one server that is shared by all tests that do not stop it, and its clients."""
 
 import os
 
 import pytest
 
-pytest.register_assert_rewrite("support", "wire", "packing")
+pytest.register_assert_rewrite("support", "raw_http", "zip_fixtures")
 
 import support  # noqa: E402
 
-# The SDK takes settings from the environment: a proxy does not reach the server, and the rest is not meant for it.
+# The SDK reads settings from the environment. A proxy could not reach the server, and the other settings are meant
+# for a different server.
 for name in [name for name in os.environ if name.startswith("ACONTEXT_") or name.lower().endswith("_proxy")]:
     del os.environ[name]
 
-# The servers that a test has started itself.
+# The servers that a test has started with `start_server`.
 SERVERS = pytest.StashKey()
 
 
@@ -31,7 +32,7 @@ def server():
         server = support.Server(home)
         try:
             yield server.wait_until_ready()
-            assert not server.has_ended(), f"the server did not live as long as the tests:\n{server.log()}"
+            assert not server.has_exited(), f"the server exited before the end of the tests:\n{server.log()}"
             server.stop()
         finally:
             server.close()
@@ -49,7 +50,7 @@ def disk(client):
 
 
 @pytest.fixture(scope="session")
-def stranger(server):
+def other_client(server):
     """A client of another project."""
     _, key = support.new_project(server)
     with server.client(key) as client:
@@ -57,8 +58,8 @@ def stranger(server):
 
 
 @pytest.fixture
-def fresh(server):
-    """A client of a project that has nothing yet."""
+def fresh_client(server):
+    """A client of a new, empty project."""
     _, key = support.new_project(server)
     with server.client(key) as client:
         yield client
@@ -66,18 +67,18 @@ def fresh(server):
 
 @pytest.fixture(scope="module")
 def home():
-    """A data folder that the tests of a file start their servers on, one after the other."""
+    """A directory with the data directory of the servers that the tests of a module start in turn."""
     with support.temporary_home() as home:
         yield home
 
 
 @pytest.fixture
-def start(home, request):
-    """Starts servers on `home`; what still runs at the end of the test is ended."""
+def start_server(home, request):
+    """A function that starts a server on `home`. Servers that still run at the end of the test are stopped."""
     servers = request.node.stash.setdefault(SERVERS, [])
 
-    def start(folder=home, **how):
-        server = support.Server(folder, **how)
+    def start(directory=home, **options):
+        server = support.Server(directory, **options)
         servers.append(server)
         return server.wait_until_ready()
 

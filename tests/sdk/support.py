@@ -1,4 +1,4 @@
-"""Starts, watches and ends the real program, and a few things that several test files want."""
+"""Starts and stops the real program, and contains helpers that several test files use."""
 
 import asyncio
 import contextlib
@@ -23,25 +23,28 @@ PROGRAM = Path(
 ).resolve()
 DEFAULT_KEY = "sk-ac-your-root-api-bearer-token"
 ADMIN_TOKEN = "the-admin-token-of-the-tests"
-# For everything that is waited for. Only a test that fails takes this long.
-PATIENCE = 60
+# Timeout of every wait, in seconds. Only a failing test takes this long.
+TIMEOUT = 60
 
 
-def eventually(condition, what, seconds=PATIENCE):
-    """Asks until the answer is true, and returns it."""
+def wait_until(condition, what, seconds=TIMEOUT):
+    """Polls until the condition returns a true value, and returns that value. `what` states the condition."""
     deadline = time.monotonic() + seconds
     while True:
-        answer = condition()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"in vain for {seconds} s: {what}"
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, f"timed out after {seconds} s waiting until {what}"
         time.sleep(0.01)
 
 
 @contextlib.contextmanager
 def temporary_home():
-    """A folder for a data folder and logs. In /tmp and open to be passed through: as root, the private Postgres runs as
-    another user, and its socket needs a short path."""
+    """Creates a temporary directory for a data directory and logs.
+
+    It is in /tmp because the socket of the embedded Postgres needs a short path. Every user may traverse it because the
+    embedded Postgres of a server that runs as root runs as a different user.
+    """
     home = Path(tempfile.mkdtemp(prefix="acontextd-test-", dir="/tmp"))
     home.chmod(0o711)
     try:
@@ -51,27 +54,27 @@ def temporary_home():
 
 
 def environment(**settings):
-    """Nothing of the caller's settings gets through."""
+    """Returns an environment without the settings of the caller."""
     return {"PATH": os.environ["PATH"], "API_EXPORT_PORT": "0", **settings}
 
 
 def run(*arguments, **settings):
-    """Runs the program where it is to end by itself: its exit code, what it printed and what it complained about."""
-    done = subprocess.run(
+    """Runs the program until it exits by itself, and returns its exit code, standard output and standard error."""
+    result = subprocess.run(
         [PROGRAM, *arguments],
         env=environment(**settings),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
-    return done.returncode, done.stdout, done.stderr
+    return result.returncode, result.stdout, result.stderr
 
 
 class Server:
-    """One run of the program in embedded mode, on `<home>/data` and any free port unless told otherwise."""
+    """A process of the program. By default it runs in embedded mode, on `<home>/data` and any free port."""
 
-    # For the report of a test that fails.
+    # All servers that run now, for the report of a failed test.
     running = []
 
     def __init__(self, home, *, program=(PROGRAM,), **settings):
@@ -82,45 +85,45 @@ class Server:
         settings = {"ACONTEXTD_DATA_DIR": str(self.data), "ADMIN_API_TOKEN": ADMIN_TOKEN, **settings}
         with self.out_file.open("wb") as out, self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                # A test run that is killed leaves no server behind.
+                # If the test run is killed, the server stops too.
                 ["setpriv", "--pdeathsig", "TERM", "--", *program],
                 env=environment(**{name: value for name, value in settings.items() if value is not None}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
-                # Ctrl-C is for pytest, which then stops the server in order.
+                # Ctrl-C must reach only pytest, which then stops the server gracefully.
                 process_group=0,
             )
         Server.running.append(self)
 
     def wait_until_ready(self):
-        eventually(lambda: self.has_ended() or "  try " in self.welcome(), "the welcome text")
-        assert not self.has_ended(), f"the server did not start:\n{self.log()}"
-        # For the tests of how to connect to what; everything else goes through these.
-        self.base_url = self.said("base URL")
-        self.key = self.said("key")
-        self.dsn = self.said("database")
+        wait_until(lambda: self.has_exited() or "  try " in self.banner(), "the startup banner is printed")
+        assert not self.has_exited(), f"the server did not start:\n{self.log()}"
+        # The banner's values are used for all connections, so that every test also checks them.
+        self.base_url = self.banner_value("base URL")
+        self.key = self.banner_value("key")
+        self.dsn = self.banner_value("database")
         self.origin = self.base_url.removesuffix("/api/v1")
         self.port = int(self.origin.rpartition(":")[2])
-        eventually(self.is_ready, "/ready")
+        wait_until(self.is_ready, "the server is ready")
         return self
 
     def is_ready(self):
-        assert not self.has_ended(), f"the server ended:\n{self.log()}"
+        assert not self.has_exited(), f"the server exited:\n{self.log()}"
         try:
             return httpx.get(f"{self.origin}/ready", trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 
-    def has_ended(self):
+    def has_exited(self):
         return self.process.poll() is not None
 
-    def welcome(self):
+    def banner(self):
         return self.out_file.read_text()
 
-    def said(self, name):
-        """What the welcome text says about this."""
-        return re.search(rf"^  {name}  +(.*)$", self.welcome(), re.MULTILINE)[1]
+    def banner_value(self, name):
+        """Returns a value of the startup banner."""
+        return re.search(rf"^  {name}  +(.*)$", self.banner(), re.MULTILINE)[1]
 
     def log(self):
         return self.log_file.read_text()
@@ -132,39 +135,39 @@ class Server:
         return AcontextClient(base_url=self.base_url, api_key=key or self.key)
 
     def psql(self, statement):
-        """Asks the private database, by the address that the welcome text names. One line per row."""
+        """Runs a statement in the embedded database, at the address in the banner. The result has one line per row."""
         command = ["psql", "--no-psqlrc", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", self.dsn, "-c", statement]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
 
-    def files(self, folder):
-        """All files below a folder of the data folder, without locks."""
-        found = (self.data / folder).rglob("*")
-        return sorted(path for path in found if path.is_file() and path.name != "lock")
+    def files(self, directory):
+        """Returns all files below a subdirectory of the data directory, except lock files."""
+        paths = (self.data / directory).rglob("*")
+        return sorted(path for path in paths if path.is_file() and path.name != "lock")
 
     def send(self, number):
         self.process.send_signal(number)
         return self
 
     def wait(self):
-        """Waits for the end: the exit code."""
-        code = self.process.wait(PATIENCE)
+        """Waits until the process has exited, and returns its exit code."""
+        code = self.process.wait(TIMEOUT)
         if self in Server.running:
             Server.running.remove(self)
         return code
 
     def stop(self, number=signal.SIGTERM):
-        """The orderly end."""
+        """Stops the server gracefully."""
         code = self.send(number).wait()
-        assert code == 0, f"the server ended with {code} and not in order:\n{self.log()}"
+        assert code == 0, f"the server did not shut down cleanly, exit code {code}:\n{self.log()}"
 
     def kill(self):
         assert self.send(signal.SIGKILL).wait() == -signal.SIGKILL
 
     def close(self):
-        """Whatever the test has done with it."""
-        if not self.has_ended():
+        """Stops the server if it still runs, and checks nothing. If it does not stop, it is killed."""
+        if not self.has_exited():
             self.send(signal.SIGTERM)
         try:
             self.wait()
@@ -174,8 +177,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def refused(status, *words):
-    """The SDK raises an error with this status, the same code, and these words in its message."""
+def raises_error(status, *words):
+    """Checks that the SDK raises an error with this status, the same code, and these words in its message."""
     with pytest.raises(APIError) as caught:
         yield caught
     error = caught.value
@@ -185,30 +188,30 @@ def refused(status, *words):
 
 
 def new_project(server, **configs):
-    """Makes a project as the operator does: its id and its key."""
-    answer = httpx.post(
+    """Creates a project with the admin API, and returns its id and its key."""
+    response = httpx.post(
         f"{server.origin}/admin/v1/project",
         headers={"Authorization": f"Bearer {ADMIN_TOKEN}"},
         json={"configs": configs},
         trust_env=False,
     )
-    assert answer.status_code == 200, answer.text
-    data = answer.json()["data"]
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
     return data["project_id"], data["secret_key"]
 
 
 def open_link(url, **headers):
-    """What anybody gets who opens a public link: no key is sent."""
+    """Requests a public link without an API key, and returns the response."""
     return httpx.get(url, headers=headers, trust_env=False)
 
 
-def say(client, session, text="hello", **how):
-    """Stores a message of one text."""
-    return client.sessions.store_message(session.id, blob={"role": "user", "content": text}, **how)
+def store_text(client, session, text="hello", **options):
+    """Stores a message with one text."""
+    return client.sessions.store_message(session.id, blob={"role": "user", "content": text}, **options)
 
 
-def asynchronously(server, steps):
-    """Runs `steps`, a coroutine function that takes a client."""
+def run_async(server, steps):
+    """Runs `steps`, a coroutine function, with an asynchronous client."""
 
     async def run():
         async with AcontextAsyncClient(base_url=server.base_url, api_key=server.key) as client:

@@ -1,4 +1,4 @@
-"""Copies of sessions: the same conversation under new ids, which goes on by itself."""
+"""Copies of sessions, which have the same content under new ids and are independent of the original."""
 
 import asyncio
 import json
@@ -11,30 +11,30 @@ import pytest
 
 from acontext import FileUpload
 from acontext.event import DiskEvent, TextEvent
-from support import asynchronously, open_link, refused, say
+from support import open_link, raises_error, run_async, store_text
 
 FORMATS = ["openai", "anthropic", "gemini", "acontext"]
-NOBODYS = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 NIL = "00000000-0000-0000-0000-000000000000"
 
 
-def copy(client, session_id):
-    """Copies a session: the copy as it is found."""
-    done = client.sessions.copy(session_id)
-    assert done.old_session_id == session_id != done.new_session_id
-    return client.sessions.get_configs(done.new_session_id)
+def copy_session(client, session_id):
+    """Copies a session, and returns the copy as it is read back."""
+    result = client.sessions.copy(session_id)
+    assert result.old_session_id == session_id != result.new_session_id
+    return client.sessions.get_configs(result.new_session_id)
 
 
-def ids(items):
+def item_ids(items):
     return [item["id"] for item in items]
 
 
-def texts(client, session_id, **how):
-    return [item["content"] for item in client.sessions.get_messages(session_id, **how).items]
+def message_texts(client, session_id, **options):
+    return [item["content"] for item in client.sessions.get_messages(session_id, **options).items]
 
 
-def messages(client, session_id):
-    """All messages with all that is known of them."""
+def list_messages(client, session_id):
+    """Returns all messages in the format that includes every field."""
     return client.sessions.get_messages(session_id, format="acontext").items
 
 
@@ -48,15 +48,15 @@ def send_file(client, session, content, name="a.txt"):
     )
 
 
-def link(client, session_id):
-    """The link to the only file of a session."""
-    (shown,) = client.sessions.get_messages(session_id, format="acontext").public_urls.values()
-    return shown.url
+def file_link(client, session_id):
+    """Returns the public link to the only file of a session."""
+    (public_url,) = client.sessions.get_messages(session_id, format="acontext").public_urls.values()
+    return public_url.url
 
 
-def add_task(server, session, order, description, message=None, planning=False, **more):
-    """Puts in a task, which no call can do; a message may belong to it."""
-    data = json.dumps({"task_description": description} | more)
+def add_task(server, session, order, description, message=None, planning=False, **fields):
+    """Inserts a task with SQL, because no request can create one. `message` is assigned to it."""
+    data = json.dumps({"task_description": description} | fields)
     task = server.psql(
         'insert into tasks (session_id, project_id, "order", data, status, is_planning) values'
         f" ('{session.id}', '{session.project_id}', {order}, '{data}', 'running', {planning}) returning id"
@@ -68,49 +68,49 @@ def add_task(server, session, order, description, message=None, planning=False, 
 
 @pytest.fixture(scope="module")
 def original(server, client):
-    """A session with something of everything."""
+    """A session with every kind of content."""
     session = client.sessions.create(user=f"user-{uuid.uuid4()}", configs={"agent": "bot", "big": 10**30, "none": None})
     store = client.sessions.store_message
     store(session.id, blob={"role": "system", "content": "Be brief."}, meta={"n": 1, "big": 10**30})
-    asked = say(client, session, "Which night train goes to Vienna?")
+    question = store_text(client, session, "Which night train goes to Vienna?")
     client.sessions.add_event(session.id, TextEvent(text="looked it up"))
     call = {"type": "tool_use", "id": "a", "name": "timetable", "input": {"to": "Vienna"}}
     store(session.id, blob={"role": "assistant", "content": [call]}, format="anthropic")
     result = {"type": "tool_result", "tool_use_id": "a", "content": "The 21:04.", "is_error": False}
     store(session.id, blob={"role": "user", "content": [result]}, format="anthropic")
-    client.sessions.add_event(session.id, DiskEvent(disk_id=NOBODYS, path="/a.md"))
+    client.sessions.add_event(session.id, DiskEvent(disk_id=UNKNOWN_ID, path="/a.md"))
     send_file(client, session, b"a ticket")
-    waiting = {"functionCall": {"name": "pay", "args": {"euro": 89}}}
-    store(session.id, blob={"role": "model", "parts": [waiting]}, format="gemini")
+    pending_call = {"functionCall": {"name": "pay", "args": {"euro": 89}}}
+    store(session.id, blob={"role": "model", "parts": [pending_call]}, format="gemini")
     for number in range(20):
-        last = say(client, session, f"m{number}", meta={"n": number})
+        last = store_text(client, session, f"m{number}", meta={"n": number})
     client.sessions.patch_message_meta(session.id, last.id, meta={"patched": True})
     add_task(server, session, 1, "plan the journey", planning=True)
     add_task(server, session, 3, "pay for it")
-    add_task(server, session, 2, "find a train", asked, progresses=["asked"], user_preferences=["by night"])
+    add_task(server, session, 2, "find a train", question, progresses=["asked"], user_preferences=["by night"])
     client.sessions.add_event(session.id, TextEvent(text="left"))
     return session
 
 
 @pytest.fixture(scope="module")
-def copied(client, original):
-    return copy(client, original.id)
+def copied_session(client, original):
+    return copy_session(client, original.id)
 
 
-# ----- what a copy is -----
+# ----- content of a copy -----
 
 
-def test_a_copy_is_a_session_of_its_own_with_the_same_settings(client, original, copied):
-    assert uuid.UUID(copied.id).version == 4
-    changed = {"id": original.id, "created_at": original.created_at, "updated_at": original.updated_at}
-    assert copied.model_copy(update=changed) == original
-    assert copied.created_at > original.created_at
+def test_a_copy_is_a_new_session_with_the_same_settings(client, original, copied_session):
+    assert uuid.UUID(copied_session.id).version == 4
+    original_fields = {"id": original.id, "created_at": original.created_at, "updated_at": original.updated_at}
+    assert copied_session.model_copy(update=original_fields) == original
+    assert copied_session.created_at > original.created_at
 
 
 @pytest.mark.parametrize("format", FORMATS[:3])
-def test_a_copy_says_the_same_in_every_format(client, original, copied, format):
+def test_a_copy_has_the_same_messages_in_every_format(client, original, copied_session, format):
     one = client.sessions.get_messages(original.id, format=format)
-    other = client.sessions.get_messages(copied.id, format=format)
+    other = client.sessions.get_messages(copied_session.id, format=format)
     assert other.items == one.items
     assert other.metas == one.metas
     assert other.this_time_tokens == one.this_time_tokens
@@ -118,29 +118,29 @@ def test_a_copy_says_the_same_in_every_format(client, original, copied, format):
     assert other.edit_at_message_id == other.ids[-1]
 
 
-def test_a_copy_keeps_all_that_is_known_of_its_messages(client, original, copied):
-    one, other = messages(client, original.id), messages(client, copied.id)
-    own = {"id", "session_id", "parent_id", "task_id"}
-    assert [{key: item[key] for key in item.keys() - own} for item in other] == [
-        {key: item[key] for key in item.keys() - own} for item in one
+def test_a_copy_has_the_same_fields_of_each_message(client, original, copied_session):
+    one, other = list_messages(client, original.id), list_messages(client, copied_session.id)
+    own_keys = {"id", "session_id", "parent_id", "task_id"}
+    assert [{key: item[key] for key in item.keys() - own_keys} for item in other] == [
+        {key: item[key] for key in item.keys() - own_keys} for item in one
     ]
-    assert {item["session_id"] for item in other} == {copied.id}
-    # Times are among what is the same.
+    assert {item["session_id"] for item in other} == {copied_session.id}
+    # The times of creation are the same, too.
     assert [item["created_at"] for item in other] == [item["created_at"] for item in one]
 
 
-def test_the_messages_of_a_copy_follow_each_other(client, copied):
-    shown = messages(client, copied.id)
-    assert [item["parent_id"] for item in shown] == [None] + ids(shown)[:-1]
+def test_the_parent_of_a_copied_message_is_the_one_before(client, copied_session):
+    items = list_messages(client, copied_session.id)
+    assert [item["parent_id"] for item in items] == [None] + item_ids(items)[:-1]
 
 
-def test_a_copy_counts_the_same_tokens(client, original, copied):
-    assert client.sessions.get_token_counts(copied.id) == client.sessions.get_token_counts(original.id)
+def test_a_copy_has_the_same_number_of_tokens(client, original, copied_session):
+    assert client.sessions.get_token_counts(copied_session.id) == client.sessions.get_token_counts(original.id)
 
 
 @pytest.mark.parametrize("order", [{}, {"time_desc": True}])
-def test_a_copy_is_paged_like_its_original(client, original, copied, order):
-    def walk(session):
+def test_a_copy_has_the_same_pages_as_its_original(client, original, copied_session, order):
+    def read_pages(session):
         pages, cursor = [], None
         while True:
             page = client.sessions.get_messages(session.id, limit=7, cursor=cursor, **order)
@@ -149,125 +149,127 @@ def test_a_copy_is_paged_like_its_original(client, original, copied, order):
                 return pages
             cursor = page.next_cursor
 
-    assert walk(copied) == walk(original)
-    assert len(walk(copied)) == 4
+    assert read_pages(copied_session) == read_pages(original)
+    assert len(read_pages(copied_session)) == 4
 
 
-def test_a_copy_keeps_its_events_between_its_messages(client, original, copied):
-    one, other = client.sessions.get_events(original.id).items, client.sessions.get_events(copied.id).items
-    said = [(event.type, event.data, event.created_at) for event in one]
-    assert [(event.type, event.data, event.created_at) for event in other] == said
-    assert len(said) == 3 and {event.session_id for event in other} == {copied.id}
+def test_a_copy_has_the_same_events(client, original, copied_session):
+    one, other = client.sessions.get_events(original.id).items, client.sessions.get_events(copied_session.id).items
+    fields = [(event.type, event.data, event.created_at) for event in one]
+    assert [(event.type, event.data, event.created_at) for event in other] == fields
+    assert len(fields) == 3 and {event.session_id for event in other} == {copied_session.id}
     assert not {event.id for event in one} & {event.id for event in other}
-    beside = client.sessions.get_messages(copied.id, with_events=True).events
-    assert beside == other[:2]
+    page = client.sessions.get_messages(copied_session.id, with_events=True)
+    assert page.events == other[:2]
 
 
-def test_a_copy_keeps_its_tasks_and_which_message_belongs_to_which(server, client, original, copied):
-    one, other = client.sessions.get_tasks(original.id).items, client.sessions.get_tasks(copied.id).items
-    own = {"id", "session_id"}
-    assert [task.model_dump(exclude=own) for task in other] == [task.model_dump(exclude=own) for task in one]
+def test_a_copy_has_the_same_tasks_with_their_messages(server, client, original, copied_session):
+    one, other = (client.sessions.get_tasks(session.id).items for session in (original, copied_session))
+    own_keys = {"id", "session_id"}
+    assert [task.model_dump(exclude=own_keys) for task in other] == [task.model_dump(exclude=own_keys) for task in one]
     assert [task.data.task_description for task in other] == ["pay for it", "find a train"]
     assert not {task.id for task in one} & {task.id for task in other}
-    assert [item["task_id"] for item in messages(client, copied.id) if item["task_id"]] == [other[1].id]
-    assert client.sessions.get_session_summary(copied.id) == client.sessions.get_session_summary(original.id)
-    # So is the one that is never shown.
-    planning = f"select count(*) from tasks where is_planning and session_id = '{copied.id}'"
+    task_ids = [item["task_id"] for item in list_messages(client, copied_session.id)]
+    assert [id for id in task_ids if id] == [other[1].id]
+    assert client.sessions.get_session_summary(copied_session.id) == client.sessions.get_session_summary(original.id)
+    # The planning task, which no response contains, is copied too.
+    planning = f"select count(*) from tasks where is_planning and session_id = '{copied_session.id}'"
     assert server.psql(planning) == "1"
 
 
-def test_copying_changes_nothing_of_the_original(client):
+def test_copying_does_not_change_the_original(client):
     session = client.sessions.create(configs={"a": 1})
-    say(client, session)
-    before = (client.sessions.get_configs(session.id), messages(client, session.id))
-    copy(client, session.id)
-    assert (client.sessions.get_configs(session.id), messages(client, session.id)) == before
+    store_text(client, session)
+    before = (client.sessions.get_configs(session.id), list_messages(client, session.id))
+    copy_session(client, session.id)
+    assert (client.sessions.get_configs(session.id), list_messages(client, session.id)) == before
 
 
-def test_an_empty_session_has_an_empty_copy(client):
-    made = copy(client, client.sessions.create().id)
-    got = client.sessions.get_messages(made.id)
-    assert (got.items, made.configs, made.user_id) == ([], None, None)
-    assert client.sessions.get_events(made.id).items == client.sessions.get_tasks(made.id).items == []
-    assert say(client, made).parent_id is None
+def test_a_copy_of_an_empty_session_is_empty(client):
+    copy = copy_session(client, client.sessions.create().id)
+    page = client.sessions.get_messages(copy.id)
+    assert (page.items, copy.configs, copy.user_id) == ([], None, None)
+    assert client.sessions.get_events(copy.id).items == client.sessions.get_tasks(copy.id).items == []
+    assert store_text(client, copy).parent_id is None
 
 
-def test_a_copy_is_found_like_any_session(client):
+def test_a_copy_is_listed_like_any_session(client):
     user, mark = f"user-{uuid.uuid4()}", str(uuid.uuid4())
     session = client.sessions.create(user=user, configs={"mark": mark})
-    made = copy(client, session.id)
-    assert client.sessions.list(user=user).items == [session, made]
-    assert client.sessions.list(filter_by_configs={"mark": mark}, time_desc=True).items == [made, session]
+    copy = copy_session(client, session.id)
+    assert client.sessions.list(user=user).items == [session, copy]
+    assert client.sessions.list(filter_by_configs={"mark": mark}, time_desc=True).items == [copy, session]
 
 
-def test_a_copy_of_a_copy_is_the_same_conversation(client, original, copied):
-    again = copy(client, copied.id)
-    assert client.sessions.get_messages(again.id).items == client.sessions.get_messages(original.id).items
-    shown = messages(client, again.id)
-    assert [item["parent_id"] for item in shown] == [None] + ids(shown)[:-1]
+def test_a_copy_of_a_copy_has_the_same_messages(client, original, copied_session):
+    second_copy = copy_session(client, copied_session.id)
+    assert client.sessions.get_messages(second_copy.id).items == client.sessions.get_messages(original.id).items
+    items = list_messages(client, second_copy.id)
+    assert [item["parent_id"] for item in items] == [None] + item_ids(items)[:-1]
 
 
 @pytest.mark.parametrize("disabled, status", [(False, "pending"), (True, "disable_tracking")])
 def test_a_copy_is_tracked_if_its_original_is(client, disabled, status):
     session = client.sessions.create(disable_task_tracking=disabled)
-    say(client, session)
-    made = copy(client, session.id)
-    assert made.disable_task_tracking is disabled
-    assert [item["session_task_process_status"] for item in messages(client, made.id)] == [status]
-    assert say(client, made).session_task_process_status == status
+    store_text(client, session)
+    copy = copy_session(client, session.id)
+    assert copy.disable_task_tracking is disabled
+    assert [item["session_task_process_status"] for item in list_messages(client, copy.id)] == [status]
+    assert store_text(client, copy).session_task_process_status == status
 
 
-# ----- going on -----
+# ----- independence -----
 
 
-def test_a_conversation_goes_on_in_two_ways(client):
+def test_a_copy_and_its_original_change_independently(client):
     session = client.sessions.create(configs={"a": 1})
-    first = say(client, session, "first", meta={"n": 1})
-    made = copy(client, session.id)
-    (copied_first,) = messages(client, made.id)
-    there = say(client, made, "there")
-    here = say(client, session, "here")
-    assert (here.parent_id, there.parent_id) == (first.id, copied_first["id"])
-    client.sessions.patch_message_meta(made.id, copied_first["id"], meta={"n": 2})
-    client.sessions.patch_configs(made.id, configs={"a": 2})
-    client.sessions.add_event(made.id, TextEvent(text="there"))
-    assert (texts(client, session.id), texts(client, made.id)) == (["first", "here"], ["first", "there"])
+    first = store_text(client, session, "first", meta={"n": 1})
+    copy = copy_session(client, session.id)
+    (first_in_copy,) = list_messages(client, copy.id)
+    in_copy = store_text(client, copy, "in the copy")
+    in_original = store_text(client, session, "in the original")
+    assert (in_original.parent_id, in_copy.parent_id) == (first.id, first_in_copy["id"])
+    client.sessions.patch_message_meta(copy.id, first_in_copy["id"], meta={"n": 2})
+    client.sessions.patch_configs(copy.id, configs={"a": 2})
+    client.sessions.add_event(copy.id, TextEvent(text="in the copy"))
+    assert message_texts(client, session.id) == ["first", "in the original"]
+    assert message_texts(client, copy.id) == ["first", "in the copy"]
     assert client.sessions.get_messages(session.id).metas[0] == {"n": 1}
     assert client.sessions.get_configs(session.id).configs == {"a": 1}
     assert client.sessions.get_events(session.id).items == []
-    # A message is of one session only.
-    with refused(404, "message not found"):
-        client.sessions.patch_message_meta(session.id, copied_first["id"], meta={"n": 3})
+    # A message belongs to one session only.
+    with raises_error(404, "message not found"):
+        client.sessions.patch_message_meta(session.id, first_in_copy["id"], meta={"n": 3})
 
 
-def test_a_call_that_waits_for_its_answer_waits_in_the_copy_too(client):
+def test_a_pending_call_is_pending_in_the_copy_too(client):
     session = client.sessions.create()
     call = {"role": "model", "parts": [{"functionCall": {"name": "look", "args": {"at": "it"}}}]}
-    answer = {"role": "user", "parts": [{"functionResponse": {"name": "look", "response": {"seen": True}}}]}
-    asked = client.sessions.store_message(session.id, blob=call, format="gemini")
-    made = copy(client, session.id)
-    for each in (session, made):
-        answered = client.sessions.store_message(each.id, blob=answer, format="gemini")
-        assert answered.parts[0].meta["tool_call_id"] == asked.parts[0].meta["id"]
-        with refused(400, "functionResponse"):
-            client.sessions.store_message(each.id, blob=answer, format="gemini")
-    # What was answered before the copy was made waits nowhere.
-    with refused(400, "functionResponse"):
-        client.sessions.store_message(copy(client, session.id).id, blob=answer, format="gemini")
+    response = {"role": "user", "parts": [{"functionResponse": {"name": "look", "response": {"seen": True}}}]}
+    stored_call = client.sessions.store_message(session.id, blob=call, format="gemini")
+    copy = copy_session(client, session.id)
+    for each in (session, copy):
+        stored_response = client.sessions.store_message(each.id, blob=response, format="gemini")
+        assert stored_response.parts[0].meta["tool_call_id"] == stored_call.parts[0].meta["id"]
+        with raises_error(400, "functionResponse"):
+            client.sessions.store_message(each.id, blob=response, format="gemini")
+    # A call that had its response before the session was copied is not pending in the copy.
+    with raises_error(400, "functionResponse"):
+        client.sessions.store_message(copy_session(client, session.id).id, blob=response, format="gemini")
 
 
 @pytest.mark.parametrize("deleted", [0, 1, 2])
-def test_each_lives_on_without_the_others(client, deleted):
+def test_original_and_copies_are_deleted_independently(client, deleted):
     session = client.sessions.create()
-    say(client, session, "kept")
+    store_text(client, session, "kept")
     client.sessions.add_event(session.id, TextEvent(text="kept"))
-    chain = [session.id, copy(client, session.id).id]
-    chain.append(copy(client, chain[1]).id)
-    before = [(client.sessions.get_messages(each), client.sessions.get_events(each)) for each in chain]
-    client.sessions.delete(chain[deleted])
-    for number, each in enumerate(chain):
+    session_ids = [session.id, copy_session(client, session.id).id]
+    session_ids.append(copy_session(client, session_ids[1]).id)
+    before = [(client.sessions.get_messages(each), client.sessions.get_events(each)) for each in session_ids]
+    client.sessions.delete(session_ids[deleted])
+    for number, each in enumerate(session_ids):
         if number == deleted:
-            with refused(404, "session not found"):
+            with raises_error(404, "session not found"):
                 client.sessions.get_messages(each)
         else:
             assert (client.sessions.get_messages(each), client.sessions.get_events(each)) == before[number]
@@ -276,146 +278,147 @@ def test_each_lives_on_without_the_others(client, deleted):
 # ----- files -----
 
 
-def test_files_are_shared_and_not_stored_again(server, client):
+def test_copies_share_the_objects_of_files(server, client):
     content = os.urandom(100_000)
     session = client.sessions.create()
     send_file(client, session, content, "bytes.bin")
-    made = copy(client, session.id)
+    copy = copy_session(client, session.id)
     rows = server.psql(
-        f"select count(*), count(distinct blob_id) from message_files where session_id in ('{session.id}', '{made.id}')"
+        f"select count(*), count(distinct blob_id) from message_files where session_id in ('{session.id}', '{copy.id}')"
     )
     assert rows == "2|1"
     assert [file.read_bytes() for file in server.files("objects")].count(content) == 1
-    (part,) = messages(client, made.id)[0]["parts"]
-    assert [part] == messages(client, session.id)[0]["parts"]
-    for session_id in (session.id, made.id):
-        assert open_link(link(client, session_id)).content == content
-        asked = {"s3_key": part["asset"]["s3_key"]}
-        assert client.request_binary("GET", f"/session/{session_id}/asset/download", params=asked) == content
+    (part,) = list_messages(client, copy.id)[0]["parts"]
+    assert [part] == list_messages(client, session.id)[0]["parts"]
+    for session_id in (session.id, copy.id):
+        assert open_link(file_link(client, session_id)).content == content
+        params = {"s3_key": part["asset"]["s3_key"]}
+        assert client.request_binary("GET", f"/session/{session_id}/asset/download", params=params) == content
 
 
-def test_a_file_stays_as_long_as_any_copy_has_it(client):
+def test_a_file_is_kept_until_the_last_copy_is_deleted(client):
     content = os.urandom(1_000)
     session = client.sessions.create()
     send_file(client, session, content)
-    made = copy(client, session.id)
-    links = [link(client, session.id), link(client, made.id)]
+    copy = copy_session(client, session.id)
+    links = [file_link(client, session.id), file_link(client, copy.id)]
     client.sessions.delete(session.id)
-    # The project has the content still, so both links open.
+    # The project still has the content, so both links are valid.
     assert [open_link(each).content for each in links] == [content, content]
-    assert open_link(link(client, made.id)).content == content
-    client.sessions.delete(made.id)
+    assert open_link(file_link(client, copy.id)).content == content
+    client.sessions.delete(copy.id)
     assert [open_link(each).status_code for each in links] == [404, 404]
 
 
-# ----- what is refused -----
+# ----- errors -----
 
 
-@pytest.mark.parametrize("nobodys", [NOBODYS, NIL])
-def test_a_session_of_nobody_is_not_copied(client, nobodys):
-    # Clients look for these words.
-    with refused(404, "SESSION_NOT_FOUND"):
-        client.sessions.copy(nobodys)
+@pytest.mark.parametrize("unknown_id", [UNKNOWN_ID, NIL])
+def test_copying_an_unknown_session_is_404(client, unknown_id):
+    # Clients search the message for this constant.
+    with raises_error(404, "SESSION_NOT_FOUND"):
+        client.sessions.copy(unknown_id)
 
 
-@pytest.mark.parametrize("wrong", ["not-an-id", "123", NOBODYS + "0"])
-def test_an_id_that_is_none_is_not_copied(client, wrong):
-    with refused(400, "INVALID_SESSION_ID"):
-        client.sessions.copy(wrong)
+@pytest.mark.parametrize("invalid_id", ["not-an-id", "123", UNKNOWN_ID + "0"])
+def test_copying_an_invalid_id_is_400(client, invalid_id):
+    with raises_error(400, "INVALID_SESSION_ID"):
+        client.sessions.copy(invalid_id)
 
 
-def test_a_session_of_another_project_is_not_copied(client, stranger):
+def test_copying_a_session_of_another_project_is_404(client, other_client):
     session = client.sessions.create()
-    say(client, session, "mine")
-    before = stranger.sessions.list(limit=200).items
-    with refused(404, "SESSION_NOT_FOUND"):
-        stranger.sessions.copy(session.id)
-    assert stranger.sessions.list(limit=200).items == before
+    store_text(client, session, "mine")
+    before = other_client.sessions.list(limit=200).items
+    with raises_error(404, "SESSION_NOT_FOUND"):
+        other_client.sessions.copy(session.id)
+    assert other_client.sessions.list(limit=200).items == before
 
 
-def test_a_deleted_session_is_not_copied(client):
+def test_copying_a_deleted_session_is_404(client):
     session = client.sessions.create()
     client.sessions.delete(session.id)
-    with refused(404, "SESSION_NOT_FOUND"):
+    with raises_error(404, "SESSION_NOT_FOUND"):
         client.sessions.copy(session.id)
 
 
-def test_a_wrong_key_copies_nothing(server, client):
+def test_copying_with_an_invalid_key_is_401(server, client):
     session = client.sessions.create()
-    with server.client("sk-ac-wrong") as intruder:
+    with server.client("sk-ac-wrong") as invalid_client:
         for session_id in (session.id, "not-an-id"):
-            with refused(401, "Unauthorized"):
-                intruder.sessions.copy(session_id)
+            with raises_error(401, "Unauthorized"):
+                invalid_client.sessions.copy(session_id)
 
 
-def test_a_session_that_is_too_large_is_not_copied_at_all(start):
-    server = start(ACONTEXTD_COPY_LIMIT="3")
+def test_copying_a_session_over_the_limit_is_413(start_server):
+    server = start_server(ACONTEXTD_COPY_LIMIT="3")
     with server.client() as client:
         session = client.sessions.create(user="alice")
         for number in range(3):
-            say(client, session, f"m{number}")
-        made = copy(client, session.id)
-        assert texts(client, made.id) == ["m0", "m1", "m2"]
-        say(client, session, "one too many")
-        with refused(413, "SESSION_TOO_LARGE"):
+            store_text(client, session, f"m{number}")
+        copy = copy_session(client, session.id)
+        assert message_texts(client, copy.id) == ["m0", "m1", "m2"]
+        store_text(client, session, "one too many")
+        with raises_error(413, "SESSION_TOO_LARGE"):
             client.sessions.copy(session.id)
         assert client.sessions.list(user="alice").items == [
-            client.sessions.get_configs(each.id) for each in (session, made)
+            client.sessions.get_configs(each.id) for each in (session, copy)
         ]
 
 
-# ----- many at once -----
+# ----- concurrency -----
 
 
-def test_a_copy_in_the_middle_of_a_conversation_is_its_beginning(server, client):
+def test_a_copy_during_writes_is_a_prefix_of_the_session(server, client):
     session = client.sessions.create()
-    said = [f"m{number}" for number in range(60)]
-    say(client, session, said[0])
+    sent = [f"m{number}" for number in range(60)]
+    store_text(client, session, sent[0])
     done = threading.Event()
 
-    def talk():
+    def store_all():
         try:
-            with server.client() as mine:
-                for text in said[1:]:
-                    say(mine, session, text)
+            with server.client() as own_client:
+                for text in sent[1:]:
+                    store_text(own_client, session, text)
         finally:
             done.set()
 
-    def copies():
-        with server.client() as mine:
-            made = [mine.sessions.copy(session.id).new_session_id]
+    def copy_until_done():
+        with server.client() as own_client:
+            copy_ids = [own_client.sessions.copy(session.id).new_session_id]
             while not done.is_set():
-                made.append(mine.sessions.copy(session.id).new_session_id)
-        return made
+                copy_ids.append(own_client.sessions.copy(session.id).new_session_id)
+        return copy_ids
 
     with ThreadPoolExecutor() as threads:
-        talker, copiers = threads.submit(talk), [threads.submit(copies) for _ in range(3)]
-        talker.result()
-        made = sum((copier.result() for copier in copiers), [])
-    assert len(set(made)) == len(made)
-    for copied in made:
-        shown = messages(client, copied)
-        assert [item["parts"][0]["text"] for item in shown] == said[: len(shown)] != []
-        assert [item["parent_id"] for item in shown] == [None] + ids(shown)[:-1]
-    assert texts(client, session.id) == said
+        writer, copiers = threads.submit(store_all), [threads.submit(copy_until_done) for _ in range(3)]
+        writer.result()
+        copy_ids = sum((copier.result() for copier in copiers), [])
+    assert len(set(copy_ids)) == len(copy_ids)
+    for copy_id in copy_ids:
+        items = list_messages(client, copy_id)
+        assert [item["parts"][0]["text"] for item in items] == sent[: len(items)] != []
+        assert [item["parent_id"] for item in items] == [None] + item_ids(items)[:-1]
+    assert message_texts(client, session.id) == sent
 
 
-def test_a_session_that_is_deleted_while_it_is_copied_leaves_whole_copies(server):
+def test_copies_during_a_deletion_are_complete(server):
     async def steps(client):
         session = await client.sessions.create()
         for number in range(20):
             await client.sessions.store_message(session.id, blob={"role": "user", "content": f"m{number}"})
         calls = [client.sessions.copy(session.id) for _ in range(8)]
-        done = await asyncio.gather(*calls[:4], client.sessions.delete(session.id), *calls[4:], return_exceptions=True)
-        assert done.pop(4) is None
-        for each in done:
-            if isinstance(each, Exception):
-                assert (each.status_code, each.message) == (404, "SESSION_NOT_FOUND")
+        calls.insert(4, client.sessions.delete(session.id))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert results.pop(4) is None
+        for result in results:
+            if isinstance(result, Exception):
+                assert (result.status_code, result.message) == (404, "SESSION_NOT_FOUND")
             else:
-                got = await client.sessions.get_messages(each.new_session_id)
-                assert [item["content"] for item in got.items] == [f"m{number}" for number in range(20)]
+                page = await client.sessions.get_messages(result.new_session_id)
+                assert [item["content"] for item in page.items] == [f"m{number}" for number in range(20)]
 
-    asynchronously(server, steps)
+    run_async(server, steps)
 
 
 # ----- the asynchronous client -----
@@ -423,14 +426,14 @@ def test_a_session_that_is_deleted_while_it_is_copied_leaves_whole_copies(server
 
 def test_async_copy(server, original):
     async def steps(client):
-        done = await client.sessions.copy(original.id)
-        assert done.old_session_id == original.id != done.new_session_id
+        result = await client.sessions.copy(original.id)
+        assert result.old_session_id == original.id != result.new_session_id
         one, other = (
             await client.sessions.get_messages(original.id),
-            await client.sessions.get_messages(done.new_session_id),
+            await client.sessions.get_messages(result.new_session_id),
         )
         assert other.items == one.items
-        with refused(404, "SESSION_NOT_FOUND"):
-            await client.sessions.copy(NOBODYS)
+        with raises_error(404, "SESSION_NOT_FOUND"):
+            await client.sessions.copy(UNKNOWN_ID)
 
-    asynchronously(server, steps)
+    run_async(server, steps)

@@ -1,4 +1,4 @@
-"""Disks and files, as users of the SDK work with them."""
+"""Disks and artifacts, as an application uses them with the SDK."""
 
 import asyncio
 import hashlib
@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from acontext import FileUpload
-from support import ADMIN_TOKEN, asynchronously, eventually, new_project, open_link, refused
+from support import ADMIN_TOKEN, new_project, open_link, raises_error, run_async, wait_until
 
 MIB = 1 << 20
 # The smallest PNG: one pixel.
@@ -18,41 +18,41 @@ PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010804000000b51c0c02"
     "0000000b4944415478da6364f80f00010501012718e3660000000049454e44ae426082"
 )
-NOBODYS = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
 
 
-def put(client, disk, path, content="", **how):
+def store_file(client, disk, path, content="", **options):
     """Stores a file under its full path."""
-    folder, _, name = path.rpartition("/")
+    directory, _, name = path.rpartition("/")
     content = content.encode() if isinstance(content, str) else content
-    return client.artifacts.upsert(disk.id, file=FileUpload(name, content), file_path=f"{folder}/", **how)
+    return client.artifacts.upsert(disk.id, file=FileUpload(name, content), file_path=f"{directory}/", **options)
 
 
-def get(client, disk, path, **how):
-    folder, _, name = path.rpartition("/")
-    return client.artifacts.get(disk.id, file_path=f"{folder}/", filename=name, **how)
+def get_file(client, disk, path, **options):
+    directory, _, name = path.rpartition("/")
+    return client.artifacts.get(disk.id, file_path=f"{directory}/", filename=name, **options)
 
 
-def own_meta(artifact):
+def user_metadata(artifact):
     return {key: value for key, value in artifact.meta.items() if key != "__artifact_info__"}
 
 
-def info(artifact):
+def file_info(artifact):
     return artifact.meta["__artifact_info__"]
 
 
-def names(artifacts):
+def full_paths(artifacts):
     return [artifact.path + artifact.filename for artifact in artifacts]
 
 
-def when(text):
-    moment = datetime.fromisoformat(text)
-    assert moment.utcoffset() == timedelta(0), text
-    return moment
+def parse_time(text):
+    time = datetime.fromisoformat(text)
+    assert time.utcoffset() == timedelta(0), text
+    return time
 
 
 def test_quickstart(client):
-    """The whole way from an empty disk to none, in the order in which newcomers go it."""
+    """Creates, uses and deletes a disk, in the order of a quick start guide."""
     assert client.ping() == "pong"
     disk = client.disks.create()
 
@@ -63,24 +63,24 @@ def test_quickstart(client):
         meta={"author": "alice"},
     )
     assert (artifact.disk_id, artifact.path, artifact.filename) == (disk.id, "/docs/", "notes.md")
-    assert own_meta(artifact) == {"author": "alice"}
+    assert user_metadata(artifact) == {"author": "alice"}
 
-    got = client.disks.artifacts.get(
+    response = client.disks.artifacts.get(
         disk.id, file_path="/docs/", filename="notes.md", with_public_url=True, with_content=True
     )
-    assert got.artifact == artifact
-    assert (got.content.type, got.content.raw) == ("text", "# Notes\n\nBuy milk.\n")
-    opened = open_link(got.public_url)
-    assert (opened.status_code, opened.content) == (200, b"# Notes\n\nBuy milk.\n")
+    assert response.artifact == artifact
+    assert (response.content.type, response.content.raw) == ("text", "# Notes\n\nBuy milk.\n")
+    download = open_link(response.public_url)
+    assert (download.status_code, download.content) == (200, b"# Notes\n\nBuy milk.\n")
 
     updated = client.disks.artifacts.update(disk.id, file_path="/docs/", filename="notes.md", meta={"author": "bob"})
-    assert own_meta(updated.artifact) == {"author": "bob"}
+    assert user_metadata(updated.artifact) == {"author": "bob"}
 
     listed = client.disks.artifacts.list(disk.id, path="/docs/")
     assert listed.artifacts == [updated.artifact]
     assert client.disks.artifacts.list(disk.id).directories == ["docs"]
-    assert names(client.disks.artifacts.grep_artifacts(disk.id, query="buy m.lk")) == ["/docs/notes.md"]
-    assert names(client.disks.artifacts.glob_artifacts(disk.id, query="/docs/*.md")) == ["/docs/notes.md"]
+    assert full_paths(client.disks.artifacts.grep_artifacts(disk.id, query="buy m.lk")) == ["/docs/notes.md"]
+    assert full_paths(client.disks.artifacts.glob_artifacts(disk.id, query="/docs/*.md")) == ["/docs/notes.md"]
 
     client.disks.artifacts.delete(disk.id, file_path="/docs/", filename="notes.md")
     assert client.disks.artifacts.list(disk.id, path="/docs/").artifacts == []
@@ -91,25 +91,25 @@ def test_quickstart(client):
 # ----- disks -----
 
 
-def test_a_disk_belongs_to_a_project_and_to_a_user_if_one_is_named(client):
-    nobodys = client.disks.create()
+def test_a_disk_belongs_to_a_project_and_optionally_a_user(client):
+    without_user = client.disks.create()
     first, second = client.disks.create(user="alice@example.org"), client.disks.create(user="alice@example.org")
     other = client.disks.create(user="a/b ü寿司")
-    assert nobodys.user_id is None
+    assert without_user.user_id is None
     assert first.user_id == second.user_id != other.user_id is not None
-    assert {disk.project_id for disk in (first, second, other)} == {nobodys.project_id}
-    assert len({nobodys.id, first.id, second.id, other.id}) == 4
-    assert when(first.created_at) == when(first.updated_at)
+    assert {disk.project_id for disk in (first, second, other)} == {without_user.project_id}
+    assert len({without_user.id, first.id, second.id, other.id}) == 4
+    assert parse_time(first.created_at) == parse_time(first.updated_at)
 
     assert [disk.id for disk in client.disks.list(user="alice@example.org").items] == [first.id, second.id]
     assert client.disks.list(user="a/b ü寿司").items == [other]
     assert client.disks.list(user="alice").items == []
 
 
-def test_paging_shows_every_disk_once_in_both_directions(client):
-    made = [client.disks.create(user="pager").id for _ in range(5)]
+def test_paging_returns_every_disk_once_in_both_orders(client):
+    disk_ids = [client.disks.create(user="pager").id for _ in range(5)]
 
-    def walk(**order):
+    def read_pages(**order):
         pages, cursor = [], None
         while True:
             page = client.disks.list(user="pager", limit=2, cursor=cursor, **order)
@@ -119,13 +119,13 @@ def test_paging_shows_every_disk_once_in_both_directions(client):
                 return pages
             cursor = page.next_cursor
 
-    assert walk() == [made[:2], made[2:4], made[4:]]
-    assert walk(time_desc=True) == [made[:2:-1], made[2:0:-1], made[:1]]
-    whole = client.disks.list(user="pager", limit=5)
-    assert len(whole.items) == 5 and not whole.has_more
+    assert read_pages() == [disk_ids[:2], disk_ids[2:4], disk_ids[4:]]
+    assert read_pages(time_desc=True) == [disk_ids[:2:-1], disk_ids[2:0:-1], disk_ids[:1]]
+    single_page = client.disks.list(user="pager", limit=5)
+    assert len(single_page.items) == 5 and not single_page.has_more
 
 
-def test_a_page_is_twenty_disks_unless_told_otherwise(client):
+def test_the_default_page_has_twenty_disks(client):
     for _ in range(21):
         client.disks.create(user="many")
     page = client.disks.list(user="many")
@@ -136,27 +136,27 @@ def test_a_page_is_twenty_disks_unless_told_otherwise(client):
 @pytest.mark.parametrize(
     "name, value", [("limit", 0), ("limit", -1), ("limit", 201), ("cursor", "garbage"), ("cursor", "MTIzfDQ1Ng")]
 )
-def test_paging_that_makes_no_sense_is_refused_by_name(client, name, value):
-    with refused(400, name):
+def test_invalid_paging_is_an_error_that_names_the_parameter(client, name, value):
+    with raises_error(400, name):
         client.disks.list(**{name: value})
 
 
-def test_a_deleted_disk_is_gone_with_its_files(client):
+def test_a_disk_is_deleted_with_its_files(client):
     disk = client.disks.create(user="deleter")
-    put(client, disk, "/a/b.txt", "b")
-    url = get(client, disk, "/a/b.txt").public_url
+    store_file(client, disk, "/a/b.txt", "b")
+    url = get_file(client, disk, "/a/b.txt").public_url
     client.disks.delete(disk.id)
     assert client.disks.list(user="deleter").items == []
-    with refused(403):
-        get(client, disk, "/a/b.txt")
-    with refused(404):
-        put(client, disk, "/a/b.txt", "b")
-    with refused(404):
+    with raises_error(403):
+        get_file(client, disk, "/a/b.txt")
+    with raises_error(404):
+        store_file(client, disk, "/a/b.txt", "b")
+    with raises_error(404):
         client.disks.delete(disk.id)
     assert open_link(url).status_code == 404
 
 
-# ----- what is stored -----
+# ----- content -----
 
 
 @pytest.mark.parametrize(
@@ -172,59 +172,59 @@ def test_a_deleted_disk_is_gone_with_its_files(client):
         ("empty.txt", "", "text/plain", "text"),
     ],
 )
-def test_text_comes_back_as_it_went_in(client, disk, name, content, mime, kind):
-    artifact = put(client, disk, f"/texts/{name}", content)
-    assert info(artifact) == {"path": "/texts/", "filename": name, "mime": mime, "size": len(content.encode())}
-    got = get(client, disk, f"/texts/{name}")
-    assert (got.content.type, got.content.raw) == (kind, content)
-    opened = open_link(got.public_url)
-    assert opened.content == content.encode()
-    assert opened.headers["content-type"] == mime
+def test_stored_text_is_returned_unchanged(client, disk, name, content, mime, kind):
+    artifact = store_file(client, disk, f"/texts/{name}", content)
+    assert file_info(artifact) == {"path": "/texts/", "filename": name, "mime": mime, "size": len(content.encode())}
+    response = get_file(client, disk, f"/texts/{name}")
+    assert (response.content.type, response.content.raw) == (kind, content)
+    download = open_link(response.public_url)
+    assert download.content == content.encode()
+    assert download.headers["content-type"] == mime
 
 
 @pytest.mark.parametrize(
     "name, content, mime",
     [
         ("pixel.png", PNG, "image/png"),
-        # The name does not decide, the content does.
+        # The media type is derived from the content, not from the name.
         ("pixel.txt", PNG, "image/png"),
         ("raw.bin", bytes(range(256)) * 1000, "application/octet-stream"),
         ("long.bin", b"\0" + b"x" * (3 * MIB), "application/octet-stream"),
     ],
 )
-def test_bytes_come_back_as_they_went_in(client, disk, name, content, mime):
-    artifact = put(client, disk, f"/{name}", content)
-    assert (info(artifact)["mime"], info(artifact)["size"]) == (mime, len(content))
-    opened = open_link(get(client, disk, f"/{name}").public_url)
-    assert opened.content == content
-    assert opened.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
+def test_stored_bytes_are_returned_unchanged(client, disk, name, content, mime):
+    artifact = store_file(client, disk, f"/{name}", content)
+    assert (file_info(artifact)["mime"], file_info(artifact)["size"]) == (mime, len(content))
+    download = open_link(get_file(client, disk, f"/{name}").public_url)
+    assert download.content == content
+    assert download.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
 
 
-def test_what_is_no_text_has_no_content(client, disk):
-    put(client, disk, "/raw.bin", bytes(range(256)))
-    assert get(client, disk, "/raw.bin").content is None
+def test_binary_files_have_no_content_in_the_response(client, disk):
+    store_file(client, disk, "/raw.bin", bytes(range(256)))
+    assert get_file(client, disk, "/raw.bin").content is None
 
 
 @pytest.mark.parametrize("name, content", [("broken.json", '{"a": '), ("broken.csv", 'a,b\n1,2,3\n"x"y,2\n')])
-def test_files_that_do_not_parse_are_delivered_without_content(client, disk, name, content):
-    put(client, disk, f"/{name}", content)
-    got = get(client, disk, f"/{name}")
-    assert got.content is None
-    assert open_link(got.public_url).text == content
+def test_unparsable_files_have_no_content_in_the_response(client, disk, name, content):
+    store_file(client, disk, f"/{name}", content)
+    response = get_file(client, disk, f"/{name}")
+    assert response.content is None
+    assert open_link(response.public_url).text == content
 
 
-def test_a_file_may_come_as_a_stream_or_a_tuple(client, disk):
+def test_a_file_can_be_a_stream_or_a_tuple(client, disk):
     client.artifacts.upsert(disk.id, file=FileUpload("stream.txt", io.BytesIO(b"from a stream"), "text/plain"))
     client.artifacts.upsert(disk.id, file=("tuple.txt", b"from a tuple"))
-    assert get(client, disk, "/stream.txt").content.raw == "from a stream"
-    assert get(client, disk, "/tuple.txt").content.raw == "from a tuple"
+    assert get_file(client, disk, "/stream.txt").content.raw == "from a stream"
+    assert get_file(client, disk, "/tuple.txt").content.raw == "from a tuple"
 
 
-def test_only_what_is_asked_for_is_answered(client, disk):
-    put(client, disk, "/a.txt", "a")
-    both = get(client, disk, "/a.txt")
+def test_link_and_content_are_only_returned_if_requested(client, disk):
+    store_file(client, disk, "/a.txt", "a")
+    both = get_file(client, disk, "/a.txt")
     assert both.public_url and both.content
-    neither = get(client, disk, "/a.txt", with_public_url=False, with_content=False)
+    neither = get_file(client, disk, "/a.txt", with_public_url=False, with_content=False)
     assert neither.public_url is None and neither.content is None
 
 
@@ -234,10 +234,10 @@ def test_only_what_is_asked_for_is_answered(client, disk):
         (None, "a.txt", "/", "a.txt"),
         ("/docs/", "a.txt", "/docs/", "a.txt"),
         ("docs/deep/", "a.txt", "/docs/deep/", "a.txt"),
-        # What follows the last slash is no part of the directory.
+        # The text after the last slash is not part of the directory.
         ("/docs", "a.txt", "/", "a.txt"),
         ("/docs/b.txt", "a.txt", "/docs/", "a.txt"),
-        # Nor is what a client puts before the name.
+        # Directories in the name of the upload are ignored.
         ("/docs/", "from/elsewhere/a.txt", "/docs/", "a.txt"),
         ("/über uns/寿司/", "größe (1) & more.txt", "/über uns/寿司/", "größe (1) & more.txt"),
         ("/100%/a_b/", "50%_+a=b&c#d?.txt", "/100%/a_b/", "50%_+a=b&c#d?.txt"),
@@ -245,11 +245,11 @@ def test_only_what_is_asked_for_is_answered(client, disk):
         ("/", "n" * 1024, "/", "n" * 1024),
     ],
 )
-def test_a_file_is_found_where_it_was_put(client, disk, sent_path, sent_name, path, name):
-    artifact = client.artifacts.upsert(disk.id, file=FileUpload(sent_name, b"here"), file_path=sent_path)
+def test_a_file_is_stored_under_its_normalized_path(client, disk, sent_path, sent_name, path, name):
+    artifact = client.artifacts.upsert(disk.id, file=FileUpload(sent_name, b"at its path"), file_path=sent_path)
     assert (artifact.path, artifact.filename) == (path, name)
-    assert client.artifacts.get(disk.id, file_path=path, filename=name).content.raw == "here"
-    assert names(client.artifacts.list(disk.id, path=path).artifacts) == [path + name]
+    assert client.artifacts.get(disk.id, file_path=path, filename=name).content.raw == "at its path"
+    assert full_paths(client.artifacts.list(disk.id, path=path).artifacts) == [path + name]
 
 
 @pytest.mark.parametrize(
@@ -265,117 +265,117 @@ def test_a_file_is_found_where_it_was_put(client, disk, sent_path, sent_name, pa
         ("/" + "d" * 1024 + "/", "x"),
     ],
 )
-def test_a_path_that_leads_elsewhere_is_refused(client, disk, path, name):
-    with refused(400):
+def test_an_invalid_path_is_an_error(client, disk, path, name):
+    with raises_error(400):
         client.artifacts.upsert(disk.id, file=FileUpload(name, b"x"), file_path=path)
     assert client.artifacts.glob_artifacts(disk.id, query="*") == []
 
 
-def test_replacing_keeps_the_file_and_changes_its_content(client, disk):
-    first = put(client, disk, "/a.txt", "first", meta={"kept": "no"})
-    old_link = get(client, disk, "/a.txt").public_url
-    second = put(client, disk, "/a.txt", "the second")
-    assert own_meta(second) == {}
-    assert info(second)["size"] == len("the second")
+def test_replacing_a_file_keeps_its_creation_time(client, disk):
+    first = store_file(client, disk, "/a.txt", "first", meta={"n": 1})
+    old_link = get_file(client, disk, "/a.txt").public_url
+    second = store_file(client, disk, "/a.txt", "the second")
+    assert user_metadata(second) == {}
+    assert file_info(second)["size"] == len("the second")
     assert second.created_at == first.created_at
-    assert when(second.updated_at) > when(first.updated_at)
-    assert get(client, disk, "/a.txt").content.raw == "the second"
+    assert parse_time(second.updated_at) > parse_time(first.updated_at)
+    assert get_file(client, disk, "/a.txt").content.raw == "the second"
     assert client.artifacts.list(disk.id).artifacts == [second]
-    # A link stands for bytes, not for a name, and former contents are kept.
+    # A public link refers to a content, not to a path, and earlier versions are kept.
     assert open_link(old_link).text == "first"
 
 
-def test_equal_content_is_two_files(client, disk, stranger):
-    put(client, disk, "/a.txt", "the same in all three")
-    put(client, disk, "/b.txt", "the same in all three")
-    foreign = stranger.disks.create()
-    put(stranger, foreign, "/c.txt", "the same in all three")
+def test_files_with_equal_content_are_independent(client, disk, other_client):
+    store_file(client, disk, "/a.txt", "the same in all three")
+    store_file(client, disk, "/b.txt", "the same in all three")
+    other_disk = other_client.disks.create()
+    store_file(other_client, other_disk, "/c.txt", "the same in all three")
     client.artifacts.delete(disk.id, file_path="/", filename="a.txt")
-    assert get(client, disk, "/b.txt").content.raw == "the same in all three"
+    assert get_file(client, disk, "/b.txt").content.raw == "the same in all three"
     client.disks.delete(disk.id)
-    assert get(stranger, foreign, "/c.txt").content.raw == "the same in all three"
+    assert get_file(other_client, other_disk, "/c.txt").content.raw == "the same in all three"
 
 
 # ----- meta -----
 
 
-def test_meta_is_kept_as_it_is(client, disk):
+def test_meta_is_returned_unchanged(client, disk):
     meta = {"text": "ü\n\"'", "n": [1, -2.5, 1e-7, 2**53 + 1, 10**30], "deep": {"a": {"b": [None, True]}}, "": ""}
-    assert own_meta(put(client, disk, "/a.txt", "a", meta=meta)) == meta
-    assert own_meta(get(client, disk, "/a.txt").artifact) == meta
+    assert user_metadata(store_file(client, disk, "/a.txt", "a", meta=meta)) == meta
+    assert user_metadata(get_file(client, disk, "/a.txt").artifact) == meta
 
 
-def test_an_update_replaces_all_meta_and_nothing_else(client, disk):
-    stored = put(client, disk, "/a.txt", "a", meta={"one": 1, "two": 2})
+def test_an_update_replaces_all_meta(client, disk):
+    stored = store_file(client, disk, "/a.txt", "a", meta={"one": 1, "two": 2})
     updated = client.artifacts.update(disk.id, file_path="/", filename="a.txt", meta={"two": "zwei"}).artifact
-    assert own_meta(updated) == {"two": "zwei"}
-    assert info(updated) == info(stored)
+    assert user_metadata(updated) == {"two": "zwei"}
+    assert file_info(updated) == file_info(stored)
     assert updated.created_at == stored.created_at
-    assert when(updated.updated_at) > when(stored.updated_at)
-    assert get(client, disk, "/a.txt").artifact == updated
+    assert parse_time(updated.updated_at) > parse_time(stored.updated_at)
+    assert get_file(client, disk, "/a.txt").artifact == updated
     cleared = client.artifacts.update(disk.id, file_path="/", filename="a.txt", meta={}).artifact
-    assert own_meta(cleared) == {}
-    assert get(client, disk, "/a.txt").content.raw == "a"
+    assert user_metadata(cleared) == {}
+    assert get_file(client, disk, "/a.txt").content.raw == "a"
 
 
-def test_the_servers_own_key_in_meta_is_refused(client, disk):
-    with refused(400, "__artifact_info__"):
-        put(client, disk, "/a.txt", "a", meta={"__artifact_info__": {}})
+def test_the_reserved_key_in_meta_is_an_error(client, disk):
+    with raises_error(400, "__artifact_info__"):
+        store_file(client, disk, "/a.txt", "a", meta={"__artifact_info__": {}})
     assert client.artifacts.list(disk.id).artifacts == []
-    stored = put(client, disk, "/a.txt", "a")
-    with refused(400, "__artifact_info__"):
+    stored = store_file(client, disk, "/a.txt", "a")
+    with raises_error(400, "__artifact_info__"):
         client.artifacts.update(disk.id, file_path="/", filename="a.txt", meta={"__artifact_info__": {}})
-    assert get(client, disk, "/a.txt").artifact == stored
+    assert get_file(client, disk, "/a.txt").artifact == stored
 
 
 # ----- public links -----
 
 
-def test_a_link_is_the_same_within_the_hour(client, disk):
-    """So that a prompt which contains it stays the same. It may change when an hour ends between the two questions."""
-    put(client, disk, "/a.txt", "a")
-    links = {get(client, disk, "/a.txt").public_url for _ in range(2)}
-    again = {get(client, disk, "/a.txt").public_url for _ in range(2)}
-    assert len(links) == 1 or len(again) == 1
+def test_a_link_is_the_same_within_an_hour(client, disk):
+    """A prompt that contains the link must not change. The link may change if an hour ends between two requests."""
+    store_file(client, disk, "/a.txt", "a")
+    first_pair = {get_file(client, disk, "/a.txt").public_url for _ in range(2)}
+    second_pair = {get_file(client, disk, "/a.txt").public_url for _ in range(2)}
+    assert len(first_pair) == 1 or len(second_pair) == 1
 
 
-def test_a_link_ends(client, disk):
-    put(client, disk, "/a.txt", "a")
-    assert open_link(get(client, disk, "/a.txt", expire=60).public_url).status_code == 200
-    short = get(client, disk, "/a.txt", expire=1).public_url
-    eventually(lambda: open_link(short).status_code == 404, "the end of a link of one second", seconds=5)
+def test_a_link_expires(client, disk):
+    store_file(client, disk, "/a.txt", "a")
+    assert open_link(get_file(client, disk, "/a.txt", expire=60).public_url).status_code == 200
+    link = get_file(client, disk, "/a.txt", expire=1).public_url
+    wait_until(lambda: open_link(link).status_code == 404, "a link of one second has expired", seconds=5)
 
 
 @pytest.mark.parametrize("expire", [0, -1, 7 * 24 * 3600 + 1, 2**63 - 1])
-def test_a_link_without_a_sensible_end_is_refused(client, disk, expire):
-    put(client, disk, "/a.txt", "a")
-    with refused(400, "expire"):
-        get(client, disk, "/a.txt", expire=expire)
+def test_an_invalid_expiry_is_an_error(client, disk, expire):
+    store_file(client, disk, "/a.txt", "a")
+    with raises_error(400, "expire"):
+        get_file(client, disk, "/a.txt", expire=expire)
 
 
-def test_a_link_may_live_a_week(client, disk):
-    put(client, disk, "/a.txt", "a")
-    assert open_link(get(client, disk, "/a.txt", expire=7 * 24 * 3600).public_url).text == "a"
+def test_a_link_can_be_valid_for_a_week(client, disk):
+    store_file(client, disk, "/a.txt", "a")
+    assert open_link(get_file(client, disk, "/a.txt", expire=7 * 24 * 3600).public_url).text == "a"
 
 
-def test_a_link_opens_as_long_as_the_project_keeps_the_bytes(client, disk):
-    put(client, disk, "/a.txt", "kept twice")
-    put(client, disk, "/b.txt", "kept twice")
-    url = get(client, disk, "/a.txt").public_url
+def test_a_link_is_valid_while_the_project_has_the_content(client, disk):
+    store_file(client, disk, "/a.txt", "content of two files")
+    store_file(client, disk, "/b.txt", "content of two files")
+    url = get_file(client, disk, "/a.txt").public_url
     client.artifacts.delete(disk.id, file_path="/", filename="a.txt")
-    assert open_link(url).text == "kept twice"
+    assert open_link(url).text == "content of two files"
     client.artifacts.delete(disk.id, file_path="/", filename="b.txt")
-    gone = open_link(url)
-    assert (gone.status_code, gone.json()["code"]) == (404, 404)
+    response = open_link(url)
+    assert (response.status_code, response.json()["code"]) == (404, 404)
 
 
-def test_a_changed_link_does_not_open(client, disk):
-    put(client, disk, "/a.txt", "a")
-    url = get(client, disk, "/a.txt").public_url
+def test_a_modified_link_is_404(client, disk):
+    store_file(client, disk, "/a.txt", "a")
+    url = get_file(client, disk, "/a.txt").public_url
     start = len(url) - len(urlsplit(url).path.rpartition("/")[2])
-    for at in (start, (start + len(url)) // 2, len(url) - 3):
-        changed = url[:at] + ("A" if url[at] != "A" else "B") + url[at + 1 :]
-        assert open_link(changed).status_code == 404, at
+    for offset in (start, (start + len(url)) // 2, len(url) - 3):
+        modified = url[:offset] + ("A" if url[offset] != "A" else "B") + url[offset + 1 :]
+        assert open_link(modified).status_code == 404, offset
     assert open_link(url[:-1]).status_code == 404
     assert open_link(url).status_code == 200
 
@@ -396,60 +396,60 @@ def tree(client, disk):
         "/src/100%.txt": "all\n",
         "/data.bin": b"\0\1\2 TODO",
     }.items():
-        put(client, disk, path, content)
+        store_file(client, disk, path, content)
     return disk
 
 
-def test_a_listing_shows_one_directory(client, tree):
+def test_a_listing_contains_one_directory(client, tree):
     root = client.artifacts.list(tree.id)
-    assert names(root.artifacts) == ["/data.bin", "/readme.md"]
+    assert full_paths(root.artifacts) == ["/data.bin", "/readme.md"]
     assert root.directories == ["docs", "src"]
     assert client.artifacts.list(tree.id, path="/") == root
     docs = client.artifacts.list(tree.id, path="/docs/")
-    assert names(docs.artifacts) == ["/docs/a.md", "/docs/b.md"]
+    assert full_paths(docs.artifacts) == ["/docs/a.md", "/docs/b.md"]
     assert docs.directories == ["deep"]
-    nothing = client.artifacts.list(tree.id, path="/doc/")
-    assert (nothing.artifacts, nothing.directories) == ([], [])
+    missing = client.artifacts.list(tree.id, path="/doc/")
+    assert (missing.artifacts, missing.directories) == ([], [])
 
 
 @pytest.mark.parametrize("path", ["docs", "/docs", "docs/", "/docs/../"])
-def test_a_listing_wants_a_whole_directory(client, tree, path):
-    with refused(400):
+def test_a_listing_requires_the_path_of_a_directory(client, tree, path):
+    with raises_error(400):
         client.artifacts.list(tree.id, path=path)
 
 
 @pytest.mark.parametrize(
-    "query, found",
+    "query, expected",
     [
         ("todo", ["/readme.md", "/docs/b.md", "/src/main.py"]),
         ("(?-i)todo", ["/docs/b.md"]),
-        # Anchors stand for lines.
+        # Anchors match at the start and end of lines.
         ("^todo", ["/readme.md", "/docs/b.md"]),
         (r"^def \w+\(\):$", ["/src/main.py"]),
         ("alpha|gamma", ["/docs/a.md", "/docs/deep/c.md"]),
         ("no such words", []),
     ],
 )
-def test_grep_finds_files_by_their_text(client, tree, query, found):
-    assert names(client.artifacts.grep_artifacts(tree.id, query=query)) == found
+def test_grep_finds_files_by_their_content(client, tree, query, expected):
+    assert full_paths(client.artifacts.grep_artifacts(tree.id, query=query)) == expected
 
 
-def test_grep_sees_the_current_content_only(client, disk):
-    put(client, disk, "/a.txt", "before")
-    put(client, disk, "/a.txt", "after")
+def test_grep_searches_only_the_current_content(client, disk):
+    store_file(client, disk, "/a.txt", "before")
+    store_file(client, disk, "/a.txt", "after")
     assert client.artifacts.grep_artifacts(disk.id, query="before") == []
-    assert names(client.artifacts.grep_artifacts(disk.id, query="after")) == ["/a.txt"]
+    assert full_paths(client.artifacts.grep_artifacts(disk.id, query="after")) == ["/a.txt"]
 
 
 @pytest.mark.parametrize(
-    "query, found",
+    "query, expected",
     [
         ("*.md", ["/readme.md", "/docs/a.md", "/docs/b.md", "/docs/deep/c.md"]),
         ("**/*.py", ["/src/a_b.py", "/src/axb.py", "/src/main.py"]),
         ("/docs/*.md", ["/docs/a.md", "/docs/b.md", "/docs/deep/c.md"]),
         ("/docs/?.md", ["/docs/a.md", "/docs/b.md"]),
         ("/docs/[bc].md", ["/docs/b.md"]),
-        # Ordinary characters here, wildcards in SQL.
+        # `_` and `%` are ordinary characters, although they are wildcards in SQL.
         ("/src/a_b.py", ["/src/a_b.py"]),
         ("*100%.txt", ["/src/100%.txt"]),
         ("*%*", ["/src/100%.txt"]),
@@ -457,162 +457,162 @@ def test_grep_sees_the_current_content_only(client, disk):
         ("docs/*.md", []),
     ],
 )
-def test_glob_finds_files_by_their_names(client, tree, query, found):
-    assert names(client.artifacts.glob_artifacts(tree.id, query=query)) == found
+def test_glob_finds_files_by_their_paths(client, tree, query, expected):
+    assert full_paths(client.artifacts.glob_artifacts(tree.id, query=query)) == expected
 
 
-@pytest.mark.parametrize("way", ["grep_artifacts", "glob_artifacts"])
-def test_a_search_has_a_limit(client, disk, way):
-    search = getattr(client.artifacts, way)
+@pytest.mark.parametrize("method", ["grep_artifacts", "glob_artifacts"])
+def test_a_search_has_a_limit(client, disk, method):
+    search = getattr(client.artifacts, method)
     for number in range(3):
-        put(client, disk, f"/{number}.txt", ".txt")
-    query = "*.txt" if way == "glob_artifacts" else "txt"
-    assert names(search(disk.id, query=query, limit=2)) == ["/0.txt", "/1.txt"]
+        store_file(client, disk, f"/{number}.txt", ".txt")
+    query = "*.txt" if method == "glob_artifacts" else "txt"
+    assert full_paths(search(disk.id, query=query, limit=2)) == ["/0.txt", "/1.txt"]
     for limit in (-1, 201):
-        with refused(400, "limit"):
+        with raises_error(400, "limit"):
             search(disk.id, query=query, limit=limit)
-    with refused(400, "query"):
+    with raises_error(400, "query"):
         search(disk.id, query="x" * 1001)
 
 
 @pytest.mark.parametrize("query", ["(", "[", "a{2,1}", "(?P<n>", "((a{1000}){1000}){1000}"])
-def test_a_regular_expression_that_is_none_is_refused(client, tree, query):
-    with refused(400, "query"):
+def test_an_invalid_regular_expression_is_an_error(client, tree, query):
+    with raises_error(400, "query"):
         client.artifacts.grep_artifacts(tree.id, query=query)
 
 
-def test_a_search_stays_on_its_disk(client, tree):
-    elsewhere = client.disks.create()
-    assert client.artifacts.grep_artifacts(elsewhere.id, query="todo") == []
-    assert client.artifacts.glob_artifacts(elsewhere.id, query="*") == []
+def test_a_search_is_limited_to_its_disk(client, tree):
+    other_disk = client.disks.create()
+    assert client.artifacts.grep_artifacts(other_disk.id, query="todo") == []
+    assert client.artifacts.glob_artifacts(other_disk.id, query="*") == []
 
 
-def test_a_deleted_file_is_gone_and_the_others_stay(client, tree):
+def test_a_deleted_file_is_404_and_not_listed(client, tree):
     client.artifacts.delete(tree.id, file_path="/docs/", filename="a.md")
-    with refused(404, "artifact not found"):
-        get(client, tree, "/docs/a.md")
-    assert names(client.artifacts.list(tree.id, path="/docs/").artifacts) == ["/docs/b.md"]
+    with raises_error(404, "artifact not found"):
+        get_file(client, tree, "/docs/a.md")
+    assert full_paths(client.artifacts.list(tree.id, path="/docs/").artifacts) == ["/docs/b.md"]
     assert client.artifacts.grep_artifacts(tree.id, query="alpha") == []
-    assert "/docs/a.md" not in names(client.artifacts.glob_artifacts(tree.id, query="*"))
+    assert "/docs/a.md" not in full_paths(client.artifacts.glob_artifacts(tree.id, query="*"))
 
 
-# ----- refusals -----
+# ----- errors -----
 
 
-def test_a_file_that_is_not_there_is_404(client, disk):
-    put(client, disk, "/a.txt", "a")
+def test_a_missing_file_is_404(client, disk):
+    store_file(client, disk, "/a.txt", "a")
     for call in (
-        lambda at: client.artifacts.get(disk.id, **at),
-        lambda at: client.artifacts.update(disk.id, **at, meta={"a": 1}),
-        lambda at: client.artifacts.delete(disk.id, **at),
+        lambda location: client.artifacts.get(disk.id, **location),
+        lambda location: client.artifacts.update(disk.id, **location, meta={"a": 1}),
+        lambda location: client.artifacts.delete(disk.id, **location),
     ):
-        with refused(404, "artifact not found"):
+        with raises_error(404, "artifact not found"):
             call({"file_path": "/", "filename": "b.txt"})
-        with refused(404, "artifact not found"):
+        with raises_error(404, "artifact not found"):
             call({"file_path": "/b/", "filename": "a.txt"})
-        # Case counts.
-        with refused(404, "artifact not found"):
+        # Names are case-sensitive.
+        with raises_error(404, "artifact not found"):
             call({"file_path": "/", "filename": "A.txt"})
 
 
-@pytest.mark.parametrize("whose", ["another project's", "nobody's"])
-def test_a_disk_that_is_not_ours_is_closed(client, disk, stranger, whose):
-    stored = put(client, disk, "/a.txt", "a", meta={"kept": True})
-    disk_id = disk.id if whose == "another project's" else NOBODYS
-    at = {"file_path": "/", "filename": "a.txt"}
-    files = stranger.artifacts
+@pytest.mark.parametrize("owner", ["another project", "none"])
+def test_a_disk_of_another_project_cannot_be_used(client, disk, other_client, owner):
+    stored = store_file(client, disk, "/a.txt", "a", meta={"n": 1})
+    disk_id = disk.id if owner == "another project" else UNKNOWN_ID
+    location = {"file_path": "/", "filename": "a.txt"}
+    files = other_client.artifacts
     for call in (
-        lambda: files.get(disk_id, **at),
-        lambda: files.update(disk_id, **at, meta={"kept": False}),
-        lambda: files.delete(disk_id, **at),
+        lambda: files.get(disk_id, **location),
+        lambda: files.update(disk_id, **location, meta={"n": 2}),
+        lambda: files.delete(disk_id, **location),
         lambda: files.list(disk_id),
         lambda: files.grep_artifacts(disk_id, query="a"),
         lambda: files.glob_artifacts(disk_id, query="*"),
     ):
-        with refused(403, "does not belong to this project"):
+        with raises_error(403, "does not belong to this project"):
             call()
     for call in (
         lambda: files.upsert(disk_id, file=FileUpload("a.txt", b"changed")),
-        lambda: stranger.disks.delete(disk_id),
+        lambda: other_client.disks.delete(disk_id),
     ):
-        with refused(404, "disk not found or access denied"):
+        with raises_error(404, "disk not found or access denied"):
             call()
-    assert disk.id not in [each.id for each in stranger.disks.list(limit=200).items]
-    assert get(client, disk, "/a.txt").artifact == stored
-    assert get(client, disk, "/a.txt").content.raw == "a"
+    assert disk.id not in [each.id for each in other_client.disks.list(limit=200).items]
+    assert get_file(client, disk, "/a.txt").artifact == stored
+    assert get_file(client, disk, "/a.txt").content.raw == "a"
 
 
-def test_projects_share_no_users(client, stranger):
-    mine, theirs = client.disks.create(user="shared"), stranger.disks.create(user="shared")
-    assert mine.user_id != theirs.user_id
-    assert client.disks.list(user="shared").items == [mine]
-    assert stranger.disks.list(user="shared").items == [theirs]
+def test_projects_do_not_share_users(client, other_client):
+    own_disk, other_disk = client.disks.create(user="shared"), other_client.disks.create(user="shared")
+    assert own_disk.user_id != other_disk.user_id
+    assert client.disks.list(user="shared").items == [own_disk]
+    assert other_client.disks.list(user="shared").items == [other_disk]
 
 
-def test_a_disk_id_that_is_none_is_refused_by_name(client):
+def test_an_invalid_disk_id_is_an_error_that_names_it(client):
     for call in (
         lambda: client.disks.delete("not-an-id"),
         lambda: client.artifacts.list("not-an-id"),
         lambda: client.artifacts.upsert("not-an-id", file=FileUpload("a.txt", b"a")),
     ):
-        with refused(400, "disk_id"):
+        with raises_error(400, "disk_id"):
             call()
 
 
-def test_a_file_of_just_the_limit_is_stored(client, disk):
+def test_a_file_of_exactly_the_limit_is_stored(client, disk):
     content = b"\0" * (16 * MIB)
-    assert info(put(client, disk, "/big.bin", content))["size"] == len(content)
-    assert open_link(get(client, disk, "/big.bin").public_url).content == content
+    assert file_info(store_file(client, disk, "/big.bin", content))["size"] == len(content)
+    assert open_link(get_file(client, disk, "/big.bin").public_url).content == content
 
 
 @pytest.mark.parametrize("size", [16 * MIB + 1, 40 * MIB])
 def test_a_file_over_the_limit_is_413(client, disk, size):
-    """Also where it is so large that its length alone tells, while the SDK is still sending."""
-    with refused(413, "16.00MB"):
-        put(client, disk, "/big.bin", b"\0" * size)
+    """The larger file is rejected because of its content length, while the SDK is still sending it."""
+    with raises_error(413, "16.00MB"):
+        store_file(client, disk, "/big.bin", b"\0" * size)
     assert client.artifacts.list(disk.id).artifacts == []
-    put(client, disk, "/small.bin", b"\0")
+    store_file(client, disk, "/small.bin", b"\0")
 
 
 @pytest.mark.parametrize(
     "key", ["sk-ac-wrong", "sk-ac-", "your-root-api-bearer-token", "sk-ac-your-root-api-bearer-token2", "sk-ac-ü"]
 )
-def test_a_wrong_key_is_401(server, key):
+def test_an_invalid_key_is_401(server, key):
     if not key.isascii():
-        # The SDK cannot send this one; the socket can.
-        answer = httpx.get(
+        # The SDK cannot send this key, so the request is sent with httpx.
+        response = httpx.get(
             f"{server.base_url}/ping", headers={b"Authorization": f"Bearer {key}".encode()}, trust_env=False
         )
-        assert (answer.status_code, answer.json()["code"]) == (401, 401)
+        assert (response.status_code, response.json()["code"]) == (401, 401)
         return
     with server.client(key) as client:
-        for call in (client.ping, client.disks.list, client.disks.create, lambda: client.disks.delete(NOBODYS)):
-            with refused(401, "Unauthorized"):
+        for call in (client.ping, client.disks.list, client.disks.create, lambda: client.disks.delete(UNKNOWN_ID)):
+            with raises_error(401, "Unauthorized"):
                 call()
 
 
-def test_a_deleted_project_is_gone_with_its_key(server, client):
+def test_a_project_is_deleted_with_its_key(server, client):
     project, key = new_project(server)
-    with server.client(key) as doomed:
-        disk = doomed.disks.create()
-        put(doomed, disk, "/a.txt", "a")
-        url = get(doomed, disk, "/a.txt").public_url
-        gone = httpx.delete(
+    with server.client(key) as deleted_client:
+        disk = deleted_client.disks.create()
+        store_file(deleted_client, disk, "/a.txt", "a")
+        url = get_file(deleted_client, disk, "/a.txt").public_url
+        response = httpx.delete(
             f"{server.origin}/admin/v1/project/{project}", headers={"X-Access-Token": ADMIN_TOKEN}, trust_env=False
         )
-        assert gone.status_code == 200
-        with refused(401):
-            doomed.disks.list()
+        assert response.status_code == 200
+        with raises_error(401):
+            deleted_client.disks.list()
     assert open_link(url).status_code == 404
     assert client.ping() == "pong"
 
 
-def test_projects_are_made_by_the_operator_only(server, client):
+def test_projects_are_managed_only_with_the_admin_token(server, client):
     url = f"{server.origin}/admin/v1/project"
     for headers in ({}, {"Authorization": f"Bearer {server.key}"}, {"X-Access-Token": "wrong"}):
         assert httpx.post(url, json={}, headers=headers, trust_env=False).status_code == 401
-        assert httpx.delete(f"{url}/{NOBODYS}", headers=headers, trust_env=False).status_code == 401
-    with refused(401), server.client(ADMIN_TOKEN) as operator:
+        assert httpx.delete(f"{url}/{UNKNOWN_ID}", headers=headers, trust_env=False).status_code == 401
+    with raises_error(401), server.client(ADMIN_TOKEN) as operator:
         operator.disks.list()
 
 
@@ -625,26 +625,26 @@ def test_async_quickstart(server):
         disk = await client.disks.create(user="async")
         files = client.disks.artifacts
         await files.upsert(disk.id, file=FileUpload("a.md", b"# Async\n"), file_path="/docs/", meta={"n": 1})
-        at = {"file_path": "/docs/", "filename": "a.md"}
-        got = await files.get(disk.id, **at, with_public_url=True, with_content=True)
-        assert got.content.raw == "# Async\n"
-        assert open_link(got.public_url).text == "# Async\n"
-        assert own_meta((await files.update(disk.id, **at, meta={"n": 2})).artifact) == {"n": 2}
+        location = {"file_path": "/docs/", "filename": "a.md"}
+        response = await files.get(disk.id, **location, with_public_url=True, with_content=True)
+        assert response.content.raw == "# Async\n"
+        assert open_link(response.public_url).text == "# Async\n"
+        assert user_metadata((await files.update(disk.id, **location, meta={"n": 2})).artifact) == {"n": 2}
         assert (await files.list(disk.id)).directories == ["docs"]
-        assert names(await files.grep_artifacts(disk.id, query="async")) == ["/docs/a.md"]
-        assert names(await files.glob_artifacts(disk.id, query="*.md")) == ["/docs/a.md"]
-        await files.delete(disk.id, **at)
-        with refused(404, "artifact not found"):
-            await files.get(disk.id, **at)
+        assert full_paths(await files.grep_artifacts(disk.id, query="async")) == ["/docs/a.md"]
+        assert full_paths(await files.glob_artifacts(disk.id, query="*.md")) == ["/docs/a.md"]
+        await files.delete(disk.id, **location)
+        with raises_error(404, "artifact not found"):
+            await files.get(disk.id, **location)
         assert [each.id for each in (await client.disks.list(user="async")).items] == [disk.id]
         await client.disks.delete(disk.id)
-        with refused(403):
+        with raises_error(403):
             await files.list(disk.id)
 
-    asynchronously(server, steps)
+    run_async(server, steps)
 
 
-def test_many_files_at_once(server):
+def test_concurrent_uploads_of_many_files(server):
     async def steps(client):
         disk = await client.disks.create()
         contents = {f"{number:02}.txt": f"content {number}" for number in range(40)}
@@ -656,36 +656,36 @@ def test_many_files_at_once(server):
         )
         listed = await client.artifacts.list(disk.id)
         assert [artifact.filename for artifact in listed.artifacts] == sorted(contents)
-        got = await asyncio.gather(
+        responses = await asyncio.gather(
             *(client.artifacts.get(disk.id, file_path="/", filename=name) for name in contents)
         )
-        assert [each.content.raw for each in got] == list(contents.values())
+        assert [each.content.raw for each in responses] == list(contents.values())
 
-    asynchronously(server, steps)
+    run_async(server, steps)
 
 
-def test_many_writers_of_one_file(server):
-    """All succeed, one is the last, and readers in between see one content or another, whole."""
+def test_concurrent_writes_of_one_file(server):
+    """All writes succeed, one of them is the last, and concurrent reads return one of the contents completely."""
 
     async def steps(client):
         disk = await client.disks.create()
         contents = [f"{number} " * 50_000 for number in range(12)]
-        upsert, at = client.artifacts.upsert, {"file_path": "/", "filename": "a.txt"}
+        upsert, location = client.artifacts.upsert, {"file_path": "/", "filename": "a.txt"}
         await upsert(disk.id, file=FileUpload("a.txt", contents[0].encode()))
         writes = [upsert(disk.id, file=FileUpload("a.txt", content.encode())) for content in contents]
-        reads = [client.artifacts.get(disk.id, **at) for _ in range(12)]
-        done = await asyncio.gather(*(step for pair in zip(writes, reads) for step in pair))
-        assert {read.content.raw for read in done[1::2]} <= set(contents)
+        reads = [client.artifacts.get(disk.id, **location) for _ in range(12)]
+        results = await asyncio.gather(*(step for pair in zip(writes, reads) for step in pair))
+        assert {read.content.raw for read in results[1::2]} <= set(contents)
         listed = await client.artifacts.list(disk.id)
         assert len(listed.artifacts) == 1
-        assert (await client.artifacts.get(disk.id, **at)).content.raw in contents
+        assert (await client.artifacts.get(disk.id, **location)).content.raw in contents
 
-    asynchronously(server, steps)
+    run_async(server, steps)
 
 
-def test_many_requests_name_a_new_user_at_once(server):
+def test_concurrent_requests_create_a_user_once(server):
     async def steps(client):
-        disks = await asyncio.gather(*(client.disks.create(user="new to all") for _ in range(16)))
+        disks = await asyncio.gather(*(client.disks.create(user="created once") for _ in range(16)))
         assert len({disk.user_id for disk in disks}) == 1
 
-    asynchronously(server, steps)
+    run_async(server, steps)

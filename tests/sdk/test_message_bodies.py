@@ -1,4 +1,4 @@
-"""Bodies of messages that the SDK does not send: refusals that name what is wrong, limits, odd forms, other clients."""
+"""Message bodies that the SDK does not send: error messages, limits, unusual multipart forms, other clients."""
 
 import contextlib
 import hashlib
@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support import eventually, new_project
-from wire import BOUNDARY, FORM, Wire, exchange, part, upload
+from support import wait_until, new_project
+from raw_http import BOUNDARY, FORM, RawConnection, exchange, form_part, form_body
 
 JSON = {"Content-Type": "application/json"}
 HELLO = {"role": "user", "content": "hello"}
-NOBODYS = "00000000-0000-4000-8000-000000000000"
-NIL = "00000000-0000-0000-0000-000000000000"
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
+NIL_ID = "00000000-0000-0000-0000-000000000000"
 MIB = 1 << 20
 
 
@@ -24,55 +24,55 @@ def session(client):
     return client.sessions.create()
 
 
-def encoded(value):
+def encode(value):
     return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
-def post(server, session_id, body, headers=JSON):
-    return exchange(server, "POST", f"/api/v1/session/{session_id}/messages", headers, encoded(body))
+def post_body(server, session_id, body, headers=JSON):
+    return exchange(server, "POST", f"/api/v1/session/{session_id}/messages", headers, encode(body))
 
 
 def post_form(server, session_id, *parts, headers=()):
-    return post(server, session_id, upload(*parts), {"Content-Type": FORM, **dict(headers)})
+    return post_body(server, session_id, form_body(*parts), {"Content-Type": FORM, **dict(headers)})
 
 
-def get(server, session_id, query=""):
+def get_messages(server, session_id, query=""):
     return exchange(server, "GET", f"/api/v1/session/{session_id}/messages{query}")
 
 
-def patch(server, session_id, message_id, body, headers=JSON):
+def patch_meta(server, session_id, message_id, body, headers=JSON):
     path = f"/api/v1/session/{session_id}/messages/{message_id}/meta"
-    return exchange(server, "PATCH", path, headers, encoded(body))
+    return exchange(server, "PATCH", path, headers, encode(body))
 
 
-def data(answer, status):
-    assert answer.status == status, answer.body
-    said = answer.json()
-    assert (said["code"], said["msg"]) == (0, "")
-    return said["data"]
+def expect_data(response, status):
+    assert response.status == status, response.body
+    body = response.json()
+    assert (body["code"], body["msg"]) == (0, "")
+    return body["data"]
 
 
-def shown(server, session_id, format="acontext"):
-    return data(get(server, session_id, f"?format={format}"), 200)["items"]
+def read_items(server, session_id, format="acontext"):
+    return expect_data(get_messages(server, session_id, f"?format={format}"), 200)["items"]
 
 
-def nothing_was_stored(server, session):
-    return get(server, session.id).json()["data"]["ids"] == []
+def has_no_messages(server, session):
+    return get_messages(server, session.id).json()["data"]["ids"] == []
 
 
 def payload(value):
-    return part("payload", encoded(value))
+    return form_part("payload", encode(value))
 
 
-def with_files(*fields, **more):
-    """A message in the format that carries files, with a part for each of these fields of the form."""
+def with_files(*fields, **extra):
+    """Returns a message in the `acontext` format with a file part for each of the form fields."""
     parts = [{"type": "file", "file_field": field} for field in fields]
-    return {"format": "acontext", "blob": {"role": "user", "parts": parts}, **more}
+    return {"format": "acontext", "blob": {"role": "user", "parts": parts}, **extra}
 
 
-def acontext(*parts, role="user", **more):
-    """A message of our own format; `more` is of the message, not of the request."""
-    return {"format": "acontext", "blob": {"role": role, "parts": list(parts), **more}}
+def acontext(*parts, role="user", **extra):
+    """Returns a message in the `acontext` format. `extra` becomes part of the message, not of the request."""
+    return {"format": "acontext", "blob": {"role": role, "parts": list(parts), **extra}}
 
 
 def openai(**blob):
@@ -87,10 +87,10 @@ def gemini(*parts, role="user"):
     return {"format": "gemini", "blob": {"role": role, "parts": list(parts)}}
 
 
-# ----- bodies that are no message -----
+# ----- bodies that contain no message -----
 
 
-NO_BODIES = [
+INVALID_BODIES = [
     b"",
     b"{",
     b"[]",
@@ -104,23 +104,23 @@ NO_BODIES = [
 ]
 
 
-@pytest.mark.parametrize("body", NO_BODIES)
+@pytest.mark.parametrize("body", INVALID_BODIES)
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain", None])
-def test_a_body_that_is_no_object_is_refused(server, session, body, content_type):
-    answer = post(server, session.id, body, {"Content-Type": content_type})
-    assert answer.status == 400
-    assert "body:" in answer.refusal()
-    assert nothing_was_stored(server, session)
+def test_a_body_that_is_not_an_object_is_rejected(server, session, body, content_type):
+    response = post_body(server, session.id, body, {"Content-Type": content_type})
+    assert response.status == 400
+    assert "body:" in response.error_message()
+    assert has_no_messages(server, session)
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "APPLICATION/JSON", "text/plain", None])
-def test_a_body_is_json_whatever_it_is_called(server, session, content_type):
-    data(post(server, session.id, {"blob": HELLO}, {"Content-Type": content_type}), 201)
-    assert shown(server, session.id, "openai") == [HELLO]
+def test_a_body_is_read_as_json_for_any_content_type(server, session, content_type):
+    expect_data(post_body(server, session.id, {"blob": HELLO}, {"Content-Type": content_type}), 201)
+    assert read_items(server, session.id, "openai") == [HELLO]
 
 
 FORMATS = ["openai", "anthropic", "gemini", "acontext"]
-WRONG_FIELDS = [
+INVALID_FIELDS = [
     ({}, "blob"),
     (None, "blob"),
     ({"blob": None}, "blob"),
@@ -138,19 +138,19 @@ WRONG_FIELDS = [
 ]
 
 
-@pytest.mark.parametrize("body, field", WRONG_FIELDS)
-def test_a_wrong_field_of_a_body_is_named(server, session, body, field):
-    answer = post(server, session.id, body)
-    assert answer.status == 400
-    assert field in answer.refusal()
-    assert nothing_was_stored(server, session)
+@pytest.mark.parametrize("body, field", INVALID_FIELDS)
+def test_the_error_names_an_invalid_field_of_a_body(server, session, body, field):
+    response = post_body(server, session.id, body)
+    assert response.status == 400
+    assert field in response.error_message()
+    assert has_no_messages(server, session)
 
 
 TEXT = {"type": "text", "text": "hello"}
-NO_TEXTS = ({}, None, "text", 5, {"text": 5}, {"text": ""})
-NO_CALLS = ({}, {"name": 5}, "f", {"name": "f", "args": "x"})
-NO_ANSWERS = ({}, {"name": ""}, {"name": 5}, "f", {"name": "nobody"})
-WRONG_BLOBS = [
+INVALID_TEXT_PARTS = ({}, None, "text", 5, {"text": 5}, {"text": ""})
+INVALID_CALLS = ({}, {"name": 5}, "f", {"name": "f", "args": "x"})
+INVALID_RESPONSES = ({}, {"name": ""}, {"name": 5}, "f", {"name": "uncalled"})
+INVALID_BLOBS = [
     # OpenAI
     *((openai(role=role, content="x"), "role") for role in ("model", "User", "", "bot", None, 5, [])),
     (openai(content="no role"), "role"),
@@ -168,14 +168,14 @@ WRONG_BLOBS = [
     *((gemini({"text": "x"}, role=role), "role") for role in ("assistant", "system", "function", "Model", "", None, 5)),
     ({"format": "gemini", "blob": {"parts": [{"text": "no role"}]}}, "role"),
     *(({"format": "gemini", "blob": {"role": "user", "parts": parts}}, "parts") for parts in ("text", 5, {})),
-    *((gemini({"text": "x"}, item), "parts[1]") for item in NO_TEXTS),
+    *((gemini({"text": "x"}, item), "parts[1]") for item in INVALID_TEXT_PARTS),
     *(
         (gemini({"inlineData": {"mimeType": "image/png", "data": data}}), "parts[0].inlineData.data")
         for data in ("not base64!", "abcde", "ab\0d", 5)
     ),
-    *((gemini({"functionCall": called}, role="model"), "parts[0].functionCall") for called in NO_CALLS),
-    *((gemini({"functionResponse": said}), "parts[0].functionResponse") for said in NO_ANSWERS),
-    # Our own
+    *((gemini({"functionCall": call}, role="model"), "parts[0].functionCall") for call in INVALID_CALLS),
+    *((gemini({"functionResponse": item}), "parts[0].functionResponse") for item in INVALID_RESPONSES),
+    # Acontext
     *((acontext(TEXT, role=role), "role") for role in ("system", "tool", "model", "USER", "", None, 1)),
     ({"format": "acontext", "blob": {"parts": [TEXT]}}, "role"),
     *(({"format": "acontext", "blob": {"role": "user", "parts": parts}}, "parts") for parts in ("text", 5, {})),
@@ -194,81 +194,82 @@ WRONG_BLOBS = [
     (acontext({"type": "tool-result", "meta": {}}), "tool_call_id"),
     (acontext({"type": "data", "meta": {"type": "x"}}), "data_type"),
     *((acontext(TEXT, meta=meta), "meta") for meta in ("text", 5, [], {"a": "\0"})),
-    # A file can come with a form only.
+    # Only a multipart form can contain files.
     (acontext({"type": "file", "file_field": "nothing"}), "missing file nothing"),
 ]
 
 
-@pytest.mark.parametrize("body, field", WRONG_BLOBS)
-def test_a_wrong_field_of_a_message_is_named(server, session, body, field):
-    in_a_form = post_form(server, session.id, payload(body))
-    for answer in (post(server, session.id, body), in_a_form):
-        assert answer.status == 400
-        said = answer.refusal()
-        assert field in said
-        # It says which message it has tried to read, except where the message is right but does not fit.
-        assert body["format"] in said or "missing file" in said or "nobody" in said
-    assert nothing_was_stored(server, session)
+@pytest.mark.parametrize("body, field", INVALID_BLOBS)
+def test_the_error_names_an_invalid_field_of_a_message(server, session, body, field):
+    form_response = post_form(server, session.id, payload(body))
+    for response in (post_body(server, session.id, body), form_response):
+        assert response.status == 400
+        message = response.error_message()
+        assert field in message
+        # The error names the format, unless the message itself is valid and only its reference cannot be resolved.
+        assert body["format"] in message or "missing file" in message or "uncalled" in message
+    assert has_no_messages(server, session)
 
 
-@pytest.mark.parametrize("where", ["blob", "content", "meta", "format"])
-def test_json_that_is_nested_too_deeply_is_refused(server, session, where):
-    def deep(levels):
+@pytest.mark.parametrize("nested_field", ["blob", "content", "meta", "format"])
+def test_json_that_is_nested_too_deeply_is_rejected(server, session, nested_field):
+    def nested_lists(levels):
         return b"[" * levels + b"]" * levels
 
     def body(levels):
         return {
-            "blob": b'{"blob":%s}' % deep(levels),
-            "content": b'{"blob":{"role":"user","content":"x","more":%s}}' % deep(levels),
-            "meta": b'{"blob":{"role":"user","content":"x"},"meta":{"a":%s}}' % deep(levels),
-            "format": b'{"blob":{"role":"user","content":"x"},"format":%s}' % deep(levels),
-        }[where]
+            "blob": b'{"blob":%s}' % nested_lists(levels),
+            "content": b'{"blob":{"role":"user","content":"x","extra":%s}}' % nested_lists(levels),
+            "meta": b'{"blob":{"role":"user","content":"x"},"meta":{"a":%s}}' % nested_lists(levels),
+            "format": b'{"blob":{"role":"user","content":"x"},"format":%s}' % nested_lists(levels),
+        }[nested_field]
 
     for levels in (200, 100_000):
-        answer = post(server, session.id, body(levels))
-        assert (answer.status, "body:" in answer.refusal()) == (400, True)
-        answer = post_form(server, session.id, payload(body(levels)))
-        assert (answer.status, "payload" in answer.refusal()) == (400, True)
-    assert nothing_was_stored(server, session)
-    if where in ("content", "meta"):
-        data(post(server, session.id, body(100)), 201)
+        response = post_body(server, session.id, body(levels))
+        assert (response.status, "body:" in response.error_message()) == (400, True)
+        response = post_form(server, session.id, payload(body(levels)))
+        assert (response.status, "payload" in response.error_message()) == (400, True)
+    assert has_no_messages(server, session)
+    if nested_field in ("content", "meta"):
+        expect_data(post_body(server, session.id, body(100)), 201)
 
 
-def test_arguments_that_are_nested_deeply_as_text_are_text(server, client, session):
+def test_deeply_nested_arguments_in_a_string_are_accepted(server, client, session):
     arguments = "[" * 5000 + "]" * 5000
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    said = {"role": "assistant", "tool_calls": [call]}
-    data(post(server, session.id, {"blob": said}), 201)
-    assert shown(server, session.id, "openai") == [said]
+    sent = {"role": "assistant", "tool_calls": [call]}
+    expect_data(post_body(server, session.id, {"blob": sent}), 201)
+    assert read_items(server, session.id, "openai") == [sent]
     for format in ("anthropic", "gemini", "acontext"):
-        assert len(shown(server, session.id, format)) == 1
+        assert len(read_items(server, session.id, format)) == 1
 
 
-def test_the_first_of_two_values_counts(server, session):
-    data(post(server, session.id, encoded({"blob": HELLO}) + b"{} and more"), 201)
-    assert shown(server, session.id, "openai") == [HELLO]
+def test_data_after_the_json_value_is_ignored(server, session):
+    expect_data(post_body(server, session.id, encode({"blob": HELLO}) + b"{} and more"), 201)
+    assert read_items(server, session.id, "openai") == [HELLO]
 
 
-def test_keys_that_are_not_known_are_passed_over(server, session):
-    data(post(server, session.id, {"blob": HELLO, "more": [1], "session_id": NOBODYS, "created_at": "1999"}), 201)
-    (item,) = shown(server, session.id)
+def test_unknown_keys_are_ignored(server, session):
+    body = {"blob": HELLO, "more": [1], "session_id": UNKNOWN_ID, "created_at": "1999"}
+    expect_data(post_body(server, session.id, body), 201)
+    (item,) = read_items(server, session.id)
     assert item["session_id"] == session.id
     assert not item["created_at"].startswith("1999")
 
 
 @pytest.mark.parametrize("absent", [{"format": None}, {"format": ""}, {"meta": None}, {}])
-def test_null_means_left_out(server, session, absent):
-    for answer in (
-        post(server, session.id, {"blob": HELLO} | absent),
+def test_null_is_treated_as_absent(server, session, absent):
+    for response in (
+        post_body(server, session.id, {"blob": HELLO} | absent),
         post_form(server, session.id, payload({"blob": HELLO} | absent)),
     ):
-        assert data(answer, 201)["meta"] == {}
-    assert shown(server, session.id, "openai") == [HELLO] * 2
+        assert expect_data(response, 201)["meta"] == {}
+    assert read_items(server, session.id, "openai") == [HELLO] * 2
 
 
-def test_a_stored_message_has_all_its_keys(server, session):
-    """Also those that hold nothing: typed clients want them."""
-    message = data(post(server, session.id, {"blob": {"role": "assistant"}}), 201)
+def test_a_stored_message_has_all_keys(server, session):
+    """Keys without a value are present as null, because typed clients require them."""
+    message = expect_data(post_body(server, session.id, {"blob": {"role": "assistant"}}), 201)
     expected = {"parent_id": None, "task_id": None, "role": "assistant", "meta": {}, "parts": []}
     assert message == {
         **expected,
@@ -278,8 +279,8 @@ def test_a_stored_message_has_all_its_keys(server, session):
         "created_at": message["created_at"],
         "updated_at": message["created_at"],
     }
-    got = data(get(server, session.id), 200)
-    assert got == {
+    page = expect_data(get_messages(server, session.id), 200)
+    assert page == {
         "items": [{"role": "assistant"}],
         "ids": [message["id"]],
         "metas": [{}],
@@ -287,13 +288,13 @@ def test_a_stored_message_has_all_its_keys(server, session):
         "this_time_tokens": 0,
         "edit_at_message_id": message["id"],
     }
-    assert shown(server, session.id) == [message | {"meta": {"source_format": "openai"}}]
+    assert read_items(server, session.id) == [message | {"meta": {"source_format": "openai"}}]
 
 
-def test_an_empty_list_has_all_its_keys(server, session):
+def test_an_empty_list_has_all_keys(server, session):
     for query in ("", "?limit=1&time_desc=true", "?format=acontext&with_events=true"):
-        got = data(get(server, session.id, query), 200)
-        assert got == {"items": [], "ids": [], "metas": [], "has_more": False, "this_time_tokens": 0}
+        page = expect_data(get_messages(server, session.id, query), 200)
+        assert page == {"items": [], "ids": [], "metas": [], "has_more": False, "this_time_tokens": 0}
 
 
 # ----- the character NUL -----
@@ -313,141 +314,144 @@ def test_an_empty_list_has_all_its_keys(server, session):
         ),
     ],
 )
-def test_nul_is_kept_in_what_a_message_says(server, session, body, format):
-    data(post(server, session.id, body), 201)
-    assert shown(server, session.id, format) == [body["blob"]]
+def test_nul_in_the_content_of_a_message_is_preserved(server, session, body, format):
+    expect_data(post_body(server, session.id, body), 201)
+    assert read_items(server, session.id, format) == [body["blob"]]
     for other in ("openai", "anthropic", "gemini", "acontext"):
-        assert len(shown(server, session.id, other)) == 1
+        assert len(read_items(server, session.id, other)) == 1
 
 
-def test_nul_is_kept_in_parts_of_our_own(server, session):
-    said = [{"type": "text", "text": "a\0b", "meta": {"c": "\0"}}]
-    assert data(post(server, session.id, acontext(*said)), 201)["parts"] == said
-    assert shown(server, session.id)[0]["parts"] == said
+def test_nul_in_acontext_parts_is_preserved(server, session):
+    sent = [{"type": "text", "text": "a\0b", "meta": {"c": "\0"}}]
+    assert expect_data(post_body(server, session.id, acontext(*sent)), 201)["parts"] == sent
+    assert read_items(server, session.id)[0]["parts"] == sent
 
 
-def test_nul_is_refused_in_what_is_patched(server, session):
-    message = data(post(server, session.id, {"blob": HELLO, "meta": {"a": 1}}), 201)
+def test_nul_in_a_metadata_patch_is_rejected(server, session):
+    message = expect_data(post_body(server, session.id, {"blob": HELLO, "meta": {"a": 1}}), 201)
     for meta in ({"a": "\0"}, {"a\0": 1}, {"a": {"b": ["\0"]}}):
-        answer = patch(server, session.id, message["id"], {"meta": meta})
-        assert (answer.status, "meta" in answer.refusal()) == (400, True)
-    assert data(patch(server, session.id, message["id"], {"meta": {}}), 200) == {"meta": {"a": 1}}
+        response = patch_meta(server, session.id, message["id"], {"meta": meta})
+        assert (response.status, "meta" in response.error_message()) == (400, True)
+    assert expect_data(patch_meta(server, session.id, message["id"], {"meta": {}}), 200) == {"meta": {"a": 1}}
 
 
-# ----- forms -----
+# ----- multipart forms -----
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0), (1, 2, 0)])
-def test_the_parts_of_a_form_may_come_in_any_order(server, session, order):
-    form = [payload(with_files("b", "a")), part("a", b"x,y\n1,2\n", "a.csv"), part("b", b'{"b":1}', "b.json")]
-    message = data(post_form(server, session.id, *(form[at] for at in order)), 201)
-    assert [each["filename"] for each in message["parts"]] == ["b.json", "a.csv"]
-    assert [each["asset"]["size_b"] for each in message["parts"]] == [7, 8]
-    assert [each["asset"]["mime"].split(";")[0] for each in message["parts"]] == ["application/json", "text/csv"]
-    assert shown(server, session.id)[0]["parts"] == message["parts"]
+def test_the_parts_of_a_form_may_have_any_order(server, session, order):
+    form = [payload(with_files("b", "a")), form_part("a", b"x,y\n1,2\n", "a.csv"), form_part("b", b'{"b":1}', "b.json")]
+    message = expect_data(post_form(server, session.id, *(form[index] for index in order)), 201)
+    assert [item["filename"] for item in message["parts"]] == ["b.json", "a.csv"]
+    assert [item["asset"]["size_b"] for item in message["parts"]] == [7, 8]
+    assert [item["asset"]["mime"].split(";")[0] for item in message["parts"]] == ["application/json", "text/csv"]
+    assert read_items(server, session.id)[0]["parts"] == message["parts"]
 
 
-def test_a_file_that_nobody_asked_for_is_passed_over(server, session):
-    secret = f"asked for by nobody {session.id}".encode()
-    form = [part("extra", secret, "x.txt"), payload({"blob": HELLO}), part("more", secret, "y.txt")]
-    assert data(post_form(server, session.id, *form), 201)["parts"] == [TEXT]
+def test_a_file_that_no_part_refers_to_is_ignored(server, session):
+    secret = f"not referenced {session.id}".encode()
+    form = [form_part("extra", secret, "x.txt"), payload({"blob": HELLO}), form_part("more", secret, "y.txt")]
+    assert expect_data(post_form(server, session.id, *form), 201)["parts"] == [TEXT]
     sha256 = hashlib.sha256(secret).hexdigest()
     assert server.psql(f"select count(*) from blobs where sha256 = '{sha256}'") == "0"
-    eventually(lambda: not server.files("tmp"), "the removal of what came in")
+    wait_until(lambda: not server.files("tmp"), "the temporary files are deleted")
 
 
-def test_of_two_files_in_one_field_the_first_counts(server, session):
-    form = [payload(with_files("a")), part("a", b"first", "1.txt"), part("a", b"second", "2.txt")]
-    (stored,) = data(post_form(server, session.id, *form), 201)["parts"]
-    assert (stored["filename"], stored["asset"]["sha256"]) == ("1.txt", hashlib.sha256(b"first").hexdigest())
+def test_the_first_of_two_files_in_one_field_is_stored(server, session):
+    form = [payload(with_files("a")), form_part("a", b"first", "1.txt"), form_part("a", b"second", "2.txt")]
+    (file_part,) = expect_data(post_form(server, session.id, *form), 201)["parts"]
+    assert (file_part["filename"], file_part["asset"]["sha256"]) == ("1.txt", hashlib.sha256(b"first").hexdigest())
 
 
 @pytest.mark.parametrize("format", ["openai", "anthropic", "gemini", "acontext"])
-def test_a_form_carries_every_format(server, session, format):
+def test_a_form_may_contain_every_format(server, session, format):
     blob = {"role": "user", "parts": [{"text": "by form"}]}
     if format == "acontext":
         blob["parts"][0]["type"] = "text"
     if format in ("openai", "anthropic"):
         blob = {"role": "user", "content": "by form"}
     body = {"format": format, "blob": blob, "meta": {"via": "form"}}
-    message = data(post_form(server, session.id, payload(body)), 201)
+    message = expect_data(post_form(server, session.id, payload(body)), 201)
     assert (message["meta"], message["parts"]) == ({"via": "form"}, [{"type": "text", "text": "by form"}])
 
 
-WRONG_FORMS = [
-    # Without a message.
-    ([part("a", b"a", "a.txt")], "failed to normalize openai message: blob"),
+INVALID_FORMS = [
+    # The form has no message.
+    ([form_part("a", b"a", "a.txt")], "failed to normalize openai message: blob"),
     ([payload(b"")], "failed to normalize openai message: blob"),
     ([payload(b"null")], "failed to normalize openai message: blob"),
     ([payload(b"{}")], "failed to normalize openai message: blob"),
     ([payload({"blob": None})], "failed to normalize openai message: blob"),
     ([payload({"format": "acontext"})], "failed to normalize acontext message: blob"),
-    # With one that cannot be read.
+    # The message cannot be read.
     ([payload(b"{not json")], "invalid payload json"),
     ([payload(b"[]")], "invalid payload json"),
     ([payload(b'"text"')], "invalid payload json"),
     ([payload(b'{"blob":{"role":"user","content":"\xff"}}')], "payload"),
-    ([payload(encoded({"blob": HELLO}) + b"more")], "invalid payload json"),
+    ([payload(encode({"blob": HELLO}) + b"more")], "invalid payload json"),
     ([payload({"blob": HELLO, "format": 5})], "invalid payload json"),
     ([payload({"blob": HELLO, "meta": [1]})], "invalid payload json"),
     ([payload({"blob": HELLO, "meta": "text"})], "invalid payload json"),
     ([payload({"blob": HELLO, "format": "xml"})], "invalid format"),
     ([payload({"blob": HELLO, "meta": {"k": "x" * 65529}})], "meta size exceeds 64KB limit"),
     ([payload({"blob": HELLO, "meta": {"k": "\0"}})], "meta"),
-    # With two.
-    ([payload({"blob": HELLO})] * 2, "payload: stands in the form twice"),
-    ([payload(with_files("a")), part("a", b"a", "a.txt"), payload({"blob": HELLO})], "payload: stands"),
-    # Without the file.
+    # The form has two messages.
+    ([payload({"blob": HELLO})] * 2, "payload: must not appear more than once in the form"),
+    ([payload(with_files("a")), form_part("a", b"a", "a.txt"), payload({"blob": HELLO})], "payload: must not appear"),
+    # The file is missing.
     ([payload(with_files("a"))], "missing file a"),
-    ([payload(with_files("here", "gone")), part("here", b"a", "a.txt")], "missing file gone"),
-    ([payload(with_files("a")), part("A", b"a", "a.txt")], "missing file a"),
-    ([payload(with_files("a")), part("a ", b"a", "a.txt")], "missing file a"),
-    # A text is no file.
-    ([payload(with_files("a")), part("a", b"a")], "missing file a"),
-    # With one whose name cannot be kept.
-    ([payload(with_files("a")), part("a", b"a", "n" * 1025)], "a: "),
-    ([payload(with_files("a")), part("a", b"a", "n" * 10_000 + ".txt")], "a: "),
-    ([payload(with_files("a")), part("a", b"a", disposition="form-data; name=\"a\"; filename*=UTF-8''a%00b")], "a: "),
-    ([payload(with_files("a")), part("a", b"a", disposition=b'form-data; name="a"; filename="\xff"')], "a: "),
+    ([payload(with_files("sent", "missing")), form_part("sent", b"a", "a.txt")], "missing file missing"),
+    ([payload(with_files("a")), form_part("A", b"a", "a.txt")], "missing file a"),
+    ([payload(with_files("a")), form_part("a ", b"a", "a.txt")], "missing file a"),
+    # A text field is not a file.
+    ([payload(with_files("a")), form_part("a", b"a")], "missing file a"),
+    # The filename cannot be stored.
+    ([payload(with_files("a")), form_part("a", b"a", "n" * 1025)], "a: "),
+    ([payload(with_files("a")), form_part("a", b"a", "n" * 10_000 + ".txt")], "a: "),
+    (
+        [payload(with_files("a")), form_part("a", b"a", disposition="form-data; name=\"a\"; filename*=UTF-8''a%00b")],
+        "a: ",
+    ),
+    ([payload(with_files("a")), form_part("a", b"a", disposition=b'form-data; name="a"; filename="\xff"')], "a: "),
 ]
 
 
-@pytest.mark.parametrize("form, words", WRONG_FORMS)
-def test_a_form_that_makes_no_sense_is_refused_by_name(server, session, form, words):
-    answer = post_form(server, session.id, *form)
-    assert answer.status == 400
-    assert words in answer.refusal()
-    assert nothing_was_stored(server, session)
+@pytest.mark.parametrize("form, words", INVALID_FORMS)
+def test_the_error_names_the_problem_of_an_invalid_form(server, session, form, words):
+    response = post_form(server, session.id, *form)
+    assert response.status == 400
+    assert words in response.error_message()
+    assert has_no_messages(server, session)
 
 
-def test_a_form_that_is_cut_is_no_message(server, session):
-    body = upload(payload(with_files("a")), part("a", b"hello", "a.txt"))
-    for cut in (body[:-3], body[: -len(BOUNDARY) - 6], body[:100], b"", b"no form at all"):
-        answer = post(server, session.id, cut, {"Content-Type": FORM})
-        assert answer.status == 400 and answer.refusal()
-    answer = post(server, session.id, body, {"Content-Type": "multipart/form-data"})
-    assert (answer.status, "Content-Type" in answer.refusal()) == (400, True)
-    assert nothing_was_stored(server, session)
-    eventually(lambda: not server.files("tmp"), "the removal of what came in")
+def test_a_truncated_form_is_rejected(server, session):
+    body = form_body(payload(with_files("a")), form_part("a", b"hello", "a.txt"))
+    for invalid in (body[:-3], body[: -len(BOUNDARY) - 6], body[:100], b"", b"no form at all"):
+        response = post_body(server, session.id, invalid, {"Content-Type": FORM})
+        assert response.status == 400 and response.error_message()
+    response = post_body(server, session.id, body, {"Content-Type": "multipart/form-data"})
+    assert (response.status, "Content-Type" in response.error_message()) == (400, True)
+    assert has_no_messages(server, session)
+    wait_until(lambda: not server.files("tmp"), "the temporary files are deleted")
 
 
-@pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_client_that_hangs_up_in_a_file_has_stored_nothing(server, session, how):
-    body = upload(payload(with_files("a")), part("a", os.urandom(2 * MIB), "half.bin"))
-    wire = Wire(server)
+@pytest.mark.parametrize("disconnect", ["close", "reset"])
+def test_a_disconnect_during_an_upload_stores_nothing(server, session, disconnect):
+    body = form_body(payload(with_files("a")), form_part("a", os.urandom(2 * MIB), "half.bin"))
+    connection = RawConnection(server)
     headers = {"Content-Type": FORM, "Content-Length": len(body)}
-    wire.ask("POST", f"/api/v1/session/{session.id}/messages", headers)
-    wire.send(body[:MIB])
-    eventually(lambda: server.files("tmp"), "the upload on its way in")
-    getattr(wire, how)()
-    eventually(lambda: not server.files("tmp"), "the removal of what came in")
-    assert nothing_was_stored(server, session)
-    # The same form, whole.
-    data(post(server, session.id, body, {"Content-Type": FORM}), 201)
+    connection.send_request("POST", f"/api/v1/session/{session.id}/messages", headers)
+    connection.send(body[:MIB])
+    wait_until(lambda: server.files("tmp"), "the upload has a temporary file")
+    getattr(connection, disconnect)()
+    wait_until(lambda: not server.files("tmp"), "the temporary files are deleted")
+    assert has_no_messages(server, session)
+    # The complete form is stored.
+    expect_data(post_body(server, session.id, body, {"Content-Type": FORM}), 201)
 
 
 @pytest.mark.parametrize(
-    "name, kept",
+    "name, stored_name",
     [
         ("größe 寿司 🍣.TXT", "größe 寿司 🍣.TXT"),
         ("from/elsewhere/../a.tar.GZ", "a.tar.GZ"),
@@ -457,19 +461,20 @@ def test_a_client_that_hangs_up_in_a_file_has_stored_nothing(server, session, ho
     ],
     ids=lambda value: value[:20],
 )
-def test_a_file_keeps_its_name_without_its_folder(server, session, name, kept):
-    (stored,) = data(post_form(server, session.id, payload(with_files("a")), part("a", b"a", name)), 201)["parts"]
-    assert stored["filename"] == kept
-    key, sha256 = stored["asset"]["s3_key"], stored["asset"]["sha256"]
-    # The public name has the last extension only, in lower case.
-    extension = "." + kept.rpartition(".")[2].lower() if "." in kept else ""
+def test_a_filename_is_stored_without_its_directory(server, session, name, stored_name):
+    form = [payload(with_files("a")), form_part("a", b"a", name)]
+    (file_part,) = expect_data(post_form(server, session.id, *form), 201)["parts"]
+    assert file_part["filename"] == stored_name
+    key, sha256 = file_part["asset"]["s3_key"], file_part["asset"]["sha256"]
+    # The S3 key has only the last extension, in lower case.
+    extension = "." + stored_name.rpartition(".")[2].lower() if "." in stored_name else ""
     assert key.endswith(f"/{sha256}{extension}") and key.startswith(f"assets/{session.project_id}/")
 
 
 # ----- limits -----
 
 
-def test_a_thousand_parts_are_a_message_and_one_more_is_none(server, session):
+def test_a_message_may_have_up_to_1000_parts(server, session):
     bodies = {
         "parts": lambda count: acontext(*[TEXT] * count),
         "gemini parts": lambda count: gemini(*[{"text": "x"}] * count),
@@ -477,104 +482,106 @@ def test_a_thousand_parts_are_a_message_and_one_more_is_none(server, session):
         "anthropic content": lambda count: anthropic(role="user", content=[TEXT] * count),
     }
     for name, body in bodies.items():
-        data(post(server, session.id, body(1000)), 201)
-        for answer in (post(server, session.id, body(1001)), post_form(server, session.id, payload(body(1001)))):
-            assert answer.status == 400
-            assert name.split()[-1] in answer.refusal() and "1000" in answer.refusal()
-    assert [len(item["parts"]) for item in shown(server, session.id)] == [1000] * 4
+        expect_data(post_body(server, session.id, body(1000)), 201)
+        for response in (post_body(server, session.id, body(1001)), post_form(server, session.id, payload(body(1001)))):
+            assert response.status == 400
+            assert name.split()[-1] in response.error_message() and "1000" in response.error_message()
+    assert [len(item["parts"]) for item in read_items(server, session.id)] == [1000] * 4
 
 
-def test_a_thousand_tool_calls_are_a_message_and_one_more_is_none(server, session):
-    """They are parts like any other."""
+def test_a_message_may_have_up_to_1000_tool_calls(server, session):
+    """Tool calls count as parts."""
 
     def body(count):
         function = {"name": "f", "arguments": "{}"}
         calls = [{"id": f"c{number}", "type": "function", "function": function} for number in range(count)]
         return openai(role="assistant", tool_calls=calls)
 
-    assert len(data(post(server, session.id, body(1000)), 201)["parts"]) == 1000
-    answer = post(server, session.id, body(1001))
-    assert answer.status == 400
-    assert "tool_calls" in answer.refusal() and "1000" in answer.refusal()
+    assert len(expect_data(post_body(server, session.id, body(1000)), 201)["parts"]) == 1000
+    response = post_body(server, session.id, body(1001))
+    assert response.status == 400
+    assert "tool_calls" in response.error_message() and "1000" in response.error_message()
 
 
-def test_sixty_four_files_may_come_and_one_more_may_not(server, session):
-    def form(count, named):
-        files = [part(f"f{n}", f"content {n}".encode(), f"{n}.txt") for n in range(count)]
-        return [payload(with_files(*(f"f{n}" for n in range(named)))), *files]
+def test_a_message_may_have_up_to_64_files(server, session):
+    def form(count, referenced):
+        files = [form_part(f"f{n}", f"content {n}".encode(), f"{n}.txt") for n in range(count)]
+        return [payload(with_files(*(f"f{n}" for n in range(referenced)))), *files]
 
-    message = data(post_form(server, session.id, *form(64, 64)), 201)
-    assert [each["filename"] for each in message["parts"]] == [f"{n}.txt" for n in range(64)]
-    # Whether anybody asks for it or not.
-    for named in (65, 1):
-        answer = post_form(server, session.id, *form(65, named))
-        assert answer.status == 400
-        assert "f64" in answer.refusal() and "64 files" in answer.refusal()
-    assert len(shown(server, session.id)) == 1
-    eventually(lambda: not server.files("tmp"), "the removal of what came in")
-
-
-@pytest.mark.parametrize("asked_for", [True, False])
-def test_a_file_over_sixteen_mebibytes_is_413(server, session, asked_for):
-    message = with_files("big") if asked_for else {"blob": HELLO}
-    answer = post_form(server, session.id, payload(message), part("big", b"\0" * (16 * MIB + 1), "big.bin"))
-    assert answer.status == 413
-    assert "16.00MB" in answer.refusal()
-    assert nothing_was_stored(server, session)
-    eventually(lambda: not server.files("tmp"), "the removal of what came in")
+    message = expect_data(post_form(server, session.id, *form(64, 64)), 201)
+    assert [item["filename"] for item in message["parts"]] == [f"{n}.txt" for n in range(64)]
+    # The limit also applies to files that no part refers to.
+    for referenced in (65, 1):
+        response = post_form(server, session.id, *form(65, referenced))
+        assert response.status == 400
+        assert "f64" in response.error_message() and "64 files" in response.error_message()
+    assert len(read_items(server, session.id)) == 1
+    wait_until(lambda: not server.files("tmp"), "the temporary files are deleted")
 
 
-def test_a_message_over_128_mebibytes_is_413(server, session):
+@pytest.mark.parametrize("referenced", [True, False])
+def test_a_file_over_16_mib_is_413(server, session, referenced):
+    message = with_files("big") if referenced else {"blob": HELLO}
+    response = post_form(server, session.id, payload(message), form_part("big", b"\0" * (16 * MIB + 1), "big.bin"))
+    assert response.status == 413
+    assert "16.00MB" in response.error_message()
+    assert has_no_messages(server, session)
+    wait_until(lambda: not server.files("tmp"), "the temporary files are deleted")
+
+
+def test_a_message_over_128_mib_is_413(server, session):
     fields = [f"f{n}" for n in range(9)]
-    form = upload(payload(with_files(*fields)), *(part(field, b"\0" * (15 * MIB), "big.bin") for field in fields))
-    with Wire(server) as wire:
-        # In chunks, so that nobody knows at the beginning how much it will be.
+    files = [form_part(field, b"\0" * (15 * MIB), "big.bin") for field in fields]
+    form = form_body(payload(with_files(*fields)), *files)
+    with RawConnection(server) as connection:
+        # The form is sent in chunks, so that the server does not know the total size in advance.
         headers = {"Content-Type": FORM, "Transfer-Encoding": "chunked"}
-        wire.ask("POST", f"/api/v1/session/{session.id}/messages", headers)
-        # It may hang up before all has come, but not without an answer.
+        connection.send_request("POST", f"/api/v1/session/{session.id}/messages", headers)
+        # The server may close the connection before the end of the form, but not without a response.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for start in range(0, len(form), MIB):
                 chunk = form[start : start + MIB]
-                wire.send(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-            wire.send(b"0\r\n\r\n")
-        answer = wire.answer("POST")
-    assert answer.status == 413
-    assert answer.refusal()
-    assert nothing_was_stored(server, session)
-    eventually(lambda: not server.files("tmp"), "the removal of what came in")
+                connection.send(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+            connection.send(b"0\r\n\r\n")
+        response = connection.read_response("POST")
+    assert response.status == 413
+    assert response.error_message()
+    assert has_no_messages(server, session)
+    wait_until(lambda: not server.files("tmp"), "the temporary files are deleted")
 
 
-def test_a_body_over_32_mebibytes_is_413(server, session):
+def test_a_body_over_32_mib_is_413(server, session):
     body = b'{"blob":{"role":"user","content":"' + b"x" * (32 * MIB) + b'"}}'
-    for answer in (post(server, session.id, body), post_form(server, session.id, payload(body))):
-        assert answer.status == 413
-        assert answer.refusal()
-    assert nothing_was_stored(server, session)
+    for response in (post_body(server, session.id, body), post_form(server, session.id, payload(body))):
+        assert response.status == 413
+        assert response.error_message()
+    assert has_no_messages(server, session)
 
 
-def test_a_length_that_is_too_large_is_refused_before_the_body_comes(server, session):
+def test_a_too_large_content_length_is_rejected_before_the_body(server, session):
     for content_type, length in (("application/json", 33 * MIB), (FORM, 200 * MIB)):
-        with Wire(server) as wire:
+        with RawConnection(server) as connection:
             headers = {"Content-Type": content_type, "Content-Length": length}
-            wire.ask("POST", f"/api/v1/session/{session.id}/messages", headers)
-            # Not a byte of it was sent.
-            answer = wire.answer()
-        assert answer.status == 413
-        assert answer.refusal()
+            connection.send_request("POST", f"/api/v1/session/{session.id}/messages", headers)
+            # No byte of the body has been sent.
+            response = connection.read_response()
+        assert response.status == 413
+        assert response.error_message()
 
 
-def test_a_message_of_many_mebibytes_is_a_message(server, session):
-    text = "ein langer Satz, der nicht endet, " * 300_000
-    message = data(post(server, session.id, openai(role="user", content=text)), 201)
+def test_a_message_of_many_mebibytes_is_stored(server, session):
+    text = "a long sentence that does not end, " * 300_000
+    message = expect_data(post_body(server, session.id, openai(role="user", content=text)), 201)
     assert message["parts"] == [{"type": "text", "text": text}]
-    assert shown(server, session.id, "openai") == [{"role": "user", "content": text}]
-    assert data(get(server, session.id), 200)["this_time_tokens"] > 1_000_000
+    assert read_items(server, session.id, "openai") == [{"role": "user", "content": text}]
+    assert expect_data(get_messages(server, session.id), 200)["this_time_tokens"] > 1_000_000
 
 
-def test_a_meta_that_is_large_when_it_is_written_differently_is_measured_as_sent(server, session):
-    """Spaces do not count, and neither does how a character was escaped."""
+def test_the_size_of_metadata_excludes_whitespace_and_escapes(server, session):
+    """Neither insignificant whitespace nor the escaping of characters counts towards the limit."""
     meta = b'{"k" : ' + b" " * 70_000 + b'"' + b"\\u0078" * 60_000 + b'"}'
-    message = data(post(server, session.id, b'{"blob":{"role":"user","content":"x"},"meta":' + meta + b"}"), 201)
+    body = b'{"blob":{"role":"user","content":"x"},"meta":' + meta + b"}"
+    message = expect_data(post_body(server, session.id, body), 201)
     assert message["meta"] == {"k": "x" * 60_000}
 
 
@@ -584,32 +591,33 @@ def test_a_meta_that_is_large_when_it_is_written_differently_is_measured_as_sent
 @pytest.mark.parametrize(
     "body, field",
     [
-        *((body, "body") for body in (b"", b"{", [], [{"kept": 0}], "text", 5)),
+        *((body, "body") for body in (b"", b"{", [], [{"unchanged": 0}], "text", 5)),
         *((body, "meta") for body in (None, {}, {"meta": None}, {"other": {}})),
         *(({"meta": meta}, "meta") for meta in ([], "x", 1, True)),
         ({"meta": {"k": "x" * 65529}}, "meta size exceeds 64KB limit"),
         (b'{"meta":{"a":' + b"[" * 200 + b"]" * 200 + b"}}", "body"),
     ],
 )
-def test_a_patch_that_makes_no_sense_is_refused_by_name(server, session, body, field):
-    message = data(post(server, session.id, {"blob": HELLO, "meta": {"kept": 1}}), 201)
-    answer = patch(server, session.id, message["id"], body)
-    assert answer.status == 400
-    assert data(get(server, session.id), 200)["metas"] == [{"kept": 1}]
-    assert field in answer.refusal()
+def test_the_error_names_the_problem_of_an_invalid_patch(server, session, body, field):
+    message = expect_data(post_body(server, session.id, {"blob": HELLO, "meta": {"unchanged": 1}}), 201)
+    response = patch_meta(server, session.id, message["id"], body)
+    assert response.status == 400
+    assert expect_data(get_messages(server, session.id), 200)["metas"] == [{"unchanged": 1}]
+    assert field in response.error_message()
 
 
-def test_patches_cannot_pile_up_beyond_every_limit(server, session):
-    message = data(post(server, session.id, {"blob": HELLO}), 201)
+def test_patches_cannot_exceed_the_total_limit_of_metadata(server, session):
+    message = expect_data(post_body(server, session.id, {"blob": HELLO}), 201)
     statuses = []
     for number in range(20):
-        statuses.append(patch(server, session.id, message["id"], {"meta": {f"k{number}": "x" * 65_000}}).status)
+        statuses.append(patch_meta(server, session.id, message["id"], {"meta": {f"k{number}": "x" * 65_000}}).status)
     assert statuses == [200] * statuses.count(200) + [413] * statuses.count(413)
     assert 0 < statuses.count(413) < 20
-    (meta,) = data(get(server, session.id), 200)["metas"]
+    (meta,) = expect_data(get_messages(server, session.id), 200)["metas"]
     assert len(meta) == statuses.count(200)
-    # It can be made smaller again.
-    assert data(patch(server, session.id, message["id"], {"meta": dict.fromkeys(meta)}), 200) == {"meta": {}}
+    # The metadata can be reduced again.
+    removal = {"meta": dict.fromkeys(meta)}
+    assert expect_data(patch_meta(server, session.id, message["id"], removal), 200) == {"meta": {}}
 
 
 # ----- reading -----
@@ -629,13 +637,13 @@ def test_patches_cannot_pile_up_beyond_every_limit(server, session):
     ],
     ids=lambda value: value[:40],
 )
-def test_a_question_that_makes_no_sense_is_refused_by_name(server, session, query, field):
-    answer = get(server, session.id, f"?{query}")
-    assert answer.status == 400
-    assert field in answer.refusal()
+def test_the_error_names_an_invalid_query_parameter(server, session, query, field):
+    response = get_messages(server, session.id, f"?{query}")
+    assert response.status == 400
+    assert field in response.error_message()
 
 
-READABLE = [
+ACCEPTED_QUERIES = [
     *("limit=", "limit=%205%20", "limit=5&limit=x", "limit=0&cursor=garbage", "cursor=garbage", "limit=5&cursor="),
     *("format=", "time_desc=", "time_desc=1", "time_desc=T", "time_desc=True", "time_desc=f"),
     *("with_events=1", "with_events=true", "with_asset_public_url=0"),
@@ -644,75 +652,75 @@ READABLE = [
 ]
 
 
-@pytest.mark.parametrize("query", READABLE)
-def test_a_question_is_read_as_clients_send_it(server, session, query):
-    message = data(post(server, session.id, {"blob": HELLO}), 201)
-    got = data(get(server, session.id, f"?{query}"), 200)
-    assert (got["items"], got["ids"]) == ([HELLO], [message["id"]])
+@pytest.mark.parametrize("query", ACCEPTED_QUERIES)
+def test_query_parameters_are_read_as_clients_send_them(server, session, query):
+    message = expect_data(post_body(server, session.id, {"blob": HELLO}), 201)
+    page = expect_data(get_messages(server, session.id, f"?{query}"), 200)
+    assert (page["items"], page["ids"]) == ([HELLO], [message["id"]])
 
 
-def test_questions_may_be_called_json(server, session):
-    data(post(server, session.id, {"blob": HELLO}), 201)
-    answer = exchange(server, "GET", f"/api/v1/session/{session.id}/messages?limit=1", JSON)
-    assert data(answer, 200)["items"] == [HELLO]
+def test_a_get_request_may_have_a_json_content_type(server, session):
+    expect_data(post_body(server, session.id, {"blob": HELLO}), 201)
+    response = exchange(server, "GET", f"/api/v1/session/{session.id}/messages?limit=1", JSON)
+    assert expect_data(response, 200)["items"] == [HELLO]
 
 
-def test_a_cursor_of_another_list_is_a_position(server, client, session):
-    """It is as old as that session is: everything in a later one comes after it."""
+def test_a_cursor_of_another_list_is_accepted(server, client, session):
+    """The cursor is the creation time of an earlier session, so every message of a later session is after it."""
     user = f"user-{uuid.uuid4()}"
     for _ in range(2):
         client.sessions.create(user=user)
     cursor = client.sessions.list(user=user, limit=1).next_cursor
-    message = data(post(server, session.id, {"blob": HELLO}), 201)
-    assert data(get(server, session.id, f"?limit=5&cursor={cursor}"), 200)["ids"] == [message["id"]]
-    assert data(get(server, session.id, f"?limit=5&time_desc=true&cursor={cursor}"), 200)["ids"] == []
+    message = expect_data(post_body(server, session.id, {"blob": HELLO}), 201)
+    assert expect_data(get_messages(server, session.id, f"?limit=5&cursor={cursor}"), 200)["ids"] == [message["id"]]
+    assert expect_data(get_messages(server, session.id, f"?limit=5&time_desc=true&cursor={cursor}"), 200)["ids"] == []
 
 
-# ----- sessions that are not there -----
+# ----- sessions that do not exist -----
 
 
-# Each is stored in a way of its own.
-KINDS = {
+# Bodies that the server stores in different ways.
+BODIES = {
     "short": {"blob": HELLO},
     "long": {"blob": {"role": "user", "content": "x" * 100_000}},
     "with a file": with_files("f"),
-    "an answer": gemini({"functionResponse": {"name": "f", "response": {}}}),
+    "a tool result": gemini({"functionResponse": {"name": "f", "response": {}}}),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_message_for_a_session_that_is_not_there_is_404(server, session, kind):
-    body = KINDS[kind]
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_message_for_an_unknown_session_is_404(server, session, kind):
+    body = BODIES[kind]
     _, foreign_key = new_project(server)
     foreign = {"Authorization": f"Bearer {foreign_key}"}
-    form = [payload(body), part("f", f"for nobody {session.id}".encode(), "a.txt")]
-    for session_id, headers in ((NOBODYS, {}), (NIL, {}), (session.project_id, {}), (session.id, foreign)):
-        answers = [post_form(server, session_id, *form, headers=headers)]
+    form = [payload(body), form_part("f", f"for no session {session.id}".encode(), "a.txt")]
+    for session_id, headers in ((UNKNOWN_ID, {}), (NIL_ID, {}), (session.project_id, {}), (session.id, foreign)):
+        responses = [post_form(server, session_id, *form, headers=headers)]
         if kind != "with a file":
-            answers.append(post(server, session_id, body, JSON | headers))
-        for answer in answers:
-            assert (answer.status, answer.refusal()) == (404, "session not found")
-    for answer in (post(server, "nonsense", body), post_form(server, "nonsense", *form)):
-        assert (answer.status, "session_id" in answer.refusal()) == (400, True)
-    assert nothing_was_stored(server, session)
-    sha256 = hashlib.sha256(f"for nobody {session.id}".encode()).hexdigest()
+            responses.append(post_body(server, session_id, body, JSON | headers))
+        for response in responses:
+            assert (response.status, response.error_message()) == (404, "session not found")
+    for response in (post_body(server, "nonsense", body), post_form(server, "nonsense", *form)):
+        assert (response.status, "session_id" in response.error_message()) == (400, True)
+    assert has_no_messages(server, session)
+    sha256 = hashlib.sha256(f"for no session {session.id}".encode()).hexdigest()
     assert server.psql(f"select count(*) from blobs where sha256 = '{sha256}' and state = 'live'") == "0"
     assert server.psql(f"select count(*) from message_files where sha256 = '{sha256}'") == "0"
 
 
 @pytest.mark.parametrize("key", [None, "Bearer sk-ac-wrong", "Bearer", "Basic abc"])
-def test_a_message_wants_a_key_before_all_else(server, session, key):
+def test_the_api_key_is_checked_before_everything_else(server, session, key):
     for session_id in (session.id, "nonsense"):
-        for answer in (
-            post(server, session_id, b"{broken", JSON | {"Authorization": key}),
+        for response in (
+            post_body(server, session_id, b"{broken", JSON | {"Authorization": key}),
             post_form(server, session_id, payload({"blob": HELLO}), headers={"Authorization": key}),
-            patch(server, session_id, NOBODYS, {"meta": {}}, JSON | {"Authorization": key}),
+            patch_meta(server, session_id, UNKNOWN_ID, {"meta": {}}, JSON | {"Authorization": key}),
             exchange(server, "GET", f"/api/v1/session/{session_id}/messages", {"Authorization": key}),
             exchange(server, "GET", f"/api/v1/session/{session_id}/asset/download?s3_key=x", {"Authorization": key}),
             exchange(server, "GET", f"/api/v1/session/{session_id}/token_counts", {"Authorization": key}),
         ):
-            assert (answer.status, answer.refusal()) == (401, "Unauthorized")
-    assert nothing_was_stored(server, session)
+            assert (response.status, response.error_message()) == (401, "Unauthorized")
+    assert has_no_messages(server, session)
 
 
 @pytest.mark.parametrize(
@@ -728,106 +736,107 @@ def test_a_message_wants_a_key_before_all_else(server, session, key):
         ("POST", "asset/download"),
     ],
 )
-def test_there_are_no_other_ways_to_a_message(server, session, method, path):
-    message = data(post(server, session.id, {"blob": HELLO}), 201)
-    answer = exchange(server, method, f"/api/v1/session/{session.id}/{path.format(message['id'])}", JSON, b"{}")
-    assert answer.status == 404
-    assert answer.refusal()
-    assert data(get(server, session.id), 200)["items"] == [HELLO]
+def test_other_methods_on_message_paths_are_404(server, session, method, path):
+    message = expect_data(post_body(server, session.id, {"blob": HELLO}), 201)
+    response = exchange(server, method, f"/api/v1/session/{session.id}/{path.format(message['id'])}", JSON, b"{}")
+    assert response.status == 404
+    assert response.error_message()
+    assert expect_data(get_messages(server, session.id), 200)["items"] == [HELLO]
 
 
-# ----- downloads by the public name -----
+# ----- downloads by S3 key -----
 
 
 @pytest.fixture
-def stored(server, session):
-    """A message with one file: its part."""
-    form = [payload(with_files("f")), part("f", b"0123456789", "a.txt")]
-    return data(post_form(server, session.id, *form), 201)["parts"][0]
+def file_part(server, session):
+    """The only part of a message with one file."""
+    form = [payload(with_files("f")), form_part("f", b"0123456789", "a.txt")]
+    return expect_data(post_form(server, session.id, *form), 201)["parts"][0]
 
 
-def download(server, session_id, key, method="GET", **headers):
+def download_asset(server, session_id, key, method="GET", **headers):
     path = f"/api/v1/session/{session_id}/asset/download?s3_key={key}"
     return exchange(server, method, path, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
-def test_a_file_is_downloaded_by_its_public_name(server, session, stored):
-    key = stored["asset"]["s3_key"]
-    answer = download(server, session.id, key)
-    assert (answer.status, answer.body) == (200, b"0123456789")
-    assert answer.headers["Content-Type"] == "application/octet-stream"
-    assert answer.headers["ETag"] == f'"{stored["asset"]["sha256"]}"'
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert download(server, session.id, key, Range="bytes=2-5").body == b"2345"
-    assert download(server, session.id, key, If_None_Match="*").status == 304
-    assert download(server, session.id, key, "HEAD").headers["Content-Length"] == "10"
+def test_an_asset_is_downloaded_by_its_s3_key(server, session, file_part):
+    key = file_part["asset"]["s3_key"]
+    response = download_asset(server, session.id, key)
+    assert (response.status, response.body) == (200, b"0123456789")
+    assert response.headers["Content-Type"] == "application/octet-stream"
+    assert response.headers["ETag"] == f'"{file_part["asset"]["sha256"]}"'
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert download_asset(server, session.id, key, Range="bytes=2-5").body == b"2345"
+    assert download_asset(server, session.id, key, If_None_Match="*").status == 304
+    assert download_asset(server, session.id, key, "HEAD").headers["Content-Length"] == "10"
 
 
-def test_a_file_is_downloaded_from_its_own_session_only(server, client, session, stored):
-    key = stored["asset"]["s3_key"]
-    elsewhere = client.sessions.create()
-    assert download(server, elsewhere.id, key).status == 404
-    assert download(server, NOBODYS, key).refusal() == "session not found"
-    assert download(server, "nonsense", key).status == 400
+def test_an_asset_is_downloaded_only_from_its_own_session(server, client, session, file_part):
+    key = file_part["asset"]["s3_key"]
+    other_session = client.sessions.create()
+    assert download_asset(server, other_session.id, key).status == 404
+    assert download_asset(server, UNKNOWN_ID, key).error_message() == "session not found"
+    assert download_asset(server, "nonsense", key).status == 400
     _, foreign_key = new_project(server)
-    answer = download(server, session.id, key, Authorization=f"Bearer {foreign_key}")
-    assert (answer.status, "does not belong to this project" in answer.refusal()) == (403, True)
-    assert download(server, session.id, key).status == 200
+    response = download_asset(server, session.id, key, Authorization=f"Bearer {foreign_key}")
+    assert (response.status, "does not belong to this project" in response.error_message()) == (403, True)
+    assert download_asset(server, session.id, key).status == 200
 
 
-def test_names_of_no_file_are_refused(server, session, stored):
+def test_s3_keys_without_an_asset_are_rejected(server, session, file_part):
     prefix = f"assets/{session.project_id}/"
-    answer = download(server, session.id, "")
-    assert (answer.status, "s3_key" in answer.refusal()) == (400, True)
-    for foreign in (f"assets/{NOBODYS}/2026/01/01/x.txt", "x", "../../etc/passwd", prefix[:-1]):
-        answer = download(server, session.id, foreign)
-        assert (answer.status, "asset does not belong to this project" in answer.refusal()) == (403, True)
+    response = download_asset(server, session.id, "")
+    assert (response.status, "s3_key" in response.error_message()) == (400, True)
+    for foreign in (f"assets/{UNKNOWN_ID}/2026/01/01/x.txt", "x", "../../etc/passwd", prefix[:-1]):
+        response = download_asset(server, session.id, foreign)
+        assert (response.status, "asset does not belong to this project" in response.error_message()) == (403, True)
     for missing in (f"{prefix}2026/01/01/none.txt", f"{prefix}..%2F..", f"{prefix}%00", prefix, f"{prefix}%25"):
-        answer = download(server, session.id, missing)
-        assert (answer.status, bool(answer.refusal())) == (404, True)
+        response = download_asset(server, session.id, missing)
+        assert (response.status, bool(response.error_message())) == (404, True)
 
 
 # ----- other clients -----
 
 
-@pytest.mark.parametrize("more", [{}, {"type": "text"}, {"format": "openai"}, {"meta": {"via": "cli"}}])
-def test_the_command_line_sends_the_message_itself(server, session, more):
-    message = data(post(server, session.id, {"role": "user", "content": "by hand", **more}), 201)
-    assert (message["parts"], message["meta"]) == ([{"type": "text", "text": "by hand"}], more.get("meta", {}))
-    assert shown(server, session.id, "openai") == [{"role": "user", "content": "by hand"}]
+@pytest.mark.parametrize("extra", [{}, {"type": "text"}, {"format": "openai"}, {"meta": {"via": "cli"}}])
+def test_the_command_line_sends_a_message_without_a_blob_field(server, session, extra):
+    message = expect_data(post_body(server, session.id, {"role": "user", "content": "by hand", **extra}), 201)
+    assert (message["parts"], message["meta"]) == ([{"type": "text", "text": "by hand"}], extra.get("meta", {}))
+    assert read_items(server, session.id, "openai") == [{"role": "user", "content": "by hand"}]
 
 
 @pytest.mark.parametrize(
     "body", [{"role": "bot", "content": "x"}, {"role": "user", "content": None}, {"role": None, "content": "x"}]
 )
-def test_a_message_itself_is_checked_like_any_other(server, session, body):
-    answer = post(server, session.id, body)
-    assert answer.status == 400
-    assert answer.refusal()
-    assert nothing_was_stored(server, session)
+def test_a_message_without_a_blob_field_is_validated(server, session, body):
+    response = post_body(server, session.id, body)
+    assert response.status == 400
+    assert response.error_message()
+    assert has_no_messages(server, session)
 
 
-def test_the_dashboard_sends_several_files_with_names_of_its_own(server, session):
-    """Fields are ids that it made up, texts come before files, and every part says null where it has nothing."""
+def test_the_dashboard_sends_several_files_with_generated_fields(server, session):
+    """The field names are generated ids, texts precede files, and absent values of a part are null."""
     fields = [f"file_{uuid.uuid4()}" for _ in range(3)]
     parts = [{"type": "text", "text": "see", "meta": None, "file_field": None}]
     parts += [{"type": "file", "text": None, "meta": None, "file_field": field} for field in fields]
     body = {"format": "acontext", "blob": {"role": "user", "meta": None, "parts": parts}}
-    files = [part(field, f"file {n}".encode(), f"{n}.txt") for n, field in enumerate(fields)]
-    message = data(post_form(server, session.id, payload(body), *files), 201)
-    assert [each.get("filename") for each in message["parts"]] == [None, "0.txt", "1.txt", "2.txt"]
-    assert all("file_field" not in each and None not in each.values() for each in message["parts"])
-    got = data(get(server, session.id, "?limit=50&with_asset_public_url=true&with_events=true&format=acontext"), 200)
-    for each in message["parts"][1:]:
-        assert got["public_urls"][each["asset"]["sha256"]]["url"]
-        assert got["public_urls"][each["asset"]["sha256"]]["expire_at"]
+    files = [form_part(field, f"file {n}".encode(), f"{n}.txt") for n, field in enumerate(fields)]
+    message = expect_data(post_form(server, session.id, payload(body), *files), 201)
+    assert [item.get("filename") for item in message["parts"]] == [None, "0.txt", "1.txt", "2.txt"]
+    assert all("file_field" not in item and None not in item.values() for item in message["parts"])
+    query = "?limit=50&with_asset_public_url=true&with_events=true&format=acontext"
+    page = expect_data(get_messages(server, session.id, query), 200)
+    for item in message["parts"][1:]:
+        assert page["public_urls"][item["asset"]["sha256"]]["url"]
+        assert page["public_urls"][item["asset"]["sha256"]]["expire_at"]
 
 
-# ----- many at once -----
+# ----- concurrent requests -----
 
 
-def test_many_connections_store_on_one_session(server, session):
-    """Sixteen of them, twenty messages each, in several formats and sizes: one unbroken chain."""
+def test_many_connections_store_messages_in_one_session(server, session):
+    """Sixteen connections store twenty messages each, in several formats and sizes; the parent ids form one chain."""
     kinds = [
         openai(role="user", content="short"),
         anthropic(role="assistant", content=[{"type": "text", "text": "blocks"}]),
@@ -835,22 +844,22 @@ def test_many_connections_store_on_one_session(server, session):
         openai(role="user", content="long " * 10_000),
     ]
 
-    def work(thread):
-        answers = []
-        with Wire(server) as wire:
+    def store_messages(thread):
+        responses = []
+        with RawConnection(server) as connection:
             for number in range(20):
                 body = kinds[(thread + number) % len(kinds)] | {"meta": {"thread": thread, "number": number}}
-                wire.ask("POST", f"/api/v1/session/{session.id}/messages", JSON, encoded(body))
-                answers.append(data(wire.answer("POST"), 201))
-        return answers
+                connection.send_request("POST", f"/api/v1/session/{session.id}/messages", JSON, encode(body))
+                responses.append(expect_data(connection.read_response("POST"), 201))
+        return responses
 
     with ThreadPoolExecutor(16) as pool:
-        stored = [message for answers in pool.map(work, range(16)) for message in answers]
-    items = shown(server, session.id)
+        stored = [message for responses in pool.map(store_messages, range(16)) for message in responses]
+    items = read_items(server, session.id)
     assert len(items) == 16 * 20
     assert {item["id"] for item in items} == {message["id"] for message in stored}
     assert [item["parent_id"] for item in items] == [None] + [item["id"] for item in items[:-1]]
-    # Texts of the same form, but for the fraction of a second, whose trailing zeros are left out.
+    # The fraction of a second is padded, because the server omits its trailing zeros.
     times = [item["created_at"].rstrip("Z").partition(".") for item in items]
     times = [(second, fraction.ljust(6, "0")) for second, _, fraction in times]
     assert all(earlier < later for earlier, later in zip(times, times[1:]))

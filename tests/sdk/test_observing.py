@@ -1,4 +1,4 @@
-"""Observation: a model looks at stored messages, by itself or when it is told to, and their state says so."""
+"""Observation: a model processes stored messages, automatically or on a flush, and updates their state."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -7,22 +7,22 @@ from datetime import UTC, datetime
 import pytest
 
 from acontext.errors import APIError
-from support import Server, asynchronously, eventually, refused, say, temporary_home
+from support import Server, run_async, wait_until, raises_error, store_text, temporary_home
 
-NOBODYS = "00000000-0000-4000-8000-000000000000"
-# A model that needs no network and finds nothing.
+UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
+# A model that needs no network and extracts no tasks.
 MODEL = {"LLM_SDK": "mock"}
-# Messages wait so long that in a test only a flush, or enough of them, begins.
-PATIENT = MODEL | {"SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS": "1h"}
-# They do not wait at all.
-AT_ONCE = MODEL | {"SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS": "0"}
+# The observation starts only on a flush or when enough messages are pending: the delay is longer than any test.
+WAIT_FOR_FLUSH = MODEL | {"SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS": "1h"}
+# The observation starts without a delay.
+WITHOUT_DELAY = MODEL | {"SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS": "0"}
 
 
 @pytest.fixture(scope="module")
 def observer():
-    """A server with a model, whose messages wait for a flush."""
+    """A server with a model and with messages that wait for a flush."""
     with temporary_home() as home:
-        server = Server(home, **PATIENT)
+        server = Server(home, **WAIT_FOR_FLUSH)
         try:
             yield server.wait_until_ready()
             server.stop()
@@ -31,61 +31,62 @@ def observer():
 
 
 @pytest.fixture(scope="module")
-def watched(observer):
+def model_client(observer):
     with observer.client() as client:
         yield client
 
 
 @pytest.fixture
-def session(watched):
-    return watched.sessions.create()
+def session(model_client):
+    return model_client.sessions.create()
 
 
-def talk(client, session, count):
-    return [say(client, session, f"m{number}") for number in range(count)]
+def store_texts(client, session, count):
+    return [store_text(client, session, f"m{number}") for number in range(count)]
 
 
-def status(client, session):
-    """How many messages are observed, being observed, and waiting."""
-    now = client.sessions.messages_observing_status(session.id)
-    return now.observed, now.in_process, now.pending
+def count_by_state(client, session):
+    """Returns the numbers of messages that are observed, in process and pending."""
+    response = client.sessions.messages_observing_status(session.id)
+    return response.observed, response.in_process, response.pending
 
 
-def states(client, session):
+def read_states(client, session):
     items = client.sessions.get_messages(session.id, format="acontext").items
     return [item["session_task_process_status"] for item in items]
 
 
-def flush(client, session):
-    done = client.sessions.flush(session.id)
-    return done.status, done.errmsg
+def flush_session(client, session):
+    response = client.sessions.flush(session.id)
+    return response.status, response.errmsg
 
 
-def settle(server, session):
-    """Waits until nobody looks for more messages of a session: one that comes while somebody does need not wait."""
+def wait_for_job(server, session):
+    """Waits until the observe job of a session ends: messages that are stored earlier are observed without a delay."""
     jobs = f"select count(*) from jobs where dedupe_key = '{session.id}'"
-    eventually(lambda: server.psql(jobs) == "0", "the session's job ends")
+    wait_until(lambda: server.psql(jobs) == "0", "the session's job ends")
 
 
 # ----- flush -----
 
 
-def test_a_flush_observes_what_waits(observer, watched, session):
-    talk(watched, session, 5)
-    assert (status(watched, session), states(watched, session)) == ((0, 0, 5), ["pending"] * 5)
-    assert flush(watched, session) == (200, "")
-    assert (status(watched, session), states(watched, session)) == ((5, 0, 0), ["success"] * 5)
-    # What comes later waits again.
-    settle(observer, session)
-    say(watched, session)
-    assert (status(watched, session), states(watched, session)) == ((5, 0, 1), ["success"] * 5 + ["pending"])
-    assert flush(watched, session) == (200, "")
-    assert status(watched, session) == (6, 0, 0)
+def test_a_flush_observes_pending_messages(observer, model_client, session):
+    store_texts(model_client, session, 5)
+    assert (count_by_state(model_client, session), read_states(model_client, session)) == ((0, 0, 5), ["pending"] * 5)
+    assert flush_session(model_client, session) == (200, "")
+    assert (count_by_state(model_client, session), read_states(model_client, session)) == ((5, 0, 0), ["success"] * 5)
+    # A later message is pending again.
+    wait_for_job(observer, session)
+    store_text(model_client, session)
+    assert count_by_state(model_client, session) == (5, 0, 1)
+    assert read_states(model_client, session) == ["success"] * 5 + ["pending"]
+    assert flush_session(model_client, session) == (200, "")
+    assert count_by_state(model_client, session) == (6, 0, 0)
 
 
-def test_a_flush_observes_more_than_one_batch(observer, watched, session):
-    # Put in at once, or they would be observed because there are enough of them.
-    first = say(watched, session)
+def test_a_flush_observes_more_than_one_batch(observer, model_client, session):
+    # One statement inserts all messages; stored one by one, they would be observed as soon as enough are pending.
+    first = store_text(model_client, session)
     observer.psql(
         "insert into messages (id, session_id, role, format, content, tokens, meta, user_meta, created_at, updated_at)"
         " select gen_random_uuid(), session_id, role, format, content, tokens, meta, user_meta,"
@@ -96,64 +97,65 @@ def test_a_flush_observes_more_than_one_batch(observer, watched, session):
         "update sessions set last_message_at = last_message_at + interval '99 microseconds', pending_messages = 100"
         f" where id = '{session.id}'"
     )
-    assert status(watched, session) == (0, 0, 100)
-    assert flush(watched, session) == (200, "")
-    assert status(watched, session) == (100, 0, 0)
+    assert count_by_state(model_client, session) == (0, 0, 100)
+    assert flush_session(model_client, session) == (200, "")
+    assert count_by_state(model_client, session) == (100, 0, 0)
 
 
-def test_a_flush_of_nothing_is_done_at_once(watched, session):
-    assert flush(watched, session) == (200, "")
-    talk(watched, session, 1)
-    assert flush(watched, session) == flush(watched, session) == (200, "")
-    assert status(watched, session) == (1, 0, 0)
+def test_a_flush_without_pending_messages_succeeds(model_client, session):
+    assert flush_session(model_client, session) == (200, "")
+    store_texts(model_client, session, 1)
+    assert flush_session(model_client, session) == flush_session(model_client, session) == (200, "")
+    assert count_by_state(model_client, session) == (1, 0, 0)
 
 
-def test_a_flush_is_about_one_session(watched, session):
-    other = watched.sessions.create()
-    talk(watched, session, 2)
-    talk(watched, other, 3)
-    assert flush(watched, session) == (200, "")
-    assert (status(watched, session), status(watched, other)) == ((2, 0, 0), (0, 0, 3))
+def test_a_flush_affects_one_session(model_client, session):
+    other = model_client.sessions.create()
+    store_texts(model_client, session, 2)
+    store_texts(model_client, other, 3)
+    assert flush_session(model_client, session) == (200, "")
+    assert (count_by_state(model_client, session), count_by_state(model_client, other)) == ((2, 0, 0), (0, 0, 3))
 
 
-def test_a_flush_takes_up_what_has_failed(observer, watched, session):
-    talk(watched, session, 3)
-    assert flush(watched, session) == (200, "")
+def test_a_flush_retries_failed_messages(observer, model_client, session):
+    store_texts(model_client, session, 3)
+    assert flush_session(model_client, session) == (200, "")
     observer.psql(f"update messages set session_task_process_status = 'failed' where session_id = '{session.id}'")
-    assert (status(watched, session), states(watched, session)) == ((0, 0, 0), ["failed"] * 3)
-    assert flush(watched, session) == (200, "")
-    assert (status(watched, session), states(watched, session)) == ((3, 0, 0), ["success"] * 3)
+    assert (count_by_state(model_client, session), read_states(model_client, session)) == ((0, 0, 0), ["failed"] * 3)
+    assert flush_session(model_client, session) == (200, "")
+    assert (count_by_state(model_client, session), read_states(model_client, session)) == ((3, 0, 0), ["success"] * 3)
 
 
-def test_a_flush_takes_up_what_a_lost_process_has_left_behind(observer, watched, session):
-    talk(watched, session, 3)
+def test_a_flush_observes_messages_of_a_lost_process(observer, model_client, session):
+    store_texts(model_client, session, 3)
     observer.psql(f"update messages set session_task_process_status = 'running' where session_id = '{session.id}'")
-    assert status(watched, session) == (0, 3, 0)
-    assert flush(watched, session) == (200, "")
-    assert status(watched, session) == (3, 0, 0)
+    assert count_by_state(model_client, session) == (0, 3, 0)
+    assert flush_session(model_client, session) == (200, "")
+    assert count_by_state(model_client, session) == (3, 0, 0)
 
 
-def test_untracked_messages_are_not_observed(watched):
-    session = watched.sessions.create(disable_task_tracking=True)
-    talk(watched, session, 20)
-    assert flush(watched, session) == (200, "")
-    assert (status(watched, session), set(states(watched, session))) == ((0, 0, 0), {"disable_tracking"})
+def test_untracked_messages_are_not_observed(model_client):
+    session = model_client.sessions.create(disable_task_tracking=True)
+    store_texts(model_client, session, 20)
+    assert flush_session(model_client, session) == (200, "")
+    assert count_by_state(model_client, session) == (0, 0, 0)
+    assert set(read_states(model_client, session)) == {"disable_tracking"}
 
 
-def test_observing_changes_nothing_that_was_said(watched, session):
+def test_observation_does_not_change_messages(model_client, session):
     for text in ("one", "two"):
-        say(watched, session, text, meta={"said": text})
-    before = watched.sessions.get_messages(session.id)
-    assert flush(watched, session) == (200, "")
-    assert watched.sessions.get_messages(session.id) == before
-    assert watched.sessions.get_token_counts(session.id).total_tokens == before.this_time_tokens
-    # This model finds no tasks.
-    assert watched.sessions.get_tasks(session.id).items == []
-    assert watched.sessions.get_session_summary(session.id) == ""
+        store_text(model_client, session, text, meta={"text": text})
+    before = model_client.sessions.get_messages(session.id)
+    assert flush_session(model_client, session) == (200, "")
+    assert model_client.sessions.get_messages(session.id) == before
+    assert model_client.sessions.get_token_counts(session.id).total_tokens == before.this_time_tokens
+    # This model extracts no tasks.
+    assert model_client.sessions.get_tasks(session.id).items == []
+    assert model_client.sessions.get_session_summary(session.id) == ""
 
 
-def test_messages_of_every_kind_are_observed(watched, session):
-    store = watched.sessions.store_message
+def test_messages_of_every_type_are_observed(model_client, session):
+    store = model_client.sessions.store_message
     call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     store(session.id, blob={"role": "assistant", "content": None, "tool_calls": [call]})
     store(session.id, blob={"role": "tool", "tool_call_id": "a", "content": "seen"})
@@ -161,78 +163,79 @@ def test_messages_of_every_kind_are_observed(watched, session):
     store(session.id, blob={"role": "model", "parts": []}, format="gemini")
     file = {"role": "user", "parts": [{"type": "file", "file_field": "f"}]}
     store(session.id, blob=file, format="acontext", file_field="f", file=("bytes.bin", bytes(range(256))))
-    say(watched, session, "a long story " * 50_000)
-    assert flush(watched, session) == (200, "")
-    assert status(watched, session) == (6, 0, 0)
+    store_text(model_client, session, "a long story " * 50_000)
+    assert flush_session(model_client, session) == (200, "")
+    assert count_by_state(model_client, session) == (6, 0, 0)
 
 
-# ----- by itself -----
+# ----- automatic observation -----
 
 
-def test_enough_messages_are_observed_without_being_asked_for(watched, session):
-    talk(watched, session, 15)
-    assert status(watched, session) == (0, 0, 15)
-    say(watched, session)
-    eventually(lambda: status(watched, session) == (16, 0, 0), "sixteen messages are observed")
+def test_enough_pending_messages_are_observed_automatically(model_client, session):
+    store_texts(model_client, session, 15)
+    assert count_by_state(model_client, session) == (0, 0, 15)
+    store_text(model_client, session)
+    wait_until(lambda: count_by_state(model_client, session) == (16, 0, 0), "sixteen messages are observed")
 
 
-def test_messages_that_need_not_wait_are_observed_by_themselves(start):
-    server = start(**AT_ONCE)
+def test_without_a_delay_messages_are_observed_automatically(start_server):
+    server = start_server(**WITHOUT_DELAY)
     with server.client() as client:
         sessions = [client.sessions.create() for _ in range(3)]
         for session in sessions:
-            talk(client, session, 3)
+            store_texts(client, session, 3)
         for session in sessions:
-            eventually(lambda: status(client, session) == (3, 0, 0), "messages are observed")
-            assert states(client, session) == ["success"] * 3
-        # Also those that come when all is done.
-        say(client, sessions[0])
-        eventually(lambda: status(client, sessions[0]) == (4, 0, 0), "a later message is observed")
-        eventually(lambda: server.psql("select count(*) from jobs where kind = 'observe'") == "0", "no job is left")
+            wait_until(lambda: count_by_state(client, session) == (3, 0, 0), "three messages are observed")
+            assert read_states(client, session) == ["success"] * 3
+        # A message that is stored after the observation is observed, too.
+        store_text(client, sessions[0])
+        wait_until(lambda: count_by_state(client, sessions[0]) == (4, 0, 0), "a later message is observed")
+        jobs = "select count(*) from jobs where kind = 'observe'"
+        wait_until(lambda: server.psql(jobs) == "0", "all jobs end")
 
 
-def test_how_many_are_enough_is_a_setting(start):
-    server = start(**PATIENT, PROJECT_SESSION_MESSAGE_BUFFER_MAX_TURNS="2")
+def test_the_maximum_number_of_turns_is_a_setting(start_server):
+    server = start_server(**WAIT_FOR_FLUSH, PROJECT_SESSION_MESSAGE_BUFFER_MAX_TURNS="2")
     with server.client() as client:
         session = client.sessions.create()
-        say(client, session)
-        assert status(client, session) == (0, 0, 1)
-        say(client, session)
-        eventually(lambda: status(client, session) == (2, 0, 0), "two messages are observed")
+        store_text(client, session)
+        assert count_by_state(client, session) == (0, 0, 1)
+        store_text(client, session)
+        wait_until(lambda: count_by_state(client, session) == (2, 0, 0), "two messages are observed")
 
 
 # ----- without a model -----
 
 
-def test_without_a_model_messages_wait_and_a_flush_says_why(client):
+def test_without_a_model_a_flush_returns_the_reason(client):
     session = client.sessions.create()
-    talk(client, session, 2)
-    code, reason = flush(client, session)
+    store_texts(client, session, 2)
+    code, reason = flush_session(client, session)
     assert code == 503
-    assert "no model is configured" in reason and "2 messages wait" in reason
-    assert (status(client, session), states(client, session)) == ((0, 0, 2), ["pending"] * 2)
+    assert "no model is configured" in reason and "2 messages are pending" in reason
+    assert (count_by_state(client, session), read_states(client, session)) == ((0, 0, 2), ["pending"] * 2)
 
 
-def test_without_a_model_a_flush_of_nothing_is_done(client):
+def test_without_a_model_an_empty_flush_succeeds(client):
     session = client.sessions.create()
-    assert flush(client, session) == (200, "")
+    assert flush_session(client, session) == (200, "")
     untracked = client.sessions.create(disable_task_tracking=True)
-    say(client, untracked)
-    assert flush(client, untracked) == (200, "")
+    store_text(client, untracked)
+    assert flush_session(client, untracked) == (200, "")
 
 
-def test_what_waited_without_a_model_is_observed_when_there_is_one(start):
-    server = start(SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS="0")
+def test_pending_messages_are_observed_when_a_model_is_configured(start_server):
+    server = start_server(SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS="0")
     with server.client() as client:
         session = client.sessions.create()
-        talk(client, session, 3)
-        # Somebody has looked for a model in vain.
+        store_texts(client, session, 3)
+        # A job has failed because there is no model.
         reason = f"select last_error from jobs where kind = 'observe' and dedupe_key = '{session.id}'"
-        eventually(lambda: "no model is configured" in server.psql(reason), "the reason can be read")
-        assert status(client, session) == (0, 0, 3)
+        wait_until(lambda: "no model is configured" in server.psql(reason), "the job has an error")
+        assert count_by_state(client, session) == (0, 0, 3)
     server.stop()
-    with start(**AT_ONCE).client() as client:
-        eventually(lambda: status(client, session) == (3, 0, 0), "the messages are observed")
+    with start_server(**WITHOUT_DELAY).client() as client:
+        wait_until(lambda: count_by_state(client, session) == (3, 0, 0), "the messages are observed")
 
 
 # ----- status -----
@@ -240,152 +243,152 @@ def test_what_waited_without_a_model_is_observed_when_there_is_one(start):
 
 def test_a_status_counts_each_state(server, client):
     session = client.sessions.create()
-    assert status(client, session) == (0, 0, 0)
-    said = iter(talk(client, session, 14))
-    # The last two are counted nowhere.
+    assert count_by_state(client, session) == (0, 0, 0)
+    sent = iter(store_texts(client, session, 14))
+    # The last two states are not counted.
     for state, count in {"success": 3, "running": 2, "pending": 4, "failed": 1, "limit_exceed": 4}.items():
         for _ in range(count):
-            server.psql(f"update messages set session_task_process_status = '{state}' where id = '{next(said).id}'")
-    assert status(client, session) == (3, 2, 4)
+            server.psql(f"update messages set session_task_process_status = '{state}' where id = '{next(sent).id}'")
+    assert count_by_state(client, session) == (3, 2, 4)
 
 
-def test_a_status_says_when_it_was_true(client):
+def test_a_status_contains_its_time(client):
     session = client.sessions.create()
     before = datetime.now(UTC)
-    told = datetime.fromisoformat(client.sessions.messages_observing_status(session.id).updated_at)
-    assert before <= told <= datetime.now(UTC)
+    updated_at = datetime.fromisoformat(client.sessions.messages_observing_status(session.id).updated_at)
+    assert before <= updated_at <= datetime.now(UTC)
 
 
 # ----- copies -----
 
 
-def test_what_was_observed_is_not_observed_again_in_a_copy(observer, watched, session):
-    talk(watched, session, 3)
-    assert flush(watched, session) == (200, "")
-    copied = watched.sessions.get_configs(watched.sessions.copy(session.id).new_session_id)
-    assert (status(watched, copied), states(watched, copied)) == ((3, 0, 0), ["success"] * 3)
-    assert observer.psql(f"select count(*) from jobs where dedupe_key = '{copied.id}'") == "0"
-    say(watched, copied)
-    assert (status(watched, copied), status(watched, session)) == ((3, 0, 1), (3, 0, 0))
-    assert flush(watched, copied) == (200, "")
-    assert status(watched, copied) == (4, 0, 0)
+def test_observed_messages_are_not_observed_again_in_a_copy(observer, model_client, session):
+    store_texts(model_client, session, 3)
+    assert flush_session(model_client, session) == (200, "")
+    copy = model_client.sessions.get_configs(model_client.sessions.copy(session.id).new_session_id)
+    assert (count_by_state(model_client, copy), read_states(model_client, copy)) == ((3, 0, 0), ["success"] * 3)
+    assert observer.psql(f"select count(*) from jobs where dedupe_key = '{copy.id}'") == "0"
+    store_text(model_client, copy)
+    assert (count_by_state(model_client, copy), count_by_state(model_client, session)) == ((3, 0, 1), (3, 0, 0))
+    assert flush_session(model_client, copy) == (200, "")
+    assert count_by_state(model_client, copy) == (4, 0, 0)
 
 
-def test_what_waits_in_a_session_waits_in_its_copy(watched, session):
-    talk(watched, session, 3)
-    copied = watched.sessions.get_configs(watched.sessions.copy(session.id).new_session_id)
-    assert status(watched, copied) == (0, 0, 3)
-    # Each has a life of its own.
-    assert flush(watched, copied) == (200, "")
-    assert (status(watched, copied), status(watched, session)) == ((3, 0, 0), (0, 0, 3))
-    # As many as are enough, counting those that were copied.
-    third = watched.sessions.get_configs(watched.sessions.copy(session.id).new_session_id)
-    talk(watched, third, 13)
-    eventually(lambda: status(watched, third) == (16, 0, 0), "sixteen messages are observed")
+def test_pending_messages_are_pending_in_a_copy(model_client, session):
+    store_texts(model_client, session, 3)
+    copy = model_client.sessions.get_configs(model_client.sessions.copy(session.id).new_session_id)
+    assert count_by_state(model_client, copy) == (0, 0, 3)
+    # The session and its copy are observed independently.
+    assert flush_session(model_client, copy) == (200, "")
+    assert (count_by_state(model_client, copy), count_by_state(model_client, session)) == ((3, 0, 0), (0, 0, 3))
+    # The copied messages count towards the maximum number of turns.
+    third = model_client.sessions.get_configs(model_client.sessions.copy(session.id).new_session_id)
+    store_texts(model_client, third, 13)
+    wait_until(lambda: count_by_state(model_client, third) == (16, 0, 0), "sixteen messages are observed")
 
 
-# ----- stops and kills -----
+# ----- shutdown and crash -----
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_what_waits_outlives_the_server(start, end):
-    server = start(**PATIENT)
+def test_pending_messages_survive_the_end_of_the_server(start_server, end):
+    server = start_server(**WAIT_FOR_FLUSH)
     with server.client() as client:
         session = client.sessions.create()
-        talk(client, session, 3)
-        assert flush(client, session) == (200, "")
-        settle(server, session)
-        talk(client, session, 4)
+        store_texts(client, session, 3)
+        assert flush_session(client, session) == (200, "")
+        wait_for_job(server, session)
+        store_texts(client, session, 4)
     getattr(server, end)()
-    with start(**PATIENT).client() as client:
-        assert status(client, session) == (3, 0, 4)
-        assert flush(client, session) == (200, "")
-        assert status(client, session) == (7, 0, 0)
+    with start_server(**WAIT_FOR_FLUSH).client() as client:
+        assert count_by_state(client, session) == (3, 0, 4)
+        assert flush_session(client, session) == (200, "")
+        assert count_by_state(client, session) == (7, 0, 0)
 
 
-def test_a_kill_in_the_middle_of_observing_leaves_nothing_behind(start):
-    # The work of a process that has gone is taken over when its lease is over.
-    settings = AT_ONCE | {"ACONTEXTD_JOB_LEASE": "1s"}
-    server = start(**settings)
+def test_observation_continues_after_the_server_was_killed(start_server):
+    # Another process reclaims the jobs of the killed one when their lease has expired.
+    settings = WITHOUT_DELAY | {"ACONTEXTD_JOB_LEASE": "1s"}
+    server = start_server(**settings)
     with server.client() as client:
         sessions = [client.sessions.create() for _ in range(10)]
         for session in sessions:
-            talk(client, session, 10)
+            store_texts(client, session, 10)
     server.kill()
-    with start(**settings).client() as client:
+    with start_server(**settings).client() as client:
         for session in sessions:
-            eventually(lambda: status(client, session) == (10, 0, 0), "all messages are observed")
-            assert states(client, session) == ["success"] * 10
+            wait_until(lambda: count_by_state(client, session) == (10, 0, 0), "all messages are observed")
+            assert read_states(client, session) == ["success"] * 10
 
 
-# ----- what is refused -----
+# ----- errors -----
 
 
-def test_a_session_that_is_not_there_is_neither_flushed_nor_counted(watched):
-    gone = watched.sessions.create()
-    watched.sessions.delete(gone.id)
-    for session_id in (NOBODYS, gone.id):
-        for call in (watched.sessions.flush, watched.sessions.messages_observing_status):
-            with refused(404, "session not found"):
+def test_an_unknown_session_is_neither_flushed_nor_counted(model_client):
+    deleted = model_client.sessions.create()
+    model_client.sessions.delete(deleted.id)
+    for session_id in (UNKNOWN_ID, deleted.id):
+        for call in (model_client.sessions.flush, model_client.sessions.messages_observing_status):
+            with raises_error(404, "session not found"):
                 call(session_id)
 
 
-def test_a_session_of_another_project_is_not_flushed(server, client, stranger):
+def test_a_session_of_another_project_is_not_flushed(server, client, other_client):
     session = client.sessions.create()
-    talk(client, session, 1)
-    for call in (stranger.sessions.flush, stranger.sessions.messages_observing_status):
-        with refused(403, "does not belong to this project"):
+    store_texts(client, session, 1)
+    for call in (other_client.sessions.flush, other_client.sessions.messages_observing_status):
+        with raises_error(403, "does not belong to this project"):
             call(session.id)
-    assert status(client, session) == (0, 0, 1)
+    assert count_by_state(client, session) == (0, 0, 1)
 
 
-# ----- many at once -----
+# ----- concurrent requests -----
 
 
-def test_flushes_and_messages_at_once_lose_nothing(observer, watched, session):
-    def stores(thread):
-        with observer.client() as mine:
+def test_concurrent_flushes_observe_every_message(observer, model_client, session):
+    def store_messages(thread):
+        with observer.client() as thread_client:
             for number in range(15):
-                say(mine, session, f"{thread} {number}")
+                store_text(thread_client, session, f"{thread} {number}")
 
-    def flushes(_):
-        with observer.client() as mine:
-            return [flush(mine, session) for _ in range(10)]
+    def flush_repeatedly(_):
+        with observer.client() as thread_client:
+            return [flush_session(thread_client, session) for _ in range(10)]
 
-    with ThreadPoolExecutor() as threads:
-        storing = [threads.submit(stores, thread) for thread in range(4)]
-        flushed = sum(threads.map(flushes, range(3)), [])
-        for thread in storing:
-            thread.result()
+    with ThreadPoolExecutor() as pool:
+        futures = [pool.submit(store_messages, thread) for thread in range(4)]
+        flushed = sum(pool.map(flush_repeatedly, range(3)), [])
+        for future in futures:
+            future.result()
     assert set(flushed) == {(200, "")}
-    assert flush(watched, session) == (200, "")
-    assert status(watched, session) == (60, 0, 0)
+    assert flush_session(model_client, session) == (200, "")
+    assert count_by_state(model_client, session) == (60, 0, 0)
 
 
-def test_a_session_that_is_deleted_while_it_is_flushed_is_gone(observer):
+def test_a_session_can_be_deleted_while_it_is_flushed(observer):
     async def steps(client):
         session = await client.sessions.create()
         for number in range(10):
             await client.sessions.store_message(session.id, blob={"role": "user", "content": f"m{number}"})
         flushes = [client.sessions.flush(session.id) for _ in range(6)]
-        done = await asyncio.gather(
+        results = await asyncio.gather(
             *flushes[:3], client.sessions.delete(session.id), *flushes[3:], return_exceptions=True
         )
-        assert done.pop(3) is None
-        for each in done:
-            if isinstance(each, APIError):
-                assert (each.status_code, each.message) == (404, "session not found")
+        assert results.pop(3) is None
+        for result in results:
+            if isinstance(result, APIError):
+                assert (result.status_code, result.message) == (404, "session not found")
             else:
-                assert (each.status, each.errmsg) == (200, "")
+                assert (result.status, result.errmsg) == (200, "")
         return session
 
-    settle(observer, asynchronously(observer, steps))
+    wait_for_job(observer, run_async(observer, steps))
 
 
 # ----- the asynchronous client -----
 
 
-def test_async_observing(observer):
+def test_async_observation(observer):
     async def steps(client):
         sessions = client.sessions
         session = await sessions.create()
@@ -399,7 +402,7 @@ def test_async_observing(observer):
         assert (after.observed, after.in_process, after.pending) == (3, 0, 0)
         assert datetime.fromisoformat(after.updated_at) > datetime.fromisoformat(before.updated_at)
         assert (await sessions.get_tasks(session.id)).items == []
-        with refused(404, "session not found"):
-            await sessions.flush(NOBODYS)
+        with raises_error(404, "session not found"):
+            await sessions.flush(UNKNOWN_ID)
 
-    asynchronously(observer, steps)
+    run_async(observer, steps)

@@ -1,4 +1,4 @@
-"""Starting, stopping, crashing and starting again; settings; the private Postgres."""
+"""Startup, shutdown, crash and restart; settings; the embedded Postgres."""
 
 import os
 import re
@@ -17,23 +17,23 @@ from acontext import FileUpload
 from support import (
     ADMIN_TOKEN,
     DEFAULT_KEY,
-    PATIENCE,
+    TIMEOUT,
     PROGRAM,
     Server,
     environment,
-    eventually,
+    wait_until,
     open_link,
-    refused,
+    raises_error,
     run,
     temporary_home,
 )
-from wire import Wire, part, upload
+from raw_http import RawConnection, form_part, form_body
 
 CONTENTS = {"empty.txt": b"", "small.txt": b"small", "large.bin": bytes(range(256)) * 4096}
 
 
-class Stored:
-    """A disk with files, remembered together with their links and all that was said about them."""
+class StoredFiles:
+    """A disk with files, and the responses and signed URLs that the server returned for them."""
 
     def __init__(self, server):
         self.key = server.key
@@ -41,137 +41,138 @@ class Stored:
             self.disk = client.disks.create(user="alice")
             for name, content in CONTENTS.items():
                 client.artifacts.upsert(self.disk.id, file=FileUpload(name, content), file_path="/a/", meta={"n": name})
-            self.seen = self.look(client)
-        self.links = {name: got.public_url for name, got in self.seen.items()}
+            self.artifacts = self.get_artifacts(client)
+        self.links = {name: response.public_url for name, response in self.artifacts.items()}
 
-    def look(self, client):
-        at = {"file_path": "/a/"}
-        return {name: client.artifacts.get(self.disk.id, **at, filename=name) for name in CONTENTS}
+    def get_artifacts(self, client):
+        directory = {"file_path": "/a/"}
+        return {name: client.artifacts.get(self.disk.id, **directory, filename=name) for name in CONTENTS}
 
-    def assert_still_there(self, server, key=None):
+    def assert_unchanged(self, server, key=None):
         with server.client(key or self.key) as client:
             assert client.disks.list(user="alice", limit=200).items[-1] == self.disk
-            for name, got in self.look(client).items():
-                assert (got.artifact, got.content) == (self.seen[name].artifact, self.seen[name].content)
-            # And it can be worked with.
+            for name, response in self.get_artifacts(client).items():
+                before = self.artifacts[name]
+                assert (response.artifact, response.content) == (before.artifact, before.content)
+            # The disk can still be changed.
             client.artifacts.upsert(self.disk.id, file=FileUpload("later.txt", b"later"))
         for name, link in self.links.items():
-            opened = open_link(link)
-            assert (opened.status_code, opened.content) == (200, CONTENTS[name])
+            download = open_link(link)
+            assert (download.status_code, download.content) == (200, CONTENTS[name])
 
 
 def same_port(server):
-    """Links name it."""
+    """Returns the settings for the port of the server, which signed URLs contain."""
     return {"API_EXPORT_PORT": str(server.port)}
 
 
-def pepper(server):
+def read_pepper(server):
     return (server.data / "pepper").read_bytes()
 
 
-def postmaster(server):
+def postmaster_pid(server):
     lock = server.data / "postgres" / "data" / "postmaster.pid"
     return int(lock.read_text().splitlines()[0])
 
 
-# ----- stop and start -----
+# ----- shutdown and startup -----
 
 
-def test_everything_is_there_after_a_stop(start):
-    first = start()
-    stored, kept = Stored(first), pepper(first)
+def test_everything_is_unchanged_after_a_shutdown(start_server):
+    first = start_server()
+    stored, initial_pepper = StoredFiles(first), read_pepper(first)
     first.stop()
-    second = start(**same_port(first))
-    stored.assert_still_there(second)
-    assert pepper(second) == kept
+    second = start_server(**same_port(first))
+    stored.assert_unchanged(second)
+    assert read_pepper(second) == initial_pepper
     second.stop(signal.SIGINT)
-    third = start(**same_port(first))
-    stored.assert_still_there(third)
-    assert pepper(third) == kept
+    third = start_server(**same_port(first))
+    stored.assert_unchanged(third)
+    assert read_pepper(third) == initial_pepper
 
 
-def test_everything_is_there_after_a_kill(start):
-    first = start()
-    stored, kept = Stored(first), pepper(first)
+def test_everything_is_unchanged_after_a_crash(start_server):
+    first = start_server()
+    stored, initial_pepper = StoredFiles(first), read_pepper(first)
     first.kill()
-    # At once: the Postgres of the first one may still be ending.
-    second = start(**same_port(first))
-    stored.assert_still_there(second)
-    assert pepper(second) == kept
+    # The second server starts immediately, while the Postgres of the first one may still be running.
+    second = start_server(**same_port(first))
+    stored.assert_unchanged(second)
+    assert read_pepper(second) == initial_pepper
     second.stop()
 
 
-def test_a_killed_server_takes_its_postgres_along(start):
-    server = start()
-    pid = postmaster(server)
+def test_the_postgres_of_a_killed_server_exits(start_server):
+    server = start_server()
+    pid = postmaster_pid(server)
     assert Path(f"/proc/{pid}").exists()
     server.kill()
-    eventually(lambda: not Path(f"/proc/{pid}").exists(), "the end of the private Postgres")
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the embedded Postgres exits")
 
 
-def test_a_stopped_server_leaves_nothing_running(start):
-    server = start()
-    pids = family(server.process.pid)
-    assert postmaster(server) in pids
+def test_a_shutdown_ends_all_processes(start_server):
+    server = start_server()
+    pids = process_tree(server.process.pid)
+    assert postmaster_pid(server) in pids
     server.stop()
-    # The one that writes the database's log ends when nobody can tell it anything any more: right after the others.
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the end of all processes")
+    # The logger process of Postgres ends only after all other processes have closed its pipe.
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all processes exit")
     assert not (server.data / "postgres" / "data" / "postmaster.pid").exists()
 
 
-def test_a_stop_lets_an_upload_finish(start):
-    server = start()
+def test_a_shutdown_waits_for_an_upload(start_server):
+    server = start_server()
     with server.client() as client:
         disk = client.disks.create()
-    body = upload(part("file", b"x" * 100_000, filename="late.txt"))
-    with Wire(server) as wire:
-        wire.post_upload(disk.id, body, {"Expect": "100-continue"})
-        # The server asks for the body, so it is at work on this request.
-        assert wire.answer().status == 100
-        wire.send(body[:50_000])
+    body = form_body(form_part("file", b"x" * 100_000, filename="late.txt"))
+    with RawConnection(server) as connection:
+        connection.post_upload(disk.id, body, {"Expect": "100-continue"})
+        # The server requests the body, so it is processing this request.
+        assert connection.read_response().status == 100
+        connection.send(body[:50_000])
         server.send(signal.SIGTERM)
-        eventually(lambda: not accepts_connections(server.port), "the end of listening")
-        assert not server.has_ended()
-        wire.send(body[50_000:])
-        assert wire.answer().status == 201
+        wait_until(lambda: not accepts_connections(server.port), "the server closes its listener")
+        assert not server.has_exited()
+        connection.send(body[50_000:])
+        assert connection.read_response().status == 201
     assert server.wait() == 0, server.log()
-    again = start()
-    with again.client() as client:
+    second = start_server()
+    with second.client() as client:
         assert client.artifacts.get(disk.id, file_path="/", filename="late.txt").content.raw == "x" * 100_000
 
 
-def test_a_stop_does_not_wait_for_ever(start):
-    """An upload that never ends is cut off, and the exit code says that something was."""
-    server = start(ACONTEXTD_SHUTDOWN_TIMEOUT="200ms")
+def test_a_shutdown_has_a_deadline(start_server):
+    """An upload that never ends is aborted, and the exit code reports it."""
+    server = start_server(ACONTEXTD_SHUTDOWN_TIMEOUT="200ms")
     with server.client() as client:
         disk = client.disks.create()
-    with Wire(server) as wire:
-        wire.post_upload(disk.id, b"x" * 1000, {"Expect": "100-continue"})
-        assert wire.answer().status == 100
+    with RawConnection(server) as connection:
+        connection.post_upload(disk.id, b"x" * 1000, {"Expect": "100-continue"})
+        assert connection.read_response().status == 100
         began = time.monotonic()
         assert server.send(signal.SIGTERM).wait() == 1
         assert time.monotonic() - began < 15
-    assert "cut off" in server.log()
-    start()
+    assert "were aborted" in server.log()
+    start_server()
 
 
-def test_a_second_signal_cuts_the_wait_short(start):
-    server = start()
+def test_a_second_signal_aborts_the_shutdown(start_server):
+    server = start_server()
     with server.client() as client:
         disk = client.disks.create()
-    with Wire(server) as wire:
-        wire.post_upload(disk.id, b"x" * 1000, {"Expect": "100-continue"})
-        assert wire.answer().status == 100
+    with RawConnection(server) as connection:
+        connection.post_upload(disk.id, b"x" * 1000, {"Expect": "100-continue"})
+        assert connection.read_response().status == 100
         server.send(signal.SIGTERM)
-        eventually(lambda: not accepts_connections(server.port), "the end of listening")
+        wait_until(lambda: not accepts_connections(server.port), "the server closes its listener")
         began = time.monotonic()
         assert server.send(signal.SIGTERM).wait() == 1
         assert time.monotonic() - began < 15
 
 
-def test_idle_connections_do_not_hold_up_a_stop(start):
-    server = start()
-    with Wire(server) as silent, server.client() as client:
+def test_idle_connections_do_not_delay_a_shutdown(start_server):
+    server = start_server()
+    with RawConnection(server) as silent, server.client() as client:
         assert client.ping() == "pong"
         began = time.monotonic()
         server.stop()
@@ -181,37 +182,38 @@ def test_idle_connections_do_not_hold_up_a_stop(start):
 
 def accepts_connections(port):
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+        socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT).close()
         return True
-    except (ConnectionRefusedError, ConnectionResetError):
-        # Reset if it came in the moment in which the server stops to listen.
+    except ConnectionError:
+        # A connection is reset if it is opened while the server closes its listener.
         return False
 
 
-# ----- one server for one folder -----
+# ----- one server for one data directory -----
 
 
-def test_a_second_server_on_the_same_data_is_refused(start):
-    first = start()
-    code, out, complaint = run(ACONTEXTD_DATA_DIR=str(first.data))
-    assert (code, out) == (1, "")
-    assert "ACONTEXTD_DATA_DIR" in complaint and str(first.data) in complaint
-    assert "another acontextd" in complaint
+def test_a_second_server_with_the_same_data_exits(start_server):
+    first = start_server()
+    code, stdout, stderr = run(ACONTEXTD_DATA_DIR=str(first.data))
+    assert (code, stdout) == (1, "")
+    assert "ACONTEXTD_DATA_DIR" in stderr and str(first.data) in stderr
+    assert "another acontextd" in stderr
     with first.client() as client:
         assert client.ping() == "pong"
     first.stop()
-    # What refused was the server that ran, not something it left behind.
-    start()
+    # Only the running server prevented the startup, and nothing that it left behind.
+    start_server()
 
 
-def test_two_servers_that_start_at_once_are_not_both_let_in():
-    with temporary_home() as folder:
-        servers = [Server(folder), Server(folder)]
+def test_only_one_of_two_servers_starts_with_the_same_data():
+    with temporary_home() as directory:
+        servers = [Server(directory), Server(directory)]
         try:
-            (loser,) = eventually(lambda: [each for each in servers if each.has_ended()], "one that is refused")
-            servers.remove(loser)
-            assert loser.wait() == 1
-            assert "ACONTEXTD_DATA_DIR" in loser.log()
+            exited = wait_until(lambda: [server for server in servers if server.has_exited()], "one server exits")
+            (rejected,) = exited
+            servers.remove(rejected)
+            assert rejected.wait() == 1
+            assert "ACONTEXTD_DATA_DIR" in rejected.log()
             servers[0].wait_until_ready()
             servers[0].stop()
         finally:
@@ -222,18 +224,18 @@ def test_two_servers_that_start_at_once_are_not_both_let_in():
 # ----- the pepper and the keys -----
 
 
-def test_the_pepper_is_secret_and_its_folders_own(server, start):
-    found = (server.data / "pepper").stat()
-    assert stat.S_IMODE(found.st_mode) == 0o600
-    assert found.st_uid == os.getuid()
-    assert len(pepper(server).strip()) >= 32
-    assert pepper(server).decode().strip() not in server.welcome() + server.log()
-    assert pepper(start()) != pepper(server)
+def test_the_pepper_is_secret_and_unique_per_data_directory(server, start_server):
+    metadata = (server.data / "pepper").stat()
+    assert stat.S_IMODE(metadata.st_mode) == 0o600
+    assert metadata.st_uid == os.getuid()
+    assert len(read_pepper(server).strip()) >= 32
+    assert read_pepper(server).decode().strip() not in server.banner() + server.log()
+    assert read_pepper(start_server()) != read_pepper(server)
 
 
-def test_nobody_else_reads_the_data(server):
-    """Other users of the machine may pass through the data folder, but neither list nor read what is in it."""
-    Stored(server)
+def test_other_users_cannot_read_the_data(server):
+    """Other users of the machine can traverse the data directory, but can neither list nor read its content."""
+    StoredFiles(server)
     readable = [
         path
         for path in server.data.iterdir()
@@ -243,56 +245,57 @@ def test_nobody_else_reads_the_data(server):
     assert not stat.S_IMODE(server.data.stat().st_mode) & (stat.S_IROTH | stat.S_IWOTH)
 
 
-def test_another_root_token_opens_the_same_project():
-    with temporary_home() as folder:
-        first = Server(folder).wait_until_ready()
-        stored = Stored(first)
+def test_another_root_token_authenticates_the_same_project():
+    with temporary_home() as directory:
+        first = Server(directory).wait_until_ready()
+        stored = StoredFiles(first)
         first.stop()
 
-        second = Server(folder, ROOT_API_BEARER_TOKEN="sk-ac-a-token-of-my-own", **same_port(first)).wait_until_ready()
-        stored.assert_still_there(second, key="sk-ac-a-token-of-my-own")
-        with refused(401), second.client(DEFAULT_KEY) as former:
-            former.ping()
+        settings = {"ROOT_API_BEARER_TOKEN": "sk-ac-another-token", **same_port(first)}
+        second = Server(directory, **settings).wait_until_ready()
+        stored.assert_unchanged(second, key="sk-ac-another-token")
+        with raises_error(401), second.client(DEFAULT_KEY) as client:
+            client.ping()
         second.stop()
 
 
-def test_administration_is_off_without_its_token(start):
-    server = start(ADMIN_API_TOKEN=None)
+def test_the_admin_api_is_disabled_without_its_token(start_server):
+    server = start_server(ADMIN_API_TOKEN=None)
     for headers in ({}, {"X-Access-Token": ADMIN_TOKEN}, {"Authorization": f"Bearer {server.key}"}):
-        answer = httpx.post(f"{server.origin}/admin/v1/project", json={}, headers=headers, trust_env=False)
-        assert (answer.status_code, answer.json()["code"]) == (403, 403)
-        assert "ADMIN_API_TOKEN" in answer.json()["msg"]
+        response = httpx.post(f"{server.origin}/admin/v1/project", json={}, headers=headers, trust_env=False)
+        assert (response.status_code, response.json()["code"]) == (403, 403)
+        assert "ADMIN_API_TOKEN" in response.json()["msg"]
     server.stop()
 
 
-# ----- what is said to the user -----
+# ----- output for the operator -----
 
 
-def test_the_curl_line_of_the_welcome_works(server):
-    line = server.said("try")
+def test_the_curl_command_of_the_banner_works(server):
+    line = server.banner_value("try")
     assert line.startswith("curl ")
-    done = subprocess.run(["sh", "-c", line], env=environment(), capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
-    assert '"msg":"pong"' in done.stdout
+    result = subprocess.run(["sh", "-c", line], env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
+    assert result.returncode == 0, result.stderr
+    assert '"msg":"pong"' in result.stdout
 
 
-def test_the_welcome_says_where_everything_is(server, disk):
+def test_the_banner_contains_the_connection_details(server, disk):
     assert server.base_url == f"http://127.0.0.1:{server.port}/api/v1"
     assert server.key == DEFAULT_KEY
-    assert server.said("data") == str(server.data)
+    assert server.banner_value("data") == str(server.data)
     assert server.psql(f"select id from disks where project_id = '{disk.project_id}' and id = '{disk.id}'") == disk.id
 
 
-def test_the_address_in_links_is_the_configured_one(start):
-    server = start(APP_EXTERNALURL="https://files.example.org/")
-    link = Stored(server).links["small.txt"]
+def test_signed_urls_start_with_the_configured_address(start_server):
+    server = start_server(APP_EXTERNALURL="https://files.example.org/")
+    link = StoredFiles(server).links["small.txt"]
     assert link.startswith("https://files.example.org/api/v1/material/")
     assert open_link(link.replace("https://files.example.org", server.origin)).content == CONTENTS["small.txt"]
 
 
-def test_help_is_the_manual():
-    code, out, complaint = run("--help", ROOT_SECRET_PEPPER="not-to-be-shown", ROOT_API_BEARER_TOKEN="nor-this")
-    assert (code, complaint) == (0, "")
+def test_help_lists_the_settings_without_their_values():
+    code, stdout, stderr = run("--help", ROOT_SECRET_PEPPER="a-secret-pepper", ROOT_API_BEARER_TOKEN="a-secret-token")
+    assert (code, stderr) == (0, "")
     for name in (
         "ACONTEXTD_DATA_DIR",
         "ACONTEXTD_HOST",
@@ -307,33 +310,34 @@ def test_help_is_the_manual():
         "ARTIFACT_MAX_UPLOAD_SIZE_BYTES",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
     ):
-        # A line may end inside of the brackets.
-        assert re.search(rf"\[env:\s+{name}\b", out), name
-    assert "not-to-be-shown" not in out and "nor-this" not in out
+        # A line may break inside the brackets.
+        assert re.search(rf"\[env:\s+{name}\b", stdout), name
+    assert "a-secret-pepper" not in stdout and "a-secret-token" not in stdout
 
 
-def test_health_tells_whether_a_server_lives(start):
-    server = start()
+def test_the_health_command_checks_a_server(start_server):
+    server = start_server()
     settings = same_port(server)
     assert run("health", **settings)[0] == 0
     server.stop()
     assert run("health", **settings)[0] == 1
 
 
-def test_health_is_not_taken_in_by_another_program():
+def test_the_health_command_fails_for_another_program():
     with socket.create_server(("127.0.0.1", 0)) as other:
-        # It accepts, and hangs up.
-        checking = subprocess.Popen([PROGRAM, "health"], env=environment(API_EXPORT_PORT=str(other.getsockname()[1])))
-        other.settimeout(PATIENCE)
+        # It accepts the connection and closes it.
+        port = str(other.getsockname()[1])
+        health_check = subprocess.Popen([PROGRAM, "health"], env=environment(API_EXPORT_PORT=port))
+        other.settimeout(TIMEOUT)
         other.accept()[0].close()
-        assert checking.wait(PATIENCE) == 1
+        assert health_check.wait(TIMEOUT) == 1
 
 
 # ----- settings -----
 
 
-BAD_SETTINGS = [
-    # What is published must not be open to others.
+INVALID_SETTINGS = [
+    # Published secrets are only valid on loopback addresses.
     ({"ACONTEXTD_HOST": "0.0.0.0"}, ["ROOT_API_BEARER_TOKEN", "0.0.0.0", "127.0.0.1"]),
     ({"ACONTEXTD_HOST": "::"}, ["ROOT_API_BEARER_TOKEN", "127.0.0.1"]),
     (
@@ -344,7 +348,7 @@ BAD_SETTINGS = [
         {"ACONTEXTD_HOST": "0.0.0.0", "ROOT_API_BEARER_TOKEN": "mine", "ROOT_SECRET_PEPPER": "your-secret-pepper"},
         ["ROOT_SECRET_PEPPER"],
     ),
-    # What cannot be read.
+    # The value is invalid.
     ({"API_EXPORT_PORT": "abc"}, ["API_EXPORT_PORT", "abc", "8029"]),
     ({"API_EXPORT_PORT": "70000"}, ["API_EXPORT_PORT", "70000", "8029"]),
     ({"ACONTEXTD_HOST": "localhost"}, ["ACONTEXTD_HOST", "localhost", "127.0.0.1"]),
@@ -354,7 +358,7 @@ BAD_SETTINGS = [
     ({"APP_EXTERNALURL": "example.org"}, ["APP_EXTERNALURL", "example.org", "http://"]),
     ({"ROOT_API_BEARER_TOKEN": "two words"}, ["ROOT_API_BEARER_TOKEN"]),
     ({"DATABASE_URL": "mysql://127.0.0.1:1/a", "ROOT_SECRET_PEPPER": "mine"}, ["DATABASE_URL", "postgres://"]),
-    # What does not go together.
+    # The settings contradict each other.
     ({"DATABASE_URL": "postgres://db/a"}, ["ROOT_SECRET_PEPPER"]),
     (
         {"DATABASE_URL": "postgres://db/a", "DATABASE_HOST": "db", "ROOT_SECRET_PEPPER": "mine"},
@@ -362,7 +366,7 @@ BAD_SETTINGS = [
     ),
     ({"S3_ENDPOINT": "http://127.0.0.1:1"}, ["S3_BUCKET"]),
     ({"S3_BUCKET": "bucket"}, ["S3_ACCESS_KEY", "S3_SECRET_KEY"]),
-    # What is not there.
+    # The path or address does not exist.
     ({"ACONTEXTD_POSTGRES_BIN": "/nonexistent"}, ["ACONTEXTD_POSTGRES_BIN", "/nonexistent", "/usr/lib/postgresql"]),
     (
         {"ACONTEXTD_HOST": "192.0.2.1", "ROOT_API_BEARER_TOKEN": "mine"},
@@ -372,51 +376,54 @@ BAD_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("settings, words", BAD_SETTINGS, ids=[" ".join(settings) for settings, _ in BAD_SETTINGS])
-def test_a_bad_setting_stops_the_start_with_a_sentence(tmp_path, settings, words):
-    code, out, complaint = run(**{"ACONTEXTD_DATA_DIR": str(tmp_path / "data"), **settings})
-    assert (code, out) == (1, "")
+SETTING_NAMES = [" ".join(settings) for settings, _ in INVALID_SETTINGS]
+
+
+@pytest.mark.parametrize("settings, words", INVALID_SETTINGS, ids=SETTING_NAMES)
+def test_an_invalid_setting_prevents_startup_with_a_message(tmp_path, settings, words):
+    code, stdout, stderr = run(**{"ACONTEXTD_DATA_DIR": str(tmp_path / "data"), **settings})
+    assert (code, stdout) == (1, "")
     for word in words:
-        assert word in complaint
-    assert "panicked" not in complaint
+        assert word in stderr
+    assert "panicked" not in stderr
 
 
-def test_a_secret_that_is_refused_is_not_repeated(tmp_path):
-    code, _, complaint = run(ACONTEXTD_DATA_DIR=str(tmp_path), ROOT_API_BEARER_TOKEN="secret words")
+def test_an_invalid_secret_is_not_printed(tmp_path):
+    code, _, stderr = run(ACONTEXTD_DATA_DIR=str(tmp_path), ROOT_API_BEARER_TOKEN="secret words")
     assert code == 1
-    assert "ROOT_API_BEARER_TOKEN" in complaint
-    assert "secret words" not in complaint
+    assert "ROOT_API_BEARER_TOKEN" in stderr
+    assert "secret words" not in stderr
 
 
-def test_a_port_that_is_taken_is_named(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        code, out, complaint = run(ACONTEXTD_DATA_DIR=str(tmp_path / "data"), API_EXPORT_PORT=port)
-    assert (code, out) == (1, "")
-    assert "API_EXPORT_PORT" in complaint and port in complaint
+def test_the_error_names_a_port_that_is_in_use(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        code, stdout, stderr = run(ACONTEXTD_DATA_DIR=str(tmp_path / "data"), API_EXPORT_PORT=port)
+    assert (code, stdout) == (1, "")
+    assert "API_EXPORT_PORT" in stderr and port in stderr
 
 
-def test_an_unknown_flag_or_command_is_refused():
+def test_an_unknown_flag_or_command_is_an_error():
     for arguments in (["--nonsense"], ["nonsense"]):
-        code, out, complaint = run(*arguments)
-        assert (code, out) == (1, "")
-        assert "nonsense" in complaint
+        code, stdout, stderr = run(*arguments)
+        assert (code, stdout) == (1, "")
+        assert "nonsense" in stderr
 
 
-def test_a_setting_has_a_second_name_that_wins(start):
-    server = start(ARTIFACT_MAX_UPLOAD_SIZE_BYTES="5MiB", APP_ARTIFACT_MAXUPLOADSIZEBYTES="1024")
+def test_the_second_name_of_a_setting_takes_precedence(start_server):
+    server = start_server(ARTIFACT_MAX_UPLOAD_SIZE_BYTES="5MiB", APP_ARTIFACT_MAXUPLOADSIZEBYTES="1024")
     with server.client() as client:
         disk = client.disks.create()
         client.artifacts.upsert(disk.id, file=FileUpload("a.bin", b"\0" * 1024))
-        with refused(413):
+        with raises_error(413):
             client.artifacts.upsert(disk.id, file=FileUpload("b.bin", b"\0" * 1025))
 
 
-# ----- the private Postgres -----
+# ----- the embedded Postgres -----
 
 
-def family(pid):
-    """A process and all that descend from it."""
+def process_tree(pid):
+    """Returns the ids of a process and of all its descendants, its own first."""
     parents = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -424,14 +431,14 @@ def family(pid):
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             pass
-    found = [pid]
-    for each in found:
-        found.extend(child for child, parent in parents.items() if parent == each)
-    return found
+    pids = [pid]
+    for ancestor in pids:
+        pids.extend(child for child, parent in parents.items() if parent == ancestor)
+    return pids
 
 
 def tcp_ports(pid):
-    """The TCP ports that a process listens on."""
+    """Returns the TCP ports on which a process listens."""
     listening = {}
     for table in ("tcp", "tcp6"):
         rows = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
@@ -447,47 +454,47 @@ def tcp_ports(pid):
     return ports - {None}
 
 
-def test_the_private_postgres_has_no_port(server):
-    us, *postgres = family(server.process.pid)
-    assert postmaster(server) in postgres
-    assert tcp_ports(us) == {server.port}
-    assert {pid: tcp_ports(pid) for pid in postgres} == {pid: set() for pid in postgres}
+def test_the_embedded_postgres_has_no_port(server):
+    own_pid, *postgres_pids = process_tree(server.process.pid)
+    assert postmaster_pid(server) in postgres_pids
+    assert tcp_ports(own_pid) == {server.port}
+    assert {pid: tcp_ports(pid) for pid in postgres_pids} == {pid: set() for pid in postgres_pids}
     assert server.psql("show listen_addresses") == ""
-    folder = Path(server.psql("show unix_socket_directories"))
-    assert folder == server.data / "run"
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    directory = Path(server.psql("show unix_socket_directories"))
+    assert directory == server.data / "run"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
-def test_the_database_and_its_user_have_their_names(server):
+def test_the_database_and_its_user_are_named_acontext(server):
     assert server.psql("select current_database(), current_user") == "acontext|acontext"
-    # Never as root, whoever starts it.
-    owner = Path(f"/proc/{postmaster(server)}").stat().st_uid
+    # Postgres never runs as root, even if root starts the server.
+    owner = Path(f"/proc/{postmaster_pid(server)}").stat().st_uid
     assert owner != 0 and (os.getuid() == 0 or owner == os.getuid())
 
 
-def test_the_end_of_postgres_is_the_end_of_the_server(start):
-    first = start()
-    stored = Stored(first)
-    os.kill(postmaster(first), signal.SIGKILL)
+def test_the_server_exits_when_postgres_exits(start_server):
+    first = start_server()
+    stored = StoredFiles(first)
+    os.kill(postmaster_pid(first), signal.SIGKILL)
     assert first.wait() == 1
-    assert "the private Postgres ended by itself" in first.log()
-    second = start(**same_port(first))
-    stored.assert_still_there(second)
+    assert "embedded Postgres exited unexpectedly" in first.log()
+    second = start_server(**same_port(first))
+    stored.assert_unchanged(second)
     second.stop()
 
 
-def test_a_long_path_gets_a_short_socket(start):
-    with temporary_home() as folder:
-        deep = folder / ("d" * 60) / ("e" * 60)
+def test_a_long_data_directory_gets_a_short_socket_path(start_server):
+    with temporary_home() as directory:
+        deep = directory / ("d" * 60) / ("e" * 60)
         deep.mkdir(parents=True)
-        server = start(deep)
+        server = start_server(deep)
         sockets = Path(server.psql("show unix_socket_directories"))
         try:
             assert server.data not in sockets.parents
             assert f"host={sockets}&" in server.dsn
-            stored = Stored(server)
+            stored = StoredFiles(server)
             server.stop()
-            stored.assert_still_there(start(deep, **same_port(server)))
+            stored.assert_unchanged(start_server(deep, **same_port(server)))
         finally:
             server.close()
             shutil.rmtree(sockets, ignore_errors=True)
@@ -498,7 +505,7 @@ def test_a_long_path_gets_a_short_socket(start):
 
 @pytest.fixture
 def ordinary_home():
-    """A home folder of an ordinary user, with the program in reach; and how to become that user."""
+    """A home directory of an ordinary user, and the command that runs the program as this user."""
     with temporary_home() as home:
         program = [shutil.copy(PROGRAM, home / "acontextd")]
         user_home = home / "user"
@@ -509,16 +516,16 @@ def ordinary_home():
         yield home, user_home, program
 
 
-def test_an_ordinary_user_needs_no_settings(start, ordinary_home):
+def test_an_ordinary_user_needs_no_settings(start_server, ordinary_home):
     home, user_home, program = ordinary_home
     settings = {"program": program, "ACONTEXTD_DATA_DIR": None, "HOME": str(user_home)}
-    first = start(home, **settings)
-    assert first.said("data") == str(user_home / ".local/share/acontextd")
+    first = start_server(home, **settings)
+    assert first.banner_value("data") == str(user_home / ".local/share/acontextd")
     first.data = user_home / ".local/share/acontextd"
-    stored = Stored(first)
-    owners = {pid: Path(f"/proc/{pid}").stat().st_uid for pid in family(first.process.pid)}
+    stored = StoredFiles(first)
+    owners = {pid: Path(f"/proc/{pid}").stat().st_uid for pid in process_tree(first.process.pid)}
     assert len(owners) > 1 and set(owners.values()) == {user_home.stat().st_uid}
     first.stop()
-    second = start(home, **settings, **same_port(first))
-    stored.assert_still_there(second)
+    second = start_server(home, **settings, **same_port(first))
+    stored.assert_unchanged(second)
     second.stop()

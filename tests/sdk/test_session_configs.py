@@ -1,4 +1,4 @@
-"""What clients keep with a session: put as a whole, patched key by key, and looked for."""
+"""Configs of a session, which clients replace, patch key by key, and use as a filter."""
 
 import asyncio
 import json
@@ -7,11 +7,11 @@ from datetime import datetime
 
 import pytest
 
-from support import asynchronously, refused, say
-from wire import exchange
+from support import run_async, raises_error, store_text
+from raw_http import exchange
 
 JSON = {"Content-Type": "application/json"}
-LARGE = "x" * (1 << 19)
+HALF_MIB = "x" * (1 << 19)
 
 
 @pytest.fixture
@@ -19,16 +19,16 @@ def session(client):
     return client.sessions.create(configs={"agent": "bot", "n": 1, "deep": {"a": 1, "b": 2}})
 
 
-def kept(client, session):
+def read_configs(client, session):
     return client.sessions.get_configs(session.id).configs
 
 
-def send(server, method, session, body):
+def send_configs(server, method, session, body):
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     return exchange(server, method, f"/api/v1/session/{session.id}/configs", JSON, body)
 
 
-# ----- putting -----
+# ----- replacement -----
 
 
 @pytest.mark.parametrize(
@@ -41,70 +41,70 @@ def send(server, method, session, body):
         {"deep": [[{"a": []}]]},
     ],
 )
-def test_a_put_replaces_everything(client, session, configs):
+def test_a_put_replaces_all_configs(client, session, configs):
     assert client.sessions.update_configs(session.id, configs=configs) is None
-    assert kept(client, session) == configs
+    assert read_configs(client, session) == configs
 
 
-def test_a_put_of_nothing_changes_nothing(server, client, session):
+def test_a_put_without_configs_changes_nothing(server, client, session):
     for body in ({"configs": None}, {}, {"unknown": 1}):
-        answer = send(server, "PUT", session, body)
-        assert (answer.status, answer.json()) == (200, {"code": 0, "msg": ""})
-    assert kept(client, session) == session.configs
+        response = send_configs(server, "PUT", session, body)
+        assert (response.status, response.json()) == (200, {"code": 0, "msg": ""})
+    assert read_configs(client, session) == session.configs
 
 
-def test_a_put_touches_nothing_but_the_configs(client, session):
-    message = say(client, session)
+def test_a_put_changes_only_the_configs(client, session):
+    message = store_text(client, session)
     client.sessions.update_configs(session.id, configs={"new": True})
-    now = client.sessions.get_configs(session.id)
-    assert now.model_copy(update={"configs": session.configs, "updated_at": session.updated_at}) == session
-    assert datetime.fromisoformat(now.updated_at) > datetime.fromisoformat(session.updated_at)
+    updated = client.sessions.get_configs(session.id)
+    assert updated.model_copy(update={"configs": session.configs, "updated_at": session.updated_at}) == session
+    assert datetime.fromisoformat(updated.updated_at) > datetime.fromisoformat(session.updated_at)
     assert client.sessions.get_messages(session.id).ids == [message.id]
 
 
-# ----- patching -----
+# ----- patches -----
 
 
 @pytest.mark.parametrize(
-    "patch, left",
+    "patch, result",
     [
         ({}, {"agent": "bot", "n": 1, "deep": {"a": 1, "b": 2}}),
         ({"agent": "new"}, {"agent": "new", "n": 1, "deep": {"a": 1, "b": 2}}),
         ({"added": [1, {"x": None}]}, {"agent": "bot", "n": 1, "deep": {"a": 1, "b": 2}, "added": [1, {"x": None}]}),
-        # null takes a key away, also one that is not there.
+        # null removes a key, whether it exists or not.
         ({"n": None, "missing": None}, {"agent": "bot", "deep": {"a": 1, "b": 2}}),
         ({"agent": None, "n": None, "deep": None}, {}),
-        # Only the first level is patched: what lies below is replaced, and null is a value there.
+        # Only the first level is patched: deeper levels are replaced, and null is a value there.
         ({"deep": {"c": None}}, {"agent": "bot", "n": 1, "deep": {"c": None}}),
         ({"deep": {}}, {"agent": "bot", "n": 1, "deep": {}}),
         ({"n": False, "": 2**53 + 1}, {"agent": "bot", "n": False, "deep": {"a": 1, "b": 2}, "": 2**53 + 1}),
     ],
 )
-def test_a_patch_sets_keys_and_takes_them_away(client, session, patch, left):
-    assert client.sessions.patch_configs(session.id, configs=patch) == left
-    assert kept(client, session) == left
+def test_a_patch_sets_and_removes_keys(client, session, patch, result):
+    assert client.sessions.patch_configs(session.id, configs=patch) == result
+    assert read_configs(client, session) == result
 
 
 def test_a_session_without_configs_may_be_patched(client):
     session = client.sessions.create()
-    assert kept(client, session) is None
-    assert client.sessions.patch_configs(session.id, configs={"gone": None}) == {}
-    assert kept(client, session) == {}
-    assert client.sessions.patch_configs(session.id, configs={"here": 1}) == {"here": 1}
+    assert read_configs(client, session) is None
+    assert client.sessions.patch_configs(session.id, configs={"missing": None}) == {}
+    assert read_configs(client, session) == {}
+    assert client.sessions.patch_configs(session.id, configs={"added": 1}) == {"added": 1}
 
 
-def test_patches_at_once_lose_nothing(server, session):
+def test_concurrent_patches_are_all_applied(server, session):
     async def steps(client):
         patches = [client.sessions.patch_configs(session.id, configs={f"k{number}": number}) for number in range(20)]
         for number, patched in enumerate(await asyncio.gather(*patches)):
             assert patched[f"k{number}"] == number
-        wanted = session.configs | {f"k{number}": number for number in range(20)}
-        assert (await client.sessions.get_configs(session.id)).configs == wanted
+        expected = session.configs | {f"k{number}": number for number in range(20)}
+        assert (await client.sessions.get_configs(session.id)).configs == expected
 
-    asynchronously(server, steps)
+    run_async(server, steps)
 
 
-# ----- what is refused -----
+# ----- errors -----
 
 
 @pytest.mark.parametrize(
@@ -121,65 +121,65 @@ def test_patches_at_once_lose_nothing(server, session):
     ],
 )
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_configs_that_make_no_sense_are_refused_by_name(server, client, session, method, body, field):
-    answer = send(server, method, session, body)
-    assert answer.status == 400
-    assert field in answer.refusal()
+def test_the_error_names_an_invalid_field(server, client, session, method, body, field):
+    response = send_configs(server, method, session, body)
+    assert response.status == 400
+    assert field in response.error_message()
     assert client.sessions.get_configs(session.id) == session
 
 
 @pytest.mark.parametrize("body", [{}, {"configs": None}])
-def test_a_patch_needs_something_to_patch(server, client, session, body):
-    answer = send(server, "PATCH", session, body)
-    assert answer.status == 400
-    assert "configs" in answer.refusal()
+def test_a_patch_requires_configs(server, client, session, body):
+    response = send_configs(server, "PATCH", session, body)
+    assert response.status == 400
+    assert "configs" in response.error_message()
     assert client.sessions.get_configs(session.id) == session
 
 
-def test_a_patch_has_a_limit(client, session):
-    most = {"a": "x" * (65_536 - len('{"a":""}'))}
-    assert client.sessions.patch_configs(session.id, configs=most) == session.configs | most
-    with refused(400, "configs size exceeds 64KB limit"):
-        client.sessions.patch_configs(session.id, configs={"a": most["a"] + "x"})
-    assert kept(client, session) == session.configs | most
+def test_a_patch_has_a_size_limit(client, session):
+    largest = {"a": "x" * (65_536 - len('{"a":""}'))}
+    assert client.sessions.patch_configs(session.id, configs=largest) == session.configs | largest
+    with raises_error(400, "configs size exceeds 64KB limit"):
+        client.sessions.patch_configs(session.id, configs={"a": largest["a"] + "x"})
+    assert read_configs(client, session) == session.configs | largest
 
 
-def test_configs_over_a_mebibyte_are_413_however_they_come_about(client, session):
-    with refused(413, "configs"):
-        client.sessions.update_configs(session.id, configs={"a": LARGE, "b": LARGE})
-    assert kept(client, session) == session.configs
-    client.sessions.update_configs(session.id, configs={"a": LARGE})
-    # No patch is too large by itself, but the ninth is one too many.
+def test_configs_over_1_mib_are_413_after_a_put_or_patch(client, session):
+    with raises_error(413, "configs"):
+        client.sessions.update_configs(session.id, configs={"a": HALF_MIB, "b": HALF_MIB})
+    assert read_configs(client, session) == session.configs
+    client.sessions.update_configs(session.id, configs={"a": HALF_MIB})
+    # No single patch is too large, but the result of the ninth one is.
     for number in range(8):
         client.sessions.patch_configs(session.id, configs={f"x{number}": "x" * 65_000})
-    before = kept(client, session)
-    with refused(413, "configs"):
+    before = read_configs(client, session)
+    with raises_error(413, "configs"):
         client.sessions.patch_configs(session.id, configs={"x8": "x" * 65_000})
-    assert kept(client, session) == before
+    assert read_configs(client, session) == before
 
 
-# ----- finding -----
+# ----- filter -----
 
 
-def test_a_session_is_found_by_its_configs_of_now(client):
+def test_the_filter_uses_the_current_configs(client):
     mark = str(uuid.uuid4())
     sessions = [client.sessions.create(configs={"mark": mark, "state": "new"}) for _ in range(3)]
 
-    def found(**configs):
+    def find_indexes(**configs):
         listed = client.sessions.list(filter_by_configs={"mark": mark, **configs}).items
         return [sessions.index(next(one for one in sessions if one.id == session.id)) for session in listed]
 
-    assert (found(), found(state="new")) == ([0, 1, 2], [0, 1, 2])
+    assert (find_indexes(), find_indexes(state="new")) == ([0, 1, 2], [0, 1, 2])
     client.sessions.patch_configs(sessions[0].id, configs={"state": "done"})
     client.sessions.update_configs(sessions[1].id, configs={"mark": mark, "state": "new", "deep": {"a": [1, 2]}})
     client.sessions.patch_configs(sessions[2].id, configs={"state": None})
-    assert found(state="new") == [1]
-    assert found(state="done") == [0]
-    assert found(deep={"a": [2]}) == [1]
-    assert found() == [0, 1, 2]
+    assert find_indexes(state="new") == [1]
+    assert find_indexes(state="done") == [0]
+    assert find_indexes(deep={"a": [2]}) == [1]
+    assert find_indexes() == [0, 1, 2]
     client.sessions.update_configs(sessions[1].id, configs={})
     client.sessions.patch_configs(sessions[2].id, configs={"mark": None})
-    assert found() == [0]
+    assert find_indexes() == [0]
 
 
 # ----- the asynchronous client -----
@@ -194,9 +194,9 @@ def test_async_configs(server):
         assert await sessions.update_configs(session.id, configs={"mark": mark, "n": 1, "deep": {"a": 1}}) is None
         patched = await sessions.patch_configs(session.id, configs={"n": None, "deep": {"b": None}})
         assert patched == {"mark": mark, "deep": {"b": None}}
-        got = await sessions.get_configs(session.id)
-        assert (got.id, got.configs) == (session.id, patched)
-        assert (await sessions.list(filter_by_configs={"mark": mark, "deep": {}})).items == [got]
+        stored = await sessions.get_configs(session.id)
+        assert (stored.id, stored.configs) == (session.id, patched)
+        assert (await sessions.list(filter_by_configs={"mark": mark, "deep": {}})).items == [stored]
         assert (await sessions.list(filter_by_configs={"mark": mark, "n": 1})).items == []
 
-    asynchronously(server, steps)
+    run_async(server, steps)

@@ -1,4 +1,4 @@
-"""Users: they come into being when they are first named, and take along what is theirs when they go."""
+"""Users: a request with a new user identifier creates one, and its deletion also deletes everything it owns."""
 
 import asyncio
 from urllib.parse import quote
@@ -6,13 +6,13 @@ from urllib.parse import quote
 import pytest
 
 from acontext import FileUpload
-from packing import add_skill
-from support import asynchronously, new_project, open_link, refused, say
-from wire import exchange
+from zip_fixtures import add_skill
+from support import run_async, new_project, open_link, raises_error, store_text
+from raw_http import exchange
 
 USERS = "/api/v1/user"
-# Names that mean something in a path, in SQL or to a careless program.
-NAMES = [
+# Identifiers with a meaning in a path, in SQL or in a program that does not escape them.
+IDENTIFIERS = [
     "alice@example.org",
     "a/b",
     "/",
@@ -37,7 +37,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def key(server):
-    """Of a project whose users are only those that these tests name."""
+    """The key of a project whose users are only those of these tests."""
     return new_project(server)[1]
 
 
@@ -48,134 +48,134 @@ def client(server, key):
 
 
 @pytest.fixture
-def ask(server, key):
-    """Sends a path as it is."""
+def send_request(server, key):
+    """Returns a function that sends a request with an unmodified path."""
     return lambda method, path, **headers: exchange(
         server, method, USERS + path, {"Authorization": f"Bearer {key}"} | headers
     )
 
 
-def counts(client, name):
-    found = client.users.get_resources(name).counts
-    return found.sessions_count, found.disks_count, found.skills_count
+def count_resources(client, identifier):
+    counts = client.users.get_resources(identifier).counts
+    return counts.sessions_count, counts.disks_count, counts.skills_count
 
 
-def names(page):
+def identifiers(page):
     return [user.identifier for user in page.items]
 
 
-# ----- made -----
+# ----- creation -----
 
 
-def test_a_user_is_made_by_being_named(fresh):
-    assert fresh.request("GET", "/user/ls") == {"items": [], "has_more": False}
-    session = fresh.sessions.create(user="by session")
-    disk = fresh.disks.create(user="by disk")
-    skill = add_skill(fresh, user="by skill")
-    space = fresh.learning_spaces.create(user="by space")
-    fresh.sessions.create(user="by disk")
-    fresh.disks.create()
-    users = fresh.users.list().items
+def test_a_user_is_created_by_its_first_use(fresh_client):
+    assert fresh_client.request("GET", "/user/ls") == {"items": [], "has_more": False}
+    session = fresh_client.sessions.create(user="by session")
+    disk = fresh_client.disks.create(user="by disk")
+    skill = add_skill(fresh_client, user="by skill")
+    space = fresh_client.learning_spaces.create(user="by space")
+    fresh_client.sessions.create(user="by disk")
+    fresh_client.disks.create()
+    users = fresh_client.users.list().items
     assert [user.identifier for user in users] == ["by session", "by disk", "by skill", "by space"]
     assert [user.id for user in users] == [each.user_id for each in (session, disk, skill, space)]
     assert {user.project_id for user in users} == {disk.project_id}
     assert all(user.created_at and user.updated_at for user in users)
 
 
-def test_looking_makes_no_user(fresh):
-    fresh.disks.list(user="looked for")
-    fresh.sessions.list(user="looked for")
-    fresh.skills.list_catalog(user="looked for")
-    fresh.learning_spaces.list(user="looked for")
-    fresh.users.delete("looked for")
-    with refused(404, "user not found"):
-        fresh.users.get_resources("looked for")
-    assert fresh.users.list().items == []
+def test_reading_does_not_create_a_user(fresh_client):
+    fresh_client.disks.list(user="unknown")
+    fresh_client.sessions.list(user="unknown")
+    fresh_client.skills.list_catalog(user="unknown")
+    fresh_client.learning_spaces.list(user="unknown")
+    fresh_client.users.delete("unknown")
+    with raises_error(404, "user not found"):
+        fresh_client.users.get_resources("unknown")
+    assert fresh_client.users.list().items == []
 
 
 def test_resources_are_counted(client):
     client.disks.create(user="ann")
-    assert counts(client, "ann") == (0, 1, 0)
+    assert count_resources(client, "ann") == (0, 1, 0)
     for _ in range(2):
         client.sessions.create(user="ann")
-    assert counts(client, "ann") == (2, 1, 0)
-    # A skill has a disk of its own.
+    assert count_resources(client, "ann") == (2, 1, 0)
+    # A skill has its own disk.
     add_skill(client, user="ann")
-    assert counts(client, "ann") == (2, 2, 1)
-    # A space begins with two skills.
+    assert count_resources(client, "ann") == (2, 2, 1)
+    # A new space has two skills.
     client.learning_spaces.create(user="ann")
-    assert counts(client, "ann") == (2, 4, 3)
+    assert count_resources(client, "ann") == (2, 4, 3)
     client.disks.create(user="anna")
     client.disks.create()
-    assert counts(client, "ann") == (2, 4, 3)
+    assert count_resources(client, "ann") == (2, 4, 3)
 
 
-# ----- names -----
+# ----- identifiers -----
 
 
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_a_user_of_any_name_is_found_and_deleted(client, name):
-    disk = client.disks.create(user=name)
-    session = client.sessions.create(user=name)
+@pytest.mark.parametrize("identifier", IDENTIFIERS, ids=ascii)
+def test_a_user_with_any_identifier_is_found_and_deleted(client, identifier):
+    disk = client.disks.create(user=identifier)
+    session = client.sessions.create(user=identifier)
     assert disk.user_id == session.user_id
-    assert name in names(client.users.list())
-    assert counts(client, name) == (1, 1, 0)
-    assert client.disks.list(user=name).items == [disk]
-    client.users.delete(name)
-    assert name not in names(client.users.list())
-    with refused(404, "user not found"):
-        client.users.get_resources(name)
+    assert identifier in identifiers(client.users.list())
+    assert count_resources(client, identifier) == (1, 1, 0)
+    assert client.disks.list(user=identifier).items == [disk]
+    client.users.delete(identifier)
+    assert identifier not in identifiers(client.users.list())
+    with raises_error(404, "user not found"):
+        client.users.get_resources(identifier)
 
 
-@pytest.mark.parametrize("name", [".", "..", "../x", "..%2F"])
-def test_dots_in_a_name_lead_nowhere(client, ask, name):
-    """The SDK would resolve them, as browsers do."""
-    client.disks.create(user=name)
-    path = "/" + quote(name, safe="").replace(".", "%2E")
-    found = ask("GET", f"{path}/resources")
-    assert (found.status, found.json()["data"]["counts"]["disks_count"]) == (200, 1)
-    assert ask("DELETE", path).status == 200
-    assert name not in names(client.users.list())
+@pytest.mark.parametrize("identifier", [".", "..", "../x", "..%2F"])
+def test_dots_in_an_identifier_are_not_resolved(client, send_request, identifier):
+    """The test sends raw requests, because the SDK resolves dots as browsers do."""
+    client.disks.create(user=identifier)
+    path = "/" + quote(identifier, safe="").replace(".", "%2E")
+    response = send_request("GET", f"{path}/resources")
+    assert (response.status, response.json()["data"]["counts"]["disks_count"]) == (200, 1)
+    assert send_request("DELETE", path).status == 200
+    assert identifier not in identifiers(client.users.list())
 
 
-def test_names_that_look_alike_are_different_users(client):
+def test_similar_identifiers_are_different_users(client):
     alike = ["Ann B", "ann b", "Ann B ", " Ann B", "Ann%20B", "Ann+B", "A\u0308nn", "\u00c4nn"]
-    assert len({client.disks.create(user=name).user_id for name in alike}) == len(alike)
-    for name in alike:
-        assert counts(client, name) == (0, 1, 0)
+    assert len({client.disks.create(user=identifier).user_id for identifier in alike}) == len(alike)
+    for identifier in alike:
+        assert count_resources(client, identifier) == (0, 1, 0)
     client.users.delete("Ann B")
-    assert [counts(client, name) for name in alike[1:]] == [(0, 1, 0)] * (len(alike) - 1)
+    assert [count_resources(client, identifier) for identifier in alike[1:]] == [(0, 1, 0)] * (len(alike) - 1)
 
 
-def test_a_name_that_is_none_is_refused(client, ask):
-    for name in ("u" * 1025, "ü" * 513, "a\0b"):
+def test_an_invalid_identifier_is_rejected(client, send_request):
+    for identifier in ("u" * 1025, "ü" * 513, "a\0b"):
         for call in (
-            lambda: client.disks.create(user=name),
-            lambda: client.sessions.create(user=name),
-            lambda: client.learning_spaces.create(user=name),
-            lambda: add_skill(client, user=name),
+            lambda: client.disks.create(user=identifier),
+            lambda: client.sessions.create(user=identifier),
+            lambda: client.learning_spaces.create(user=identifier),
+            lambda: add_skill(client, user=identifier),
         ):
-            with refused(400, "user"):
+            with raises_error(400, "user"):
                 call()
-        with refused(400, "identifier"):
-            client.users.get_resources(name)
-    answer = ask("GET", "/%FF/resources")
-    assert answer.status == 400 and "identifier" in answer.refusal()
+        with raises_error(400, "identifier"):
+            client.users.get_resources(identifier)
+    response = send_request("GET", "/%FF/resources")
+    assert response.status == 400 and "identifier" in response.error_message()
 
 
-def test_a_user_who_is_called_ls_does_not_hide_the_list(client):
+def test_a_user_named_ls_does_not_hide_the_list(client):
     client.disks.create(user="ls")
-    assert "ls" in names(client.users.list())
+    assert "ls" in identifiers(client.users.list())
     client.users.delete("ls")
-    assert "ls" not in names(client.users.list())
+    assert "ls" not in identifiers(client.users.list())
 
 
-# ----- listed -----
+# ----- list -----
 
 
 @pytest.fixture(scope="module")
-def crowd(server):
-    """A project with so many users that a list without a limit has an end, and how they are called."""
+def client_with_many_users(server):
+    """A client of a project with more users than a list without a limit returns, and the users' identifiers."""
     project, key = new_project(server)
     server.psql(
         "insert into users (project_id, identifier, created_at)"
@@ -186,11 +186,11 @@ def crowd(server):
         yield client, [f"u{n}" for n in range(10_001)]
 
 
-def walk(client, **how):
-    """All pages."""
+def read_pages(client, **options):
+    """Returns all pages."""
     pages, cursor = [], None
     while True:
-        pages.append(client.users.list(cursor=cursor, **how))
+        pages.append(client.users.list(cursor=cursor, **options))
         assert bool(pages[-1].next_cursor) == pages[-1].has_more
         if not pages[-1].has_more:
             return pages
@@ -199,36 +199,38 @@ def walk(client, **how):
 
 @pytest.mark.parametrize("limit", [None, 0])
 @pytest.mark.parametrize("newest_first", [False, True])
-def test_a_list_without_a_limit_is_everybody_up_to_10000(crowd, limit, newest_first):
-    client, everybody = crowd
-    pages = walk(client, limit=limit, time_desc=newest_first)
+def test_a_list_without_a_limit_has_up_to_10000_users(client_with_many_users, limit, newest_first):
+    client, expected = client_with_many_users
+    pages = read_pages(client, limit=limit, time_desc=newest_first)
     assert [len(page.items) for page in pages] == [10_000, 1]
-    shown = [name for page in pages for name in names(page)]
-    assert sorted(shown) == sorted(everybody)
-    # Two of them came in each moment.
-    moments = [int(name[1:]) // 2 for name in shown]
-    assert moments == sorted(moments, reverse=newest_first)
+    listed = [identifier for page in pages for identifier in identifiers(page)]
+    assert sorted(listed) == sorted(expected)
+    # Two users have the same creation time.
+    times = [int(identifier[1:]) // 2 for identifier in listed]
+    assert times == sorted(times, reverse=newest_first)
 
 
-def test_a_list_has_up_to_200_if_a_limit_is_given(crowd):
-    client, _ = crowd
+def test_a_list_with_a_limit_has_up_to_200_users(client_with_many_users):
+    client, _ = client_with_many_users
     for limit in (1, 2, 199, 200):
         page = client.users.list(limit=limit)
         assert len(page.items) == limit and page.has_more
     first = client.users.list(limit=200)
     second = client.users.list(limit=200, cursor=first.next_cursor)
-    assert len(set(names(first) + names(second))) == 400
+    assert len(set(identifiers(first) + identifiers(second))) == 400
 
 
-def test_paging_shows_every_user_once_in_both_directions(fresh):
-    made = [f"u{number}" for number in range(5)]
-    for name in made:
-        fresh.disks.create(user=name)
-    assert [names(page) for page in walk(fresh, limit=2)] == [made[:2], made[2:4], made[4:]]
-    assert [names(page) for page in walk(fresh, limit=2, time_desc=True)] == [made[:2:-1], made[2:0:-1], made[:1]]
-    assert [names(page) for page in walk(fresh, limit=5)] == [made]
-    assert names(fresh.users.list()) == names(fresh.users.list(limit=0)) == made
-    assert names(fresh.users.list(time_desc=True)) == made[::-1]
+def test_paging_returns_every_user_once_in_both_directions(fresh_client):
+    expected = [f"u{number}" for number in range(5)]
+    for identifier in expected:
+        fresh_client.disks.create(user=identifier)
+    pages = [identifiers(page) for page in read_pages(fresh_client, limit=2)]
+    assert pages == [expected[:2], expected[2:4], expected[4:]]
+    pages = [identifiers(page) for page in read_pages(fresh_client, limit=2, time_desc=True)]
+    assert pages == [expected[:2:-1], expected[2:0:-1], expected[:1]]
+    assert [identifiers(page) for page in read_pages(fresh_client, limit=5)] == [expected]
+    assert identifiers(fresh_client.users.list()) == identifiers(fresh_client.users.list(limit=0)) == expected
+    assert identifiers(fresh_client.users.list(time_desc=True)) == expected[::-1]
 
 
 @pytest.mark.parametrize(
@@ -243,53 +245,53 @@ def test_paging_shows_every_user_once_in_both_directions(fresh):
         ("time_desc", "maybe"),
     ],
 )
-def test_a_list_that_makes_no_sense_is_refused_by_name(client, name, value):
-    with refused(400, name):
+def test_the_error_names_an_invalid_list_parameter(client, name, value):
+    with raises_error(400, name):
         client.request("GET", "/user/ls", params={"limit": 5, name: value})
 
 
-# ----- deleted -----
+# ----- deletion -----
 
 
-def test_a_user_takes_everything_along(client):
-    name = "leaver"
-    session, disk = client.sessions.create(user=name), client.disks.create(user=name)
-    say(client, session)
+def test_deleting_a_user_deletes_everything_of_the_user(client):
+    identifier = "leaver"
+    session, disk = client.sessions.create(user=identifier), client.disks.create(user=identifier)
+    store_text(client, session)
     client.artifacts.upsert(disk.id, file=FileUpload("a.txt", b"only the leaver has this"))
     link = client.artifacts.get(disk.id, file_path="/", filename="a.txt").public_url
-    skill, space = add_skill(client, user=name), client.learning_spaces.create(user=name)
-    others = client.learning_spaces.create(user="stayer")
-    for each in (space, others):
-        client.learning_spaces.include_skill(each.id, skill_id=skill.id)
-    client.learning_spaces.learn(others.id, session_id=session.id)
-    assert counts(client, name) == (1, 4, 3)
+    skill, space = add_skill(client, user=identifier), client.learning_spaces.create(user=identifier)
+    other_space = client.learning_spaces.create(user="stayer")
+    for space_id in (space.id, other_space.id):
+        client.learning_spaces.include_skill(space_id, skill_id=skill.id)
+    client.learning_spaces.learn(other_space.id, session_id=session.id)
+    assert count_resources(client, identifier) == (1, 4, 3)
 
-    client.users.delete(name)
+    client.users.delete(identifier)
     for items in (
-        client.sessions.list(user=name).items,
-        client.disks.list(user=name).items,
-        client.skills.list_catalog(user=name).items,
-        client.learning_spaces.list(user=name).items,
+        client.sessions.list(user=identifier).items,
+        client.disks.list(user=identifier).items,
+        client.skills.list_catalog(user=identifier).items,
+        client.learning_spaces.list(user=identifier).items,
     ):
         assert items == []
     for status, call in [
-        (404, lambda: client.users.get_resources(name)),
+        (404, lambda: client.users.get_resources(identifier)),
         (404, lambda: client.sessions.get_messages(session.id)),
         (403, lambda: client.artifacts.list(disk.id)),
         (404, lambda: client.skills.get(skill.id)),
         (404, lambda: client.learning_spaces.get(space.id)),
     ]:
-        with refused(status):
+        with raises_error(status):
             call()
     assert open_link(link).status_code == 404
-    # What is not the leaver's stays, without what was.
-    assert client.learning_spaces.list(user="stayer").items == [others]
-    assert len(client.learning_spaces.list_skills(others.id)) == 2
-    assert client.learning_spaces.list_sessions(others.id) == []
-    assert counts(client, "stayer") == (0, 2, 2)
+    # The space of the other user still exists, without the content of the deleted user.
+    assert client.learning_spaces.list(user="stayer").items == [other_space]
+    assert len(client.learning_spaces.list_skills(other_space.id)) == 2
+    assert client.learning_spaces.list_sessions(other_space.id) == []
+    assert count_resources(client, "stayer") == (0, 2, 2)
 
 
-def test_the_bytes_that_another_user_has_too_stay(client):
+def test_bytes_that_another_user_also_has_are_preserved(client):
     for name in ("first", "second"):
         disk = client.disks.create(user=name)
         client.artifacts.upsert(disk.id, file=FileUpload("a.txt", b"both users have this"))
@@ -297,44 +299,44 @@ def test_the_bytes_that_another_user_has_too_stay(client):
     assert client.artifacts.get(disk.id, file_path="/", filename="a.txt").content.raw == "both users have this"
 
 
-def test_a_user_who_is_not_there_can_be_deleted(client):
+def test_deleting_an_unknown_user_succeeds(client):
     for _ in range(2):
-        assert client.request("DELETE", "/user/nobody", unwrap=False) == {"code": 0, "msg": ""}
+        assert client.request("DELETE", "/user/unknown", unwrap=False) == {"code": 0, "msg": ""}
 
 
-def test_a_user_who_is_named_again_begins_anew(client):
+def test_a_deleted_user_can_be_created_again(client):
     first = client.disks.create(user="phoenix")
     client.users.delete("phoenix")
     second = client.disks.create(user="phoenix")
     assert second.user_id != first.user_id
-    assert counts(client, "phoenix") == (0, 1, 0)
+    assert count_resources(client, "phoenix") == (0, 1, 0)
     assert client.disks.list(user="phoenix").items == [second]
 
 
-def test_users_are_of_one_project(client, stranger):
-    mine, theirs = client.disks.create(user="of both"), stranger.disks.create(user="of both")
-    assert mine.user_id != theirs.user_id
-    stranger.users.delete("of both")
-    assert counts(client, "of both") == (0, 1, 0)
-    assert client.disks.list(user="of both").items == [mine]
+def test_users_belong_to_one_project(client, other_client):
+    disk, other_disk = client.disks.create(user="of both"), other_client.disks.create(user="of both")
+    assert disk.user_id != other_disk.user_id
+    other_client.users.delete("of both")
+    assert count_resources(client, "of both") == (0, 1, 0)
+    assert client.disks.list(user="of both").items == [disk]
     client.disks.create(user="of one")
-    with refused(404, "user not found"):
-        stranger.users.get_resources("of one")
-    assert "of one" not in names(stranger.users.list())
+    with raises_error(404, "user not found"):
+        other_client.users.get_resources("of one")
+    assert "of one" not in identifiers(other_client.users.list())
 
 
-def test_a_delete_that_is_sent_again_does_not_take_who_came_since(client, ask):
+def test_a_repeated_delete_does_not_delete_a_new_user(client, send_request):
     client.disks.create(user="again")
-    once = {"Idempotency-Key": "delete-again"}
-    first = ask("DELETE", "/again", **once)
+    headers = {"Idempotency-Key": "delete-again"}
+    first = send_request("DELETE", "/again", **headers)
     client.disks.create(user="again")
-    replayed = ask("DELETE", "/again", **once)
+    replayed = send_request("DELETE", "/again", **headers)
     assert (first.status, first.headers["Idempotent-Replayed"]) == (200, None)
     assert (replayed.status, replayed.headers["Idempotent-Replayed"], replayed.body) == (200, "true", first.body)
-    assert counts(client, "again") == (0, 1, 0)
+    assert count_resources(client, "again") == (0, 1, 0)
 
 
-def test_users_want_a_key(server):
+def test_user_routes_require_an_api_key(server):
     for method, path in [("GET", "/ls"), ("GET", "/a/resources"), ("DELETE", "/a"), ("DELETE", "/ls")]:
         for key in (None, "Bearer sk-ac-wrong"):
             assert exchange(server, method, USERS + path, {"Authorization": key}).status == 401
@@ -346,27 +348,27 @@ def test_users_want_a_key(server):
 def test_async_quickstart(server):
     async def steps(client):
         await client.disks.create(user="a/sync")
-        assert "a/sync" in names(await client.users.list())
+        assert "a/sync" in identifiers(await client.users.list())
         assert (await client.users.get_resources("a/sync")).counts.disks_count == 1
         await client.users.delete("a/sync")
-        with refused(404, "user not found"):
+        with raises_error(404, "user not found"):
             await client.users.get_resources("a/sync")
 
-    asynchronously(server, steps)
+    run_async(server, steps)
 
 
-def test_a_user_is_named_and_deleted_at_once(server):
-    """Whoever wins: nothing is left that belongs to nobody."""
+def test_a_user_is_created_and_deleted_concurrently(server):
+    """In every order of the requests, each remaining disk belongs to an existing user."""
 
     async def steps(client):
         calls = []
         for _ in range(8):
-            calls += [client.disks.create(user="torn"), client.users.delete("torn")]
-        done = await asyncio.gather(*calls)
-        made = {disk.id for disk in done[::2]}
-        left = {disk.id for disk in (await client.disks.list(limit=200, time_desc=True)).items} & made
-        assert left == {disk.id for disk in (await client.disks.list(user="torn")).items}
-        if left:
-            assert (await client.users.get_resources("torn")).counts.disks_count == len(left)
+            calls += [client.disks.create(user="concurrent"), client.users.delete("concurrent")]
+        results = await asyncio.gather(*calls)
+        created = {disk.id for disk in results[::2]}
+        remaining = {disk.id for disk in (await client.disks.list(limit=200, time_desc=True)).items} & created
+        assert remaining == {disk.id for disk in (await client.disks.list(user="concurrent")).items}
+        if remaining:
+            assert (await client.users.get_resources("concurrent")).counts.disks_count == len(remaining)
 
-    asynchronously(server, steps)
+    run_async(server, steps)

@@ -1,93 +1,104 @@
-//! Messages that go together, because one holds a tool call and another its result.
+//! Groups of messages that are removed together, because one contains a tool call and another its result.
 
 use std::collections::HashMap;
 
-use super::draft::{EditableMessage, text_at};
-use crate::conversation::parts::{Kind, Part};
+use super::editable_message::{EditableMessage, str_at};
+use crate::conversation::parts::{Part, PartKind};
 
-/// The messages in groups that have none in common.
+/// A partition of the messages into groups, as a union-find structure.
 pub(super) struct Groups {
-    /// The members of a group form a tree; its root stands for the group.
+    /// The parent of each message in the tree of its group. The root identifies the group.
     parent: Vec<usize>,
-    /// And they form a ring, in which each knows the next.
+    /// The successor of each message in the circular list of its group.
     next: Vec<usize>,
 }
 
 impl Groups {
-    /// An id joins all messages that name it. An old function without ids has a result for each call.
-    pub(super) fn by_id(drafts: &[EditableMessage]) -> Self {
-        Self::of(drafts, |call| matches!(call, FunctionCall::Id(_)))
+    /// Groups all messages with the same call id. Calls without an id (`OpenAI`'s deprecated function calls) are grouped as in
+    /// [`Self::by_call`].
+    pub(super) fn by_call_id(messages: &[EditableMessage]) -> Self {
+        Self::build(messages, |call| matches!(call, CallReference::Id(_)))
     }
 
-    /// A call is joined to its results. An id may come again: a result belongs to the last call before it, and one
-    /// without a call before it to the next.
-    pub(super) fn by_exchange(drafts: &[EditableMessage]) -> Self {
-        Self::of(drafts, |_| false)
+    /// Groups the message of each call with the messages of its results. Several calls may have the same id. A result belongs
+    /// to the last call with its id that precedes it. If no call precedes it, it belongs to the next call with its id.
+    pub(super) fn by_call(messages: &[EditableMessage]) -> Self {
+        Self::build(messages, |_| false)
     }
 
-    fn of(drafts: &[EditableMessage], is_one: impl Fn(&FunctionCall<'_>) -> bool) -> Self {
-        let all: Vec<_> = (0..drafts.len()).collect();
+    /// Builds the groups. If `is_unique` returns `true` for a reference, all messages with this reference belong to one group.
+    /// Other references are matched as in [`Self::by_call`].
+    fn build(messages: &[EditableMessage], is_unique: impl Fn(&CallReference<'_>) -> bool) -> Self {
+        let all: Vec<_> = (0..messages.len()).collect();
         let mut groups = Self { parent: all.clone(), next: all };
-        let mut called: HashMap<FunctionCall<'_>, usize> = HashMap::new();
-        let mut answered_early: HashMap<FunctionCall<'_>, usize> = HashMap::new();
-        for (at, draft) in drafts.iter().enumerate() {
-            for part in draft.parts() {
-                let Some(call) = FunctionCall::of(part) else { continue };
-                if is_one(&call) {
-                    groups.join(*called.entry(call).or_insert(at), at);
-                } else if part.kind == Kind::ToolCall {
-                    if let Some(result) = answered_early.remove(&call) {
-                        groups.join(result, at);
+        // The message with the last call. For a unique reference, the first message with a call or a result.
+        let mut calls: HashMap<CallReference<'_>, usize> = HashMap::new();
+        // The first message with a result whose call has not occurred yet.
+        let mut unmatched_results: HashMap<CallReference<'_>, usize> = HashMap::new();
+        for (index, message) in messages.iter().enumerate() {
+            for part in message.parts() {
+                let Some(reference) = CallReference::from_part(part) else { continue };
+                if is_unique(&reference) {
+                    groups.union(*calls.entry(reference).or_insert(index), index);
+                } else if part.kind == PartKind::ToolCall {
+                    if let Some(result) = unmatched_results.remove(&reference) {
+                        groups.union(result, index);
                     }
-                    called.insert(call, at);
+                    calls.insert(reference, index);
                 } else {
-                    let other = called.get(&call).copied();
-                    groups.join(other.unwrap_or_else(|| *answered_early.entry(call).or_insert(at)), at);
+                    let preceding_call = calls.get(&reference).copied();
+                    let related =
+                        preceding_call.unwrap_or_else(|| *unmatched_results.entry(reference).or_insert(index));
+                    groups.union(related, index);
                 }
             }
         }
         groups
     }
 
-    fn root(&mut self, mut of: usize) -> usize {
-        while self.parent[of] != of {
-            self.parent[of] = self.parent[self.parent[of]];
-            of = self.parent[of];
+    /// Returns the root of a message's group.
+    fn find(&mut self, mut message: usize) -> usize {
+        while self.parent[message] != message {
+            self.parent[message] = self.parent[self.parent[message]];
+            message = self.parent[message];
         }
-        of
+        message
     }
 
-    fn join(&mut self, one: usize, other: usize) {
-        let (root, joined) = (self.root(one), self.root(other));
-        if root != joined {
-            self.parent[joined] = root;
-            // Two rings become one.
+    /// Merges the groups of two messages.
+    fn union(&mut self, one: usize, other: usize) {
+        let (root, other_root) = (self.find(one), self.find(other));
+        if root != other_root {
+            self.parent[other_root] = root;
+            // Merges the two circular lists.
             self.next.swap(one, other);
         }
     }
 
-    /// A message, and all that go with it.
-    pub(super) fn with(&self, message: usize) -> impl Iterator<Item = usize> {
-        std::iter::successors(Some(message), move |at| Some(self.next[*at]).filter(|next| *next != message))
+    /// Returns the messages of a message's group, beginning with this message.
+    pub(super) fn members(&self, message: usize) -> impl Iterator<Item = usize> {
+        std::iter::successors(Some(message), move |index| Some(self.next[*index]).filter(|next| *next != message))
     }
 }
 
-/// What a call and its result both name.
+/// The value by which a tool result refers to its tool call.
 #[derive(PartialEq, Eq, Hash)]
-enum FunctionCall<'a> {
+enum CallReference<'a> {
+    /// The id of the call.
     Id(&'a str),
-    /// `OpenAI`'s old functions have no ids.
+    /// The function name, for `OpenAI`'s deprecated function calls, which have no id.
     Function(&'a str),
 }
 
-impl<'a> FunctionCall<'a> {
-    fn of(part: &'a Part) -> Option<Self> {
+impl<'a> CallReference<'a> {
+    /// Returns the reference of a call, or of a result to its call. Other parts have none.
+    fn from_part(part: &'a Part) -> Option<Self> {
         let (id, function) = match part.kind {
-            Kind::ToolCall => ("id", "name"),
-            Kind::ToolResult => ("tool_call_id", "function_name"),
+            PartKind::ToolCall => ("id", "name"),
+            PartKind::ToolResult => ("tool_call_id", "function_name"),
             _ => return None,
         };
-        match (text_at(&part.meta, id), text_at(&part.meta, function)) {
+        match (str_at(&part.meta, id), str_at(&part.meta, function)) {
             ("", "") => None,
             ("", function) => Some(Self::Function(function)),
             (id, _) => Some(Self::Id(id)),

@@ -1,10 +1,12 @@
-//! `middle_out`: the message in the middle goes, again and again, until the rest takes no more than so many tokens. The
-//! beginning and the end of the conversation stay longest, and of the last two messages the newer one.
+//! `middle_out` repeatedly removes the middle message until the remaining messages have at most the given number of tokens.
+//! The beginning and the end of the conversation are therefore removed last. If only two messages remain, the older one is
+//! removed first.
 //!
-//! With a message go all that share the id of a tool call with it, and all that share one with those.
-//! `OpenAI`'s old functions have no ids; upstream parts their calls from their results, here these stay together.
+//! If a message is removed, all messages that contain one of its call ids are removed too, transitively. `OpenAI`'s
+//! deprecated function calls have no id. This implementation removes such a call together with its result; upstream does
+//! not.
 
-use super::draft::{EditableMessage, drop_marked, total};
+use super::editable_message::{EditableMessage, remove_messages, total_tokens};
 use super::groups::Groups;
 use super::params::{Params, ParseError};
 
@@ -14,51 +16,54 @@ pub(super) struct MiddleOut {
 }
 
 impl MiddleOut {
-    pub(super) fn read(params: &Params) -> Result<Self, ParseError> {
-        Ok(Self { target: params.required("token_reduce_to", params.whole_number("token_reduce_to", 1)?)? })
+    pub(super) fn parse(params: &Params) -> Result<Self, ParseError> {
+        Ok(Self { target: params.required_number("token_reduce_to", params.integer("token_reduce_to", 1)?)? })
     }
 
-    pub(super) fn apply(&self, drafts: &mut Vec<EditableMessage>) {
-        let mut total = total(drafts);
+    pub(super) fn apply(&self, messages: &mut Vec<EditableMessage>) {
+        let mut total = total_tokens(messages);
         if total <= self.target {
             return;
         }
-        let groups = Groups::by_id(drafts);
-        let mut left = FenwickTree::all(drafts.len());
-        let mut gone = vec![false; drafts.len()];
-        while total > self.target && left.count > 0 {
-            let middle = left.at(if left.count <= 2 { 0 } else { left.count / 2 });
-            for member in groups.with(middle) {
-                gone[member] = true;
-                left.remove(member);
-                total -= drafts[member].tokens();
+        let groups = Groups::by_call_id(messages);
+        let mut remaining = FenwickTree::full(messages.len());
+        let mut removed = vec![false; messages.len()];
+        while total > self.target && remaining.len > 0 {
+            let middle = remaining.nth(if remaining.len <= 2 { 0 } else { remaining.len / 2 });
+            for member in groups.members(middle) {
+                removed[member] = true;
+                remaining.remove(member);
+                total -= messages[member].tokens();
             }
         }
-        drop_marked(drafts, &gone);
+        remove_messages(messages, &removed);
     }
 }
 
-/// Which messages are left; finds and removes the nth of them in logarithmic time.
+/// The set of remaining messages, as a Fenwick tree. It finds the nth remaining message, and removes a message, in logarithmic
+/// time.
 ///
-/// A Fenwick tree: the node `n`, counted from 1, knows how many are left of the last `n & -n` messages up to
-/// the nth.
+/// Messages and nodes are numbered from 1. Node `n` contains the number of remaining messages among the `n & -n` messages up to
+/// and including message `n`.
 struct FenwickTree {
+    /// The nodes. Node 0 is not used.
     tree: Vec<usize>,
-    count: usize,
+    /// The number of remaining messages.
+    len: usize,
 }
 
 impl FenwickTree {
-    fn all(count: usize) -> Self {
-        Self { tree: (0..=count).map(lowest_bit).collect(), count }
+    fn full(len: usize) -> Self {
+        Self { tree: (0..=len).map(lowest_bit).collect(), len }
     }
 
-    /// The message that has `rank` others before it.
-    fn at(&self, mut rank: usize) -> usize {
+    /// Returns the index of the remaining message that follows exactly `rank` other remaining messages.
+    fn nth(&self, mut rank: usize) -> usize {
         let mut before = 0;
         let mut step = (self.tree.len() - 1).checked_ilog2().map_or(0, |bits| 1 << bits);
         while step > 0 {
-            if let Some(held) = self.tree.get(before + step).filter(|held| **held <= rank) {
-                rank -= held;
+            if let Some(count) = self.tree.get(before + step).filter(|count| **count <= rank) {
+                rank -= count;
                 before += step;
             }
             step /= 2;
@@ -66,16 +71,18 @@ impl FenwickTree {
         before
     }
 
-    fn remove(&mut self, message: usize) {
-        self.count -= 1;
-        let mut node = message + 1;
-        while let Some(held) = self.tree.get_mut(node) {
-            *held -= 1;
+    /// Removes the message with an index.
+    fn remove(&mut self, index: usize) {
+        self.len -= 1;
+        let mut node = index + 1;
+        while let Some(count) = self.tree.get_mut(node) {
+            *count -= 1;
             node += lowest_bit(node);
         }
     }
 }
 
+/// Returns the lowest set bit of a number.
 fn lowest_bit(node: usize) -> usize {
     node & node.wrapping_neg()
 }

@@ -1,19 +1,23 @@
-//! Edit strategies: a conversation made shorter while it is read. What is stored never changes.
+//! Edit strategies, which shorten a conversation when it is read. The stored messages never change.
 //!
-//! [`parse()`] reads the strategies of a request, [`apply`] makes a page shorter. Each strategy is a file; together they
-//! work in a fixed order, however they were written: `remove_tool_result`, `remove_tool_call_params`, `middle_out`,
-//! `token_limit`; two of a kind in the order given. Everything here is pure, so the same messages with the
-//! same strategies always give the same bytes, which is what a cache of prompts needs.
+//! [`parse()`] parses the strategies of a request, and [`apply`] applies them to a page of messages. Each type of strategy
+//! has a file of its name. Strategies are applied in a fixed order, regardless of their order in the request:
+//! `remove_tool_result`, `remove_tool_call_params`, `middle_out`, `token_limit`. Strategies of the same type are applied in
+//! the order of the request.
 //!
-//! What always holds:
-//! - nothing is reordered, and nothing is new but the text that stands for a result, and empty arguments;
-//! - `token_limit` and `middle_out` take whole messages, and a call with its result; the other two leave both in place;
-//! - messages after the pin are never touched, and nothing depends on them.
+//! All functions are pure: the same messages and strategies always yield the same bytes, so that the provider of a model can
+//! reuse its prompt cache.
+//!
+//! Invariants:
+//! - Messages are never reordered. The only new texts are the placeholders of results and empty arguments.
+//! - `token_limit` and `middle_out` remove whole messages, and a call together with its result. The other two strategies
+//!   remove neither calls nor results.
+//! - Messages after the pin are never changed, and the edits of the other messages do not depend on them.
 
-use super::format::Change;
+use super::format::BodyChange;
 use super::parts::Part;
 
-mod draft;
+mod editable_message;
 mod groups;
 mod middle_out;
 mod params;
@@ -27,7 +31,7 @@ mod selection;
 mod tests;
 mod token_limit;
 
-use draft::EditableMessage;
+use editable_message::EditableMessage;
 use middle_out::MiddleOut;
 pub use params::ParseError;
 pub use parse::{MAX_STRATEGIES, parse};
@@ -35,58 +39,62 @@ use remove_tool_call_params::RemoveToolCallParams;
 use remove_tool_result::RemoveToolResult;
 use token_limit::TokenLimit;
 
-/// One strategy with its parameters.
+/// An edit strategy with its parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Strategy(Kind);
+pub struct Strategy(StrategyKind);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Kind {
+enum StrategyKind {
     RemoveToolResult(RemoveToolResult),
     RemoveToolCallParams(RemoveToolCallParams),
     MiddleOut(MiddleOut),
     TokenLimit(TokenLimit),
 }
 
-/// A message of a page, before.
+/// A message of a page, before editing.
 #[derive(Clone, Debug)]
 pub struct Message {
     pub parts: Vec<Part>,
-    /// What [`tokens::of_parts`](super::tokens::of_parts) says of these parts; it is not counted again.
+    /// The result of [`tokens::count_parts`](super::tokens::count_parts) for these parts. [`apply`] relies on it.
     pub tokens: usize,
 }
 
-/// A message that stays, after.
+/// A message that was not removed, after editing.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Edited {
-    /// Which message of the page it is.
+pub struct EditedMessage {
+    /// The index of the message in the page.
     pub index: usize,
     pub parts: Vec<Part>,
-    /// Of these parts.
+    /// The number of tokens of these parts.
     pub tokens: usize,
-    /// What makes of the message's stored body what the parts say; empty if nothing changed.
-    pub changes: Vec<Change>,
+    /// The changes of the stored body that correspond to the edits of the parts. Empty if the message is unchanged.
+    pub changes: Vec<BodyChange>,
 }
 
-/// Edits a page up to and with the message at `pin`; all of it without one. `strategies` come as [`parse()`] gave them.
+/// Applies strategies, as returned by [`parse()`], to the messages of a page up to and including the message at index `pin`.
+/// If there is no such message, applies them to all messages. Returns the messages that were not removed, including unchanged
+/// messages and the messages after `pin`.
 ///
-/// Limits and numbers of recent things are about the edited messages alone. Every message may go, the pinned one too.
-pub fn apply(strategies: &[Strategy], messages: Vec<Message>, pin: Option<usize>) -> Vec<Edited> {
+/// Token limits and numbers of recent calls or results refer only to these messages. Each of them may be removed, including
+/// the message at `pin`.
+pub fn apply(strategies: &[Strategy], messages: Vec<Message>, pin: Option<usize>) -> Vec<EditedMessage> {
     let numbered = messages.into_iter().enumerate();
-    let mut drafts: Vec<_> = numbered.map(|(index, message)| EditableMessage::new(index, message)).collect();
-    let after = pin.filter(|pin| *pin < drafts.len()).map(|pin| drafts.split_off(pin + 1));
+    let mut messages: Vec<_> = numbered.map(|(index, message)| EditableMessage::new(index, message)).collect();
+    let after_pin = pin.filter(|pin| *pin < messages.len()).map(|pin| messages.split_off(pin + 1));
     for Strategy(kind) in strategies {
         match kind {
-            Kind::RemoveToolResult(strategy) => strategy.apply(&mut drafts),
-            Kind::RemoveToolCallParams(strategy) => strategy.apply(&mut drafts),
-            Kind::MiddleOut(strategy) => strategy.apply(&mut drafts),
-            Kind::TokenLimit(strategy) => strategy.apply(&mut drafts),
+            StrategyKind::RemoveToolResult(strategy) => strategy.apply(&mut messages),
+            StrategyKind::RemoveToolCallParams(strategy) => strategy.apply(&mut messages),
+            StrategyKind::MiddleOut(strategy) => strategy.apply(&mut messages),
+            StrategyKind::TokenLimit(strategy) => strategy.apply(&mut messages),
         }
     }
-    drafts.into_iter().chain(after.into_iter().flatten()).map(EditableMessage::finish).collect()
+    messages.into_iter().chain(after_pin.into_iter().flatten()).map(EditableMessage::into_edited).collect()
 }
 
-/// Where a page was edited: the message to pin at for the same again, whatever is stored later. `None` if the page is
-/// empty.
-pub fn edited_at(strategies: &[Strategy], messages: usize, pin: Option<usize>) -> Option<usize> {
-    pin.filter(|pin| *pin < messages && !strategies.is_empty()).or(messages.checked_sub(1))
+/// Returns the index of the message that a response names as its pin: `pin`, or the last message if the page has no message at
+/// `pin` or there are no strategies. A later request with this message as the pin applies the strategies to the same messages,
+/// even if more messages are stored in the meantime. Returns `None` if the page is empty.
+pub fn pin_index(strategies: &[Strategy], message_count: usize, pin: Option<usize>) -> Option<usize> {
+    pin.filter(|pin| *pin < message_count && !strategies.is_empty()).or(message_count.checked_sub(1))
 }

@@ -1,4 +1,4 @@
-//! What holds for every conversation and every list of strategies.
+//! Properties of all conversations and lists of strategies.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,7 +7,7 @@ use proptest::strategy::Strategy as Generator;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::conversation::parts::Kind as PartKind;
+use crate::conversation::parts::PartKind;
 use crate::conversation::tokens;
 
 fn part(kind: PartKind, text: &str, meta: Value) -> Part {
@@ -19,7 +19,7 @@ fn words() -> impl Generator<Value = String> {
     prop_oneof!["[a-z]{0,9}", "([a-z]{1,9} ){0,40}", "\\s?\\PC{0,9}", Just("Done".to_owned()), Just("/a\n".to_owned())]
 }
 
-/// Few ids, so that they meet; some are none.
+/// Generates one of few ids, so that results match calls. Some values are not ids.
 fn id() -> impl Generator<Value = Value> {
     prop_oneof![
         9 => (0_u8..9).prop_map(|id| json!(format!("call_{id}"))),
@@ -51,15 +51,15 @@ fn any_part() -> impl Generator<Value = Part> {
 }
 
 fn message(parts: Vec<Part>) -> Message {
-    Message { tokens: tokens::of_parts(&parts), parts }
+    Message { tokens: tokens::count_parts(&parts), parts }
 }
 
 fn conversation() -> impl Generator<Value = Vec<Message>> {
     prop::collection::vec(prop::collection::vec(any_part(), 0..4).prop_map(message), 0..14)
 }
 
-/// One call or one result a message, each result after its call, each id once.
-fn orderly() -> impl Generator<Value = Vec<Message>> {
+/// Generates messages with at most one call or result each, in which each result follows its call and no id is used again.
+fn orderly_conversation() -> impl Generator<Value = Vec<Message>> {
     let exchange = (words(), any::<prop::sample::Index>(), any::<prop::sample::Index>());
     prop::collection::vec(exchange, 0..9).prop_map(|exchanges| {
         let mut messages = Vec::new();
@@ -76,11 +76,13 @@ fn orderly() -> impl Generator<Value = Vec<Message>> {
 }
 
 fn any_removal() -> impl Generator<Value = Value> {
-    let older = |name: &'static str, recent: &'static str| {
+    let strategy = |name: &'static str, recent: &'static str| {
         let keep = prop::option::of(prop::collection::vec(tool(), 0..2));
-        (0_u8..5, keep, prop::option::of(1_u8..30)).prop_map(move |(n, keep, longer)| {
+        (0_u8..5, keep, prop::option::of(1_u8..30)).prop_map(move |(n, keep, threshold)| {
             let mut params = json!({recent: n});
-            for (key, value) in [("keep_tools", keep.map(|keep| json!(keep))), ("gt_token", longer.map(|n| json!(n)))] {
+            for (key, value) in
+                [("keep_tools", keep.map(|keep| json!(keep))), ("gt_token", threshold.map(|n| json!(n)))]
+            {
                 if let Some(value) = value {
                     params[key] = value;
                 }
@@ -89,8 +91,8 @@ fn any_removal() -> impl Generator<Value = Value> {
         })
     };
     prop_oneof![
-        older("remove_tool_result", "keep_recent_n_tool_results"),
-        older("remove_tool_call_params", "keep_recent_n_tool_calls"),
+        strategy("remove_tool_result", "keep_recent_n_tool_results"),
+        strategy("remove_tool_call_params", "keep_recent_n_tool_calls"),
     ]
 }
 
@@ -104,7 +106,7 @@ fn any_strategy() -> impl Generator<Value = Value> {
 
 fn any_strategies() -> impl Generator<Value = Vec<Strategy>> {
     let list = prop::collection::vec(any_strategy(), 0..5);
-    list.prop_map(|list| parse(&Value::from(list).to_string()).expect("strategies that are fine"))
+    list.prop_map(|list| parse(&Value::from(list).to_string()).expect("the strategies are valid"))
 }
 
 fn token_limit(limit: usize) -> Vec<Strategy> {
@@ -115,43 +117,43 @@ fn middle_out(target: usize) -> Vec<Strategy> {
     parse(&json!([{"type": "middle_out", "params": {"token_reduce_to": target}}]).to_string()).unwrap()
 }
 
-fn indices(of: &[Edited]) -> Vec<usize> {
-    of.iter().map(|message| message.index).collect()
+fn indices(messages: &[EditedMessage]) -> Vec<usize> {
+    messages.iter().map(|message| message.index).collect()
 }
 
 fn text<'a>(part: &'a Part, key: &str) -> Option<&'a str> {
     part.meta.get(key)?.as_str().filter(|text| !text.is_empty())
 }
 
-/// The ids that a message names as a call's or a result's.
-fn ids(of: &Message) -> HashSet<&str> {
-    let named = |part| text(part, if part.kind == PartKind::ToolCall { "id" } else { "tool_call_id" });
-    let tools = of.parts.iter().filter(|part| matches!(part.kind, PartKind::ToolCall | PartKind::ToolResult));
-    tools.filter_map(named).collect()
+/// Returns the ids of a message's calls and results.
+fn ids(message: &Message) -> HashSet<&str> {
+    let id = |part| text(part, if part.kind == PartKind::ToolCall { "id" } else { "tool_call_id" });
+    let tools = message.parts.iter().filter(|part| matches!(part.kind, PartKind::ToolCall | PartKind::ToolResult));
+    tools.filter_map(id).collect()
 }
 
-/// What the changes make of the parts, said in the plainest way.
-fn changed(parts: &[Part], changes: &[Change]) -> Vec<Part> {
+/// Applies changes to parts in the simplest way.
+fn apply_changes(parts: &[Part], changes: &[BodyChange]) -> Vec<Part> {
     let results: BTreeMap<_, _> = changes
         .iter()
         .filter_map(|change| match change {
-            Change::Result { nth, text } => Some((*nth, text)),
-            Change::Arguments { .. } => None,
+            BodyChange::ReplaceResult { result_index, text } => Some((*result_index, text)),
+            BodyChange::ClearArguments { .. } => None,
         })
         .collect();
     let (mut calls_seen, mut results_seen) = (0, 0);
-    let mut gone: Option<Part> = None;
-    let mut left = Vec::new();
+    let mut replaced: Option<Part> = None;
+    let mut remaining = Vec::new();
     for part in parts {
         let mut part = part.clone();
         match part.kind {
             PartKind::ToolResult => {
-                gone = results.contains_key(&results_seen).then(|| part.clone());
+                replaced = results.contains_key(&results_seen).then(|| part.clone());
                 results.get(&results_seen).into_iter().for_each(|text| part.text = (*text).clone());
                 results_seen += 1;
             }
             PartKind::ToolCall => {
-                if changes.contains(&Change::Arguments { nth: calls_seen }) {
+                if changes.contains(&BodyChange::ClearArguments { call_index: calls_seen }) {
                     let custom = part.meta.get("type") == Some(&json!("custom"));
                     part.meta.insert("arguments".into(), if custom { "" } else { "{}" }.into());
                 }
@@ -159,75 +161,78 @@ fn changed(parts: &[Part], changes: &[Change]) -> Vec<Part> {
             }
             _ => {}
         }
-        let named = |part: &Part| part.meta.get("tool_call_id").filter(|id| id.is_string()).cloned();
+        let id = |part: &Part| part.meta.get("tool_call_id").filter(|id| id.is_string()).cloned();
         if part.kind != PartKind::ToolResult {
-            gone = gone.filter(|result| named(result).is_some() && named(result) == named(&part));
-            if gone.is_some() && part.kind != PartKind::ToolCall {
+            replaced = replaced.filter(|result| id(result).is_some() && id(result) == id(&part));
+            if replaced.is_some() && part.kind != PartKind::ToolCall {
                 continue;
             }
         }
-        left.push(part);
+        remaining.push(part);
     }
-    left
+    remaining
 }
 
-/// Messages taken from the middle, as slowly as it can be said.
-fn slowly_from_the_middle(messages: &[Message], target: usize) -> Vec<usize> {
-    let mut left: Vec<usize> = (0..messages.len()).collect();
-    let total = |left: &[usize]| left.iter().map(|at| messages[*at].tokens).sum::<usize>();
-    while total(&left) > target && !left.is_empty() {
-        let mut gone = vec![left[if left.len() <= 2 { 0 } else { left.len() / 2 }]];
+/// Removes messages from the middle in the simplest way. Returns the indices of the remaining ones.
+fn middle_out_naively(messages: &[Message], target: usize) -> Vec<usize> {
+    let mut remaining: Vec<usize> = (0..messages.len()).collect();
+    let total = |remaining: &[usize]| remaining.iter().map(|index| messages[*index].tokens).sum::<usize>();
+    while total(&remaining) > target && !remaining.is_empty() {
+        let mut removed = vec![remaining[if remaining.len() <= 2 { 0 } else { remaining.len() / 2 }]];
         let mut seen = 0;
-        while seen < gone.len() {
-            let named = ids(&messages[gone[seen]]);
-            let met = left.iter().filter(|at| !named.is_disjoint(&ids(&messages[**at])));
-            let met: Vec<_> = met.filter(|at| !gone.contains(at)).copied().collect();
-            gone.extend(met);
+        while seen < removed.len() {
+            let ids_of_removed = ids(&messages[removed[seen]]);
+            let related = remaining.iter().filter(|index| !ids_of_removed.is_disjoint(&ids(&messages[**index])));
+            let related: Vec<_> = related.filter(|index| !removed.contains(index)).copied().collect();
+            removed.extend(related);
             seen += 1;
         }
-        left.retain(|at| !gone.contains(at));
+        remaining.retain(|index| !removed.contains(index));
     }
-    left
+    remaining
 }
 
-/// The oldest messages taken, each with the last results of its calls.
-fn with_the_last_results(messages: &[Message], limit: usize) -> Vec<usize> {
+/// Removes the oldest messages, each with the last results of its calls. Returns the indices of the remaining ones.
+fn token_limit_naively(messages: &[Message], limit: usize) -> Vec<usize> {
     let mut results = HashMap::new();
-    for (at, message) in messages.iter().enumerate() {
+    for (index, message) in messages.iter().enumerate() {
         for part in message.parts.iter().filter(|part| part.kind == PartKind::ToolResult) {
-            results.extend(text(part, "tool_call_id").map(|id| (id, at)));
+            results.extend(text(part, "tool_call_id").map(|id| (id, index)));
         }
     }
-    let mut left: Vec<usize> = (0..messages.len()).collect();
-    for (at, message) in messages.iter().enumerate() {
-        if left.iter().map(|at| messages[*at].tokens).sum::<usize>() > limit {
+    let mut remaining: Vec<usize> = (0..messages.len()).collect();
+    for (index, message) in messages.iter().enumerate() {
+        if remaining.iter().map(|index| messages[*index].tokens).sum::<usize>() > limit {
             let calls = message.parts.iter().filter(|part| part.kind == PartKind::ToolCall);
-            let answers: Vec<_> = calls.filter_map(|call| results.get(text(call, "id")?)).collect();
-            left.retain(|other| *other != at && !answers.contains(&other));
+            let call_results: Vec<_> = calls.filter_map(|call| results.get(text(call, "id")?)).collect();
+            remaining.retain(|other| *other != index && !call_results.contains(&other));
         }
     }
-    left
+    remaining
 }
 
-/// Where each result is, and where its call: the last one before it, or else the first after it.
+/// Returns the message indices of each result and its call, which is the last one before it, or else the first one after it.
 fn exchanges(messages: &[Message]) -> Vec<(usize, usize)> {
-    let parts = messages.iter().enumerate().flat_map(|(at, message)| message.parts.iter().map(move |part| (at, part)));
+    let parts =
+        messages.iter().enumerate().flat_map(|(index, message)| message.parts.iter().map(move |part| (index, part)));
     let parts: Vec<_> = parts.collect();
-    let mut found = Vec::new();
-    for (place, (at, result)) in parts.iter().enumerate().filter(|(_, (_, part))| part.kind == PartKind::ToolResult) {
+    let mut exchanges = Vec::new();
+    for (position, (index, result)) in
+        parts.iter().enumerate().filter(|(_, (_, part))| part.kind == PartKind::ToolResult)
+    {
         let Some(id) = text(result, "tool_call_id") else { continue };
         let is_call = |(_, part): &&(usize, &Part)| part.kind == PartKind::ToolCall && text(part, "id") == Some(id);
-        let call = parts[..place].iter().rfind(is_call).or_else(|| parts[place..].iter().find(is_call));
-        found.extend(call.map(|(call, _)| (*at, *call)));
+        let call = parts[..position].iter().rfind(is_call).or_else(|| parts[position..].iter().find(is_call));
+        exchanges.extend(call.map(|(call, _)| (*index, *call)));
     }
-    found
+    exchanges
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn what_is_left_is_in_order_and_says_how_it_changed(
+    fn remaining_messages_are_in_order_and_match_their_changes(
         messages in conversation(),
         strategies in any_strategies(),
         pin in prop::option::of(0_usize..15),
@@ -236,14 +241,14 @@ proptest! {
         prop_assert!(indices(&edited).is_sorted_by(|one, next| one < next));
         for after in &edited {
             let before = &messages[after.index];
-            prop_assert_eq!(&after.parts, &changed(&before.parts, &after.changes));
+            prop_assert_eq!(&after.parts, &apply_changes(&before.parts, &after.changes));
             prop_assert_eq!(after.changes.is_empty(), after.parts == before.parts);
-            prop_assert_eq!(after.tokens, tokens::of_parts(&after.parts));
+            prop_assert_eq!(after.tokens, tokens::count_parts(&after.parts));
         }
     }
 
     #[test]
-    fn what_was_stored_after_the_pin_changes_nothing(
+    fn messages_after_the_pin_have_no_effect(
         messages in conversation(),
         one in conversation(),
         other in conversation(),
@@ -258,15 +263,15 @@ proptest! {
         let (edited, rest) = with(&one);
         prop_assert_eq!(&edited, &with(&other).0);
         prop_assert_eq!(&edited, &apply(&strategies, messages.clone(), None));
-        let untouched = one.into_iter().enumerate().map(|(at, Message { parts, tokens })| {
-            Edited { index: pin + 1 + at, parts, tokens, changes: Vec::new() }
+        let untouched = one.into_iter().enumerate().map(|(offset, Message { parts, tokens })| {
+            EditedMessage { index: pin + 1 + offset, parts, tokens, changes: Vec::new() }
         });
         prop_assert_eq!(rest, untouched.collect::<Vec<_>>());
     }
 
     #[test]
-    fn results_and_arguments_go_but_never_their_message(messages in conversation(), one in any_removal()) {
-        let edited = apply(&parse(&json!([one]).to_string()).unwrap(), messages.clone(), None);
+    fn removing_results_and_arguments_removes_no_message(messages in conversation(), strategy in any_removal()) {
+        let edited = apply(&parse(&json!([strategy]).to_string()).unwrap(), messages.clone(), None);
         prop_assert_eq!(edited.len(), messages.len());
         let tools = |parts: &[Part]| {
             let tools = parts.iter().filter(|part| matches!(part.kind, PartKind::ToolCall | PartKind::ToolResult));
@@ -275,48 +280,48 @@ proptest! {
         for (before, after) in messages.iter().zip(&edited) {
             prop_assert_eq!(tools(&before.parts), tools(&after.parts));
         }
-        // Done twice, it is the same.
+        // Applying the strategy again changes nothing.
         let again = edited.iter().map(|after| Message { parts: after.parts.clone(), tokens: after.tokens }).collect();
-        let again = apply(&parse(&json!([one]).to_string()).unwrap(), again, None);
+        let again = apply(&parse(&json!([strategy]).to_string()).unwrap(), again, None);
         prop_assert!(again.iter().all(|after| after.changes.is_empty()));
     }
 
     #[test]
-    fn the_limit_is_kept_and_each_result_keeps_its_call(messages in conversation(), limit in 1_usize..300) {
+    fn the_limit_is_met_and_results_are_removed_with_their_calls(messages in conversation(), limit in 1_usize..300) {
         let edited = apply(&token_limit(limit), messages.clone(), None);
-        let left: HashSet<_> = indices(&edited).into_iter().collect();
+        let remaining: HashSet<_> = indices(&edited).into_iter().collect();
         prop_assert!(edited.iter().map(|message| message.tokens).sum::<usize>() <= limit);
         for (result, call) in exchanges(&messages) {
-            prop_assert_eq!(left.contains(&result), left.contains(&call));
+            prop_assert_eq!(remaining.contains(&result), remaining.contains(&call));
         }
-        // Nothing goes without need.
+        // Nothing is removed unless it is necessary.
         let all: usize = messages.iter().map(|message| message.tokens).sum();
-        prop_assert!(left.len() == messages.len() || all > limit);
+        prop_assert!(remaining.len() == messages.len() || all > limit);
     }
 
     #[test]
-    fn orderly_calls_go_with_their_last_result(messages in orderly(), limit in 1_usize..300) {
-        let left = indices(&apply(&token_limit(limit), messages.clone(), None));
-        prop_assert_eq!(left, with_the_last_results(&messages, limit));
+    fn orderly_calls_are_removed_with_their_last_result(messages in orderly_conversation(), limit in 1_usize..300) {
+        let remaining = indices(&apply(&token_limit(limit), messages.clone(), None));
+        prop_assert_eq!(remaining, token_limit_naively(&messages, limit));
     }
 
     #[test]
-    fn the_middle_goes_with_all_that_shares_its_ids(messages in conversation(), target in 1_usize..300) {
-        // Old functions without ids have rules of their own.
+    fn middle_messages_are_removed_with_all_that_share_their_ids(messages in conversation(), target in 1_usize..300) {
+        // Excludes deprecated function calls without ids, to which other rules apply.
         let messages: Vec<_> = messages.into_iter().map(|mut one| {
             one.parts.retain(|part| !part.meta.contains_key("function_name"));
             message(one.parts)
         }).collect();
         let edited = apply(&middle_out(target), messages.clone(), None);
-        prop_assert_eq!(indices(&edited), slowly_from_the_middle(&messages, target));
-        let left: HashSet<_> = indices(&edited).into_iter().collect();
+        prop_assert_eq!(indices(&edited), middle_out_naively(&messages, target));
+        let remaining: HashSet<_> = indices(&edited).into_iter().collect();
         for (result, call) in exchanges(&messages) {
-            prop_assert_eq!(left.contains(&result), left.contains(&call));
+            prop_assert_eq!(remaining.contains(&result), remaining.contains(&call));
         }
     }
 
     #[test]
-    fn any_text_is_read_or_refused(
+    fn any_text_is_accepted_or_rejected(
         text in "[\\[\\]{}\",:0-9a-z_ ]{0,60}",
         list in prop::collection::vec(any_strategy(), 0..20),
     ) {

@@ -1,40 +1,39 @@
-//! `remove_tool_call_params`: calls of tools lose their arguments, but for the most recent calls.
+//! `remove_tool_call_params` clears the arguments of all tool calls except the most recent ones.
 
 use serde_json::Value;
 
-use super::draft::{EditableMessage, text_at};
+use super::editable_message::{EditableMessage, str_at};
 use super::params::{Params, ParseError};
 use super::selection::AllButRecent;
-use crate::conversation::parts::{Kind, Part};
+use crate::conversation::parts::{Part, PartKind};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RemoveToolCallParams {
-    older: AllButRecent,
+    selection: AllButRecent,
 }
 
 impl RemoveToolCallParams {
-    pub(super) fn read(params: &Params) -> Result<Self, ParseError> {
-        Ok(Self { older: AllButRecent::read(params, "keep_recent_n_tool_calls")? })
+    pub(super) fn parse(params: &Params) -> Result<Self, ParseError> {
+        Ok(Self { selection: AllButRecent::parse(params, "keep_recent_n_tool_calls")? })
     }
 
-    pub(super) fn apply(&self, drafts: &mut [EditableMessage]) {
-        let is_kept = |part: &Part| self.older.keeps(text_at(&part.meta, "name"));
-        let mut places = self.older.places(drafts, |part| part.kind == Kind::ToolCall && !is_kept(part));
-        places.retain(|&(message, part)| self.changes(&drafts[message].parts()[part]));
-        for places in places.chunk_by(|one, next| one.0 == next.0) {
-            let (message, _) = places[0];
-            let places: Vec<_> = places.iter().map(|place| place.1).collect();
-            drafts[message].empty_arguments(&places);
+    pub(super) fn apply(&self, messages: &mut [EditableMessage]) {
+        let is_kept = |part: &Part| self.selection.keeps_tool(str_at(&part.meta, "name"));
+        let mut selected = self.selection.select(messages, |part| part.kind == PartKind::ToolCall && !is_kept(part));
+        selected.retain(|position| self.must_clear(&messages[position.message].parts()[position.part]));
+        for of_message in selected.chunk_by(|position, next| position.message == next.message) {
+            let indices: Vec<_> = of_message.iter().map(|position| position.part).collect();
+            messages[of_message[0].message].clear_arguments(&indices);
         }
     }
 
-    /// A call that says nothing at all is left alone. One without arguments gets empty ones, unless only long ones
-    /// change.
-    fn changes(&self, call: &Part) -> bool {
+    /// Returns `true` if the arguments of a call must be cleared. A call without arguments gets empty arguments, unless it has
+    /// no fields at all or there is a token threshold.
+    fn must_clear(&self, call: &Part) -> bool {
         match call.meta.get("arguments") {
-            None => !call.meta.is_empty() && self.older.is_long(""),
-            Some(Value::String(arguments)) => self.older.is_long(arguments),
-            Some(arguments) => self.older.is_long(&arguments.to_string()),
+            None => !call.meta.is_empty() && self.selection.exceeds_threshold(""),
+            Some(Value::String(arguments)) => self.selection.exceeds_threshold(arguments),
+            Some(arguments) => self.selection.exceeds_threshold(&arguments.to_string()),
         }
     }
 }

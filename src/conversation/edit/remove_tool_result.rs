@@ -1,62 +1,63 @@
-//! `remove_tool_result`: a word stands for what tools returned, but for the most recent results.
+//! `remove_tool_result` replaces the texts of all tool results except the most recent ones with a placeholder.
 //!
-//! The result itself stays, with the id of its call, so that a model still finds each call answered. What came with it,
-//! such as an image, goes.
+//! A replaced result remains, with the id of its call, because models require a result for each call. Its attachments, such
+//! as images, are removed.
 
 use std::collections::HashMap;
 
-use super::draft::{EditableMessage, text_at};
+use super::editable_message::{EditableMessage, str_at};
 use super::params::{Params, ParseError};
 use super::selection::AllButRecent;
-use crate::conversation::parts::{Kind, Part};
+use crate::conversation::parts::{Part, PartKind};
 
-const PLACEHOLDER: &str = "Done";
+const DEFAULT_PLACEHOLDER: &str = "Done";
 
-/// A word stands for many results, and must not make an answer much longer than what is stored. In bytes.
-const MAX_PLACEHOLDER: usize = 1024;
+/// The maximum length of a placeholder. A placeholder can replace many results, and the response must not be much longer than
+/// the stored messages.
+const MAX_PLACEHOLDER_BYTES: usize = 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RemoveToolResult {
-    older: AllButRecent,
+    selection: AllButRecent,
     placeholder: String,
 }
 
 impl RemoveToolResult {
-    pub(super) fn read(params: &Params) -> Result<Self, ParseError> {
-        let older = AllButRecent::read(params, "keep_recent_n_tool_results")?;
-        let placeholder = params.text("tool_result_placeholder", MAX_PLACEHOLDER)?.unwrap_or_default().trim();
-        let placeholder = if placeholder.is_empty() { PLACEHOLDER } else { placeholder };
-        Ok(Self { older, placeholder: placeholder.to_owned() })
+    pub(super) fn parse(params: &Params) -> Result<Self, ParseError> {
+        let selection = AllButRecent::parse(params, "keep_recent_n_tool_results")?;
+        let placeholder = params.string("tool_result_placeholder", MAX_PLACEHOLDER_BYTES)?.unwrap_or_default().trim();
+        let placeholder = if placeholder.is_empty() { DEFAULT_PLACEHOLDER } else { placeholder };
+        Ok(Self { selection, placeholder: placeholder.to_owned() })
     }
 
-    pub(super) fn apply(&self, drafts: &mut [EditableMessage]) {
-        let names = if self.older.keeps_tools() { names(drafts) } else { HashMap::new() };
-        let is_kept = |part: &Part| tool(part, &names).is_some_and(|tool| self.older.keeps(tool));
-        let mut places = self.older.places(drafts, |part| part.kind == Kind::ToolResult && !is_kept(part));
-        places.retain(|&(message, part)| {
-            let text = &drafts[message].parts()[part].text;
-            self.older.is_long(text)
+    pub(super) fn apply(&self, messages: &mut [EditableMessage]) {
+        let tool_names = if self.selection.has_kept_tools() { tool_names(messages) } else { HashMap::new() };
+        let is_kept =
+            |part: &Part| tool_of_result(part, &tool_names).is_some_and(|tool| self.selection.keeps_tool(tool));
+        let mut selected = self.selection.select(messages, |part| part.kind == PartKind::ToolResult && !is_kept(part));
+        selected.retain(|position| {
+            let text = &messages[position.message].parts()[position.part].text;
+            self.selection.exceeds_threshold(text)
         });
-        for places in places.chunk_by(|one, next| one.0 == next.0) {
-            let (message, _) = places[0];
-            let places: Vec<_> = places.iter().map(|place| place.1).collect();
-            drafts[message].replace_results(&places, &self.placeholder);
+        for of_message in selected.chunk_by(|position, next| position.message == next.message) {
+            let indices: Vec<_> = of_message.iter().map(|position| position.part).collect();
+            messages[of_message[0].message].replace_results(&indices, &self.placeholder);
         }
     }
 }
 
-/// The tool whose result it is: by its call, if that is among the messages. Results without an id, as `OpenAI`'s old
-/// functions give them, say it themselves.
-fn tool<'a>(result: &'a Part, names: &HashMap<&str, &'a str>) -> Option<&'a str> {
-    match text_at(&result.meta, "tool_call_id") {
-        "" => Some(text_at(&result.meta, "function_name")),
-        id => names.get(id).copied(),
+/// Returns the name of the tool that returned a result. The call with the same id has the name. Results without an id
+/// (`OpenAI`'s deprecated function calls) contain the name themselves.
+fn tool_of_result<'a>(result: &'a Part, tool_names: &HashMap<&str, &'a str>) -> Option<&'a str> {
+    match str_at(&result.meta, "tool_call_id") {
+        "" => Some(str_at(&result.meta, "function_name")),
+        id => tool_names.get(id).copied(),
     }
 }
 
-/// The names of tools by the ids of their calls.
-fn names(drafts: &[EditableMessage]) -> HashMap<&str, &str> {
-    let calls = drafts.iter().flat_map(EditableMessage::parts).filter(|part| part.kind == Kind::ToolCall);
-    let named = calls.map(|call| (text_at(&call.meta, "id"), text_at(&call.meta, "name")));
-    named.filter(|(id, name)| !id.is_empty() && !name.is_empty()).collect()
+/// Returns the names of tools by the ids of their calls.
+fn tool_names(messages: &[EditableMessage]) -> HashMap<&str, &str> {
+    let calls = messages.iter().flat_map(EditableMessage::parts).filter(|part| part.kind == PartKind::ToolCall);
+    let names = calls.map(|call| (str_at(&call.meta, "id"), str_at(&call.meta, "name")));
+    names.filter(|(id, name)| !id.is_empty() && !name.is_empty()).collect()
 }

@@ -1,4 +1,4 @@
-//! Strategies and what becomes of a conversation, one by one.
+//! Tests of each strategy with example conversations.
 
 use serde_json::{Value, json};
 
@@ -9,14 +9,14 @@ use crate::conversation::tokens;
 fn messages(bodies: &[Value]) -> Vec<Message> {
     let message = |body: &Value| {
         let format = if body.get("parts").is_some() { Format::Acontext } else { Format::OpenAi };
-        let parts = format::parts(format, body.clone());
-        Message { tokens: tokens::of_parts(&parts), parts }
+        let parts = format::to_parts(format, body.clone());
+        Message { tokens: tokens::count_parts(&parts), parts }
     };
     bodies.iter().map(message).collect()
 }
 
 fn call(id: &str, name: &str) -> Value {
-    let function = json!({"name": name, "arguments": "{\"query\":\"a harbour with a lighthouse\"}"});
+    let function = json!({"name": name, "arguments": "{\"query\":\"a harbor with a lighthouse\"}"});
     json!({"role": "assistant", "tool_calls": [{"id": id, "type": "function", "function": function}]})
 }
 
@@ -24,65 +24,65 @@ fn result(id: &str, text: &str) -> Value {
     json!({"role": "tool", "tool_call_id": id, "content": text})
 }
 
-fn said(text: &str) -> Value {
+fn user_message(text: &str) -> Value {
     json!({"role": "user", "content": text})
 }
 
-/// Four calls with their results, a question before and an answer after them: ten messages.
-fn harbour() -> Vec<Message> {
+/// Returns ten messages: a question, four calls with their results, and an answer.
+fn sample_conversation() -> Vec<Message> {
     messages(&[
-        said("Where does the boat go from?"),
+        user_message("Where does the boat go from?"),
         call("a", "map"),
-        result("a", "the old harbour, beside the fish market"),
+        result("a", "the old harbor, near the fish market"),
         call("b", "search"),
         result("b", "ok"),
         call("c", "map"),
         result("c", "pier four, the long one with the blue shed at its end"),
         call("d", "search"),
         result("d", "it leaves at nine"),
-        said("From pier four, at nine."),
+        user_message("From pier four, at nine."),
     ])
 }
 
-fn edited(strategies: &Value, messages: Vec<Message>) -> Vec<Edited> {
+fn edit(strategies: &Value, messages: Vec<Message>) -> Vec<EditedMessage> {
     apply(&parse(&strategies.to_string()).unwrap(), messages, None)
 }
 
-fn one(name: &str, params: &Value, messages: Vec<Message>) -> Vec<Edited> {
-    edited(&json!([{"type": name, "params": params}]), messages)
+fn edit_with(name: &str, params: &Value, messages: Vec<Message>) -> Vec<EditedMessage> {
+    edit(&json!([{"type": name, "params": params}]), messages)
 }
 
-/// The texts of all results that are left.
-fn results(of: &[Edited]) -> Vec<&str> {
-    let parts = of.iter().flat_map(|message| &message.parts);
+/// Returns the texts of all remaining results.
+fn results(messages: &[EditedMessage]) -> Vec<&str> {
+    let parts = messages.iter().flat_map(|message| &message.parts);
     parts
-        .filter(|part| part.kind == crate::conversation::parts::Kind::ToolResult)
+        .filter(|part| part.kind == crate::conversation::parts::PartKind::ToolResult)
         .map(|part| part.text.as_str())
         .collect()
 }
 
-/// The arguments of all calls that are left.
-fn arguments(of: &[Edited]) -> Vec<&Value> {
-    of.iter().flat_map(|message| &message.parts).filter_map(|part| part.meta.get("arguments")).collect()
+/// Returns the arguments of all remaining calls.
+fn arguments(messages: &[EditedMessage]) -> Vec<&Value> {
+    messages.iter().flat_map(|message| &message.parts).filter_map(|part| part.meta.get("arguments")).collect()
 }
 
-fn indices(of: &[Edited]) -> Vec<usize> {
-    of.iter().map(|message| message.index).collect()
+fn indices(messages: &[EditedMessage]) -> Vec<usize> {
+    messages.iter().map(|message| message.index).collect()
 }
 
-fn with_result(params: &Value) -> Vec<String> {
-    results(&one("remove_tool_result", params, harbour())).into_iter().map(str::to_owned).collect()
+fn results_after(params: &Value) -> Vec<String> {
+    results(&edit_with("remove_tool_result", params, sample_conversation())).into_iter().map(str::to_owned).collect()
 }
 
 const RESULTS: [&str; 4] = [
-    "the old harbour, beside the fish market",
+    "the old harbor, near the fish market",
     "ok",
     "pier four, the long one with the blue shed at its end",
     "it leaves at nine",
 ];
 
 #[test]
-fn results_give_way_to_a_word_but_for_the_last() {
+fn results_except_recent_ones_are_replaced() {
     let [a, b, c, d] = RESULTS;
     for (params, expected) in [
         (json!({}), ["Done", b, c, d]),
@@ -91,46 +91,49 @@ fn results_give_way_to_a_word_but_for_the_last() {
         (json!({"keep_recent_n_tool_results": 2.9}), ["Done", "Done", c, d]),
         (json!({"keep_recent_n_tool_results": -0.9, "tool_result_placeholder": " \n"}), ["Done"; 4]),
         (json!({"keep_recent_n_tool_results": 1, "tool_result_placeholder": " gone "}), ["gone", "gone", "gone", d]),
-        // What is kept does not use up the number.
+        // Excluded results do not count as recent ones.
         (json!({"keep_recent_n_tool_results": 1, "keep_tools": ["search"]}), ["Done", b, c, d]),
         (json!({"keep_recent_n_tool_results": 0, "keep_tools": ["map", "x"]}), [a, "Done", c, "Done"]),
-        // What is short does.
+        // Short results do.
         (json!({"keep_recent_n_tool_results": 2, "gt_token": 3}), ["Done", b, c, d]),
         (json!({"keep_recent_n_tool_results": 0, "gt_token": 1.5}), ["Done", b, "Done", "Done"]),
         (json!({"keep_recent_n_tool_results": 0, "gt_token": 1000, "unheard_of": null}), RESULTS),
     ] {
-        assert_eq!(with_result(&params), expected, "{params}");
+        assert_eq!(results_after(&params), expected, "{params}");
     }
 }
 
 #[test]
-fn a_tool_is_known_by_its_call_alone() {
+fn the_tool_of_a_result_is_that_of_its_call() {
     let keep = json!({"keep_recent_n_tool_results": 0, "keep_tools": ["map"]});
     let named = json!({"parts": [{"type": "tool-result", "text": "x", "meta": {"tool_call_id": "z", "name": "map"}}]});
-    assert_eq!(results(&one("remove_tool_result", &keep, messages(&[named]))), ["Done"]);
+    assert_eq!(results(&edit_with("remove_tool_result", &keep, messages(&[named]))), ["Done"]);
     let number = json!({"parts": [{"type": "tool-result", "text": "x", "meta": {"tool_call_id": 5}}]});
-    assert_eq!(results(&one("remove_tool_result", &keep, messages(&[call("5", "map"), number]))), ["Done"]);
-    // Old functions have nothing but their name.
+    assert_eq!(results(&edit_with("remove_tool_result", &keep, messages(&[call("5", "map"), number]))), ["Done"]);
+    // Deprecated function calls have only their name.
     let old = json!({"role": "function", "name": "map", "content": "x"});
-    assert_eq!(results(&one("remove_tool_result", &keep, messages(&[old]))), ["x"]);
+    assert_eq!(results(&edit_with("remove_tool_result", &keep, messages(&[old]))), ["x"]);
 }
 
 #[test]
-fn what_came_with_a_result_goes_with_it() {
+fn attachments_are_removed_with_their_result() {
     let part = |kind: &str, id: &str| json!({"type": kind, "text": kind, "meta": {"tool_call_id": id}});
     let parts = ["tool-result", "image", "tool-call", "data"].map(|kind| part(kind, "a"));
     let others = [part("image", "b"), part("image", "a"), part("tool-result", "b"), part("file", "b")];
     let parts: Vec<_> = parts.into_iter().chain(others).collect();
-    let edited =
-        one("remove_tool_result", &json!({"keep_recent_n_tool_results": 1}), messages(&[json!({"parts": parts})]));
-    let left: Vec<_> = edited[0].parts.iter().map(|part| part.text.as_str()).collect();
-    assert_eq!(left, ["Done", "tool-call", "image", "image", "tool-result", "file"]);
-    assert_eq!(edited[0].changes, [Change::Result { nth: 0, text: "Done".into() }]);
+    let edited = edit_with(
+        "remove_tool_result",
+        &json!({"keep_recent_n_tool_results": 1}),
+        messages(&[json!({"parts": parts})]),
+    );
+    let remaining: Vec<_> = edited[0].parts.iter().map(|part| part.text.as_str()).collect();
+    assert_eq!(remaining, ["Done", "tool-call", "image", "image", "tool-result", "file"]);
+    assert_eq!(edited[0].changes, [BodyChange::ReplaceResult { result_index: 0, text: "Done".into() }]);
 }
 
 #[test]
-fn arguments_give_way_to_none_but_for_the_last() {
-    let full = "{\"query\":\"a harbour with a lighthouse\"}";
+fn arguments_except_recent_ones_are_cleared() {
+    let full = "{\"query\":\"a harbor with a lighthouse\"}";
     for (params, expected) in [
         (json!({}), ["{}", full, full, full]),
         (json!({"keep_recent_n_tool_calls": 0}), ["{}"; 4]),
@@ -139,12 +142,16 @@ fn arguments_give_way_to_none_but_for_the_last() {
         (json!({"keep_recent_n_tool_calls": 0, "gt_token": 500}), [full; 4]),
         (json!({"keep_recent_n_tool_calls": 0, "gt_token": 2}), ["{}"; 4]),
     ] {
-        assert_eq!(arguments(&one("remove_tool_call_params", &params, harbour())), expected, "{params}");
+        assert_eq!(
+            arguments(&edit_with("remove_tool_call_params", &params, sample_conversation())),
+            expected,
+            "{params}"
+        );
     }
 }
 
 #[test]
-fn odd_calls_lose_what_they_have() {
+fn arguments_of_unusual_calls_are_cleared() {
     let part = |meta: Value| json!({"type": "tool-call", "meta": meta});
     let parts = [
         json!({}),
@@ -154,77 +161,81 @@ fn odd_calls_lose_what_they_have() {
         json!({"name": "f", "arguments": "words", "type": "custom"}),
     ];
     let message = messages(&[json!({"parts": parts.map(part)})]);
-    let edit = |params: Value| one("remove_tool_call_params", &params, message.clone()).remove(0);
-    let changed = |of: &Edited| -> Vec<Value> {
-        of.parts.iter().map(|part| part.meta.get("arguments").cloned().into_iter().collect()).collect()
+    let edit_message = |params: Value| edit_with("remove_tool_call_params", &params, message.clone()).remove(0);
+    let arguments = |message: &EditedMessage| -> Vec<Value> {
+        message.parts.iter().map(|part| part.meta.get("arguments").cloned().into_iter().collect()).collect()
     };
 
-    let all = edit(json!({"keep_recent_n_tool_calls": 0}));
-    assert_eq!(changed(&all), [json!([]), json!(["{}"]), json!(["{}"]), json!(["{}"]), json!([""])]);
-    assert_eq!(all.changes, [1, 2, 4].map(|nth| Change::Arguments { nth }));
-    assert_eq!(all.tokens, tokens::of_parts(&all.parts));
-    let long = edit(json!({"keep_recent_n_tool_calls": 0, "gt_token": 5}));
-    assert_eq!(long.changes, [Change::Arguments { nth: 2 }]);
+    let all = edit_message(json!({"keep_recent_n_tool_calls": 0}));
+    assert_eq!(arguments(&all), [json!([]), json!(["{}"]), json!(["{}"]), json!(["{}"]), json!([""])]);
+    assert_eq!(all.changes, [1, 2, 4].map(|call_index| BodyChange::ClearArguments { call_index }));
+    assert_eq!(all.tokens, tokens::count_parts(&all.parts));
+    let long = edit_message(json!({"keep_recent_n_tool_calls": 0, "gt_token": 5}));
+    assert_eq!(long.changes, [BodyChange::ClearArguments { call_index: 2 }]);
 }
 
 #[test]
-fn the_oldest_go_until_the_limit_is_kept() {
-    let all: usize = harbour().iter().map(|message| message.tokens).sum();
-    let first = harbour()[0].tokens;
-    let last = harbour()[9].tokens;
+fn oldest_messages_are_removed_until_the_limit_is_met() {
+    let all: usize = sample_conversation().iter().map(|message| message.tokens).sum();
+    let first = sample_conversation()[0].tokens;
+    let last = sample_conversation()[9].tokens;
     for (limit, expected) in [
         (all, (0..10).collect::<Vec<_>>()),
         (all - 1, (1..10).collect()),
         (all - first, (1..10).collect()),
-        // The call and its result.
+        // A call and its result are removed together.
         (all - first - 1, (3..10).collect()),
         (last, vec![9]),
         (last - 1, vec![]),
     ] {
-        assert_eq!(indices(&one("token_limit", &json!({"limit_tokens": limit}), harbour())), expected, "{limit}");
+        assert_eq!(
+            indices(&edit_with("token_limit", &json!({"limit_tokens": limit}), sample_conversation())),
+            expected,
+            "{limit}"
+        );
     }
 }
 
 #[test]
-fn under_a_limit_each_result_keeps_its_call() {
+fn token_limit_removes_results_with_their_calls() {
     let long = "a long story that has to go, since there is no room for it".repeat(9);
-    let limit = |bodies: &[Value]| indices(&one("token_limit", &json!({"limit_tokens": 60}), messages(bodies)));
-    // One message answers two calls.
+    let limit = |bodies: &[Value]| indices(&edit_with("token_limit", &json!({"limit_tokens": 60}), messages(bodies)));
+    // One message contains the results of two calls.
     let both = ["a", "b"].map(|id| json!({"type": "tool-result", "text": "x", "meta": {"tool_call_id": id}}));
     let both = json!({"parts": both});
     let story =
         json!({"parts": [{"type": "text", "text": long}, {"type": "tool-call", "meta": {"id": "a", "name": "f"}}]});
-    assert_eq!(limit(&[story.clone(), call("b", "f"), both, said("end")]), [3]);
-    // A result in two messages, and one before its call.
-    assert_eq!(limit(&[story.clone(), result("a", "x"), result("a", "y"), said("end")]), [3]);
-    assert_eq!(limit(&[result("a", &long), story.clone(), said("end")]), [2]);
-    // The same id again is another call.
+    assert_eq!(limit(&[story.clone(), call("b", "f"), both, user_message("end")]), [3]);
+    // A call has results in two messages; a result precedes its call.
+    assert_eq!(limit(&[story.clone(), result("a", "x"), result("a", "y"), user_message("end")]), [3]);
+    assert_eq!(limit(&[result("a", &long), story.clone(), user_message("end")]), [2]);
+    // An id is used again for another call.
     assert_eq!(limit(&[story, result("a", "x"), call("a", "f"), result("a", "y")]), [2, 3]);
-    // Old functions go by their name.
+    // Deprecated function calls are matched by name.
     let old = json!({"role": "assistant", "content": long, "function_call": {"name": "f", "arguments": "{}"}});
-    let answer = json!({"role": "function", "name": "f", "content": "x"});
-    assert_eq!(limit(&[old, answer, said("end")]), [2]);
+    let response = json!({"role": "function", "name": "f", "content": "x"});
+    assert_eq!(limit(&[old, response, user_message("end")]), [2]);
 }
 
 #[test]
-fn the_middle_goes_first() {
-    let all: usize = harbour().iter().map(|message| message.tokens).sum();
-    let reduce = |to: usize| indices(&one("middle_out", &json!({"token_reduce_to": to}), harbour()));
+fn middle_messages_are_removed_first() {
+    let all: usize = sample_conversation().iter().map(|message| message.tokens).sum();
+    let reduce = |to: usize| indices(&edit_with("middle_out", &json!({"token_reduce_to": to}), sample_conversation()));
     assert_eq!(reduce(all), (0..10).collect::<Vec<_>>());
-    // The sixth of ten, a call, and its result; then the fifth of eight and its own.
+    // First the sixth of ten, which is a call, and its result; then the fifth of eight and its result.
     assert_eq!(reduce(all - 1), [0, 1, 2, 3, 4, 7, 8, 9]);
-    let left: usize = [0, 1, 2, 3, 4, 7, 8, 9].iter().map(|at| harbour()[*at].tokens).sum();
-    assert_eq!(reduce(left - 1), [0, 1, 2, 7, 8, 9]);
-    // Of the last two the newer one stays.
-    assert_eq!(reduce(harbour()[9].tokens), [9]);
+    let remaining: usize = [0, 1, 2, 3, 4, 7, 8, 9].iter().map(|index| sample_conversation()[*index].tokens).sum();
+    assert_eq!(reduce(remaining - 1), [0, 1, 2, 7, 8, 9]);
+    // Of the last two, the newer one remains.
+    assert_eq!(reduce(sample_conversation()[9].tokens), [9]);
     assert_eq!(reduce(1), [0; 0]);
-    // Whatever shares an id goes along, over and over.
-    let chain = [said("one"), call("a", "f"), result("a", "x"), call("a", "g"), said("two")];
-    assert_eq!(indices(&one("middle_out", &json!({"token_reduce_to": 10}), messages(&chain))), [0, 4]);
+    // Messages that share an id are removed together, transitively.
+    let chain = [user_message("one"), call("a", "f"), result("a", "x"), call("a", "g"), user_message("two")];
+    assert_eq!(indices(&edit_with("middle_out", &json!({"token_reduce_to": 10}), messages(&chain))), [0, 4]);
 }
 
 #[test]
-fn strategies_work_in_a_fixed_order() {
+fn strategies_are_applied_in_a_fixed_order() {
     let result = |text: &str| {
         let params = json!({"keep_recent_n_tool_results": 0, "tool_result_placeholder": text});
         json!({"type": "remove_tool_result", "params": params})
@@ -232,41 +243,41 @@ fn strategies_work_in_a_fixed_order() {
     let params = json!({"type": "remove_tool_call_params"});
     let middle = json!({"type": "middle_out", "params": {"token_reduce_to": 90.0}});
     let limit = json!({"type": "token_limit", "params": {"limit_tokens": 60}});
-    let right = edited(&json!([result("A"), result("B"), params, middle, limit]), harbour());
-    assert_eq!(edited(&json!([limit, middle, result("A"), params, result("B")]), harbour()), right);
-    assert!(!results(&right).is_empty() && results(&right).iter().all(|text| *text == "B"));
-    // Shorter results fit under a limit that they would not have fitted under.
+    let expected = edit(&json!([result("A"), result("B"), params, middle, limit]), sample_conversation());
+    assert_eq!(edit(&json!([limit, middle, result("A"), params, result("B")]), sample_conversation()), expected);
+    assert!(!results(&expected).is_empty() && results(&expected).iter().all(|text| *text == "B"));
+    // The original results exceed the limit, the shortened ones do not.
     let fits = json!([{"type": "token_limit", "params": {"limit_tokens": 140}}, result("Done")]);
-    assert_eq!(edited(&fits, harbour()).len(), 10);
+    assert_eq!(edit(&fits, sample_conversation()).len(), 10);
 }
 
 #[test]
-fn nothing_after_the_pin_changes_or_counts() {
+fn messages_after_the_pin_are_ignored() {
     let strategies = parse(r#"[{"type":"remove_tool_result","params":{"keep_recent_n_tool_results":1}}]"#).unwrap();
     let [_, _, c, d] = RESULTS;
-    assert_eq!(results(&apply(&strategies, harbour(), Some(4))), ["Done", "ok", c, d]);
-    assert_eq!(results(&apply(&strategies, harbour(), Some(6))), ["Done", "Done", c, d]);
-    assert_eq!(apply(&strategies, harbour(), Some(9)), apply(&strategies, harbour(), None));
-    assert_eq!(apply(&strategies, harbour(), Some(10)), apply(&strategies, harbour(), None));
-    // The pinned message may go.
+    assert_eq!(results(&apply(&strategies, sample_conversation(), Some(4))), ["Done", "ok", c, d]);
+    assert_eq!(results(&apply(&strategies, sample_conversation(), Some(6))), ["Done", "Done", c, d]);
+    assert_eq!(apply(&strategies, sample_conversation(), Some(9)), apply(&strategies, sample_conversation(), None));
+    assert_eq!(apply(&strategies, sample_conversation(), Some(10)), apply(&strategies, sample_conversation(), None));
+    // The pinned message may be removed.
     let limit = parse(r#"[{"type":"token_limit","params":{"limit_tokens":1}}]"#).unwrap();
-    assert_eq!(indices(&apply(&limit, harbour(), Some(2))), (3..10).collect::<Vec<_>>());
-    assert_eq!(indices(&apply(&[], harbour(), Some(2))), (0..10).collect::<Vec<_>>());
+    assert_eq!(indices(&apply(&limit, sample_conversation(), Some(2))), (3..10).collect::<Vec<_>>());
+    assert_eq!(indices(&apply(&[], sample_conversation(), Some(2))), (0..10).collect::<Vec<_>>());
 }
 
 #[test]
-fn where_a_page_was_edited() {
+fn pin_index_is_the_last_edited_message() {
     let some = parse(r#"[{"type":"remove_tool_result"}]"#).unwrap();
-    assert_eq!(edited_at(&some, 10, Some(4)), Some(4));
-    assert_eq!(edited_at(&some, 10, None), Some(9));
-    assert_eq!(edited_at(&some, 10, Some(10)), Some(9));
-    assert_eq!(edited_at(&[], 10, Some(4)), Some(9));
-    assert_eq!(edited_at(&some, 0, None), None);
+    assert_eq!(pin_index(&some, 10, Some(4)), Some(4));
+    assert_eq!(pin_index(&some, 10, None), Some(9));
+    assert_eq!(pin_index(&some, 10, Some(10)), Some(9));
+    assert_eq!(pin_index(&[], 10, Some(4)), Some(9));
+    assert_eq!(pin_index(&some, 0, None), None);
 }
 
 #[test]
-fn what_is_no_list_of_objects_is_malformed() {
-    for (text, place) in [
+fn other_values_than_lists_of_objects_are_malformed() {
+    for (text, path) in [
         ("{broken", "edit_strategies"),
         (" ", "edit_strategies"),
         ("{\"type\":\"token_limit\"}", "edit_strategies"),
@@ -278,7 +289,9 @@ fn what_is_no_list_of_objects_is_malformed() {
         ("[{\"type\":\"middle_out\",\"params\":[]}]", "edit_strategies[0].params"),
     ] {
         match parse(text) {
-            Err(ParseError::Malformed { field, why }) => assert!(field == place && !why.is_empty(), "{text}: {field}"),
+            Err(ParseError::Malformed { field, reason }) => {
+                assert!(field == path && !reason.is_empty(), "{text}: {field}");
+            }
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -288,15 +301,16 @@ fn what_is_no_list_of_objects_is_malformed() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_strategies_are_rejected() {
     let params = |name: &str, key: &str, values: Value| {
         let values = values.as_array().unwrap().clone().into_iter();
         values
             .map(|value| (json!([{"type": name, "params": {key: value}}]), format!("[0].params.{key}")))
             .collect::<Vec<_>>()
     };
-    let no_number: Value = serde_json::from_str(r#"[null,true,"3",[1],-1,1e30,1e400,9223372036854775808]"#).unwrap();
-    let no_list = json!([null, "map", 5, {}, [1], ["map", null]]);
+    let invalid_numbers: Value =
+        serde_json::from_str(r#"[null,true,"3",[1],-1,1e30,1e400,9223372036854775808]"#).unwrap();
+    let invalid_lists = json!([null, "map", 5, {}, [1], ["map", null]]);
     let mut cases = vec![
         (json!([{"type": "unheard_of"}]), "[0].type".to_owned()),
         (json!([{"type": "remove_tool_result"}, {"params": {}}]), "[1].type".into()),
@@ -308,20 +322,20 @@ fn what_cannot_be_is_refused() {
     for (name, recent) in
         [("remove_tool_result", "keep_recent_n_tool_results"), ("remove_tool_call_params", "keep_recent_n_tool_calls")]
     {
-        cases.extend(params(name, recent, no_number.clone()));
-        cases.extend(params(name, "gt_token", no_number.clone()));
+        cases.extend(params(name, recent, invalid_numbers.clone()));
+        cases.extend(params(name, "gt_token", invalid_numbers.clone()));
         cases.extend(params(name, "gt_token", json!([0, 0.9])));
-        cases.extend(params(name, "keep_tools", no_list.clone()));
+        cases.extend(params(name, "keep_tools", invalid_lists.clone()));
     }
     cases.extend(params("remove_tool_result", "tool_result_placeholder", json!([null, 5, ["Done"], "x".repeat(1025)])));
-    cases.extend(params("token_limit", "limit_tokens", no_number.clone()));
+    cases.extend(params("token_limit", "limit_tokens", invalid_numbers.clone()));
     cases.extend(params("token_limit", "limit_tokens", json!([0, 0.5])));
-    cases.extend(params("middle_out", "token_reduce_to", no_number));
+    cases.extend(params("middle_out", "token_reduce_to", invalid_numbers));
     cases.extend(params("middle_out", "token_reduce_to", json!([0, 10.5])));
-    for (strategies, place) in cases {
+    for (strategies, path) in cases {
         match parse(&strategies.to_string()) {
-            Err(ParseError::Invalid { field, why }) => {
-                assert!(field == format!("edit_strategies{place}") && !why.is_empty(), "{strategies}: {field}");
+            Err(ParseError::Invalid { field, reason }) => {
+                assert!(field == format!("edit_strategies{path}") && !reason.is_empty(), "{strategies}: {field}");
             }
             other => panic!("{strategies}: {other:?}"),
         }
@@ -329,11 +343,12 @@ fn what_cannot_be_is_refused() {
 }
 
 #[test]
-fn numbers_may_be_written_in_any_way() {
+fn equal_numbers_may_be_written_differently() {
     let same = |name: &str, key: &str, texts: &[&str]| {
-        let read = |text: &&str| parse(&format!("[{{\"type\":\"{name}\",\"params\":{{\"{key}\":{text}}}}}]")).unwrap();
-        let all: Vec<_> = texts.iter().map(read).collect();
-        assert!(all.iter().all(|one| *one == all[0]), "{texts:?}");
+        let parse_text =
+            |text: &&str| parse(&format!("[{{\"type\":\"{name}\",\"params\":{{\"{key}\":{text}}}}}]")).unwrap();
+        let all: Vec<_> = texts.iter().map(parse_text).collect();
+        assert!(all.iter().all(|strategies| *strategies == all[0]), "{texts:?}");
     };
     same("token_limit", "limit_tokens", &["100", "1e2", "100.9", "0.1005e3"]);
     same("middle_out", "token_reduce_to", &["100", "1E2", "100.0"]);

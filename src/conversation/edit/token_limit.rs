@@ -1,14 +1,16 @@
-//! `token_limit`: the oldest messages go, until the rest takes no more than so many tokens.
+//! `token_limit` removes the oldest messages until the remaining messages have at most the given number of tokens. If
+//! necessary, it removes all messages.
 //!
-//! With a message goes every other that holds a result of its calls or a call of its results, and what hangs on those.
-//! Upstream goes from a call to the last of its results only. That leaves results without a call, or calls without a
-//! result, where one message holds results of several others, a result stands before its call or comes in several
-//! messages, an id is used again, or there is none (`OpenAI`'s old functions). Here a result belongs to the last call
-//! before it. Where each id has one call and, later, one result in a message of its own, both do the same.
+//! If a message is removed, the messages with the results of its calls and the messages with the calls of its results are
+//! removed too, transitively. A result belongs to the last call with its id that precedes it.
 //!
-//! The limit is always reached, if need be by an empty conversation.
+//! The behavior is the same as upstream's if each id has one call and, in a later message, one result. Upstream removes only
+//! the last result of a call. It leaves results without a call, or calls without a result, in these cases:
+//! - A message contains results of calls in several messages.
+//! - A result precedes its call, or occurs in several messages.
+//! - Several calls have the same id, or there is no id (`OpenAI`'s deprecated function calls).
 
-use super::draft::{EditableMessage, drop_marked, total};
+use super::editable_message::{EditableMessage, remove_messages, total_tokens};
 use super::groups::Groups;
 use super::params::{Params, ParseError};
 
@@ -18,29 +20,29 @@ pub(super) struct TokenLimit {
 }
 
 impl TokenLimit {
-    pub(super) fn read(params: &Params) -> Result<Self, ParseError> {
-        Ok(Self { limit: params.required("limit_tokens", params.number("limit_tokens", 1)?)? })
+    pub(super) fn parse(params: &Params) -> Result<Self, ParseError> {
+        Ok(Self { limit: params.required_number("limit_tokens", params.truncated_number("limit_tokens", 1)?)? })
     }
 
-    pub(super) fn apply(&self, drafts: &mut Vec<EditableMessage>) {
-        let mut total = total(drafts);
+    pub(super) fn apply(&self, messages: &mut Vec<EditableMessage>) {
+        let mut total = total_tokens(messages);
         if total <= self.limit {
             return;
         }
-        let groups = Groups::by_exchange(drafts);
-        let mut gone = vec![false; drafts.len()];
-        for oldest in 0..drafts.len() {
+        let groups = Groups::by_call(messages);
+        let mut removed = vec![false; messages.len()];
+        for oldest in 0..messages.len() {
             if total <= self.limit {
                 break;
             }
-            if gone[oldest] {
+            if removed[oldest] {
                 continue;
             }
-            for member in groups.with(oldest) {
-                gone[member] = true;
-                total -= drafts[member].tokens();
+            for member in groups.members(oldest) {
+                removed[member] = true;
+                total -= messages[member].tokens();
             }
         }
-        drop_marked(drafts, &gone);
+        remove_messages(messages, &removed);
     }
 }

@@ -1,59 +1,61 @@
-//! The product's own format: `{"role", "parts": [{"type", "text"?, "file_field"?, "meta"?}], "meta"?}`.
+//! The `acontext` format: `{"role", "parts": [{"type", "text"?, "file_field"?, "meta"?}], "meta"?}`.
 //!
-//! A part that came with a file has `asset` and `filename` once the file is stored.
+//! `file_field` names the form field that contains the file of a part. In a stored body, `asset` and `filename` replace it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::changes::{Changes, ResultAttachments, no_arguments};
+use super::changes::{ChangeCursor, ResultAttachments, empty_arguments};
 use super::value::{
-    Object, drop_nulls, has_nul, object, objects, part, refused, take_block, take_text, text_at, unknown,
+    Object, contains_nul, indexed_objects_mut, invalid, object, opaque_part, part, remove_nulls, str_at,
+    take_as_string, take_opaque_block,
 };
 use super::{Format, InvalidMessage};
-use crate::conversation::parts::{Asset, Kind, Part, Role};
+use crate::conversation::parts::{Asset, Part, PartKind, Role};
 
-const KINDS: &str = "text, image, audio, video, file, tool-call, tool-result, data, thinking or redacted_thinking";
+/// The types of parts, as listed in an error.
+const PART_TYPES: &str = "text, image, audio, video, file, tool-call, tool-result, data, thinking or redacted_thinking";
 
-/// Checks a message; gives its role, its meta and its body.
-pub(super) fn read(mut body: Object) -> Result<(Role, Object, Object), InvalidMessage> {
-    let role = match text_at(&body, "role") {
+/// Normalizes a message and returns its role, meta and body.
+pub(super) fn normalize(mut body: Object) -> Result<(Role, Object, Object), InvalidMessage> {
+    let role = match str_at(&body, "role") {
         "user" => Role::User,
         "assistant" => Role::Assistant,
-        _ => return Err(refused("role", "must be user or assistant")),
+        _ => return Err(invalid("role", "must be user or assistant")),
     };
     let meta = match body.get("meta") {
         None => Object::new(),
-        Some(meta @ Value::Object(_)) if has_nul(meta) => {
-            return Err(refused("meta", "must not contain the character NUL"));
+        Some(meta @ Value::Object(_)) if contains_nul(meta) => {
+            return Err(invalid("meta", "must not contain the character NUL"));
         }
         Some(Value::Object(meta)) => meta.clone(),
-        Some(_) => return Err(refused("meta", "must be an object")),
+        Some(_) => return Err(invalid("meta", "must be an object")),
     };
     let parts = body.entry("parts").or_insert_with(|| Value::Array(Vec::new()));
     let Some(parts) = parts.as_array_mut() else {
-        return Err(refused("parts", "must be a list"));
+        return Err(invalid("parts", "must be a list"));
     };
-    for (at, part) in parts.iter_mut().enumerate() {
-        let field = |name: &str| format!("parts[{at}]{name}");
+    for (index, part) in parts.iter_mut().enumerate() {
+        let field = |name: &str| format!("parts[{index}]{name}");
         let Value::Object(part) = part else {
-            return Err(refused(field(""), "must be an object"));
+            return Err(invalid(field(""), "must be an object"));
         };
-        drop_nulls(part, &[]);
-        // Only what this server stored itself may stand there.
+        remove_nulls(part, &[]);
+        // Only the server sets these fields.
         part.remove("asset");
         part.remove("filename");
-        check(part).map_err(|(name, why)| refused(field(name), why))?;
-        if text_at(part, "file_field").is_empty() {
+        validate_part(part).map_err(|(name, reason)| invalid(field(name), reason))?;
+        if str_at(part, "file_field").is_empty() {
             part.remove("file_field");
         }
     }
     Ok((role, meta, body))
 }
 
-/// Where a part is wrong, and what would do.
-fn check(part: &Object) -> Result<(), (&'static str, String)> {
-    let Some(kind) = kind_of(part) else {
-        return Err((".type", format!("must be one of {KINDS}")));
+/// Validates a part. Returns the field that is invalid, as a suffix of the path of the part, and the reason.
+fn validate_part(part: &Object) -> Result<(), (&'static str, String)> {
+    let Some(kind) = part_kind(part) else {
+        return Err((".type", format!("must be one of {PART_TYPES}")));
     };
     for (key, field) in [("text", ".text"), ("file_field", ".file_field")] {
         if part.get(key).is_some_and(|value| !value.is_string()) {
@@ -63,112 +65,113 @@ fn check(part: &Object) -> Result<(), (&'static str, String)> {
     if part.get("meta").is_some_and(|meta| !meta.is_object()) {
         return Err((".meta", "must be an object".into()));
     }
-    let needed: &[_] = match kind {
-        Kind::Text | Kind::Thinking if text_at(part, "text").is_empty() => {
-            return Err((".text", "must be a string that is not empty".into()));
+    let required: &[_] = match kind {
+        PartKind::Text | PartKind::Thinking if str_at(part, "text").is_empty() => {
+            return Err((".text", "must be a non-empty string".into()));
         }
-        Kind::ToolCall => &[("name", ".meta.name"), ("arguments", ".meta.arguments")],
-        Kind::ToolResult => &[("tool_call_id", ".meta.tool_call_id")],
-        Kind::Data => &[("data_type", ".meta.data_type")],
+        PartKind::ToolCall => &[("name", ".meta.name"), ("arguments", ".meta.arguments")],
+        PartKind::ToolResult => &[("tool_call_id", ".meta.tool_call_id")],
+        PartKind::Data => &[("data_type", ".meta.data_type")],
         _ => &[],
     };
     let meta = part.get("meta").and_then(Value::as_object);
-    match needed.iter().find(|(key, _)| !meta.is_some_and(|meta| meta.contains_key(*key))) {
+    match required.iter().find(|(key, _)| !meta.is_some_and(|meta| meta.contains_key(*key))) {
         Some((_, field)) => Err((field, "is required for a part of this type".into())),
         None => Ok(()),
     }
 }
 
-fn kind_of(part: &Object) -> Option<Kind> {
-    Kind::deserialize(part.get("type")?).ok()
+fn part_kind(part: &Object) -> Option<PartKind> {
+    PartKind::deserialize(part.get("type")?).ok()
 }
 
 pub(super) fn file_fields(body: &Value) -> Vec<(usize, String)> {
     let parts = body.get("parts").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let field = |part: &Value| Some(part.get("file_field")?.as_str()?.to_owned());
-    parts.iter().enumerate().filter_map(|(at, part)| Some((at, field(part)?))).collect()
+    parts.iter().enumerate().filter_map(|(index, part)| Some((index, field(part)?))).collect()
 }
 
-pub(super) fn set_file(body: &mut Value, part: usize, asset: &Asset, filename: &str) {
-    if let Some((_, part)) = objects(body.get_mut("parts")).find(|(at, _)| *at == part) {
+pub(super) fn set_file(body: &mut Value, part_index: usize, asset: &Asset, filename: &str) {
+    if let Some((_, part)) = indexed_objects_mut(body.get_mut("parts")).find(|(index, _)| *index == part_index) {
         part.remove("file_field");
-        part.insert("asset".into(), json(asset));
+        part.insert("asset".into(), to_value(asset));
         part.insert("filename".into(), filename.into());
     }
 }
 
-/// Small things of ours as a value; they are never refused.
-fn json(thing: impl Serialize) -> Value {
-    serde_json::to_value(thing).unwrap_or_default()
+/// Serializes an [`Asset`] or a [`PartKind`], which cannot fail.
+fn to_value(value: impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
 }
 
-pub(super) fn parts(mut body: Object) -> Vec<Part> {
+pub(super) fn to_parts(mut body: Object) -> Vec<Part> {
     match body.remove("parts") {
-        Some(Value::Array(parts)) => parts.into_iter().map(one_part).collect(),
+        Some(Value::Array(parts)) => parts.into_iter().map(to_part).collect(),
         None | Some(Value::Null) => Vec::new(),
-        Some(other) => vec![unknown(Format::Acontext, other)],
+        Some(other) => vec![opaque_part(Format::Acontext, other)],
     }
 }
 
-fn one_part(value: Value) -> Part {
-    let (mut from, kind) = match value {
-        Value::Object(from) => match kind_of(&from) {
-            Some(kind) => (from, kind),
-            None => return unknown(Format::Acontext, Value::Object(from)),
+fn to_part(value: Value) -> Part {
+    let (mut fields, kind) = match value {
+        Value::Object(fields) => match part_kind(&fields) {
+            Some(kind) => (fields, kind),
+            None => return opaque_part(Format::Acontext, Value::Object(fields)),
         },
-        other => return unknown(Format::Acontext, other),
+        other => return opaque_part(Format::Acontext, other),
     };
-    from.remove("type");
-    from.remove("file_field");
-    let meta = match from.remove("meta") {
+    fields.remove("type");
+    fields.remove("file_field");
+    let meta = match fields.remove("meta") {
         Some(Value::Object(meta)) => meta,
         _ => Object::new(),
     };
-    let text = take_text(&mut from, "text");
-    let filename = take_text(&mut from, "filename");
-    let asset = from.remove("asset").and_then(|asset| serde_json::from_value(asset).ok());
-    Part { asset, filename, extra: from, ..part(kind, text, meta) }
+    let text = take_as_string(&mut fields, "text");
+    let filename = take_as_string(&mut fields, "filename");
+    let asset = fields.remove("asset").and_then(|asset| serde_json::from_value(asset).ok());
+    Part { asset, filename, extra: fields, ..part(kind, text, meta) }
 }
 
-/// Makes changes in a stored message.
-pub(super) fn edit(body: &mut Object, changes: &mut Changes<'_>) {
+/// Applies changes to a stored body.
+pub(super) fn apply_changes(body: &mut Object, changes: &mut ChangeCursor<'_>) {
     let Some(Value::Array(parts)) = body.get_mut("parts") else { return };
-    let mut came_with = ResultAttachments::default();
+    let mut attachments = ResultAttachments::default();
     parts.retain_mut(|part| {
-        let known = part.as_object_mut().and_then(|part| Some((kind_of(part)?, part)));
-        let Some((kind, part)) = known else {
-            came_with = ResultAttachments::default();
+        let part = part.as_object_mut().and_then(|part| Some((part_kind(part)?, part)));
+        let Some((kind, part)) = part else {
+            attachments = ResultAttachments::default();
             return true;
         };
-        let nothing = Object::new();
-        if kind == Kind::ToolResult {
-            came_with = ResultAttachments::default();
-            if let Some(text) = changes.next_result() {
-                came_with = ResultAttachments::result(part.get("meta").and_then(Value::as_object).unwrap_or(&nothing));
+        let no_meta = Object::new();
+        if kind == PartKind::ToolResult {
+            attachments = ResultAttachments::default();
+            if let Some(text) = changes.next_result_text() {
+                let meta = part.get("meta").and_then(Value::as_object).unwrap_or(&no_meta);
+                attachments = ResultAttachments::for_result(meta);
                 part.insert("text".into(), text.into());
             }
             return true;
         }
-        if kind == Kind::ToolCall && changes.next_call() {
-            empty_arguments(part);
+        if kind == PartKind::ToolCall && changes.clears_next_call() {
+            clear_arguments(part);
         }
-        !came_with.takes(kind, part.get("meta").and_then(Value::as_object).unwrap_or(&nothing))
+        !attachments.includes_next(kind, part.get("meta").and_then(Value::as_object).unwrap_or(&no_meta))
     });
 }
 
-fn empty_arguments(call: &mut Object) {
+fn clear_arguments(call: &mut Object) {
     let mut meta = match call.remove("meta") {
         Some(Value::Object(meta)) => meta,
         _ => Object::new(),
     };
-    let custom = text_at(&meta, "type") == "custom";
-    meta.insert("arguments".into(), no_arguments(custom).into());
+    let is_custom = str_at(&meta, "type") == "custom";
+    meta.insert("arguments".into(), empty_arguments(is_custom).into());
     call.insert("meta".into(), Value::Object(meta));
 }
 
-/// A message of these parts. Unlike a stored one it has no id and no times.
-pub(super) fn write(role: Role, meta: &Object, parts: Vec<Part>) -> Value {
-    let parts = parts.into_iter().map(part_value).collect();
+/// Builds a message from parts. It has no id and no timestamps.
+pub(super) fn from_parts(role: Role, meta: &Object, parts: Vec<Part>) -> Value {
+    let parts = parts.into_iter().map(part_to_value).collect();
     let mut message = object([("role", role.as_str().into()), ("parts", Value::Array(parts))]);
     if !meta.is_empty() {
         message.insert("meta".into(), Value::Object(meta.clone()));
@@ -176,20 +179,21 @@ pub(super) fn write(role: Role, meta: &Object, parts: Vec<Part>) -> Value {
     Value::Object(message)
 }
 
-/// A part as it is shown, made without copying its texts.
-fn part_value(mut part: Part) -> Value {
-    if let Some(block) = take_block(&mut part, Format::Acontext) {
+/// Converts a part to its JSON without copying its strings.
+fn part_to_value(mut part: Part) -> Value {
+    if let Some(block) = take_opaque_block(&mut part, Format::Acontext) {
         return block;
     }
-    let mut shown = part.extra;
-    shown.insert("type".into(), json(part.kind));
-    let texts = [("text", part.text), ("filename", part.filename)];
-    shown.extend(texts.into_iter().filter(|(_, text)| !text.is_empty()).map(|(key, text)| (key.into(), text.into())));
+    let mut object = part.extra;
+    object.insert("type".into(), to_value(part.kind));
+    let strings = [("text", part.text), ("filename", part.filename)];
+    let nonempty = strings.into_iter().filter(|(_, string)| !string.is_empty());
+    object.extend(nonempty.map(|(key, string)| (key.into(), string.into())));
     if let Some(asset) = part.asset {
-        shown.insert("asset".into(), json(asset));
+        object.insert("asset".into(), to_value(asset));
     }
     if !part.meta.is_empty() {
-        shown.insert("meta".into(), Value::Object(part.meta));
+        object.insert("meta".into(), Value::Object(part.meta));
     }
-    Value::Object(shown)
+    Value::Object(object)
 }

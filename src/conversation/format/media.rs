@@ -1,108 +1,111 @@
-//! Images, sound, films and files: where their content is, whatever format they came in, and the words that stand for
-//! one that a target cannot say.
+//! Media parts (images, audio, video and files) of any format: the location of their content, and the placeholder text for those
+//! that a target cannot represent.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::RenderContext;
-use super::value::{Object, object, take_filled, text_at};
-use crate::conversation::parts::{Kind, Part};
+use super::value::{Object, object, str_at, take_nonempty_string};
+use crate::conversation::parts::{Part, PartKind};
 
-/// A media part, understood. One of `data`, `url` and `words` is there, unless nobody knows where the content is.
+/// A media part and its content. At least one of `data`, `url` and `text` is set, unless the part has no content.
 pub(super) struct Media {
-    /// By the mime type where that is clear, else as the part says.
-    pub kind: Kind,
+    /// The kind that the MIME type determines, or else the kind of the part.
+    pub kind: PartKind,
     pub filename: String,
-    /// Without parameters; empty if unknown.
+    /// The MIME type without parameters; empty if unknown. An embedded image of unknown type gets `image/png`.
     pub mime: String,
     /// The content in base64.
     pub data: Option<String>,
-    /// Where the content is, if not (only) here.
+    /// The URL of the content. It is never a base64 `data:` URL, which is split into `mime` and `data`.
     pub url: Option<String>,
-    /// The content of a file that is a text.
-    pub words: Option<String>,
-    /// What else the part says.
+    /// The content of a text file, or the text of a document that consists of blocks.
+    pub text: Option<String>,
+    /// The rest of the part's meta.
     pub meta: Object,
 }
 
 impl Media {
-    /// Looks for the content of a part: a stored file first, then what the part itself holds.
-    pub(super) fn of(part: Part, around: &RenderContext) -> Self {
+    /// Finds the content of a part: the asset if `ctx` has its content or URL, or else the content or URL in the part's meta.
+    pub(super) fn from_part(part: Part, ctx: &RenderContext) -> Self {
         let mut media = Self {
             kind: part.kind,
             filename: part.filename,
             mime: String::new(),
             data: None,
             url: None,
-            words: None,
+            text: None,
             meta: part.meta,
         };
         if let Some(asset) = part.asset {
-            media.mime = plain(&asset.mime);
-            media.url = around.asset_urls.get(&asset.sha256).cloned();
-            media.data = around.asset_contents.get(&asset.sha256).cloned();
+            media.mime = normalize_mime(&asset.mime);
+            media.url = ctx.asset_urls.get(&asset.sha256).cloned();
+            media.data = ctx.asset_contents.get(&asset.sha256).cloned();
         }
         if media.data.is_none() && media.url.is_none() {
-            media.look_into_meta();
+            media.take_content_from_meta();
         }
         if media.filename.is_empty() {
             let name =
-                ["filename", "name"].map(|key| text_at(&media.meta, key)).into_iter().find(|name| !name.is_empty());
+                ["filename", "name"].map(|key| str_at(&media.meta, key)).into_iter().find(|name| !name.is_empty());
             media.filename = name.unwrap_or_default().to_owned();
         }
-        if media.data.is_some() && media.mime.is_empty() && media.kind == Kind::Image {
+        if media.data.is_some() && media.mime.is_empty() && media.kind == PartKind::Image {
             media.mime = "image/png".into();
         }
         media.kind = kind_by_mime(&media.mime).unwrap_or(media.kind);
         media
     }
 
-    fn look_into_meta(&mut self) {
+    /// Sets `mime`, and takes the content or its URL from the meta.
+    fn take_content_from_meta(&mut self) {
         let meta = &mut self.meta;
         if self.mime.is_empty() {
-            self.mime = plain(text_at(meta, "media_type"));
+            self.mime = normalize_mime(str_at(meta, "media_type"));
         }
-        match text_at(meta, "type") {
-            "text" => self.words = take_filled(meta, "data"),
-            "content" => self.words = meta.get("content").map(words_of).filter(|words| !words.is_empty()),
-            _ => self.data = take_filled(meta, "data"),
+        match str_at(meta, "type") {
+            "text" => self.text = take_nonempty_string(meta, "data"),
+            "content" => self.text = meta.get("content").map(text_of_document).filter(|text| !text.is_empty()),
+            _ => self.data = take_nonempty_string(meta, "data"),
         }
-        if self.kind == Kind::Audio && self.mime.is_empty() && !text_at(meta, "format").is_empty() {
-            self.mime = plain(&format!("audio/{}", text_at(meta, "format")));
+        if self.kind == PartKind::Audio && self.mime.is_empty() && !str_at(meta, "format").is_empty() {
+            self.mime = normalize_mime(&format!("audio/{}", str_at(meta, "format")));
         }
-        if self.data.is_none() && self.words.is_none() {
-            self.look_at_urls();
+        if self.data.is_none() && self.text.is_none() {
+            self.take_content_from_url();
         }
     }
 
-    /// A `data:` URL holds the content itself. `OpenAI`'s `file_data` is one, or the bare base64 of a PDF.
-    fn look_at_urls(&mut self) {
-        if let Some(data) = take_filled(&mut self.meta, "file_data") {
+    /// Takes the content from `file_data` or `url` in the meta. A base64 `data:` URL is split; any other URL is kept.
+    ///
+    /// `OpenAI`'s `file_data` is a `data:` URL or only base64, whose MIME type is guessed from the file name. The default is PDF.
+    fn take_content_from_url(&mut self) {
+        if let Some(data) = take_nonempty_string(&mut self.meta, "file_data") {
             match split_data_url(&data) {
-                Some((mime, content)) => self.embed(mime, content),
+                Some((mime, content)) => self.set_data(mime, content),
                 None if is_data_url(&data) => self.url = Some(data),
                 None => {
-                    let by_name = mime_by_name(text_at(&self.meta, "filename"));
-                    self.embed(by_name.unwrap_or("application/pdf"), &data);
+                    let guess = mime_by_name(str_at(&self.meta, "filename"));
+                    self.set_data(guess.unwrap_or("application/pdf"), &data);
                 }
             }
-        } else if let Some(url) = take_filled(&mut self.meta, "url") {
+        } else if let Some(url) = take_nonempty_string(&mut self.meta, "url") {
             match split_data_url(&url) {
-                Some((mime, content)) => self.embed(mime, content),
+                Some((mime, content)) => self.set_data(mime, content),
                 None => self.url = Some(url),
             }
         }
     }
 
-    fn embed(&mut self, mime: &str, content: &str) {
+    fn set_data(&mut self, mime: &str, content: &str) {
         if !mime.is_empty() {
-            self.mime = plain(mime);
+            self.mime = normalize_mime(mime);
         }
         self.data = Some(content.to_owned());
     }
 
-    /// The mime type, or what the name or the URL suggests.
+    /// Returns the MIME type, or a guess from the extension of the file name or URL.
     pub(super) fn guess_mime(&self) -> Option<String> {
         if !self.mime.is_empty() {
             return Some(self.mime.clone());
@@ -111,39 +114,39 @@ impl Media {
         guess.map(str::to_owned)
     }
 
-    /// Where the content is, outside of this message.
-    pub(super) fn link(&mut self) -> Option<String> {
+    /// Removes and returns the URL, unless it is a `data:` URL.
+    pub(super) fn take_url(&mut self) -> Option<String> {
         self.url.take_if(|url| !is_data_url(url))
     }
 
-    /// The same for who cannot look into Google's own storage.
-    pub(super) fn public_link(&mut self) -> Option<String> {
+    /// Removes and returns the URL, unless it is a `data:` URL or a `gs://` URL, which only Gemini can read.
+    pub(super) fn take_public_url(&mut self) -> Option<String> {
         self.url.take_if(|url| !is_data_url(url) && !url.starts_with("gs://"))
     }
 
-    /// The content as a text, for a file that is one.
-    pub(super) fn text(&mut self) -> Option<String> {
+    /// Takes the text of a document, or decodes the content of a text file. Returns `None` if there is neither.
+    pub(super) fn take_text(&mut self) -> Option<String> {
         let is_text = self.mime.starts_with("text/") || self.mime == "application/json";
-        self.words.take().or_else(|| {
+        self.text.take().or_else(|| {
             let bytes = STANDARD.decode(self.data.as_ref().filter(|_| is_text)?).ok()?;
             String::from_utf8(bytes).ok()
         })
     }
 
-    /// The words that stand for media that cannot be said: `[image cat.png (image/png): https://...]`. `None` if there
-    /// is nothing to tell.
-    pub(super) fn named(&self) -> Option<String> {
+    /// Returns a text that describes the media, such as `[image cat.png (image/png): https://...]`, or `None` if it has neither a
+    /// file name nor a MIME type nor a URL.
+    pub(super) fn placeholder_text(&self) -> Option<String> {
         let kind = match self.kind {
-            Kind::Image => "image",
-            Kind::Audio => "audio",
-            Kind::Video => "video",
+            PartKind::Image => "image",
+            PartKind::Audio => "audio",
+            PartKind::Video => "video",
             _ => "file",
         };
         let filename = Some(&self.filename).filter(|name| !name.is_empty()).map(|name| format!(" {name}"));
         let mime = Some(&self.mime).filter(|mime| !mime.is_empty()).map(|mime| format!(" ({mime})"));
         let url = self.url.as_ref().filter(|url| !is_data_url(url)).map(|url| format!(": {url}"));
-        let words: String = [filename, mime, url].into_iter().flatten().collect();
-        (!words.is_empty()).then(|| format!("[{kind}{words}]"))
+        let details: String = [filename, mime, url].into_iter().flatten().collect();
+        (!details.is_empty()).then(|| format!("[{kind}{details}]"))
     }
 }
 
@@ -151,40 +154,41 @@ pub(super) fn data_url(mime: &str, data: &str) -> String {
     format!("data:{mime};base64,{data}")
 }
 
-/// The kind that a mime type makes plain.
-pub(super) fn kind_by_mime(mime: &str) -> Option<Kind> {
+/// Returns the kind of part that a MIME type determines. Returns `None` for types such as `application/zip`.
+pub(super) fn kind_by_mime(mime: &str) -> Option<PartKind> {
     match mime.split('/').next() {
-        Some("image") => Some(Kind::Image),
-        Some("audio") => Some(Kind::Audio),
-        Some("video") => Some(Kind::Video),
-        Some("text") => Some(Kind::File),
-        _ => (mime == "application/pdf").then_some(Kind::File),
+        Some("image") => Some(PartKind::Image),
+        Some("audio") => Some(PartKind::Audio),
+        Some("video") => Some(PartKind::Video),
+        Some("text") => Some(PartKind::File),
+        _ => (mime == "application/pdf").then_some(PartKind::File),
     }
 }
 
-/// A mime type without its parameters, in lower case, and by its right name.
-pub(super) fn plain(mime: &str) -> String {
+/// Returns a MIME type without parameters, in lower case, with `image/jpg` corrected to `image/jpeg`.
+pub(super) fn normalize_mime(mime: &str) -> String {
     let mime = mime.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if mime == "image/jpg" { "image/jpeg".into() } else { mime }
 }
 
-/// Bytes as standard base64 without line breaks. They may come as base64 for URLs, which is what Google's Python SDK
-/// writes. `None` if they are neither.
-pub(super) fn standard_base64(text: String) -> Option<String> {
-    if is_base64(text.bytes()) {
+/// Converts base64 to standard base64 without line breaks. The input may be URL-safe base64, which Google's Python SDK writes.
+/// Returns `None` if the input is not base64 or lacks the padding.
+pub(super) fn to_standard_base64(text: String) -> Option<String> {
+    if is_standard_base64(text.bytes()) {
         return Some(text);
     }
-    let standard = |letter: char| match letter {
+    let to_standard = |character: char| match character {
         '-' => '+',
         '_' => '/',
         other => other,
     };
-    let text: String = text.chars().filter(|letter| !matches!(letter, '\r' | '\n')).map(standard).collect();
-    is_base64(text.bytes()).then_some(text)
+    let text: String = text.chars().filter(|character| !matches!(character, '\r' | '\n')).map(to_standard).collect();
+    is_standard_base64(text.bytes()).then_some(text)
 }
 
-/// Groups of four, and at most two `=` at the end.
-fn is_base64(bytes: impl ExactSizeIterator<Item = u8>) -> bool {
+/// Returns `true` for standard base64 without line breaks: only characters of the standard alphabet, at most two `=` at the end,
+/// and a length that is a multiple of four.
+fn is_standard_base64(bytes: impl ExactSizeIterator<Item = u8>) -> bool {
     let length = bytes.len();
     let mut padding = 0;
     for byte in bytes {
@@ -197,8 +201,8 @@ fn is_base64(bytes: impl ExactSizeIterator<Item = u8>) -> bool {
     length.is_multiple_of(4) && padding <= 2
 }
 
-/// The base64 of a text's bytes.
-pub(super) fn encode(text: &str) -> String {
+/// Encodes the bytes of a text in base64.
+pub(super) fn encode_base64(text: &str) -> String {
     STANDARD.encode(text)
 }
 
@@ -206,15 +210,15 @@ pub(super) fn is_data_url(url: &str) -> bool {
     url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }
 
-/// The mime type (maybe empty) and the content of a `data:` URL in base64.
+/// Splits a base64 `data:` URL into its MIME type, which may be empty, and its content.
 fn split_data_url(url: &str) -> Option<(&str, &str)> {
-    let (head, content) = url.split_once(',').filter(|_| is_data_url(url))?;
-    let (mime, encoding) = head[5..].rsplit_once(';')?;
+    let (header, content) = url.split_once(',').filter(|_| is_data_url(url))?;
+    let (mime, encoding) = header[5..].rsplit_once(';')?;
     encoding.trim().eq_ignore_ascii_case("base64").then_some((mime, content))
 }
 
-/// The texts in the content of a document: a string, or a list of blocks.
-fn words_of(content: &Value) -> String {
+/// Returns the text of a document's content, which is a string or a list of blocks.
+fn text_of_document(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
         Value::Array(blocks) => {
@@ -225,7 +229,7 @@ fn words_of(content: &Value) -> String {
     }
 }
 
-/// What the end of a file name or of a URL's path says.
+/// Guesses the MIME type from the extension of a file name or URL.
 fn mime_by_name(name: &str) -> Option<&'static str> {
     let path = name.split(['?', '#']).next()?;
     let (_, extension) = path.rsplit('/').next()?.rsplit_once('.')?;
@@ -258,7 +262,7 @@ fn mime_by_name(name: &str) -> Option<&'static str> {
     })
 }
 
-/// Media that a block holds, in the words of parts.
-pub(super) fn held(mime: String, data: String) -> Object {
+/// Returns the meta of a part with embedded content. It has the fields of an Anthropic source.
+pub(super) fn base64_source(mime: String, data: String) -> Object {
     object([("type", "base64".into()), ("media_type", mime.into()), ("data", data.into())])
 }

@@ -1,7 +1,8 @@
-//! The four formats a conversation is stored and read in. Everything here is pure: no I/O, no clock, no chance.
+//! The four message formats. All functions are pure: no I/O, no clock, no randomness.
 //!
-//! A message is stored as the provider wrote it (its *body*), so reading it in its own format is showing that body. For
-//! every other purpose the body is taken apart into [`Part`]s, and a format writes its own message from parts.
+//! A message is stored as its *body*: the message in the format of its provider, normalized. A request for this format returns
+//! the body unchanged. If another format is requested, [`to_parts`] converts the body to [`Part`]s, and [`from_parts`] converts
+//! these to the requested format.
 
 use std::collections::HashMap;
 
@@ -23,11 +24,11 @@ mod proptests;
 mod tests;
 mod value;
 
-pub use changes::Change;
-use changes::Changes;
+pub use changes::BodyChange;
+use changes::ChangeCursor;
 
 text_enum! {
-    /// A provider's format, as clients name it.
+    /// A message format, by its name in the API.
     pub enum Format {
         OpenAi = "openai",
         Anthropic = "anthropic",
@@ -36,165 +37,176 @@ text_enum! {
     }
 }
 
-/// Why a body is no message of its format.
+/// The reason why a message is invalid in its format.
 #[derive(Debug, PartialEq, Eq)]
 pub struct InvalidMessage {
-    /// Where, such as `content[2].text`.
+    /// Path of the invalid field, such as `content[2].text`.
     pub field: String,
-    /// What would do, such as `must be a string`.
-    pub why: String,
+    /// The violated requirement, such as `must be a string`.
+    pub reason: String,
 }
 
-/// A message that was checked, and is not stored yet.
+/// A validated and normalized message that is not stored yet.
 #[derive(Debug)]
 pub struct NormalizedMessage {
     pub format: Format,
     pub role: Role,
-    /// What the format itself says about the message: `name`, `original_role`, `source_format`; for `acontext` the
-    /// caller's `meta`.
+    /// Metadata of the message: `source_format`, and depending on the format `name` and `original_role` (`OpenAI`), `response`
+    /// (Anthropic), or the fields of the message's own `meta` (`acontext`).
     pub meta: Map<String, Value>,
-    /// What will be stored: the message as it came, without what is `null` where that means absent.
+    /// The message as it is stored; see [`normalize`].
     pub body: Value,
 }
 
-/// A function that a Gemini model calls; what answers it is stored with the same id.
+/// A function call of a Gemini model. Its response is stored with the same id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FunctionCall {
     pub id: String,
     pub name: String,
 }
 
-/// The answer to a call, in a Gemini message; its call has still to be found.
+/// A function response in a Gemini message. It may lack the id of its call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FunctionResponse {
-    /// Which of the message's parts it is.
-    pub part: usize,
+    /// Index of the part in the message.
+    pub part_index: usize,
     pub name: String,
     pub id: Option<String>,
 }
 
 impl NormalizedMessage {
-    /// The form fields that parts of an `acontext` message name, in the order of the parts: (index of the part, field).
+    /// Returns the index of each part of an `acontext` message that refers to an uploaded file, and the name of the form field
+    /// that contains the file.
     pub fn file_fields(&self) -> Vec<(usize, String)> {
         if self.format == Format::Acontext { acontext::file_fields(&self.body) } else { Vec::new() }
     }
 
-    /// Puts a stored file in the place of a part's form field.
-    pub fn set_file(&mut self, part: usize, asset: &Asset, filename: &str) {
+    /// Replaces the form field of a part of an `acontext` message with the stored file. Does nothing for a message of another
+    /// format.
+    pub fn set_file(&mut self, part_index: usize, asset: &Asset, filename: &str) {
         if self.format == Format::Acontext {
-            acontext::set_file(&mut self.body, part, asset, filename);
+            acontext::set_file(&mut self.body, part_index, asset, filename);
         }
     }
 
-    /// Gemini: the calls of this message, each with an id (`read` gave one to those that had none).
-    pub fn calls(&self) -> Vec<FunctionCall> {
-        if self.format == Format::Gemini { gemini::calls(&self.body) } else { Vec::new() }
+    /// Returns the function calls of a Gemini message, in the order of its parts. Each has an id, see [`normalize`].
+    pub fn function_calls(&self) -> Vec<FunctionCall> {
+        if self.format == Format::Gemini { gemini::function_calls(&self.body) } else { Vec::new() }
     }
 
-    /// Gemini: the answers of this message, in the order of its parts.
-    pub fn answers(&self) -> Vec<FunctionResponse> {
-        if self.format == Format::Gemini { gemini::answers(&self.body) } else { Vec::new() }
+    /// Returns the function responses of a Gemini message, in the order of its parts.
+    pub fn function_responses(&self) -> Vec<FunctionResponse> {
+        if self.format == Format::Gemini { gemini::function_responses(&self.body) } else { Vec::new() }
     }
 
-    /// Gives an answer the id of its call.
-    pub fn set_answer_id(&mut self, part: usize, id: &str) {
+    /// Sets the call id of the function response in a part of a Gemini message. Does nothing for a message of another format.
+    pub fn set_response_id(&mut self, part_index: usize, id: &str) {
         if self.format == Format::Gemini {
-            gemini::set_answer_id(&mut self.body, part, id);
+            gemini::set_response_id(&mut self.body, part_index, id);
         }
     }
 }
 
-/// Checks a message of a format. `new_call_id` gives an id to a function call of Gemini that has none.
+/// Validates and normalizes a message of a format. `new_call_id` generates ids for Gemini function calls that have none.
 ///
-/// The body stays as it came, except that
-/// - a `null` that means absent is dropped: at the message, at its blocks or parts, and in the objects that belong to a
-///   block of a known type; never in what is free JSON (arguments, answers, metadata) or in a block of an unknown type;
-/// - a list that a message of the format always has (`content` of Anthropic, `parts` of Gemini and acontext) is there,
-///   if only empty;
-/// - `OpenAI`: arguments given as a value are a JSON text, and what a tool returns has `tool_call_id` and `content`, if only empty ones, and a list of mere texts is
-///   one text;
-/// - Anthropic: what the answer of a model has besides the message is in its meta; a tool result always has `content`, and says whether it `is_error`;
-/// - Gemini: keys are in camel case, bytes are in standard base64, and each function call has an id;
-/// - acontext: `asset`, `filename` and an empty `file_field` are dropped from parts.
-pub fn read(
+/// The body is the message as it was sent, except for the following changes:
+/// - Keys with the value `null` are removed where `null` means absent: in the message, in its blocks or parts of a known type,
+///   and in the objects that the format defines inside these. They are preserved in free JSON (arguments, results, `meta`) and in
+///   blocks of an unknown type.
+/// - The list that every message of the format has (`content` of Anthropic, `parts` of Gemini and acontext) is added if it is
+///   missing.
+/// - `OpenAI`: Tool call arguments that are an object or array are converted to a JSON string. In a tool message, a missing
+///   `tool_call_id` or `content` becomes `""`, and a content list of only texts is joined into one string.
+/// - Anthropic: All fields of a model's response except `role` and `content` are moved to the meta. A tool result always has
+///   `content` and a boolean `is_error`.
+/// - Gemini: Keys are converted to camel case. The binary data of parts is converted to standard base64, except in the parts of
+///   a function response. Each function call has an id.
+/// - acontext: `asset`, `filename` and an empty `file_field` are removed from parts.
+///
+/// # Errors
+/// Returns the first invalid field and the reason.
+pub fn normalize(
     format: Format,
-    blob: Value,
+    message: Value,
     new_call_id: &mut dyn FnMut() -> String,
 ) -> Result<NormalizedMessage, InvalidMessage> {
-    let Value::Object(mut message) = blob else {
-        return Err(value::refused("blob", "must be an object"));
+    let Value::Object(mut message) = message else {
+        // `blob` is the field of the request that contains the message.
+        return Err(value::invalid("blob", "must be an object"));
     };
-    value::drop_nulls(&mut message, &[]);
+    value::remove_nulls(&mut message, &[]);
     let (role, mut meta, body) = match format {
-        Format::OpenAi => openai::read(message)?,
-        Format::Anthropic => anthropic::read(message)?,
-        Format::Gemini => gemini::read(message, new_call_id)?,
-        Format::Acontext => acontext::read(message)?,
+        Format::OpenAi => openai::normalize(message)?,
+        Format::Anthropic => anthropic::normalize(message)?,
+        Format::Gemini => gemini::normalize(message, new_call_id)?,
+        Format::Acontext => acontext::normalize(message)?,
     };
+    // An `acontext` message may name the format from which it was converted.
     if !meta.get("source_format").is_some_and(Value::is_string) {
         meta.insert("source_format".into(), format.as_str().into());
     }
     Ok(NormalizedMessage { format, role, meta, body: Value::Object(body) })
 }
 
-/// Takes a stored body apart. What is not understood becomes a part of the kind `data`, so nothing is lost.
+/// Converts a stored body to parts. A block of an unknown type becomes a part of the kind `data`, so that it is not lost.
 ///
-/// Such a part says in its meta of which format it is (`data_type`) and holds the `block` as it came; [`write()`] to that
-/// format gives the block back.
-pub fn parts(format: Format, body: Value) -> Vec<Part> {
+/// The meta of such a part contains the format (`data_type`) and the unchanged `block`; [`from_parts`] restores the block if
+/// the target is the same format.
+pub fn to_parts(format: Format, body: Value) -> Vec<Part> {
     match (format, body) {
         (_, Value::Null) => Vec::new(),
-        (Format::OpenAi, Value::Object(body)) => openai::parts(body),
-        (Format::Anthropic, Value::Object(body)) => anthropic::parts(body),
-        (Format::Gemini, Value::Object(body)) => gemini::parts(body),
-        (Format::Acontext, Value::Object(body)) => acontext::parts(body),
-        (format, other) => vec![value::unknown(format, other)],
+        (Format::OpenAi, Value::Object(body)) => openai::to_parts(body),
+        (Format::Anthropic, Value::Object(body)) => anthropic::to_parts(body),
+        (Format::Gemini, Value::Object(body)) => gemini::to_parts(body),
+        (Format::Acontext, Value::Object(body)) => acontext::to_parts(body),
+        (format, other) => vec![value::opaque_part(format, other)],
     }
 }
 
-/// What a format needs besides the message to write it.
+/// Input of [`from_parts`] that is not part of the message.
 #[derive(Default)]
 pub struct RenderContext {
-    /// Links to assets by their sha256, if links are wanted.
+    /// URLs of assets by SHA-256; empty if no URLs were requested.
     pub asset_urls: HashMap<String, String>,
-    /// Contents of assets in standard base64 by their sha256, as far as they were loaded.
+    /// Contents of the assets that were loaded, in standard base64, by SHA-256.
     pub asset_contents: HashMap<String, String>,
-    /// Names of the functions that tool calls of this page call, by the id of the call.
+    /// Function names of the tool calls on this page, by call id.
     pub call_names: HashMap<String, String>,
-    /// How many values may still be parsed from texts of the current message: arguments of tool calls, and results.
-    pub values: ValueBudget,
+    /// Number of JSON values that may still be parsed from the tool call arguments and tool results of the current message.
+    pub value_budget: ValueBudget,
 }
 
-/// A stored message in another format than its own, as one or more messages of that format. (More than one: `OpenAI`
-/// wants a message for each tool result.) Never empty.
+/// Converts a message to the target format. Returns at least one message, and several only for `OpenAI`, which requires a
+/// message for each tool result.
 ///
-/// What a target has no form for is left out, except for media: a text names them. Nothing is ever fetched.
-pub fn write(
+/// Parts that the target cannot represent are omitted, except for media, which are replaced by the text that they contain, or
+/// else by a text that describes them. URLs are never fetched.
+pub fn from_parts(
     target: Format,
     role: Role,
     meta: &Map<String, Value>,
     parts: Vec<Part>,
-    around: &RenderContext,
+    ctx: &RenderContext,
 ) -> Vec<Value> {
     match target {
-        Format::OpenAi => openai::write(role, meta, parts, around),
-        Format::Anthropic => vec![anthropic::write(role, parts, around)],
-        Format::Gemini => vec![gemini::write(role, parts, around)],
-        Format::Acontext => vec![acontext::write(role, meta, parts)],
+        Format::OpenAi => openai::from_parts(role, meta, parts, ctx),
+        Format::Anthropic => vec![anthropic::from_parts(role, parts, ctx)],
+        Format::Gemini => vec![gemini::from_parts(role, parts, ctx)],
+        Format::Acontext => vec![acontext::from_parts(role, meta, parts)],
     }
 }
 
-/// Makes the changes in a stored body. Everything else stays, with its ids, signatures and hints for caches.
+/// Applies changes to a stored body. Everything else is preserved, including ids, signatures and cache hints.
 ///
-/// The parts of the body are then those that were changed. Gemini alone has no plain text for a result; it says
-/// `{"output": text}`, as whatever is written for it does.
-pub fn edit(format: Format, body: &mut Value, changes: &[Change]) {
+/// Afterwards, [`to_parts`] returns the edited parts. The only exception is the result of a Gemini function call, which must be
+/// an object: a text that is not a JSON object becomes `{"output": text}`, as in [`from_parts`].
+pub fn apply_changes(format: Format, body: &mut Value, changes: &[BodyChange]) {
     let Value::Object(body) = body else { return };
-    let mut changes = Changes::new(changes);
+    let mut changes = ChangeCursor::new(changes);
     match format {
-        Format::OpenAi => openai::edit(body, &mut changes),
-        Format::Anthropic => anthropic::edit(body, &mut changes),
-        Format::Gemini => gemini::edit(body, &mut changes),
-        Format::Acontext => acontext::edit(body, &mut changes),
+        Format::OpenAi => openai::apply_changes(body, &mut changes),
+        Format::Anthropic => anthropic::apply_changes(body, &mut changes),
+        Format::Gemini => gemini::apply_changes(body, &mut changes),
+        Format::Acontext => acontext::apply_changes(body, &mut changes),
     }
 }

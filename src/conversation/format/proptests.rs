@@ -1,17 +1,16 @@
-//! What holds for every message, tried with many: what is read is what is stored, and nothing gets lost on the way to
-//! another format.
+//! Property tests: messages are stored as they were sent, and nothing is lost in the conversion to another format.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::conversation::parts::Kind;
+use crate::conversation::parts::PartKind;
 
+mod claims;
 mod edits;
-mod facts;
 mod samples;
 
-use facts::{Fact, says};
+use claims::{Claim, contains_claim};
 use samples::{Sample, mutated, sample, with_nulls};
 
 const ALL: [Format; 4] = [Format::OpenAi, Format::Anthropic, Format::Gemini, Format::Acontext];
@@ -24,8 +23,8 @@ fn any_sample() -> impl Strategy<Value = (Format, Sample)> {
     any_format().prop_flat_map(|format| (Just(format), sample(format)))
 }
 
-/// Gives the ids `call_1`, `call_2`, ...
-fn ids() -> impl FnMut() -> String {
+/// Returns a generator of the ids `call_1`, `call_2`, ...
+fn call_ids() -> impl FnMut() -> String {
     let mut last = 0;
     move || {
         last += 1;
@@ -33,102 +32,101 @@ fn ids() -> impl FnMut() -> String {
     }
 }
 
-fn accepted(format: Format, blob: Value) -> NormalizedMessage {
-    read(format, blob, &mut ids()).expect("a message that is fine")
+fn normalize_valid(format: Format, blob: Value) -> NormalizedMessage {
+    normalize(format, blob, &mut call_ids()).expect("the message is valid")
 }
 
-/// A stored message in a format: its body in its own one, written from its parts in any other.
-fn shown(incoming: &NormalizedMessage, target: Format) -> Vec<Value> {
-    let parts = parts(incoming.format, incoming.body.clone());
-    write(target, incoming.role, &incoming.meta, parts, &RenderContext::default())
+/// Converts a message through its parts.
+fn convert(message: &NormalizedMessage, target: Format) -> Vec<Value> {
+    let parts = to_parts(message.format, message.body.clone());
+    from_parts(target, message.role, &message.meta, parts, &RenderContext::default())
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
-    fn a_message_is_stored_as_it_came((format, sample) in any_sample()) {
-        prop_assert_eq!(accepted(format, sample.blob.clone()).body, sample.blob);
+    fn messages_are_stored_unchanged((format, sample) in any_sample()) {
+        prop_assert_eq!(normalize_valid(format, sample.blob.clone()).body, sample.blob);
     }
 
     #[test]
     fn null_means_absent((format, sample) in any_sample()) {
-        prop_assert_eq!(accepted(format, with_nulls(format, sample.blob.clone())).body, sample.blob);
+        prop_assert_eq!(normalize_valid(format, with_nulls(format, sample.blob.clone())).body, sample.blob);
     }
 
     #[test]
-    fn gemini_may_be_spelled_in_snake_case(sample in sample(Format::Gemini)) {
-        prop_assert_eq!(accepted(Format::Gemini, samples::in_snake_case(sample.blob.clone())).body, sample.blob);
+    fn gemini_keys_may_be_snake_case(sample in sample(Format::Gemini)) {
+        prop_assert_eq!(normalize_valid(Format::Gemini, samples::to_snake_case(sample.blob.clone())).body, sample.blob);
     }
 
     #[test]
-    fn every_target_says_what_it_can((format, sample) in any_sample(), target in any_format()) {
-        let incoming = accepted(format, sample.blob);
-        let written = shown(&incoming, target);
-        for fact in &sample.facts {
-            prop_assert!(says(target, &written, fact), "{fact:?} is lost in {written:?}");
+    fn every_target_contains_the_claims((format, sample) in any_sample(), target in any_format()) {
+        let normalized = normalize_valid(format, sample.blob);
+        let converted = convert(&normalized, target);
+        for claim in &sample.claims {
+            prop_assert!(contains_claim(target, &converted, claim), "{claim:?} is lost in {converted:?}");
         }
     }
 
     #[test]
-    fn everything_survives_as_parts((format, sample) in any_sample()) {
-        let incoming = accepted(format, sample.blob);
-        let through = shown(&incoming, Format::Acontext).remove(0);
-        let direct = parts(format, incoming.body);
-        prop_assert_eq!(parts(Format::Acontext, through), direct);
+    fn conversion_to_acontext_preserves_parts((format, sample) in any_sample()) {
+        let normalized = normalize_valid(format, sample.blob);
+        let acontext = convert(&normalized, Format::Acontext).remove(0);
+        prop_assert_eq!(to_parts(Format::Acontext, acontext), to_parts(format, normalized.body));
     }
 
     #[test]
-    fn an_unknown_block_survives_in_its_own_format_and_as_parts(
+    fn unknown_block_survives_conversion_to_acontext_and_back(
         format in prop::sample::select(vec![Format::OpenAi, Format::Anthropic, Format::Gemini]),
         tail in "[a-z]{1,9}",
         inside in samples::free_json(),
     ) {
         let block = json!({"type": format!("x_{tail}"), "holo_gram": [inside]});
         let list = if format == Format::Gemini { "parts" } else { "content" };
-        let incoming = accepted(format, json!({"role": "user", list: [block.clone()]}));
-        prop_assert_eq!(&incoming.body[list][0], &block);
-        let part = &parts(format, incoming.body.clone())[0];
-        prop_assert_eq!(part.kind, Kind::Data);
+        let normalized = normalize_valid(format, json!({"role": "user", list: [block.clone()]}));
+        prop_assert_eq!(&normalized.body[list][0], &block);
+        let part = &to_parts(format, normalized.body.clone())[0];
+        prop_assert_eq!(part.kind, PartKind::Data);
         prop_assert_eq!(&part.meta["block"], &block);
-        let through = accepted(Format::Acontext, shown(&incoming, Format::Acontext).remove(0));
-        prop_assert_eq!(&shown(&through, format)[0][list][0], &block);
+        let acontext = normalize_valid(Format::Acontext, convert(&normalized, Format::Acontext).remove(0));
+        prop_assert_eq!(&convert(&acontext, format)[0][list][0], &block);
     }
 
     #[test]
-    fn numbers_keep_their_digits(
+    fn numbers_preserve_their_digits(
         format in any_format(),
         target in any_format(),
         number in "-?[1-9][0-9]{0,30}(\\.[0-9]{1,30})?|0\\.[0-9]{1,9}|[1-9]e\\+[1-9][0-9]{0,4}",
     ) {
         let args: Value = serde_json::from_str(&format!("{{\"n\":{number}}}")).unwrap();
-        let incoming = accepted(format, samples::tool_call(format, "c", "f", &args));
-        let fact = Fact::FunctionCall { id: "c".into(), name: "f".into(), arguments: args };
-        prop_assert!(incoming.body.to_string().contains(&number), "{}", incoming.body);
-        let written = shown(&incoming, target);
-        prop_assert!(says(target, &written, &fact), "{written:?}");
-        prop_assert!(Value::from(written).to_string().contains(&number));
+        let normalized = normalize_valid(format, samples::tool_call(format, "c", "f", &args));
+        let claim = Claim::FunctionCall { id: "c".into(), name: "f".into(), arguments: args };
+        prop_assert!(normalized.body.to_string().contains(&number), "{}", normalized.body);
+        let converted = convert(&normalized, target);
+        prop_assert!(contains_claim(target, &converted, &claim), "{converted:?}");
+        prop_assert!(Value::from(converted).to_string().contains(&number));
     }
 }
 
-/// Whatever is accepted is read again as it was stored, and can be shown in every format.
-fn check_anything(format: Format, blob: Value) -> Result<(), TestCaseError> {
-    // A body that was never checked must not hurt either.
+/// Checks that a valid message is normalized to itself again and can be converted to every format.
+fn check_any_value(format: Format, blob: Value) -> Result<(), TestCaseError> {
+    // Conversion must not panic on an invalid body either.
     check_targets(format, Role::User, &Map::new(), &blob)?;
-    let Ok(incoming) = read(format, blob, &mut ids()) else { return Ok(()) };
-    let again = read(format, incoming.body.clone(), &mut || unreachable!("each call has an id")).unwrap();
-    prop_assert_eq!(&again.body, &incoming.body);
-    prop_assert_eq!((again.role, &again.meta), (incoming.role, &incoming.meta));
-    prop_assert_eq!(incoming.meta.get("source_format").is_some_and(Value::is_string), true);
-    check_targets(format, incoming.role, &incoming.meta, &incoming.body)
+    let Ok(normalized) = normalize(format, blob, &mut call_ids()) else { return Ok(()) };
+    let again = normalize(format, normalized.body.clone(), &mut || unreachable!("each call has an id")).unwrap();
+    prop_assert_eq!(&again.body, &normalized.body);
+    prop_assert_eq!((again.role, &again.meta), (normalized.role, &normalized.meta));
+    prop_assert_eq!(normalized.meta.get("source_format").is_some_and(Value::is_string), true);
+    check_targets(format, normalized.role, &normalized.meta, &normalized.body)
 }
 
 fn check_targets(format: Format, role: Role, meta: &Map<String, Value>, body: &Value) -> Result<(), TestCaseError> {
     for target in ALL {
-        let written = write(target, role, meta, parts(format, body.clone()), &RenderContext::default());
-        prop_assert!(!written.is_empty());
-        prop_assert!(target == Format::OpenAi || written.len() == 1);
-        prop_assert!(written.iter().all(|message| message["role"].is_string()));
+        let converted = from_parts(target, role, meta, to_parts(format, body.clone()), &RenderContext::default());
+        prop_assert!(!converted.is_empty());
+        prop_assert!(target == Format::OpenAi || converted.len() == 1);
+        prop_assert!(converted.iter().all(|message| message["role"].is_string()));
     }
     Ok(())
 }
@@ -137,22 +135,22 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
-    fn no_message_of_openai_hurts(blob in mutated(Format::OpenAi)) {
-        check_anything(Format::OpenAi, blob)?;
+    fn any_value_as_openai_is_handled(blob in mutated(Format::OpenAi)) {
+        check_any_value(Format::OpenAi, blob)?;
     }
 
     #[test]
-    fn no_message_of_anthropic_hurts(blob in mutated(Format::Anthropic)) {
-        check_anything(Format::Anthropic, blob)?;
+    fn any_value_as_anthropic_is_handled(blob in mutated(Format::Anthropic)) {
+        check_any_value(Format::Anthropic, blob)?;
     }
 
     #[test]
-    fn no_message_of_gemini_hurts(blob in mutated(Format::Gemini)) {
-        check_anything(Format::Gemini, blob)?;
+    fn any_value_as_gemini_is_handled(blob in mutated(Format::Gemini)) {
+        check_any_value(Format::Gemini, blob)?;
     }
 
     #[test]
-    fn no_message_of_acontext_hurts(blob in mutated(Format::Acontext)) {
-        check_anything(Format::Acontext, blob)?;
+    fn any_value_as_acontext_is_handled(blob in mutated(Format::Acontext)) {
+        check_any_value(Format::Acontext, blob)?;
     }
 }

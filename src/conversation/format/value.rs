@@ -1,24 +1,24 @@
-//! Small helpers around JSON values, and the parts that are made of them.
+//! Helpers for JSON values, and constructors of parts.
 
 use serde_json::{Map, Value};
 
 use super::{Format, InvalidMessage};
-use crate::conversation::parts::{Kind, Part};
+use crate::conversation::parts::{Part, PartKind};
 use crate::json::ValueBudget;
 
 pub(super) type Object = Map<String, Value>;
 
-pub(super) fn refused(field: impl Into<String>, why: impl Into<String>) -> InvalidMessage {
-    InvalidMessage { field: field.into(), why: why.into() }
+pub(super) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> InvalidMessage {
+    InvalidMessage { field: field.into(), reason: reason.into() }
 }
 
-/// An object of these entries. (The macro `json!` would copy every text in it.)
+/// Builds an object from entries. The macro `json!` would copy every string.
 pub(super) fn object<const N: usize>(entries: [(&str, Value); N]) -> Object {
     entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// A value as the text that stands for it: a text itself, `null` as nothing, all else as compact JSON.
-pub(super) fn text_of(value: Value) -> String {
+/// Converts a value to a string: a string is unchanged, `null` becomes empty, and any other value becomes compact JSON.
+pub(super) fn stringify(value: Value) -> String {
     match value {
         Value::String(text) => text,
         Value::Null => String::new(),
@@ -26,17 +26,17 @@ pub(super) fn text_of(value: Value) -> String {
     }
 }
 
-/// The text at a key, taken out; empty if there is none.
-pub(super) fn take_text(object: &mut Object, key: &str) -> String {
-    object.remove(key).map(text_of).unwrap_or_default()
+/// Removes the value at a key and converts it with [`stringify()`]. Returns an empty string if the key is missing.
+pub(super) fn take_as_string(object: &mut Object, key: &str) -> String {
+    object.remove(key).map(stringify).unwrap_or_default()
 }
 
-/// The text at a key if it is one that says something, taken out.
-pub(super) fn take_filled(object: &mut Object, key: &str) -> Option<String> {
-    if text_at(object, key).is_empty() { None } else { Some(take_text(object, key)) }
+/// Removes and returns the string at a key. Returns `None` and removes nothing if the value is missing, empty or not a string.
+pub(super) fn take_nonempty_string(object: &mut Object, key: &str) -> Option<String> {
+    if str_at(object, key).is_empty() { None } else { Some(take_as_string(object, key)) }
 }
 
-/// The object at a key, taken out; empty if there is none.
+/// Removes the value at a key and returns it if it is an object; else returns an empty object.
 pub(super) fn take_object(object: &mut Object, key: &str) -> Object {
     match object.remove(key) {
         Some(Value::Object(inner)) => inner,
@@ -44,76 +44,79 @@ pub(super) fn take_object(object: &mut Object, key: &str) -> Object {
     }
 }
 
-/// The text at a key; empty if there is none, or if it is no text.
-pub(super) fn text_at<'a>(object: &'a Object, key: &str) -> &'a str {
+/// Returns the string at a key; empty if the key is missing or its value is not a string.
+pub(super) fn str_at<'a>(object: &'a Object, key: &str) -> &'a str {
     object.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// The type of a block; empty for what is no block at all.
+/// Returns the `type` of a block; empty if it has none or is not an object.
 pub(super) fn type_of(block: &Value) -> &str {
     block.get("type").and_then(Value::as_str).unwrap_or_default()
 }
 
-/// The objects of a list, with their places; nothing if it is no list.
-pub(super) fn objects(list: Option<&mut Value>) -> impl Iterator<Item = (usize, &mut Object)> {
+/// Iterates over the objects in a list with their indices in the list. Yields nothing if the value is not a list.
+pub(super) fn indexed_objects_mut(list: Option<&mut Value>) -> impl Iterator<Item = (usize, &mut Object)> {
     let list = list.and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default();
-    list.iter_mut().enumerate().filter_map(|(at, value)| Some((at, value.as_object_mut()?)))
+    list.iter_mut().enumerate().filter_map(|(index, value)| Some((index, value.as_object_mut()?)))
 }
 
-/// Drops the keys that are `null`, in the object itself and in the objects at these keys, no deeper.
-pub(super) fn drop_nulls(object: &mut Object, inner: &[&str]) {
+/// Removes the keys whose value is `null` from an object and from the objects at its `inner_keys`, but not deeper.
+pub(super) fn remove_nulls(object: &mut Object, inner_keys: &[&str]) {
     object.retain(|_, value| !value.is_null());
-    for key in inner {
+    for key in inner_keys {
         if let Some(Value::Object(inner)) = object.get_mut(*key) {
             inner.retain(|_, value| !value.is_null());
         }
     }
 }
 
-/// Whether a text in it, or a key, contains the character that the database cannot hold.
-pub(super) fn has_nul(value: &Value) -> bool {
+/// Returns `true` if a string or key in the value contains NUL, which Postgres cannot store.
+pub(super) fn contains_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
-        Value::Array(list) => list.iter().any(has_nul),
-        Value::Object(object) => object.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
+        Value::Array(list) => list.iter().any(contains_nul),
+        Value::Object(object) => object.iter().any(|(key, value)| key.contains('\0') || contains_nul(value)),
         _ => false,
     }
 }
 
-pub(super) fn part(kind: Kind, text: String, meta: Object) -> Part {
+/// Builds a part without a file.
+pub(super) fn part(kind: PartKind, text: String, meta: Object) -> Part {
     Part { kind, text, asset: None, filename: String::new(), meta, extra: Object::new() }
 }
 
 pub(super) fn text_part(text: String) -> Part {
-    part(Kind::Text, text, Object::new())
+    part(PartKind::Text, text, Object::new())
 }
 
-/// What a format has and nobody else understands; [`take_block`] gives it back.
-pub(super) fn unknown(format: Format, block: Value) -> Part {
-    part(Kind::Data, String::new(), object([("data_type", format.as_str().into()), ("block", block)]))
+/// Wraps a block that has no equivalent in the common model; [`take_opaque_block`] returns it.
+pub(super) fn opaque_part(format: Format, block: Value) -> Part {
+    part(PartKind::Data, String::new(), object([("data_type", format.as_str().into()), ("block", block)]))
 }
 
-/// The block that [`unknown`] wrapped, if it is one of this format.
-pub(super) fn take_block(part: &mut Part, format: Format) -> Option<Value> {
-    let own = part.kind == Kind::Data && text_at(&part.meta, "data_type") == format.as_str();
-    if own { part.meta.remove("block") } else { None }
+/// Removes and returns the block that [`opaque_part`] wrapped. Returns `None` if the part does not wrap a block of this format.
+pub(super) fn take_opaque_block(part: &mut Part, format: Format) -> Option<Value> {
+    let same_format = part.kind == PartKind::Data && str_at(&part.meta, "data_type") == format.as_str();
+    if same_format { part.meta.remove("block") } else { None }
 }
 
-/// A hint for the cache of prompts is kept wherever it was put.
-pub(super) fn keep_cache_control(from: &mut Object, meta: &mut Object) {
-    if let Some(hint @ Value::Object(_)) = from.remove("cache_control") {
+/// Moves the prompt cache hint (`cache_control`) from a block to the meta of its part.
+pub(super) fn move_cache_control(block: &mut Object, meta: &mut Object) {
+    if let Some(hint @ Value::Object(_)) = block.remove("cache_control") {
         meta.insert("cache_control".into(), hint);
     }
 }
 
-/// Returns the arguments of a tool call as the object that Anthropic and Gemini require. Any other value, and a text with more
-/// values than the budget allows, is wrapped: `{"input": ...}`.
-pub(super) fn arguments(meta: &mut Object, values: &ValueBudget) -> Object {
+/// Removes the arguments of a tool call from its meta and returns them as the object that Anthropic and Gemini require.
+///
+/// Missing, empty or `null` arguments become an empty object. Other arguments that are not an object, or whose JSON text has more
+/// values than the budget allows, become `{"input": arguments}`.
+pub(super) fn take_arguments(meta: &mut Object, budget: &ValueBudget) -> Object {
     let value = meta.remove("arguments").unwrap_or_default();
-    // The input of a custom tool is a plain text, even if it looks like something else.
+    // The input of a custom tool is plain text, even if it is valid JSON.
     let value = match value {
         Value::String(text) if text.trim().is_empty() => Value::Null,
-        Value::String(text) if text_at(meta, "type") != "custom" => values.parse(&text).unwrap_or(Value::String(text)),
+        Value::String(text) if str_at(meta, "type") != "custom" => budget.parse(&text).unwrap_or(Value::String(text)),
         value => value,
     };
     match value {
@@ -123,8 +126,10 @@ pub(super) fn arguments(meta: &mut Object, values: &ValueBudget) -> Object {
     }
 }
 
-/// The text that media or data carry besides, which every target can say.
+/// Removes and returns the caption of a part: the text of a media or data part. It is converted to a text of its own, because
+/// most formats have no captions.
 pub(super) fn take_caption(part: &mut Part) -> Option<String> {
-    let carries = matches!(part.kind, Kind::Image | Kind::Audio | Kind::Video | Kind::File | Kind::Data);
-    (carries && !part.text.is_empty()).then(|| std::mem::take(&mut part.text))
+    let is_media_or_data =
+        matches!(part.kind, PartKind::Image | PartKind::Audio | PartKind::Video | PartKind::File | PartKind::Data);
+    (is_media_or_data && !part.text.is_empty()).then(|| std::mem::take(&mut part.text))
 }

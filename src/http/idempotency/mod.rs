@@ -1,14 +1,18 @@
-//! `Idempotency-Key`: a request that a client sends twice takes effect once.
+//! `Idempotency-Key`: a request that a client repeats takes effect once.
 //!
-//! A handler that changes something takes [`Idempotency`], begins its transaction with [`Idempotency::begin`] before it checks whether
-//! what it changes exists, and ends it with [`IdempotentTx::commit`], which is given the response. With a key the response is stored
-//! in that same transaction, so that after a crash either both are there or neither; a request that finds a stored response returns
-//! it and changes nothing. Without a key this is a plain transaction. A test requires this of every operation that changes something.
+//! A handler that changes something extracts [`Idempotency`], begins its transaction with [`Idempotency::begin`], and commits
+//! with [`IdempotentTx::commit`], which takes the response. If the request has a key, this transaction also stores the response.
+//! After a crash, either the change and the response are stored, or neither is. If the response is already stored, the client
+//! gets it and nothing changes. Without a key, the transaction is an ordinary one. A test checks that every operation that
+//! changes something supports the header.
 //!
-//! [`fingerprint`] tells another request with the same key from the same one, [`store`] is the SQL.
+//! A handler begins the transaction before it checks whether the entity exists. Otherwise a repeated deletion would return 404
+//! instead of the stored response. A handler that must check first uses [`Idempotency::has_stored_response`].
+//!
+//! [`fingerprint`] detects a key that is reused for a different request. [`store`] contains the SQL statements.
 
+pub mod context;
 pub mod fingerprint;
-pub mod settings;
 pub mod store;
 
 use std::ops::{Deref, DerefMut};
@@ -30,45 +34,47 @@ use crate::db::Tx;
 use crate::encryption::ProjectEncryption;
 use crate::error::{Error, MapConstraint, Result, UNAUTHORIZED};
 use crate::ids::ProjectId;
-use fingerprint::{Fingerprint, Hash, Hasher};
-use settings::IdempotencySettings;
+use context::IdempotencyContext;
+use fingerprint::{Fingerprint, Hash, RequestHasher};
 use store::IdempotencyRecord;
 
+/// The name of the request header.
 pub const HEADER: &str = "Idempotency-Key";
 
-const MAX_KEY: usize = 255;
-/// How soon to check again whether a concurrent request with the same key has ended; the delay doubles up to the second one.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LAST_PAUSE: Duration = Duration::from_millis(250);
-/// Longer answers are sealed and opened where that keeps no request waiting, in bytes.
-const LONG: usize = 256 * 1024;
+/// The maximum length of an idempotency key in bytes.
+const MAX_KEY_LEN: usize = 255;
+/// The first interval between two checks whether a concurrent request with the same key has finished. Each interval is twice the
+/// previous one, up to [`MAX_POLL_INTERVAL`].
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
+const MAX_POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// The maximum length in bytes of a response that is encrypted or decrypted on the thread that serves the request.
+const MAX_INLINE_RESPONSE_BYTES: usize = 256 * 1024;
 
-/// How often an effect is tried that concurrent requests force to start again.
-const MAX_ATTEMPTS: usize = 5;
+/// The maximum number of transactions for one request. A request begins another one after a conflict with a concurrent change.
+const MAX_TX_ATTEMPTS: usize = 5;
 
-const IN_FLIGHT: &str = "Idempotency-Key: a request with this key is still being worked on; try again in a moment";
-const ANOTHER: &str = "Idempotency-Key: was sent with another request before; a new request wants a new key";
+const KEY_IN_USE: &str = "Idempotency-Key: a request with this key is in progress; retry shortly";
+const KEY_REUSED: &str = "Idempotency-Key: already used for a different request; use a new key";
 
-/// Ensures that a request takes effect once. Comes before the extractor that reads the body.
+/// The extractor of the `Idempotency-Key`. In the arguments of a handler, it must precede the extractor that reads the body.
 pub struct Idempotency {
-    context: RequestContext,
+    ctx: RequestContext,
     /// `None` for a request without a key.
     request: Option<Arc<IdempotentRequest>>,
 }
 
-/// What came with a key.
+/// A request with an idempotency key.
 struct IdempotentRequest {
-    /// Of whose request it is, its method, its path and its key.
-    id: Hash,
-    /// `None` for the operator.
+    /// The hash of the project, the method, the path and the key, which identifies the record.
+    record_id: Hash,
+    /// `None` for a request with the admin token or the root token.
     project: Option<ProjectId>,
     fingerprint: Fingerprint,
-    /// Seals the answer.
-    seal: ResponseCipher,
-    /// Seals it so that the project's own key is needed too, if that is at hand.
-    seal_with_key: Option<ResponseCipher>,
-    /// Whether the project is encrypted.
-    encrypted: bool,
+    /// Encrypts and decrypts the response.
+    cipher: ResponseCipher,
+    /// A cipher whose key is also derived from the project's master key. `None` if the request does not provide the master key.
+    master_key_cipher: Option<ResponseCipher>,
+    is_project_encrypted: bool,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Idempotency
@@ -78,55 +84,60 @@ where
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
-        let context = RequestContext::from_ref(state);
-        let mut sent = parts.headers.get_all(HEADER).iter();
-        let Some(key) = sent.next() else { return Ok(Self { context, request: None }) };
-        let fits = |key: &&str| (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
-        let (Some(key), None) = (key.to_str().ok().filter(fits), sent.next()) else {
-            let wrong = format_args!("must be 1 to {MAX_KEY} visible ASCII characters, and stand once");
-            return Err(Error::invalid_field(HEADER, wrong));
+        let ctx = RequestContext::from_ref(state);
+        let mut keys = parts.headers.get_all(HEADER).iter();
+        let Some(key) = keys.next() else { return Ok(Self { ctx, request: None }) };
+        let is_valid =
+            |key: &&str| (1..=MAX_KEY_LEN).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+        let (Some(key), None) = (key.to_str().ok().filter(is_valid), keys.next()) else {
+            let reason = format_args!("must be sent once and consist of 1 to {MAX_KEY_LEN} visible ASCII characters");
+            return Err(Error::invalid_field(HEADER, reason));
         };
         let encryption = parts.extensions.get::<ProjectEncryption>();
         let project = encryption.map(|encryption| encryption.project);
-        let mut hasher = Hasher::default();
+        let mut hasher = RequestHasher::default();
         hasher.add(project.as_ref().map_or(&[][..], |project| project.0.as_bytes()));
-        for text in [parts.method.as_str(), parts.uri.path(), key] {
-            hasher.add(text.as_bytes());
+        for value in [parts.method.as_str(), parts.uri.path(), key] {
+            hasher.add(value.as_bytes());
         }
-        let id = hasher.finish();
-        let pepper = &context.idempotency.pepper;
-        let seal = ResponseCipher::derive(&id, key, pepper, None)?;
+        let record_id = hasher.finish();
+        let pepper = &ctx.idempotency.pepper;
+        let cipher = ResponseCipher::derive(&record_id, key, pepper, None)?;
         let kek = encryption.and_then(|encryption| encryption.kek.as_ref());
-        let with_key = kek.map(|kek| ResponseCipher::derive(&id, key, pepper, Some(kek.master())));
-        let (seal_with_key, encrypted) =
-            (with_key.transpose()?, encryption.is_some_and(|encryption| encryption.format.is_encrypted()));
-        let fingerprint = Fingerprint::of_head(parts);
+        let master_key_cipher = kek.map(|kek| ResponseCipher::derive(&record_id, key, pepper, Some(kek.master())));
+        let master_key_cipher = master_key_cipher.transpose()?;
+        let is_project_encrypted = encryption.is_some_and(|encryption| encryption.format.is_encrypted());
+        let fingerprint = Fingerprint::from_parts(parts);
         parts.extensions.insert(fingerprint.clone());
-        let request = IdempotentRequest { id, project, fingerprint, seal, seal_with_key, encrypted };
-        Ok(Self { context, request: Some(Arc::new(request)) })
+        let request =
+            IdempotentRequest { record_id, project, fingerprint, cipher, master_key_cipher, is_project_encrypted };
+        Ok(Self { ctx, request: Some(Arc::new(request)) })
     }
 }
 
 impl Idempotency {
-    /// Whether the request has a key.
+    /// Returns `true` if the request has a key.
     pub fn has_key(&self) -> bool {
         self.request.is_some()
     }
 
-    /// Begins the transaction of the effect, after the body was read. Waits for a concurrent request with the same key, without
-    /// holding a connection.
+    /// Begins the transaction of the request, whose body must have been read. Waits until no concurrent request uses the key, and
+    /// holds no database connection while it waits.
     ///
     /// # Errors
-    /// [`HandlerError::Replayed`] if a response is stored, 422 if it is that of another request, 409 if a concurrent request takes too long.
+    /// Returns [`HandlerError::Replayed`] if a response is stored, 403 if the master key is required to decrypt it but not
+    /// provided, 422 if the key was used for a different request, 409 if a concurrent request with the key takes too long, and
+    /// 401 if the project has been deleted.
     pub async fn begin(&self) -> Result<IdempotentTx, HandlerError> {
-        self.begin_within(None).await
+        self.begin_with_permits(None).await
     }
 
-    /// As [`Idempotency::begin`]; the connection is used only together with one of these permits.
-    async fn begin_within(&self, permits: Option<&Arc<Semaphore>>) -> Result<IdempotentTx, HandlerError> {
-        let IdempotencySettings { db, wait, .. } = &self.context.idempotency;
-        let deadline = Instant::now() + *wait;
-        let mut pause = FIRST_PAUSE;
+    /// Begins the transaction like [`Idempotency::begin`]. If there are `permits`, the transaction holds a permit until it ends.
+    /// The number of permits limits the number of connections in use.
+    async fn begin_with_permits(&self, permits: Option<&Arc<Semaphore>>) -> Result<IdempotentTx, HandlerError> {
+        let IdempotencyContext { db, wait_timeout, .. } = &self.ctx.idempotency;
+        let deadline = Instant::now() + *wait_timeout;
+        let mut interval = MIN_POLL_INTERVAL;
         loop {
             let permit = match permits {
                 Some(permits) => Some(Arc::clone(permits).acquire_owned().await.map_err(Error::internal)?),
@@ -136,70 +147,74 @@ impl Idempotency {
             let Some(request) = &self.request else {
                 return Ok(IdempotentTx { tx, request: None, _permit: permit });
             };
-            if request.take(&mut tx).await? {
+            if request.try_acquire(&mut tx).await? {
                 return Ok(IdempotentTx { tx, request: Some(Arc::clone(request)), _permit: permit });
             }
-            let record = store::get(&mut tx, &request.id).await?;
+            let record = store::get(&mut tx, &request.record_id).await?;
             tx.rollback().await?;
             drop(permit);
             if let Some(record) = record {
-                return Err(HandlerError::Replayed(request.open_record(record).await?));
+                return Err(HandlerError::Replayed(request.decrypt_response(record).await?));
             }
             let now = Instant::now();
             if now >= deadline {
-                return Err(Error::Conflict(IN_FLIGHT.into()).into());
+                return Err(Error::Conflict(KEY_IN_USE.into()).into());
             }
-            tokio::time::sleep_until(deadline.min(now + pause)).await;
-            pause = LAST_PAUSE.min(pause * 2);
+            tokio::time::sleep_until(deadline.min(now + interval)).await;
+            interval = MAX_POLL_INTERVAL.min(interval * 2);
         }
     }
 
-    /// Returns the attempts of an effect that concurrent requests can force to start again.
-    pub fn attempts(&self) -> Attempts<'_> {
-        Attempts { idempotency: self, permits: None, begun: 0 }
+    /// Returns the successive transactions of a request, which begins another one after a conflict with a concurrent change.
+    pub fn tx_attempts(&self) -> TxAttempts<'_> {
+        TxAttempts { idempotency: self, permits: None, started: 0 }
     }
 
-    /// As [`Idempotency::begin`], for an effect of one statement: without a key it needs no transaction around it.
+    /// Begins the transaction of a request that executes a single statement. Without a key, the statement runs in
+    /// autocommit mode.
     ///
     /// # Errors
-    /// As for [`Idempotency::begin`].
-    pub async fn begin_statement(&self) -> Result<IdempotentTx, HandlerError> {
+    /// Returns the errors of [`Idempotency::begin`].
+    pub async fn begin_autocommit(&self) -> Result<IdempotentTx, HandlerError> {
         if self.request.is_some() {
             return self.begin().await;
         }
-        let tx = self.context.idempotency.db.begin_statement().await?;
+        let tx = self.ctx.idempotency.db.begin_autocommit().await?;
         Ok(IdempotentTx { tx, request: None, _permit: None })
     }
 
-    /// Ends the request here if its response is stored: for handlers that do much before the transaction begins. Comes after the
-    /// body was read.
+    /// Returns the stored response as an error, if there is one. With this check, a handler avoids expensive work before its
+    /// transaction. The body must have been read.
     ///
     /// # Errors
-    /// [`HandlerError::Replayed`], or 422 if it was another request.
+    /// Returns [`HandlerError::Replayed`] if a response is stored, 403 if the master key is required to decrypt it but not
+    /// provided, and 422 if the key was used for a different request.
     pub async fn replay_if_completed(&self) -> Result<(), HandlerError> {
         let Some(request) = &self.request else { return Ok(()) };
-        let mut conn = self.context.idempotency.db.acquire().await?;
-        let record = store::get(&mut conn, &request.id).await?;
+        let mut conn = self.ctx.idempotency.db.acquire().await?;
+        let record = store::get(&mut conn, &request.record_id).await?;
         drop(conn);
         match record {
-            Some(record) => Err(HandlerError::Replayed(request.open_record(record).await?)),
+            Some(record) => Err(HandlerError::Replayed(request.decrypt_response(record).await?)),
             None => Ok(()),
         }
     }
 
-    /// Returns `true` if a response is stored, for handlers that have not read the body yet.
+    /// Returns `true` if a response is stored. Unlike [`Idempotency::replay_if_completed`], this function can be called before
+    /// the body has been read.
     pub async fn has_stored_response(&self, conn: &mut PgConnection) -> Result<bool> {
         match &self.request {
-            Some(request) => Ok(store::exists(conn, &request.id).await?),
+            Some(request) => Ok(store::exists(conn, &request.record_id).await?),
             None => Ok(false),
         }
     }
 
-    /// Stores the response of a request that takes long and can be repeated without harm, after its effect. If a concurrent request
-    /// with the same key was faster, its response counts.
+    /// Stores the response in a transaction of its own, after a long request has committed its changes. If the process dies in
+    /// between, the client repeats the request, which must be harmless.
     ///
     /// # Errors
-    /// As for [`Idempotency::begin`].
+    /// Returns the errors of [`Idempotency::begin`]. If a concurrent request with the same key has already stored its response,
+    /// this is [`HandlerError::Replayed`].
     pub async fn store_response<R>(&self, response: ApiResponse<R>) -> CommandResult<R> {
         match &self.request {
             Some(_) => self.begin().await?.commit(response).await,
@@ -208,81 +223,93 @@ impl Idempotency {
     }
 }
 
-/// A bounded number of transactions for one effect. The handler rolls one back to begin the next.
-pub struct Attempts<'a> {
+/// The successive transactions of one request, at most `MAX_TX_ATTEMPTS`. Before the handler begins the next transaction, it
+/// must roll the previous one back, which holds the idempotency key.
+pub struct TxAttempts<'a> {
     idempotency: &'a Idempotency,
     permits: Option<&'a Arc<Semaphore>>,
-    begun: usize,
+    started: usize,
 }
 
-impl<'a> Attempts<'a> {
-    /// Limits how many transactions like the next ones are open at a time: each holds a permit until it ends.
-    pub fn limit(&mut self, permits: &'a Arc<Semaphore>) {
+impl<'a> TxAttempts<'a> {
+    /// Limits the number of concurrent transactions of all requests that have the same `permits`. Each transaction that begins
+    /// after this call holds a permit until it ends.
+    pub fn limit_concurrency(&mut self, permits: &'a Arc<Semaphore>) {
         self.permits = Some(permits);
     }
 
-    /// Begins the transaction of the next attempt.
+    /// Begins the next transaction.
     ///
     /// # Errors
-    /// As for [`Idempotency::begin`], and 503 if there were too many attempts.
+    /// Returns the errors of [`Idempotency::begin`], and 503 if the request has had too many transactions.
     pub async fn begin(&mut self) -> Result<IdempotentTx, HandlerError> {
-        if self.begun == MAX_ATTEMPTS {
-            let msg = "concurrent requests store and delete equal content, or change the project's encryption; try again in a moment";
+        if self.started == MAX_TX_ATTEMPTS {
+            let msg =
+                "conflict with concurrent changes to identical files or to the project's encryption; retry shortly";
             return Err(Error::unavailable(msg).into());
         }
-        self.begun += 1;
-        self.idempotency.begin_within(self.permits).await
+        self.started += 1;
+        self.idempotency.begin_with_permits(self.permits).await
     }
 }
 
 impl IdempotentRequest {
-    async fn take(&self, conn: &mut PgConnection) -> Result<bool> {
-        let taken = store::take(conn, &self.id, self.project, &self.fingerprint.hash()).await;
-        // The project may be deleted just now.
-        taken.map_constraint_err("idempotency_records_project_id_fkey", || UNAUTHORIZED)
+    /// Tries to acquire the key, see [`store::try_acquire`].
+    async fn try_acquire(&self, conn: &mut PgConnection) -> Result<bool> {
+        let acquired = store::try_acquire(conn, &self.record_id, self.project, &self.fingerprint.hash()).await;
+        // The project may have been deleted after the request was authenticated.
+        acquired.map_constraint_err("idempotency_records_project_id_fkey", || UNAUTHORIZED)
     }
 
-    /// Decrypts the response of a completed request, which must be this one.
-    async fn open_record(self: &Arc<Self>, record: IdempotencyRecord) -> Result<StoredResponse> {
+    /// Decrypts the stored response.
+    ///
+    /// # Errors
+    /// Returns 422 if the key was used for a different request, and 403 if the master key is required but not provided.
+    async fn decrypt_response(self: &Arc<Self>, record: IdempotencyRecord) -> Result<StoredResponse> {
         if record.fingerprint != self.fingerprint.hash() {
-            return Err(Error::Unprocessable(ANOTHER));
+            return Err(Error::Unprocessable(KEY_REUSED));
         }
         let status = u16::try_from(record.status).map_err(Error::internal)?;
         let status = StatusCode::from_u16(status).map_err(Error::internal)?;
         let request = Arc::clone(self);
-        if record.encrypted_with_master_key && request.seal_with_key.is_none() {
+        if record.encrypted_with_master_key && request.master_key_cipher.is_none() {
             return Err(Error::KeyRequired);
         }
-        let body =
-            aside(record.body.len(), move || request.seal(record.encrypted_with_master_key).open(record.body)).await?;
+        let length = record.encrypted_body.len();
+        let decrypt = move || request.cipher(record.encrypted_with_master_key).decrypt(record.encrypted_body);
+        let body = run_blocking_if_large(length, decrypt).await?;
         Ok(StoredResponse { status, body: body.into() })
     }
 
-    async fn keep(self: &Arc<Self>, conn: &mut PgConnection, status: StatusCode, body: &Bytes) -> Result<()> {
+    /// Encrypts and stores the response.
+    async fn store_response(self: &Arc<Self>, conn: &mut PgConnection, status: StatusCode, body: &Bytes) -> Result<()> {
         let status = i16::try_from(status.as_u16()).map_err(Error::internal)?;
-        let (request, plain) = (Arc::clone(self), body.clone());
-        let with_key = self.encrypted && self.seal_with_key.is_some();
-        let sealed = aside(body.len(), move || request.seal(with_key).seal(&plain)).await?;
-        store::keep(conn, &self.id, status, &sealed, with_key).await?;
+        let (request, plaintext) = (Arc::clone(self), body.clone());
+        let with_master_key = self.is_project_encrypted && self.master_key_cipher.is_some();
+        let encrypt = move || request.cipher(with_master_key).encrypt(&plaintext);
+        let encrypted = run_blocking_if_large(body.len(), encrypt).await?;
+        store::store_response(conn, &self.record_id, status, &encrypted, with_master_key).await?;
         Ok(())
     }
 
-    fn seal(&self, with_key: bool) -> &ResponseCipher {
-        self.seal_with_key.as_ref().filter(|_| with_key).unwrap_or(&self.seal)
+    fn cipher(&self, with_master_key: bool) -> &ResponseCipher {
+        self.master_key_cipher.as_ref().filter(|_| with_master_key).unwrap_or(&self.cipher)
     }
 }
 
-async fn aside<T: Send + 'static>(
+/// Runs `work` for a body of `length` bytes, on a blocking thread if it is large.
+async fn run_blocking_if_large<T: Send + 'static>(
     length: usize,
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> Result<T> {
-    if length <= LONG {
+    if length <= MAX_INLINE_RESPONSE_BYTES {
         return Ok(work()?);
     }
     Ok(tokio::task::spawn_blocking(work).await.map_err(Error::internal)??)
 }
 
-/// The transaction of an effect, and of its response if the request has a key. Dropped, it is rolled back.
+/// A transaction that also stores the response if the request has an idempotency key. If it is dropped without a commit, it is
+/// rolled back.
 pub struct IdempotentTx {
     tx: Tx,
     request: Option<Arc<IdempotentRequest>>,
@@ -290,11 +317,12 @@ pub struct IdempotentTx {
 }
 
 impl IdempotentTx {
-    /// Commits the effect together with its response. A response that could not be written, and is an error for that reason, commits
-    /// nothing.
+    /// Stores the response in the transaction if the request has a key, and commits. If the data could not be serialized, the
+    /// response is an error, and the transaction is rolled back.
     ///
     /// # Errors
-    /// The database fails; as at every commit, nobody knows then whether it was done. The client sends the request again with its key.
+    /// Returns an error if the database fails. The transaction may have been committed nevertheless. If the request has a key,
+    /// the client can repeat it.
     pub async fn commit<R>(mut self, response: ApiResponse<R>) -> CommandResult<R> {
         if !response.is_success() {
             self.rollback().await?;
@@ -304,17 +332,19 @@ impl IdempotentTx {
             self.tx.commit().await?;
             return Ok(response);
         };
-        let (status, body, response) = response.into_bytes().await?;
-        request.keep(&mut self.tx, status, &body).await?;
+        let (status, body, response) = response.into_buffered().await?;
+        request.store_response(&mut self.tx, status, &body).await?;
         self.tx.commit().await?;
         Ok(response)
     }
 
-    /// Commits now if the request has no key, for where making the response takes long; otherwise the response comes first.
+    /// Commits and returns `None` if the request has no key. Otherwise returns the open transaction, which must be committed with
+    /// the response. With this function, a handler does not hold the transaction open while it builds a response that will not be
+    /// stored.
     ///
     /// # Errors
-    /// The database fails.
-    pub async fn commit_if_unkeyed(self) -> Result<Option<Self>> {
+    /// Returns an error if the database fails.
+    pub async fn commit_if_no_key(self) -> Result<Option<Self>> {
         if self.request.is_some() {
             return Ok(Some(self));
         }
@@ -322,10 +352,10 @@ impl IdempotentTx {
         Ok(None)
     }
 
-    /// Ends it without an effect, so that it can be begun again.
+    /// Rolls the transaction back, so that the handler can begin another one.
     ///
     /// # Errors
-    /// The database fails.
+    /// Returns an error if the database fails.
     pub async fn rollback(self) -> Result<()> {
         Ok(self.tx.rollback().await?)
     }

@@ -1,4 +1,4 @@
-//! SQL of kept answers.
+//! SQL of idempotency records.
 
 use std::time::Duration;
 
@@ -9,86 +9,87 @@ use crate::db::{Db, interval};
 use crate::error::Result;
 use crate::ids::ProjectId;
 
-/// How long an answer is kept.
-const KEPT: Duration = Duration::from_hours(24);
-/// How many are forgotten in one statement; one of them may be large.
-const BATCH: i64 = 100;
+/// How long a response is stored.
+const RETENTION: Duration = Duration::from_hours(24);
+/// The maximum number of records that one statement deletes, because a record may be large.
+const PURGE_BATCH_SIZE: i64 = 100;
 
-/// Takes a key for this transaction: whether nobody else holds it and no answer is kept. Never waits for another request:
-/// whoever takes a key holds a lock of the same number until its transaction ends, and only who gets that one writes the row.
-/// Two keys with one number do no more than take turns.
-pub async fn take(
+/// Tries to acquire an idempotency key without blocking. Returns `true` if no other transaction holds the key and no response is
+/// stored. The transaction then holds the key until it ends. To hold a key means to hold the advisory lock whose id is
+/// `advisory_lock_id`. Two keys may have the same lock; their requests then run one after the other.
+pub async fn try_acquire(
     conn: &mut PgConnection,
-    id: &Hash,
+    record_id: &Hash,
     project: Option<ProjectId>,
     fingerprint: &Hash,
 ) -> sqlx::Result<bool> {
-    let taken = sqlx::query_scalar!(
-        "insert into idempotency_records as k (key_hash, project_id, fingerprint)
+    let acquired = sqlx::query_scalar!(
+        "insert into idempotency_records as record (key_hash, project_id, fingerprint)
          select $1, $2, $3 where pg_try_advisory_xact_lock($4)
          on conflict (key_hash) do update
              set fingerprint = excluded.fingerprint, status = null, body = null, created_at = now()
-             where k.created_at <= now() - $5::interval
+             where record.created_at <= now() - $5::interval
          returning 1 as one",
-        &id[..],
+        &record_id[..],
         project as _,
         &fingerprint[..],
-        number(id),
-        interval(KEPT) as _,
+        advisory_lock_id(record_id),
+        interval(RETENTION) as _,
     );
-    Ok(taken.fetch_optional(conn).await?.is_some())
+    Ok(acquired.fetch_optional(conn).await?.is_some())
 }
 
-/// The number of a key's lock.
-fn number(id: &Hash) -> i64 {
-    id.iter().take(8).fold(0, |number, byte| number << 8 | i64::from(*byte))
+/// Returns the id of the advisory lock for a record: the first 8 bytes of the record id.
+fn advisory_lock_id(record_id: &Hash) -> i64 {
+    record_id.iter().take(8).fold(0, |lock_id, byte| lock_id << 8 | i64::from(*byte))
 }
 
-/// An answer as it is kept.
+/// A stored response with the fingerprint of its request.
 pub struct IdempotencyRecord {
     pub fingerprint: Vec<u8>,
     pub status: i16,
-    pub body: Vec<u8>,
-    /// Whether it is sealed with the project's key too.
+    pub encrypted_body: Vec<u8>,
+    /// `true` if the key that encrypts the body was also derived from the project's master key.
     pub encrypted_with_master_key: bool,
 }
 
-/// The answer that was committed under a key.
-pub async fn get(conn: &mut PgConnection, id: &Hash) -> sqlx::Result<Option<IdempotencyRecord>> {
+/// Returns the record of a request, or `None` if no response is stored.
+pub async fn get(conn: &mut PgConnection, record_id: &Hash) -> sqlx::Result<Option<IdempotencyRecord>> {
     sqlx::query_as!(
         IdempotencyRecord,
-        r#"select fingerprint, status as "status!", body as "body!", encrypted_with_master_key
+        r#"select fingerprint, status as "status!", body as "encrypted_body!", encrypted_with_master_key
            from idempotency_records where key_hash = $1 and status is not null and created_at > now() - $2::interval"#,
-        &id[..],
-        interval(KEPT) as _,
+        &record_id[..],
+        interval(RETENTION) as _,
     )
     .fetch_optional(conn)
     .await
 }
 
-/// Whether an answer was committed under a key.
-pub async fn exists(conn: &mut PgConnection, id: &Hash) -> sqlx::Result<bool> {
-    let found = sqlx::query_scalar!(
-        "select 1 as one from idempotency_records where key_hash = $1 and status is not null and created_at > now() - $2::interval",
-        &id[..],
-        interval(KEPT) as _,
+/// Returns `true` if a response is stored.
+pub async fn exists(conn: &mut PgConnection, record_id: &Hash) -> sqlx::Result<bool> {
+    let record = sqlx::query_scalar!(
+        "select 1 as one from idempotency_records
+         where key_hash = $1 and status is not null and created_at > now() - $2::interval",
+        &record_id[..],
+        interval(RETENTION) as _,
     );
-    Ok(found.fetch_optional(conn).await?.is_some())
+    Ok(record.fetch_optional(conn).await?.is_some())
 }
 
-/// Writes the answer down, in the transaction that took its key.
-pub async fn keep(
+/// Stores the encrypted response, in the transaction that acquired the key.
+pub async fn store_response(
     conn: &mut PgConnection,
-    id: &Hash,
+    record_id: &Hash,
     status: i16,
-    body: &[u8],
+    encrypted_body: &[u8],
     encrypted_with_master_key: bool,
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "update idempotency_records set status = $2, body = $3, encrypted_with_master_key = $4 where key_hash = $1",
-        &id[..],
+        &record_id[..],
         status,
-        body,
+        encrypted_body,
         encrypted_with_master_key
     )
     .execute(conn)
@@ -96,18 +97,18 @@ pub async fn keep(
     .map(drop)
 }
 
-/// Deletes records that have expired. Periodic.
+/// Deletes expired records. This is a periodic task.
 ///
 /// # Errors
-/// The database fails.
+/// Returns an error if the database fails.
 pub async fn purge_expired(db: Db) -> Result<()> {
     while !db.process().shutdown.is_cancelled() {
         let deleted = sqlx::query!(
             "delete from idempotency_records where key_hash in (
                  select key_hash from idempotency_records where created_at <= now() - $1::interval
                  order by created_at limit $2 for update skip locked)",
-            interval(KEPT) as _,
-            BATCH,
+            interval(RETENTION) as _,
+            PURGE_BATCH_SIZE,
         );
         if deleted.execute(&*db).await?.rows_affected() == 0 {
             break;

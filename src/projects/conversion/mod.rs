@@ -1,9 +1,10 @@
-//! Encrypts and decrypts a project. [`api`] changes the flag, which takes effect at once and in every process: content that is stored
-//! from then on is in the new format. [`convert`] is the job that converts the content that is stored already. [`store`] is the SQL.
+//! The encryption and decryption of a project. [`api`] changes the project's storage format, which takes effect immediately in
+//! every process: new content is stored in the new format. [`convert`] is the job that converts existing content. [`store`]
+//! has the SQL.
 //!
-//! A transaction that stores content [locks the format](crate::encryption::StorageFormat::lock_for_share) first, and a transaction that
-//! changes the flag takes the same lock exclusively. So when the flag has changed, no transaction is left that could store content in
-//! the old format, and the job finds all of it.
+//! Before a transaction stores content, it [locks the format](crate::encryption::StorageFormat::lock_for_share). A transaction
+//! that changes the format takes the same lock exclusively. After the change, no transaction can therefore store content in the
+//! old format, and the job finds all content in the old format.
 
 pub mod api;
 pub mod convert;

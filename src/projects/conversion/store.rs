@@ -1,4 +1,4 @@
-//! SQL of conversions.
+//! The SQL of conversions.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::encryption::StorageFormat;
 use crate::ids::ProjectId;
 
-/// Sets how content is stored from now on. The caller holds the [exclusive lock](StorageFormat::lock_exclusively).
+/// Sets the storage format of new content. The caller must hold the [exclusive lock](StorageFormat::lock_exclusively).
 pub async fn set_format(
     conn: &mut PgConnection,
     project: ProjectId,
@@ -25,7 +25,7 @@ pub async fn set_format(
     .map(drop)
 }
 
-/// Records that nothing in the project is encrypted any more.
+/// Records that the project no longer has encrypted content.
 pub async fn clear_key_check_value(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<()> {
     sqlx::query!(
         "update projects set master_key_check_value = null where id = $1 and not encryption_enabled",
@@ -38,15 +38,18 @@ pub async fn clear_key_check_value(conn: &mut PgConnection, project: ProjectId) 
 
 /// The progress of a conversion.
 pub struct Conversion {
+    /// The format to which content is converted.
     pub format: StorageFormat,
     pub total: i64,
     pub converted: i64,
+    /// The number of items that could not be converted.
     pub failed: i64,
+    /// The first error of the failed items. If there is none, the reason why the job waits for its next attempt.
     pub error: Option<String>,
     pub is_finished: bool,
 }
 
-/// The last conversion of a project. While it waits to be tried again, the reason of that is its error.
+/// Returns the most recent conversion of a project.
 pub async fn get(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<Conversion>> {
     sqlx::query_as!(
         Conversion,
@@ -61,8 +64,8 @@ pub async fn get(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Op
     .await
 }
 
-/// Begins a conversion, or goes on with one of the same direction.
-pub async fn begin(conn: &mut PgConnection, project: ProjectId, format: StorageFormat) -> sqlx::Result<()> {
+/// Begins a conversion, unless one to the same format is in progress.
+pub async fn begin_conversion(conn: &mut PgConnection, project: ProjectId, format: StorageFormat) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into encryption_conversions as c (project_id, encrypt, total) values ($1, $2, 0)
          on conflict (project_id) do update
@@ -77,8 +80,9 @@ pub async fn begin(conn: &mut PgConnection, project: ProjectId, format: StorageF
     .map(drop)
 }
 
-/// Begins an attempt: what remains was counted anew, and what failed is tried again. Returns the id of the conversion.
-pub async fn set_remaining(conn: &mut PgConnection, project: ProjectId, remaining: i64) -> sqlx::Result<Option<Uuid>> {
+/// Begins an attempt: sets the number of remaining items. Resets the number of failed items, because the attempt retries them.
+/// Returns the id of the conversion, or `None` if the project has no conversion.
+pub async fn begin_attempt(conn: &mut PgConnection, project: ProjectId, remaining: i64) -> sqlx::Result<Option<Uuid>> {
     sqlx::query_scalar!(
         "update encryption_conversions set total = converted + $2, failed = 0, error = null where project_id = $1 returning id",
         project as _,
@@ -88,31 +92,33 @@ pub async fn set_remaining(conn: &mut PgConnection, project: ProjectId, remainin
     .await
 }
 
-/// Adds to the progress; the first error is kept. Returns `false` if another conversion has replaced this one.
+/// Adds to the numbers of converted and failed items. Stores only the first error. Returns `false` if another conversion has
+/// replaced this one.
 pub async fn add_progress(
     conn: &mut PgConnection,
-    conversion: Uuid,
+    conversion_id: Uuid,
     converted: i64,
     failed: i64,
     error: Option<&str>,
 ) -> sqlx::Result<bool> {
     sqlx::query!(
         "update encryption_conversions set converted = converted + $2, failed = failed + $3, error = coalesce(error, $4) where id = $1",
-        conversion,
+        conversion_id,
         converted,
         failed,
         error
     )
     .execute(conn)
     .await
-    .map(|changed| changed.rows_affected() == 1)
+    .map(|updated| updated.rows_affected() == 1)
 }
 
-/// Finishes a conversion, and returns how many items could not be converted. `None` if another conversion has replaced this one.
-pub async fn finish(conn: &mut PgConnection, conversion: Uuid) -> sqlx::Result<Option<i64>> {
+/// Finishes a conversion. Returns the number of items that could not be converted, or `None` if another conversion has
+/// replaced this one.
+pub async fn finish(conn: &mut PgConnection, conversion_id: Uuid) -> sqlx::Result<Option<i64>> {
     sqlx::query_scalar!(
         "update encryption_conversions set finished_at = now() where id = $1 returning failed",
-        conversion
+        conversion_id
     )
     .fetch_optional(conn)
     .await

@@ -10,53 +10,53 @@ use crate::db::page::PageRequest;
 use crate::error::Error;
 use crate::http::extract::{Json, Path, Query, RequestBody};
 use crate::http::idempotency::Idempotency;
-use crate::http::json::validate_storable;
+use crate::http::json_fields::validate_storable;
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, CommandResult, Data, PageBody, QueryResult};
 use crate::ids::SessionId;
 use crate::platform::Platform;
 use crate::sessions;
 
-/// The longest type of an event, in bytes.
-const MAX_TYPE: usize = 255;
+/// Maximum length of an event type, in bytes.
+const MAX_TYPE_BYTES: usize = 255;
 
 #[derive(Deserialize, utoipa::ToSchema)]
-pub struct AddEvent {
-    /// What kind of event; any text of up to 255 bytes.
+pub struct AddEventRequest {
+    /// Type of the event; any text of up to 255 bytes.
     #[serde(default)]
     #[schema(value_type = String, example = "text_event")]
     r#type: Option<String>,
-    /// What happened.
+    /// Content of the event.
     #[serde(default)]
     #[schema(value_type = Object)]
     data: Option<Map<String, Value>>,
 }
 
-impl RequestBody for AddEvent {
-    const IS_FREE_FORM: bool = true;
+impl RequestBody for AddEventRequest {
+    const HAS_FREE_FORM_OBJECT: bool = true;
 }
 
-/// Tell an event
+/// Record an event
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/events", tag = "session",
-    params(("session_id" = SessionId, Path)), request_body = AddEvent)]
+    params(("session_id" = SessionId, Path)), request_body = AddEventRequest)]
 pub async fn add_event(
     State(platform): State<Platform>,
     caller: Caller,
     idempotency: Idempotency,
     Path(session): Path<SessionId>,
-    Json(body): Json<AddEvent>,
+    Json(body): Json<AddEventRequest>,
 ) -> CommandResult<Data<Event>> {
     let kind =
         body.r#type.filter(|kind| !kind.is_empty()).ok_or_else(|| Error::invalid_field("type", "is required"))?;
-    if kind.len() > MAX_TYPE || kind.contains('\0') {
-        let wrong = format_args!("must not be longer than {MAX_TYPE} bytes, nor contain the character NUL");
-        return Err(Error::invalid_field("type", wrong).into());
+    if kind.len() > MAX_TYPE_BYTES || kind.contains('\0') {
+        let reason = format_args!("must not exceed {MAX_TYPE_BYTES} bytes or contain a NUL character");
+        return Err(Error::invalid_field("type", reason).into());
     }
-    let data = body.data.ok_or_else(|| Error::invalid_field("data", "is required, a JSON object"))?;
-    validate_storable("data", &data, platform.config.limits.meta)?;
-    let mut tx = idempotency.begin_statement().await?;
+    let data = body.data.ok_or_else(|| Error::invalid_field("data", "is required and must be a JSON object"))?;
+    validate_storable("data", &data, platform.config.limits.max_meta_bytes)?;
+    let mut tx = idempotency.begin_autocommit().await?;
     let event = store::insert(&mut tx, caller.project, session, &kind, data).await?;
-    tx.commit(response::ok(event.ok_or(sessions::NOT_FOUND)?)).await
+    tx.commit(response::ok(event.ok_or(sessions::SESSION_NOT_FOUND)?)).await
 }
 
 /// List events
@@ -71,7 +71,7 @@ pub async fn list_events(
     let page: PageRequest = page.parse(50, 200)?;
     let mut conn = platform.db.acquire().await?;
     if !sessions::store::exists(&mut conn, caller.project, session).await? {
-        return Err(sessions::NOT_FOUND);
+        return Err(sessions::SESSION_NOT_FOUND);
     }
     let events = store::list(&mut conn, caller.project, session, &page).await?;
     Ok(response::page(Page::new(events, &page)))

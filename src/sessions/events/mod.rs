@@ -1,4 +1,4 @@
-//! Events: what else happened in a session, as its client tells it. They stand between the messages by their time.
+//! Events: client-defined records in a session's timeline. Their times determine their positions among the messages.
 
 pub mod api;
 pub mod store;
@@ -11,13 +11,13 @@ use crate::db::page::impl_paged;
 use crate::ids::{EventId, ProjectId, SessionId};
 use crate::time::Timestamp;
 
-/// An event.
+/// A client-defined record in a session's timeline.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Event {
     pub id: EventId,
     pub session_id: SessionId,
     pub project_id: ProjectId,
-    /// What kind of event; any text.
+    /// Type of the event; any text.
     #[schema(example = "text_event")]
     pub r#type: String,
     #[schema(value_type = Object)]

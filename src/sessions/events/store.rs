@@ -9,7 +9,8 @@ use crate::db::page::{PageRequest, fetch_page};
 use crate::ids::{EventId, ProjectId, SessionId};
 use crate::time::Timestamp;
 
-/// Tells an event. It is later than every message and event that was there before; `None` if the project has no such session.
+/// Inserts an event. Its time is later than that of every stored message and event of the session. Returns `None` if the project
+/// has no such session.
 pub async fn insert(
     conn: &mut PgConnection,
     project: ProjectId,
@@ -67,7 +68,7 @@ pub async fn list(
     )
 }
 
-/// Lists the events of a time, both ends included, oldest first.
+/// Lists the events from `from` to `to`, both included, oldest first.
 pub async fn list_between(
     conn: &mut PgConnection,
     project: ProjectId,

@@ -1,4 +1,4 @@
-//! A client that calls the surface in process, and its answers.
+//! A client that calls the router in process, and its responses.
 
 use axum::Router;
 use axum::body::Body;
@@ -9,7 +9,7 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::samples::skill_md;
-use super::zip::written;
+use super::zip::zip_archive;
 
 #[derive(Clone)]
 pub struct Client {
@@ -22,12 +22,12 @@ impl Client {
         Self { router, key }
     }
 
-    /// The same client with another key.
+    /// Returns the same client with another key.
     pub fn with_key(&self, key: &str) -> Self {
         Self { router: self.router.clone(), key: Some((Uuid::nil(), key.to_owned())) }
     }
 
-    /// The project of the client's key.
+    /// Returns the project of the client's key.
     pub fn project(&self) -> Uuid {
         self.key.as_ref().expect("a client with a key").0
     }
@@ -44,159 +44,168 @@ impl Client {
         }
     }
 
-    /// The body is a plain parameter, so that this is compiled once.
-    pub async fn send(&self, request: Request<Body>) -> Answer {
+    /// Sends a request. Not generic over the body, so that it is compiled once.
+    pub async fn send(&self, request: Request<Body>) -> TestResponse {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes().to_vec();
-        Answer { status: parts.status, headers: parts.headers, bytes }
+        TestResponse { status: parts.status, headers: parts.headers, bytes }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> TestResponse {
         self.send(self.request(Method::GET, path).body(Body::empty()).unwrap()).await
     }
 
-    pub async fn get_with(&self, path: &str, name: &str, value: &str) -> Answer {
+    pub async fn get_with(&self, path: &str, name: &str, value: &str) -> TestResponse {
         self.send(self.request(Method::GET, path).header(name, value).body(Body::empty()).unwrap()).await
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
+    pub async fn delete(&self, path: &str) -> TestResponse {
         self.send(self.request(Method::DELETE, path).body(Body::empty()).unwrap()).await
     }
 
-    pub async fn post(&self, path: &str, json: Value) -> Answer {
+    pub async fn post(&self, path: &str, json: Value) -> TestResponse {
         self.json(Method::POST, path, &json.to_string()).await
     }
 
-    pub async fn patch(&self, path: &str, json: Value) -> Answer {
+    pub async fn patch(&self, path: &str, json: Value) -> TestResponse {
         self.json(Method::PATCH, path, &json.to_string()).await
     }
 
-    pub async fn put(&self, path: &str, json: Value) -> Answer {
+    pub async fn put(&self, path: &str, json: Value) -> TestResponse {
         self.json(Method::PUT, path, &json.to_string()).await
     }
 
-    pub async fn json(&self, method: Method, path: &str, text: &str) -> Answer {
+    pub async fn json(&self, method: Method, path: &str, text: &str) -> TestResponse {
         let request = self.request(method, path).header(header::CONTENT_TYPE, "application/json");
         self.send(request.body(Body::from(text.to_owned())).unwrap()).await
     }
 
     /// Sends a request with an `Idempotency-Key`.
-    pub async fn send_once(&self, key: &str, method: Method, path: &str, (kind, body): (String, Vec<u8>)) -> Answer {
+    pub async fn send_with_key(
+        &self,
+        key: &str,
+        method: Method,
+        path: &str,
+        (content_type, body): (String, Vec<u8>),
+    ) -> TestResponse {
         let key = header::HeaderValue::from_bytes(key.as_bytes()).unwrap();
-        let request = self.request(method, path).header("idempotency-key", key).header(header::CONTENT_TYPE, kind);
+        let request =
+            self.request(method, path).header("idempotency-key", key).header(header::CONTENT_TYPE, content_type);
         self.send(request.body(Body::from(body)).unwrap()).await
     }
 
-    /// As [`Client::send_once`], with JSON.
-    pub async fn json_once(&self, key: &str, method: Method, path: &str, json: &Value) -> Answer {
-        self.send_once(key, method, path, ("application/json".into(), json.to_string().into_bytes())).await
+    /// Sends a JSON request with an `Idempotency-Key`.
+    pub async fn json_with_key(&self, key: &str, method: Method, path: &str, json: &Value) -> TestResponse {
+        self.send_with_key(key, method, path, ("application/json".into(), json.to_string().into_bytes())).await
     }
 
-    /// A new disk's id.
+    /// Creates a disk and returns its id.
     pub async fn new_disk(&self) -> String {
-        let answer = self.post("/api/v1/disk", serde_json::json!({})).await;
-        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
-        answer.data()["id"].as_str().unwrap().to_owned()
+        let response = self.post("/api/v1/disk", serde_json::json!({})).await;
+        assert_eq!(response.status, StatusCode::CREATED, "{}", response.text());
+        response.data()["id"].as_str().unwrap().to_owned()
     }
 
-    /// A new session's id.
+    /// Creates a session and returns its id.
     pub async fn new_session(&self) -> String {
-        let answer = self.post("/api/v1/session", serde_json::json!({})).await;
-        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
-        answer.data()["id"].as_str().unwrap().to_owned()
+        let response = self.post("/api/v1/session", serde_json::json!({})).await;
+        assert_eq!(response.status, StatusCode::CREATED, "{}", response.text());
+        response.data()["id"].as_str().unwrap().to_owned()
     }
 
-    /// A new learning space's id.
+    /// Creates a learning space and returns its id.
     pub async fn new_space(&self) -> String {
-        let answer = self.post("/api/v1/learning_spaces", serde_json::json!({})).await;
-        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
-        answer.data()["id"].as_str().unwrap().to_owned()
+        let response = self.post("/api/v1/learning_spaces", serde_json::json!({})).await;
+        assert_eq!(response.status, StatusCode::CREATED, "{}", response.text());
+        response.data()["id"].as_str().unwrap().to_owned()
     }
 
-    /// A new skill's id.
+    /// Creates a skill and returns its id.
     pub async fn new_skill(&self, name: &str) -> String {
-        let answer = self.upload_skill(&[("SKILL.md", &skill_md(name))]).await;
-        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
-        answer.data()["id"].as_str().unwrap().to_owned()
+        let response = self.upload_skill(&[("SKILL.md", &skill_md(name))]).await;
+        assert_eq!(response.status, StatusCode::CREATED, "{}", response.text());
+        response.data()["id"].as_str().unwrap().to_owned()
     }
 
-    /// Sends a skill's files as an archive.
-    pub async fn upload_skill(&self, files: &[(&str, &str)]) -> Answer {
-        self.skill_form(Form::new().file("file", "skill.zip", written(files))).await
+    /// Uploads files as a skill archive.
+    pub async fn upload_skill(&self, files: &[(&str, &str)]) -> TestResponse {
+        self.upload_skill_form(Form::new().file("file", "skill.zip", zip_archive(files))).await
     }
 
-    /// Sends the form of a skill.
-    pub async fn skill_form(&self, form: Form) -> Answer {
-        let (kind, body) = form.end();
-        let request = self.request(Method::POST, "/api/v1/agent_skills").header(header::CONTENT_TYPE, kind);
+    /// Sends the form of a skill upload.
+    pub async fn upload_skill_form(&self, form: Form) -> TestResponse {
+        let (content_type, body) = form.finish();
+        let request = self.request(Method::POST, "/api/v1/agent_skills").header(header::CONTENT_TYPE, content_type);
         self.send(request.body(Body::from(body)).unwrap()).await
     }
 
-    /// Asks for a message to be stored.
-    pub async fn say(&self, session: &str, format: &str, blob: Value) -> Answer {
+    /// Sends a request that stores a message.
+    pub async fn store_message(&self, session: &str, format: &str, blob: Value) -> TestResponse {
         let body = serde_json::json!({"format": format, "blob": blob});
         self.post(&format!("/api/v1/session/{session}/messages"), body).await
     }
 
-    /// Stores a text, and wants that to work; the message's id.
-    pub async fn say_text(&self, session: &str, text: &str) -> String {
-        let answer = self.say(session, "openai", serde_json::json!({"role": "user", "content": text})).await;
-        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
-        answer.data()["id"].as_str().unwrap().to_owned()
+    /// Stores a text and returns the message's id.
+    pub async fn store_text(&self, session: &str, text: &str) -> String {
+        let response =
+            self.store_message(session, "openai", serde_json::json!({"role": "user", "content": text})).await;
+        assert_eq!(response.status, StatusCode::CREATED, "{}", response.text());
+        response.data()["id"].as_str().unwrap().to_owned()
     }
 
-    /// Messages of a session, by the query of the request.
+    /// Returns the messages of a session for a query string.
     pub async fn messages(&self, session: &str, query: &str) -> Value {
-        let answer = self.get(&format!("/api/v1/session/{session}/messages?{query}")).await;
-        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-        answer.data()
+        let response = self.get(&format!("/api/v1/session/{session}/messages?{query}")).await;
+        assert_eq!(response.status, StatusCode::OK, "{}", response.text());
+        response.data()
     }
 
-    /// Sends a message as a form.
-    pub async fn say_form(&self, session: &str, form: Form) -> Answer {
-        let (kind, body) = form.end();
+    /// Sends a message as a multipart form.
+    pub async fn store_form_message(&self, session: &str, form: Form) -> TestResponse {
+        let (content_type, body) = form.finish();
         let request = self.request(Method::POST, &format!("/api/v1/session/{session}/messages"));
-        self.send(request.header(header::CONTENT_TYPE, kind).body(Body::from(body)).unwrap()).await
+        self.send(request.header(header::CONTENT_TYPE, content_type).body(Body::from(body)).unwrap()).await
     }
 
-    /// Stores a file, and wants that to work.
+    /// Uploads a file and returns the artifact.
     pub async fn upload(&self, disk: &str, directory: &str, name: &str, content: impl AsRef<[u8]>) -> Value {
-        let answer = self.form(disk, Form::new().text("file_path", directory).file("file", name, content)).await;
-        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
-        answer.data()
+        let response =
+            self.upload_form(disk, Form::new().text("file_path", directory).file("file", name, content)).await;
+        assert_eq!(response.status, StatusCode::CREATED, "{}", response.text());
+        response.data()
     }
 
     /// Sends an upload form to a disk.
-    pub async fn form(&self, disk: &str, form: Form) -> Answer {
-        let (kind, body) = form.end();
+    pub async fn upload_form(&self, disk: &str, form: Form) -> TestResponse {
+        let (content_type, body) = form.finish();
         let request = self.request(Method::POST, &format!("/api/v1/disk/{disk}/artifact"));
-        self.send(request.header(header::CONTENT_TYPE, kind).body(Body::from(body)).unwrap()).await
+        self.send(request.header(header::CONTENT_TYPE, content_type).body(Body::from(body)).unwrap()).await
     }
 
-    /// The bytes of a file, or the status that came instead.
+    /// Returns the bytes of a file, or the status of the error response.
     pub async fn download(&self, disk: &str, path: &str) -> Result<Vec<u8>, StatusCode> {
-        let answer = self.get(&format!("/api/v1/disk/{disk}/artifact/download?file_path={path}")).await;
-        if answer.status == StatusCode::OK { Ok(answer.bytes) } else { Err(answer.status) }
+        let response = self.get(&format!("/api/v1/disk/{disk}/artifact/download?file_path={path}")).await;
+        if response.status == StatusCode::OK { Ok(response.bytes) } else { Err(response.status) }
     }
 }
 
-pub struct Answer {
+pub struct TestResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub bytes: Vec<u8>,
 }
 
-impl Answer {
+impl TestResponse {
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.bytes).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))
+        serde_json::from_slice(&self.bytes).unwrap_or_else(|_| panic!("not JSON: {}", self.text()))
     }
 
     pub fn data(&self) -> Value {
         self.json()["data"].clone()
     }
 
-    /// Whether this is what a former request was answered.
+    /// Returns `true` if this is the stored response of an earlier request.
     pub fn is_replay(&self) -> bool {
         self.header("idempotent-replayed") == "true"
     }
@@ -214,18 +223,18 @@ impl Answer {
         assert_eq!(self.status.as_u16(), status, "{}", self.text());
     }
 
-    /// Wants a refusal in the envelope whose message contains a text.
+    /// Asserts that this is an error response with this status whose message contains a text.
     #[track_caller]
-    pub fn assert_refused(&self, status: u16, text: &str) {
+    pub fn assert_error(&self, status: u16, text: &str) {
         assert_eq!(self.status.as_u16(), status, "{}", self.text());
         let body = self.json();
         assert_eq!(body["code"], status, "{body}");
-        assert!(body["msg"].as_str().unwrap().contains(text), "{body} does not say '{text}'");
+        assert!(body["msg"].as_str().unwrap().contains(text), "{body} does not contain '{text}'");
         assert_eq!(self.header("content-type"), "application/json; charset=utf-8");
     }
 }
 
-/// A multipart form, byte by byte.
+/// A multipart form, written byte by byte.
 #[derive(Default)]
 pub struct Form(Vec<u8>);
 
@@ -257,15 +266,15 @@ impl Form {
         self
     }
 
-    /// The same form with another boundary, as a client writes it that sends it again.
-    pub fn end_otherwise(self) -> (String, Vec<u8>) {
-        let (kind, body) = self.end();
-        let again = String::from_utf8(body).expect("a form of text").replace(BOUNDARY, "another-boundary");
-        (kind.replace(BOUNDARY, "another-boundary"), again.into_bytes())
+    /// Returns the same form with another boundary, as clients do when they repeat a request.
+    pub fn finish_with_other_boundary(self) -> (String, Vec<u8>) {
+        let (content_type, body) = self.finish();
+        let body = String::from_utf8(body).expect("a form of text").replace(BOUNDARY, "another-boundary");
+        (content_type.replace(BOUNDARY, "another-boundary"), body.into_bytes())
     }
 
-    /// The content type and the body.
-    pub fn end(mut self) -> (String, Vec<u8>) {
+    /// Returns the content type and the body.
+    pub fn finish(mut self) -> (String, Vec<u8>) {
         self.0.extend_from_slice(format!("--{BOUNDARY}--\r\n").as_bytes());
         (format!("multipart/form-data; boundary={BOUNDARY}"), self.0)
     }

@@ -1,24 +1,24 @@
-//! A model whose responses a test decides, and which records what it was sent.
+//! A model that returns the responses of a test and records its requests.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
 use acontextd::llm::{
-    AssistantMessage, ChatRequest, ChatResponse, Llm, LlmError, Message, StopReason, ToolChoice, Usage,
+    AssistantMessage, ChatMessage, ChatRequest, ChatResponse, Llm, LlmError, StopReason, TokenUsage, ToolChoice,
 };
 use async_trait::async_trait;
 
-/// Responds with what was put into it, in order; a request without a response left fails its test.
+/// Returns the responses that a test has added, in order. A request without a remaining response fails its test.
 #[derive(Default)]
 pub struct ScriptedLlm {
     responses: Mutex<VecDeque<Result<ChatResponse, LlmError>>>,
     requests: Mutex<Vec<RecordedRequest>>,
 }
 
-/// A request that the model was sent.
+/// A request that the model has received.
 #[derive(Debug)]
 pub struct RecordedRequest {
-    pub messages: Vec<Message>,
+    pub messages: Vec<ChatMessage>,
     /// The names of the tools.
     pub tools: Vec<&'static str>,
     pub tool_choice: ToolChoice,
@@ -26,17 +26,17 @@ pub struct RecordedRequest {
 }
 
 impl ScriptedLlm {
-    /// Responds with a text to the next request that has no response yet.
+    /// Adds a response with a text.
     pub fn respond(&self, text: &str) {
         self.push(Ok(ChatResponse {
             message: AssistantMessage { text: text.into(), ..AssistantMessage::default() },
             stop_reason: StopReason::EndTurn,
-            usage: Usage::default(),
+            usage: TokenUsage::default(),
             model: "scripted".into(),
         }));
     }
 
-    /// Fails the next request that has no response yet.
+    /// Adds an error response.
     pub fn fail(&self, error: LlmError) {
         self.push(Err(error));
     }

@@ -1,4 +1,4 @@
-//! Objects in memory, with a switch that makes the store fail.
+//! An object store in memory that can fail or pause.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,69 +6,69 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 
 use acontextd::blob::spool::Spool;
-use acontextd::blob::{BlobError, BlobStore, ByteStream, Result, ScanCallback};
+use acontextd::blob::{ByteStream, ObjectStore, ObjectStoreError, Result, ScanCallback};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 
-pub struct MemoryBlobs {
+pub struct MemoryObjectStore {
     objects: Mutex<BTreeMap<String, Bytes>>,
     down: AtomicBool,
-    /// An object that cannot be deleted.
-    stuck: Mutex<Option<String>>,
-    /// A permit is wanted for each put; tests take them away to hold puts up.
+    /// An object whose deletion fails.
+    undeletable: Mutex<Option<String>>,
+    /// Each put requires a permit; tests acquire them to block puts.
     pub puts: Semaphore,
-    /// How many steps there are before the one that is held up; below zero for none.
+    /// The number of steps before the step that pauses. Negative if no later step pauses.
     steps: AtomicIsize,
-    held: AtomicBool,
-    /// Opened when what is held up may go on.
+    paused: AtomicBool,
+    /// Gets a permit when the paused step may continue.
     gate: Semaphore,
 }
 
-impl Default for MemoryBlobs {
+impl Default for MemoryObjectStore {
     fn default() -> Self {
         Self {
             objects: Mutex::default(),
             down: AtomicBool::new(false),
-            stuck: Mutex::default(),
+            undeletable: Mutex::default(),
             puts: Semaphore::new(Self::PUTS as usize),
             steps: AtomicIsize::new(-1),
-            held: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             gate: Semaphore::new(0),
         }
     }
 }
 
-impl MemoryBlobs {
-    /// How many puts there can be at once.
+impl MemoryObjectStore {
+    /// The maximum number of concurrent puts.
     pub const PUTS: u32 = 1000;
 
-    /// Makes every call fail, or work again.
+    /// Makes every call fail, or succeed again.
     pub fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
     }
 
-    pub fn set_stuck(&self, key: &str) {
-        *self.stuck.lock().unwrap() = Some(key.to_owned());
+    pub fn fail_deletes_of(&self, key: &str) {
+        *self.undeletable.lock().unwrap() = Some(key.to_owned());
     }
 
-    /// Holds the caller up before or after a put or a delete: at the step of this number, counted from 0.
-    pub fn hold_at(&self, step: usize) {
+    /// Pauses the caller at this step, counted from 0. Each put and delete has a step before and after it.
+    pub fn pause_at_step(&self, step: usize) {
         self.steps.store(isize::try_from(step).unwrap(), Ordering::SeqCst);
     }
 
-    pub fn is_held(&self) -> bool {
-        self.held.load(Ordering::SeqCst)
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
     }
 
-    pub fn let_go(&self) {
+    pub fn resume(&self) {
         self.gate.add_permits(1);
     }
 
     async fn step(&self) {
         if self.steps.fetch_sub(1, Ordering::SeqCst) == 0 {
-            self.held.store(true, Ordering::SeqCst);
+            self.paused.store(true, Ordering::SeqCst);
             self.gate.acquire().await.unwrap().forget();
         }
     }
@@ -77,12 +77,12 @@ impl MemoryBlobs {
         self.objects.lock().unwrap().keys().cloned().collect()
     }
 
-    /// Changes an object behind everyone's back.
-    pub fn change(&self, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    /// Modifies a stored object.
+    pub fn tamper(&self, key: &str, modify: impl FnOnce(&mut Vec<u8>)) {
         let mut objects = self.objects.lock().unwrap();
-        let object = objects.get_mut(key).expect("an object of that key");
+        let object = objects.get_mut(key).expect("an object with this key");
         let mut bytes = object.to_vec();
-        change(&mut bytes);
+        modify(&mut bytes);
         *object = bytes.into();
     }
 
@@ -90,30 +90,30 @@ impl MemoryBlobs {
         self.objects.lock().unwrap()[key].to_vec()
     }
 
-    /// The objects that contain these bytes.
-    pub fn find(&self, bytes: &[u8]) -> Vec<String> {
+    /// Returns the keys of the objects that contain these bytes.
+    pub fn keys_containing(&self, bytes: &[u8]) -> Vec<String> {
         let objects = self.objects.lock().unwrap();
         let contains = |object: &Bytes| object.windows(bytes.len()).any(|window| window == bytes);
         objects.iter().filter(|(_, object)| contains(object)).map(|(key, _)| key.clone()).collect()
     }
 
-    fn up(&self) -> Result<()> {
+    fn ensure_up(&self) -> Result<()> {
         if self.down.load(Ordering::SeqCst) {
-            return Err(BlobError::Unavailable(anyhow::anyhow!("switched off")));
+            return Err(ObjectStoreError::Unavailable(anyhow::anyhow!("switched off")));
         }
         Ok(())
     }
 }
 
 #[async_trait]
-impl BlobStore for MemoryBlobs {
+impl ObjectStore for MemoryObjectStore {
     async fn put(&self, key: &str, content: &Spool) -> Result<()> {
-        self.up()?;
+        self.ensure_up()?;
         let _permit = self.puts.acquire().await.unwrap();
         self.step().await;
-        let bytes = content.bytes().await.map_err(|err| BlobError::Unavailable(err.into()))?;
-        let former = self.objects.lock().unwrap().insert(key.to_owned(), bytes);
-        assert!(former.is_none(), "the key {key} was used twice");
+        let bytes = content.bytes().await.map_err(|err| ObjectStoreError::Unavailable(err.into()))?;
+        let previous = self.objects.lock().unwrap().insert(key.to_owned(), bytes);
+        assert!(previous.is_none(), "the key {key} was used twice");
         self.step().await;
         Ok(())
     }
@@ -122,24 +122,24 @@ impl BlobStore for MemoryBlobs {
         let bytes = self.read(key).await?;
         let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
         if range.end > bytes.len() {
-            return Err(BlobError::Short(key.to_owned()));
+            return Err(ObjectStoreError::Truncated(key.to_owned()));
         }
         let part = bytes.slice(range);
         Ok(futures_util::stream::once(async { Ok(part) }).boxed())
     }
 
     async fn read(&self, key: &str) -> Result<Bytes> {
-        self.up()?;
-        self.objects.lock().unwrap().get(key).cloned().ok_or_else(|| BlobError::Missing(key.to_owned()))
+        self.ensure_up()?;
+        self.objects.lock().unwrap().get(key).cloned().ok_or_else(|| ObjectStoreError::NotFound(key.to_owned()))
     }
 
     async fn scan(&self, keys: Vec<String>, visit: ScanCallback) -> Result<Vec<usize>> {
         let mut missing = Vec::new();
-        for (at, key) in keys.iter().enumerate() {
+        for (index, key) in keys.iter().enumerate() {
             match self.read(key).await {
-                Ok(bytes) if visit(at, &mut bytes.to_vec()).is_break() => break,
+                Ok(bytes) if visit(index, &mut bytes.to_vec()).is_break() => break,
                 Ok(_) => {}
-                Err(BlobError::Missing(_)) => missing.push(at),
+                Err(ObjectStoreError::NotFound(_)) => missing.push(index),
                 Err(err) => return Err(err),
             }
         }
@@ -147,9 +147,9 @@ impl BlobStore for MemoryBlobs {
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
-        self.up()?;
-        if self.stuck.lock().unwrap().as_deref() == Some(key) {
-            return Err(BlobError::Unavailable(anyhow::anyhow!("stuck")));
+        self.ensure_up()?;
+        if self.undeletable.lock().unwrap().as_deref() == Some(key) {
+            return Err(ObjectStoreError::Unavailable(anyhow::anyhow!("cannot be deleted")));
         }
         self.step().await;
         self.objects.lock().unwrap().remove(key);
@@ -158,6 +158,6 @@ impl BlobStore for MemoryBlobs {
     }
 
     async fn check(&self) -> Result<()> {
-        self.up()
+        self.ensure_up()
     }
 }

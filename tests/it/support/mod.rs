@@ -1,14 +1,14 @@
-//! What the tests stand on.
+//! Helpers that the integration tests share.
 
 pub mod client;
 pub mod llm;
 pub mod memory;
+pub mod mock_http;
 pub mod pgbouncer;
 pub mod postgres;
-pub mod program;
 pub mod s3;
 pub mod samples;
-pub mod service;
+pub mod server_process;
 pub mod zip;
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,7 +16,7 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
-use acontextd::blob::BlobStore;
+use acontextd::blob::ObjectStore;
 use acontextd::blob::spool::SpoolDir;
 use acontextd::config::Config;
 use acontextd::crypto::ProjectKey;
@@ -34,112 +34,112 @@ use utoipa::openapi::OpenApi;
 use uuid::Uuid;
 
 pub use client::Client;
-use memory::MemoryBlobs;
+use memory::MemoryObjectStore;
 
 pub const PEPPER: &str = "a pepper for tests";
 pub const ADMIN: &str = "an admin token for tests";
 
-/// Runs a test on an app of its own.
+/// Runs a test with its own app.
 pub async fn run<F: Future<Output = ()>>(test: impl FnOnce(TestApp) -> F) {
-    run_with(Setup::default(), test).await;
+    run_with(TestConfig::default(), test).await;
 }
 
-/// Runs a test on an app of its own that is set up otherwise.
-pub async fn run_with<F: Future<Output = ()>>(setup: Setup, test: impl FnOnce(TestApp) -> F) {
-    let app = TestApp::new(setup).await;
-    let (kept, stop) = (app.app.clone(), app.app.process.shutdown.clone());
+/// Runs a test with its own app and configuration.
+pub async fn run_with<F: Future<Output = ()>>(config: TestConfig, test: impl FnOnce(TestApp) -> F) {
+    let app = TestApp::new(config).await;
+    let (app_handle, shutdown) = (app.app.clone(), app.app.process.shutdown.clone());
     // Boxed: the futures of whole tests are large.
     Box::pin(test(app)).await;
-    stop.cancel();
-    kept.process.background_tasks.close();
-    kept.process.background_tasks.wait().await;
-    kept.db.close().await;
+    shutdown.cancel();
+    app_handle.process.background_tasks.close();
+    app_handle.process.background_tasks.wait().await;
+    app_handle.db.close().await;
 }
 
-/// How a test wants its app.
-pub struct Setup {
-    /// Environment names and values, besides those that all tests have.
+/// The configuration of a test's app.
+pub struct TestConfig {
+    /// Environment variables in addition to those that all tests have.
     pub settings: Vec<(&'static str, String)>,
-    /// The jobs that its runner knows.
+    /// The job registry of its runner.
     pub registry: fn(&App) -> JobRegistry,
-    /// The model, if it is not the one that the settings name.
+    /// The model, if it differs from the one in the settings.
     pub llm: Option<Arc<dyn Llm>>,
-    /// Another app's database, to be a second process on it.
+    /// The database of another app, for a second process on it.
     pub database: Option<PgConnectOptions>,
 }
 
-impl Default for Setup {
+impl Default for TestConfig {
     fn default() -> Self {
         Self { settings: Vec::new(), registry: features::job_registry, llm: None, database: None }
     }
 }
 
-impl Setup {
+impl TestConfig {
     pub fn with(mut self, name: &'static str, value: &str) -> Self {
         self.settings.push((name, value.to_owned()));
         self
     }
 }
 
-/// An app with a database of its own and objects in memory.
+/// An app with its own database and objects in memory.
 pub struct TestApp {
     pub app: App,
-    pub blobs: Arc<MemoryBlobs>,
+    pub blobs: Arc<MemoryObjectStore>,
     pub database: PgConnectOptions,
     registry: fn(&App) -> JobRegistry,
-    folder: Arc<TempDir>,
+    dir: Arc<TempDir>,
     _writer: JoinSet<anyhow::Result<()>>,
 }
 
 impl TestApp {
-    pub async fn new(setup: Setup) -> Self {
-        let blobs = Arc::new(MemoryBlobs::default());
-        Self::with_blobs(setup, Arc::clone(&blobs) as Arc<dyn BlobStore>, blobs).await
+    pub async fn new(config: TestConfig) -> Self {
+        let blobs = Arc::new(MemoryObjectStore::default());
+        Self::with_blobs(config, Arc::clone(&blobs) as Arc<dyn ObjectStore>, blobs).await
     }
 
-    async fn with_blobs(setup: Setup, store: Arc<dyn BlobStore>, blobs: Arc<MemoryBlobs>) -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
-        let database = match setup.database {
+    async fn with_blobs(config: TestConfig, store: Arc<dyn ObjectStore>, blobs: Arc<MemoryObjectStore>) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let database = match config.database {
             Some(database) => database,
             None => postgres::new_database().await,
         };
-        let app = build_app(config(&setup.settings), database.clone(), store, folder.path(), setup.llm);
+        let app = build_app(app_config(&config.settings), database.clone(), store, dir.path(), config.llm);
         let mut writer = JoinSet::new();
         writer.spawn(acontextd::messages::writer::run(app.messages.clone()));
-        Self { app, blobs, database, registry: setup.registry, folder, _writer: writer }
+        Self { app, blobs, database, registry: config.registry, dir, _writer: writer }
     }
 
-    /// A second app on the same database and objects, as another process would be.
-    pub async fn twin(&self, setup: Setup) -> Self {
-        let setup = Setup { database: Some(self.database.clone()), ..setup };
-        Self::with_blobs(setup, Arc::clone(&self.blobs) as Arc<dyn BlobStore>, Arc::clone(&self.blobs)).await
+    /// Starts a second app on the same database and objects, which stands in for another process.
+    pub async fn second_process(&self, config: TestConfig) -> Self {
+        let config = TestConfig { database: Some(self.database.clone()), ..config };
+        Self::with_blobs(config, Arc::clone(&self.blobs) as Arc<dyn ObjectStore>, Arc::clone(&self.blobs)).await
     }
 
-    /// A client without a key.
+    /// Returns a client without a key.
     pub fn client(&self) -> Client {
         Client::new(features::router(&self.app).unwrap(), None)
     }
 
-    /// A client of a new project.
+    /// Creates a project and returns a client for it.
     pub async fn project(&self) -> Client {
         let (key, text) = ProjectKey::generate(PEPPER).unwrap();
         let project = self.insert_project(&key, "not checked").await;
         Client::new(features::router(&self.app).unwrap(), Some((project, format!("sk-ac-{}", *text))))
     }
 
-    /// A client of a new project, with an old-style key.
-    pub async fn old_style_project(&self) -> Client {
+    /// Creates a project with a legacy key and returns a client for it.
+    pub async fn legacy_key_project(&self) -> Client {
         let secret = Uuid::new_v4().to_string();
         let project = self.insert_project(&ProjectKey::parse(&secret), "not checked").await;
         Client::new(features::router(&self.app).unwrap(), Some((project, format!("sk-ac-{secret}"))))
     }
 
-    /// Puts a project into the database, as operators and other programs do.
+    /// Inserts a project into the database directly, as other programs do.
     pub async fn insert_project(&self, key: &ProjectKey, phc: &str) -> Uuid {
         sqlx::query_scalar(
             "insert into projects (secret_key_hmac, secret_key_hash_phc, configs) values ($1, $2, $3) returning id",
         )
-        .bind(key.lookup(PEPPER))
+        .bind(key.lookup_hash(PEPPER))
         .bind(phc)
         .bind(json!({}))
         .fetch_one(&*self.app.db)
@@ -147,20 +147,20 @@ impl TestApp {
         .unwrap()
     }
 
-    /// A client with the operator's token.
+    /// Returns a client with the admin token.
     pub fn admin(&self) -> Client {
         Client::new(features::router(&self.app).unwrap(), Some((Uuid::nil(), ADMIN.to_owned())))
     }
 
-    /// How many uploads lie in files now.
-    pub fn spooled(&self) -> usize {
-        let folders = std::fs::read_dir(self.folder.path().join("tmp")).unwrap().flatten();
-        let files = folders.flat_map(|folder| std::fs::read_dir(folder.path()).unwrap().flatten());
+    /// Returns the number of uploads that are spooled to files.
+    pub fn spooled_files(&self) -> usize {
+        let dirs = std::fs::read_dir(self.dir.path().join("tmp")).unwrap().flatten();
+        let files = dirs.flat_map(|dir| std::fs::read_dir(dir.path()).unwrap().flatten());
         files.filter(|file| file.file_name() != "lock").count()
     }
 
-    /// What one value in the database is now.
-    pub async fn value<T>(&self, sql: &'static str) -> T
+    /// Returns the value of a query with one row and one column.
+    pub async fn fetch_scalar<T>(&self, sql: &'static str) -> T
     where
         T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
@@ -171,19 +171,19 @@ impl TestApp {
         sqlx::query(sql).execute(&*self.app.db).await.unwrap();
     }
 
-    /// The tables that contain a text somewhere, as it is or in hex.
-    pub async fn find(&self, text: &str) -> Vec<String> {
-        let forms = [text.to_owned(), hex::encode(text)];
-        let mut found = Vec::new();
+    /// Returns the tables that contain a text in any column, literally or in hex.
+    pub async fn tables_containing(&self, text: &str) -> Vec<String> {
+        let encodings = [text.to_owned(), hex::encode(text)];
+        let mut tables = Vec::new();
         for table in self.tables().await {
             let rows = format!("select count(*) from \"{table}\" t where t::text like any($1)");
-            let patterns: Vec<String> = forms.iter().map(|form| format!("%{form}%")).collect();
+            let patterns: Vec<String> = encodings.iter().map(|encoding| format!("%{encoding}%")).collect();
             let count: i64 = sqlx::query_scalar(&rows).bind(patterns).fetch_one(&*self.app.db).await.unwrap();
             if count > 0 {
-                found.push(table);
+                tables.push(table);
             }
         }
-        found
+        tables
     }
 
     async fn tables(&self) -> Vec<String> {
@@ -192,10 +192,10 @@ impl TestApp {
         sqlx::query_scalar(tables).fetch_all(&*self.app.db).await.unwrap()
     }
 
-    /// What is in every table but that of the keys, hashed. Waits until no job runs.
+    /// Returns a hash of the rows of every table except `idempotency_records`. Waits until no job is due or running.
     pub async fn state(&self) -> BTreeMap<String, String> {
-        eventually("no job runs", async || {
-            self.value::<i64>("select count(*) from jobs where state = 'running' or run_at <= now()").await == 0
+        wait_until("no job is due or running", async || {
+            self.fetch_scalar::<i64>("select count(*) from jobs where state = 'running' or run_at <= now()").await == 0
         })
         .await;
         let mut state = BTreeMap::new();
@@ -208,38 +208,38 @@ impl TestApp {
         state
     }
 
-    /// The runner of this app.
+    /// Returns the job runner of this app.
     pub fn runner(&self) -> Arc<runner::Runner> {
         features::runner(&self.app, (self.registry)(&self.app))
     }
 
-    /// Runs jobs until the app stops.
+    /// Runs jobs until the app shuts down.
     pub async fn run_jobs(&self) -> anyhow::Result<()> {
         runner::run(self.runner()).await
     }
 
-    /// Receives notifications until the app stops.
+    /// Receives notifications until the app shuts down.
     pub async fn listen(&self) -> anyhow::Result<()> {
         notify::listen(self.app.db.clone(), features::notification_handlers(&self.app)).await
     }
 
     /// Removes every key from the cache.
-    pub fn forget_keys(&self) {
-        self.app.authenticator.on_reconnect();
+    pub fn clear_key_cache(&self) {
+        self.app.authenticator.on_connection_change();
     }
 
-    /// Runs the queue of this app until nothing is due.
+    /// Runs the jobs of this app until none is due.
     pub async fn drain_jobs(&self) {
         tokio::select! {
-            ended = self.run_jobs() => panic!("the runner ended: {ended:?}"),
+            result = self.run_jobs() => panic!("the job runner ended: {result:?}"),
             () = self.until_idle() => {}
         }
     }
 
-    /// Waits until no job is due, and none runs.
+    /// Waits until no job is due or running.
     pub async fn until_idle(&self) {
-        eventually("the queue is empty", async || {
-            self.value::<i64>("select count(*) from jobs where state <> 'failed' and run_at <= now()").await == 0
+        wait_until("no job is due or running", async || {
+            self.fetch_scalar::<i64>("select count(*) from jobs where state <> 'failed' and run_at <= now()").await == 0
         })
         .await;
     }
@@ -247,13 +247,13 @@ impl TestApp {
 
 fn build_app(
     config: Config,
-    database: PgConnectOptions,
-    blob_store: Arc<dyn BlobStore>,
+    database_options: PgConnectOptions,
+    object_store: Arc<dyn ObjectStore>,
     dir: &Path,
     llm: Option<Arc<dyn Llm>>,
 ) -> App {
-    let (pooler, spool) = (PoolerCheck::default(), SpoolDir::open(dir).unwrap());
-    let dependencies = PlatformDependencies { config, database, pooler, blob_store, spool, port: 8029 };
+    let (pooler_check, spool) = (PoolerCheck::default(), SpoolDir::open(dir).unwrap());
+    let dependencies = PlatformDependencies { config, database_options, pooler_check, object_store, spool, port: 8029 };
     let platform = Platform::new(dependencies).unwrap();
     match llm {
         Some(llm) => App::with_llm(platform, llm),
@@ -261,38 +261,40 @@ fn build_app(
     }
 }
 
-/// The API's description.
+/// Returns the API description.
 pub fn document() -> OpenApi {
     let build = async {
         let dir = tempfile::tempdir().unwrap();
-        // The pools of this app connect to nothing, but want a runtime.
+        // The pools of this app never connect, but require a runtime.
         let database = PgConnectOptions::new_without_pgpass();
-        features::document(&build_app(config(&[]), database, Arc::new(MemoryBlobs::default()), dir.path(), None))
+        let object_store = Arc::new(MemoryObjectStore::default());
+        features::openapi_document(&build_app(app_config(&[]), database, object_store, dir.path(), None))
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    // A test may have a runtime of its own, and one must not wait inside another.
+    // This is another thread, because a runtime cannot block inside another runtime.
     std::thread::spawn(move || runtime.block_on(build)).join().unwrap()
 }
 
-/// The settings of a test's app.
-pub fn config(settings: &[(&'static str, String)]) -> Config {
+/// Returns the settings of a test's app.
+pub fn app_config(settings: &[(&'static str, String)]) -> Config {
     let mut environment = HashMap::from([
         ("ROOT_SECRET_PEPPER".into(), PEPPER.into()),
         ("ADMIN_API_TOKEN".into(), ADMIN.into()),
         ("ENABLE_ARGON2_VERIFICATION".into(), "false".into()),
-        // Few tests have a runner.
+        // The wait is short, because few tests have a job runner.
         ("ACONTEXTD_CONVERSION_WAIT".into(), "1ms".into()),
         ("ACONTEXTD_DATABASE_CONNECTIONS".into(), "20".into()),
     ]);
     environment.extend(settings.iter().map(|(name, value)| ((*name).into(), value.into())));
-    Config::from_parts(["acontextd"], &environment).unwrap_or_else(|_| panic!("{settings:?} are no settings"))
+    Config::from_args_and_env(["acontextd"], &environment)
+        .unwrap_or_else(|_| panic!("{settings:?} are not valid settings"))
 }
 
-/// Waits until something is so; fails after a while that is long for a machine at work.
-pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+/// Polls a condition until it is true. Panics after 30 seconds, which is long even on a busy machine.
+pub async fn wait_until(description: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    while !is_so().await {
-        assert!(std::time::Instant::now() < deadline, "it never came about that {what}");
+    while !condition().await {
+        assert!(std::time::Instant::now() < deadline, "timed out waiting until {description}");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }

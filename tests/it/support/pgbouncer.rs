@@ -10,44 +10,44 @@ use sqlx::postgres::PgConnectOptions;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-use super::eventually;
+use super::wait_until;
 
 pub struct PgBouncer {
     child: Child,
-    folder: TempDir,
+    dir: TempDir,
     backend: PgConnectOptions,
     port: u16,
 }
 
 impl PgBouncer {
-    /// Starts one that lends sessions of the database in `mode`: `session`, `transaction` or `statement`.
+    /// Starts `PgBouncer` in front of a database. The mode is `session`, `transaction` or `statement`.
     pub async fn start(backend: &PgConnectOptions, mode: &str, settings: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix("acontextd-pgbouncer-").tempdir().unwrap();
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let dir = tempfile::Builder::new().prefix("acontextd-pgbouncer-").tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        write_config(&folder, port, backend, mode, settings);
-        let mut command = Command::new(program());
-        // It refuses to run as root.
+        write_config(&dir, port, backend, mode, settings);
+        let mut command = Command::new(find_program());
+        // `PgBouncer` does not run as root.
         if rustix::process::geteuid().is_root() {
             command.args(["-u", "postgres"]);
             let owner = std::fs::metadata(backend.get_socket().unwrap()).unwrap();
-            chown(folder.path().join("log"), Some(owner.uid()), Some(owner.gid())).unwrap();
+            chown(dir.path().join("log"), Some(owner.uid()), Some(owner.gid())).unwrap();
         }
         let child = command
-            .arg(folder.path().join("config.ini"))
+            .arg(dir.path().join("config.ini"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let bouncer = Self { child, folder, backend: backend.clone(), port };
-        eventually("PgBouncer listens", async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await;
+        let bouncer = Self { child, dir, backend: backend.clone(), port };
+        wait_until("PgBouncer listens", async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await;
         bouncer
     }
 
-    /// Reloads its configuration with another mode.
+    /// Writes a configuration with another mode and reloads it.
     pub fn set_mode(&self, mode: &str, settings: &str) {
-        write_config(&self.folder, self.port, &self.backend, mode, settings);
+        write_config(&self.dir, self.port, &self.backend, mode, settings);
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, Signal::HUP).unwrap();
     }
@@ -68,7 +68,7 @@ impl Drop for PgBouncer {
     }
 }
 
-fn program() -> PathBuf {
+fn find_program() -> PathBuf {
     ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer"]
         .into_iter()
         .map(PathBuf::from)
@@ -76,12 +76,13 @@ fn program() -> PathBuf {
         .expect("pgbouncer is installed by scripts/setup test")
 }
 
-fn write_config(folder: &TempDir, port: u16, backend: &PgConnectOptions, mode: &str, settings: &str) {
-    let log = folder.path().join("log");
+fn write_config(dir: &TempDir, port: u16, backend: &PgConnectOptions, mode: &str, settings: &str) {
+    let log = dir.path().join("log");
     let config = format!(
         "[databases]\n* = host={socket} port={backend_port} user=acontext\n\
-         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n\
-         ignore_startup_parameters = extra_float_digits\ndefault_pool_size = 100\nmax_client_conn = 200\nlogfile = {log}\n\
+         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
+         pool_mode = {mode}\nignore_startup_parameters = extra_float_digits\ndefault_pool_size = 100\n\
+         max_client_conn = 200\nlogfile = {log}\n\
          {settings}\n",
         socket = backend.get_socket().unwrap().display(),
         backend_port = backend.get_port(),
@@ -90,5 +91,5 @@ fn write_config(folder: &TempDir, port: u16, backend: &PgConnectOptions, mode: &
     if !log.exists() {
         std::fs::write(&log, "").unwrap();
     }
-    std::fs::write(folder.path().join("config.ini"), config).unwrap();
+    std::fs::write(dir.path().join("config.ini"), config).unwrap();
 }

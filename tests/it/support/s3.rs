@@ -1,4 +1,4 @@
-//! An S3 server in this process, over HTTP, so that the client is tested at the wire.
+//! An S3 server in this process. It uses HTTP, so that tests cover the requests that the client sends.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -45,8 +45,8 @@ impl S3 for Store {
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
         check_bucket(&input.bucket)?;
-        let found = self.0.lock().unwrap().get(&input.key).cloned();
-        let bytes = found.ok_or_else(|| s3_error!(NoSuchKey))?;
+        let object = self.0.lock().unwrap().get(&input.key).cloned();
+        let bytes = object.ok_or_else(|| s3_error!(NoSuchKey))?;
         let bytes = match input.range {
             Some(range) => {
                 let range = range.check(bytes.len() as u64)?;
@@ -72,8 +72,8 @@ impl S3 for Store {
     }
 }
 
-/// Starts one on a free port; it ends with the runtime of the test.
-#[expect(clippy::disallowed_methods, reason = "a server of the world outside, beside the app")]
+/// Starts the server on a free port. It ends with the runtime of the test.
+#[expect(clippy::disallowed_methods, reason = "an external server, not a component of the app")]
 pub async fn start() -> SocketAddr {
     let mut builder = S3ServiceBuilder::new(Store::default());
     builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));

@@ -1,5 +1,5 @@
-//! A request that works for each operation of the API's description: for tests that hold for every operation. A new operation
-//! fails them until it has a request here.
+//! A valid request for each operation of the API description, for tests that cover every operation. A new operation
+//! fails these tests until it has a request here.
 
 use acontextd::features::ACCESS_RULES;
 use axum::body::Body;
@@ -7,11 +7,11 @@ use axum::http::{Method, header};
 use serde_json::{Value, json};
 
 use super::TestApp;
-use super::client::{Answer, Client, Form};
+use super::client::{Client, Form, TestResponse};
 use super::document;
-use super::zip::written;
+use super::zip::zip_archive;
 
-/// Every operation of the description: `POST /api/v1/disk`.
+/// Returns the operations of the API description, such as `POST /api/v1/disk`.
 pub fn operations() -> Vec<String> {
     let document = serde_json::to_value(document()).unwrap();
     let paths = document["paths"].as_object().unwrap().iter();
@@ -21,60 +21,61 @@ pub fn operations() -> Vec<String> {
     operations.collect()
 }
 
-/// A request that works, once.
-pub struct Sample {
+/// A request that succeeds when it is sent for the first time.
+pub struct SampleRequest {
     pub client: Client,
     pub method: Method,
     pub path: String,
-    /// Content type and bytes.
+    /// The content type and the bytes.
     pub body: (String, Vec<u8>),
 }
 
-impl Sample {
-    pub async fn send(&self, client: &Client) -> Answer {
+impl SampleRequest {
+    pub async fn send(&self, client: &Client) -> TestResponse {
         let request = client.request(self.method.clone(), &self.path).header(header::CONTENT_TYPE, &self.body.0);
         client.send(request.body(Body::from(self.body.1.clone())).unwrap()).await
     }
 
-    pub async fn send_once(&self, key: &str) -> Answer {
-        self.client.send_once(key, self.method.clone(), &self.path, self.body.clone()).await
+    pub async fn send_with_key(&self, key: &str) -> TestResponse {
+        self.client.send_with_key(key, self.method.clone(), &self.path, self.body.clone()).await
     }
 }
 
-/// The SKILL.md of a skill.
+/// Returns the text of a `SKILL.md`.
 pub fn skill_md(name: &str) -> String {
     format!("---\nname: {name}\ndescription: What {name} is for\n---\n# {name}\n")
 }
 
-/// What a project has, one of each.
-struct Things {
+/// One entity of each kind in a project.
+struct Fixtures {
     disk: String,
     session: String,
     message: String,
     s3_key: String,
     skill: String,
     space: String,
-    /// A skill that is in no space, and a session that no space learns.
+    /// A skill that is in no space.
     other_skill: String,
+    /// A session that no space learns.
     other_session: String,
     user: String,
 }
 
-impl Things {
-    async fn make(client: &Client) -> Self {
+impl Fixtures {
+    async fn create(client: &Client) -> Self {
         let (disk, session) = (client.new_disk().await, client.new_session().await);
         client.upload(&disk, "/", "old.txt", "old").await;
-        let message = client.say_text(&session, "said before").await;
+        let message = client.store_text(&session, "a message").await;
         let payload =
             json!({"format": "acontext", "blob": {"role": "user", "parts": [{"type": "file", "file_field": "f"}]}});
         let form =
             Form::new().text("payload", &payload.to_string()).file("f", "notes.txt", client.project().to_string());
-        let s3_key = client.say_form(&session, form).await.data()["parts"][0]["asset"]["s3_key"].clone();
+        let s3_key = client.store_form_message(&session, form).await.data()["parts"][0]["asset"]["s3_key"].clone();
         let space = client.new_space().await;
         let (skill, other_skill) = (client.new_skill("included").await, client.new_skill("alone").await);
-        let at = format!("/api/v1/learning_spaces/{space}");
-        client.post(&format!("{at}/skills"), json!({"skill_id": skill})).await.assert_status(201);
-        client.post(&format!("{at}/learn"), json!({"session_id": session})).await.assert_status(201);
+        let path = format!("/api/v1/learning_spaces/{space}");
+        client.post(&format!("{path}/skills"), json!({"skill_id": skill})).await.assert_status(201);
+        client.post(&format!("{path}/learn"), json!({"session_id": session})).await.assert_status(201);
         let user = format!("user of {}", client.project());
         for user in [user.as_str(), "ls"] {
             client.post("/api/v1/disk", json!({"user": user})).await.assert_status(201);
@@ -93,139 +94,143 @@ impl Things {
     }
 }
 
-/// A request that works for a client, with ids of what it has.
-pub async fn sample(app: &TestApp, client: &Client, operation: &str) -> Sample {
+/// Returns a valid request of a client for an operation, with new entities of the client.
+pub async fn sample_request(app: &TestApp, client: &Client, operation: &str) -> SampleRequest {
     let (method, _) = operation.split_once(' ').unwrap();
-    let things = Things::make(client).await;
+    let fixtures = Fixtures::create(client).await;
     if operation.ends_with("/decrypt") {
         client.post("/api/v1/project/encrypt", json!({})).await.assert_status(200);
     }
-    let found = if operation.contains("/admin/") || operation.contains("/metrics/") {
-        admin(app, operation).await
+    let request = if operation.contains("/admin/") || operation.contains("/metrics/") {
+        admin_request(app, operation).await
     } else {
-        let conversation = conversations(&things, operation);
-        conversation.or_else(|| files(&things, operation)).or_else(|| others(&things, operation))
+        let request = session_request(&fixtures, operation);
+        request.or_else(|| file_request(&fixtures, operation)).or_else(|| other_request(&fixtures, operation))
     };
-    let (path, body) = found.unwrap_or_else(|| panic!("{operation} has no request that works: give it one here"));
-    let is_admins = (path.starts_with("/admin/") || path.starts_with("/metrics/"))
+    let (path, body) = request.unwrap_or_else(|| panic!("{operation} has no sample request: add one here"));
+    let requires_admin = (path.starts_with("/admin/") || path.starts_with("/metrics/"))
         && !ACCESS_RULES.project_admin.contains(&path.as_str());
-    let client = if is_admins { app.admin() } else { client.clone() };
-    Sample { client, method: method.parse().unwrap(), path, body }
+    let client = if requires_admin { app.admin() } else { client.clone() };
+    SampleRequest { client, method: method.parse().unwrap(), path, body }
 }
 
+/// The path, the content type and the body.
 type Request = (String, (String, Vec<u8>));
 
-fn with_json(path: impl Into<String>, json: &Value) -> Request {
+fn json_request(path: impl Into<String>, json: &Value) -> Request {
     (path.into(), ("application/json".to_owned(), json.to_string().into_bytes()))
 }
 
-fn plain(path: impl Into<String>) -> Request {
-    with_json(path, &json!({}))
+/// Returns a request with an empty JSON object.
+fn empty_request(path: impl Into<String>) -> Request {
+    json_request(path, &json!({}))
 }
 
-async fn admin(app: &TestApp, operation: &str) -> Option<Request> {
+async fn admin_request(app: &TestApp, operation: &str) -> Option<Request> {
     Some(match operation {
-        "POST /admin/v1/project" => with_json("/admin/v1/project", &json!({"configs": {}})),
-        "POST /metrics/v1" => plain("/metrics/v1"),
-        "PUT /admin/v1/project/secret_key" => plain("/admin/v1/project/secret_key"),
-        "POST /admin/v1/project/encrypt" => plain("/admin/v1/project/encrypt"),
-        "POST /admin/v1/project/decrypt" => plain("/admin/v1/project/decrypt"),
+        "POST /admin/v1/project" => json_request("/admin/v1/project", &json!({"configs": {}})),
+        "POST /metrics/v1" => empty_request("/metrics/v1"),
+        "PUT /admin/v1/project/secret_key" => empty_request("/admin/v1/project/secret_key"),
+        "POST /admin/v1/project/encrypt" => empty_request("/admin/v1/project/encrypt"),
+        "POST /admin/v1/project/decrypt" => empty_request("/admin/v1/project/decrypt"),
         "PUT /admin/v1/project/{project_id}/secret_key" => {
-            plain(format!("/admin/v1/project/{}/secret_key", app.project().await.project()))
+            empty_request(format!("/admin/v1/project/{}/secret_key", app.project().await.project()))
         }
         "DELETE /admin/v1/project/{project_id}" => {
-            plain(format!("/admin/v1/project/{}", app.project().await.project()))
+            empty_request(format!("/admin/v1/project/{}", app.project().await.project()))
         }
         _ => return None,
     })
 }
 
-fn conversations(things: &Things, operation: &str) -> Option<Request> {
-    let Things { message, s3_key, .. } = things;
-    let session = format!("/api/v1/session/{}", things.session);
+fn session_request(fixtures: &Fixtures, operation: &str) -> Option<Request> {
+    let Fixtures { message, s3_key, .. } = fixtures;
+    let session = format!("/api/v1/session/{}", fixtures.session);
     let configs = json!({"configs": {"a": 1}});
     Some(match operation.replace("/api/v1/session", "…").as_str() {
-        "GET …" => plain("/api/v1/session"),
-        "POST …" => with_json("/api/v1/session", &json!({"user": "bob"})),
-        "DELETE …/{session_id}" => plain(session),
-        "GET …/{session_id}/configs" => plain(format!("{session}/configs")),
+        "GET …" => empty_request("/api/v1/session"),
+        "POST …" => json_request("/api/v1/session", &json!({"user": "bob"})),
+        "DELETE …/{session_id}" => empty_request(session),
+        "GET …/{session_id}/configs" => empty_request(format!("{session}/configs")),
         "PUT …/{session_id}/configs" | "PATCH …/{session_id}/configs" => {
-            with_json(format!("{session}/configs"), &configs)
+            json_request(format!("{session}/configs"), &configs)
         }
-        "POST …/{session_id}/copy" => plain(format!("{session}/copy")),
-        "GET …/{session_id}/events" => plain(format!("{session}/events")),
-        "POST …/{session_id}/events" => with_json(format!("{session}/events"), &json!({"type": "t", "data": {}})),
-        "GET …/{session_id}/messages" => plain(format!("{session}/messages")),
+        "POST …/{session_id}/copy" => empty_request(format!("{session}/copy")),
+        "GET …/{session_id}/events" => empty_request(format!("{session}/events")),
+        "POST …/{session_id}/events" => json_request(format!("{session}/events"), &json!({"type": "t", "data": {}})),
+        "GET …/{session_id}/messages" => empty_request(format!("{session}/messages")),
         "POST …/{session_id}/messages" => {
-            with_json(format!("{session}/messages"), &json!({"blob": {"role": "user", "content": "hello"}}))
+            json_request(format!("{session}/messages"), &json!({"blob": {"role": "user", "content": "hello"}}))
         }
         "PATCH …/{session_id}/messages/{message_id}/meta" => {
-            with_json(format!("{session}/messages/{message}/meta"), &json!({"meta": {"a": 1}}))
+            json_request(format!("{session}/messages/{message}/meta"), &json!({"meta": {"a": 1}}))
         }
-        "POST …/{session_id}/flush" => plain(format!("{session}/flush")),
-        "GET …/{session_id}/asset/download" => plain(format!("{session}/asset/download?s3_key={s3_key}")),
-        "GET …/{session_id}/observing_status" => plain(format!("{session}/observing_status")),
-        "GET …/{session_id}/task" => plain(format!("{session}/task")),
-        "GET …/{session_id}/token_counts" => plain(format!("{session}/token_counts")),
+        "POST …/{session_id}/flush" => empty_request(format!("{session}/flush")),
+        "GET …/{session_id}/asset/download" => empty_request(format!("{session}/asset/download?s3_key={s3_key}")),
+        "GET …/{session_id}/observing_status" => empty_request(format!("{session}/observing_status")),
+        "GET …/{session_id}/task" => empty_request(format!("{session}/task")),
+        "GET …/{session_id}/token_counts" => empty_request(format!("{session}/token_counts")),
         _ => return None,
     })
 }
 
-fn files(things: &Things, operation: &str) -> Option<Request> {
-    let Things { disk, skill, .. } = things;
+fn file_request(fixtures: &Fixtures, operation: &str) -> Option<Request> {
+    let Fixtures { disk, skill, .. } = fixtures;
     let artifact = format!("/api/v1/disk/{disk}/artifact");
     let skill = format!("/api/v1/agent_skills/{skill}");
     Some(match operation {
-        "GET /api/v1/disk" => plain("/api/v1/disk"),
-        "POST /api/v1/disk" => with_json("/api/v1/disk", &json!({"user": "alice"})),
-        "DELETE /api/v1/disk/{disk_id}" => plain(format!("/api/v1/disk/{disk}")),
-        "POST /api/v1/disk/{disk_id}/artifact" => (artifact, Form::new().file("file", "new.txt", "new").end()),
-        "GET /api/v1/disk/{disk_id}/artifact" => plain(format!("{artifact}?file_path=/old.txt")),
+        "GET /api/v1/disk" => empty_request("/api/v1/disk"),
+        "POST /api/v1/disk" => json_request("/api/v1/disk", &json!({"user": "alice"})),
+        "DELETE /api/v1/disk/{disk_id}" => empty_request(format!("/api/v1/disk/{disk}")),
+        "POST /api/v1/disk/{disk_id}/artifact" => (artifact, Form::new().file("file", "new.txt", "new").finish()),
+        "GET /api/v1/disk/{disk_id}/artifact" => empty_request(format!("{artifact}?file_path=/old.txt")),
         "PUT /api/v1/disk/{disk_id}/artifact" => {
-            with_json(artifact, &json!({"file_path": "/old.txt", "meta": "{\"a\": 1}"}))
+            json_request(artifact, &json!({"file_path": "/old.txt", "meta": "{\"a\": 1}"}))
         }
-        "DELETE /api/v1/disk/{disk_id}/artifact" => with_json(artifact, &json!({"file_path": "/old.txt"})),
-        "GET /api/v1/disk/{disk_id}/artifact/download" => plain(format!("{artifact}/download?file_path=/old.txt")),
-        "GET /api/v1/disk/{disk_id}/artifact/ls" => plain(format!("{artifact}/ls")),
-        "GET /api/v1/disk/{disk_id}/artifact/glob" => plain(format!("{artifact}/glob?query=*")),
-        "GET /api/v1/disk/{disk_id}/artifact/grep" => plain(format!("{artifact}/grep?query=old")),
-        "GET /api/v1/agent_skills" => plain("/api/v1/agent_skills"),
+        "DELETE /api/v1/disk/{disk_id}/artifact" => json_request(artifact, &json!({"file_path": "/old.txt"})),
+        "GET /api/v1/disk/{disk_id}/artifact/download" => {
+            empty_request(format!("{artifact}/download?file_path=/old.txt"))
+        }
+        "GET /api/v1/disk/{disk_id}/artifact/ls" => empty_request(format!("{artifact}/ls")),
+        "GET /api/v1/disk/{disk_id}/artifact/glob" => empty_request(format!("{artifact}/glob?query=*")),
+        "GET /api/v1/disk/{disk_id}/artifact/grep" => empty_request(format!("{artifact}/grep?query=old")),
+        "GET /api/v1/agent_skills" => empty_request("/api/v1/agent_skills"),
         "POST /api/v1/agent_skills" => {
-            let archive = written(&[("SKILL.md", skill_md("uploaded").as_str()), ("a.txt", "a")]);
-            ("/api/v1/agent_skills".into(), Form::new().file("file", "skill.zip", archive).end())
+            let archive = zip_archive(&[("SKILL.md", skill_md("uploaded").as_str()), ("a.txt", "a")]);
+            ("/api/v1/agent_skills".into(), Form::new().file("file", "skill.zip", archive).finish())
         }
-        "GET /api/v1/agent_skills/{skill_id}" | "DELETE /api/v1/agent_skills/{skill_id}" => plain(skill),
-        "GET /api/v1/agent_skills/{skill_id}/file" => plain(format!("{skill}/file?file_path=SKILL.md")),
-        "GET /api/v1/agent_skills/{skill_id}/download_zip" => plain(format!("{skill}/download_zip")),
+        "GET /api/v1/agent_skills/{skill_id}" | "DELETE /api/v1/agent_skills/{skill_id}" => empty_request(skill),
+        "GET /api/v1/agent_skills/{skill_id}/file" => empty_request(format!("{skill}/file?file_path=SKILL.md")),
+        "GET /api/v1/agent_skills/{skill_id}/download_zip" => empty_request(format!("{skill}/download_zip")),
         _ => return None,
     })
 }
 
-fn others(things: &Things, operation: &str) -> Option<Request> {
-    let Things { session, skill, other_skill, other_session, user, .. } = things;
-    let space = format!("/api/v1/learning_spaces/{}", things.space);
+fn other_request(fixtures: &Fixtures, operation: &str) -> Option<Request> {
+    let Fixtures { session, skill, other_skill, other_session, user, .. } = fixtures;
+    let space = format!("/api/v1/learning_spaces/{}", fixtures.space);
     Some(match operation.replace("/api/v1/learning_spaces", "…").as_str() {
-        "GET …" => plain("/api/v1/learning_spaces"),
-        "POST …" => with_json("/api/v1/learning_spaces", &json!({"user": "carol", "meta": {"a": 1}})),
-        "GET …/{space_id}" | "DELETE …/{space_id}" => plain(space),
-        "PATCH …/{space_id}" => with_json(space, &json!({"meta": {"b": 1}})),
-        "POST …/{space_id}/learn" => with_json(format!("{space}/learn"), &json!({"session_id": other_session})),
-        "GET …/{space_id}/sessions" => plain(format!("{space}/sessions")),
-        "GET …/{space_id}/sessions/{session_id}" => plain(format!("{space}/sessions/{session}")),
-        "GET …/{space_id}/skills" => plain(format!("{space}/skills")),
-        "POST …/{space_id}/skills" => with_json(format!("{space}/skills"), &json!({"skill_id": other_skill})),
-        "DELETE …/{space_id}/skills/{skill_id}" => plain(format!("{space}/skills/{skill}")),
-        "GET /api/v1/user/ls" | "DELETE /api/v1/user/ls" => plain("/api/v1/user/ls"),
-        "GET /api/v1/user/{identifier}/resources" => plain(format!("/api/v1/user/{user}/resources")),
-        "DELETE /api/v1/user/{identifier}" => plain(format!("/api/v1/user/{user}")),
-        "GET /api/v1/project/configs" => plain("/api/v1/project/configs"),
+        "GET …" => empty_request("/api/v1/learning_spaces"),
+        "POST …" => json_request("/api/v1/learning_spaces", &json!({"user": "carol", "meta": {"a": 1}})),
+        "GET …/{space_id}" | "DELETE …/{space_id}" => empty_request(space),
+        "PATCH …/{space_id}" => json_request(space, &json!({"meta": {"b": 1}})),
+        "POST …/{space_id}/learn" => json_request(format!("{space}/learn"), &json!({"session_id": other_session})),
+        "GET …/{space_id}/sessions" => empty_request(format!("{space}/sessions")),
+        "GET …/{space_id}/sessions/{session_id}" => empty_request(format!("{space}/sessions/{session}")),
+        "GET …/{space_id}/skills" => empty_request(format!("{space}/skills")),
+        "POST …/{space_id}/skills" => json_request(format!("{space}/skills"), &json!({"skill_id": other_skill})),
+        "DELETE …/{space_id}/skills/{skill_id}" => empty_request(format!("{space}/skills/{skill}")),
+        "GET /api/v1/user/ls" | "DELETE /api/v1/user/ls" => empty_request("/api/v1/user/ls"),
+        "GET /api/v1/user/{identifier}/resources" => empty_request(format!("/api/v1/user/{user}/resources")),
+        "DELETE /api/v1/user/{identifier}" => empty_request(format!("/api/v1/user/{user}")),
+        "GET /api/v1/project/configs" => empty_request("/api/v1/project/configs"),
         "PATCH /api/v1/project/configs" => {
-            with_json("/api/v1/project/configs", &json!({"task_success_criteria": "done"}))
+            json_request("/api/v1/project/configs", &json!({"task_success_criteria": "done"}))
         }
-        "GET /api/v1/project/encryption" => plain("/api/v1/project/encryption"),
-        "POST /api/v1/project/encrypt" => plain("/api/v1/project/encrypt"),
-        "POST /api/v1/project/decrypt" => plain("/api/v1/project/decrypt"),
-        "GET /api/v1/ping" => plain("/api/v1/ping"),
+        "GET /api/v1/project/encryption" => empty_request("/api/v1/project/encryption"),
+        "POST /api/v1/project/encrypt" => empty_request("/api/v1/project/encrypt"),
+        "POST /api/v1/project/decrypt" => empty_request("/api/v1/project/decrypt"),
+        "GET /api/v1/ping" => empty_request("/api/v1/ping"),
         _ => return None,
     })
 }

@@ -1,4 +1,4 @@
-//! Zip archives byte by byte, for what no packer writes. What is not set otherwise is as it should be.
+//! Writes zip archives byte by byte, because no library writes invalid ones. Fields that a test does not set are valid.
 
 use std::io::{Cursor, Read, Write};
 
@@ -6,47 +6,47 @@ use zip::write::SimpleFileOptions;
 use zip::{ZipArchive, ZipWriter};
 
 pub const DEFLATED: u16 = 8;
-/// Flags of an entry.
+/// Flag bits of an entry.
 pub const ENCRYPTED: u16 = 1;
-pub const DESCRIPTOR: u16 = 8;
+pub const DATA_DESCRIPTOR: u16 = 8;
 pub const UTF8: u16 = 1 << 11;
-/// Made on Unix.
+/// The value of `version_made_by` for archives that were made on Unix.
 pub const UNIX: u16 = 0x0314;
 
-/// One file as it lies in the archive and as the list at the end tells of it.
+/// A file of an archive: its local header, its data and its entry in the central directory.
 #[derive(Clone)]
 pub struct Entry {
-    pub made_by: u16,
+    pub version_made_by: u16,
     pub flags: u16,
     pub method: u16,
     pub crc: u32,
-    pub packed: Vec<u8>,
-    /// What it says it is unpacked.
+    pub compressed: Vec<u8>,
+    /// The declared size of the uncompressed data.
     pub size: u32,
-    /// What the list says it is packed.
-    pub packed_size: u32,
+    /// The declared size of the compressed data.
+    pub compressed_size: u32,
     pub name: Vec<u8>,
-    /// The name where the file lies, if it is another one.
+    /// The name in the local header, if it differs from `name`.
     pub local_name: Option<Vec<u8>>,
     pub extra: Vec<u8>,
     pub comment: Vec<u8>,
     pub mode: u32,
-    /// Where the list says it lies.
+    /// The offset of the local header in the central directory, if it differs from the real one.
     pub offset: Option<u32>,
 }
 
-/// A file that is not compressed.
+/// Returns an entry that is not compressed.
 pub fn stored(name: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> Entry {
     let content = content.as_ref();
-    let crc = if content.is_empty() { 0 } else { pack(content).1 };
+    let crc = if content.is_empty() { 0 } else { compress(content).1 };
     Entry {
-        made_by: 20,
+        version_made_by: 20,
         flags: 0,
         method: 0,
         crc,
-        packed: content.to_vec(),
+        compressed: content.to_vec(),
         size: length(content),
-        packed_size: length(content),
+        compressed_size: length(content),
         name: name.as_ref().to_vec(),
         local_name: None,
         extra: Vec::new(),
@@ -56,43 +56,48 @@ pub fn stored(name: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> Entry {
     }
 }
 
-/// A file that is compressed.
+/// Returns an entry that is compressed.
 pub fn deflated(name: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> Entry {
     let content = content.as_ref();
-    let (packed, crc) = pack(content);
+    let (compressed, crc) = compress(content);
     let size = length(content);
-    Entry { method: DEFLATED, crc, size, packed_size: length(&packed), packed, ..stored(name, "") }
+    Entry { method: DEFLATED, crc, size, compressed_size: length(&compressed), compressed, ..stored(name, "") }
 }
 
-/// An archive of these files.
+/// Returns an archive with these entries.
 pub fn archive(entries: &[Entry]) -> Vec<u8> {
-    Raw::new(entries).end()
+    RawArchive::new(entries).finish()
 }
 
-/// An archive whose list was written; what its end says can be changed.
-pub struct Raw {
+/// An archive without its end-of-central-directory record, whose fields can be changed.
+pub struct RawArchive {
+    /// The local entries and the central directory.
     pub bytes: Vec<u8>,
+    /// The declared number of entries.
     pub count: u16,
+    /// The declared size of the central directory.
     pub size: u32,
+    /// The declared offset of the central directory.
     pub offset: u32,
     pub comment: Vec<u8>,
 }
 
-impl Raw {
+impl RawArchive {
     pub fn new(entries: &[Entry]) -> Self {
-        let (mut bytes, mut list) = (Vec::new(), Vec::new());
+        let (mut bytes, mut directory) = (Vec::new(), Vec::new());
         for entry in entries {
             let offset = entry.offset.unwrap_or(length(&bytes));
             entry.write_local(&mut bytes);
-            entry.write_central(&mut list, offset);
+            entry.write_central(&mut directory, offset);
         }
-        let (offset, size) = (length(&bytes), length(&list));
-        bytes.extend(list);
+        let (offset, size) = (length(&bytes), length(&directory));
+        bytes.extend(directory);
         let count = u16::try_from(entries.len()).unwrap_or(u16::MAX);
         Self { bytes, count, size, offset, comment: Vec::new() }
     }
 
-    pub fn end(mut self) -> Vec<u8> {
+    /// Appends the end-of-central-directory record.
+    pub fn finish(mut self) -> Vec<u8> {
         let count = self.count.to_le_bytes();
         self.bytes.extend([b"PK\x05\x06\0\0\0\0".as_slice(), &count, &count].concat());
         self.bytes.extend([self.size.to_le_bytes(), self.offset.to_le_bytes()].concat());
@@ -101,65 +106,65 @@ impl Raw {
         self.bytes
     }
 
-    /// The end as large archives have it.
-    pub fn end_64(mut self, count: u64) -> Vec<u8> {
-        let at = u64::from(length(&self.bytes));
+    /// Appends the ZIP64 end-of-central-directory record with its locator, and the record of [`RawArchive::finish`].
+    pub fn finish_zip64(mut self, count: u64) -> Vec<u8> {
+        let record_offset = u64::from(length(&self.bytes));
         self.bytes.extend(b"PK\x06\x06\x2c\0\0\0\0\0\0\0\x2d\0\x2d\0\0\0\0\0\0\0\0\0");
         for number in [count, count, u64::from(self.size), u64::from(self.offset)] {
             self.bytes.extend(number.to_le_bytes());
         }
-        self.bytes.extend([b"PK\x06\x07\0\0\0\0".as_slice(), &at.to_le_bytes(), b"\x01\0\0\0"].concat());
-        Self { count: u16::MAX, size: u32::MAX, offset: u32::MAX, ..self }.end()
+        self.bytes.extend([b"PK\x06\x07\0\0\0\0".as_slice(), &record_offset.to_le_bytes(), b"\x01\0\0\0"].concat());
+        Self { count: u16::MAX, size: u32::MAX, offset: u32::MAX, ..self }.finish()
     }
 }
 
 impl Entry {
-    fn write_local(&self, into: &mut Vec<u8>) {
+    fn write_local(&self, output: &mut Vec<u8>) {
         let name = self.local_name.as_ref().unwrap_or(&self.name);
-        into.extend(b"PK\x03\x04\x14\0");
-        self.write_common(into);
-        into.extend([length16(name), length16(&self.extra)].concat());
-        into.extend([name.as_slice(), &self.extra, &self.packed].concat());
-        if self.flags & DESCRIPTOR != 0 {
-            into.extend([*b"PK\x07\x08", self.crc.to_le_bytes()].concat());
-            into.extend([self.packed_size.to_le_bytes(), self.size.to_le_bytes()].concat());
+        output.extend(b"PK\x03\x04\x14\0");
+        self.write_common(output);
+        output.extend([length16(name), length16(&self.extra)].concat());
+        output.extend([name.as_slice(), &self.extra, &self.compressed].concat());
+        if self.flags & DATA_DESCRIPTOR != 0 {
+            output.extend([*b"PK\x07\x08", self.crc.to_le_bytes()].concat());
+            output.extend([self.compressed_size.to_le_bytes(), self.size.to_le_bytes()].concat());
         }
     }
 
-    fn write_central(&self, into: &mut Vec<u8>, offset: u32) {
-        into.extend([b"PK\x01\x02".as_slice(), &self.made_by.to_le_bytes(), b"\x14\0"].concat());
-        self.write_common(into);
-        into.extend([length16(&self.name), length16(&self.extra), length16(&self.comment), [0; 2], [0; 2]].concat());
-        into.extend([(self.mode << 16).to_le_bytes(), offset.to_le_bytes()].concat());
-        into.extend([self.name.as_slice(), &self.extra, &self.comment].concat());
+    fn write_central(&self, output: &mut Vec<u8>, offset: u32) {
+        output.extend([b"PK\x01\x02".as_slice(), &self.version_made_by.to_le_bytes(), b"\x14\0"].concat());
+        self.write_common(output);
+        output.extend([length16(&self.name), length16(&self.extra), length16(&self.comment), [0; 2], [0; 2]].concat());
+        output.extend([(self.mode << 16).to_le_bytes(), offset.to_le_bytes()].concat());
+        output.extend([self.name.as_slice(), &self.extra, &self.comment].concat());
     }
 
-    /// Flags, method, 1 January 1980, checksum and sizes.
-    fn write_common(&self, into: &mut Vec<u8>) {
-        into.extend([self.flags.to_le_bytes(), self.method.to_le_bytes(), [0, 0], [0x21, 0]].concat());
-        into.extend([self.crc, self.packed_size, self.size].map(u32::to_le_bytes).concat());
+    /// Writes the flags, the method, 1 January 1980, the checksum and the sizes.
+    fn write_common(&self, output: &mut Vec<u8>) {
+        output.extend([self.flags.to_le_bytes(), self.method.to_le_bytes(), [0, 0], [0x21, 0]].concat());
+        output.extend([self.crc, self.compressed_size, self.size].map(u32::to_le_bytes).concat());
     }
 }
 
-fn length(of: &[u8]) -> u32 {
-    u32::try_from(of.len()).unwrap()
+fn length(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).unwrap()
 }
 
-fn length16(of: &[u8]) -> [u8; 2] {
-    u16::try_from(of.len()).unwrap().to_le_bytes()
+fn length16(bytes: &[u8]) -> [u8; 2] {
+    u16::try_from(bytes.len()).unwrap().to_le_bytes()
 }
 
-/// What content becomes when it is compressed, and its checksum.
-fn pack(content: &[u8]) -> (Vec<u8>, u32) {
-    let mut archive = ZipArchive::new(Cursor::new(written(&[("a", content)]))).unwrap();
+/// Returns the compressed content and the checksum.
+fn compress(content: &[u8]) -> (Vec<u8>, u32) {
+    let mut archive = ZipArchive::new(Cursor::new(zip_archive(&[("a", content)]))).unwrap();
     let mut file = archive.by_index_raw(0).unwrap();
-    let (mut packed, crc) = (Vec::new(), file.crc32());
-    file.read_to_end(&mut packed).unwrap();
-    (packed, crc)
+    let (mut compressed, crc) = (Vec::new(), file.crc32());
+    file.read_to_end(&mut compressed).unwrap();
+    (compressed, crc)
 }
 
-/// An archive as a packer writes it.
-pub fn written(files: &[(impl AsRef<str>, impl AsRef<[u8]>)]) -> Vec<u8> {
+/// Returns an archive as a zip library writes it.
+pub fn zip_archive(files: &[(impl AsRef<str>, impl AsRef<[u8]>)]) -> Vec<u8> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, content) in files {
         writer.start_file(name.as_ref(), SimpleFileOptions::default()).unwrap();

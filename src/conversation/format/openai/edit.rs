@@ -1,44 +1,44 @@
-//! Making changes in a stored message.
+//! Applies changes to a stored body.
 
 use serde_json::Value;
 
-use super::super::changes::{Changes, no_arguments};
-use super::super::value::{Object, objects, text_at};
+use super::super::changes::{ChangeCursor, empty_arguments};
+use super::super::value::{Object, indexed_objects_mut, str_at};
 use super::TOOL_CALLS;
-use super::read::kind_of;
+use super::read::block_type;
 
-pub(in super::super) fn edit(body: &mut Object, changes: &mut Changes<'_>) {
-    match text_at(body, "role") {
+pub(in super::super) fn apply_changes(body: &mut Object, changes: &mut ChangeCursor<'_>) {
+    match str_at(body, "role") {
         "tool" | "function" => {
-            if let Some(text) = changes.next_result() {
+            if let Some(text) = changes.next_result_text() {
                 body.insert("content".into(), text.into());
             }
         }
-        "assistant" => edit_calls(body, changes),
+        "assistant" => change_calls(body, changes),
         _ => {}
     }
 }
 
-fn edit_calls(body: &mut Object, changes: &mut Changes<'_>) {
-    for (_, call) in objects(body.get_mut(TOOL_CALLS)) {
-        let (key, input, custom) = match kind_of(call) {
+fn change_calls(body: &mut Object, changes: &mut ChangeCursor<'_>) {
+    for (_, call) in indexed_objects_mut(body.get_mut(TOOL_CALLS)) {
+        let (key, input_key, is_custom) = match block_type(call) {
             "function" => ("function", "arguments", false),
             "custom" => ("custom", "input", true),
             _ => continue,
         };
-        if changes.next_call() {
-            let mut called = match call.remove(key) {
-                Some(Value::Object(called)) => called,
+        if changes.clears_next_call() {
+            let mut inner = match call.remove(key) {
+                Some(Value::Object(inner)) => inner,
                 _ => Object::new(),
             };
-            called.insert(input.into(), no_arguments(custom).into());
-            call.insert(key.into(), Value::Object(called));
+            inner.insert(input_key.into(), empty_arguments(is_custom).into());
+            call.insert(key.into(), Value::Object(inner));
         }
     }
-    if let Some(Value::Object(called)) = body.get_mut("function_call")
-        && !called.is_empty()
-        && changes.next_call()
+    if let Some(Value::Object(call)) = body.get_mut("function_call")
+        && !call.is_empty()
+        && changes.clears_next_call()
     {
-        called.insert("arguments".into(), no_arguments(false).into());
+        call.insert("arguments".into(), empty_arguments(false).into());
     }
 }

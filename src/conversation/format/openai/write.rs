@@ -1,169 +1,173 @@
-//! Messages from parts.
+//! Builds messages from parts.
 
 use serde_json::Value;
 
 use super::super::media::{self, Media};
 use super::super::value::{
-    Object, object, take_block, take_caption, take_filled, take_text, text_at, text_of, type_of,
+    Object, object, str_at, stringify, take_as_string, take_caption, take_nonempty_string, take_opaque_block, type_of,
 };
 use super::super::{Format, RenderContext};
-use super::{PLACE, TOOL_CALLS};
-use crate::conversation::parts::{Kind, Part, Role};
+use super::{BLOCK_FIELD_KEY, TOOL_CALLS};
+use crate::conversation::parts::{Part, PartKind, Role};
 
-/// What the parts of one message become.
+/// The converted parts of one message.
 #[derive(Default)]
-struct Written {
+struct MessageBuilder {
     /// One message for each tool result.
-    results: Vec<Value>,
-    /// Items of the content.
-    items: Vec<Value>,
+    result_messages: Vec<Value>,
+    /// Content blocks of the message that contains the other parts.
+    content: Vec<Value>,
     tool_calls: Vec<Value>,
     function_call: Option<Value>,
 }
 
-/// The messages of these parts: one for each tool result, and one for what else there is. The results of calls come
-/// before what a user says, and after what an assistant says.
-pub(in super::super) fn write(role: Role, meta: &Object, parts: Vec<Part>, around: &RenderContext) -> Vec<Value> {
-    let speaker = match text_at(meta, "original_role") {
+/// Builds messages from parts: one for each tool result, and one for the other parts, which is omitted if there are only results.
+/// The results come before the message of a user and after the message of an assistant.
+pub(in super::super) fn from_parts(role: Role, meta: &Object, parts: Vec<Part>, ctx: &RenderContext) -> Vec<Value> {
+    let openai_role = match str_at(meta, "original_role") {
         original @ ("system" | "developer") => original,
         _ => role.as_str(),
     };
-    // Calls and results without ids are only said where they came from.
-    let legacy = text_at(meta, "source_format") == Format::OpenAi.as_str();
-    let mut written = Written::default();
+    // Calls and results without an id are deprecated, so only messages that came from OpenAI may have them.
+    let allows_missing_ids = str_at(meta, "source_format") == Format::OpenAi.as_str();
+    let mut builder = MessageBuilder::default();
     for part in parts {
-        written.add(part, speaker, legacy, around);
+        builder.add(part, openai_role, allows_missing_ids, ctx);
     }
-    let Written { mut results, items, tool_calls, function_call } = written;
-    let nothing = items.is_empty() && tool_calls.is_empty() && function_call.is_none();
-    if nothing && !results.is_empty() {
-        return results;
+    let MessageBuilder { result_messages: mut messages, content, tool_calls, function_call } = builder;
+    let only_results = content.is_empty() && tool_calls.is_empty() && function_call.is_none();
+    if only_results && !messages.is_empty() {
+        return messages;
     }
-    let mut message = object([("role", speaker.into())]);
-    if let Some(content) = content_of(speaker, items) {
+    let mut message = object([("role", openai_role.into())]);
+    if let Some(content) = build_content(openai_role, content) {
         message.insert("content".into(), content);
     }
     if !tool_calls.is_empty() {
         message.insert(TOOL_CALLS.into(), Value::Array(tool_calls));
     }
     message.extend(function_call.map(|call| ("function_call".to_owned(), call)));
-    let name = text_at(meta, "name");
+    let name = str_at(meta, "name");
     if !name.is_empty() {
         message.insert("name".into(), name.into());
     }
-    let place = if role == Role::Assistant { 0 } else { results.len() };
-    results.insert(place, Value::Object(message));
-    results
+    let index = if role == Role::Assistant { 0 } else { messages.len() };
+    messages.insert(index, Value::Object(message));
+    messages
 }
 
-/// The content: a lone text as a string, and of a system message all texts as one. An assistant may have none.
-fn content_of(speaker: &str, mut items: Vec<Value>) -> Option<Value> {
-    let all_texts = items.iter().all(|item| type_of(item) == "text");
-    match (speaker, items.len()) {
+/// Builds the content of a message. A single text becomes a string. The texts of a system or developer message are joined into
+/// one string. Returns `None` for an assistant message without blocks.
+fn build_content(openai_role: &str, mut blocks: Vec<Value>) -> Option<Value> {
+    let all_texts = blocks.iter().all(|block| type_of(block) == "text");
+    match (openai_role, blocks.len()) {
         ("assistant", 0) => None,
         ("system" | "developer", _) if all_texts => {
-            Some(items.iter().filter_map(|item| item["text"].as_str()).collect::<String>().into())
+            Some(blocks.iter().filter_map(|block| block["text"].as_str()).collect::<String>().into())
         }
-        (_, 1) if all_texts => Some(items[0]["text"].take()),
-        _ => Some(Value::Array(items)),
+        (_, 1) if all_texts => Some(blocks[0]["text"].take()),
+        _ => Some(Value::Array(blocks)),
     }
 }
 
-impl Written {
-    fn add(&mut self, mut part: Part, speaker: &str, legacy: bool, around: &RenderContext) {
+impl MessageBuilder {
+    fn add(&mut self, mut part: Part, openai_role: &str, allows_missing_ids: bool, ctx: &RenderContext) {
         let caption = take_caption(&mut part);
-        if let Some(block) = take_block(&mut part, Format::OpenAi) {
-            let list = if text_at(&part.meta, PLACE) == TOOL_CALLS { &mut self.tool_calls } else { &mut self.items };
+        if let Some(block) = take_opaque_block(&mut part, Format::OpenAi) {
+            let is_call = str_at(&part.meta, BLOCK_FIELD_KEY) == TOOL_CALLS;
+            let list = if is_call { &mut self.tool_calls } else { &mut self.content };
             list.push(block);
         } else {
-            self.add_known(part, speaker, legacy, around);
+            self.convert_and_add(part, openai_role, allows_missing_ids, ctx);
         }
-        self.items.extend(caption.map(text_item));
+        self.content.extend(caption.map(text_block));
     }
 
-    fn add_known(&mut self, mut part: Part, speaker: &str, legacy: bool, around: &RenderContext) {
-        let assistant = speaker == "assistant";
+    /// Adds a part that is not opaque, in the format of `OpenAI`.
+    fn convert_and_add(&mut self, mut part: Part, openai_role: &str, allows_missing_ids: bool, ctx: &RenderContext) {
+        let is_assistant = openai_role == "assistant";
         match part.kind {
-            Kind::Text if assistant && part.text.is_empty() => {}
-            Kind::Text if assistant && part.meta.get("is_refusal") == Some(&Value::Bool(true)) => {
-                let item = object([("type", "refusal".into()), ("refusal", part.text.into())]);
-                self.items.push(Value::Object(item));
+            PartKind::Text if is_assistant && part.text.is_empty() => {}
+            PartKind::Text if is_assistant && part.meta.get("is_refusal") == Some(&Value::Bool(true)) => {
+                let block = object([("type", "refusal".into()), ("refusal", part.text.into())]);
+                self.content.push(Value::Object(block));
             }
-            Kind::Text => self.items.push(text_item(part.text)),
-            Kind::Thinking if assistant && !part.text.is_empty() => self.items.push(text_item(part.text)),
-            Kind::ToolCall if assistant => self.add_call(part.meta, legacy),
-            Kind::ToolResult => {
-                let name = take_filled(&mut part.meta, "function_name").filter(|_| legacy);
-                let id = take_text(&mut part.meta, "tool_call_id");
+            PartKind::Text => self.content.push(text_block(part.text)),
+            PartKind::Thinking if is_assistant && !part.text.is_empty() => self.content.push(text_block(part.text)),
+            PartKind::ToolCall if is_assistant => self.add_call(part.meta, allows_missing_ids),
+            PartKind::ToolResult => {
+                let name = take_nonempty_string(&mut part.meta, "function_name").filter(|_| allows_missing_ids);
+                let id = take_as_string(&mut part.meta, "tool_call_id");
                 let message = match name.filter(|_| id.is_empty()) {
                     Some(name) => [("role", "function".into()), ("name", name.into()), ("content", part.text.into())],
                     None => [("role", "tool".into()), ("tool_call_id", id.into()), ("content", part.text.into())],
                 };
-                self.results.push(Value::Object(object(message)));
+                self.result_messages.push(Value::Object(object(message)));
             }
-            Kind::Image | Kind::Audio | Kind::Video | Kind::File => {
-                let stored = part.asset.is_some();
-                let media = Media::of(part, around);
-                self.items.extend(media_item(media, speaker == "user", stored));
+            PartKind::Image | PartKind::Audio | PartKind::Video | PartKind::File => {
+                let has_asset = part.asset.is_some();
+                let media = Media::from_part(part, ctx);
+                self.content.extend(media_block(media, openai_role == "user", has_asset));
             }
-            Kind::Thinking | Kind::RedactedThinking | Kind::ToolCall | Kind::Data => {}
+            PartKind::Thinking | PartKind::RedactedThinking | PartKind::ToolCall | PartKind::Data => {}
         }
     }
 
-    fn add_call(&mut self, mut meta: Object, legacy: bool) {
-        let Some(name) = take_filled(&mut meta, "name") else { return };
+    fn add_call(&mut self, mut meta: Object, allows_missing_ids: bool) {
+        let Some(name) = take_nonempty_string(&mut meta, "name") else { return };
         let arguments = match meta.remove("arguments") {
             None | Some(Value::Null) => "{}".into(),
-            // What Gemini's calls without arguments are stored as.
+            // The parts of Gemini and Anthropic calls without arguments have the text `null` as arguments.
             Some(Value::String(text)) if text == "null" => "{}".into(),
-            Some(arguments) => text_of(arguments),
+            Some(arguments) => stringify(arguments),
         };
-        let custom = text_at(&meta, "type") == "custom";
-        let (kind, input) = if custom { ("custom", "input") } else { ("function", "arguments") };
-        let called = Value::Object(object([("name", name.into()), (input, arguments.into())]));
-        match take_filled(&mut meta, "id") {
+        let is_custom = str_at(&meta, "type") == "custom";
+        let (kind, input_key) = if is_custom { ("custom", "input") } else { ("function", "arguments") };
+        let inner = Value::Object(object([("name", name.into()), (input_key, arguments.into())]));
+        match take_nonempty_string(&mut meta, "id") {
             Some(id) => {
-                let call = object([("id", id.into()), ("type", kind.into()), (kind, called)]);
+                let call = object([("id", id.into()), ("type", kind.into()), (kind, inner)]);
                 self.tool_calls.push(Value::Object(call));
             }
-            None if legacy && !custom => self.function_call = Some(called),
+            None if allows_missing_ids && !is_custom => self.function_call = Some(inner),
             None => {}
         }
     }
 }
 
-fn text_item(text: String) -> Value {
+fn text_block(text: String) -> Value {
     Value::Object(object([("type", "text".into()), ("text", text.into())]))
 }
 
-/// Media of a user as such; elsewhere, and if `OpenAI` has no form for them, the words that name them.
-fn media_item(mut media: Media, of_user: bool, stored: bool) -> Option<Value> {
-    if !of_user {
-        return media.named().map(text_item);
+/// Converts media to a block. Only user messages can contain media. In other messages, and for types that `OpenAI` does not
+/// support, the block is a text. Returns `None` if there is nothing to describe.
+fn media_block(mut media: Media, is_user: bool, has_asset: bool) -> Option<Value> {
+    if !is_user {
+        return media.placeholder_text().map(text_block);
     }
     let (kind, inner) = match media.kind {
-        Kind::Image => ("image_url", image(&mut media)),
-        Kind::Audio => ("input_audio", audio(&mut media)),
-        Kind::File => ("file", file(&mut media, stored)),
+        PartKind::Image => ("image_url", image_object(&mut media)),
+        PartKind::Audio => ("input_audio", audio_object(&mut media)),
+        PartKind::File => ("file", file_object(&mut media, has_asset)),
         _ => ("", None),
     };
     match inner {
         Some(inner) => Some(Value::Object(object([("type", kind.into()), (kind, Value::Object(inner))]))),
-        None => media.text().or_else(|| media.named()).map(text_item),
+        None => media.take_text().or_else(|| media.placeholder_text()).map(text_block),
     }
 }
 
-fn image(media: &mut Media) -> Option<Object> {
+fn image_object(media: &mut Media) -> Option<Object> {
     let url = match media.url.take_if(|url| !url.starts_with("gs://")) {
         Some(url) => url,
         None => media::data_url(&media.mime, media.data.as_ref()?),
     };
     let mut image = object([("url", url.into())]);
-    image.extend(take_filled(&mut media.meta, "detail").map(|detail| ("detail".to_owned(), detail.into())));
+    image.extend(take_nonempty_string(&mut media.meta, "detail").map(|detail| ("detail".to_owned(), detail.into())));
     Some(image)
 }
 
-fn audio(media: &mut Media) -> Option<Object> {
+fn audio_object(media: &mut Media) -> Option<Object> {
     let format = match media.mime.as_str() {
         "audio/wav" | "audio/x-wav" | "audio/wave" | "audio/vnd.wave" => "wav",
         "audio/mp3" | "audio/mpeg" => "mp3",
@@ -172,11 +176,12 @@ fn audio(media: &mut Media) -> Option<Object> {
     Some(object([("data", media.data.take()?.into()), ("format", format.into())]))
 }
 
-/// A file that `OpenAI` stores is named by its id there; ids of others mean nothing here.
-fn file(media: &mut Media, stored: bool) -> Option<Object> {
+/// Builds the `file` object. A `file_id` is only valid if it names a file in `OpenAI`'s storage. A part with an asset, or with a
+/// `type` in its meta, comes from another format.
+fn file_object(media: &mut Media, has_asset: bool) -> Option<Object> {
     let mut file = Object::new();
-    if !stored && text_at(&media.meta, "type").is_empty() {
-        file.extend(take_filled(&mut media.meta, "file_id").map(|id| ("file_id".to_owned(), id.into())));
+    if !has_asset && str_at(&media.meta, "type").is_empty() {
+        file.extend(take_nonempty_string(&mut media.meta, "file_id").map(|id| ("file_id".to_owned(), id.into())));
     }
     if media.data.is_some() && !media.mime.is_empty() {
         let data = media.data.take().unwrap_or_default();

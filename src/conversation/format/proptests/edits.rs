@@ -1,35 +1,35 @@
-//! A change in a stored body is the same change in its parts.
+//! Property tests: changing a stored body has the same result as editing its parts.
 
 use super::*;
-use crate::conversation::edit::{self, Edited, Message};
+use crate::conversation::edit::{self, EditedMessage, Message};
 use crate::conversation::tokens;
 
-/// Few, so that they meet.
-fn id() -> impl Strategy<Value = Value> {
+/// Generates one of few ids, so that results match calls.
+fn call_id() -> impl Strategy<Value = Value> {
     prop::sample::select(vec![json!("a"), json!("b"), json!(""), Value::Null, json!(7)])
 }
 
-fn maybe<S: Strategy<Value = Value> + 'static>(value: S) -> BoxedStrategy<Value> {
+fn or_null<S: Strategy<Value = Value> + 'static>(value: S) -> BoxedStrategy<Value> {
     prop_oneof![4 => value, 1 => Just(Value::Null)].boxed()
 }
 
-fn list(of: BoxedStrategy<Value>) -> impl Strategy<Value = Value> {
-    prop::collection::vec(of, 0..4).prop_map(Value::from)
+fn list(item: BoxedStrategy<Value>) -> impl Strategy<Value = Value> {
+    prop::collection::vec(item, 0..4).prop_map(Value::from)
 }
 
-/// Messages full of calls and results, as they should be and as they should not.
-fn tools(format: Format) -> BoxedStrategy<Value> {
+/// Generates messages with many calls and results, valid and invalid.
+fn tool_messages(format: Format) -> BoxedStrategy<Value> {
     match format {
         Format::OpenAi => openai(),
         Format::Anthropic => list(anthropic_block(true)).prop_map(|blocks| json!({"content": blocks})).boxed(),
         Format::Gemini => list(gemini_part(true)).prop_map(|parts| json!({"parts": parts})).boxed(),
         Format::Acontext => {
             let kinds = ["tool-call", "tool-result", "tool-result", "image", "data", "text", "unheard_of"];
-            let meta = (id(), samples::free_json(), prop::sample::select(vec!["function", "custom"]));
+            let meta = (call_id(), samples::free_json(), prop::sample::select(vec!["function", "custom"]));
             let meta = meta.prop_map(|(id, args, kind)| {
                 json!({"tool_call_id": id, "name": "f", "arguments": args, "type": kind, "data_type": "x"})
             });
-            let part = (prop::sample::select(kinds.to_vec()), maybe(meta), samples::free_json());
+            let part = (prop::sample::select(kinds.to_vec()), or_null(meta), samples::free_json());
             let part = part.prop_map(|(kind, meta, text)| json!({"type": kind, "text": text, "meta": meta})).boxed();
             list(part).prop_map(|parts| json!({"parts": parts})).boxed()
         }
@@ -37,12 +37,13 @@ fn tools(format: Format) -> BoxedStrategy<Value> {
 }
 
 fn openai() -> BoxedStrategy<Value> {
-    let input = maybe(samples::free_json());
-    let call =
-        (id(), prop::sample::select(vec!["function", "custom", "x"]), input.clone()).prop_map(|(id, kind, input)| {
-            let called = json!({"name": "f", "arguments": input, "input": input});
-            json!({"id": id, "type": kind, kind: called, "extra_content": {"signature": "s"}})
-        });
+    let input = or_null(samples::free_json());
+    let call = (call_id(), prop::sample::select(vec!["function", "custom", "x"]), input.clone()).prop_map(
+        |(id, kind, input)| {
+            let inner = json!({"name": "f", "arguments": input, "input": input});
+            json!({"id": id, "type": kind, kind: inner, "extra_content": {"signature": "s"}})
+        },
+    );
     let item = prop_oneof![
         Just(json!({"type": "text", "text": "words"})),
         Just(json!({"type": "image_url", "image_url": {"url": "u"}})),
@@ -51,7 +52,7 @@ fn openai() -> BoxedStrategy<Value> {
     let calls = list(prop_oneof![9 => call, 1 => samples::free_json()].boxed());
     let content = prop_oneof![samples::free_json(), list(item.boxed())].boxed();
     let roles = prop::sample::select(vec!["tool", "function", "assistant", "user"]);
-    (roles, content, calls, maybe(input.prop_map(|input| json!({"name": "f", "arguments": input}))), id())
+    (roles, content, calls, or_null(input.prop_map(|input| json!({"name": "f", "arguments": input}))), call_id())
         .prop_map(|(role, content, calls, old, id)| {
             json!({"role": role, "content": content, "tool_calls": calls, "function_call": old, "name": "f",
                 "tool_call_id": id})
@@ -59,83 +60,83 @@ fn openai() -> BoxedStrategy<Value> {
         .boxed()
 }
 
-fn anthropic_block(results: bool) -> BoxedStrategy<Value> {
+fn anthropic_block(with_results: bool) -> BoxedStrategy<Value> {
     let cache = json!({"type": "ephemeral"});
     let simple = prop_oneof![
         Just(json!({"type": "text", "text": "words"})),
         Just(json!({"type": "image", "source": {"type": "url", "url": "u"}})),
         Just(json!({"type": "unheard_of"})),
-        (id(), samples::free_json()).prop_map(move |(id, input)| {
+        (call_id(), samples::free_json()).prop_map(move |(id, input)| {
             json!({"type": "tool_use", "id": id, "name": "f", "input": input, "cache_control": cache})
         }),
         samples::free_json(),
     ]
     .boxed();
-    if !results {
+    if !with_results {
         return simple;
     }
     let content = prop_oneof![samples::free_json(), list(anthropic_block(false))];
-    let result = (id(), content).prop_map(|(id, content)| {
+    let result = (call_id(), content).prop_map(|(id, content)| {
         json!({"type": "tool_result", "tool_use_id": id, "content": content, "cache_control": {"type": "ephemeral"}})
     });
     prop_oneof![simple, result].boxed()
 }
 
-fn gemini_part(calls: bool) -> BoxedStrategy<Value> {
+fn gemini_part(with_calls: bool) -> BoxedStrategy<Value> {
     let media = prop_oneof![
         Just(json!({"inlineData": {"mimeType": "image/png", "data": "AAAA"}})),
         Just(json!({"text": "words"})),
     ]
     .boxed();
-    if !calls {
+    if !with_calls {
         return media;
     }
-    let inside = (id(), samples::free_json(), list(gemini_part(false)));
-    let whole = (inside, any::<[bool; 2]>()).prop_map(|((id, free, parts), [call, answer])| {
+    let values = (call_id(), samples::free_json(), list(gemini_part(false)));
+    let tool_part = (values, any::<[bool; 2]>()).prop_map(|((id, free, parts), [has_call, has_response])| {
         let mut part = json!({"thoughtSignature": "AAAA"});
-        if call {
+        if has_call {
             part["functionCall"] = json!({"id": id, "name": "f", "args": free});
         }
-        if answer {
+        if has_response {
             part["functionResponse"] = json!({"id": id, "name": "f", "response": free, "parts": parts});
         }
         part
     });
-    prop_oneof![media, whole].boxed()
+    prop_oneof![media, tool_part].boxed()
 }
 
-fn any_tools() -> impl Strategy<Value = (Format, Value)> {
+fn any_tool_message() -> impl Strategy<Value = (Format, Value)> {
     any_format().prop_flat_map(|format| {
-        let sent = sample(format).prop_map(|sample| sample.blob);
-        (Just(format), prop_oneof![8 => tools(format), 1 => sent, 3 => mutated(format)])
+        let valid = sample(format).prop_map(|sample| sample.blob);
+        (Just(format), prop_oneof![8 => tool_messages(format), 1 => valid, 3 => mutated(format)])
     })
 }
 
 fn strategies() -> impl Strategy<Value = String> {
-    let word = prop::sample::select(vec!["Done", "cut", "null", "{\"cut\":true}"]);
-    (0_u8..3, 0_u8..3, word, any::<[bool; 2]>()).prop_map(|(results, calls, word, wanted)| {
+    let placeholder = prop::sample::select(vec!["Done", "cut", "null", "{\"cut\":true}"]);
+    (0_u8..3, 0_u8..3, placeholder, any::<[bool; 2]>()).prop_map(|(results, calls, placeholder, selected)| {
         let result = json!({"type": "remove_tool_result", "params":
-            {"keep_recent_n_tool_results": results, "tool_result_placeholder": word}});
+            {"keep_recent_n_tool_results": results, "tool_result_placeholder": placeholder}});
         let call = json!({"type": "remove_tool_call_params", "params": {"keep_recent_n_tool_calls": calls}});
-        let list = [result, call].into_iter().zip(wanted).filter_map(|(strategy, wanted)| wanted.then_some(strategy));
-        list.collect::<Value>().to_string()
+        let list = [result, call].into_iter().zip(selected).filter(|(_, is_selected)| *is_selected);
+        list.map(|(strategy, _)| strategy).collect::<Value>().to_string()
     })
 }
 
-/// A message edited alone.
-fn edited(format: Format, body: &Value, strategies: &str) -> Edited {
-    let parts = parts(format, body.clone());
-    let message = Message { tokens: tokens::of_parts(&parts), parts };
+/// Applies edit strategies to a message.
+fn edit_message(format: Format, body: &Value, strategies: &str) -> EditedMessage {
+    let parts = to_parts(format, body.clone());
+    let message = Message { tokens: tokens::count_parts(&parts), parts };
     edit::apply(&edit::parse(strategies).unwrap(), vec![message], None).remove(0)
 }
 
-/// The parts of an edited message, with changed results as Gemini must say them.
-fn as_stored(format: Format, edited: &Edited) -> Vec<Part> {
+/// Returns the parts of an edited message as [`apply_changes`] stores them: for Gemini with replaced results as objects.
+fn stored_parts(format: Format, edited: &EditedMessage) -> Vec<Part> {
     let mut parts = edited.parts.clone();
-    let mut results: Vec<_> = parts.iter_mut().filter(|part| part.kind == Kind::ToolResult).collect();
+    let mut results: Vec<_> = parts.iter_mut().filter(|part| part.kind == PartKind::ToolResult).collect();
     for change in edited.changes.iter().filter(|_| format == Format::Gemini) {
-        if let Change::Result { nth, text } = change {
-            results[*nth].text = match text.as_str() {
+        if let BodyChange::ReplaceResult { result_index, text } = change {
+            results[*result_index].text = match text.as_str() {
                 "null" | "{\"cut\":true}" => text.clone(),
                 text => json!({"output": text}).to_string(),
             };
@@ -144,8 +145,8 @@ fn as_stored(format: Format, edited: &Edited) -> Vec<Part> {
     parts
 }
 
-/// A source that nobody knows may hold anything, even the id of a call that it has nothing to do with.
-fn is_misleading(format: Format, body: &Value) -> bool {
+/// Returns `true` if a source of unknown type contains the key `tool_call_id`, which makes its block look like an attachment.
+fn has_misleading_source(format: Format, body: &Value) -> bool {
     let blocks = body["content"].as_array().map(Vec::as_slice).unwrap_or_default();
     format == Format::Anthropic && blocks.iter().any(|block| block["source"].get("tool_call_id").is_some())
 }
@@ -154,33 +155,36 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4_000))]
 
     #[test]
-    fn an_edited_body_has_the_edited_parts((format, body) in any_tools(), strategies in strategies()) {
-        prop_assume!(!is_misleading(format, &body));
-        let edited = edited(format, &body, &strategies);
+    fn changed_body_has_the_edited_parts((format, body) in any_tool_message(), strategies in strategies()) {
+        prop_assume!(!has_misleading_source(format, &body));
+        let edited = edit_message(format, &body, &strategies);
         let mut after = body.clone();
-        super::super::edit(format, &mut after, &edited.changes);
-        prop_assert_eq!(parts(format, after.clone()), as_stored(format, &edited), "{}", after);
+        apply_changes(format, &mut after, &edited.changes);
+        prop_assert_eq!(to_parts(format, after.clone()), stored_parts(format, &edited), "{}", after);
         prop_assert_eq!(edited.changes.is_empty(), after == body);
-        // Written from its parts it says the same.
+        // Both convert to the same Gemini message.
         if format == Format::Gemini {
-            let written = |parts| write(format, Role::User, &Map::new(), parts, &RenderContext::default());
-            prop_assert_eq!(written(parts(format, after)), written(edited.parts));
+            let convert = |parts| from_parts(format, Role::User, &Map::new(), parts, &RenderContext::default());
+            prop_assert_eq!(convert(to_parts(format, after)), convert(edited.parts));
         }
     }
 
     #[test]
-    fn an_edited_message_is_still_one((format, sample) in any_sample(), strategies in strategies()) {
-        let NormalizedMessage { mut body, .. } = accepted(format, sample.blob);
-        let changes = edited(format, &body, &strategies).changes;
-        super::super::edit(format, &mut body, &changes);
-        prop_assert_eq!(accepted(format, body.clone()).body, body);
+    fn changed_body_is_still_normalized((format, sample) in any_sample(), strategies in strategies()) {
+        let NormalizedMessage { mut body, .. } = normalize_valid(format, sample.blob);
+        let changes = edit_message(format, &body, &strategies).changes;
+        apply_changes(format, &mut body, &changes);
+        prop_assert_eq!(normalize_valid(format, body.clone()).body, body);
     }
 
     #[test]
-    fn changes_of_what_is_not_there_change_nothing((format, mut body) in any_tools()) {
+    fn changes_with_unknown_index_do_nothing((format, mut body) in any_tool_message()) {
         let before = body.clone();
-        let changes = [Change::Result { nth: 99, text: "x".into() }, Change::Arguments { nth: 99 }];
-        super::super::edit(format, &mut body, &changes);
+        let changes = [
+            BodyChange::ReplaceResult { result_index: 99, text: "x".into() },
+            BodyChange::ClearArguments { call_index: 99 },
+        ];
+        apply_changes(format, &mut body, &changes);
         prop_assert_eq!(body, before);
     }
 }

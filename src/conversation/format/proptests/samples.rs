@@ -1,20 +1,20 @@
-//! Messages as clients send them, and messages as nobody should.
+//! Generators of valid messages and of invalid ones.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::super::Format;
-use super::facts::Fact;
+use super::claims::Claim;
 
-/// A message that is stored exactly as it is, and what every other format must be able to tell of it.
+/// A message that normalization does not change, and the claims that must hold for it in every format.
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
     pub blob: Value,
-    pub facts: Vec<Fact>,
+    pub claims: Vec<Claim>,
 }
 
-/// A piece of a message, and what it says.
-type Piece = (Value, Vec<Fact>);
+/// A block of a message and its claims.
+type Block = (Value, Vec<Claim>);
 
 fn words() -> impl Strategy<Value = String> {
     prop_oneof!["[a-z]{1,9}", "[ -~]{1,20}[a-z]", "\\PC{1,12}z", Just("ünï 寿司 \u{2028}<&>\n\"q\"".to_owned())]
@@ -36,7 +36,7 @@ fn number() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Anything, nulls included.
+/// Generates any JSON value, including nulls.
 pub(super) fn free_json() -> impl Strategy<Value = Value> {
     let leaf =
         prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), number(), words().prop_map(Value::from),];
@@ -52,25 +52,25 @@ fn free_object() -> impl Strategy<Value = Value> {
     prop::collection::btree_map("[a-z_]{1,6}", free_json(), 0..4).prop_map(|map| map.into_iter().collect())
 }
 
-fn said(text: &str) -> Vec<Fact> {
-    vec![Fact::Text(text.into())]
+fn text_claim(text: &str) -> Vec<Claim> {
+    vec![Claim::Text(text.into())]
 }
 
-/// A message of these pieces.
-fn message(role: &str, list: &str, pieces: Vec<Piece>) -> Sample {
-    let (blocks, facts): (Vec<_>, Vec<_>) = pieces.into_iter().unzip();
-    Sample { blob: json!({"role": role, list: blocks}), facts: facts.concat() }
+/// Builds a message from blocks.
+fn message(role: &str, list: &str, blocks: Vec<Block>) -> Sample {
+    let (blocks, claims): (Vec<_>, Vec<_>) = blocks.into_iter().unzip();
+    Sample { blob: json!({"role": role, list: blocks}), claims: claims.concat() }
 }
 
 fn messages_of(
     roles: [&'static str; 2],
     list: &'static str,
-    user: BoxedStrategy<Piece>,
-    assistant: BoxedStrategy<Piece>,
+    user: BoxedStrategy<Block>,
+    assistant: BoxedStrategy<Block>,
 ) -> BoxedStrategy<Sample> {
     prop_oneof![
-        prop::collection::vec(user, 1..5).prop_map(move |pieces| message(roles[0], list, pieces)),
-        prop::collection::vec(assistant, 1..5).prop_map(move |pieces| message(roles[1], list, pieces)),
+        prop::collection::vec(user, 1..5).prop_map(move |blocks| message(roles[0], list, blocks)),
+        prop::collection::vec(assistant, 1..5).prop_map(move |blocks| message(roles[1], list, blocks)),
     ]
     .boxed()
 }
@@ -84,7 +84,7 @@ pub(super) fn sample(format: Format) -> BoxedStrategy<Sample> {
     }
 }
 
-/// A message of an assistant with one call.
+/// Builds an assistant message with one tool call.
 pub(super) fn tool_call(format: Format, id: &str, name: &str, args: &Value) -> Value {
     match format {
         Format::OpenAi => json!({"role": "assistant", "tool_calls": [
@@ -97,78 +97,79 @@ pub(super) fn tool_call(format: Format, id: &str, name: &str, args: &Value) -> V
     }
 }
 
-/// The same calls as pieces.
-fn calls(format: Format) -> impl Strategy<Value = Piece> {
+/// Generates tool calls as blocks.
+fn calls(format: Format) -> impl Strategy<Value = Block> {
     (name(), name(), free_object()).prop_map(move |(id, name, args)| {
         let message = tool_call(format, &id, &name, &args);
         let list = ["tool_calls", "content", "parts"].into_iter().find_map(|key| message.get(key));
-        (list.unwrap()[0].clone(), vec![Fact::FunctionCall { id, name, arguments: args }])
+        (list.unwrap()[0].clone(), vec![Claim::FunctionCall { id, name, arguments: args }])
     })
 }
 
 fn openai() -> BoxedStrategy<Sample> {
     let item = prop_oneof![
-        words().prop_map(|text| (json!({"type": "text", "text": text}), said(&text))),
+        words().prop_map(|text| (json!({"type": "text", "text": text}), text_claim(&text))),
         name().prop_map(|name| {
             let url = format!("https://img.example/{name}.png");
-            (json!({"type": "image_url", "image_url": {"url": url, "detail": "low"}}), vec![Fact::Image(url)])
+            (json!({"type": "image_url", "image_url": {"url": url, "detail": "low"}}), vec![Claim::Image(url)])
         }),
         base64().prop_map(|data| {
             let url = format!("data:image/png;base64,{data}");
-            (json!({"type": "image_url", "image_url": {"url": url}}), vec![Fact::Image(url)])
+            (json!({"type": "image_url", "image_url": {"url": url}}), vec![Claim::Image(url)])
         }),
         base64()
             .prop_map(|data| (json!({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}), vec![])),
         free_json().prop_map(|inside| (json!({"type": "video_url", "video_url": inside, "more": null}), vec![])),
     ];
-    let text = words().prop_map(|text| (json!({"type": "text", "text": text}), said(&text)));
+    let text = words().prop_map(|text| (json!({"type": "text", "text": text}), text_claim(&text)));
     prop_oneof![
-        words().prop_map(|text| Sample { blob: json!({"role": "user", "content": text}), facts: said(&text) }),
-        prop::collection::vec(item, 1..5).prop_map(|pieces| message("user", "content", pieces)),
-        words().prop_map(|text| Sample { blob: json!({"role": "assistant", "content": text}), facts: said(&text) }),
-        prop::collection::vec(text, 1..4).prop_map(|pieces| message("assistant", "content", pieces)),
-        prop::collection::vec(calls(Format::OpenAi), 1..4).prop_map(|pieces| message(
+        words().prop_map(|text| Sample { blob: json!({"role": "user", "content": text}), claims: text_claim(&text) }),
+        prop::collection::vec(item, 1..5).prop_map(|blocks| message("user", "content", blocks)),
+        words()
+            .prop_map(|text| Sample { blob: json!({"role": "assistant", "content": text}), claims: text_claim(&text) }),
+        prop::collection::vec(text, 1..4).prop_map(|blocks| message("assistant", "content", blocks)),
+        prop::collection::vec(calls(Format::OpenAi), 1..4).prop_map(|blocks| message(
             "assistant",
             "tool_calls",
-            pieces
+            blocks
         )),
         (name(), words()).prop_map(|(id, text)| Sample {
             blob: json!({"role": "tool", "tool_call_id": id, "content": text}),
-            facts: vec![Fact::Result { id, text }],
+            claims: vec![Claim::Result { id, text }],
         }),
         (words(), name()).prop_map(|(text, name)| Sample {
             blob: json!({"role": "system", "content": text, "name": name}),
-            facts: said(&text),
+            claims: text_claim(&text),
         }),
     ]
     .boxed()
 }
 
 fn anthropic() -> BoxedStrategy<Sample> {
-    let text = words().prop_map(|text| (json!({"type": "text", "text": text}), said(&text))).boxed();
+    let text = words().prop_map(|text| (json!({"type": "text", "text": text}), text_claim(&text))).boxed();
     let unknown =
         free_object().prop_map(|inside| (json!({"type": "server_tool_use", "input": inside, "x": null}), vec![]));
     let image = prop_oneof![
         name().prop_map(|name| {
             let url = format!("https://img.example/{name}.png");
-            (json!({"type": "image", "source": {"type": "url", "url": url}}), vec![Fact::Image(url)])
+            (json!({"type": "image", "source": {"type": "url", "url": url}}), vec![Claim::Image(url)])
         }),
         base64().prop_map(|data| {
             let url = format!("data:image/png;base64,{data}");
             let source = json!({"type": "base64", "media_type": "image/png", "data": data});
-            (json!({"type": "image", "source": source}), vec![Fact::Image(url)])
+            (json!({"type": "image", "source": source}), vec![Claim::Image(url)])
         }),
     ]
     .boxed();
     let result =
-        (name(), words(), any::<bool>(), prop::option::of(image.clone())).prop_map(|(id, text, bad, image)| {
+        (name(), words(), any::<bool>(), prop::option::of(image.clone())).prop_map(|(id, text, is_error, image)| {
             let mut content = vec![json!({"type": "text", "text": text})];
-            let mut facts = vec![Fact::Result { id: id.clone(), text }];
-            if let Some((image, fact)) = image {
+            let mut claims = vec![Claim::Result { id: id.clone(), text }];
+            if let Some((image, image_claims)) = image {
                 content.push(image);
-                facts.extend(fact);
+                claims.extend(image_claims);
             }
-            (json!({"type": "tool_result", "tool_use_id": id, "is_error": bad, "content": content}), facts)
+            (json!({"type": "tool_result", "tool_use_id": id, "is_error": is_error, "content": content}), claims)
         });
     let document = base64().prop_map(|data| {
         let source = json!({"type": "base64", "media_type": "application/pdf", "data": data});
@@ -176,7 +177,7 @@ fn anthropic() -> BoxedStrategy<Sample> {
     });
     let thinking = (words(), base64()).prop_map(|(text, signature)| {
         let block = json!({"type": "thinking", "thinking": text, "signature": signature});
-        (block, vec![Fact::Thought(text)])
+        (block, vec![Claim::Thought(text)])
     });
     let user = prop_oneof![text.clone(), image, result, document].boxed();
     let assistant = prop_oneof![text, thinking, calls(Format::Anthropic), unknown].boxed();
@@ -184,24 +185,24 @@ fn anthropic() -> BoxedStrategy<Sample> {
 }
 
 fn gemini() -> BoxedStrategy<Sample> {
-    let text = words().prop_map(|text| (json!({"text": text}), said(&text))).boxed();
+    let text = words().prop_map(|text| (json!({"text": text}), text_claim(&text))).boxed();
     let image = prop_oneof![
         name().prop_map(|name| {
             let url = format!("https://img.example/{name}.png");
-            (json!({"fileData": {"fileUri": url, "mimeType": "image/png"}}), vec![Fact::Image(url)])
+            (json!({"fileData": {"fileUri": url, "mimeType": "image/png"}}), vec![Claim::Image(url)])
         }),
         base64().prop_map(|data| {
             let url = format!("data:image/png;base64,{data}");
-            (json!({"inlineData": {"mimeType": "image/png", "data": data}}), vec![Fact::Image(url)])
+            (json!({"inlineData": {"mimeType": "image/png", "data": data}}), vec![Claim::Image(url)])
         }),
     ];
     let result = (name(), name(), free_object()).prop_map(|(id, name, response)| {
-        let facts = vec![Fact::Result { id: id.clone(), text: response.to_string() }];
-        (json!({"functionResponse": {"id": id, "name": name, "response": response}}), facts)
+        let claims = vec![Claim::Result { id: id.clone(), text: response.to_string() }];
+        (json!({"functionResponse": {"id": id, "name": name, "response": response}}), claims)
     });
     let thinking = (words(), base64()).prop_map(|(text, signature)| {
         let part = json!({"text": text, "thought": true, "thoughtSignature": signature});
-        (part, vec![Fact::Thought(text)])
+        (part, vec![Claim::Thought(text)])
     });
     let code = words().prop_map(|code| (json!({"executableCode": {"language": "PYTHON", "code": code}}), vec![]));
     let user = prop_oneof![text.clone(), image, result].boxed();
@@ -211,26 +212,26 @@ fn gemini() -> BoxedStrategy<Sample> {
 
 fn acontext() -> BoxedStrategy<Sample> {
     let text = (words(), free_object())
-        .prop_map(|(text, meta)| (json!({"type": "text", "text": text, "meta": meta}), said(&text)))
+        .prop_map(|(text, meta)| (json!({"type": "text", "text": text, "meta": meta}), text_claim(&text)))
         .boxed();
     let image = name().prop_map(|name| {
         let url = format!("https://img.example/{name}.png");
-        (json!({"type": "image", "meta": {"url": url, "x": null}, "unheard_of": 5}), vec![Fact::Image(url)])
+        (json!({"type": "image", "meta": {"url": url, "x": null}, "unheard_of": 5}), vec![Claim::Image(url)])
     });
     let result = (name(), words()).prop_map(|(id, text)| {
         let part = json!({"type": "tool-result", "text": text, "meta": {"tool_call_id": id, "more": [null]}});
-        (part, vec![Fact::Result { id, text }])
+        (part, vec![Claim::Result { id, text }])
     });
     let data =
         free_json().prop_map(|value| (json!({"type": "data", "meta": {"data_type": "chart", "v": value}}), vec![]));
-    let thinking = words().prop_map(|text| (json!({"type": "thinking", "text": text}), vec![Fact::Thought(text)]));
+    let thinking = words().prop_map(|text| (json!({"type": "thinking", "text": text}), vec![Claim::Thought(text)]));
     let user = prop_oneof![text.clone(), image, result, data].boxed();
     let assistant = prop_oneof![text, thinking, calls(Format::Acontext)].boxed();
     messages_of(["user", "assistant"], "parts", user, assistant)
 }
 
-/// The blocks of a message whose type is known, each with the objects that belong to it.
-fn known_blocks(format: Format, message: &mut Value, change: &mut dyn FnMut(&mut Map<String, Value>)) {
+/// Calls `change` with every block of a known type and with its inner objects.
+fn change_known_blocks(format: Format, message: &mut Value, change: &mut dyn FnMut(&mut Map<String, Value>)) {
     for list in ["content", "parts", "tool_calls"] {
         let Some(Value::Array(blocks)) = message.get_mut(list) else { continue };
         for block in blocks {
@@ -239,7 +240,7 @@ fn known_blocks(format: Format, message: &mut Value, change: &mut dyn FnMut(&mut
                 continue;
             }
             if format == Format::Anthropic {
-                known_blocks(format, block, change);
+                change_known_blocks(format, block, change);
             }
             for inner in ["image_url", "input_audio", "function", "source", "inlineData", "fileData", "functionCall"] {
                 if let Some(Value::Object(inner)) = block.get_mut(inner) {
@@ -251,9 +252,9 @@ fn known_blocks(format: Format, message: &mut Value, change: &mut dyn FnMut(&mut
     }
 }
 
-/// The same message with nulls wherever they mean absent.
+/// Adds nulls to a message wherever they mean absent.
 pub(super) fn with_nulls(format: Format, mut message: Value) -> Value {
-    known_blocks(format, &mut message, &mut |object| {
+    change_known_blocks(format, &mut message, &mut |object| {
         object.insert("cache_control".into(), Value::Null);
         object.insert("thing".into(), Value::Null);
     });
@@ -263,9 +264,9 @@ pub(super) fn with_nulls(format: Format, mut message: Value) -> Value {
     message
 }
 
-/// The same message as Google's Python SDK writes it.
-pub(super) fn in_snake_case(mut message: Value) -> Value {
-    known_blocks(Format::Gemini, &mut message, &mut |object| {
+/// Converts the keys of a message to snake case, as Google's Python SDK writes them.
+pub(super) fn to_snake_case(mut message: Value) -> Value {
+    change_known_blocks(Format::Gemini, &mut message, &mut |object| {
         for key in
             ["inlineData", "fileData", "functionCall", "functionResponse", "thoughtSignature", "mimeType", "fileUri"]
         {
@@ -279,31 +280,32 @@ pub(super) fn in_snake_case(mut message: Value) -> Value {
     message
 }
 
-/// A message in which some things are not what they should be, or no message at all.
+/// Generates messages with random changes, and values that are not messages.
 pub(super) fn mutated(format: Format) -> impl Strategy<Value = Value> {
     let change = (any::<prop::sample::Index>(), odd_json(), prop::option::of(key()));
     let changed = (sample(format), prop::collection::vec(change, 1..5)).prop_map(|(sample, changes)| {
         let mut message = sample.blob;
-        for (at, value, key) in changes {
-            let mut left = at.index(count(&message));
-            apply(&mut message, &mut left, &mut Some((value, key)));
+        for (index, value, key) in changes {
+            let mut remaining = index.index(count_nodes(&message));
+            apply_change(&mut message, &mut remaining, &mut Some((value, key)));
         }
         message
     });
     prop_oneof![9 => changed, 1 => odd_json()]
 }
 
-fn count(value: &Value) -> usize {
+fn count_nodes(value: &Value) -> usize {
     1 + match value {
-        Value::Array(list) => list.iter().map(count).sum(),
-        Value::Object(object) => object.values().map(count).sum::<usize>(),
+        Value::Array(list) => list.iter().map(count_nodes).sum(),
+        Value::Object(object) => object.values().map(count_nodes).sum::<usize>(),
         _ => 0,
     }
 }
 
-/// Puts the value at a node, or, with a key, into the object there.
-fn apply(node: &mut Value, left: &mut usize, change: &mut Option<(Value, Option<String>)>) {
-    if *left == 0 {
+/// Replaces the node after `remaining` nodes with the value. If there is a key and the node is an object, inserts the value
+/// there instead.
+fn apply_change(node: &mut Value, remaining: &mut usize, change: &mut Option<(Value, Option<String>)>) {
+    if *remaining == 0 {
         match (change.take(), &mut *node) {
             (Some((value, Some(key))), Value::Object(object)) => _ = object.insert(key, value),
             (Some((value, _)), node) => *node = value,
@@ -311,18 +313,18 @@ fn apply(node: &mut Value, left: &mut usize, change: &mut Option<(Value, Option<
         }
         return;
     }
-    *left -= 1;
+    *remaining -= 1;
     let children: Vec<_> = match node {
         Value::Array(list) => list.iter_mut().collect(),
         Value::Object(object) => object.values_mut().collect(),
         _ => return,
     };
     for child in children {
-        let size = count(child);
-        if *left < size {
-            return apply(child, left, change);
+        let size = count_nodes(child);
+        if *remaining < size {
+            return apply_change(child, remaining, change);
         }
-        *left -= size;
+        *remaining -= size;
     }
 }
 

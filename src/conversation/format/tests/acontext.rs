@@ -14,7 +14,7 @@ fn asset() -> Asset {
 }
 
 #[test]
-fn parts_are_shown_as_they_came() {
+fn parts_are_returned_unchanged() {
     let given = json!([
         {"type": "text", "text": "words", "meta": {"lang": "en"}},
         {"type": "image", "meta": {"url": "https://x/c.png"}},
@@ -29,9 +29,9 @@ fn parts_are_shown_as_they_came() {
     ]);
     let blob = json!({"role": "user", "parts": given});
     assert_eq!(parts_of(ACONTEXT, blob.clone()), given);
-    let mut written = shown(ACONTEXT, blob, ACONTEXT);
-    assert_eq!(written[0]["parts"].take(), given);
-    assert_eq!(written, json!([{"role": "user", "parts": null, "meta": {"source_format": "acontext"}}]));
+    let mut converted = convert(ACONTEXT, blob, ACONTEXT);
+    assert_eq!(converted[0]["parts"].take(), given);
+    assert_eq!(converted, json!([{"role": "user", "parts": null, "meta": {"source_format": "acontext"}}]));
 }
 
 #[test]
@@ -39,35 +39,35 @@ fn null_means_absent() {
     let blob = json!({"role": "user", "meta": null, "parts": [
         {"type": "text", "text": "x", "meta": null, "file_field": null},
         {"type": "image", "text": null, "file_field": "", "meta": {}}]});
-    let incoming = stored(ACONTEXT, blob);
+    let normalized = normalize_valid(ACONTEXT, blob);
     assert_eq!(
-        incoming.body,
+        normalized.body,
         json!({"role": "user", "parts": [{"type": "text", "text": "x"}, {"type": "image", "meta": {}}]})
     );
-    assert!(incoming.file_fields().is_empty());
+    assert!(normalized.file_fields().is_empty());
     for parts in [json!(null), json!([])] {
-        let incoming = stored(ACONTEXT, json!({"role": "assistant", "parts": parts}));
-        assert_eq!(incoming.body, json!({"role": "assistant", "parts": []}));
+        let normalized = normalize_valid(ACONTEXT, json!({"role": "assistant", "parts": parts}));
+        assert_eq!(normalized.body, json!({"role": "assistant", "parts": []}));
     }
 }
 
 #[test]
-fn the_callers_metadata_is_kept() {
-    for (meta, kept) in [
+fn meta_of_the_message_is_preserved() {
+    for (meta, expected) in [
         (json!(null), json!({"source_format": "acontext"})),
         (json!({"a": {"b": null}}), json!({"a": {"b": null}, "source_format": "acontext"})),
         (json!({"source_format": "elsewhere", "name": "eve"}), json!({"source_format": "elsewhere", "name": "eve"})),
         (json!({"source_format": 5}), json!({"source_format": "acontext"})),
     ] {
-        assert_eq!(Value::Object(stored(ACONTEXT, json!({"role": "user", "meta": meta})).meta), kept);
+        assert_eq!(Value::Object(normalize_valid(ACONTEXT, json!({"role": "user", "meta": meta})).meta), expected);
     }
     let blob = json!({"role": "user", "parts": [{"type": "text", "text": "ho"}], "meta": {"name": "eve"}});
     let message = json!({"role": "user", "content": "ho", "name": "eve"});
-    assert_eq!(shown(ACONTEXT, blob, Format::OpenAi), json!([message]));
+    assert_eq!(convert(ACONTEXT, blob, Format::OpenAi), json!([message]));
 }
 
 #[test]
-fn a_wrong_part_is_refused() {
+fn invalid_part_is_rejected() {
     for (part, field) in [
         (json!("text"), ""),
         (json!({"type": "hologram"}), ".type"),
@@ -89,38 +89,38 @@ fn a_wrong_part_is_refused() {
         (json!({"type": "tool-result", "meta": {}}), ".meta.tool_call_id"),
     ] {
         let blob = json!({"role": "user", "parts": [{"type": "image"}, part]});
-        assert_eq!(refused(ACONTEXT, blob), format!("parts[1]{field}"));
+        assert_eq!(invalid_field(ACONTEXT, blob), format!("parts[1]{field}"));
     }
-    assert_eq!(refused(ACONTEXT, json!({"role": "user", "parts": {}})), "parts");
-    assert_eq!(refused(ACONTEXT, json!({"role": "user", "meta": [1]})), "meta");
+    assert_eq!(invalid_field(ACONTEXT, json!({"role": "user", "parts": {}})), "parts");
+    assert_eq!(invalid_field(ACONTEXT, json!({"role": "user", "meta": [1]})), "meta");
 }
 
 #[test]
-fn a_file_takes_the_place_of_its_field() {
+fn stored_file_replaces_its_form_field() {
     let blob = json!({"role": "user", "parts": [
         {"type": "text", "text": "see"},
         {"type": "image", "file_field": "pic", "asset": {"sha256": "forged"}, "filename": "forged"},
         {"type": "file", "file_field": "pic"}]});
-    let mut incoming = stored(ACONTEXT, blob);
-    assert_eq!(incoming.file_fields(), [(1, "pic".to_owned()), (2, "pic".to_owned())]);
-    assert_eq!(incoming.body["parts"][1], json!({"type": "image", "file_field": "pic"}));
-    incoming.set_file(1, &asset(), "red.png");
-    incoming.set_file(9, &asset(), "nothing there");
-    assert_eq!(incoming.file_fields(), [(2, "pic".to_owned())]);
-    let kept = json!({"bucket": "b", "s3_key": "k", "etag": "", "sha256": "5ha", "mime": "image/png", "size_b": 69});
-    let expected = json!({"type": "image", "asset": kept, "filename": "red.png"});
-    assert_eq!(incoming.body["parts"][1], expected);
-    let parts = parts(ACONTEXT, incoming.body);
+    let mut normalized = normalize_valid(ACONTEXT, blob);
+    assert_eq!(normalized.file_fields(), [(1, "pic".to_owned()), (2, "pic".to_owned())]);
+    assert_eq!(normalized.body["parts"][1], json!({"type": "image", "file_field": "pic"}));
+    normalized.set_file(1, &asset(), "red.png");
+    normalized.set_file(9, &asset(), "no such part");
+    assert_eq!(normalized.file_fields(), [(2, "pic".to_owned())]);
+    let stored = json!({"bucket": "b", "s3_key": "k", "etag": "", "sha256": "5ha", "mime": "image/png", "size_b": 69});
+    let expected = json!({"type": "image", "asset": stored, "filename": "red.png"});
+    assert_eq!(normalized.body["parts"][1], expected);
+    let parts = to_parts(ACONTEXT, normalized.body);
     assert_eq!(parts[1].asset, Some(asset()));
     assert_eq!(serde_json::to_value(&parts[1]).unwrap(), expected);
-    let written = write(ACONTEXT, Role::User, &Map::new(), parts, &RenderContext::default());
-    assert_eq!(written[0]["parts"][1], expected);
+    let converted = from_parts(ACONTEXT, Role::User, &Map::new(), parts, &RenderContext::default());
+    assert_eq!(converted[0]["parts"][1], expected);
 }
 
 #[test]
-fn only_acontext_names_files() {
+fn only_acontext_has_file_fields() {
     let blob = json!({"role": "user", "content": "x", "parts": [{"text": "x", "file_field": "f"}]});
     for format in [Format::OpenAi, Format::Anthropic, Format::Gemini] {
-        assert!(stored(format, blob.clone()).file_fields().is_empty());
+        assert!(normalize_valid(format, blob.clone()).file_fields().is_empty());
     }
 }

@@ -51,7 +51,7 @@ fn blocks_become_parts() {
 }
 
 #[test]
-fn results_become_parts() {
+fn tool_results_become_parts() {
     for (block, text, is_error) in [
         (json!({"content": "a string"}), "a string", false),
         (json!({}), "", false),
@@ -68,21 +68,21 @@ fn results_become_parts() {
         let part = &parts_of(ANTHROPIC, blob.clone())[0];
         assert_eq!(part.get("text").and_then(Value::as_str).unwrap_or_default(), text);
         assert_eq!(part["meta"], json!({"tool_call_id": "t", "is_error": is_error}));
-        assert_eq!(stored(ANTHROPIC, blob).body["content"][0]["is_error"], is_error);
+        assert_eq!(normalize_valid(ANTHROPIC, blob).body["content"][0]["is_error"], is_error);
     }
 }
 
 #[test]
-fn what_a_tool_returns_besides_text_stays_with_its_result() {
+fn attachments_stay_in_their_tool_result() {
     let image = json!({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}});
     let text = json!({"type": "text", "text": "see"});
     let result = json!({"type": "tool_result", "tool_use_id": "t", "is_error": false, "content": [text, image]});
     let blob = json!({"role": "user", "content": [result]});
     assert_eq!(parts_of(ANTHROPIC, blob.clone())[1]["meta"]["tool_call_id"], "t");
-    assert_eq!(shown(ANTHROPIC, blob.clone(), ANTHROPIC), json!([blob]));
+    assert_eq!(convert(ANTHROPIC, blob.clone(), ANTHROPIC), json!([blob]));
     let url = format!("data:image/png;base64,{PNG}");
     assert_eq!(
-        shown(ANTHROPIC, blob, Format::OpenAi),
+        convert(ANTHROPIC, blob, Format::OpenAi),
         json!([
             {"role": "tool", "tool_call_id": "t", "content": "see"},
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]},
@@ -90,11 +90,11 @@ fn what_a_tool_returns_besides_text_stays_with_its_result() {
     );
     let result = json!({"type": "tool_result", "tool_use_id": "t", "is_error": false, "content": [image]});
     let blob = json!({"role": "user", "content": [result]});
-    assert_eq!(shown(ANTHROPIC, blob.clone(), ANTHROPIC), json!([blob]));
+    assert_eq!(convert(ANTHROPIC, blob.clone(), ANTHROPIC), json!([blob]));
 }
 
 #[test]
-fn content_may_be_anything() {
+fn content_of_any_type_is_accepted() {
     for (content, body, count) in [
         (json!("one line"), json!("one line"), 1),
         (json!(null), json!([]), 0),
@@ -102,25 +102,25 @@ fn content_may_be_anything() {
         (json!([{"type": "text", "text": "x"}, "loose", {"no": "type"}]), Value::Null, 3),
         (json!(5), json!(5), 1),
     ] {
-        let incoming = stored(ANTHROPIC, json!({"role": "assistant", "content": content}));
-        assert_eq!(incoming.body["content"], if body.is_null() { content } else { body });
-        assert_eq!(incoming.role, Role::Assistant);
-        assert_eq!(parts(ANTHROPIC, incoming.body).len(), count);
+        let normalized = normalize_valid(ANTHROPIC, json!({"role": "assistant", "content": content}));
+        assert_eq!(normalized.body["content"], if body.is_null() { content } else { body });
+        assert_eq!(normalized.role, Role::Assistant);
+        assert_eq!(to_parts(ANTHROPIC, normalized.body).len(), count);
     }
-    assert_eq!(stored(ANTHROPIC, json!({"role": "user"})).body, json!({"role": "user", "content": []}));
+    assert_eq!(normalize_valid(ANTHROPIC, json!({"role": "user"})).body, json!({"role": "user", "content": []}));
 }
 
 #[test]
-fn what_a_response_has_besides_the_message_is_kept_beside_it() {
+fn response_fields_are_moved_to_the_meta() {
     let message = json!({"role": "assistant", "content": [{"type": "text", "text": "dumped"}]});
     let mut blob = message.clone();
     let rest = json!({"id": "msg_1", "type": "message", "model": "m", "usage": {"input_tokens": 1, "cache": null}});
     blob.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
     blob["stop_sequence"] = Value::Null;
-    let incoming = stored(ANTHROPIC, blob);
-    assert_eq!((&incoming.body, &incoming.meta["response"]), (&message, &rest));
+    let normalized = normalize_valid(ANTHROPIC, blob);
+    assert_eq!((&normalized.body, &normalized.meta["response"]), (&message, &rest));
     let other = json!({"role": "user", "content": [], "unheard_of": 1});
-    assert_eq!(stored(ANTHROPIC, other.clone()).body, other);
+    assert_eq!(normalize_valid(ANTHROPIC, other.clone()).body, other);
 }
 
 #[test]
@@ -159,18 +159,18 @@ fn parts_become_blocks() {
         ),
     ] {
         let blob = json!({"role": "user", "parts": [part]});
-        assert_eq!(shown(Format::Acontext, blob, ANTHROPIC), json!([{"role": "user", "content": [block]}]));
+        assert_eq!(convert(Format::Acontext, blob, ANTHROPIC), json!([{"role": "user", "content": [block]}]));
     }
     for nothing in [json!({"type": "redacted_thinking"}), json!({"type": "data", "meta": {"data_type": "openai"}})] {
         let blob = json!({"role": "assistant", "parts": [nothing]});
-        assert_eq!(shown(Format::Acontext, blob, ANTHROPIC), json!([{"role": "assistant", "content": []}]));
+        assert_eq!(convert(Format::Acontext, blob, ANTHROPIC), json!([{"role": "assistant", "content": []}]));
     }
     let empty = json!({"role": "user", "content": ""});
-    assert_eq!(shown(Format::OpenAi, empty, ANTHROPIC), json!([{"role": "user", "content": []}]));
+    assert_eq!(convert(Format::OpenAi, empty, ANTHROPIC), json!([{"role": "user", "content": []}]));
 }
 
 #[test]
-fn the_input_of_a_call_is_always_an_object() {
+fn tool_call_input_is_always_an_object() {
     for (arguments, input) in [
         (json!("{\"a\": 1}"), json!({"a": 1})),
         (json!({"a": null}), json!({"a": null})),
@@ -183,9 +183,9 @@ fn the_input_of_a_call_is_always_an_object() {
         let part = json!({"type": "tool-call", "meta": {"id": "a", "name": "f", "arguments": arguments}});
         let blob = json!({"role": "assistant", "parts": [part]});
         let block = json!({"type": "tool_use", "id": "a", "name": "f", "input": input});
-        assert_eq!(shown(Format::Acontext, blob, ANTHROPIC), json!([{"role": "assistant", "content": [block]}]));
+        assert_eq!(convert(Format::Acontext, blob, ANTHROPIC), json!([{"role": "assistant", "content": [block]}]));
     }
     let custom = json!({"id": "k", "type": "custom", "custom": {"name": "calc", "input": "{}"}});
     let blob = json!({"role": "assistant", "tool_calls": [custom]});
-    assert_eq!(shown(Format::OpenAi, blob, ANTHROPIC)[0]["content"][0]["input"], json!({"input": "{}"}));
+    assert_eq!(convert(Format::OpenAi, blob, ANTHROPIC)[0]["content"][0]["input"], json!({"input": "{}"}));
 }

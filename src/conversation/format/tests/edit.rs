@@ -2,18 +2,18 @@ use super::*;
 
 fn edited(format: Format, mut body: Value) -> Value {
     let changes = [
-        Change::Arguments { nth: 1 },
-        Change::Result { nth: 0, text: "Done".into() },
-        Change::Result { nth: 2, text: "gone".into() },
+        BodyChange::ClearArguments { call_index: 1 },
+        BodyChange::ReplaceResult { result_index: 0, text: "Done".into() },
+        BodyChange::ReplaceResult { result_index: 2, text: "gone".into() },
     ];
-    edit(format, &mut body, &changes);
+    apply_changes(format, &mut body, &changes);
     body
 }
 
-/// A body with values in the place of these names.
-fn filled(template: &Value, places: &[(&str, Value)]) -> Value {
+/// Replaces names in a body with values.
+fn filled(template: &Value, values: &[(&str, Value)]) -> Value {
     let mut text = template.to_string();
-    for (name, value) in places {
+    for (name, value) in values {
         text = text.replace(&format!("\"{name}\""), &value.to_string());
     }
     serde_json::from_str(&text).unwrap()
@@ -25,9 +25,9 @@ fn openai() {
         "custom" => json!({"id": id, "type": kind, kind: {"name": "f", "input": input}}),
         _ => json!({"id": id, "type": kind, kind: {"name": "f", "arguments": input}, "extra_content": {"google": "s"}}),
     };
-    let said = |calls: Value| json!({"role": "assistant", "content": "I look.", "tool_calls": calls});
+    let message = |calls: Value| json!({"role": "assistant", "content": "I look.", "tool_calls": calls});
     let calls = |second: Value| {
-        said(json!([call("function", "a", "{\"x\":1}"), {"type": "x"}, second, call("function", "c", "{}")]))
+        message(json!([call("function", "a", "{\"x\":1}"), {"type": "x"}, second, call("function", "c", "{}")]))
     };
     let before = calls(call("function", "b", "{\"x\":1}"));
     assert_eq!(edited(Format::OpenAi, before), calls(call("function", "b", "{}")));
@@ -64,15 +64,15 @@ fn anthropic() {
         {"type": "tool_use", "id": "b", "name": "f", "input": "second", "cache_control": {"type": "ephemeral"}},
         {"type": "tool_result", "tool_use_id": "c", "content": "third"},
     ]});
-    let words = |text: &str| json!([{"type": "text", "text": text}]);
+    let text_blocks = |text: &str| json!([{"type": "text", "text": text}]);
     let before = [
         ("first", json!("words")),
         ("second", json!({"x": 1})),
         ("third", json!([{"type": "text", "text": "a"}, image])),
     ];
-    let after = [("first", json!("Done")), ("second", json!({})), ("third", words("gone"))];
+    let after = [("first", json!("Done")), ("second", json!({})), ("third", text_blocks("gone"))];
     assert_eq!(edited(Format::Anthropic, filled(&body, &before)), filled(&body, &after));
-    // Calls inside a result count, and stay.
+    // Calls inside a result are counted and preserved.
     let call = |input: Value| json!({"type": "tool_use", "id": "d", "name": "f", "input": input});
     let result = |content: Value| {
         let result = json!({"type": "tool_result", "tool_use_id": "a", "content": content});
@@ -84,28 +84,28 @@ fn anthropic() {
 
 #[test]
 fn gemini() {
-    let answer = |id: &str, more: Value| {
-        let Value::Object(mut answer) = more else { panic!("more is an object") };
-        answer.extend(
+    let response = |id: &str, more: Value| {
+        let Value::Object(mut response) = more else { panic!("more is an object") };
+        response.extend(
             [("name", json!("f")), ("id", json!(id)), ("scheduling", json!("SILENT"))]
                 .map(|(key, value)| (key.into(), value)),
         );
-        json!({"functionResponse": answer})
+        json!({"functionResponse": response})
     };
     let media = json!([{"inlineData": {"mimeType": "image/png", "data": "AAAA"}}]);
     let before = json!({"role": "model", "parts": [
         {"functionCall": {"id": "a", "name": "f", "args": {"x": 1}}},
-        answer("a", json!({"response": {"output": "words"}, "parts": media})),
+        response("a", json!({"response": {"output": "words"}, "parts": media})),
         {"functionCall": {"id": "b", "name": "f", "args": {"x": 1}, "partialArgs": []}, "thoughtSignature": "AAAA"},
-        answer("b", json!({"response": {"output": "kept"}, "parts": media})),
-        answer("", json!({"parts": media})),
+        response("b", json!({"response": {"output": "kept"}, "parts": media})),
+        response("", json!({"parts": media})),
     ]});
     let after = json!({"role": "model", "parts": [
         {"functionCall": {"id": "a", "name": "f", "args": {"x": 1}}},
-        answer("a", json!({"response": {"output": "Done"}})),
+        response("a", json!({"response": {"output": "Done"}})),
         {"functionCall": {"id": "b", "name": "f", "args": {}}, "thoughtSignature": "AAAA"},
-        answer("b", json!({"response": {"output": "kept"}, "parts": media})),
-        answer("", json!({"response": {"output": "gone"}, "parts": media})),
+        response("b", json!({"response": {"output": "kept"}, "parts": media})),
+        response("", json!({"response": {"output": "gone"}, "parts": media})),
     ]});
     assert_eq!(edited(Format::Gemini, before), after);
 }

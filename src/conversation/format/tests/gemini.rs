@@ -3,7 +3,7 @@ use super::*;
 const GEMINI: Format = Format::Gemini;
 
 #[test]
-fn parts_become_parts() {
+fn gemini_parts_become_parts() {
     for (part, expected) in [
         (json!({"text": "x"}), json!({"type": "text", "text": "x"})),
         (
@@ -64,16 +64,16 @@ fn parts_become_parts() {
 }
 
 #[test]
-fn what_a_function_returns_besides_follows_its_answer() {
-    let answer = json!({"id": "c", "name": "f", "response": {},
+fn media_follow_their_function_response() {
+    let response = json!({"id": "c", "name": "f", "response": {},
         "parts": [{"inline_data": {"mime_type": "image/png", "data": PNG, "display_name": null}}]});
-    let parts = parts_of(GEMINI, json!({"role": "user", "parts": [{"function_response": answer}]}));
+    let parts = parts_of(GEMINI, json!({"role": "user", "parts": [{"function_response": response}]}));
     let meta = json!({"type": "base64", "media_type": "image/png", "data": PNG, "tool_call_id": "c"});
     assert_eq!(parts[1], json!({"type": "image", "meta": meta}));
 }
 
 #[test]
-fn what_says_nothing_or_something_wrong_is_refused() {
+fn empty_or_invalid_part_is_rejected() {
     for (part, field) in [
         (json!({}), ""),
         (json!(null), ""),
@@ -98,13 +98,13 @@ fn what_says_nothing_or_something_wrong_is_refused() {
         (json!({"functionResponse": {"name": "f", "response": [1]}}), ".functionResponse.response"),
     ] {
         let blob = json!({"role": "user", "parts": [{"text": "fine"}, part]});
-        assert_eq!(refused(GEMINI, blob), format!("parts[1]{field}"));
+        assert_eq!(invalid_field(GEMINI, blob), format!("parts[1]{field}"));
     }
-    assert_eq!(refused(GEMINI, json!({"role": "user", "parts": {}})), "parts");
+    assert_eq!(invalid_field(GEMINI, json!({"role": "user", "parts": {}})), "parts");
 }
 
 #[test]
-fn keys_may_be_spelled_in_other_ways() {
+fn other_spellings_of_keys_are_normalized() {
     let blob = json!({"Role": "user", "parts": [
         {"inline_data": {"mime_type": "image/png", "data": "-_-_", "display_name": null}, "file_data": null},
         {"FunctionResponse": {"NAME": "f", "will_continue": false, "response": {"snake_case": null}}},
@@ -115,41 +115,45 @@ fn keys_may_be_spelled_in_other_ways() {
         {"functionResponse": {"name": "f", "willContinue": false, "response": {"snake_case": null}}},
         {"text": "x", "thoughtSignature": "c2ln", "videoMetadata": {"startOffset": "1s"}},
     ]});
-    assert_eq!(stored(GEMINI, blob).body, body);
-    assert_eq!(stored(GEMINI, json!({"role": "model", "parts": null})).body, json!({"role": "model", "parts": []}));
+    assert_eq!(normalize_valid(GEMINI, blob).body, body);
+    let blob = json!({"role": "model", "parts": null});
+    assert_eq!(normalize_valid(GEMINI, blob).body, json!({"role": "model", "parts": []}));
 }
 
 #[test]
-fn calls_have_ids_and_answers_get_theirs() {
-    let incoming = stored(
+fn calls_and_responses_have_ids() {
+    let normalized = normalize_valid(
         GEMINI,
         json!({"role": "model", "parts": [
             {"functionCall": {"name": "f"}}, {"text": "x"}, {"functionCall": {"name": "g", "id": "mine"}},
             {"functionCall": {"name": "h", "id": ""}}]}),
     );
     let call = |id: &str, name: &str| FunctionCall { id: id.into(), name: name.into() };
-    assert_eq!(incoming.calls(), [call("call_1", "f"), call("mine", "g"), call("call_2", "h")]);
-    assert_eq!(incoming.body["parts"][3]["functionCall"]["id"], "call_2");
+    assert_eq!(normalized.function_calls(), [call("call_1", "f"), call("mine", "g"), call("call_2", "h")]);
+    assert_eq!(normalized.body["parts"][3]["functionCall"]["id"], "call_2");
 
-    let mut incoming = stored(
+    let mut normalized = normalize_valid(
         GEMINI,
         json!({"role": "user", "parts": [
             {"text": "x"}, {"functionResponse": {"name": "f", "id": null}},
             {"functionResponse": {"name": "g", "id": "mine"}}]}),
     );
-    let answer =
-        |part, name: &str, id: Option<&str>| FunctionResponse { part, name: name.into(), id: id.map(str::to_owned) };
-    assert_eq!(incoming.answers(), [answer(1, "f", None), answer(2, "g", Some("mine"))]);
-    incoming.set_answer_id(1, "call_1");
-    incoming.set_answer_id(0, "nothing there");
-    incoming.set_answer_id(9, "nothing there");
-    assert_eq!(incoming.answers()[0], answer(1, "f", Some("call_1")));
-    assert_eq!(incoming.body["parts"][0], json!({"text": "x"}));
-    assert!(incoming.calls().is_empty() && incoming.file_fields().is_empty());
+    let response = |part_index, name: &str, id: Option<&str>| FunctionResponse {
+        part_index,
+        name: name.into(),
+        id: id.map(str::to_owned),
+    };
+    assert_eq!(normalized.function_responses(), [response(1, "f", None), response(2, "g", Some("mine"))]);
+    normalized.set_response_id(1, "call_1");
+    normalized.set_response_id(0, "no such response");
+    normalized.set_response_id(9, "no such response");
+    assert_eq!(normalized.function_responses()[0], response(1, "f", Some("call_1")));
+    assert_eq!(normalized.body["parts"][0], json!({"text": "x"}));
+    assert!(normalized.function_calls().is_empty() && normalized.file_fields().is_empty());
 }
 
 #[test]
-fn parts_become_parts_of_gemini() {
+fn parts_become_gemini_parts() {
     for (part, expected) in [
         (json!({"type": "text", "text": "x"}), json!({"text": "x"})),
         (
@@ -172,16 +176,16 @@ fn parts_become_parts_of_gemini() {
         ),
     ] {
         let blob = json!({"role": "assistant", "parts": [part]});
-        assert_eq!(shown(Format::Acontext, blob, GEMINI), json!([{"role": "model", "parts": [expected]}]));
+        assert_eq!(convert(Format::Acontext, blob, GEMINI), json!([{"role": "model", "parts": [expected]}]));
     }
     let blob = json!({"role": "user", "parts": [{"type": "redacted_thinking", "meta": {"data": "x"}}]});
-    assert_eq!(shown(Format::Acontext, blob, GEMINI), json!([{"role": "user", "parts": []}]));
+    assert_eq!(convert(Format::Acontext, blob, GEMINI), json!([{"role": "user", "parts": []}]));
 }
 
 #[test]
-fn an_answer_names_its_function() {
+fn function_response_has_the_function_name() {
     let names = [("known".to_owned(), "f".to_owned())].into();
-    let around = RenderContext { call_names: names, ..RenderContext::default() };
+    let ctx = RenderContext { call_names: names, ..RenderContext::default() };
     for (text, meta, expected) in [
         ("rain", json!({"tool_call_id": "known"}), json!({"id": "known", "name": "f", "response": {"output": "rain"}})),
         ("{\"a\":1}", json!({"tool_call_id": "lost"}), json!({"id": "lost", "name": "lost", "response": {"a": 1}})),
@@ -190,9 +194,9 @@ fn an_answer_names_its_function() {
         ("", json!({"tool_call_id": "known"}), json!({"id": "known", "name": "f"})),
     ] {
         let blob = json!({"role": "user", "parts": [{"type": "tool-result", "text": text, "meta": meta}]});
-        let written = shown_among(Format::Acontext, blob, GEMINI, &around);
-        assert_eq!(written, json!([{"role": "user", "parts": [{"functionResponse": expected}]}]));
+        let converted = convert_with(Format::Acontext, blob, GEMINI, &ctx);
+        assert_eq!(converted, json!([{"role": "user", "parts": [{"functionResponse": expected}]}]));
     }
     let function = json!({"role": "function", "name": "old", "content": "x"});
-    assert_eq!(shown(Format::OpenAi, function, GEMINI)[0]["parts"][0]["functionResponse"]["name"], "old");
+    assert_eq!(convert(Format::OpenAi, function, GEMINI)[0]["parts"][0]["functionResponse"]["name"], "old");
 }

@@ -1,4 +1,4 @@
-//! Messages and what becomes of them, one by one.
+//! Example messages and their conversions.
 
 use serde_json::{Value, json};
 
@@ -13,47 +13,47 @@ mod openai;
 
 const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC";
 
-fn stored(format: Format, blob: Value) -> NormalizedMessage {
+fn normalize_valid(format: Format, blob: Value) -> NormalizedMessage {
     let mut last = 0;
     let mut new_call_id = || {
         last += 1;
         format!("call_{last}")
     };
-    read(format, blob, &mut new_call_id).unwrap()
+    normalize(format, blob, &mut new_call_id).unwrap()
 }
 
-/// The parts of a message, as clients see them.
+/// Returns the parts of a message as JSON.
 fn parts_of(format: Format, blob: Value) -> Value {
-    serde_json::to_value(parts(format, stored(format, blob).body)).unwrap()
+    serde_json::to_value(to_parts(format, normalize_valid(format, blob).body)).unwrap()
 }
 
-fn shown_among(format: Format, blob: Value, target: Format, around: &RenderContext) -> Value {
-    let NormalizedMessage { role, meta, body, .. } = stored(format, blob);
-    Value::Array(write(target, role, &meta, parts(format, body), around))
+fn convert_with(format: Format, blob: Value, target: Format, ctx: &RenderContext) -> Value {
+    let NormalizedMessage { role, meta, body, .. } = normalize_valid(format, blob);
+    Value::Array(from_parts(target, role, &meta, to_parts(format, body), ctx))
 }
 
-/// A message in another format.
-fn shown(format: Format, blob: Value, target: Format) -> Value {
-    shown_among(format, blob, target, &RenderContext::default())
+/// Converts a message to another format.
+fn convert(format: Format, blob: Value, target: Format) -> Value {
+    convert_with(format, blob, target, &RenderContext::default())
 }
 
-/// The field for which a message is refused.
-fn refused(format: Format, blob: Value) -> String {
-    read(format, blob, &mut || unreachable!()).expect_err("a refusal").field
+/// Returns the field for which a message is rejected.
+fn invalid_field(format: Format, blob: Value) -> String {
+    normalize(format, blob, &mut || unreachable!()).expect_err("the message is invalid").field
 }
 
 #[test]
-fn what_is_no_object_is_no_message() {
+fn message_must_be_an_object() {
     for format in [Format::OpenAi, Format::Anthropic, Format::Gemini, Format::Acontext] {
         for blob in [json!("text"), json!(["list"]), json!(5), json!(true), json!(null)] {
-            assert_eq!(refused(format, blob), "blob");
+            assert_eq!(invalid_field(format, blob), "blob");
         }
-        assert_eq!(refused(format, json!({})), "role");
+        assert_eq!(invalid_field(format, json!({})), "role");
     }
 }
 
 #[test]
-fn the_roles_of_a_format_are_its_own() {
+fn roles_of_other_formats_are_rejected() {
     for (format, roles) in [
         (Format::OpenAi, "model User bot"),
         (Format::Anthropic, "system tool model USER"),
@@ -61,26 +61,26 @@ fn the_roles_of_a_format_are_its_own() {
         (Format::Acontext, "system tool model USER"),
     ] {
         for role in roles.split(' ').map(Value::from).chain(["".into(), Value::Null, 5.into()]) {
-            assert_eq!(refused(format, json!({"role": role, "content": "x", "parts": [{"text": "x"}]})), "role");
+            assert_eq!(invalid_field(format, json!({"role": role, "content": "x", "parts": [{"text": "x"}]})), "role");
         }
     }
 }
 
 #[test]
-fn what_lands_in_the_database_as_metadata_has_no_nul() {
-    assert_eq!(refused(Format::OpenAi, json!({"role": "user", "content": "x", "name": "a\0"})), "name");
-    assert_eq!(refused(Format::Acontext, json!({"role": "user", "meta": {"a": [{"b\0": 1}]}})), "meta");
+fn nul_is_rejected_in_database_columns() {
+    assert_eq!(invalid_field(Format::OpenAi, json!({"role": "user", "content": "x", "name": "a\0"})), "name");
+    assert_eq!(invalid_field(Format::Acontext, json!({"role": "user", "meta": {"a": [{"b\0": 1}]}})), "meta");
     let call = json!({"role": "model", "parts": [{"functionCall": {"name": "a\0"}}]});
-    assert_eq!(refused(Format::Gemini, call), "parts[0].functionCall.name");
-    let answer = json!({"role": "user", "parts": [{"functionResponse": {"name": "a", "id": "\0"}}]});
-    assert_eq!(refused(Format::Gemini, answer), "parts[0].functionResponse.id");
+    assert_eq!(invalid_field(Format::Gemini, call), "parts[0].functionCall.name");
+    let response = json!({"role": "user", "parts": [{"functionResponse": {"name": "a", "id": "\0"}}]});
+    assert_eq!(invalid_field(Format::Gemini, response), "parts[0].functionResponse.id");
     assert_eq!(parts_of(Format::OpenAi, json!({"role": "user", "content": "a\0"}))[0]["text"], "a\0");
 }
 
 #[test]
-fn a_body_that_was_never_checked_becomes_data() {
+fn body_that_is_not_an_object_becomes_data() {
     for format in [Format::OpenAi, Format::Anthropic, Format::Gemini, Format::Acontext] {
-        let parts = serde_json::to_value(parts(format, json!("text"))).unwrap();
+        let parts = serde_json::to_value(to_parts(format, json!("text"))).unwrap();
         assert_eq!(parts, json!([{"type": "data", "meta": {"data_type": format.as_str(), "block": "text"}}]));
     }
 }

@@ -24,28 +24,28 @@ fn texts_become_text_parts() {
 }
 
 #[test]
-fn who_asks_must_say_something() {
+fn content_of_a_user_is_required() {
     for role in ["user", "system", "developer"] {
         for content in [json!(null), json!([]), json!(5), json!({"type": "text"})] {
-            assert_eq!(refused(OPENAI, json!({"role": role, "content": content})), "content");
+            assert_eq!(invalid_field(OPENAI, json!({"role": role, "content": content})), "content");
         }
-        assert_eq!(refused(OPENAI, json!({"role": role})), "content");
+        assert_eq!(invalid_field(OPENAI, json!({"role": role})), "content");
         let content = json!([{"type": "text", "text": "a"}, null]);
-        assert_eq!(refused(OPENAI, json!({"role": role, "content": content})), "content[1]");
+        assert_eq!(invalid_field(OPENAI, json!({"role": role, "content": content})), "content[1]");
     }
 }
 
 #[test]
-fn a_tool_call_must_call_something() {
+fn tool_call_without_its_object_is_rejected() {
     let calls = json!([{"id": "a", "type": "function", "function": {}}, {"id": "b", "type": "function"}]);
-    assert_eq!(refused(OPENAI, json!({"role": "assistant", "tool_calls": calls})), "tool_calls[1].function");
+    assert_eq!(invalid_field(OPENAI, json!({"role": "assistant", "tool_calls": calls})), "tool_calls[1].function");
     let calls = json!([{"id": "a", "type": "custom", "custom": "x"}]);
-    assert_eq!(refused(OPENAI, json!({"role": "assistant", "tool_calls": calls})), "tool_calls[0].custom");
-    assert_eq!(refused(OPENAI, json!({"role": "assistant", "tool_calls": {}})), "tool_calls");
+    assert_eq!(invalid_field(OPENAI, json!({"role": "assistant", "tool_calls": calls})), "tool_calls[0].custom");
+    assert_eq!(invalid_field(OPENAI, json!({"role": "assistant", "tool_calls": {}})), "tool_calls");
 }
 
 #[test]
-fn the_metadata_says_who_spoke() {
+fn meta_has_original_role_and_name() {
     for (blob, meta) in [
         (json!({"role": "user", "content": "x", "name": "ada"}), json!({"name": "ada", "source_format": "openai"})),
         (json!({"role": "user", "content": "x", "name": null}), json!({"source_format": "openai"})),
@@ -59,8 +59,8 @@ fn the_metadata_says_who_spoke() {
         ),
         (json!({"role": "tool", "name": "f", "content": "x"}), json!({"source_format": "openai"})),
     ] {
-        let incoming = stored(OPENAI, blob);
-        assert_eq!((incoming.role, Value::Object(incoming.meta)), (Role::User, meta));
+        let normalized = normalize_valid(OPENAI, blob);
+        assert_eq!((normalized.role, Value::Object(normalized.meta)), (Role::User, meta));
     }
 }
 
@@ -95,7 +95,7 @@ fn media_become_parts() {
 }
 
 #[test]
-fn calls_become_parts() {
+fn tool_calls_become_parts() {
     let calls = json!([
         {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}},
         {"id": "b", "type": "function", "function": {"name": "g", "arguments": {"b": 2.50, "a": ["<&>"]}}},
@@ -123,7 +123,7 @@ fn calls_become_parts() {
 }
 
 #[test]
-fn arguments_that_are_a_value_become_its_text() {
+fn arguments_are_stringified() {
     let call = |arguments: Value| {
         let function = json!({"name": "f", "arguments": arguments});
         json!({"role": "assistant", "function_call": function,
@@ -131,12 +131,12 @@ fn arguments_that_are_a_value_become_its_text() {
     };
     let text = "{\"a\":[\"<&>\",null],\"b\":2.50}";
     let value: Value = serde_json::from_str("{\"b\": 2.50, \"a\": [\"<&>\", null]}").unwrap();
-    assert_eq!(stored(OPENAI, call(value)).body, call(text.into()));
-    assert_eq!(stored(OPENAI, call("{ \"x\" : 1 }".into())).body, call("{ \"x\" : 1 }".into()));
+    assert_eq!(normalize_valid(OPENAI, call(value)).body, call(text.into()));
+    assert_eq!(normalize_valid(OPENAI, call("{ \"x\" : 1 }".into())).body, call("{ \"x\" : 1 }".into()));
 }
 
 #[test]
-fn results_become_parts() {
+fn tool_results_become_parts() {
     for (blob, text, meta) in [
         (json!({"role": "tool", "tool_call_id": "t", "content": "rain"}), "rain", json!({"tool_call_id": "t"})),
         (json!({"role": "tool", "content": "orphan"}), "orphan", json!({"tool_call_id": ""})),
@@ -162,7 +162,7 @@ fn results_become_parts() {
 }
 
 #[test]
-fn what_models_say_besides_becomes_parts() {
+fn refusal_reasoning_and_transcript_become_parts() {
     let refusal = json!({"type": "text", "text": "no", "meta": {"is_refusal": true}});
     let content = json!([{"type": "refusal", "refusal": "no"}]);
     assert_eq!(parts_of(OPENAI, json!({"role": "assistant", "content": content})), json!([refusal]));
@@ -178,7 +178,7 @@ fn what_models_say_besides_becomes_parts() {
 }
 
 #[test]
-fn a_body_is_the_message_without_what_is_null() {
+fn nulls_are_removed_from_the_body() {
     for (blob, body) in [
         (
             json!({"role": "assistant", "content": "x", "refusal": null, "tool_calls": null, "audio": null,
@@ -205,19 +205,19 @@ fn a_body_is_the_message_without_what_is_null() {
         ),
         (json!({"role": "tool", "content": null}), json!({"role": "tool", "content": "", "tool_call_id": ""})),
     ] {
-        assert_eq!(stored(OPENAI, blob).body, body);
+        assert_eq!(normalize_valid(OPENAI, blob).body, body);
     }
 }
 
 #[test]
-fn several_results_are_several_messages() {
+fn each_tool_result_is_a_message() {
     let blob = json!({"role": "user", "parts": [
         {"type": "text", "text": "look"},
         {"type": "tool-result", "text": "one", "meta": {"tool_call_id": "a"}},
         {"type": "tool-result", "text": "two", "meta": {"tool_call_id": "b"}},
     ]});
     assert_eq!(
-        shown(Format::Acontext, blob, OPENAI),
+        convert(Format::Acontext, blob, OPENAI),
         json!([
             {"role": "tool", "tool_call_id": "a", "content": "one"},
             {"role": "tool", "tool_call_id": "b", "content": "two"},
@@ -229,7 +229,7 @@ fn several_results_are_several_messages() {
         {"type": "tool-result", "text": "one", "meta": {"tool_call_id": "a"}},
     ]});
     assert_eq!(
-        shown(Format::Acontext, blob, OPENAI),
+        convert(Format::Acontext, blob, OPENAI),
         json!([
             {"role": "assistant", "tool_calls": [
                 {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
@@ -276,7 +276,7 @@ fn parts_become_messages() {
         ),
     ] {
         let blob = json!({"role": role, "parts": parts});
-        assert_eq!(shown(Format::Acontext, blob, OPENAI), json!([message]));
+        assert_eq!(convert(Format::Acontext, blob, OPENAI), json!([message]));
     }
 }
 
@@ -285,17 +285,17 @@ fn a_system_message_is_one_text() {
     let blob = json!({"role": "system", "name": "policy", "content": [
         {"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]});
     let message = json!({"role": "system", "name": "policy", "content": "Be brief."});
-    assert_eq!(shown(OPENAI, blob, OPENAI), json!([message]));
+    assert_eq!(convert(OPENAI, blob, OPENAI), json!([message]));
 }
 
 #[test]
-fn calls_without_ids_are_said_where_they_came_from() {
+fn calls_without_ids_survive_in_openai() {
     for blob in [
         json!({"role": "assistant", "function_call": {"name": "old", "arguments": "{}"}}),
         json!({"role": "function", "name": "old", "content": "done"}),
     ] {
-        assert_eq!(shown(OPENAI, blob.clone(), OPENAI), json!([blob]));
+        assert_eq!(convert(OPENAI, blob.clone(), OPENAI), json!([blob]));
     }
     let unknown = json!({"role": "assistant", "tool_calls": [{"id": "d", "type": "unheard_of"}]});
-    assert_eq!(shown(OPENAI, unknown.clone(), OPENAI), json!([unknown]));
+    assert_eq!(convert(OPENAI, unknown.clone(), OPENAI), json!([unknown]));
 }

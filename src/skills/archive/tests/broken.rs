@@ -1,47 +1,47 @@
-//! Archives that are damaged, or that cannot be read here.
+//! Corrupt and unsupported archives.
 
 use super::*;
 
 #[test]
-fn what_is_no_archive_is_refused() {
+fn files_that_are_not_archives_are_rejected() {
     for bytes in [b"".as_slice(), b"PK", b"PK\x05\x06", b"no archive at all", b"\x1f\x8b\x08\0gzip", &vec![0; 70_000]] {
-        assert!(refusal(bytes).contains("is no zip archive"), "{}", refusal(bytes));
+        assert!(error_of(bytes).contains("not a readable zip archive"), "{}", error_of(bytes));
     }
-    assert!(refusal(&Raw::new(&[]).end()).contains("SKILL.md file is required"));
+    assert!(error_of(&RawArchive::new(&[]).finish()).contains("SKILL.md file is required"));
 }
 
 #[test]
-fn an_archive_that_ends_too_early_is_refused_wherever_it_ends() {
+fn truncated_archives_are_rejected() {
     let bytes = archive(&[skill_md(), deflated("a/b.txt", "some words ".repeat(20)), stored("c.bin", [7; 300])]);
     assert_eq!(names(&bytes).len(), 3);
     for end in 0..bytes.len() {
-        assert!(refusal(&bytes[..end]).contains("is no zip archive"), "{end}: {}", refusal(&bytes[..end]));
+        assert!(error_of(&bytes[..end]).contains("not a readable zip archive"), "{end}: {}", error_of(&bytes[..end]));
     }
 }
 
 #[test]
-fn files_that_cannot_be_read_here_are_named() {
-    for (entry, why) in [
+fn unsupported_files_are_named() {
+    for (entry, reason) in [
         (Entry { flags: raw::ENCRYPTED, ..stored("a.txt", "x") }, "'a.txt' is encrypted"),
-        (Entry { flags: raw::ENCRYPTED | raw::DESCRIPTOR, ..deflated("a.txt", "x") }, "'a.txt' is encrypted"),
-        (Entry { method: 14, ..deflated("a.txt", "x") }, "'a.txt' is packed in a way"),
-        (Entry { method: 93, ..deflated("a.txt", "x") }, "'a.txt' is packed in a way"),
-        (Entry { method: 99, ..deflated("a.txt", "x") }, "'a.txt' is packed in a way"),
-        (Entry { method: u16::MAX, ..deflated("a.txt", "x") }, "'a.txt' is packed in a way"),
-        (Entry { method: 0, ..deflated("a.txt", "some words") }, "'a.txt' is broken"),
-        (Entry { method: raw::DEFLATED, ..stored("a.txt", "some words") }, "'a.txt' is broken"),
+        (Entry { flags: raw::ENCRYPTED | raw::DATA_DESCRIPTOR, ..deflated("a.txt", "x") }, "'a.txt' is encrypted"),
+        (Entry { method: 14, ..deflated("a.txt", "x") }, "'a.txt' uses an unsupported compression method"),
+        (Entry { method: 93, ..deflated("a.txt", "x") }, "'a.txt' uses an unsupported compression method"),
+        (Entry { method: 99, ..deflated("a.txt", "x") }, "'a.txt' uses an unsupported compression method"),
+        (Entry { method: u16::MAX, ..deflated("a.txt", "x") }, "'a.txt' uses an unsupported compression method"),
+        (Entry { method: 0, ..deflated("a.txt", "some words") }, "'a.txt' is corrupt"),
+        (Entry { method: raw::DEFLATED, ..stored("a.txt", "some words") }, "'a.txt' is corrupt"),
     ] {
-        let said = refusal(&with(entry));
-        assert!(said.contains(why), "{said}");
+        let error = error_of(&archive_with(entry));
+        assert!(error.contains(reason), "{error}");
     }
-    // It may be the SKILL.md itself.
-    for entry in [Entry { crc: 7, ..skill_md() }, Entry { size: 3, ..deflated("skill.md", HEAD) }] {
-        assert!(refusal(&archive(&[entry])).contains("'SKILL.md' is broken"));
+    // SKILL.md is checked as well.
+    for entry in [Entry { crc: 7, ..skill_md() }, Entry { size: 3, ..deflated("skill.md", FRONT_MATTER) }] {
+        assert!(error_of(&archive(&[entry])).contains("'SKILL.md' is corrupt"));
     }
 }
 
 #[test]
-fn files_that_are_not_what_the_list_says_are_broken() {
+fn files_that_differ_from_the_central_directory_are_corrupt() {
     let content = "some words ".repeat(100);
     let (good, flat) = (deflated("a.txt", &content), stored("a.txt", &content));
     for entry in [
@@ -53,21 +53,21 @@ fn files_that_are_not_what_the_list_says_are_broken() {
         Entry { size: 40_000, ..good.clone() },
         Entry { size: flat.size - 1, ..flat.clone() },
         Entry { size: flat.size + 1, ..flat.clone() },
-        Entry { packed_size: good.packed_size - 1, ..good.clone() },
-        Entry { packed_size: 0, ..good.clone() },
-        Entry { packed_size: flat.packed_size - 1, ..flat.clone() },
-        Entry { packed_size: flat.packed_size + 1, ..flat.clone() },
-        Entry { packed_size: 1 << 30, ..flat.clone() },
-        Entry { packed: vec![0xff; 50], packed_size: 50, ..good.clone() },
-        Entry { packed: Vec::new(), packed_size: 0, ..good.clone() },
+        Entry { compressed_size: good.compressed_size - 1, ..good.clone() },
+        Entry { compressed_size: 0, ..good.clone() },
+        Entry { compressed_size: flat.compressed_size - 1, ..flat.clone() },
+        Entry { compressed_size: flat.compressed_size + 1, ..flat.clone() },
+        Entry { compressed_size: 1 << 30, ..flat.clone() },
+        Entry { compressed: vec![0xff; 50], compressed_size: 50, ..good.clone() },
+        Entry { compressed: Vec::new(), compressed_size: 0, ..good.clone() },
     ] {
-        let said = refusal(&with(entry.clone()));
-        assert!(said.contains("'a.txt' is broken"), "{} {}: {said}", entry.size, entry.packed_size);
+        let error = error_of(&archive_with(entry.clone()));
+        assert!(error.contains("'a.txt' is corrupt"), "{} {}: {error}", entry.size, entry.compressed_size);
     }
 }
 
 #[test]
-fn what_lies_elsewhere_than_the_list_says_is_refused() {
+fn local_headers_that_differ_from_the_central_directory_are_rejected() {
     for entry in [
         Entry { local_name: Some(b"b.txt".to_vec()), ..stored("a.txt", "x") },
         Entry { local_name: Some(b"../a.txt".to_vec()), ..stored("a.txt", "x") },
@@ -78,44 +78,45 @@ fn what_lies_elsewhere_than_the_list_says_is_refused() {
         Entry { offset: Some(u32::MAX), ..stored("a.txt", "x") },
         Entry { offset: Some(u32::MAX - 1), ..stored("a.txt", "x") },
     ] {
-        let said = refusal(&with(entry));
-        assert!(said.contains("is no zip archive"), "{said}");
+        let error = error_of(&archive_with(entry));
+        assert!(error.contains("not a readable zip archive"), "{error}");
     }
 }
 
 #[test]
-fn an_end_that_lies_is_refused() {
-    let raw = || Raw::new(&[skill_md(), stored("a.txt", "x")]);
+fn invalid_end_records_are_rejected() {
+    let raw = || RawArchive::new(&[skill_md(), stored("a.txt", "x")]);
     let (size, offset) = (raw().size, raw().offset);
-    for (what, bytes) in [
-        ("more files", Raw { count: 3, ..raw() }.end()),
-        ("very many files", Raw { count: u16::MAX, ..raw() }.end()),
-        ("a later list", Raw { offset: offset + size, ..raw() }.end()),
-        ("a list far away", Raw { offset: 1 << 30, ..raw() }.end()),
-        ("a list without an end", Raw { size: u32::MAX - 1, ..raw() }.end()),
-        ("nothing but a marker", Raw { count: u16::MAX, size: u32::MAX, offset: u32::MAX, ..raw() }.end()),
-        ("more files, large", raw().end_64(3)),
-        ("2^32 files, large", raw().end_64(1 << 32)),
-        ("2^64 files, large", raw().end_64(u64::MAX)),
-        ("2^63 bytes, large", Raw { offset: u32::MAX, ..raw() }.end_64(2)),
+    for (case, bytes) in [
+        ("more files", RawArchive { count: 3, ..raw() }.finish()),
+        ("very many files", RawArchive { count: u16::MAX, ..raw() }.finish()),
+        ("a later directory", RawArchive { offset: offset + size, ..raw() }.finish()),
+        ("a distant directory", RawArchive { offset: 1 << 30, ..raw() }.finish()),
+        ("an endless directory", RawArchive { size: u32::MAX - 1, ..raw() }.finish()),
+        ("ZIP64 markers only", RawArchive { count: u16::MAX, size: u32::MAX, offset: u32::MAX, ..raw() }.finish()),
+        ("more files, ZIP64", raw().finish_zip64(3)),
+        ("2^32 files, ZIP64", raw().finish_zip64(1 << 32)),
+        ("2^64 files, ZIP64", raw().finish_zip64(u64::MAX)),
+        ("2^63 bytes, ZIP64", RawArchive { offset: u32::MAX, ..raw() }.finish_zip64(2)),
     ] {
-        let said = refusal(&bytes);
-        assert!(said.contains("is no zip archive") || said.contains("more than the 20 files"), "{what}: {said}");
+        let error = error_of(&bytes);
+        let is_expected = |text: &str| error.contains(text);
+        assert!(is_expected("not a readable zip archive") || is_expected("maximum of 20 files"), "{case}: {error}");
     }
 }
 
 #[test]
-fn of_several_ends_the_last_one_counts() {
+fn the_last_of_several_end_records_counts() {
     let with_comment = |comment: &[u8]| {
-        let raw = Raw::new(&[skill_md(), stored("a.txt", "x")]);
-        Raw { comment: comment.to_vec(), ..raw }.end()
+        let raw = RawArchive::new(&[skill_md(), stored("a.txt", "x")]);
+        RawArchive { comment: comment.to_vec(), ..raw }.finish()
     };
-    // An archive behind an archive: programs that read from the end find the second one, and so does this one.
+    // Of two concatenated archives the second one counts, as for other programs that read from the end.
     let other = archive(&[stored("SKILL.md", "name: other\ndescription: b\n")]);
     assert_eq!(names(&with_comment(&other)), ["SKILL.md"]);
-    let end = Raw { offset: 0, size: 0, ..Raw::new(&[]) }.end();
-    assert!(refusal(&with_comment(&end)).contains("SKILL.md file is required"));
+    let end = RawArchive { offset: 0, size: 0, ..RawArchive::new(&[]) }.finish();
+    assert!(error_of(&with_comment(&end)).contains("SKILL.md file is required"));
     for comment in [b"PK\x05\x06".repeat(100), b"some words PK\x05\x06 and more of them".to_vec()] {
-        assert!(refusal(&with_comment(&comment)).contains("is no zip archive"));
+        assert!(error_of(&with_comment(&comment)).contains("not a readable zip archive"));
     }
 }

@@ -1,0 +1,381 @@
+//! Renders the response of a list of messages, in one of the four formats.
+//!
+//! A message that is requested in its stored format is passed through unchanged, except that `acontext` messages get their fields
+//! from the database. Any other message is converted to parts and from them to the requested format.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::json_writer::{CHUNK_THRESHOLD, ChunkedJson};
+use super::page::MessageRow;
+use super::{ProcessStatus, PublicUrl};
+use crate::conversation::edit::{self, EditedMessage, Strategy};
+use crate::conversation::format::{self, Format, RenderContext};
+use crate::conversation::parts::{PENDING_CALLS_KEY, Part, PartKind, Role, USER_META_KEY};
+use crate::error::{Error, Result};
+use crate::ids::{MessageId, SessionId};
+use crate::json;
+use crate::sessions::events::Event;
+use crate::time::Timestamp;
+
+/// A message to render.
+pub struct DecodedMessage {
+    row: MessageRow,
+    body: DecodedBody,
+    /// If both the stored and the requested format are `acontext`: the stored meta, and fields that the format does not define.
+    acontext_fields: Option<(Map<String, Value>, Map<String, Value>)>,
+}
+
+enum DecodedBody {
+    /// JSON text that is already in the requested format.
+    Raw(Vec<u8>),
+    Parts(Vec<Part>),
+}
+
+/// Applies edit strategies to a page, and decodes the remaining messages.
+pub fn edit_and_decode(
+    rows: Vec<MessageRow>,
+    target: Format,
+    strategies: &[Strategy],
+    pin: Option<usize>,
+) -> Result<Vec<DecodedMessage>> {
+    let mut messages = Vec::with_capacity(rows.len());
+    let mut memory = ValueMemory::default();
+    for row in &rows {
+        let body = json::parse_trusted(&row.content).map_err(|err| unreadable_message_error(row, &err))?;
+        let tokens = usize::try_from(row.tokens).unwrap_or_default();
+        let parts = format::to_parts(row.format, body);
+        memory.add(&parts)?;
+        messages.push(edit::Message { parts, tokens });
+    }
+    let mut rows: Vec<_> = rows.into_iter().map(Some).collect();
+    let mut decoded = Vec::with_capacity(rows.len());
+    for EditedMessage { index, parts, tokens, changes } in edit::apply(strategies, messages, pin) {
+        let Some(mut row) = rows[index].take() else { continue };
+        row.tokens = i32::try_from(tokens).unwrap_or(i32::MAX);
+        let format = row.format;
+        if format != target {
+            decoded.push(DecodedMessage { row, body: DecodedBody::Parts(parts), acontext_fields: None });
+            continue;
+        }
+        // Apply only the changes, so that everything else stays as it was stored.
+        if !changes.is_empty() {
+            let mut body = json::parse_trusted(&row.content).map_err(|err| unreadable_message_error(&row, &err))?;
+            format::apply_changes(format, &mut body, &changes);
+            row.content = json::to_vec(&body);
+        }
+        decoded.extend(decode(vec![row], target)?);
+    }
+    Ok(decoded)
+}
+
+/// Converts messages to parts, except those that are already in the requested format.
+pub fn decode(rows: Vec<MessageRow>, target: Format) -> Result<Vec<DecodedMessage>> {
+    let mut memory = ValueMemory::default();
+    let decoded = rows.into_iter().map(|row| {
+        let message = decode_row(row, target)?;
+        memory.add(message.parts())?;
+        Ok(message)
+    });
+    decoded.collect()
+}
+
+/// The estimated memory of the JSON values in decoded messages.
+#[derive(Default)]
+struct ValueMemory(json::Estimate);
+
+impl ValueMemory {
+    /// Maximum for one response, in bytes. Typical messages are mostly text and need much less.
+    const MAX_BYTES: usize = 192 << 20;
+
+    fn add(&mut self, parts: &[Part]) -> Result<()> {
+        for part in parts {
+            self.0.add_object(&part.meta);
+            self.0.add_object(&part.extra);
+        }
+        if self.0.bytes > Self::MAX_BYTES {
+            return Err(Error::PayloadTooLarge(
+                "these messages have too many JSON values to be converted in one response; use a smaller limit".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn decode_row(mut row: MessageRow, target: Format) -> Result<DecodedMessage> {
+    let content = std::mem::take(&mut row.content);
+    let format = row.format;
+    if format == target && target != Format::Acontext {
+        return Ok(DecodedMessage { row, body: DecodedBody::Raw(content), acontext_fields: None });
+    }
+    let mut body: Value = json::parse_trusted(&content).map_err(|err| unreadable_message_error(&row, &err))?;
+    drop(content);
+    let acontext_fields = if format == target { body.as_object_mut().map(take_acontext_fields) } else { None };
+    Ok(DecodedMessage { row, body: DecodedBody::Parts(format::to_parts(format, body)), acontext_fields })
+}
+
+/// Returns `true` if all messages are stored exactly as they are returned in the requested format.
+pub fn is_passthrough(rows: &[MessageRow], target: Format) -> bool {
+    target != Format::Acontext && rows.iter().all(|row| row.format == target)
+}
+
+/// Returns `true` if messages can be converted one at a time: no message has files, and each function name that a result needs
+/// comes from an earlier message.
+pub fn is_streamable(rows: &[MessageRow], target: Format) -> bool {
+    let is_independent = |row: &MessageRow| {
+        // Only `acontext` messages have files. Only Gemini's function results need function names, and streaming does not
+        // collect the names of the calls in a Gemini message that is passed through.
+        row.format != Format::Acontext && (target != Format::Gemini || row.format != target)
+    };
+    rows.iter().all(is_independent) || is_passthrough(rows, target)
+}
+
+/// Writes the response of messages that [are streamable](is_streamable). They are converted one at a time, so peak memory is that
+/// of a single message.
+pub fn write_streamed(rows: Vec<MessageRow>, target: Format, page_fields: &PageFields) -> Result<ChunkedJson> {
+    let capacity = rows.iter().map(|row| estimate_len(row, row.content.len())).sum();
+    let decoded = rows.into_iter().map(|row| decode_row(row, target));
+    write_messages(decoded, capacity, target, &mut RenderContext::default(), page_fields)
+}
+
+/// Estimates the buffer size that a message needs in the response, given the length of its text. Both are in bytes.
+fn estimate_len(row: &MessageRow, text_len: usize) -> usize {
+    // A longer text becomes a chunk of its own.
+    let text_len = if text_len < CHUNK_THRESHOLD { text_len } else { 0 };
+    text_len + text_len / 32 + row.user_meta.len() + 128
+}
+
+/// Removes all fields but `role` and `parts` from an `acontext` message. Returns its meta, and the fields that the format does
+/// not define.
+fn take_acontext_fields(body: &mut Map<String, Value>) -> (Map<String, Value>, Map<String, Value>) {
+    let (message, mut extra): (Map<_, _>, Map<_, _>) =
+        std::mem::take(body).into_iter().partition(|(key, _)| matches!(key.as_str(), "role" | "parts"));
+    *body = message;
+    let meta = match extra.remove("meta") {
+        Some(Value::Object(meta)) => meta,
+        _ => Map::new(),
+    };
+    // The server sets these fields.
+    for key in ["id", "session_id", "parent_id", "session_task_process_status", "task_id", "created_at", "updated_at"] {
+        extra.remove(key);
+    }
+    (meta, extra)
+}
+
+fn unreadable_message_error(row: &MessageRow, err: &dyn std::fmt::Display) -> Error {
+    Error::internal(anyhow::anyhow!("message {} cannot be read: {err}", row.id))
+}
+
+impl DecodedMessage {
+    /// Returns the parts; none if the message is already in the requested format.
+    pub fn parts(&self) -> &[Part] {
+        match &self.body {
+            DecodedBody::Raw(_) => &[],
+            DecodedBody::Parts(parts) => parts,
+        }
+    }
+}
+
+/// Returns the names of the called functions by call id, if the format needs them for results.
+pub fn list_call_names(messages: &[DecodedMessage], target: Format) -> HashMap<String, String> {
+    let is_result = |part: &Part| part.kind == PartKind::ToolResult;
+    let mut names = HashMap::new();
+    if target != Format::Gemini || !messages.iter().flat_map(DecodedMessage::parts).any(is_result) {
+        return names;
+    }
+    for message in messages {
+        match &message.body {
+            DecodedBody::Parts(parts) => collect_call_names(parts, &mut names),
+            // A message that is passed through may contain the call.
+            DecodedBody::Raw(content) => {
+                let body = json::parse_trusted(content).unwrap_or_default();
+                collect_call_names(&format::to_parts(target, body), &mut names);
+            }
+        }
+    }
+    names
+}
+
+fn collect_call_names(parts: &[Part], names: &mut HashMap<String, String>) {
+    let string = |part: &Part, key: &str| part.meta.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
+    let calls = parts.iter().filter(|part| part.kind == PartKind::ToolCall);
+    names.extend(calls.filter_map(|part| Some((string(part, "id")?, string(part, "name")?))));
+}
+
+/// The fields of the response that follow the messages.
+pub struct PageFields {
+    /// The session of the messages. It is not a field of its own: each `acontext` message contains it.
+    pub session: SessionId,
+    pub next_cursor: Option<String>,
+    /// The last message that the edit strategies could change.
+    pub edit_at_message_id: Option<MessageId>,
+    pub events: Vec<Event>,
+    pub public_urls: BTreeMap<String, PublicUrl>,
+}
+
+/// Writes the response of messages that are decoded already.
+pub fn write_response(
+    messages: Vec<DecodedMessage>,
+    target: Format,
+    ctx: &mut RenderContext,
+    page_fields: &PageFields,
+) -> Result<ChunkedJson> {
+    let text_len = |message: &DecodedMessage| message.parts().iter().map(|part| part.text.len()).sum();
+    let capacity = messages.iter().map(|message| estimate_len(&message.row, text_len(message))).sum();
+    write_messages(messages.into_iter().map(Ok), capacity, target, ctx, page_fields)
+}
+
+fn write_messages(
+    messages: impl Iterator<Item = Result<DecodedMessage>>,
+    capacity: usize,
+    target: Format,
+    ctx: &mut RenderContext,
+    page_fields: &PageFields,
+) -> Result<ChunkedJson> {
+    let mut out = ChunkedJson::with_capacity(capacity + 1024);
+    let mut ids: Vec<MessageId> = Vec::new();
+    let mut metas: Vec<Bytes> = Vec::new();
+    let mut tokens = 0;
+    out.push_str("{\"code\":0,\"data\":{\"items\":[");
+    for message in messages {
+        let DecodedMessage { mut row, body, acontext_fields } = message?;
+        tokens += i64::from(row.tokens);
+        let user_meta = Bytes::from(std::mem::take(&mut row.user_meta));
+        let mut begin_item = |out: &mut ChunkedJson| {
+            if !ids.is_empty() {
+                out.push_str(",");
+            }
+            ids.push(row.id);
+            metas.push(user_meta.clone());
+        };
+        match body {
+            DecodedBody::Raw(content) => {
+                begin_item(&mut out);
+                out.push_json_bytes(content.into());
+            }
+            DecodedBody::Parts(parts) if target == Format::Acontext => {
+                begin_item(&mut out);
+                write_acontext_message(&mut out, &row, &user_meta, page_fields.session, &parts, acontext_fields)?;
+            }
+            DecodedBody::Parts(parts) => {
+                // Only the OpenAI format has fields for the meta of a message.
+                let meta = if target == Format::OpenAi { row.meta.as_str() } else { "{}" };
+                let meta: Map<String, Value> = serde_json::from_str(meta).map_err(Error::internal)?;
+                if target == Format::Gemini {
+                    collect_call_names(&parts, &mut ctx.call_names);
+                }
+                ctx.value_budget.reset();
+                for item in format::from_parts(target, row.role, &meta, parts, ctx) {
+                    begin_item(&mut out);
+                    json::write(&item, out.buffer_mut());
+                }
+            }
+        }
+    }
+    out.push_str("],\"ids\":");
+    out.push_value(&ids)?;
+    out.push_str(",\"metas\":[");
+    for (i, meta) in metas.into_iter().enumerate() {
+        out.push_str(if i == 0 { "" } else { "," });
+        out.push_json_bytes(meta);
+    }
+    let fields = SerializedPageFields {
+        next_cursor: page_fields.next_cursor.as_deref(),
+        has_more: page_fields.next_cursor.is_some(),
+        this_time_tokens: tokens,
+        edit_at_message_id: page_fields.edit_at_message_id,
+        events: &page_fields.events,
+        public_urls: &page_fields.public_urls,
+    };
+    out.push_str("],");
+    out.push_fields(&fields)?;
+    out.push_str(",\"msg\":\"\"}");
+    Ok(out)
+}
+
+/// A message in the format `acontext`.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes what `write_acontext_message` writes")]
+pub struct AcontextMessage<'a> {
+    #[serde(flatten)]
+    fields: MessageFields,
+    parts: &'a [Part],
+}
+
+/// The fields of a message without its parts.
+#[derive(Serialize, utoipa::ToSchema)]
+struct MessageFields {
+    id: MessageId,
+    session_id: SessionId,
+    parent_id: Option<MessageId>,
+    role: Role,
+    session_task_process_status: ProcessStatus,
+    #[schema(value_type = Object)]
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    meta: Map<String, Value>,
+    task_id: Option<Uuid>,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+}
+
+fn write_acontext_message(
+    out: &mut ChunkedJson,
+    row: &MessageRow,
+    user_meta: &[u8],
+    session: SessionId,
+    parts: &[Part],
+    acontext_fields: Option<(Map<String, Value>, Map<String, Value>)>,
+) -> Result<()> {
+    let mut meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
+    // For a message that is stored in the format `acontext`, this is the meta as the client sent it.
+    let (original_meta, extra) = acontext_fields.unwrap_or_default();
+    meta.extend(original_meta);
+    meta.remove(USER_META_KEY);
+    meta.remove(PENDING_CALLS_KEY);
+    let user_meta: Map<String, Value> = serde_json::from_slice(user_meta).map_err(Error::internal)?;
+    if !user_meta.is_empty() {
+        meta.insert(USER_META_KEY.into(), Value::Object(user_meta));
+    }
+    if let Some(calls) = &row.pending_calls {
+        meta.insert(PENDING_CALLS_KEY.into(), serde_json::from_str(calls).map_err(Error::internal)?);
+    }
+    let fields = MessageFields {
+        id: row.id,
+        session_id: session,
+        parent_id: row.parent_id,
+        role: row.role,
+        session_task_process_status: row.status,
+        meta,
+        task_id: row.task_id,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+    };
+    out.push_str("{\"parts\":[");
+    for (i, part) in parts.iter().enumerate() {
+        out.push_str(if i == 0 { "" } else { "," });
+        part.write(out.buffer_mut()).map_err(Error::internal)?;
+    }
+    out.push_str("]");
+    json::write_fields(&extra, out.buffer_mut());
+    out.push_str(",");
+    out.push_fields(&fields)
+}
+
+/// The serialized [`PageFields`], with the number of tokens.
+#[derive(Serialize)]
+struct SerializedPageFields<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_cursor: Option<&'a str>,
+    has_more: bool,
+    this_time_tokens: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edit_at_message_id: Option<MessageId>,
+    #[serde(skip_serializing_if = "<[Event]>::is_empty")]
+    events: &'a [Event],
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    public_urls: &'a BTreeMap<String, PublicUrl>,
+}
