@@ -277,16 +277,22 @@ async fn record_failure(
     }
 }
 
-/// Requeues a job in a transaction. The attempt does not count.
+/// Requeues a job in a transaction. The attempt does not count. Tries again if a duplicate was enqueued concurrently.
 async fn requeue_uncounted(
     runner: &Runner,
     worker_id: Uuid,
     job: JobId,
     requeue: &requeue::Requeue<'_>,
 ) -> sqlx::Result<()> {
-    let mut tx = runner.db.begin().await?;
-    requeue::requeue_uncounted(&mut tx, job, worker_id, requeue).await?;
-    tx.commit().await
+    let write = async || {
+        let mut tx = runner.db.begin().await?;
+        requeue::requeue_uncounted(&mut tx, job, worker_id, requeue).await?;
+        tx.commit().await
+    };
+    match write().await {
+        Err(err) if is_duplicate_error(&err) => write().await,
+        other => other,
+    }
 }
 
 /// Returns `true` if a requeue failed because another transaction has enqueued a duplicate after the requeue had found none. If

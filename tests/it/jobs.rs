@@ -392,6 +392,37 @@ async fn a_failed_job_passes_its_attempts_and_backoff_to_a_duplicate() {
     .await;
 }
 
+/// The attempt ends after a duplicate was enqueued, but before that transaction has committed.
+#[tokio::test]
+async fn a_requeued_job_merges_with_a_duplicate_that_commits_concurrently() {
+    run_with(config(), async |app| {
+        for outcome in ["retry", "key"] {
+            let (id, script) = JobScript::new_blocked();
+            let job = |name: &str| ScriptedJob::new(id, name).dedupe(outcome).lane(outcome).outcome(outcome);
+            enqueue(&app, SYSTEM_PROJECT, &job("first"), Delay::NONE).await;
+            while_running(&app, async {
+                script.wait_for_log(1).await;
+                let project = ProjectEncryption::unencrypted(SYSTEM_PROJECT);
+                let mut tx = app.app.db.begin().await.unwrap();
+                app.app.queue.enqueue(&mut tx, &project, &job("second"), Delay::NONE).await.unwrap();
+                script.gate.as_ref().unwrap().add_permits(1);
+                wait_until("the runner waits for the transaction", async || {
+                    let waiting = "select count(*) from pg_stat_activity
+                                   where datname = current_database() and wait_event_type = 'Lock'";
+                    app.fetch_scalar::<i64>(waiting).await > 0
+                })
+                .await;
+                tx.commit().await.unwrap();
+                wait_until("only one job remains", async || app.fetch_scalar::<i64>(COUNT).await == 1).await;
+            })
+            .await;
+            assert_eq!(app.fetch_scalar::<String>("select payload ->> 'name' from jobs").await, "second", "{outcome}");
+            app.execute("delete from jobs").await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn jobs_of_unknown_kinds_are_neither_run_nor_reclaimed() {
     run_with(TestConfig::default(), async |app| {
