@@ -296,22 +296,30 @@ async fn load_page(
     session: SessionId,
     page: &MessagePageRequest,
 ) -> Result<(Vec<MessageRow>, Option<Cursor>)> {
-    let mut conn = ctx.page_pool.acquire().await?;
-    let mut rows = page::list(&mut conn, project, session, page).await?;
-    if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
-        return Err(sessions::SESSION_NOT_FOUND);
-    }
-    drop(conn);
-    rows.truncate(page.limit);
-    if rows.iter().any(|row| !row.is_content_loaded()) {
-        let length = rows.iter().filter_map(|row| u64::try_from(row.content_length).ok()).sum();
-        ctx.request_context.body_memory.reserve_body(reservations, length).await?;
+    let mut has_reserved = false;
+    let mut rows = loop {
         let mut conn = ctx.page_pool.acquire().await?;
-        if !page::load_contents(&mut conn, &mut rows).await? {
-            // Messages are deleted only together with their session.
+        let mut rows = page::list(&mut conn, project, session, page).await?;
+        if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
             return Err(sessions::SESSION_NOT_FOUND);
         }
-    }
+        drop(conn);
+        rows.truncate(page.limit);
+        if rows.iter().all(MessageRow::is_content_loaded) {
+            break rows;
+        }
+        // Reserve only once, because an encryption conversion changes the length of a message by less than 200 bytes.
+        if !has_reserved {
+            let length = rows.iter().filter_map(|row| u64::try_from(row.content_length).ok()).sum();
+            ctx.request_context.body_memory.reserve_body(reservations, length).await?;
+            has_reserved = true;
+        }
+        let mut conn = ctx.page_pool.acquire().await?;
+        if page::load_contents(&mut conn, &mut rows).await? {
+            break rows;
+        }
+        // The session was deleted, or an encryption conversion has rewritten a message since the rows were read.
+    };
     let has_more = |row: &&MessageRow| usize::try_from(row.total_in_page).is_ok_and(|total| total > rows.len());
     let next = rows.last().filter(has_more).map(MessageRow::cursor);
     if page.newest_first {

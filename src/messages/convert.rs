@@ -144,7 +144,8 @@ pub async fn convert_batch(
     let kek = encryption.kek.clone().ok_or(Error::KeyRequired)?;
     let mut contents = list_contents(session, &batch).await?;
     for row in contents.iter_mut().filter(|row| row.is_large()) {
-        row.content = page::read_large_content(session, row.id, row.length).await?.unwrap_or_default();
+        row.content =
+            page::read_large_content(session, row.id, row.encrypted_as, row.length).await?.unwrap_or_default();
     }
     let converted = tokio::task::spawn_blocking(move || convert_contents(&kek, contents, format));
     let ConvertedContents { contents, corrupt } = converted.await.map_err(Error::internal)??;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use futures_util::TryStreamExt;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
@@ -152,25 +153,29 @@ pub async fn list(
     }
 }
 
-/// Loads the contents that `rows` do not have yet. Returns `false` if a content was deleted or has become shorter since the
-/// rows were read.
+/// Loads the contents that `rows` do not have yet. Returns `false` if a message was deleted, or if an encryption conversion has
+/// rewritten its content since the rows were read.
 pub async fn load_contents(conn: &mut PgConnection, rows: &mut [MessageRow]) -> sqlx::Result<bool> {
     let is_small = |row: &&MessageRow| usize::try_from(row.content_length).is_ok_and(|length| length <= SLICE_BYTES);
     let small: Vec<_> = rows.iter().filter(|row| !row.is_content_loaded()).filter(is_small).map(|row| row.id).collect();
     if !small.is_empty() {
         let found = sqlx::query!(
-            r#"select id as "id: MessageId", content from messages where id = any($1)"#,
+            r#"select id as "id: MessageId", content, encrypted_as from messages where id = any($1)"#,
             &small as &[MessageId]
         );
+        let found = found.fetch_all(&mut *conn).await?;
         let mut contents: HashMap<_, _> =
-            found.fetch_all(&mut *conn).await?.into_iter().map(|row| (row.id, row.content)).collect();
-        for row in rows.iter_mut().filter(|row| !row.is_content_loaded()) {
-            row.content = contents.remove(&row.id).unwrap_or_default();
+            found.into_iter().map(|row| ((row.id, row.encrypted_as), row.content)).collect();
+        for row in rows.iter_mut().filter(|row| !row.is_content_loaded() && is_small(&&**row)) {
+            match contents.remove(&(row.id, row.encrypted_as)) {
+                Some(content) => row.content = content,
+                None => return Ok(false),
+            }
         }
         conn.shrink_buffers();
     }
     for row in rows.iter_mut().filter(|row| !row.is_content_loaded()) {
-        match read_large_content(conn, row.id, row.content_length).await? {
+        match read_large_content(conn, row.id, row.encrypted_as, row.content_length).await? {
             Some(content) => row.content = content,
             None => return Ok(false),
         }
@@ -178,24 +183,33 @@ pub async fn load_contents(conn: &mut PgConnection, rows: &mut [MessageRow]) -> 
     Ok(true)
 }
 
-/// Reads content of this length in bytes, slice by slice. Returns `None` if the message was deleted or its content
-/// is shorter.
-pub async fn read_large_content(conn: &mut PgConnection, id: MessageId, length: i32) -> sqlx::Result<Option<Vec<u8>>> {
-    let length = usize::try_from(length).unwrap_or_default();
-    let mut content = Vec::with_capacity(length);
-    while content.len() < length {
-        let from = i32::try_from(content.len() + 1).unwrap_or(i32::MAX);
-        let slice = sqlx::query_scalar!(
-            r#"select substring(content from $2 for $3) as "slice!" from messages where id = $1"#,
+/// Reads the content of a message in slices. The length is in bytes. Returns `None` if the message was deleted, or if its content
+/// has another length or another encryption.
+///
+/// One statement returns all slices, so that they belong to one version of the content.
+pub async fn read_large_content(
+    conn: &mut PgConnection,
+    id: MessageId,
+    encrypted_as: Option<Uuid>,
+    length: i32,
+) -> sqlx::Result<Option<Vec<u8>>> {
+    let length_bytes = usize::try_from(length).unwrap_or_default();
+    let mut content = Vec::with_capacity(length_bytes);
+    {
+        let mut slices = sqlx::query_scalar!(
+            r#"select substring(content from start for $4) as "slice!"
+               from messages, generate_series(1, $3, $4) as start
+               where id = $1 and encrypted_as is not distinct from $2 and octet_length(content) = $3"#,
             id as _,
-            from,
+            encrypted_as,
+            length,
             i32::try_from(SLICE_BYTES).unwrap_or(i32::MAX)
-        );
-        match slice.fetch_optional(&mut *conn).await? {
-            Some(slice) if !slice.is_empty() => content.extend_from_slice(&slice),
-            _ => return Ok(None),
+        )
+        .fetch(&mut *conn);
+        while let Some(slice) = slices.try_next().await? {
+            content.extend_from_slice(&slice);
         }
     }
     conn.shrink_buffers();
-    Ok(Some(content))
+    Ok((content.len() == length_bytes).then_some(content))
 }

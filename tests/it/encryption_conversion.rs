@@ -3,8 +3,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use acontextd::http::memory::Reservations;
 use acontextd::jobs::periodic;
 use axum::http::Method;
+use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -428,6 +430,42 @@ async fn an_upload_begun_before_the_encryption_leaves_no_plaintext() {
         assert_eq!(client.download(&disk, "a.txt").await.unwrap(), b"content-of-an-upload");
         assert_eq!(count_in_other_format(&app, true).await, 0);
         assert_rows_match_objects(&app).await;
+    })
+    .await;
+}
+
+/// The contents of a page over 1 MiB are loaded after its rows, and a conversion can rewrite them in between.
+#[tokio::test]
+async fn a_large_page_is_read_correctly_during_a_conversion() {
+    run_with(with_model(), async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        for length in [400 << 10, 400 << 10, 400 << 10, 3 << 20] {
+            client.store_text(&session, &"x".repeat(length)).await;
+        }
+        let page = client.messages(&session, "format=openai&limit=10").await["items"].clone();
+        for action in ["encrypt", "decrypt"] {
+            let start: DateTime<Utc> = app.fetch_scalar("select clock_timestamp()").await;
+            // Takes all memory for bodies, so that the request waits between its queries.
+            let reservations = Reservations::default();
+            app.app.platform.request_context.body_memory.reserve_body(&reservations, u64::MAX).await.unwrap();
+            let convert = async {
+                wait_until("the rows are read", async || {
+                    let reads = sqlx::query_scalar::<_, i64>(
+                        "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle'
+                         and query like 'with page as%' and query_start > $1",
+                    );
+                    reads.bind(start).fetch_one(&*app.app.db).await.unwrap() > 0
+                })
+                .await;
+                change_encryption(&client, action).await;
+                while_jobs_run(&app, async {}).await;
+                assert_eq!(count_in_other_format(&app, action == "encrypt").await, 0);
+                drop(reservations);
+            };
+            let (read, ()) = tokio::join!(client.messages(&session, "format=openai&limit=10"), convert);
+            assert_eq!(read["items"], page, "{action}");
+        }
     })
     .await;
 }
