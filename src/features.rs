@@ -27,7 +27,7 @@ use crate::jobs::runner::Runner;
 use crate::learn::jobs::{Distill, FinalizeSession, Observe};
 use crate::learn::{self, Learn};
 use crate::llm::{self, Llm};
-use crate::messages::convert::MessageConverter;
+use crate::messages::convert::MessageEncryptionConverter;
 use crate::messages::{self, Messages};
 use crate::platform::Platform;
 use crate::projects::conversion::convert::ConvertProject;
@@ -121,7 +121,7 @@ impl Deref for App {
 
 /// Returns the kinds of content that an encryption conversion rewrites.
 fn encrypted_content(platform: &Platform) -> Vec<Arc<dyn EncryptableContent>> {
-    vec![Arc::new(MessageConverter { db: platform.db.clone() }), Arc::new(platform.blobs.clone())]
+    vec![Arc::new(MessageEncryptionConverter { db: platform.db.clone() }), Arc::new(platform.blobs.clone())]
 }
 
 /// Returns the router of each feature with the name of its module.

@@ -1,5 +1,5 @@
-//! The background tasks and the shutdown signals of this process. [`ChangeWaiter`] waits for changes that this or another
-//! process makes.
+//! The background tasks of this process, and the cancellation tokens for its shutdown. [`ChangeWaiter`] waits for changes that
+//! this or another process makes.
 
 use std::future::Future;
 use std::ops::Deref;
@@ -11,19 +11,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// A handle to the background tasks and the shutdown signals of this process, which all components share. The fields are in one
-/// `Arc`, because middleware clones the handle for each request, and cloning a [`CancellationToken`] takes a lock.
+/// A handle to the background tasks of this process and the cancellation tokens for its shutdown, which all components share. The
+/// fields are in one `Arc`, because middleware clones the handle for each request, and cloning a [`CancellationToken`] takes a
+/// lock.
 #[derive(Clone, Default)]
 pub struct Process(Arc<ProcessInner>);
 
 /// The fields of a [`Process`].
 #[derive(Default)]
 pub struct ProcessInner {
-    /// Tasks that run outside of requests. Shutdown waits for them.
+    /// The tokio tasks that shutdown waits for, such as connections, requests that change something, and attempts of jobs.
     pub background_tasks: TaskTracker,
     /// Canceled when shutdown begins. Components then start no new work.
     pub shutdown: CancellationToken,
-    /// Canceled when the deadline of the graceful shutdown has passed, or at a second signal. Running jobs are then aborted.
+    /// Canceled when the deadline of the graceful shutdown has passed, or at a second SIGTERM or SIGINT. Running jobs are then
+    /// aborted.
     pub abort: CancellationToken,
 }
 

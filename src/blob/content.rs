@@ -27,9 +27,9 @@ const MAX_SCAN_PASSES: usize = 3;
 #[derive(Clone, Copy)]
 pub enum ContentKey<'a> {
     /// The KEK of the project, if the request or job has it.
-    Project(Option<&'a Kek>),
+    Kek(Option<&'a Kek>),
     /// The data key of this content.
-    Object(&'a Dek),
+    Dek(&'a Dek),
 }
 
 /// Wraps the data key of content and binds it to the hash of the content.
@@ -48,8 +48,8 @@ fn decode_sha256(sha256: &str) -> Result<Vec<u8>> {
 pub fn unwrap_dek(blob: &StoredBlob, key: ContentKey<'_>) -> Result<Option<Dek>> {
     let Some(format) = blob.encryption_format else { return Ok(None) };
     let kek = match key {
-        ContentKey::Object(dek) => return Ok(Some(Dek::from_bytes(*dek.bytes()))),
-        ContentKey::Project(kek) => kek.ok_or(Error::KeyRequired)?,
+        ContentKey::Dek(dek) => return Ok(Some(Dek::from_bytes(*dek.bytes()))),
+        ContentKey::Kek(kek) => kek.ok_or(Error::KeyRequired)?,
     };
     let wrapped = blob.wrapped_key.as_deref().unwrap_or_default();
     let unwrapped = match format {

@@ -33,8 +33,8 @@ struct ConversionItem {
 /// The result of replacing an object.
 enum ReplaceOutcome {
     Replaced,
-    /// The object was already replaced or deleted, or the sweep has deleted the pending row of the new object.
-    NotNeeded,
+    /// The blob has another object or is no longer live, or the sweep has deleted the pending row of the new object.
+    RowChanged,
     /// The storage format of the project has changed.
     FormatChanged,
 }
@@ -136,7 +136,7 @@ impl BlobService {
     ) -> Result<(), Interrupt> {
         progress.check_deadline()?;
         let (converted, corrupt) = match self.replace_object(encryption, format, blob).await {
-            Ok(ReplaceOutcome::Replaced | ReplaceOutcome::NotNeeded) => (1, Vec::new()),
+            Ok(ReplaceOutcome::Replaced | ReplaceOutcome::RowChanged) => (1, Vec::new()),
             Ok(ReplaceOutcome::FormatChanged) => return Err(Interrupt::FormatChanged),
             Err(err @ (Error::Corrupt { .. } | Error::Internal(_))) => {
                 tracing::error!(
@@ -159,7 +159,7 @@ impl BlobService {
         format: StorageFormat,
         blob: &StoredBlob,
     ) -> Result<ReplaceOutcome> {
-        let copy = self.copy_to_spool(ContentKey::Project(Some(encryption.decryption_key()?)), blob).await?;
+        let copy = self.copy_to_spool(ContentKey::Kek(Some(encryption.decryption_key()?)), blob).await?;
         let (new_id, new_object) = self.store_object(encryption, format, &copy).await?;
         let outcome = self.replace_in_row(blob, new_id, &new_object).await?;
         if !matches!(outcome, ReplaceOutcome::Replaced) {
@@ -189,7 +189,7 @@ impl BlobService {
             "delete from blobs where id = $1 and state = 'pending' returning encryption_format, wrapped_key",
             new_id as _
         );
-        let Some(new) = deleted.fetch_optional(&mut *tx).await? else { return Ok(ReplaceOutcome::NotNeeded) };
+        let Some(new) = deleted.fetch_optional(&mut *tx).await? else { return Ok(ReplaceOutcome::RowChanged) };
         let updated = sqlx::query!(
             "update blobs set object_key = $3, encryption_format = $4, wrapped_key = $5
              where id = $1 and object_key = $2 and state = 'live'",
@@ -200,7 +200,7 @@ impl BlobService {
             new.wrapped_key,
         );
         if updated.execute(&mut *tx).await?.rows_affected() == 0 {
-            return Ok(ReplaceOutcome::NotNeeded);
+            return Ok(ReplaceOutcome::RowChanged);
         }
         sqlx::query!(
             "insert into blobs (id, project_id, object_key, sha256, size, state, encryption_format, wrapped_key)

@@ -13,8 +13,8 @@ use crate::db::Db;
 use crate::jobs::JobQueue;
 use crate::process::Process;
 
-/// The memory budget of [`BlobService::read_within_budget`] in KiB. A response with the text of a file takes about three times
-/// the size of the file.
+/// The memory budget of [`BlobService::read_within_budget`] in KiB. Only the bytes that are read count, not copies of them: a
+/// response with the text of a file takes about three times the size of the file.
 pub(super) const READ_BUDGET_KIB: u32 = 64 * 1024;
 
 /// Stores, reads, converts and deletes blobs. A clone is cheap. The methods are in [`super::content`], [`super::ingest`],

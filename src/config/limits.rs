@@ -82,8 +82,8 @@ pub struct Limits {
         value_parser = parse_count
     )]
     pub max_message_parts: usize,
-    /// Maximum number of messages in the response to a request without the parameter limit, and of events in any response
-    /// with messages
+    /// Maximum number of messages in the response to a request that does not set the limit parameter, and of events in any
+    /// response with messages
     #[arg(
         long = "messages-limit",
         env = "ACONTEXTD_MESSAGES_LIMIT",
@@ -92,7 +92,8 @@ pub struct Limits {
         value_parser = parse_count
     )]
     pub max_messages: usize,
-    /// Maximum total size of the messages in one response. The response contains a cursor for the following messages
+    /// A response with messages ends when their total size exceeds this value, and contains a cursor for the following
+    /// messages
     #[arg(
         long = "messages-bytes",
         env = "ACONTEXTD_MESSAGES_BYTES",
@@ -101,7 +102,7 @@ pub struct Limits {
         value_parser = parse_bytes
     )]
     pub max_messages_bytes: u64,
-    /// Maximum number of messages in a session for which copying the session is allowed
+    /// Maximum number of messages in a copied session
     #[arg(
         long = "copy-limit",
         env = "ACONTEXTD_COPY_LIMIT",
@@ -138,7 +139,7 @@ pub struct Limits {
     )]
     pub max_regex_bytes: u64,
     /// Maximum number of entries in a list without pages (files of a directory, files of a skill, skills or sessions of a
-    /// learning space), and of users in the response to a request without the parameter limit
+    /// learning space), and of users in the response to a request that does not set the limit parameter
     #[arg(
         long = "list-limit",
         env = "ACONTEXTD_LIST_LIMIT",
@@ -192,7 +193,7 @@ pub struct Limits {
         value_parser = parse_bytes
     )]
     pub max_skill_md_bytes: u64,
-    /// Maximum number of files of a skill whose download as an archive is allowed
+    /// Maximum number of files in a downloaded skill archive
     #[arg(
         long = "skill-download-files",
         env = "ACONTEXTD_SKILL_DOWNLOAD_FILES",
@@ -201,7 +202,7 @@ pub struct Limits {
         value_parser = parse_count
     )]
     pub max_skill_download_files: usize,
-    /// Maximum total size of the files of a skill whose download as an archive is allowed
+    /// Maximum total size of the files in a downloaded skill archive
     #[arg(
         long = "skill-download",
         env = "ACONTEXTD_SKILL_DOWNLOAD",

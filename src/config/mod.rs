@@ -1,6 +1,6 @@
 //! Settings, read from flags and the environment into [`Config`]. The doc comments of its fields are the text of `--help`.
 //!
-//! A setting that Acontext also has keeps the name of its environment variable. The names of all other variables begin with
+//! A setting that Acontext also has keeps the name of its environment variable. The names of most other variables begin with
 //! `ACONTEXTD_`. Some variables have an alias, which takes precedence (see `load::ALIASES`). An empty variable counts as unset.
 //! For an invalid value, [`Config::load`] returns a message that names the setting and describes the valid values.
 
@@ -98,8 +98,8 @@ pub struct Server {
 
 #[derive(Args, Clone, Debug)]
 pub struct Keys {
-    /// API key of the default project, without the prefix sk-ac-. Startup sets this key if it differs from the token that
-    /// startup has set last
+    /// API key of the default project, without the prefix sk-ac-. Startup replaces the project's key only if this setting has
+    /// changed since it was last applied
     #[arg(
         long,
         env = "ROOT_API_BEARER_TOKEN",

@@ -57,14 +57,14 @@ fn part_line(part: &Part) -> Option<Cow<'_, str>> {
 /// Returns `true` if a text, without the line break that it has in a message, has more than `limit` tokens. Reads no more of
 /// the text than necessary.
 pub fn exceeds(text: &str, limit: usize) -> bool {
-    // A token has at least one byte, so a text of at most `limit` bytes does not exceed the limit. No token extends beyond the
-    // end of a word, so a text in which `limit` word ends precede the last byte exceeds the limit.
+    // A token has at least one byte, so a text of at most `limit` bytes does not exceed the limit. Every word end is the
+    // end of a token. A text with `limit` word ends before its last byte therefore has more than `limit` tokens.
     let is_word_end =
         |pair: &[u8]| pair[0].is_ascii_alphabetic() && matches!(pair[1], b' '..=b'&' | b'('..=b'@' | b'\n');
-    let mut words = text.as_bytes().windows(2).filter(|pair| is_word_end(pair));
+    let mut word_ends = text.as_bytes().windows(2).filter(|pair| is_word_end(pair));
     let encoding = bpe_openai::o200k_base();
     let is_over = || encoding.count_till_limit(&encoding.normalize(text), limit).is_none();
-    text.len() > limit && (words.nth(limit.saturating_sub(1)).is_some() || is_over())
+    text.len() > limit && (word_ends.nth(limit.saturating_sub(1)).is_some() || is_over())
 }
 
 /// Returns the size of the counted text in bytes. The sizes of tool calls are estimates.

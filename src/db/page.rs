@@ -90,10 +90,10 @@ macro_rules! impl_paged {
 /// fetch_page!(select_users!("users t where t.project_id = $4"; project as _), conn, page)
 /// ```
 ///
-/// `$select` is a macro that the caller defines. It calls `query_as!` with the columns of the list and `from`, followed by
-/// `$rest` and the parameters. `$rest` must begin with the table of the list under the alias `t`. It must end with a WHERE
-/// clause, to which this macro adds the condition for the cursor. The parameters of the caller begin with `$4`, because this
-/// macro uses `$1` to `$3`.
+/// `$select` is a macro that the caller defines. Its arguments are an SQL text and the parameters. It calls `query_as!` with
+/// `select <columns> from <text>` and the parameters. `$rest` is the beginning of the text. It must begin with the table of the
+/// list under the alias `t`, and end with a WHERE clause, to which this macro adds the condition for the cursor. The parameters
+/// of the caller begin with `$4`, because this macro uses `$1` to `$3`.
 ///
 /// There is one statement for each direction, so that both are checked at compile time and both can use an index.
 macro_rules! fetch_page {

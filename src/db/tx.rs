@@ -14,8 +14,8 @@ use tokio::runtime::Handle;
 use super::Db;
 use super::job_waker::JobWaker;
 
-/// A transaction that is rolled back when it is dropped. A job can only be enqueued in a `Tx`, whose commit wakes the job
-/// runners. So no caller can forget to wake them, or wake them before the job is visible.
+/// A transaction that is rolled back when it is dropped. `JobQueue::enqueue` requires a `Tx`, whose commit wakes the job runners.
+/// So its callers cannot forget to wake them, or wake them before the job is visible.
 pub struct Tx {
     inner: TxInner,
     job_waker: Arc<JobWaker>,
@@ -86,8 +86,8 @@ impl DerefMut for Tx {
 
 impl Db {
     /// Begins a transaction in a cancel-safe way. If the returned future is dropped, a background task finishes `BEGIN` and
-    /// rolls back. Without this task, sqlx (0.8.6 and 0.9.0) would return a connection with an open transaction to the pool, and
-    /// later writes on that connection would be lost. The task can be removed with an sqlx release that contains
+    /// rolls back. Otherwise sqlx (0.8.6 and 0.9.0) would return a connection with an open transaction to the pool, and later
+    /// writes on that connection would be lost. The background task can be removed with an sqlx release that contains
     /// <https://github.com/transact-rs/sqlx/pull/4394>.
     pub fn begin(&self) -> BeginTransaction {
         let db = self.clone();

@@ -1,6 +1,6 @@
 //! SQL that changes the files of a disk. All changes are made by [`apply`]. It stores each new content, and each new user
-//! metadata, as a version with a revision, so that one condition selects the versions that were valid at a revision. If a file is
-//! deleted, all its versions are deleted, too.
+//! metadata, as a version, which is valid from its own revision to the revision of the next version. If a file is deleted, all
+//! its versions are deleted, too.
 
 use serde_json::{Map, Value};
 use sqlx::PgConnection;

@@ -276,7 +276,7 @@ pub(crate) async fn read_if_text(
     let Some(kind) = TextKind::detect(&file.filename, &file.mime) else {
         return Ok(None);
     };
-    let key = ContentKey::Project(encryption.kek.as_deref());
+    let key = ContentKey::Kek(encryption.kek.as_deref());
     let (_permit, bytes) = platform.blobs.read_within_budget(key, &file.blob()).await?;
     let validate = move || kind.is_valid(&bytes).then_some((kind, bytes));
     tokio::task::spawn_blocking(validate).await.map_err(Error::internal)
@@ -309,7 +309,7 @@ pub async fn download_artifact(
     let mut conn = ctx.db.acquire().await?;
     let file = find_artifact(&mut conn, &caller, disk, &path).await?;
     drop(conn);
-    let key = ContentKey::Project(caller.encryption.kek.as_deref());
+    let key = ContentKey::Kek(caller.encryption.kek.as_deref());
     let info = FileInfo { mime: &file.mime, filename: &file.filename, sha256: &file.sha256, is_public: false };
     download::serve(&ctx.blobs, &file.blob(), key, &info, &method, &headers).await
 }

@@ -229,7 +229,7 @@ async fn scan_batch(
             ControlFlow::Continue(())
         }
     };
-    ctx.blobs.scan(ContentKey::Project(encryption.kek.as_deref()), blobs, Arc::new(visit)).await?;
+    ctx.blobs.scan(ContentKey::Kek(encryption.kek.as_deref()), blobs, Arc::new(visit)).await?;
     if timed_out.load(Ordering::Relaxed) {
         return Err(timeout_error());
     }

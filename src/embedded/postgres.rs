@@ -1,4 +1,4 @@
-//! The embedded Postgres: Debian's server binaries, files in `<data directory>/postgres`, a Unix socket and no port.
+//! The embedded Postgres: the server binaries of this machine, files in `<data directory>/postgres`, a Unix socket and no port.
 //!
 //! It exits with this process, even if the process is killed: the kernel sends SIGINT to Postgres when the thread that
 //! started it exits, and that thread does nothing else. A Postgres left over from a killed server is given time to exit and

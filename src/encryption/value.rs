@@ -58,14 +58,14 @@ pub fn decrypt_without_aad(kek: &Kek, value: Vec<u8>) -> Result<Vec<u8>, Decrypt
 }
 
 fn decrypt_with_aad(kek: &Kek, aad: &[u8], mut value: Vec<u8>) -> Result<Vec<u8>, DecryptError> {
-    let (header, sealed) = value.split_at_mut_checked(HEADER_LEN).ok_or(DecryptError)?;
+    let (header, nonce_and_ciphertext) = value.split_at_mut_checked(HEADER_LEN).ok_or(DecryptError)?;
     let wrapped_len = u16::from_be_bytes([header[1], header[2]]);
     if header[0] != VERSION || usize::from(wrapped_len) != WRAPPED_KEY_BASE64_LEN {
         return Err(DecryptError);
     }
     let wrapped = STANDARD.decode(&header[3..]).map_err(|_| DecryptError)?;
     let key = kek.unwrap_with_aad(&wrapped, aad)?.aes_key().map_err(|_| DecryptError)?;
-    let plaintext_len = open(&key, aad, sealed)?.len();
+    let plaintext_len = open(&key, aad, nonce_and_ciphertext)?.len();
     value.truncate(HEADER_LEN + NONCE_LEN + plaintext_len);
     value.drain(..HEADER_LEN + NONCE_LEN);
     Ok(value)

@@ -2,8 +2,8 @@
 //! messages.
 //!
 //! A request with a large body reserves memory for the body when it has read the first [`MAX_INLINE_WORK_BYTES`], and for the
-//! values before it parses them. It waits for both reservations and holds them until it ends. Requests cannot deadlock, because
-//! each of them reserves memory for its body first and for its values last.
+//! values before it parses them. It waits for both reservations and holds them until it ends. Requests that reserve memory for
+//! their body first and for their values last, each at most once, cannot deadlock.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -37,7 +37,7 @@ pub async fn serve(process: Process, listener: TcpListener, router: Router) -> a
             () = process.shutdown.cancelled() => break,
             stream = accept(&listener) => stream,
         };
-        // Responses are written in one call, so Nagle's algorithm would only delay them.
+        // Most responses are written in one call, so Nagle's algorithm would only delay them.
         let _ = stream.set_nodelay(true);
         let service = service.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
         let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));

@@ -14,8 +14,8 @@ use crate::ids::JobId;
 #[derive(Default)]
 pub struct Requeue<'a> {
     pub wait_reason: Option<WaitReason>,
-    /// `true` if the job waits for its project's master key and had none when it was claimed. The job does not wait if it has
-    /// received the key in the meantime, or if the ready duplicate that replaces it has the key.
+    /// `true` if the job is snoozed because it had no master key when it was claimed. The other fields are then ignored if the
+    /// job, or the ready duplicate that replaces it, now has the key.
     pub lacked_key: bool,
     pub delay: Duration,
     /// The error to store as the last error; `None` keeps the stored one.

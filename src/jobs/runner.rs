@@ -86,7 +86,8 @@ pub async fn run(runner: Arc<Runner>) -> anyhow::Result<()> {
         };
         let claimed = match claim(&runner, worker_id, &kinds, free.num_permits()).await {
             Ok(claimed) => claimed,
-            // The pool is closed, by the shutdown or because a connection pooler shares sessions. No job can be claimed anymore.
+            // The pool is closed: by the shutdown, or because connections share a server session (see `db::pooler`). No job
+            // can be claimed anymore.
             Err(_) if runner.db.is_closed() => {
                 runner.process.shutdown.cancelled().await;
                 break;

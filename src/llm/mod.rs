@@ -137,7 +137,7 @@ pub enum LlmError {
     Unavailable(anyhow::Error),
     /// The API key, the base URL or the model name is wrong. The same request succeeds after the settings are corrected.
     #[error("{0:#}")]
-    Denied(anyhow::Error),
+    Misconfigured(anyhow::Error),
     /// The request exceeds the context length of the model.
     #[error("{0:#}")]
     ContextTooLong(anyhow::Error),
@@ -150,7 +150,7 @@ impl LlmError {
     /// Returns `true` if the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NotConfigured | Self::Unavailable(_) | Self::Denied(_) => true,
+            Self::NotConfigured | Self::Unavailable(_) | Self::Misconfigured(_) => true,
             Self::ContextTooLong(_) | Self::Rejected(_) => false,
         }
     }

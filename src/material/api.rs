@@ -48,7 +48,7 @@ pub async fn get_material(
         .transpose()
         .map_err(|_| MATERIAL_NOT_FOUND)?
         .map(|bytes| Dek::from_bytes(*bytes));
-    let content_key = dek.as_ref().map_or(ContentKey::Project(None), ContentKey::Object);
+    let content_key = dek.as_ref().map_or(ContentKey::Kek(None), ContentKey::Dek);
     match download::serve(&platform.blobs, &blob, content_key, &info, &method, &headers).await {
         // After the link was created, the content was encrypted, or encrypted again with another data key. In the second case
         // the data key of the link is wrong, which looks the same as corrupt content.

@@ -60,7 +60,7 @@ pub fn wrap_dek_for_link(
     encryption: &ProjectEncryption,
     blob: &StoredBlob,
 ) -> Result<Option<LinkWrappedDataKey>> {
-    let dek = content::unwrap_dek(blob, ContentKey::Project(encryption.kek.as_deref()))?;
+    let dek = content::unwrap_dek(blob, ContentKey::Kek(encryption.kek.as_deref()))?;
     Ok(dek.map(|dek| link_keys.wrap(dek.bytes())).transpose()?)
 }
 

@@ -17,8 +17,8 @@ pub(super) struct SessionColumns {
     pub(super) projects: Vec<Uuid>,
     /// See [`NewMessage::max_buffer_turns`].
     pub(super) max_turns: Vec<Option<i64>>,
-    /// See [`NewMessage::job_key`].
-    pub(super) job_keys: Vec<Option<Vec<u8>>>,
+    /// See [`NewMessage::encrypted_kek`].
+    pub(super) encrypted_keks: Vec<Option<Vec<u8>>>,
     /// The number of new messages of each session.
     pub(super) counts: Vec<i64>,
     /// The last new message of each session.
@@ -41,7 +41,7 @@ impl SessionColumns {
                 columns.sessions.push(message.session.0);
                 columns.projects.push(message.project.0);
                 columns.max_turns.push(message.max_buffer_turns);
-                columns.job_keys.push(message.job_key.as_ref().map(|key| key.to_vec()));
+                columns.encrypted_keks.push(message.encrypted_kek.as_ref().map(|key| key.to_vec()));
                 columns.counts.push(0);
                 columns.last_ids.push(message.id.0);
                 columns.sessions.len() - 1

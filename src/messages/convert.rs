@@ -30,12 +30,12 @@ const MAX_BATCH_MESSAGES: i64 = 500;
 const MAX_BATCH_BYTES: usize = 2 << 20;
 
 /// Converts the messages of projects whose storage format has changed.
-pub struct MessageConverter {
+pub struct MessageEncryptionConverter {
     pub db: Db,
 }
 
 #[async_trait]
-impl EncryptableContent for MessageConverter {
+impl EncryptableContent for MessageEncryptionConverter {
     async fn count_remaining(&self, project: ProjectId, format: StorageFormat) -> Result<i64> {
         let count = sqlx::query_scalar!(
             r#"select count(*) as "count!" from messages m join sessions s on s.id = m.session_id
@@ -64,7 +64,7 @@ impl EncryptableContent for MessageConverter {
     }
 }
 
-impl MessageConverter {
+impl MessageEncryptionConverter {
     /// Lists the next sessions of a project, in order of creation, with messages that are not stored in `format`.
     async fn list_sessions(
         &self,

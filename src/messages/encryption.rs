@@ -19,15 +19,15 @@ use crate::json;
 /// The text that is returned in place of a message that cannot be decrypted.
 const CORRUPT_PLACEHOLDER: &str = "This message cannot be displayed because its stored content is corrupt.";
 
-/// Encrypts a message that is about to be stored. `job_key` becomes its [`NewMessage::job_key`].
+/// Encrypts a message that is about to be stored. `encrypted_kek` becomes its [`NewMessage::encrypted_kek`].
 ///
 /// # Errors
 /// Returns an error if the system's random number generator fails.
-pub fn encrypt_message(kek: &Kek, message: NewMessage, job_key: Vec<u8>) -> Result<NewMessage> {
+pub fn encrypt_message(kek: &Kek, message: NewMessage, encrypted_kek: Vec<u8>) -> Result<NewMessage> {
     let id = message.id.0;
     let content = Bytes::from(value::encrypt(kek, id, &message.content)?);
     let pending_calls = message.pending_calls.as_ref().map(|calls| encrypt_calls(kek, id, calls)).transpose()?;
-    Ok(NewMessage { content, pending_calls, job_key: Some(job_key.into()), ..message })
+    Ok(NewMessage { content, pending_calls, encrypted_kek: Some(encrypted_kek.into()), ..message })
 }
 
 /// Encrypts pending calls for the column `pending_calls`.

@@ -185,7 +185,7 @@ pub async fn load_inline_contents<'a>(
     let stored = rows::list_by_sha256(&mut conn, encryption.project, &hashes).await?;
     drop(conn);
     for blob in stored {
-        let bytes = ctx.blobs.read(ContentKey::Project(encryption.kek.as_deref()), &blob).await?;
+        let bytes = ctx.blobs.read(ContentKey::Kek(encryption.kek.as_deref()), &blob).await?;
         let base64 = tokio::task::spawn_blocking(move || STANDARD.encode(bytes)).await.map_err(Error::internal)?;
         contents.insert(blob.sha256, base64);
     }
@@ -231,7 +231,7 @@ pub async fn download_asset(
     let file = found.ok_or(Error::NotFound("asset not found"))?;
     let sha256 = &file.blob.sha256;
     let info = FileInfo { mime: "application/octet-stream", filename: &file.filename, sha256, is_public: false };
-    let key = ContentKey::Project(caller.encryption.kek.as_deref());
+    let key = ContentKey::Kek(caller.encryption.kek.as_deref());
     download::serve(&ctx.blobs, &file.blob, key, &info, &method, &headers).await
 }
 

@@ -5,7 +5,7 @@
 //!   commits many messages together. [`function_results`] matches function results with pending calls.
 //! - Listing: [`page`] reads a page of messages, [`encryption`] decrypts it, and [`render`] writes the response as JSON
 //!   ([`json_writer`]).
-//! - SQL: [`store`] with the types in [`new_message`], [`page`], [`file_store`] and [`observing`].
+//! - SQL: [`store`], [`page`], [`file_store`] and [`observing`]. [`new_message`] has the types of the insert statement.
 //! - [`convert`] encrypts and decrypts stored messages after the storage format of their project has changed.
 //!
 //! A message is one row that includes its content, so a page of usual size is one query. When the client receives the 201, the

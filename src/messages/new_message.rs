@@ -18,7 +18,7 @@ pub struct NewMessage {
     pub session: SessionId,
     pub role: Role,
     pub format: Format,
-    /// The body as JSON text; encrypted if there is a [`job_key`](Self::job_key).
+    /// The body as JSON text; encrypted if there is an [`encrypted_kek`](Self::encrypted_kek).
     pub content: Bytes,
     pub tokens: i32,
     pub meta: Map<String, Value>,
@@ -28,13 +28,13 @@ pub struct NewMessage {
     /// The project's setting that replaces [`ObservationBuffer::max_turns`](super::store::ObservationBuffer::max_turns).
     pub max_buffer_turns: Option<i64>,
     /// If the message is encrypted, the project's master key for its observe job, encrypted for the queue.
-    pub job_key: Option<Bytes>,
+    pub encrypted_kek: Option<Bytes>,
 }
 
 impl NewMessage {
     /// Returns the storage format of the content.
     pub fn storage_format(&self) -> StorageFormat {
-        StorageFormat::from_flag(self.job_key.is_some())
+        StorageFormat::from_flag(self.encrypted_kek.is_some())
     }
 }
 

@@ -75,7 +75,7 @@ pub struct MessagePageRequest {
     pub after: Option<Cursor>,
     pub newest_first: bool,
     pub limit: usize,
-    /// Maximum size of the page in bytes. The first message is always included.
+    /// Maximum size of the page without its last message, in bytes.
     pub max_bytes: u64,
 }
 

@@ -185,7 +185,8 @@ impl StoreMessageFields {
     }
 }
 
-/// Returns the key of the list in which the number of parts exceeds `max_parts`. Parts in tool results are counted, too.
+/// Returns the key of the list with which the number of parts in the message exceeds `max_parts`. Parts in tool results are
+/// counted, too.
 fn oversized_list_key(body: &Value, max_parts: usize) -> Option<&'static str> {
     let length = |list: Option<&Value>| list.and_then(Value::as_array).map_or(0, Vec::len);
     let nested_len = |block: &Value| {
@@ -287,7 +288,7 @@ impl ParsedMessage {
                 user_meta,
                 pending_calls: calls_to_json(&pending_calls),
                 max_buffer_turns,
-                job_key: None,
+                encrypted_kek: None,
             };
             Ok(PreparedMessage { message, function_results, parts })
         })
@@ -310,9 +311,9 @@ impl PreparedMessage {
             return Ok(self.message.clone());
         }
         let (encryption, message) = (encryption.clone(), self.message.clone());
-        let job_key = ctx.queue.wrap_kek(encryption.decryption_key()?)?;
+        let encrypted_kek = ctx.queue.wrap_kek(encryption.decryption_key()?)?;
         run_blocking(ctx, message.content.len(), move || {
-            encryption::encrypt_message(encryption.decryption_key()?, message, job_key)
+            encryption::encrypt_message(encryption.decryption_key()?, message, encrypted_kek)
         })
         .await
     }

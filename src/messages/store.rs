@@ -56,7 +56,7 @@ pub async fn insert(
         sessions,
         projects,
         max_turns,
-        job_keys,
+        encrypted_keks,
         counts,
         last_ids,
         session_indexes,
@@ -150,7 +150,7 @@ pub async fn insert(
         &max_turns as _,
         &format_projects,
         &storage_formats as _,
-        &job_keys as _,
+        &encrypted_keks as _,
         &encrypted_as as _,
     )
     .fetch_all(conn)

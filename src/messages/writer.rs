@@ -1,4 +1,4 @@
-//! The message writer commits messages in batches. One thread with one connection takes all queued messages, commits them
+//! The message writer commits messages in batches. One thread with one connection takes the queued messages, commits them
 //! together, and then reports the results. There is no timer: the messages that arrive during a commit become the next batch.
 //!
 //! If Postgres rejects a batch, its messages are stored one by one, so that an invalid message fails alone. If the connection is
@@ -200,7 +200,7 @@ impl WriterConnection {
         {
             match self.pooler_check.verify(unverified).await {
                 Ok(()) => self.verified_at = Instant::now(),
-                // A pooler shares server sessions: no more statements may be executed.
+                // The check has detected a pooler that shares server sessions. No more statements may be executed.
                 Err(err @ sqlx::Error::PoolClosed) => return Err(err),
                 // The connection was lost while it was idle.
                 Err(_) => conn = None,

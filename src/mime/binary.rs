@@ -50,7 +50,7 @@ const SUPPORTED_TYPES: &str = "
     video/webm video/x-flv video/x-m4v video/x-matroska video/x-ms-asf video/x-msvideo
 ";
 
-/// Types of which no file is text: binary bytes always follow the printable characters by which the crate recognizes them.
+/// Types whose files are never text: binary bytes always follow the printable characters by which the crate recognizes them.
 const NEVER_TEXT: &str = "
     application/ogg application/tzif application/vnd.ms-outlook application/x-bzip2
     application/zlib audio/ape audio/flac font/collection font/otf image/bmp image/jp2 video/x-flv

@@ -74,8 +74,8 @@ fn from_content(text: &[u8], is_complete: bool) -> Option<&'static str> {
     if is_utf8 && !(text.is_ascii() && has_delete) {
         return Some("utf-8");
     }
-    // As in upstream, a text contains neither DEL (0x7f) nor control characters from 0x80 to 0x9f, except 0x85: a line break in
-    // ISO 8859-1, an ellipsis in Windows-1252.
+    // As in upstream, a text with DEL (0x7f) or a byte from 0x80 to 0x9f is neither ISO 8859-1 nor Windows-1252. The exception
+    // is 0x85, which is a line break in ISO 8859-1 and an ellipsis in Windows-1252.
     if text.iter().any(|byte| matches!(byte, 0x7f..=0x84 | 0x86..=0x9f)) {
         return None;
     }

@@ -48,8 +48,8 @@ pub(crate) fn is_active_content(mime: &str) -> bool {
     let (top_level, subtype) = essence.split_once('/').unwrap_or(("", &essence));
 
     let is_xml = matches!(subtype, "xml" | "xsl") || subtype.starts_with("xml-") || subtype.ends_with("+xml");
-    let is_archive = top_level == "multipart" || matches!(subtype, "rfc822" | "x-mimearchive");
-    is_xml || is_archive || ACTIVE_SUBTYPES.iter().any(|name| subtype.contains(name))
+    let may_be_mhtml = top_level == "multipart" || matches!(subtype, "rfc822" | "x-mimearchive");
+    is_xml || may_be_mhtml || ACTIVE_SUBTYPES.iter().any(|name| subtype.contains(name))
 }
 
 /// Returns the MIME type that the content of a file implies.

@@ -60,7 +60,7 @@ pub async fn ensure(platform: &Platform) -> anyhow::Result<ProjectId> {
     Ok(project)
 }
 
-/// Explains an error that violates the unique index on key lookup hashes. Returns other errors unchanged.
+/// Explains a violation of the unique index on key lookup hashes. Returns other errors unchanged.
 fn explain_key_conflict(error: sqlx::Error) -> anyhow::Error {
     match &error {
         sqlx::Error::Database(inner) if inner.constraint() == Some("projects_secret_key_hmac_key") => anyhow!(

@@ -137,8 +137,8 @@ pub async fn lock(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<O
     .await
 }
 
-/// Records that a project's key was rotated. A record of the same key may exist for another project: the default project may have
-/// been created with a root token that is a rotated key of that project.
+/// Records that a project's key was rotated. Replaces the record of the same key in another project, if there is one: the root
+/// token of the default project may be a rotated key of another project.
 pub async fn insert_rotated_key(
     conn: &mut PgConnection,
     project: ProjectId,

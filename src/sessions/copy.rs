@@ -68,8 +68,8 @@ pub async fn copy_session(
     }
     let copy = SessionId::new();
     insert_copy(&mut locked, copy).await?;
-    let job_key = platform.queue.wrap_kek_if_encrypted(&encryption)?;
-    copy_content(&mut locked, copy, platform.config.learning.buffer_ttl, job_key).await?;
+    let encrypted_kek = platform.queue.wrap_kek_if_encrypted(&encryption)?;
+    copy_content(&mut locked, copy, platform.config.learning.buffer_ttl, encrypted_kek).await?;
     let response = response::ok(CopySessionResponse { old_session_id: session, new_session_id: copy });
     // `copy_content` enqueues a job in SQL, which does not wake the job runners.
     tx.wake_on_commit();
@@ -100,7 +100,7 @@ async fn copy_content(
     session: &mut LockedSession<'_>,
     copy: SessionId,
     delay: Duration,
-    job_key: Option<Vec<u8>>,
+    encrypted_kek: Option<Vec<u8>>,
 ) -> sqlx::Result<()> {
     sqlx::query!(
         r#"with task_ids as materialized (select id as old, gen_random_uuid() as new from tasks where session_id = $1),
@@ -146,7 +146,7 @@ async fn copy_content(
         session.id as _,
         copy as _,
         interval(delay) as _,
-        job_key,
+        encrypted_kek,
     )
     .execute(&mut ***session)
     .await

@@ -66,12 +66,13 @@ impl<R: Read + Seek> SkillArchive<R> {
     /// Returns 400 if the archive is invalid or unsafe to extract, 413 if it is too large, and 503 if its temporary file cannot
     /// be read.
     pub fn open(mut reader: R, limits: ArchiveLimits) -> Result<Self> {
-        let end = end_of_central_directory::locate(&mut reader).map_err(|err| zip_error(&err.into()))?;
-        let end = end.ok_or_else(|| not_an_archive(&"end of central directory record is missing or invalid"))?;
-        if end.directory_len > (limits.max_files as u64).saturating_mul(MAX_DIRECTORY_BYTES_FACTOR) {
+        let location = end_of_central_directory::locate(&mut reader).map_err(|err| zip_error(&err.into()))?;
+        let location =
+            location.ok_or_else(|| not_an_archive(&"end of central directory record is missing or invalid"))?;
+        if location.directory_len > (limits.max_files as u64).saturating_mul(MAX_DIRECTORY_BYTES_FACTOR) {
             return Err(not_an_archive(&"central directory is too long"));
         }
-        let offset = ArchiveOffset::Known(end.archive_offset);
+        let offset = ArchiveOffset::Known(location.archive_offset);
         let central_directory = ZipIterable::try_new(reader, Config { archive_offset: offset });
         // If local headers could differ from the central directory, other programs could extract other files.
         let mut central_directory = central_directory.map_err(|err| zip_error(&err))?.enforce_header_consistency(true);
@@ -294,7 +295,7 @@ fn entry_error(name: &str, reason: &str) -> Error {
 
 fn zip_error(err: &ZipError) -> Error {
     match err {
-        ZipError::Io(err) if !is_archive_error(err) => disk_error(io::Error::new(err.kind(), err.to_string())),
+        ZipError::Io(err) if !is_archive_error(err) => temp_file_error(io::Error::new(err.kind(), err.to_string())),
         _ => not_an_archive(err),
     }
 }
@@ -303,19 +304,20 @@ fn not_an_archive(reason: &dyn std::fmt::Display) -> Error {
     Error::invalid_field("file", format_args!("not a readable zip archive: {reason}"))
 }
 
-/// Returns the error for a file that could not be extracted, because it is corrupt or the server's disk failed.
+/// Returns the error for a file that could not be extracted, because it is corrupt or a temporary file could not be read or
+/// written.
 fn extract_error(name: &str, err: io::Error) -> Error {
-    if is_archive_error(&err) { entry_error(name, "is corrupt") } else { disk_error(err) }
+    if is_archive_error(&err) { entry_error(name, "is corrupt") } else { temp_file_error(err) }
 }
 
-/// Returns `true` if the archive caused the error, and not the server's disk.
+/// Returns `true` if the content of the archive caused the error, and not the access to a temporary file.
 fn is_archive_error(err: &io::Error) -> bool {
     use io::ErrorKind;
     matches!(err.kind(), ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::UnexpectedEof | ErrorKind::Other)
 }
 
 /// Returns the error for a failed read of the uploaded archive, or a failed write of an extracted file.
-fn disk_error(err: io::Error) -> Error {
+fn temp_file_error(err: io::Error) -> Error {
     let msg = "cannot read or write a temporary file of the upload; the disk may be full, retry later".into();
     Error::Unavailable { msg, cause: Some(err.into()) }
 }

@@ -32,7 +32,7 @@ use crate::percent;
 use crate::platform::Platform;
 
 const SKILL_FILE_NOT_FOUND: Error = Error::NotFound("file not found");
-/// The default lifetime of a public link, in seconds.
+/// The default lifetime of a public link to a skill file, in seconds.
 const DEFAULT_LINK_TTL_SECS: i64 = 900;
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -91,7 +91,8 @@ pub async fn get_skill_file(
     Ok(response::ok(GetSkillFileResponse { path, mime: file.mime, content, url }))
 }
 
-/// Resolves `.` and `..` in a path that is relative to the root of a skill. Returns `None` if no file can have this path.
+/// Resolves `.` and `..`, and omits empty segments, in a path that is relative to the root of a skill. Returns `None` if the path
+/// begins or ends with a slash, leaves the root, or is not allowed.
 fn resolve_path(path: &str) -> Option<FilePath> {
     if path.starts_with('/') || path.ends_with('/') {
         return None;
@@ -231,7 +232,7 @@ impl ZipStream {
     }
 
     async fn append(&self, mut writer: BoxedZipWriter, file: ArtifactRow) -> Result<BoxedZipWriter> {
-        let key = ContentKey::Project(self.encryption.kek.as_deref());
+        let key = ContentKey::Kek(self.encryption.kek.as_deref());
         let (_permit, bytes) = self.platform.blobs.read_within_budget(key, &file.blob()).await?;
         let compress = move || -> anyhow::Result<_> {
             let name = path::join_relative(&file.path, &file.filename);

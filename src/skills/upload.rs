@@ -56,7 +56,7 @@ pub async fn ingest_archive(
         content
     });
     let (front_matter, ingest) = tokio::join!(extraction, platform.blobs.ingest(encryption, contents));
-    // If the object store fails, the extraction also fails. The error of the ingest is returned, because it has the cause.
+    // If the object store fails, the extraction usually fails, too. The error of the ingest is returned, as it has the cause.
     let ingest = ingest?;
     let front_matter = front_matter.map_err(Error::internal)??;
     Ok((PreparedSkill { front_matter, files }, ingest))

@@ -70,7 +70,7 @@ fn current_gauges(db: &Db, job_counts: Vec<jobs::store::JobCount>) -> Registry {
     }
     let mut registry = Registry::with_prefix("acontextd");
     registry.register("jobs", "Number of jobs by kind and state, across all processes", count);
-    let help = "Age of the oldest due job in seconds";
+    let help = "Time since the oldest job of this kind and state was due";
     registry.register_with_unit("jobs_oldest_due_age", help, Unit::Seconds, oldest_due_age);
     let help = "Database connections of this process by pool and state";
     registry.register("database_connections", help, connections);

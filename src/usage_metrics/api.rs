@@ -27,11 +27,11 @@ impl PathParam for RawProjectId {
 #[derive(Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct GetQuotaParams {
-    /// Route of the request, with parameter names instead of values.
+    /// Route of the request to forward, with parameter names instead of values.
     #[serde(default)]
     #[param(required = true, example = "/api/v1/disk/:disk_id/artifact")]
     path: Option<String>,
-    /// HTTP method of the request.
+    /// HTTP method of the request to forward.
     #[serde(default)]
     #[param(required = true, example = "POST")]
     method: Option<String>,
@@ -39,7 +39,7 @@ pub struct GetQuotaParams {
 
 /// Check a project's quota
 ///
-/// Returns 403 if the request would store data and the project is over its storage quota.
+/// For a gateway: returns 403 if the request to forward would store data and the project is over its storage quota.
 #[utoipa::path(get, path = "/metrics/v1/{project_id}/quota", tag = "metrics",
     params(("project_id" = ProjectId, Path), GetQuotaParams), security(("AdminToken" = [])))]
 pub async fn get_quota(

@@ -141,7 +141,7 @@ async fn errors_of_the_model_decide_the_status_of_the_messages() {
         // After an authentication error, which requires a change of the settings, the messages stay pending.
         let session = client.new_session().await;
         client.store_text(&session, "later").await;
-        llm.fail(LlmError::Denied(anyhow::anyhow!("401")));
+        llm.fail(LlmError::Misconfigured(anyhow::anyhow!("401")));
         app.drain_jobs().await;
         assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(1)));
     })

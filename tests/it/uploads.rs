@@ -112,7 +112,7 @@ async fn a_client_that_disconnects_leaves_nothing() {
         let head = "--a-boundary-of-tests\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
         let chunks = std::iter::once(Bytes::from(head)).chain(std::iter::repeat_n(Bytes::from(vec![1; 64 << 10]), 20));
         let broken = futures_util::stream::iter(chunks.map(Ok))
-            .chain(futures_util::stream::once(async { Err(std::io::Error::other("hung up")) }));
+            .chain(futures_util::stream::once(async { Err(std::io::Error::other("disconnected")) }));
         send(&client, &disk, &kind, Body::from_stream(broken)).await.assert_error(400, "form");
         for table in ["artifacts", "blobs"] {
             let count = format!("select count(*) from {table}");

@@ -25,7 +25,7 @@ fn message(project: Uuid, session: &str, text: &str) -> NewMessage {
         meta: Map::new(),
         user_meta: Map::new(),
         pending_calls: None,
-        job_key: None,
+        encrypted_kek: None,
         max_buffer_turns: None,
     }
 }

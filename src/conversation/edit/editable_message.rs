@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{EditedMessage, Message};
 use crate::conversation::format::BodyChange;
-use crate::conversation::format::changes::{ResultAttachments, empty_arguments};
+use crate::conversation::format::changes::{AttachmentMatcher, empty_arguments};
 use crate::conversation::parts::{Part, PartKind};
 use crate::conversation::tokens;
 
@@ -54,11 +54,11 @@ impl EditableMessage {
     pub(super) fn replace_results(&mut self, indices: &[usize], text: &str) {
         let mut indices = indices.iter().peekable();
         let (mut parts_seen, mut results_seen) = (0, 0);
-        let mut attachments = ResultAttachments::default();
+        let mut attachments = AttachmentMatcher::default();
         self.parts.retain_mut(|part| {
             parts_seen += 1;
             if part.kind != PartKind::ToolResult {
-                let is_removed = attachments.includes_next(part.kind, &part.meta);
+                let is_removed = attachments.matches_next(part.kind, &part.meta);
                 if is_removed {
                     // The stored result must be changed even if it already has this text.
                     self.result_texts.insert(results_seen - 1, text.to_owned());
@@ -67,9 +67,9 @@ impl EditableMessage {
                 return !is_removed;
             }
             results_seen += 1;
-            attachments = ResultAttachments::default();
+            attachments = AttachmentMatcher::default();
             if indices.next_if_eq(&&(parts_seen - 1)).is_some() {
-                attachments = ResultAttachments::for_result(&part.meta);
+                attachments = AttachmentMatcher::for_result(&part.meta);
                 if part.text != text {
                     text.clone_into(&mut part.text);
                     self.result_texts.insert(results_seen - 1, text.to_owned());

@@ -26,19 +26,20 @@ impl Groups {
         Self::build(messages, |_| false)
     }
 
-    /// Builds the groups. If `is_unique` returns `true` for a reference, all messages with this reference belong to one group.
+    /// Builds the groups. If `groups_all` returns `true` for a reference, all messages with this reference belong to one group.
     /// Other references are matched as in [`Self::by_call`].
-    fn build(messages: &[EditableMessage], is_unique: impl Fn(&CallReference<'_>) -> bool) -> Self {
+    fn build(messages: &[EditableMessage], groups_all: impl Fn(&CallReference<'_>) -> bool) -> Self {
         let all: Vec<_> = (0..messages.len()).collect();
         let mut groups = Self { parent: all.clone(), next: all };
-        // The message with the last call. For a unique reference, the first message with a call or a result.
+        // By reference: the message with the last call. For a reference for which `groups_all` returns `true`: the first message
+        // with this reference.
         let mut calls: HashMap<CallReference<'_>, usize> = HashMap::new();
         // The first message with a result whose call has not occurred yet.
         let mut unmatched_results: HashMap<CallReference<'_>, usize> = HashMap::new();
         for (index, message) in messages.iter().enumerate() {
             for part in message.parts() {
                 let Some(reference) = CallReference::from_part(part) else { continue };
-                if is_unique(&reference) {
+                if groups_all(&reference) {
                     groups.union(*calls.entry(reference).or_insert(index), index);
                 } else if part.kind == PartKind::ToolCall {
                     if let Some(result) = unmatched_results.remove(&reference) {

@@ -17,7 +17,7 @@ pub(super) struct MiddleOut {
 
 impl MiddleOut {
     pub(super) fn parse(params: &Params) -> Result<Self, ParseError> {
-        Ok(Self { target: params.required_number("token_reduce_to", params.integer("token_reduce_to", 1)?)? })
+        Ok(Self { target: params.require("token_reduce_to", params.integer("token_reduce_to", 1)?)? })
     }
 
     pub(super) fn apply(&self, messages: &mut Vec<EditableMessage>) {

@@ -75,8 +75,8 @@ pub struct EditedMessage {
 /// If there is no such message, applies them to all messages. Returns the messages that were not removed, including unchanged
 /// messages and the messages after `pin`.
 ///
-/// Token limits and numbers of recent calls or results refer only to these messages. Each of them may be removed, including
-/// the message at `pin`.
+/// Token limits and numbers of recent calls or results refer only to the messages to which the strategies are applied. Each of
+/// these messages may be removed, including the message at `pin`.
 pub fn apply(strategies: &[Strategy], messages: Vec<Message>, pin: Option<usize>) -> Vec<EditedMessage> {
     let numbered = messages.into_iter().enumerate();
     let mut messages: Vec<_> = numbered.map(|(index, message)| EditableMessage::new(index, message)).collect();

@@ -26,8 +26,9 @@ impl Params {
         ParseError::Invalid { field: format!("{}.params.{key}", self.path), reason: reason.into() }
     }
 
-    /// Returns the value of a parameter that is a number of at least 1, or an error if it is absent.
-    pub(super) fn required_number(&self, key: &str, value: Option<usize>) -> Result<usize, ParseError> {
+    /// Returns `value`, the value of the parameter `key`, or an error if the parameter is absent. The parameter is a number of at
+    /// least 1.
+    pub(super) fn require(&self, key: &str, value: Option<usize>) -> Result<usize, ParseError> {
         value.ok_or_else(|| self.invalid(key, "is required and must be a number of at least 1"))
     }
 

@@ -4,9 +4,9 @@
 //! If a message is removed, the messages with the results of its calls and the messages with the calls of its results are
 //! removed too, transitively. A result belongs to the last call with its id that precedes it.
 //!
-//! The behavior is the same as upstream's if each id has one call and, in a later message, one result. Upstream removes only
-//! the last result of a call. It leaves results without a call, or calls without a result, in these cases:
-//! - A message contains results of calls in several messages.
+//! Upstream removes only the message with the last result of each call, and not transitively. It leaves results without a
+//! call, or calls without a result, in the following cases. In all other cases the behavior is the same.
+//! - A message contains results of calls in several messages, or results and calls.
 //! - A result precedes its call, or occurs in several messages.
 //! - Several calls have the same id, or there is no id (`OpenAI`'s deprecated function calls).
 
@@ -21,7 +21,7 @@ pub(super) struct TokenLimit {
 
 impl TokenLimit {
     pub(super) fn parse(params: &Params) -> Result<Self, ParseError> {
-        Ok(Self { limit: params.required_number("limit_tokens", params.truncated_number("limit_tokens", 1)?)? })
+        Ok(Self { limit: params.require("limit_tokens", params.truncated_number("limit_tokens", 1)?)? })
     }
 
     pub(super) fn apply(&self, messages: &mut Vec<EditableMessage>) {

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::changes::{ChangeCursor, ResultAttachments, empty_arguments};
+use super::changes::{AttachmentMatcher, ChangeCursor, empty_arguments};
 use super::value::{
     Object, contains_nul, indexed_objects_mut, invalid, object, opaque_part, part, remove_nulls, str_at,
     take_as_string, take_opaque_block,
@@ -135,19 +135,19 @@ fn to_part(value: Value) -> Part {
 /// Applies changes to a stored body.
 pub(super) fn apply_changes(body: &mut Object, changes: &mut ChangeCursor<'_>) {
     let Some(Value::Array(parts)) = body.get_mut("parts") else { return };
-    let mut attachments = ResultAttachments::default();
+    let mut attachments = AttachmentMatcher::default();
     parts.retain_mut(|part| {
         let part = part.as_object_mut().and_then(|part| Some((part_kind(part)?, part)));
         let Some((kind, part)) = part else {
-            attachments = ResultAttachments::default();
+            attachments = AttachmentMatcher::default();
             return true;
         };
         let no_meta = Object::new();
         if kind == PartKind::ToolResult {
-            attachments = ResultAttachments::default();
+            attachments = AttachmentMatcher::default();
             if let Some(text) = changes.next_result_text() {
                 let meta = part.get("meta").and_then(Value::as_object).unwrap_or(&no_meta);
-                attachments = ResultAttachments::for_result(meta);
+                attachments = AttachmentMatcher::for_result(meta);
                 part.insert("text".into(), text.into());
             }
             return true;
@@ -155,7 +155,7 @@ pub(super) fn apply_changes(body: &mut Object, changes: &mut ChangeCursor<'_>) {
         if kind == PartKind::ToolCall && changes.clears_next_call() {
             clear_arguments(part);
         }
-        !attachments.includes_next(kind, part.get("meta").and_then(Value::as_object).unwrap_or(&no_meta))
+        !attachments.matches_next(kind, part.get("meta").and_then(Value::as_object).unwrap_or(&no_meta))
     });
 }
 

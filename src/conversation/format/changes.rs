@@ -64,12 +64,12 @@ impl<'a> ChangeCursor<'a> {
 /// A matcher for the attachments of a tool result, which are the parts that directly follow it and refer to the same call. The
 /// default matches no part.
 #[derive(Default)]
-pub(in crate::conversation) struct ResultAttachments {
+pub(in crate::conversation) struct AttachmentMatcher {
     /// The call that the result refers to, as in [`call_reference`]. `None` if no more attachments can follow.
     call: Option<(&'static str, String)>,
 }
 
-impl ResultAttachments {
+impl AttachmentMatcher {
     /// Returns the matcher for the parts after the tool result with this meta.
     pub(in crate::conversation) fn for_result(meta: &Object) -> Self {
         Self { call: call_reference(meta).map(|(key, call)| (key, call.to_owned())) }
@@ -77,7 +77,7 @@ impl ResultAttachments {
 
     /// Returns `true` if the next part, which must not be a tool result, is an attachment. A tool call is never an attachment, so
     /// that the removal of attachments does not change the index of a call.
-    pub(in crate::conversation) fn includes_next(&mut self, kind: PartKind, meta: &Object) -> bool {
+    pub(in crate::conversation) fn matches_next(&mut self, kind: PartKind, meta: &Object) -> bool {
         let same_call = self.call.as_ref().is_some_and(|(key, call)| call_reference(meta) == Some((key, call)));
         if !same_call {
             self.call = None;

@@ -109,10 +109,10 @@ fn validate_part(part: &mut Object, path: &str) -> Result<(), InvalidMessage> {
             }
             "fileData" => {
                 validate_field(inner, "mimeType", &path, "must be a string", Value::is_string)?;
-                validate_name(inner, "fileUri", &path)?;
+                validate_nonempty_string(inner, "fileUri", &path)?;
             }
             "functionCall" | "functionResponse" => {
-                validate_name(inner, "name", &path)?;
+                validate_nonempty_string(inner, "name", &path)?;
                 let is_valid_id = |id: &Value| id.as_str().is_some_and(|id| !id.contains('\0'));
                 validate_field(inner, "id", &path, "must be a string without the character NUL", is_valid_id)?;
                 let json_key = if key == "functionCall" { "args" } else { "response" };
@@ -147,9 +147,9 @@ fn validate_field(
 }
 
 /// Returns an error unless the value at the key is a non-empty string without NUL.
-fn validate_name(object: &Object, key: &str, path: &str) -> Result<(), InvalidMessage> {
-    let name = str_at(object, key);
-    if !name.is_empty() && !name.contains('\0') {
+fn validate_nonempty_string(object: &Object, key: &str, path: &str) -> Result<(), InvalidMessage> {
+    let text = str_at(object, key);
+    if !text.is_empty() && !text.contains('\0') {
         return Ok(());
     }
     Err(invalid(format!("{path}.{key}"), "must be a non-empty string without the character NUL"))

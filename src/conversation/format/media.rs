@@ -134,7 +134,7 @@ impl Media {
     }
 
     /// Returns a text that describes the media, such as `[image cat.png (image/png): https://...]`, or `None` if it has neither a
-    /// file name nor a MIME type nor a URL.
+    /// file name nor a MIME type nor a URL other than a `data:` URL.
     pub(super) fn placeholder_text(&self) -> Option<String> {
         let kind = match self.kind {
             PartKind::Image => "image",

@@ -51,7 +51,7 @@ pub struct InvalidMessage {
 pub struct NormalizedMessage {
     pub format: Format,
     pub role: Role,
-    /// Metadata of the message: `source_format`, and depending on the format `name` and `original_role` (`OpenAI`), `response`
+    /// The meta of the message: `source_format`, and depending on the format `name` and `original_role` (`OpenAI`), `response`
     /// (Anthropic), or the fields of the message's own `meta` (`acontext`).
     pub meta: Map<String, Value>,
     /// The message as it is stored; see [`normalize`].
@@ -111,8 +111,8 @@ impl NormalizedMessage {
 ///
 /// The body is the message as it was sent, except for the following changes:
 /// - Keys with the value `null` are removed where `null` means absent: in the message, in its blocks or parts of a known type,
-///   and in the objects that the format defines inside these. They are preserved in free JSON (arguments, results, `meta`) and in
-///   blocks of an unknown type.
+///   and in the objects that the format defines inside these. They are preserved in free-form JSON (arguments, results, `meta`),
+///   except at the top level of Gemini's `partMetadata`, and in blocks of an unknown type.
 /// - The list that every message of the format has (`content` of Anthropic, `parts` of Gemini and acontext) is added if it is
 ///   missing.
 /// - `OpenAI`: Tool call arguments that are an object or array are converted to a JSON string. In a tool message, a missing

@@ -11,7 +11,7 @@ use crate::http::request_headers::media_type;
 /// A SHA-256 hash.
 pub type Hash = [u8; 32];
 
-/// The number of bytes that are hashed before the task yields to other tasks.
+/// The number of bytes that are hashed before the tokio task yields to other tokio tasks.
 const CHUNK_SIZE: usize = 64 * 1024;
 
 /// The fingerprint of a request: the SHA-256 of its query, media type and body. The extractor of the idempotency key adds it to
@@ -75,7 +75,7 @@ impl RequestHasher {
         self.0.update(value);
     }
 
-    /// Adds a value that may be large. Yields to other tasks after each chunk of `CHUNK_SIZE`.
+    /// Adds a value that may be large. Yields to other tokio tasks after each chunk of `CHUNK_SIZE`.
     pub async fn add_large(&mut self, value: &[u8]) {
         self.0.update(&(value.len() as u64).to_be_bytes());
         for (i, chunk) in value.chunks(CHUNK_SIZE).enumerate() {

@@ -100,8 +100,8 @@ async fn set_storage_format(
     store::set_format(&mut tx, caller.project, format, &check_value).await?;
     store::begin_conversion(&mut tx, caller.project, format).await?;
     // Jobs that are already in the queue need the master key, too, because they may read encrypted content.
-    let job_key = ctx.queue.wrap_kek_if_encrypted(&encryption)?;
-    jobs::store::set_key_for_all(&mut tx, caller.project, job_key.as_deref()).await?;
+    let encrypted_kek = ctx.queue.wrap_kek_if_encrypted(&encryption)?;
+    jobs::store::set_key_for_all(&mut tx, caller.project, encrypted_kek.as_deref()).await?;
     let job = ConvertProject { project: caller.project };
     ctx.queue.enqueue(&mut tx, &encryption, &job, Delay::NONE).await?;
     // A conversion job may already be in the queue and wait for its next attempt.

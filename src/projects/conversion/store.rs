@@ -80,8 +80,8 @@ pub async fn begin_conversion(conn: &mut PgConnection, project: ProjectId, forma
     .map(drop)
 }
 
-/// Begins an attempt: sets the number of remaining items. Resets the number of failed items, because the attempt retries them.
-/// Returns the id of the conversion, or `None` if the project has no conversion.
+/// Begins an attempt: sets the total to the number of converted and remaining items, and the number of failed items to 0,
+/// because the attempt retries them. Returns the id of the conversion, or `None` if the project has no conversion.
 pub async fn begin_attempt(conn: &mut PgConnection, project: ProjectId, remaining: i64) -> sqlx::Result<Option<Uuid>> {
     sqlx::query_scalar!(
         "update encryption_conversions set total = converted + $2, failed = 0, error = null where project_id = $1 returning id",
