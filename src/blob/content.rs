@@ -154,7 +154,7 @@ impl BlobService {
     /// Reads the whole content into memory.
     ///
     /// # Errors
-    /// As for [`BlobService::open`].
+    /// Returns the same errors as [`BlobService::open`].
     pub async fn read(&self, key: ContentKey<'_>, blob: &StoredBlob) -> Result<Bytes> {
         let mut current = Cow::Borrowed(blob);
         let bytes = loop {
@@ -176,7 +176,7 @@ impl BlobService {
     /// has enough free memory for the content, and reserves this memory until the permit is dropped.
     ///
     /// # Errors
-    /// As for [`BlobService::read`].
+    /// Returns the same errors as [`BlobService::read`].
     pub async fn read_within_budget(
         &self,
         key: ContentKey<'_>,
@@ -190,7 +190,7 @@ impl BlobService {
     /// Copies the content to a spool and verifies its SHA-256.
     ///
     /// # Errors
-    /// As for [`BlobService::open`]; also returns 500 if the hash differs, and 503 if the disk is full.
+    /// Returns the same errors as [`BlobService::open`], and also 500 if the hash differs, and 503 if the disk is full.
     pub async fn copy_to_spool(&self, key: ContentKey<'_>, blob: &StoredBlob) -> Result<Spool> {
         let mut bytes = self.open(key, blob, 0..blob.size.cast_unsigned()).await?;
         let mut copy = self.spool_dir.writer();

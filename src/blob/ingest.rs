@@ -109,7 +109,7 @@ impl BlobService {
     /// every object has a row.
     ///
     /// # Errors
-    /// As for [`BlobService::ingest`].
+    /// Returns the same errors as [`BlobService::ingest`].
     pub(super) async fn store_object(
         &self,
         encryption: &ProjectEncryption,

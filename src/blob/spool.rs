@@ -211,7 +211,7 @@ impl SpoolWriter {
     /// Completes the spool.
     ///
     /// # Errors
-    /// As for [`SpoolWriter::write`].
+    /// Returns the same errors as [`SpoolWriter::write`].
     pub async fn finish(self) -> io::Result<Spool> {
         let storage = match self.file {
             None => SpoolStorage::Memory(self.memory.freeze()),

@@ -77,7 +77,7 @@ impl Config {
     /// Reads the settings from `environment` and from `args`, whose first element is the program name.
     ///
     /// # Errors
-    /// As for [`Config::load`].
+    /// Returns the same errors as [`Config::load`].
     pub fn from_args_and_env(
         args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
         environment: &HashMap<OsString, OsString>,

@@ -37,7 +37,7 @@ impl ProjectEncryption {
     /// Checks that content can be stored. Handlers call this to reject a request before they read its body.
     ///
     /// # Errors
-    /// As for [`ProjectEncryption::encryption_key`].
+    /// Returns the same errors as [`ProjectEncryption::encryption_key`].
     pub fn ensure_can_store(&self) -> Result<()> {
         self.encryption_key(self.format).map(drop)
     }

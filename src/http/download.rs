@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::mime;
 use crate::percent;
 
-/// What the response headers say about a file.
+/// The properties of a file that the response headers contain.
 pub struct FileInfo<'a> {
     pub mime: &'a str,
     pub filename: &'a str,

@@ -38,7 +38,7 @@ pub fn parse_trusted(text: &[u8]) -> Result<Value, Error> {
 /// Parses the first JSON value of a text and ignores the rest.
 ///
 /// # Errors
-/// As for [`parse`].
+/// Returns the same errors as [`parse`].
 pub fn parse_first(text: &[u8]) -> Result<Value, Error> {
     check_keys(text)?;
     // Usually the text is a single value, so the faster parser, which rejects any further text, is tried first.

@@ -77,7 +77,7 @@ pub struct ToolResult {
     pub is_error: bool,
 }
 
-/// Whether the response may or must contain tool calls.
+/// The rule for tool calls in the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolChoice {
     /// The model decides.
