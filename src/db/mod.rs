@@ -68,6 +68,11 @@ impl Db {
         pool
     }
 
+    /// Creates a pool with one connection, which is not listed in [`Db::pools`].
+    fn single_connection_pool(&self) -> PgPool {
+        create_pool(self.0.options.clone(), 1, &self.0.pooler_check, &[])
+    }
+
     /// Returns all pools with their names.
     pub fn pools(&self) -> Vec<(&'static str, PgPool)> {
         let mut pools = vec![("main", self.0.pool.clone())];

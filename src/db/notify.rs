@@ -3,12 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Acquire;
 use sqlx::postgres::PgListener;
+use tokio::time::timeout;
 
 use super::Db;
+use super::pooler::no_response_error;
 
 /// The delay before a lost notification connection is opened again.
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
+/// How long it may take to open the notification connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the notification connection may be silent before it is verified. A connection that was lost without a TCP reset is
+/// noticed after this time and the timeout of the verification.
+const VERIFY_AFTER_SILENCE: Duration = Duration::from_secs(2);
 
 /// A handler of the notifications of one channel.
 pub trait NotificationHandler: Send + Sync {
@@ -30,9 +38,10 @@ pub trait NotificationHandler: Send + Sync {
 pub async fn listen(db: Db, handlers: Vec<Arc<dyn NotificationHandler>>) -> anyhow::Result<()> {
     let shutdown = &db.process().shutdown;
     loop {
+        let mut close_event = db.close_event();
         let result = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            result = listen_once(&db, &handlers) => result,
+            result = close_event.do_until(listen_once(&db, &handlers)) => result.and_then(|result| result),
         };
         for handler in &handlers {
             handler.on_connection_change();
@@ -47,19 +56,33 @@ pub async fn listen(db: Db, handlers: Vec<Arc<dyn NotificationHandler>>) -> anyh
     }
 }
 
-/// Opens a connection and dispatches its notifications. Returns when the connection is lost.
+/// Opens a connection and dispatches its notifications. Returns when the connection is lost or no longer responds.
+///
+/// The connection does not belong to a pool of requests: it would occupy one of its connections, and a connection that does not
+/// respond would stay there.
 async fn listen_once(db: &Db, handlers: &[Arc<dyn NotificationHandler>]) -> sqlx::Result<()> {
-    let mut listener = PgListener::connect_with(db).await?;
-    listener.eager_reconnect(false);
-    listener.listen_all(handlers.iter().map(|handler| handler.channel())).await?;
+    let pool = db.single_connection_pool();
+    let connect = async {
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.eager_reconnect(false);
+        listener.listen_all(handlers.iter().map(|handler| handler.channel())).await?;
+        Ok::<_, sqlx::Error>(listener)
+    };
+    let mut listener = timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| no_response_error())??;
     // Notifications that were sent before LISTEN were not received.
     for handler in handlers {
         handler.on_connection_change();
     }
-    while let Some(notification) = listener.try_recv().await? {
-        for handler in handlers.iter().filter(|handler| handler.channel() == notification.channel()) {
-            handler.on_notification(notification.payload());
+    loop {
+        match timeout(VERIFY_AFTER_SILENCE, listener.try_recv()).await {
+            Ok(Ok(Some(notification))) => {
+                for handler in handlers.iter().filter(|handler| handler.channel() == notification.channel()) {
+                    handler.on_notification(notification.payload());
+                }
+            }
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Err(err)) => return Err(err),
+            Err(_) => db.pooler_check().verify(listener.acquire().await?).await?,
         }
     }
-    Ok(())
 }

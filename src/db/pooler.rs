@@ -33,6 +33,10 @@ const VERIFY_INTERVAL: Duration = Duration::from_secs(1);
 /// The time limit of the check at startup.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long Postgres may take to respond to a verification. After that, the connection counts as lost, because a firewall may
+/// have dropped it without a TCP reset.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The query that returns `true` if the session has the mark of the connection that executes it.
 const VERIFY_QUERY: &str = "select current_setting('acontextd.session', true) \
                       = current_setting('application_name') || ' ' || pg_backend_pid()";
@@ -107,13 +111,17 @@ impl PoolerCheck {
         Ok(())
     }
 
-    /// Verifies that this connection still has the session that it marked.
+    /// Verifies that this connection still has the session that it marked, and that it responds. After an error, the connection
+    /// must be dropped.
     ///
     /// # Errors
-    /// Returns [`sqlx::Error::PoolClosed`] if the session is another one, or if a shared session was found before.
+    /// Returns [`sqlx::Error::PoolClosed`] if the session is another one, or if a shared session was found before, and
+    /// [`sqlx::Error::Io`] if there is no response within `VERIFY_TIMEOUT`.
     pub async fn verify(&self, conn: &mut PgConnection) -> sqlx::Result<()> {
         self.ensure_no_shared_session()?;
-        let row = conn.fetch_one(VERIFY_QUERY).await?;
+        let row = tokio::time::timeout(VERIFY_TIMEOUT, conn.fetch_one(VERIFY_QUERY))
+            .await
+            .map_err(|_| no_response_error())??;
         let is_own: Option<bool> = row.try_get(0)?;
         if is_own != Some(true) {
             return Err(self.report_shared_session());
@@ -176,6 +184,11 @@ impl PoolerCheck {
         }
         Ok(())
     }
+}
+
+/// Returns the error for a connection on which the database does not respond.
+pub(super) fn no_response_error() -> sqlx::Error {
+    std::io::Error::new(std::io::ErrorKind::TimedOut, "the database does not respond").into()
 }
 
 fn duration_ms(duration: Duration) -> u64 {

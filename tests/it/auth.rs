@@ -1,11 +1,14 @@
 //! Authentication with project keys.
 
+use std::time::{Duration, Instant};
+
 use acontextd::crypto::{KEY_PREFIX, ProjectKey};
 use acontextd::features::ACCESS_RULES;
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
 
-use crate::support::{Client, PEPPER, TestConfig, document, run, run_with, wait_until};
+use crate::support::tcp_proxy::TcpProxy;
+use crate::support::{Client, PEPPER, TestApp, TestConfig, document, run, run_with, wait_until};
 
 /// Returns the method and path of every operation of the API description, and its path with a UUID for each parameter.
 fn operations() -> Vec<(Method, String, String)> {
@@ -138,42 +141,100 @@ async fn changed_or_deleted_projects_leave_the_cache_of_all_processes() {
     .await;
 }
 
+/// Waits until `listening` receives notifications, and then until it has cached the key of `client`. While it waits, other
+/// processes change projects.
+async fn wait_until_cached(listening: &TestApp, client: &Client) {
+    let status = async |client: &Client| listening.client().with_key(client.key()).get("/api/v1/ping").await.status;
+    let set_lookup_hash = async |client: &Client, lookup_hash: &str| {
+        let change = sqlx::query("update projects set secret_key_hmac = $2 where id = $1");
+        change.bind(client.project()).bind(lookup_hash).execute(&*listening.app.db).await.unwrap();
+    };
+    // The listener first clears the cache, and receives notifications of changes only after that.
+    let probe = listening.project().await;
+    wait_until("the listener has started", async || {
+        assert!([200, 401].contains(&status(&probe).await.as_u16()));
+        set_lookup_hash(&probe, "changed").await;
+        status(&probe).await == StatusCode::UNAUTHORIZED
+    })
+    .await;
+    // Changes without a notification.
+    listening.execute("alter table projects disable trigger projects_changed").await;
+    let lookup_hash = ProjectKey::parse(client.key().strip_prefix(KEY_PREFIX).unwrap()).lookup_hash(PEPPER);
+    // A late notification of the changes above keeps a key that is verified in the meantime out of the cache.
+    wait_until("the key is cached", async || {
+        set_lookup_hash(client, &lookup_hash).await;
+        assert_eq!(status(client).await, StatusCode::OK);
+        set_lookup_hash(client, "another").await;
+        status(client).await == StatusCode::OK
+    })
+    .await;
+}
+
+/// A firewall that drops a connection sends no TCP reset, so that the process only sees silence.
+#[tokio::test]
+async fn a_notification_connection_that_is_lost_silently_is_replaced() {
+    run(async |app| {
+        let proxy = TcpProxy::start(&app.database).await;
+        let config = TestConfig { database: Some(proxy.options()), ..TestConfig::default() };
+        let second_process = app.second_process(config).await;
+        let client = app.project().await;
+        let test = async {
+            wait_until_cached(&second_process, &client).await;
+            proxy.lose_listeners();
+            let lost_at = Instant::now();
+            wait_until("the key is rejected", async || {
+                let status = second_process.client().with_key(client.key()).get("/api/v1/ping").await.status;
+                status == StatusCode::UNAUTHORIZED
+            })
+            .await;
+            lost_at.elapsed()
+        };
+        // The bound is 5 seconds; the rest is for a busy machine. Without it, the cache keeps the key for a minute.
+        tokio::select! {
+            ended = second_process.listen() => panic!("the listener ended: {ended:?}"),
+            elapsed = test => assert!(elapsed < Duration::from_secs(20), "{elapsed:?}"),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_listener_leaves_the_smallest_number_of_connections_to_requests() {
+    run_with(TestConfig::default().with("ACONTEXTD_DATABASE_CONNECTIONS", "2"), async |app| {
+        let client = app.project().await;
+        let test = async {
+            wait_until("the listener listens", async || {
+                let listening = "select count(*) from pg_stat_activity
+                                 where datname = current_database() and query like 'LISTEN%'";
+                app.fetch_scalar::<i64>(listening).await == 1
+            })
+            .await;
+            client.new_disk().await;
+        };
+        tokio::select! {
+            ended = app.listen() => panic!("the listener ended: {ended:?}"),
+            () = test => {}
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn losing_the_notification_connection_clears_the_key_cache() {
     run(async |app| {
-        let [client, probe] = [app.project().await, app.project().await];
+        let client = app.project().await;
         let listener = app.listen();
         let test = async {
-            let status = async |client: &Client| client.get("/api/v1/ping").await.status;
-            // The listener first clears the cache, and receives notifications of changes only after that.
-            wait_until("the listener has started", async || {
-                assert!([200, 401].contains(&status(&probe).await.as_u16()));
-                let change = sqlx::query("update projects set secret_key_hmac = 'changed' where id = $1");
-                change.bind(probe.project()).execute(&*app.app.db).await.unwrap();
-                status(&probe).await == StatusCode::UNAUTHORIZED
-            })
-            .await;
-            // Changes that no process is notified of.
-            app.execute("alter table projects disable trigger projects_changed").await;
-            let set_lookup_hash = async |lookup_hash: &str| {
-                let change = sqlx::query("update projects set secret_key_hmac = $2 where id = $1");
-                change.bind(client.project()).bind(lookup_hash).execute(&*app.app.db).await.unwrap();
-            };
-            let lookup_hash = ProjectKey::parse(client.key().strip_prefix(KEY_PREFIX).unwrap()).lookup_hash(PEPPER);
-            // A late notification of the changes above keeps a key that is verified in the meantime out of the cache.
-            wait_until("the key is cached", async || {
-                set_lookup_hash(&lookup_hash).await;
-                assert_eq!(status(&client).await, StatusCode::OK);
-                set_lookup_hash("another").await;
-                status(&client).await == StatusCode::OK
-            })
-            .await;
+            wait_until_cached(&app, &client).await;
             app.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity
                  where datname = current_database() and query ilike 'listen%'",
             )
             .await;
-            wait_until("the key is rejected", async || status(&client).await == StatusCode::UNAUTHORIZED).await;
+            wait_until("the key is rejected", async || {
+                client.get("/api/v1/ping").await.status == StatusCode::UNAUTHORIZED
+            })
+            .await;
         };
         tokio::select! {
             ended = listener => panic!("the listener ended: {ended:?}"),

@@ -1,9 +1,13 @@
-//! Cancellation of database calls.
+//! Cancellation of database calls, and lost connections.
 
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
+use axum::http::StatusCode;
+
+use crate::support::tcp_proxy::TcpProxy;
 use crate::support::{TestConfig, run_with, wait_until};
 
 #[tokio::test]
@@ -40,6 +44,30 @@ async fn a_cancelled_begin_leaves_no_open_transaction() {
             39,
             "some rows were lost"
         );
+    })
+    .await;
+}
+
+/// A firewall that drops connections sends no TCP reset, so that the process only sees silence.
+#[tokio::test]
+async fn idle_connections_that_were_lost_silently_are_replaced() {
+    run_with(TestConfig::default(), async |app| {
+        let proxy = TcpProxy::start(&app.database).await;
+        let config = TestConfig { database: Some(proxy.options()), ..TestConfig::default() };
+        let behind_proxy = app.second_process(config).await;
+        let client = behind_proxy.client().with_key(app.project().await.key());
+        let session = client.new_session().await;
+        client.store_text(&session, "before the loss").await;
+        assert_eq!(client.messages(&session, "").await["items"].as_array().unwrap().len(), 1);
+        proxy.lose_connections();
+        // Connections are verified only if they were idle for a second.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let lost_at = Instant::now();
+        client.store_text(&session, "after the loss").await;
+        assert_eq!(client.messages(&session, "").await["items"].as_array().unwrap().len(), 2);
+        assert_eq!(client.get("/api/v1/disk").await.status, StatusCode::OK);
+        // Without the verification, a write takes 10 seconds, and a request times out after 60 seconds.
+        assert!(lost_at.elapsed() < Duration::from_secs(9), "{:?}", lost_at.elapsed());
     })
     .await;
 }

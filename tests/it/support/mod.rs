@@ -9,6 +9,7 @@ pub mod postgres;
 pub mod s3;
 pub mod samples;
 pub mod server_process;
+pub mod tcp_proxy;
 pub mod zip;
 
 use std::collections::{BTreeMap, HashMap};
@@ -111,7 +112,8 @@ impl TestApp {
 
     /// Starts a second app on the same database and objects, which stands in for another process.
     pub async fn second_process(&self, config: TestConfig) -> Self {
-        let config = TestConfig { database: Some(self.database.clone()), ..config };
+        let database = config.database.clone().or_else(|| Some(self.database.clone()));
+        let config = TestConfig { database, ..config };
         Self::with_blobs(config, Arc::clone(&self.blobs) as Arc<dyn ObjectStore>, Arc::clone(&self.blobs)).await
     }
 
