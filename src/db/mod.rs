@@ -15,9 +15,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sqlx::PgPool;
 use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgPool};
+
+use tokio::time::timeout;
 
 use crate::process::Process;
 use job_waker::JobWaker;
@@ -26,6 +28,9 @@ pub use tx::{BeginTransaction, Tx};
 
 /// The idle time after which a connection is checked before it is used again.
 const CHECK_AFTER_IDLE: Duration = Duration::from_secs(1);
+
+/// How long the database may take to accept a connection of [`Db::probe`].
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A handle to the database. It dereferences to the main pool. A clone is cheap.
 #[derive(Clone)]
@@ -71,6 +76,17 @@ impl Db {
     /// Creates a pool with one connection, which is not listed in [`Db::pools`].
     fn single_connection_pool(&self) -> PgPool {
         create_pool(self.0.options.clone(), 1, &self.0.pooler_check, &[])
+    }
+
+    /// Opens a connection outside of the pools and closes it.
+    ///
+    /// # Errors
+    /// Returns the reason if no connection can be opened. The pools cannot return it: they try again until their timeout if
+    /// Postgres is not running, is starting, or has too many connections.
+    pub async fn probe(&self) -> sqlx::Result<()> {
+        let connect = self.0.pooler_check.connect(&self.0.options, &[]);
+        let conn = timeout(PROBE_TIMEOUT, connect).await.map_err(|_| pooler::no_response_error())??;
+        conn.close_hard().await
     }
 
     /// Returns all pools with their names.

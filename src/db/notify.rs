@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::Db;
 use super::pooler::no_response_error;
+use crate::error::database::DatabaseOutage;
 
 /// The delay before a lost notification connection is opened again.
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
@@ -50,7 +51,8 @@ pub async fn listen(db: Db, handlers: Vec<Arc<dyn NotificationHandler>>) -> anyh
         if db.is_closed() {
             shutdown.cancelled().await;
         } else if let Err(error) = result {
-            tracing::warn!(error = %error, "notification connection lost; reconnecting");
+            let reason = DatabaseOutage::classify(&error).map(DatabaseOutage::description);
+            tracing::warn!(error = %error, reason, "notification connection lost; reconnecting");
             tokio::time::sleep(RECONNECT_DELAY).await;
         }
     }
@@ -68,7 +70,11 @@ async fn listen_once(db: &Db, handlers: &[Arc<dyn NotificationHandler>]) -> sqlx
         listener.listen_all(handlers.iter().map(|handler| handler.channel())).await?;
         Ok::<_, sqlx::Error>(listener)
     };
-    let mut listener = timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| no_response_error())??;
+    let Ok(listener) = timeout(CONNECT_TIMEOUT, connect).await else {
+        db.probe().await?;
+        return Err(no_response_error());
+    };
+    let mut listener = listener?;
     // Notifications that were sent before LISTEN were not received.
     for handler in handlers {
         handler.on_connection_change();

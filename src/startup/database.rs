@@ -9,7 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use super::STARTUP_TIMEOUT;
 use crate::config::Database;
 use crate::db::pooler::{PoolerCheck, SHARED_SESSIONS};
-use crate::error::is_transient;
+use crate::error::database::DatabaseOutage;
 
 /// Opens the first connection. If the database is external, waits up to `STARTUP_TIMEOUT` for it to start, and rejects a
 /// pooler that shares sessions.
@@ -33,15 +33,17 @@ pub async fn connect(
                 return Ok(conn);
             }
             Ok(Err(_)) if pooler_check.found_shared_session() => bail!(SHARED_SESSIONS),
-            Ok(Err(error)) if is_transient(&error) && tokio::time::Instant::now() < deadline => {
-                tracing::warn!(error = %error, "waiting for the database");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
             Ok(Err(error)) => {
-                return Err(error).context(
-                    "cannot connect to the database named by DATABASE_URL (or DATABASE_HOST): check host, user, \
-                     password and database name",
-                );
+                let outage = DatabaseOutage::classify(&error);
+                let description = outage.map_or("cannot connect to the database", DatabaseOutage::description);
+                let may_end = outage.is_some_and(|outage| !outage.requires_change());
+                if !may_end || tokio::time::Instant::now() >= deadline {
+                    let description =
+                        format!("{description} (DATABASE_URL, or DATABASE_HOST and the related settings)");
+                    return Err(error).context(description);
+                }
+                tracing::warn!(error = %error, "waiting for the database: {description}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
             Err(_) => bail!(
                 "the database named by DATABASE_URL (or DATABASE_HOST) does not respond: check host and port, and \

@@ -7,6 +7,7 @@ use axum::extract::State;
 use crate::auth::Caller;
 use crate::db::pooler::SHARED_SESSIONS;
 use crate::error::Error;
+use crate::error::database::DatabaseOutage;
 use crate::http::response::{self, ApiResponse, Empty, QueryResult};
 use crate::platform::Platform;
 
@@ -30,17 +31,24 @@ pub async fn ready(State(platform): State<Platform>) -> QueryResult<Empty> {
     if platform.db.pooler_check().found_shared_session() {
         return Err(Error::unavailable(SHARED_SESSIONS));
     }
-    let database = async { sqlx::query_scalar!("select 1 as one").fetch_one(&*platform.db).await };
-    match tokio::time::timeout(CHECK_TIMEOUT, database).await {
+    let query = async { sqlx::query_scalar!("select 1 as one").fetch_one(&*platform.db).await };
+    match tokio::time::timeout(CHECK_TIMEOUT, query).await {
         Ok(Ok(_)) => {}
-        Ok(Err(err)) => return Err(not_ready("the database does not respond", err.into())),
-        Err(timeout) => return Err(not_ready("the database does not respond", timeout.into())),
+        Ok(Err(err)) => return Err(database_not_ready(&platform, err).await),
+        Err(_) => return Err(database_not_ready(&platform, sqlx::Error::PoolTimedOut).await),
     }
     match tokio::time::timeout(CHECK_TIMEOUT, platform.blobs.check()).await {
         Ok(Ok(())) => Ok(response::ok_message("ready")),
         Ok(Err(err)) => Err(not_ready("the object store does not respond", err.into())),
         Err(timeout) => Err(not_ready("the object store does not respond", timeout.into())),
     }
+}
+
+/// Returns the error for a failed query. If no connection can be opened, it names the reason for that.
+async fn database_not_ready(platform: &Platform, err: sqlx::Error) -> Error {
+    let err = platform.db.probe().await.err().unwrap_or(err);
+    let outage = DatabaseOutage::classify(&err);
+    not_ready(outage.map_or("the database cannot execute a query", DatabaseOutage::description), err.into())
 }
 
 fn not_ready(msg: &'static str, cause: anyhow::Error) -> Error {

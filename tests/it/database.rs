@@ -1,4 +1,4 @@
-//! Cancellation of database calls, and lost connections.
+//! Cancellation of database calls, lost connections, and databases that reject connections.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -6,7 +6,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
+use sqlx::postgres::PgConnectOptions;
 
+use crate::support::fake_postgres::FakePostgres;
 use crate::support::tcp_proxy::TcpProxy;
 use crate::support::{TestConfig, run_with, wait_until};
 
@@ -70,4 +72,49 @@ async fn idle_connections_that_were_lost_silently_are_replaced() {
         assert!(lost_at.elapsed() < Duration::from_secs(9), "{:?}", lost_at.elapsed());
     })
     .await;
+}
+
+/// Asserts that requests with a key get a 503, and that `/ready` names the reason.
+async fn assert_unavailable(database: PgConnectOptions, reason: &str) {
+    run_with(TestConfig { database: Some(database), ..TestConfig::default() }, async |app| {
+        let ready = app.client().get("/ready").await;
+        ready.assert_error(503, reason);
+        let response = app.client().with_key("sk-ac-unknown").get("/api/v1/disk").await;
+        response.assert_error(503, "the database is unavailable");
+        assert_ne!(response.header("retry-after"), "");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_outage_of_the_database_is_a_503_with_its_own_reason() {
+    for (code, reason) in [
+        ("28P01", "rejects the login"),
+        ("28000", "rejects the login"),
+        ("3D000", "does not exist"),
+        ("53300", "too many connections"),
+        ("53100", "the disk of the database is full"),
+        ("53200", "out of memory"),
+        ("57P03", "starting"),
+        ("58030", "I/O error"),
+    ] {
+        let server = FakePostgres::start(Some(code)).await;
+        assert_unavailable(server.options("prefer"), reason).await;
+    }
+    let without_tls = FakePostgres::start(Some("57P03")).await;
+    assert_unavailable(without_tls.options("require"), "the TLS connection").await;
+    let closed_port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let not_running = format!("postgres://user@127.0.0.1:{closed_port}/name").parse().unwrap();
+    assert_unavailable(not_running, "database connection refused").await;
+    let unknown_host = "postgres://user@host.invalid/name".parse().unwrap();
+    assert_unavailable(unknown_host, "the host of the database").await;
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_respond_is_a_503_with_its_own_reason() {
+    let server = FakePostgres::start(None).await;
+    assert_unavailable(server.options("prefer"), "does not respond").await;
 }

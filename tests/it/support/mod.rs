@@ -1,6 +1,7 @@
 //! Helpers that the integration tests share.
 
 pub mod client;
+pub mod fake_postgres;
 pub mod llm;
 pub mod memory;
 pub mod mock_http;

@@ -1,9 +1,13 @@
 //! The errors of requests, with a variant for each HTTP status. [`Error::public_message`] returns the text that clients see.
 //! `http::response` converts an error to a response.
 
+pub mod database;
+
 use std::borrow::Cow;
 
 use axum::http::StatusCode;
+
+use database::DatabaseOutage;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -163,27 +167,23 @@ impl From<sqlx::Error> for Error {
             let msg = "the server has closed its database connections; see GET /ready for the reason".into();
             return Self::Unavailable { msg, cause: Some(cause.into()) };
         }
-        if is_transient(&cause) {
-            let msg = "the database is unavailable; retry shortly".into();
-            return Self::Unavailable { msg, cause: Some(cause.into()) };
+        match DatabaseOutage::classify(&cause) {
+            Some(outage) => {
+                let msg = match outage {
+                    DatabaseOutage::Conflict => "conflict with a concurrent change; retry shortly",
+                    _ => "the database is unavailable; retry shortly",
+                };
+                let cause = anyhow::Error::from(cause).context(outage.description());
+                Self::Unavailable { msg: msg.into(), cause: Some(cause) }
+            }
+            None => Self::Internal(cause.into()),
         }
-        Self::Internal(cause.into())
     }
 }
 
-/// Returns `true` if a database error is transient and not caused by the statement: the database is down, restarting, out of
-/// resources or read-only (a standby), or the transaction conflicts with another one. Codes:
-/// <https://www.postgresql.org/docs/15/errcodes-appendix.html>.
+/// Returns `true` if a database error is not caused by the statement, so that the same statement may succeed later.
 pub fn is_transient(error: &sqlx::Error) -> bool {
-    use sqlx::Error as E;
-    match error {
-        E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed | E::Protocol(_) => true,
-        E::Database(err) => err.code().is_some_and(|code| {
-            let class = code.get(..2).unwrap_or_default();
-            matches!(class, "08" | "53" | "57" | "58") || matches!(&*code, "40001" | "40P01" | "55P03" | "25006")
-        }),
-        _ => false,
-    }
+    DatabaseOutage::classify(error).is_some()
 }
 
 /// A conversion of the violation of one constraint to a specific error.
