@@ -37,12 +37,17 @@ platform_context! {
 pub struct DisksInner {
     platform: Platform,
     /// Has one permit for each grep that may run concurrently.
-    grep_limiter: Arc<Semaphore>,
+    pub grep_limiter: Arc<Semaphore>,
+    /// Has one permit for each glob that may run concurrently.
+    pub glob_limiter: Arc<Semaphore>,
 }
 
 impl Disks {
     pub fn new(platform: Platform) -> Self {
-        Self(Arc::new(DisksInner { platform, grep_limiter: Arc::new(Semaphore::new(search::MAX_CONCURRENT_GREPS)) }))
+        let limiter = |permits| Arc::new(Semaphore::new(permits));
+        let grep_limiter = limiter(search::MAX_CONCURRENT_GREPS);
+        let glob_limiter = limiter(search::MAX_CONCURRENT_GLOBS);
+        Self(Arc::new(DisksInner { platform, grep_limiter, glob_limiter }))
     }
 }
 

@@ -40,6 +40,9 @@ static NOT_CANCELED: AtomicBool = AtomicBool::new(false);
 
 /// The maximum number of greps that run concurrently in this process.
 pub(super) const MAX_CONCURRENT_GREPS: usize = 4;
+/// The maximum number of globs that run concurrently in this process. They have a limit of their own, because they take
+/// milliseconds, and a grep can take until its deadline.
+pub(super) const MAX_CONCURRENT_GLOBS: usize = 8;
 
 /// A compiled pattern.
 struct Pattern {
@@ -97,6 +100,22 @@ impl Pattern {
     }
 }
 
+/// Compiles a regular expression on a blocking thread, because the time grows with the size of the automaton. The thread holds
+/// the permit even if the request is aborted.
+///
+/// # Errors
+/// Returns 400 if the pattern is invalid or the automaton is too large.
+async fn compile_blocking(
+    ctx: &Disks,
+    pattern: String,
+    syntax: syntax::Config,
+    permit: OwnedSemaphorePermit,
+) -> Result<(Pattern, OwnedSemaphorePermit)> {
+    let max_nfa_bytes = ctx.config.limits.max_regex_bytes;
+    let compile = move || Pattern::compile(&pattern, syntax, max_nfa_bytes).map(|pattern| (pattern, permit));
+    tokio::task::spawn_blocking(compile).await.map_err(Error::internal)?
+}
+
 /// Returns the reason why a pattern is invalid: the last line of the root cause. The lines before it show the pattern.
 fn pattern_error_reason(err: &dyn std::error::Error) -> String {
     let mut cause = err;
@@ -112,8 +131,10 @@ pub async fn glob(ctx: &Disks, disk: DiskId, pattern: &str, limit: usize) -> Res
     let syntax = syntax::Config::new().dot_matches_new_line(true).utf8(false);
     // Only files below the literal prefix of the pattern can match.
     let dir = Directory::containing(pattern.split(['*', '?', '[', '\\']).next().unwrap_or_default());
-    let pattern = Pattern::compile(&glob_to_regex(pattern), syntax, ctx.config.limits.max_regex_bytes)?;
     let deadline = Instant::now() + ctx.config.limits.grep_timeout;
+    let permit = tokio::time::timeout_at(deadline.into(), Arc::clone(&ctx.glob_limiter).acquire_owned()).await;
+    let permit = permit.map_err(|_| timeout_error())?.map_err(Error::internal)?;
+    let (pattern, _permit) = compile_blocking(ctx, glob_to_regex(pattern), syntax, permit).await?;
     let mut conn = ctx.db.acquire().await?;
     let mut matches = Vec::new();
     let mut after = ArtifactPath { path: dir.as_str().to_owned(), filename: String::new() };
@@ -154,9 +175,10 @@ pub async fn grep(
 ) -> Result<Vec<ArtifactRow>> {
     let deadline = Instant::now() + ctx.config.limits.grep_timeout;
     let syntax = syntax::Config::new().case_insensitive(true).multi_line(true).utf8(false);
-    let pattern = Arc::new(Pattern::compile(pattern, syntax, ctx.config.limits.max_regex_bytes)?);
     let search = async {
         let permit = Arc::clone(&ctx.grep_limiter).acquire_owned().await.map_err(Error::internal)?;
+        let (pattern, permit) = compile_blocking(ctx, pattern.to_owned(), syntax, permit).await?;
+        let pattern = Arc::new(pattern);
         let run = GrepRun { pattern, deadline, canceled: CancelOnDrop::default(), permit: Arc::new(permit) };
         let mut matches = Vec::new();
         let mut after = ArtifactPath::default();

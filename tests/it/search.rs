@@ -128,3 +128,24 @@ async fn a_grep_that_times_out_is_a_503_without_a_partial_result() {
     })
     .await;
 }
+
+/// The limit of concurrent searches also covers the compilation of their patterns.
+#[tokio::test]
+async fn patterns_are_compiled_only_with_a_permit() {
+    run_with(TestConfig::default().with("ACONTEXTD_GREP_TIMEOUT", "100ms"), async |app| {
+        let client = app.project().await;
+        let disk = client.new_disk().await;
+        let limiters = [("grep", &app.app.disks.grep_limiter), ("glob", &app.app.disks.glob_limiter)];
+        for (search, limiter) in limiters {
+            let path = format!("/api/v1/disk/{disk}/artifact/{search}?query=%5Ba");
+            let all = u32::try_from(limiter.available_permits()).unwrap();
+            let permits = limiter.acquire_many(all).await.unwrap();
+            client.get(&path).await.assert_error(503, "search timed out");
+            drop(permits);
+            let status = if search == "grep" { 400 } else { 200 };
+            client.get(&path).await.assert_status(status);
+            assert_eq!(limiter.available_permits(), all as usize, "{search}");
+        }
+    })
+    .await;
+}
