@@ -32,7 +32,8 @@ use crate::messages::{self, Messages};
 use crate::platform::Platform;
 use crate::projects::conversion::convert::ConvertProject;
 use crate::projects::{self, Projects};
-use crate::{disks, learning_spaces, material, sessions, skills, status, tasks, usage_metrics, users};
+use crate::status::{self, Status};
+use crate::{disks, learning_spaces, material, sessions, skills, tasks, usage_metrics, users};
 
 /// The prefixes of routes, each with the module of `src` that has these routes. If several prefixes match, the longest one
 /// counts. A test compares this list with the routers.
@@ -88,6 +89,7 @@ pub struct App {
     pub disks: Disks,
     pub learn: Learn,
     pub projects: Projects,
+    pub status: Status,
 }
 
 impl App {
@@ -105,6 +107,7 @@ impl App {
             disks: Disks::new(platform.clone()),
             learn: Learn::new(platform.clone(), llm),
             projects: Projects::new(platform.clone(), authenticator.clone(), encrypted_content(&platform)),
+            status: Status::new(platform.clone()),
             authenticator,
             platform,
         }
@@ -128,7 +131,7 @@ fn encrypted_content(platform: &Platform) -> Vec<Arc<dyn EncryptableContent>> {
 fn routers(app: &App) -> Vec<(&'static str, OpenApiRouter)> {
     let platform = || app.platform.clone();
     vec![
-        ("status", status::router().with_state(platform())),
+        ("status", status::router().with_state(app.status.clone())),
         ("material", material::router().with_state(platform())),
         ("projects", projects::router().with_state(app.projects.clone())),
         ("sessions", sessions::router().merge(sessions::copy::router()).with_state(platform())),

@@ -1,6 +1,6 @@
 //! The liveness and readiness probes, and `/api/v1/ping`, which verifies a project key.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 
@@ -10,9 +10,13 @@ use crate::error::Error;
 use crate::error::database::DatabaseOutage;
 use crate::http::response::{self, ApiResponse, Empty, QueryResult};
 use crate::platform::Platform;
+use crate::status::Status;
 
 /// How long a dependency may take to respond.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the result of a readiness check is returned. The route requires no key, so its checks must not load the database and
+/// the object store.
+const MAX_CHECK_AGE: Duration = Duration::from_secs(1);
 
 /// Liveness probe
 ///
@@ -22,23 +26,45 @@ pub async fn health() -> ApiResponse<Empty> {
     response::ok_message("ok")
 }
 
+/// A completed readiness check.
+pub struct ReadinessCheck {
+    checked_at: Instant,
+    /// The reason if the server is not ready.
+    result: Result<(), String>,
+}
+
 /// Readiness probe
 ///
 /// Returns 200 if the database and the object store respond. Returns 503 with the reason if one of them does not respond, or if
-/// a connection pooler shares server sessions.
+/// a connection pooler shares server sessions. The result can be a second old.
 #[utoipa::path(get, path = "/ready", tag = "status", security(()))]
-pub async fn ready(State(platform): State<Platform>) -> QueryResult<Empty> {
+pub async fn ready(State(status): State<Status>) -> QueryResult<Empty> {
+    let mut last_check = status.last_check.lock().await;
+    if let Some(check) = last_check.as_ref().filter(|check| check.checked_at.elapsed() < MAX_CHECK_AGE) {
+        return match &check.result {
+            Ok(()) => Ok(response::ok_message("ready")),
+            Err(reason) => Err(Error::unavailable(reason.clone())),
+        };
+    }
+    let result = check_readiness(&status).await;
+    let reason = result.as_ref().map_err(|err| err.public_message().into_owned());
+    *last_check = Some(ReadinessCheck { checked_at: Instant::now(), result: reason.copied() });
+    result?;
+    Ok(response::ok_message("ready"))
+}
+
+async fn check_readiness(platform: &Platform) -> Result<(), Error> {
     if platform.db.pooler_check().found_shared_session() {
         return Err(Error::unavailable(SHARED_SESSIONS));
     }
     let query = async { sqlx::query_scalar!("select 1 as one").fetch_one(&*platform.db).await };
     match tokio::time::timeout(CHECK_TIMEOUT, query).await {
         Ok(Ok(_)) => {}
-        Ok(Err(err)) => return Err(database_not_ready(&platform, err).await),
-        Err(_) => return Err(database_not_ready(&platform, sqlx::Error::PoolTimedOut).await),
+        Ok(Err(err)) => return Err(database_not_ready(platform, err).await),
+        Err(_) => return Err(database_not_ready(platform, sqlx::Error::PoolTimedOut).await),
     }
     match tokio::time::timeout(CHECK_TIMEOUT, platform.blobs.check()).await {
-        Ok(Ok(())) => Ok(response::ok_message("ready")),
+        Ok(Ok(())) => Ok(()),
         Ok(Err(err)) => Err(not_ready("the object store does not respond", err.into())),
         Err(timeout) => Err(not_ready("the object store does not respond", timeout.into())),
     }

@@ -3,12 +3,34 @@
 pub mod health;
 pub mod prometheus;
 
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::platform::Platform;
+use crate::platform::{Platform, platform_context};
+use health::ReadinessCheck;
 
-pub fn router() -> OpenApiRouter<Platform> {
+platform_context! {
+    /// The state of the handlers for the status of the server.
+    Status, StatusInner
+}
+
+/// The fields of [`Status`].
+pub struct StatusInner {
+    platform: Platform,
+    /// The last readiness check. It is locked during a check, so that concurrent requests wait for its result.
+    last_check: Mutex<Option<ReadinessCheck>>,
+}
+
+impl Status {
+    pub fn new(platform: Platform) -> Self {
+        Self(Arc::new(StatusInner { platform, last_check: Mutex::default() }))
+    }
+}
+
+pub fn router() -> OpenApiRouter<Status> {
     OpenApiRouter::new()
         .routes(routes!(health::health))
         .routes(routes!(health::ready))

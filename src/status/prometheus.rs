@@ -14,7 +14,7 @@ use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::http::response::RawResponse;
 use crate::jobs;
-use crate::platform::Platform;
+use crate::status::Status;
 
 const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -35,7 +35,7 @@ struct PoolLabels {
 /// Returns the metrics in OpenMetrics text format.
 #[utoipa::path(get, path = "/metrics", tag = "status", security(("AdminToken" = [])),
     responses((status = 200, description = "The metrics", content_type = "application/openmetrics-text")))]
-pub async fn get_metrics(State(platform): State<Platform>) -> Result<RawResponse> {
+pub async fn get_metrics(State(platform): State<Status>) -> Result<RawResponse> {
     let mut conn = platform.db.acquire().await?;
     let job_counts = jobs::store::count_by_kind_and_state(&mut conn).await?;
     drop(conn);

@@ -1,5 +1,8 @@
 //! Behavior of every route: the response envelope, error responses, request ids and limits.
 
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
 use acontextd::features;
 use acontextd::http::middleware;
 use acontextd::http::server;
@@ -7,12 +10,13 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use axum::routing::get;
+use futures_util::future::join_all;
 use serde_json::json;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::support::client::Client;
-use crate::support::{TestConfig, run, run_with};
+use crate::support::{TestConfig, run, run_with, wait_until};
 
 #[tokio::test]
 async fn health_requires_no_key_and_ping_requires_one() {
@@ -27,14 +31,42 @@ async fn health_requires_no_key_and_ping_requires_one() {
 #[tokio::test]
 async fn ready_names_the_unavailable_dependency() {
     run(async |app| {
+        // A result can be a second old.
+        let wait_for_reason = async |reason: &str| {
+            wait_until(reason, async || app.client().get("/ready").await.text().contains(reason)).await;
+            app.client().get("/ready").await
+        };
         assert_eq!(app.client().get("/ready").await.status, StatusCode::OK);
         app.blobs.set_down(true);
-        let response = app.client().get("/ready").await;
+        let response = wait_for_reason("object store").await;
         response.assert_error(503, "object store");
         assert_eq!(response.header("retry-after"), "2");
         app.app.db.close().await;
-        app.client().get("/ready").await.assert_error(503, "database");
+        wait_for_reason("database").await.assert_error(503, "database");
         assert_eq!(app.client().get("/health").await.status, StatusCode::OK);
+    })
+    .await;
+}
+
+/// The route requires no key.
+#[tokio::test]
+async fn many_readiness_probes_cause_one_check() {
+    run(async |app| {
+        for is_down in [false, true] {
+            app.blobs.set_down(is_down);
+            wait_until("the result is known", async || {
+                (app.client().get("/ready").await.status == StatusCode::OK) != is_down
+            })
+            .await;
+            app.blobs.checks.store(0, Ordering::SeqCst);
+            let start = Instant::now();
+            let client = app.client();
+            let responses = join_all((0..200).map(|_| client.get("/ready"))).await;
+            assert!(responses.iter().all(|response| (response.status == StatusCode::OK) != is_down));
+            // At most one check per second, and the one that is due at the start.
+            let max_checks = start.elapsed().as_secs() + 1;
+            assert!(app.blobs.checks.load(Ordering::SeqCst) as u64 <= max_checks, "{:?}", start.elapsed());
+        }
     })
     .await;
 }

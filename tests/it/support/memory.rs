@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
 use acontextd::blob::spool::Spool;
 use acontextd::blob::{ByteStream, ObjectStore, ObjectStoreError, Result, ScanCallback};
@@ -15,6 +15,8 @@ use tokio::sync::Semaphore;
 pub struct MemoryObjectStore {
     objects: Mutex<BTreeMap<String, Bytes>>,
     down: AtomicBool,
+    /// The number of calls of `check`.
+    pub checks: AtomicUsize,
     /// An object whose deletion fails.
     undeletable: Mutex<Option<String>>,
     /// Each put requires a permit; tests acquire them to block puts.
@@ -31,6 +33,7 @@ impl Default for MemoryObjectStore {
         Self {
             objects: Mutex::default(),
             down: AtomicBool::new(false),
+            checks: AtomicUsize::new(0),
             undeletable: Mutex::default(),
             puts: Semaphore::new(Self::PUTS as usize),
             steps: AtomicIsize::new(-1),
@@ -158,6 +161,7 @@ impl ObjectStore for MemoryObjectStore {
     }
 
     async fn check(&self) -> Result<()> {
+        self.checks.fetch_add(1, Ordering::SeqCst);
         self.ensure_up()
     }
 }
