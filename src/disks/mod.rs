@@ -11,6 +11,7 @@ pub mod artifacts;
 pub mod files;
 pub mod listing;
 pub mod path;
+pub mod pattern;
 pub mod search;
 pub mod store;
 pub mod text_kind;
