@@ -187,7 +187,7 @@ impl PoolerCheck {
 }
 
 /// Returns the error for a connection on which the database does not respond.
-pub(super) fn no_response_error() -> sqlx::Error {
+pub fn no_response_error() -> sqlx::Error {
     std::io::Error::new(std::io::ErrorKind::TimedOut, "the database does not respond").into()
 }
 

@@ -5,7 +5,6 @@
 //! lost during a commit, the messages are looked up by id on a new connection, because the commit may have succeeded.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::new_message::{InsertedMessage, NewMessage};
 use super::store::{self, ObservationBuffer};
-use crate::db::pooler::PoolerCheck;
+use crate::db::pooler::{PoolerCheck, no_response_error};
 use crate::error::{Error, Result, is_transient};
 use crate::messages::Messages;
 
@@ -174,7 +173,7 @@ impl WriterConnection {
             attempts += 1;
             // Without the timeout, a network that drops packets would block all messages.
             let attempt = tokio::time::timeout(WRITE_TIMEOUT, self.store_once(messages, may_be_committed)).await;
-            match attempt.unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))) {
+            match attempt.unwrap_or_else(|_| Err(no_response_error())) {
                 Err(err) if is_transient(&err) && attempts < MAX_ATTEMPTS => {
                     may_be_committed = true;
                     self.conn = None;
