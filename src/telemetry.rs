@@ -54,8 +54,9 @@ pub fn spans_enabled() -> bool {
 /// Returns an error if the log filter or the endpoint is invalid.
 pub fn init(settings: &config::Telemetry) -> anyhow::Result<TelemetryHandle> {
     // sqlx logs the notices of Postgres at the level `info`; `LOG_LEVEL=info,sqlx=info` shows them.
+    // aws_config logs the whole responses of credential sources; the error of the request has the reason.
     // `EnvFilter` is not used because it also filters by span, which costs time whenever a request is polled.
-    let filter: Targets = format!("sqlx=warn,{}", settings.log_level).parse().context(
+    let filter: Targets = format!("sqlx=warn,aws_config=error,{}", settings.log_level).parse().context(
         "LOG_LEVEL is not a log filter: set it to a level such as info, or to directives such as info,sqlx=debug",
     )?;
     let is_json = match settings.log_format.as_str() {

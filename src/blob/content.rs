@@ -14,9 +14,10 @@ use tokio::sync::SemaphorePermit;
 use super::rows::{self, EncryptionFormat, StoredBlob};
 use super::service::{BlobService, READ_BUDGET_KIB};
 use super::spool::Spool;
-use super::{ByteStream, ObjectStoreError, ScanCallback};
+use super::{ByteStream, ObjectStoreError, ScanCallback, map_stream_error};
 use crate::encryption::object::{EncryptingReader, ObjectDecryptor, decrypt_acontext_object};
 use crate::encryption::{DecryptError, Dek, Kek};
+use crate::error::storage::temp_file_error;
 use crate::error::{Error, Result};
 
 /// The maximum number of passes of a scan. Each pass after the first one reads the objects that a conversion has replaced during
@@ -96,12 +97,12 @@ impl BlobService {
     /// Returns 503 if the object store fails or the disk is full.
     pub(super) async fn put_content(&self, object_key: &str, content: &Spool, dek: Option<&Dek>) -> Result<()> {
         let Some(dek) = dek else { return Ok(self.store.put(object_key, content).await?) };
-        let (spool_dir, source) = (self.spool_dir.clone(), content.reader().map_err(Error::internal)?);
+        let (spool_dir, source) = (self.spool_dir.clone(), content.reader().map_err(temp_file_error)?);
         let mut reader = EncryptingReader::new(dek, source)?;
         let encrypted = tokio::task::spawn_blocking(move || spool_dir.spool_from_reader(&mut reader))
             .await
             .map_err(Error::internal)?;
-        Ok(self.store.put(object_key, &encrypted.map_err(out_of_space)?).await?)
+        Ok(self.store.put(object_key, &encrypted.map_err(temp_file_error)?).await?)
     }
 
     /// Reads the row of a blob again after its object was not found, because a conversion may have replaced the object.
@@ -195,9 +196,9 @@ impl BlobService {
         let mut bytes = self.open(key, blob, 0..blob.size.cast_unsigned()).await?;
         let mut copy = self.spool_dir.writer();
         while let Some(chunk) = bytes.try_next().await.map_err(|err| read_error(blob, err))? {
-            copy.write(&chunk).await.map_err(out_of_space)?;
+            copy.write(&chunk).await.map_err(temp_file_error)?;
         }
-        let copy = copy.finish().await.map_err(out_of_space)?;
+        let copy = copy.finish().await.map_err(temp_file_error)?;
         if copy.sha256 != blob.sha256 {
             return Err(corrupt_error(blob, anyhow::anyhow!("the content has the SHA-256 {}", copy.sha256)));
         }
@@ -249,15 +250,10 @@ impl BlobService {
     }
 }
 
-fn out_of_space(err: std::io::Error) -> Error {
-    let msg = "not enough disk space to encrypt or decrypt a file; retry later".into();
-    Error::Unavailable { msg, cause: Some(err.into()) }
-}
-
 fn read_error(blob: &StoredBlob, err: std::io::Error) -> Error {
     match err.get_ref().and_then(|inner| inner.downcast_ref::<DecryptError>()) {
         Some(inner) => corrupt_error(blob, *inner),
-        None => ObjectStoreError::Unavailable(err.into()).into(),
+        None => map_stream_error(err).into(),
     }
 }
 

@@ -11,7 +11,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -19,7 +18,8 @@ use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
 use super::spool::{Spool, SpoolDir, SpoolStorage, TempPath};
-use super::{ByteStream, ObjectStore, ObjectStoreError, Result, ScanCallback, unavailable};
+use super::{ByteStream, ObjectStore, ObjectStoreError, Result, ScanCallback, map_join_error};
+use crate::error::storage::StorageOutage;
 
 /// The maximum size in bytes of a range that is read with a single call instead of as a stream.
 const MAX_SINGLE_READ: u64 = 256 * 1024;
@@ -55,7 +55,7 @@ impl LocalObjectStore {
         let key = key.to_owned();
         tokio::task::spawn_blocking(move || work(&path).map_err(|err| map_io_error(err, &key)))
             .await
-            .map_err(unavailable)?
+            .map_err(map_join_error)?
     }
 
     fn path(&self, key: &str) -> PathBuf {
@@ -73,7 +73,13 @@ fn map_io_error(err: io::Error, key: &str) -> ObjectStoreError {
     match err.kind() {
         io::ErrorKind::NotFound => ObjectStoreError::NotFound(key.to_owned()),
         io::ErrorKind::UnexpectedEof => ObjectStoreError::Truncated(key.to_owned()),
-        _ => ObjectStoreError::Unavailable(anyhow::Error::new(err).context(format!("cannot access the object {key}"))),
+        _ => {
+            let outage = StorageOutage::classify_disk_error(&err);
+            ObjectStoreError::Unavailable(
+                outage,
+                anyhow::Error::new(err).context(format!("cannot access the object {key}")),
+            )
+        }
     }
 }
 
@@ -85,9 +91,10 @@ impl ObjectStore for LocalObjectStore {
             .await
             // A missing file does not mean here that the object does not exist.
             .map_err(|err| match err {
-                ObjectStoreError::NotFound(key) => unavailable(anyhow::anyhow!(
-                    "cannot store object {key}: its directory or the spooled file was removed"
-                )),
+                ObjectStoreError::NotFound(key) => ObjectStoreError::Unavailable(
+                    StorageOutage::FileMissing,
+                    anyhow::anyhow!("cannot store the object {key}: its directory or the spooled file was removed"),
+                ),
                 err => err,
             })
     }
@@ -133,7 +140,7 @@ impl ObjectStore for LocalObjectStore {
             .collect();
         let mut missing = Vec::new();
         for thread in threads {
-            missing.extend(thread.await.map_err(unavailable)??);
+            missing.extend(thread.await.map_err(map_join_error)??);
         }
         Ok(missing)
     }
@@ -154,14 +161,11 @@ impl ObjectStore for LocalObjectStore {
             File::create(&probe.0)?.write_all(b"ok")?;
             fs::metadata(&root).map(drop)
         };
-        tokio::task::spawn_blocking(check)
-            .await
-            .map_err(unavailable)?
-            .with_context(|| {
-                let root = self.root.display();
-                format!("cannot write a temporary file or access the object directory {root}")
-            })
-            .map_err(unavailable)
+        tokio::task::spawn_blocking(check).await.map_err(map_join_error)?.map_err(|err| {
+            let (outage, root) = (StorageOutage::classify_disk_error(&err), self.root.display());
+            let context = format!("cannot write a temporary file or access the object directory {root}");
+            ObjectStoreError::Unavailable(outage, anyhow::Error::new(err).context(context))
+        })
     }
 }
 

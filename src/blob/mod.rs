@@ -18,15 +18,18 @@ pub mod service;
 pub mod spool;
 pub mod sweep;
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::task::JoinError;
 
 pub use crate::encryption::object::ByteStream;
 
 use crate::error::Error;
+use crate::error::storage::StorageOutage;
 use spool::Spool;
 
 /// The callback of a scan. It receives the index of an object in the list and the object's bytes, which it may modify, and
@@ -43,8 +46,8 @@ pub enum ObjectStoreError {
     #[error("object {0} is truncated")]
     Truncated(String),
     /// The object store cannot be reached, is full, or returned an unexpected response.
-    #[error("the object store is unavailable")]
-    Unavailable(#[source] anyhow::Error),
+    #[error("{0}")]
+    Unavailable(StorageOutage, #[source] anyhow::Error),
 }
 
 pub type Result<T> = std::result::Result<T, ObjectStoreError>;
@@ -52,7 +55,7 @@ pub type Result<T> = std::result::Result<T, ObjectStoreError>;
 impl From<ObjectStoreError> for Error {
     fn from(cause: ObjectStoreError) -> Self {
         match cause {
-            ObjectStoreError::Unavailable(_) => {
+            ObjectStoreError::Unavailable(..) => {
                 let msg = "the object store is unavailable; retry shortly".into();
                 Self::Unavailable { msg, cause: Some(cause.into()) }
             }
@@ -84,6 +87,20 @@ pub trait ObjectStore: Send + Sync {
     async fn check(&self) -> Result<()>;
 }
 
-fn unavailable(err: impl Into<anyhow::Error>) -> ObjectStoreError {
-    ObjectStoreError::Unavailable(err.into())
+/// Converts an error of a stream that [`ObjectStore::open`] has returned.
+fn map_stream_error(err: io::Error) -> ObjectStoreError {
+    match err.downcast::<ObjectStoreError>() {
+        Ok(err) => err,
+        Err(err) => map_disk_error(err),
+    }
+}
+
+/// Converts an error of the local disk.
+fn map_disk_error(err: io::Error) -> ObjectStoreError {
+    ObjectStoreError::Unavailable(StorageOutage::classify_disk_error(&err), err.into())
+}
+
+/// Converts the panic of a blocking task.
+fn map_join_error(err: JoinError) -> ObjectStoreError {
+    ObjectStoreError::Unavailable(StorageOutage::DiskError, err.into())
 }

@@ -82,8 +82,8 @@ impl Config {
         args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
         environment: &HashMap<OsString, OsString>,
     ) -> Result<Self, EarlyExit> {
-        let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
         let settings = settings();
+        let args = without_empty_flags(args.into_iter().map(Into::into), &settings);
         // clap can only read the environment of this process, so `environment` is converted to flags.
         let command = Self::command().disable_help_subcommand(true).mut_args(|arg| arg.env(None::<&str>));
         let matches = command
@@ -116,9 +116,10 @@ impl Config {
                         32)"
             .into());
         }
-        let s3_keys = self.s3.access_key.is_some() && self.s3.secret_key.is_some();
-        if self.s3.is_configured() && !s3_keys {
-            return Err("S3_BUCKET is set, but S3_ACCESS_KEY or S3_SECRET_KEY is not: set both".into());
+        match (&self.s3.access_key, &self.s3.secret_key) {
+            (Some(_), None) => return Err("S3_ACCESS_KEY is set, but S3_SECRET_KEY is not: set both or neither".into()),
+            (None, Some(_)) => return Err("S3_SECRET_KEY is set, but S3_ACCESS_KEY is not: set both or neither".into()),
+            _ => {}
         }
         if !self.s3.is_configured() && (self.s3.endpoint().is_some() || self.s3.access_key.is_some()) {
             return Err(
@@ -168,6 +169,20 @@ fn settings() -> Vec<Setting> {
         Some(Setting { flag, env, is_secret: arg.is_hide_env_values_set() })
     });
     settings.collect()
+}
+
+/// Removes the flags of settings with an empty value, which count as unset.
+fn without_empty_flags(args: impl Iterator<Item = OsString>, settings: &[Setting]) -> Vec<OsString> {
+    let is_flag = |arg: &OsStr| settings.iter().any(|setting| arg == OsStr::new(&setting.flag));
+    let mut remaining: Vec<OsString> = Vec::new();
+    for arg in args {
+        if arg.is_empty() && remaining.last().is_some_and(|flag| is_flag(flag)) {
+            remaining.pop();
+        } else if !arg.to_str().and_then(|arg| arg.strip_suffix('=')).is_some_and(|flag| is_flag(OsStr::new(flag))) {
+            remaining.push(arg);
+        }
+    }
+    remaining
 }
 
 /// Converts the settings from the environment to flags and inserts them before the flags in `args`. A flag in `args` takes
@@ -267,6 +282,11 @@ mod tests {
         assert_eq!(config.server.port, 3000);
         let config = loaded(&[("API_EXPORT_PORT", "1000")], &["--port", "3000"]);
         assert_eq!(config.server.port, 3000);
+        for empty in [&["--port=", "--s3-bucket=", "--s3-access-key="][..], &["--port", "", "--s3-access-key", ""]] {
+            let config = loaded(&[("API_EXPORT_PORT", "1000")], empty);
+            assert_eq!(config.server.port, 1000, "{empty:?}");
+            assert!(config.s3.access_key.is_none() && !config.s3.is_configured(), "{empty:?}");
+        }
     }
 
     #[test]
@@ -323,9 +343,11 @@ mod tests {
             error(&[("DATABASE_URL", "postgres://db/a"), ("DATABASE_HOST", "db"), pepper]).contains("DATABASE_HOST")
         );
         assert!(error(&[("S3_ENDPOINT", "http://s3")]).contains("S3_BUCKET"));
-        assert!(error(&[("S3_BUCKET", "assets")]).contains("S3_ACCESS_KEY"));
-        let s3 =
-            [("S3_BUCKET", "assets"), ("S3_ACCESS_KEY", "a"), ("S3_SECRET_KEY", "b"), ("S3_INTERNAL_ENDPOINT", "s3:1")];
+        let (bucket, access, secret) = (("S3_BUCKET", "assets"), ("S3_ACCESS_KEY", "a"), ("S3_SECRET_KEY", "b"));
+        assert!(error(&[bucket, access]).contains("S3_SECRET_KEY is not"));
+        assert!(error(&[bucket, secret]).contains("S3_ACCESS_KEY is not"));
+        assert!(loaded(&[bucket], &[]).s3.static_keys().is_none());
+        let s3 = [bucket, access, secret, ("S3_INTERNAL_ENDPOINT", "s3:1")];
         assert_eq!(loaded(&s3, &[]).s3.endpoint().as_deref(), Some("https://s3:1"));
     }
 

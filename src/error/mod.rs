@@ -2,6 +2,7 @@
 //! `http::response` converts an error to a response.
 
 pub mod database;
+pub mod storage;
 
 use std::borrow::Cow;
 

@@ -18,6 +18,7 @@ use super::memory::{self, Reservations};
 use super::request_headers::{content_length, content_type};
 use crate::blob::spool::Spool;
 use crate::config::Limits;
+use crate::error::storage::temp_file_error;
 use crate::error::{Error, Result};
 
 /// The maximum length in bytes of everything in a form except for the content of its fields: boundaries, part headers, and the
@@ -299,12 +300,12 @@ fn decode_extended_value(value: &str) -> Option<String> {
 async fn spool_field(mut field: Field<'_>, ctx: &RequestContext, limit: u64) -> Result<Spool> {
     let mut writer = ctx.spool.writer();
     while let Some(chunk) = next_chunk(&mut field).await? {
-        writer.write(&chunk).await.map_err(out_of_space)?;
+        writer.write(&chunk).await.map_err(temp_file_error)?;
         if writer.size() > limit {
             return Err(file_too_large(limit));
         }
     }
-    writer.finish().await.map_err(out_of_space)
+    writer.finish().await.map_err(temp_file_error)
 }
 
 /// A reader of the text fields of one form, which counts their total length.
@@ -380,12 +381,6 @@ fn form_too_large(limit: u64) -> Error {
 
 fn duplicate_field(name: &str) -> Error {
     Error::invalid_field(name, "must not appear more than once in the form")
-}
-
-/// Returns the error for a failed write to the spool. The usual cause is a full disk.
-fn out_of_space(err: io::Error) -> Error {
-    let msg = "not enough disk space for the upload; retry later".into();
-    Error::Unavailable { msg, cause: Some(err.into()) }
 }
 
 /// Returns the error for a file that exceeds the limit. Clients match the text, which has the limit in MiB with two decimals.

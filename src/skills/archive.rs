@@ -14,6 +14,7 @@ use zip::{CompressionMethod, ZipReadOptions};
 
 use super::front_matter::FrontMatter;
 use crate::disks::path::FilePath;
+use crate::error::storage::temp_file_error;
 use crate::error::{Error, Result};
 
 mod end_of_central_directory;
@@ -314,12 +315,6 @@ fn extract_error(name: &str, err: io::Error) -> Error {
 fn is_archive_error(err: &io::Error) -> bool {
     use io::ErrorKind;
     matches!(err.kind(), ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::UnexpectedEof | ErrorKind::Other)
-}
-
-/// Returns the error for a failed read of the uploaded archive, or a failed write of an extracted file.
-fn temp_file_error(err: io::Error) -> Error {
-    let msg = "cannot read or write a temporary file of the upload; the disk may be full, retry later".into();
-    Error::Unavailable { msg, cause: Some(err.into()) }
 }
 
 fn too_many_entries(limits: ArchiveLimits) -> Error {

@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use super::STARTUP_TIMEOUT;
 use crate::blob::ObjectStore;
 use crate::blob::local::LocalObjectStore;
-use crate::blob::s3::S3ObjectStore;
+use crate::blob::s3::{S3ObjectStore, S3Timeouts};
 use crate::blob::service::BlobService;
 use crate::blob::spool::SpoolDir;
 use crate::config::Config;
@@ -17,10 +17,14 @@ use crate::config::Config;
 /// Opens the configured object store.
 ///
 /// # Errors
-/// Returns an error if the local directory cannot be created.
-pub fn open_object_store(config: &Config, data_dir: &Path, spool: &SpoolDir) -> anyhow::Result<Arc<dyn ObjectStore>> {
+/// Returns an error if the local directory cannot be created, or if nothing names the region of the bucket.
+pub async fn open_object_store(
+    config: &Config,
+    data_dir: &Path,
+    spool: &SpoolDir,
+) -> anyhow::Result<Arc<dyn ObjectStore>> {
     Ok(if config.s3.is_configured() {
-        Arc::new(S3ObjectStore::new(&config.s3))
+        Arc::new(S3ObjectStore::new(&config.s3, S3Timeouts::default()).await?)
     } else {
         Arc::new(LocalObjectStore::open(&data_dir.join("objects"), spool.clone())?)
     })
@@ -29,7 +33,7 @@ pub fn open_object_store(config: &Config, data_dir: &Path, spool: &SpoolDir) -> 
 /// Waits for up to `STARTUP_TIMEOUT` until the object store is available.
 ///
 /// # Errors
-/// Returns an error that names the settings to check if the object store does not become available.
+/// Returns an error with the reason, and with what to check, if the object store does not become available.
 pub async fn wait_for_object_store(blobs: &BlobService) -> anyhow::Result<()> {
     let deadline = tokio::time::Instant::now() + STARTUP_TIMEOUT;
     loop {
@@ -39,12 +43,7 @@ pub async fn wait_for_object_store(blobs: &BlobService) -> anyhow::Result<()> {
                 tracing::warn!(error = format!("{:#}", anyhow!(error)), "waiting for the object store");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            Err(error) => {
-                return Err(anyhow!(error).context(
-                    "cannot access the object store: check S3_BUCKET (it must exist), S3_ENDPOINT, S3_ACCESS_KEY and \
-                     S3_SECRET_KEY, or the permissions of the data directory",
-                ));
-            }
+            Err(error) => return Err(anyhow!(error).context("cannot access the object store")),
         }
     }
 }

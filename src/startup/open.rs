@@ -56,7 +56,7 @@ impl OpenedApp {
         let spool = spool.with_context(|| {
             format!("cannot write to the data directory {}: check its owner and permissions", data_dir.path.display())
         })?;
-        let object_store = open_object_store(&config, &data_dir.path, &spool)?;
+        let object_store = open_object_store(&config, &data_dir.path, &spool).await?;
         let dependencies = PlatformDependencies { config, database_options, pooler_check, object_store, spool, port };
         let app = App::new(Platform::new(dependencies)?);
         tokio::select! {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 
 use crate::auth::Caller;
+use crate::blob::ObjectStoreError;
 use crate::db::pooler::SHARED_SESSIONS;
 use crate::error::Error;
 use crate::error::database::DatabaseOutage;
@@ -65,7 +66,7 @@ async fn check_readiness(platform: &Platform) -> Result<(), Error> {
     }
     match tokio::time::timeout(CHECK_TIMEOUT, platform.blobs.check()).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(err)) => Err(not_ready("the object store does not respond", err.into())),
+        Ok(Err(err)) => Err(object_store_not_ready(err)),
         Err(timeout) => Err(not_ready("the object store does not respond", timeout.into())),
     }
 }
@@ -75,6 +76,14 @@ async fn database_not_ready(platform: &Platform, err: sqlx::Error) -> Error {
     let err = platform.db.probe().await.err().unwrap_or(err);
     let outage = DatabaseOutage::classify(&err);
     not_ready(outage.map_or("the database cannot execute a query", DatabaseOutage::description), err.into())
+}
+
+fn object_store_not_ready(err: ObjectStoreError) -> Error {
+    let description = match &err {
+        ObjectStoreError::Unavailable(outage, _) => outage.description(),
+        _ => "the object store does not work",
+    };
+    not_ready(description, err.into())
 }
 
 fn not_ready(msg: &'static str, cause: anyhow::Error) -> Error {

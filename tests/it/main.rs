@@ -38,6 +38,8 @@ mod paging;
 mod pepper;
 mod pooler;
 mod project_configs;
+mod s3;
+mod s3_credentials;
 mod schema;
 mod search;
 mod sessions;

@@ -15,8 +15,9 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::s3::{self, S3Server};
 use crate::support::server_process::{ServerProcess, data_dir};
-use crate::support::{postgres, s3, wait_until};
+use crate::support::{postgres, wait_until};
 
 const KEY: &str = "sk-ac-your-root-api-bearer-token";
 
@@ -50,10 +51,10 @@ async fn store_and_read(url: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn external_databases_and_buckets_work_together_and_alone() {
-    let endpoint = format!("http://{}", s3::start().await);
+    let s3 = S3Server::start().await;
     let bucket = [
         ("S3_BUCKET", s3::BUCKET),
-        ("S3_ENDPOINT", endpoint.as_str()),
+        ("S3_ENDPOINT", s3.url.as_str()),
         ("S3_ACCESS_KEY", s3::ACCESS_KEY),
         ("S3_SECRET_KEY", s3::SECRET_KEY),
     ];

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
 use acontextd::blob::spool::Spool;
 use acontextd::blob::{ByteStream, ObjectStore, ObjectStoreError, Result, ScanCallback};
+use acontextd::error::storage::StorageOutage;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -102,7 +103,7 @@ impl MemoryObjectStore {
 
     fn ensure_up(&self) -> Result<()> {
         if self.down.load(Ordering::SeqCst) {
-            return Err(ObjectStoreError::Unavailable(anyhow::anyhow!("switched off")));
+            return Err(ObjectStoreError::Unavailable(StorageOutage::ServerError, anyhow::anyhow!("switched off")));
         }
         Ok(())
     }
@@ -114,7 +115,8 @@ impl ObjectStore for MemoryObjectStore {
         self.ensure_up()?;
         let _permit = self.puts.acquire().await.unwrap();
         self.step().await;
-        let bytes = content.bytes().await.map_err(|err| ObjectStoreError::Unavailable(err.into()))?;
+        let bytes =
+            content.bytes().await.map_err(|err| ObjectStoreError::Unavailable(StorageOutage::DiskError, err.into()))?;
         let previous = self.objects.lock().unwrap().insert(key.to_owned(), bytes);
         assert!(previous.is_none(), "the key {key} was used twice");
         self.step().await;
@@ -152,7 +154,10 @@ impl ObjectStore for MemoryObjectStore {
     async fn delete(&self, key: &str) -> Result<()> {
         self.ensure_up()?;
         if self.undeletable.lock().unwrap().as_deref() == Some(key) {
-            return Err(ObjectStoreError::Unavailable(anyhow::anyhow!("cannot be deleted")));
+            return Err(ObjectStoreError::Unavailable(
+                StorageOutage::ServerError,
+                anyhow::anyhow!("cannot be deleted"),
+            ));
         }
         self.step().await;
         self.objects.lock().unwrap().remove(key);

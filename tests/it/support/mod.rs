@@ -5,6 +5,7 @@ pub mod fake_postgres;
 pub mod llm;
 pub mod memory;
 pub mod mock_http;
+pub mod moto;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod s3;
