@@ -211,6 +211,16 @@ pub struct Limits {
         value_parser = parse_bytes
     )]
     pub max_skill_download_bytes: u64,
+    /// Maximum number of open client connections; at most the limit of open files (ulimit -n) minus 256. While more than half of
+    /// them are open, connections that have sent nothing for 10 seconds, or no new request for 2 minutes, are closed
+    #[arg(
+        long = "max-connections",
+        env = "ACONTEXTD_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value = "4096",
+        value_parser = parse_count
+    )]
+    pub max_connections: usize,
     /// Timeout of a request other than a multipart request
     #[arg(
         long = "request-timeout",

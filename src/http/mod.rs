@@ -9,6 +9,7 @@
 //! - the OpenAPI document: [`openapi`], `describe`
 
 pub mod body;
+pub mod connections;
 pub mod context;
 mod describe;
 pub mod download;

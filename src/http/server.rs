@@ -1,11 +1,14 @@
-//! Accepts and serves connections. Limits the size of request headers and the time to receive them.
+//! Accepts and serves connections. Limits the size of request headers and the number of connections.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::Uri;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -13,50 +16,131 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tower::{Layer, ServiceExt};
-use tower_http::normalize_path::{NormalizePath, NormalizePathLayer};
+use tokio::sync::Semaphore;
+use tower::ServiceExt;
+use tower::util::MapRequest;
 
+use super::connections::{Connections, ResponseBody, TrackedIo};
 use crate::process::Process;
 
 /// The maximum length of the request line and all headers in bytes.
 pub const MAX_HEADER_BYTES: usize = 64 * 1024;
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves connections until the process shuts down. Then it accepts no more connections, and returns when the requests in flight
-/// have finished.
+/// The response to a connection that exceeds the maximum number of connections.
+const TOO_MANY_CONNECTIONS: &str = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 2\r\n\
+    content-type: application/json; charset=utf-8\r\ncontent-length: 85\r\n\r\n\
+    {\"code\":503,\"msg\":\"the server has too many open connections; retry in a few seconds\"}";
+/// The maximum number of rejected connections that wait until their client has read the response.
+const MAX_REJECTIONS: usize = 128;
+const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Serves up to `max_connections` connections until the process shuts down. Then it accepts no more connections, and returns when
+/// the requests in flight have finished.
 ///
 /// # Errors
 /// Never returns an error; the signature is that of all components.
-pub async fn serve(process: Process, listener: TcpListener, router: Router) -> anyhow::Result<()> {
+pub async fn serve(
+    process: Process,
+    listener: TcpListener,
+    router: Router,
+    max_connections: usize,
+) -> anyhow::Result<()> {
     let service = trim_trailing_slashes(router);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT).max_buf_size(MAX_HEADER_BYTES);
-    let graceful = GracefulShutdown::new();
+    // `Connections` has the timeouts. That of hyper would also close idle connections.
+    http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEADER_BYTES);
+    let (graceful, connections) = (GracefulShutdown::new(), Connections::new(max_connections));
+    let rejections = Arc::new(Semaphore::new(MAX_REJECTIONS));
+    let mut close_overdue = tokio::time::interval(Duration::from_secs(1));
     loop {
         let stream = tokio::select! {
             () = process.shutdown.cancelled() => break,
+            _ = close_overdue.tick() => {
+                connections.close_overdue();
+                continue;
+            }
             stream = accept(&listener) => stream,
         };
         // Most responses are written in one call, so Nagle's algorithm would only delay them.
         let _ = stream.set_nodelay(true);
-        let service = service.clone().map_request(|request: Request<Incoming>| request.map(Body::new));
-        let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-        let connection = graceful.watch(connection);
+        let Some(open) = connections.open() else {
+            if let Ok(permit) = Arc::clone(&rejections).try_acquire_owned() {
+                process.background_tasks.spawn(async move {
+                    let _ = tokio::time::timeout(REJECTION_TIMEOUT, reject(stream)).await;
+                    drop(permit);
+                });
+            }
+            continue;
+        };
+        let io = TrackedIo { io: stream, connection: Arc::clone(&open.connection) };
+        let (service, connection) = (service.clone(), Arc::clone(&open.connection));
+        let respond = tower::service_fn(move |request: Request<Incoming>| {
+            let (service, active) = (service.clone(), connection.begin_request());
+            async move {
+                let response = service.oneshot(request.map(Body::new)).await?;
+                Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, active)))
+            }
+        });
+        let serving = graceful.watch(http.serve_connection(TokioIo::new(io), TowerToHyperService::new(respond)));
         process.background_tasks.spawn(async move {
-            if let Err(err) = connection.await {
-                tracing::debug!(error = %err, "a connection ended with an error");
+            tokio::select! {
+                result = serving => {
+                    if let Err(err) = result {
+                        tracing::debug!(error = %err, "a connection ended with an error");
+                    }
+                }
+                () = open.connection.closed.cancelled() => {
+                    tracing::debug!("closed a connection whose client sent or read nothing");
+                }
             }
         });
     }
     drop(listener);
-    graceful.shutdown().await;
-    Ok(())
+    // Clients that do not read must not delay the shutdown.
+    let drain = graceful.shutdown();
+    tokio::pin!(drain);
+    loop {
+        tokio::select! {
+            () = &mut drain => return Ok(()),
+            _ = close_overdue.tick() => connections.close_overdue(),
+        }
+    }
+}
+
+/// Responds that the server is full. Then reads what the client has sent, because otherwise the system resets the connection,
+/// and the client may lose the response.
+async fn reject(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.write_all(TOO_MANY_CONNECTIONS.as_bytes()).await?;
+    stream.shutdown().await?;
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
 }
 
 /// Returns a service that ignores trailing slashes of paths. It wraps the router, because a layer of the router would run after
-/// the route has been found.
-pub fn trim_trailing_slashes(router: Router) -> NormalizePath<Router> {
-    NormalizePathLayer::trim_trailing_slash().layer(router)
+/// the route has been found. Leading slashes are left as they are.
+pub fn trim_trailing_slashes(router: Router) -> MapRequest<Router, fn(Request) -> Request> {
+    router.map_request(trim_trailing_slash)
+}
+
+fn trim_trailing_slash(mut request: Request) -> Request {
+    let path = request.uri().path();
+    if path.len() <= 1 || !path.ends_with('/') {
+        return request;
+    }
+    let trimmed = path.trim_end_matches('/');
+    let trimmed = if trimmed.is_empty() { "/" } else { trimmed };
+    let path_and_query = match request.uri().query() {
+        Some(query) => format!("{trimmed}?{query}"),
+        None => trimmed.to_owned(),
+    };
+    let mut parts = request.uri().clone().into_parts();
+    // It was a part of a valid URI.
+    if let Ok(path_and_query) = path_and_query.parse() {
+        parts.path_and_query = Some(path_and_query);
+    }
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    request
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {

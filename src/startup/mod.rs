@@ -8,6 +8,7 @@
 
 pub mod data_dir;
 pub mod database;
+mod descriptors;
 pub mod listener;
 pub mod object_store;
 pub mod open;
@@ -132,9 +133,13 @@ fn spawn_components(app: &App, listener: TcpListener) -> anyhow::Result<JoinSet<
     let mut spawn = |name, component: BoxFuture<'static, anyhow::Result<()>>| {
         components.spawn(async move { (name, component.await) });
     };
+    let max_connections = descriptors::limit_connections(app.config.limits.max_connections);
     let runner = features::runner(app, features::job_registry(app));
     let handlers = features::notification_handlers(app);
-    spawn("HTTP server", Box::pin(server::serve(app.process.clone(), listener, features::router(app)?)));
+    spawn(
+        "HTTP server",
+        Box::pin(server::serve(app.process.clone(), listener, features::router(app)?, max_connections)),
+    );
     for task in features::periodic_tasks(app, &runner) {
         spawn(task.name, Box::pin(task.run_periodically(app.db.clone())));
     }

@@ -1,5 +1,6 @@
 //! The liveness and readiness probes, and `/api/v1/ping`, which verifies a project key.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
@@ -79,14 +80,11 @@ async fn database_not_ready(platform: &Platform, err: sqlx::Error) -> Error {
 }
 
 fn object_store_not_ready(err: ObjectStoreError) -> Error {
-    let description = match &err {
-        ObjectStoreError::Unavailable(outage, _) => outage.description(),
-        _ => "the object store does not work",
-    };
-    not_ready(description, err.into())
+    let msg = format!("object store: {err}");
+    not_ready(msg, err.into())
 }
 
-fn not_ready(msg: &'static str, cause: anyhow::Error) -> Error {
+fn not_ready(msg: impl Into<Cow<'static, str>>, cause: anyhow::Error) -> Error {
     Error::Unavailable { msg: msg.into(), cause: Some(cause) }
 }
 

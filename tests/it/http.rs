@@ -39,7 +39,7 @@ async fn ready_names_the_unavailable_dependency() {
         assert_eq!(app.client().get("/ready").await.status, StatusCode::OK);
         app.blobs.set_down(true);
         let response = wait_for_reason("object store").await;
-        response.assert_error(503, "object store");
+        response.assert_error(503, "object store: S3 failed to process a request: check its logs");
         assert_eq!(response.header("retry-after"), "2");
         app.app.db.close().await;
         wait_for_reason("database").await.assert_error(503, "database");
@@ -91,13 +91,24 @@ async fn unknown_paths_and_methods_are_404_in_the_response_envelope() {
 }
 
 #[tokio::test]
-async fn a_trailing_slash_is_ignored() {
+async fn trailing_slashes_are_ignored_and_leading_ones_are_not() {
     run(async |app| {
         let service = server::trim_trailing_slashes(features::router(&app.app).unwrap());
-        for path in ["/health/", "/health", "/api/v1/ping/"] {
+        for (path, expected) in [
+            ("/health/", 200),
+            ("/health", 200),
+            ("/health//", 200),
+            ("/api/v1/ping/", 401),
+            ("/ready/?a=/", 200),
+            // Only the slashes at the end.
+            ("//health", 404),
+            ("//api/v1/ping", 404),
+            ("/api//v1/ping", 404),
+            ("//", 404),
+        ] {
             let request = Request::builder().uri(path).header(header::HOST, "localhost").body(Body::empty()).unwrap();
             let status = service.clone().oneshot(request).await.unwrap().status();
-            assert_eq!(status.as_u16(), if path.contains("ping") { 401 } else { 200 }, "{path}");
+            assert_eq!(status.as_u16(), expected, "{path}");
         }
     })
     .await;

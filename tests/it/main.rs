@@ -11,6 +11,7 @@ mod admin;
 mod artifacts;
 mod auth;
 mod blobs;
+mod connections;
 mod crash;
 mod database;
 mod disks;

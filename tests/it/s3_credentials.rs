@@ -163,7 +163,8 @@ async fn credentials_are_loaded_again_before_they_expire() {
     container.set_response(500, &json!({}));
     wait_until("the missing credentials are named", async || {
         let response = reqwest::get(&ready).await.unwrap();
-        response.status().as_u16() == 503 && response.text().await.unwrap().contains("no credentials for S3")
+        response.status().as_u16() == 503
+            && response.text().await.unwrap().contains("object store: no credentials for S3")
     })
     .await;
     assert!(server.log().contains("no credentials for S3"), "{}", server.log());

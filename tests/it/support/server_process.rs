@@ -7,6 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_acontextd");
+
 /// Creates a data directory that the user `postgres` can access.
 pub fn data_dir() -> TempDir {
     use std::os::unix::fs::PermissionsExt;
@@ -37,11 +39,24 @@ impl ServerProcess {
         })
     }
 
+    /// Starts the server with a soft and a hard limit of open files, such as `300:1000`.
+    pub fn start_with_file_limit(dir: &Path, settings: &[(&str, &str)], limit: &str) -> Self {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={limit}")).arg(PROGRAM);
+        set_environment(&mut command, dir, settings);
+        Self::spawn(command, dir).unwrap_or_else(|| {
+            panic!("the server did not start: {}", std::fs::read_to_string(dir.join("program.log")).unwrap())
+        })
+    }
+
     /// Starts the server. Returns `None` if it exits before it listens.
     pub fn try_start(dir: &Path, settings: &[(&str, &str)]) -> Option<Self> {
+        Self::spawn(command(dir, settings), dir)
+    }
+
+    fn spawn(mut command: Command, dir: &Path) -> Option<Self> {
         let log = dir.join("program.log");
-        let mut child =
-            command(dir, settings).stdout(Stdio::piped()).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let base = lines.find_map(|line| Some(line.trim().strip_prefix("base URL")?.trim().to_owned()));
         let mut server = Self { child, url: String::new(), log };
@@ -75,6 +90,10 @@ impl ServerProcess {
         rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Returns the log of the server.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
@@ -82,10 +101,14 @@ impl ServerProcess {
 }
 
 fn command(dir: &Path, settings: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_acontextd"));
+    let mut command = Command::new(PROGRAM);
+    set_environment(&mut command, dir, settings);
+    command
+}
+
+fn set_environment(command: &mut Command, dir: &Path, settings: &[(&str, &str)]) {
     command.env_clear().env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin").env("ACONTEXTD_DATA_DIR", dir);
     command.env("API_EXPORT_PORT", "0").envs(settings.iter().copied());
-    command
 }
 
 impl Drop for ServerProcess {
