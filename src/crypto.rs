@@ -96,6 +96,11 @@ impl ProjectKey {
         hex::encode(hmac::sign(&key, self.secret.as_bytes()))
     }
 
+    /// Returns `true` for a compact key, and `false` for a legacy key.
+    pub fn is_compact(&self) -> bool {
+        self.wrapped_master_key.is_some()
+    }
+
     /// Returns the unwrapped master key; `None` for a legacy key.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::auth::access::{self, AccessControl, AccessRules};
+use crate::auth::cache::KeyCacheTimes;
 use crate::auth::keys::Authenticator;
 use crate::blob::sweep::{self, SweepBlobs};
 use crate::db::notify::NotificationHandler;
@@ -101,7 +102,7 @@ impl App {
 
     /// Creates the contexts of all features, which use `llm` instead of the configured LLM.
     pub fn with_llm(platform: Platform, llm: Arc<dyn Llm>) -> Self {
-        let authenticator = Authenticator::new(platform.clone());
+        let authenticator = Authenticator::new(platform.clone(), KeyCacheTimes::default());
         Self {
             messages: Messages::new(platform.clone()),
             disks: Disks::new(platform.clone()),

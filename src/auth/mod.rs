@@ -1,7 +1,8 @@
-//! Authentication. [`access`] has the middleware in front of every route and its access rules, [`keys`] verifies and caches
-//! project keys, [`store`] has the SQL.
+//! Authentication. [`access`] has the middleware in front of every route and its access rules, [`keys`] verifies
+//! project keys, [`cache`] caches them, [`store`] has the SQL.
 
 pub mod access;
+pub mod cache;
 pub mod keys;
 pub mod store;
 

@@ -21,6 +21,17 @@ pub struct ProjectAuth {
     pub master_key_check_value: Option<Vec<u8>>,
     /// The project's limit of the observation buffer, if it has one.
     pub max_buffer_turns: Option<Value>,
+    /// `true` if the key is a compact key, `None` if that is not known.
+    pub key_is_compact: Option<bool>,
+}
+
+/// A rotated key whose response can be replayed.
+pub struct RotatedKey {
+    pub project: ProjectId,
+    /// The storage format of the project's content.
+    pub format: StorageFormat,
+    /// `true` if the key is a compact key, `None` if that is not known.
+    pub is_compact: Option<bool>,
 }
 
 /// Returns the project whose key has this lookup hash.
@@ -29,7 +40,8 @@ pub async fn get_by_lookup_hash(conn: &mut PgConnection, lookup_hash: &str) -> s
         ProjectAuth,
         r#"select id as "id: ProjectId", secret_key_hash_phc, encryption_enabled as "format: StorageFormat",
                   master_key_check_value,
-                  configs #> '{project_config,project_session_message_buffer_max_turns}' as max_buffer_turns
+                  configs #> '{project_config,project_session_message_buffer_max_turns}' as max_buffer_turns,
+                  key_is_compact
            from projects where secret_key_hmac = $1"#,
         lookup_hash,
     )
@@ -37,17 +49,16 @@ pub async fn get_by_lookup_hash(conn: &mut PgConnection, lookup_hash: &str) -> s
     .await
 }
 
-/// Returns the project whose rotated key has this lookup hash, with the storage format of its content.
-pub async fn get_by_rotated_key(
-    conn: &mut PgConnection,
-    lookup_hash: &str,
-) -> sqlx::Result<Option<(ProjectId, StorageFormat)>> {
-    let query = sqlx::query!(
-        r#"select p.id as "id: ProjectId", p.encryption_enabled as "format: StorageFormat"
+/// Returns the rotated key with this lookup hash.
+pub async fn get_by_rotated_key(conn: &mut PgConnection, lookup_hash: &str) -> sqlx::Result<Option<RotatedKey>> {
+    sqlx::query_as!(
+        RotatedKey,
+        r#"select p.id as "project: ProjectId", p.encryption_enabled as "format: StorageFormat", r.key_is_compact as is_compact
            from rotated_keys r join projects p on p.id = r.project_id
            where r.secret_key_hmac = $1 and r.rotated_at > now() - $2::interval"#,
         lookup_hash,
         interval(ROTATED_KEY_RETENTION) as _
-    );
-    Ok(query.fetch_optional(conn).await?.map(|row| (row.id, row.format)))
+    )
+    .fetch_optional(conn)
+    .await
 }

@@ -71,7 +71,7 @@ fn explain_key_conflict(error: sqlx::Error) -> anyhow::Error {
 }
 
 async fn hash_key(key: ProjectKey, secret_key_hmac: String, platform: &Platform) -> anyhow::Result<HashedKey> {
-    let platform = platform.clone();
+    let (platform, is_compact) = (platform.clone(), key.is_compact());
     let hash = tokio::task::spawn_blocking(move || key.hash(platform.config.keys.pepper())).await??;
-    Ok(HashedKey { secret_key_hmac, secret_key_hash_phc: hash })
+    Ok(HashedKey { secret_key_hmac, secret_key_hash_phc: hash, is_compact })
 }

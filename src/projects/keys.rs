@@ -33,7 +33,11 @@ pub async fn generate_key(ctx: &Projects, master_key: Option<MasterKey>) -> Resu
             Some(master_key) => ProjectKey::generate_with_master_key(&master_key, pepper)?,
             None => ProjectKey::generate(pepper)?,
         };
-        let hashed = HashedKey { secret_key_hmac: key.lookup_hash(pepper), secret_key_hash_phc: key.hash(pepper)? };
+        let hashed = HashedKey {
+            secret_key_hmac: key.lookup_hash(pepper),
+            secret_key_hash_phc: key.hash(pepper)?,
+            is_compact: key.is_compact(),
+        };
         Ok(GeneratedKey { hashed, secret_key: format!("{KEY_PREFIX}{}", *text) })
     };
     // Not on an async thread, because the hash is slow by design.
@@ -77,7 +81,7 @@ pub async fn rotate_key(
         .into());
     }
     store::update_key(&mut tx, caller.project, &generated.hashed).await?;
-    store::insert_rotated_key(&mut tx, caller.project, &caller.key_lookup_hash).await?;
+    store::insert_rotated_key(&mut tx, caller.project, &caller.key_lookup_hash, locked.key_is_compact).await?;
     let response = tx.commit(response::ok(RotateKeyResponse { secret_key: generated.secret_key })).await?;
     // The database notifies the other processes.
     ctx.authenticator.invalidate_project(caller.project);

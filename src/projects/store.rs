@@ -20,14 +20,17 @@ pub struct HashedKey {
     pub secret_key_hmac: String,
     /// The Argon2 hash of the key in PHC format.
     pub secret_key_hash_phc: String,
+    pub is_compact: bool,
 }
 
 /// Inserts a project and returns its id.
 pub async fn insert(conn: &mut PgConnection, key: &HashedKey, configs: Option<Value>) -> sqlx::Result<ProjectId> {
     sqlx::query_scalar!(
-        r#"insert into projects (secret_key_hmac, secret_key_hash_phc, configs) values ($1, $2, $3) returning id as "id: ProjectId""#,
+        r#"insert into projects (secret_key_hmac, secret_key_hash_phc, key_is_compact, configs) values ($1, $2, $3, $4)
+           returning id as "id: ProjectId""#,
         key.secret_key_hmac,
         key.secret_key_hash_phc,
+        key.is_compact,
         configs,
     )
     .fetch_one(conn)
@@ -103,10 +106,12 @@ pub async fn lock_default_project(conn: &mut PgConnection) -> sqlx::Result<Optio
 /// Replaces the key of a project.
 pub async fn update_key(conn: &mut PgConnection, project: ProjectId, key: &HashedKey) -> sqlx::Result<()> {
     let update = sqlx::query!(
-        "update projects set secret_key_hmac = $2, secret_key_hash_phc = $3, updated_at = now() where id = $1",
+        "update projects set secret_key_hmac = $2, secret_key_hash_phc = $3, key_is_compact = $4, updated_at = now()
+         where id = $1",
         project as _,
         key.secret_key_hmac,
         key.secret_key_hash_phc,
+        key.is_compact,
     );
     update.execute(conn).await.map(drop)
 }
@@ -114,6 +119,7 @@ pub async fn update_key(conn: &mut PgConnection, project: ProjectId, key: &Hashe
 /// The row of a project that is locked.
 pub struct LockedProject {
     pub secret_key_hmac: String,
+    pub key_is_compact: Option<bool>,
     pub encryption_enabled: bool,
     /// The key check value of the master key with which content is, or may still be, encrypted.
     pub master_key_check_value: Option<Vec<u8>>,
@@ -130,7 +136,8 @@ impl LockedProject {
 pub async fn lock(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Option<LockedProject>> {
     sqlx::query_as!(
         LockedProject,
-        "select secret_key_hmac, encryption_enabled, master_key_check_value from projects where id = $1 for no key update",
+        "select secret_key_hmac, key_is_compact, encryption_enabled, master_key_check_value
+         from projects where id = $1 for no key update",
         project as _
     )
     .fetch_optional(conn)
@@ -143,12 +150,15 @@ pub async fn insert_rotated_key(
     conn: &mut PgConnection,
     project: ProjectId,
     secret_key_hmac: &str,
+    is_compact: Option<bool>,
 ) -> sqlx::Result<()> {
     sqlx::query!(
-        "insert into rotated_keys (secret_key_hmac, project_id) values ($1, $2)
-         on conflict (secret_key_hmac) do update set project_id = excluded.project_id, rotated_at = now()",
+        "insert into rotated_keys (secret_key_hmac, project_id, key_is_compact) values ($1, $2, $3)
+         on conflict (secret_key_hmac) do update
+             set project_id = excluded.project_id, key_is_compact = excluded.key_is_compact, rotated_at = now()",
         secret_key_hmac,
-        project as _
+        project as _,
+        is_compact
     )
     .execute(conn)
     .await

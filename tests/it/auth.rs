@@ -2,10 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use acontextd::auth::cache::KeyCacheTimes;
+use acontextd::auth::keys::Authenticator;
 use acontextd::crypto::{KEY_PREFIX, ProjectKey};
 use acontextd::features::ACCESS_RULES;
+use acontextd::ids::ProjectId;
 use axum::body::Body;
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
+use futures_util::future::join_all;
+use sqlx::{ConnectOptions, Connection};
 
 use crate::support::tcp_proxy::TcpProxy;
 use crate::support::{Client, PEPPER, TestApp, TestConfig, document, run, run_with, wait_until};
@@ -256,6 +261,84 @@ async fn the_stored_argon2_hash_is_checked_if_configured() {
         assert_eq!(status("sk-ac-good").await, 200);
         assert_eq!(status("sk-ac-bad").await, 401);
         assert_eq!(status("sk-ac-none").await, 401);
+    })
+    .await;
+}
+
+/// Locks the projects, so that checks of keys wait until the transaction ends.
+async fn lock_projects(app: &TestApp) -> sqlx::PgConnection {
+    let mut conn = app.database.connect().await.unwrap();
+    sqlx::raw_sql("begin; lock table projects in access exclusive mode").execute(&mut conn).await.unwrap();
+    conn
+}
+
+#[tokio::test]
+async fn concurrent_requests_with_a_key_cause_one_check() {
+    run(async |app| {
+        let client = app.project().await;
+        let conn = lock_projects(&app).await;
+        let requests = join_all((0..50).map(|_| client.get("/api/v1/ping")));
+        let unlock = async {
+            let waiting = "select count(*) from pg_locks where relation = 'projects'::regclass and not granted";
+            wait_until("a check waits", async || app.fetch_scalar::<i64>(waiting).await > 0).await;
+            conn.close().await.unwrap();
+        };
+        let (responses, ()) = tokio::join!(requests, unlock);
+        assert!(responses.iter().all(|response| response.status == StatusCode::OK));
+        assert_eq!(app.app.authenticator.started_checks(), 1);
+        // An unknown key is checked once by requests at the same time, and again later.
+        let unknown = client.with_key("sk-ac-unknown");
+        for response in join_all((0..50).map(|_| unknown.get("/api/v1/ping"))).await {
+            response.assert_error(401, "Unauthorized");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_busy_key_is_checked_again_in_the_background() {
+    run(async |app| {
+        let client = app.project().await;
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", format!("Bearer {}", client.key()).parse().unwrap());
+        let times = KeyCacheTimes { refresh_after: Duration::ZERO, max_age: Duration::from_hours(1) };
+        let authenticator = Authenticator::new((*app.app).clone(), times);
+        authenticator.authenticate(&headers).await.unwrap();
+        assert_eq!(authenticator.started_checks(), 1);
+        // The second check cannot complete, but requests do not wait for it.
+        let conn = lock_projects(&app).await;
+        for _ in 0..10 {
+            authenticator.authenticate(&headers).await.unwrap();
+            assert_eq!(authenticator.started_checks(), 2);
+        }
+        conn.close().await.unwrap();
+        // This authenticator gets no notifications, so it learns of the deletion from a check only.
+        app.execute("delete from projects").await;
+        wait_until("the key is rejected", async || authenticator.authenticate(&headers).await.is_err()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_check_that_began_before_a_change_is_not_used_after_it() {
+    run(async |app| {
+        let client = app.project().await;
+        let conn = lock_projects(&app).await;
+        let waiting = "select count(*) from pg_locks where relation = 'projects'::regclass and not granted";
+        let first = client.get("/api/v1/ping");
+        let second = async {
+            wait_until("the first check waits", async || app.fetch_scalar::<i64>(waiting).await == 1).await;
+            app.app.authenticator.invalidate_project(ProjectId(client.project()));
+            let second = client.get("/api/v1/ping");
+            let unlock = async {
+                wait_until("both checks wait", async || app.fetch_scalar::<i64>(waiting).await == 2).await;
+                conn.close().await.unwrap();
+            };
+            tokio::join!(second, unlock).0
+        };
+        let (first, second) = tokio::join!(first, second);
+        assert_eq!((first.status, second.status), (StatusCode::OK, StatusCode::OK));
+        assert_eq!(app.app.authenticator.started_checks(), 2);
     })
     .await;
 }

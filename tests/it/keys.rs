@@ -5,6 +5,8 @@ use std::time::Duration;
 use acontextd::crypto::ProjectKey;
 use acontextd::projects::default_project;
 use axum::http::{Method, StatusCode};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -226,6 +228,76 @@ async fn the_database_contains_no_key() {
         }
         assert_eq!(app.tables_containing("idempotency_records").await.len(), 0);
         assert!(!app.tables_containing(&new.key()[..0]).await.is_empty(), "no row was searched");
+    })
+    .await;
+}
+
+/// Returns a client whose key is the secret of a compact key in hex. It has the same lookup hash.
+fn client_with_hex_form(client: &Client) -> Client {
+    let compact = client.key().strip_prefix("sk-ac-").unwrap();
+    let bytes = URL_SAFE_NO_PAD.decode(compact).unwrap();
+    let hex = hex::encode(&bytes[1..17]);
+    assert_eq!(ProjectKey::parse(&hex).lookup_hash(PEPPER), ProjectKey::parse(compact).lookup_hash(PEPPER));
+    client.with_key(&format!("sk-ac-{hex}"))
+}
+
+#[tokio::test]
+async fn only_the_compact_form_of_a_key_that_was_generated_here_is_accepted() {
+    run(async |app| {
+        let assert_only_compact = async |client: &Client| {
+            // In this order, so that the key is not cached, and in the other order.
+            for client in [&client_with_hex_form(client), client, &client_with_hex_form(client)] {
+                let is_compact = client.key().len() > 70;
+                let status = client.get("/api/v1/ping").await.status.as_u16();
+                assert_eq!(status, if is_compact { 200 } else { 401 }, "{}", client.key());
+            }
+        };
+        let (project, created) = create_project(&app).await;
+        assert_only_compact(&created).await;
+        let replayable = created.json_with_key("k", Method::PUT, ROTATION_PATH, &json!({})).await;
+        let rotated = client_with_new_key(&created, &replayable);
+        assert_only_compact(&rotated).await;
+        // The response with the new key is replayed for the old key, but not for its hex form.
+        let replay = async |client: &Client| client.json_with_key("k", Method::PUT, ROTATION_PATH, &json!({})).await;
+        assert!(replay(&created).await.is_replay());
+        replay(&client_with_hex_form(&created)).await.assert_error(401, "Unauthorized");
+        let path = format!("/admin/v1/project/{}/secret_key", project.as_str().unwrap());
+        let reset = client_with_new_key(&rotated, &app.admin().put(&path, json!({})).await);
+        assert_only_compact(&reset).await;
+        // A key that Acontext or an earlier version has stored.
+        app.execute("update projects set key_is_compact = null").await;
+        app.clear_key_cache();
+        for client in [&reset, &client_with_hex_form(&reset)] {
+            client.get("/api/v1/ping").await.assert_status(200);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn only_the_compact_form_of_a_compact_root_token_is_accepted() {
+    let (_, text) = ProjectKey::generate(PEPPER).unwrap();
+    let config = TestConfig::default().with("ROOT_API_BEARER_TOKEN", &text);
+    run_with(config, async |app| {
+        default_project::ensure(&app.app).await.unwrap();
+        let client = app.client().with_key(&format!("sk-ac-{}", *text));
+        client_with_hex_form(&client).get("/api/v1/ping").await.assert_error(401, "Unauthorized");
+        client.get("/api/v1/ping").await.assert_status(200);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rotated_key_that_two_projects_had_belongs_to_the_last_one() {
+    run(async |app| {
+        let first = app.legacy_key_project().await;
+        let key = ProjectKey::parse(first.key().strip_prefix("sk-ac-").unwrap());
+        rotate_key(&first).await.assert_status(200);
+        app.insert_project(&key, "not checked").await;
+        let second = first.json_with_key("k", Method::PUT, ROTATION_PATH, &json!({})).await;
+        second.assert_status(200);
+        let replay = first.json_with_key("k", Method::PUT, ROTATION_PATH, &json!({})).await;
+        assert!(replay.is_replay() && replay.bytes == second.bytes, "{}", replay.text());
     })
     .await;
 }
