@@ -102,6 +102,16 @@ pub struct Limits {
         value_parser = parse_bytes
     )]
     pub max_messages_bytes: u64,
+    /// Maximum total size of the large responses that clients have not read yet. A further large response waits for up to 10
+    /// seconds. A response with messages then ends after 32 MiB
+    #[arg(
+        long = "response-memory",
+        env = "ACONTEXTD_RESPONSE_MEMORY",
+        value_name = "BYTES",
+        default_value = "512MiB",
+        value_parser = parse_bytes
+    )]
+    pub response_memory: u64,
     /// Maximum number of messages in a copied session
     #[arg(
         long = "copy-limit",

@@ -71,7 +71,7 @@ pub async fn list_disks(
     let user = users::validate_filter(query.user.as_deref())?;
     let mut conn = ctx.db.acquire().await?;
     let disks = store::list(&mut conn, caller.project, &DiskFilter { user, id }, &page).await?;
-    Ok(response::page(Page::new(disks, &page)))
+    Ok(response::page(&Page::new(disks, &page)))
 }
 
 /// Delete a disk

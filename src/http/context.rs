@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::idempotency::context::IdempotencyContext;
 use super::memory::BodyMemory;
+use super::response_memory::ResponseMemory;
 use crate::blob::spool::SpoolDir;
 use crate::config::Limits;
 
@@ -18,12 +19,14 @@ pub struct RequestContextInner {
     pub limits: Limits,
     pub spool: SpoolDir,
     pub body_memory: BodyMemory,
+    pub response_memory: ResponseMemory,
     pub idempotency: IdempotencyContext,
 }
 
 impl RequestContext {
     pub fn new(limits: Limits, spool: SpoolDir, idempotency: IdempotencyContext) -> Self {
-        Self(Arc::new(RequestContextInner { limits, spool, body_memory: BodyMemory::default(), idempotency }))
+        let (body_memory, response_memory) = (BodyMemory::default(), ResponseMemory::new(limits.response_memory));
+        Self(Arc::new(RequestContextInner { limits, spool, body_memory, response_memory, idempotency }))
     }
 }
 

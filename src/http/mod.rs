@@ -25,6 +25,7 @@ pub mod page;
 pub mod prometheus;
 pub mod request_headers;
 pub mod response;
+pub mod response_memory;
 pub mod server;
 
 use crate::error::{Error, Result};

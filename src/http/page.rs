@@ -68,22 +68,62 @@ pub struct Page<T> {
     pub next_cursor: Option<String>,
     /// `true` if there is another page.
     pub has_more: bool,
+    /// For each entry, the cursor of the page that begins after it.
+    #[serde(skip)]
+    pub cursors: Vec<Cursor>,
 }
+
+/// The size of the serialized entries in bytes after which a page ends early. It is not lower because many clients read only one
+/// page.
+const MAX_PAGE_BYTES: usize = 32 << 20;
 
 impl<T: Paged> Page<T> {
     /// Creates a page from the rows of a query whose LIMIT is [`PageRequest::fetch_limit`].
     pub fn new(mut rows: Vec<T>, page: &PageRequest) -> Self {
         let has_more = rows.len() > page.limit;
         rows.truncate(page.limit);
-        let next_cursor = rows.last().filter(|_| has_more).map(|row| row.cursor().encode());
-        Self { items: rows, next_cursor, has_more }
+        let cursors: Vec<_> = rows.iter().map(Paged::cursor).collect();
+        let next_cursor = cursors.last().filter(|_| has_more).map(Cursor::encode);
+        Self { items: rows, next_cursor, has_more, cursors }
     }
 
     /// Removes all entries after the first `n`, but keeps at least one. The page must have more than `n` entries.
     #[must_use]
     pub fn truncate_to(mut self, n: usize) -> Self {
         self.items.truncate(n.max(1));
-        let next_cursor = self.items.last().map(|row| row.cursor().encode());
-        Self { items: self.items, next_cursor, has_more: true }
+        self.cursors.truncate(n.max(1));
+        let next_cursor = self.cursors.last().map(Cursor::encode);
+        Self { next_cursor, has_more: true, ..self }
+    }
+}
+
+impl<T: Serialize> Page<T> {
+    /// Serializes the response envelope with this page. If the entries exceed [`MAX_PAGE_BYTES`], the page ends early, and the next
+    /// one begins with the following entry.
+    ///
+    /// # Errors
+    /// Returns an error if an entry cannot be serialized, which never happens.
+    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        let mut json = b"{\"code\":0,\"data\":{\"items\":[".to_vec();
+        let (mut next_cursor, mut has_more) = (self.next_cursor.clone(), self.has_more);
+        for (i, item) in self.items.iter().enumerate() {
+            if i > 0 {
+                json.push(b',');
+            }
+            serde_json::to_writer(&mut json, item)?;
+            if json.len() > MAX_PAGE_BYTES && i + 1 < self.items.len() {
+                (next_cursor, has_more) = (self.cursors.get(i).map(Cursor::encode), true);
+                break;
+            }
+        }
+        json.push(b']');
+        if let Some(next_cursor) = next_cursor {
+            json.extend_from_slice(b",\"next_cursor\":");
+            serde_json::to_writer(&mut json, &next_cursor)?;
+        }
+        json.extend_from_slice(b",\"has_more\":");
+        serde_json::to_writer(&mut json, &has_more)?;
+        json.extend_from_slice(b"},\"msg\":\"\"}");
+        Ok(json)
     }
 }

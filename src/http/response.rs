@@ -109,8 +109,8 @@ pub fn ok_with_message<T: Serialize>(msg: &'static str, data: T) -> ApiResponse<
 }
 
 /// Returns 200 with a page of a list.
-pub fn page<T: Serialize>(page: Page<T>) -> ApiResponse<PageBody<T>> {
-    ApiResponse::new(json(StatusCode::OK, &Envelope { code: 0, data: page, msg: "" }))
+pub fn page<T: Serialize>(page: &Page<T>) -> ApiResponse<PageBody<T>> {
+    ApiResponse::new(serialized(StatusCode::OK, page.to_json()))
 }
 
 /// Returns 200 with a complete list.
@@ -152,7 +152,11 @@ pub(super) fn error(status: StatusCode, msg: &str, error: Option<&str>) -> Respo
 }
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    match serde_json::to_vec(body) {
+    serialized(status, serde_json::to_vec(body))
+}
+
+fn serialized(status: StatusCode, body: serde_json::Result<Vec<u8>>) -> Response {
+    match body {
         Ok(bytes) => json_response(status, Body::from(bytes)),
         // Never happens: no `Serialize` implementation of this program fails.
         Err(err) => Error::internal(err).into_response(),

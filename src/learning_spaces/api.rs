@@ -101,7 +101,7 @@ pub async fn list_spaces(
     let meta = parse_containment_filter("filter_by_meta", query.filter_by_meta.as_deref(), max_bytes)?;
     let mut conn = platform.db.acquire().await?;
     let spaces = store::list(&mut conn, caller.project, LearningSpaceFilter { user, meta }, &page).await?;
-    Ok(response::page(Page::new(spaces, &page)))
+    Ok(response::page(&Page::new(spaces, &page)))
 }
 
 /// Get a learning space

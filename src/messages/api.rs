@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::json_writer::ChunkedJson;
-use super::page::{self, MessagePageRequest, MessageRow};
+use super::load_page::{LoadedPage, load_page};
+use super::page::{MessagePageRequest, MessageRow};
 use super::render::{self, AcontextMessage, DecodedMessage, PageFields};
 use super::request::{self, StoreMessageRequest, parse_format, run_blocking};
 use super::{ProcessStatus, StoredMessage, encryption, files, save, store};
@@ -23,7 +24,8 @@ use crate::http::extract::{LenientBool, LenientInt, Path, Query};
 use crate::http::idempotency::Idempotency;
 use crate::http::memory::Reservations;
 use crate::http::response::{self, CommandResult, Created, Data, QueryResult};
-use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::http::response_memory::{MAX_UNRESERVED_BYTES, ResponseReservation};
+use crate::ids::{MessageId, SessionId};
 use crate::json;
 use crate::messages::Messages;
 use crate::sessions::{self, events};
@@ -171,7 +173,8 @@ pub async fn get_messages(
     }
     let page = parse_page_request(&ctx, &query)?;
     let reservations = Reservations::default();
-    let (rows, next) = load_page(&ctx, &reservations, caller.project, session, &page).await?;
+    let LoadedPage { rows, next, response_memory } =
+        load_page(&ctx, &reservations, caller.project, session, &page).await?;
     encryption::ensure_can_decrypt(&caller.encryption, &rows)?;
     // Like upstream, report an invalid strategy only if the session exists.
     let strategies = strategies.map_err(invalid_strategy_error)?;
@@ -218,8 +221,24 @@ pub async fn get_messages(
             render_with_files(&ctx, &caller.encryption, messages, target, with_links, cost, page_fields).await?
         }
     };
-    let (body, length) = response.into_body();
-    Ok(response::ok_serialized(body, length))
+    build_response(&ctx, response, response_memory).await
+}
+
+/// Ties the memory reservation of a response to its body. Reserves memory if the page has not reserved any.
+async fn build_response<T>(
+    ctx: &Messages,
+    response: ChunkedJson,
+    reservation: Option<ResponseReservation>,
+) -> QueryResult<Data<T>> {
+    let length = response.length();
+    let reservation = match (reservation, u64::try_from(length).unwrap_or(u64::MAX)) {
+        (Some(reservation), length) => Some(reservation.resize(length).await?),
+        (None, length) if length > MAX_UNRESERVED_BYTES => {
+            Some(ctx.request_context.response_memory.reserve(length).await?)
+        }
+        (None, _) => None,
+    };
+    Ok(response::ok_serialized(response.into_body(reservation), length))
 }
 
 fn invalid_strategy_error(err: ParseError) -> Error {
@@ -286,46 +305,6 @@ fn parse_page_request(ctx: &Messages, query: &GetMessagesParams) -> Result<Messa
         Some(cursor) => Cursor::decode(cursor)?,
     };
     Ok(MessagePageRequest { after, newest_first: query.time_desc.is_some_and(LenientBool::is_set), limit, max_bytes })
-}
-
-/// Loads a page of messages, oldest first. Returns them with the cursor of the next page, if there is one.
-async fn load_page(
-    ctx: &Messages,
-    reservations: &Reservations,
-    project: ProjectId,
-    session: SessionId,
-    page: &MessagePageRequest,
-) -> Result<(Vec<MessageRow>, Option<Cursor>)> {
-    let mut has_reserved = false;
-    let mut rows = loop {
-        let mut conn = ctx.page_pool.acquire().await?;
-        let mut rows = page::list(&mut conn, project, session, page).await?;
-        if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
-            return Err(sessions::SESSION_NOT_FOUND);
-        }
-        drop(conn);
-        rows.truncate(page.limit);
-        if rows.iter().all(MessageRow::is_content_loaded) {
-            break rows;
-        }
-        // Reserve only once, because an encryption conversion changes the length of a message by less than 200 bytes.
-        if !has_reserved {
-            let length = rows.iter().filter_map(|row| u64::try_from(row.content_length).ok()).sum();
-            ctx.request_context.body_memory.reserve_body(reservations, length).await?;
-            has_reserved = true;
-        }
-        let mut conn = ctx.page_pool.acquire().await?;
-        if page::load_contents(&mut conn, &mut rows).await? {
-            break rows;
-        }
-        // The session was deleted, or an encryption conversion has rewritten a message since the rows were read.
-    };
-    let has_more = |row: &&MessageRow| usize::try_from(row.total_in_page).is_ok_and(|total| total > rows.len());
-    let next = rows.last().filter(has_more).map(MessageRow::cursor);
-    if page.newest_first {
-        rows.reverse();
-    }
-    Ok((rows, next))
 }
 
 /// Renders messages that have files.

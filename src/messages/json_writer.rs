@@ -5,6 +5,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::http::response_memory::ResponseReservation;
 
 /// Minimum length in bytes of a JSON text that becomes a separate chunk.
 pub const CHUNK_THRESHOLD: usize = 64 * 1024;
@@ -54,16 +55,25 @@ impl ChunkedJson {
 }
 
 impl ChunkedJson {
-    /// Returns the body and its length in bytes.
-    pub fn into_body(mut self) -> (Body, usize) {
+    /// Returns the length in bytes.
+    pub fn length(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum::<usize>() + self.buffer.len()
+    }
+
+    /// Returns the body. It releases `reservation` when the client has read it.
+    pub fn into_body(mut self, reservation: Option<ResponseReservation>) -> Body {
         self.chunks.push(self.buffer.into());
-        let length = self.chunks.iter().map(Bytes::len).sum();
-        let body = match self.chunks.len() {
-            1 => Body::from(self.chunks.remove(0)),
-            _ => Body::from_stream(futures_util::stream::iter(
-                self.chunks.into_iter().map(Ok::<_, std::convert::Infallible>),
-            )),
+        // With a reservation, the body is a stream, so that no second one is made for it.
+        let has_reservation = reservation.is_some();
+        let mut chunks = match reservation {
+            Some(reservation) => reservation.attach(self.chunks),
+            None => self.chunks,
         };
-        (body, length)
+        match chunks.len() {
+            1 if !has_reservation => Body::from(chunks.remove(0)),
+            _ => {
+                Body::from_stream(futures_util::stream::iter(chunks.into_iter().map(Ok::<_, std::convert::Infallible>)))
+            }
+        }
     }
 }

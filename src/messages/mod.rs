@@ -19,6 +19,7 @@ pub mod file_store;
 pub mod files;
 pub mod function_results;
 pub mod json_writer;
+mod load_page;
 pub mod meta;
 pub mod new_message;
 pub mod observing;

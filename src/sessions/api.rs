@@ -117,7 +117,7 @@ pub async fn list_sessions(
     let configs = parse_containment_filter("filter_by_configs", query.filter_by_configs.as_deref(), max_bytes)?;
     let mut conn = platform.db.acquire().await?;
     let sessions = store::list(&mut conn, caller.project, SessionFilter { user, id, configs }, &page).await?;
-    Ok(response::page(Page::new(sessions, &page)))
+    Ok(response::page(&Page::new(sessions, &page)))
 }
 
 /// Delete a session

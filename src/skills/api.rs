@@ -136,7 +136,12 @@ pub async fn list_skills(
     }
     let skills = page.items.into_iter().zip(files);
     let items = skills.map(|(row, files)| Skill { disk_id: None, ..row.with_files(files) }).collect();
-    Ok(response::page(Page::<Skill> { items, next_cursor: page.next_cursor, has_more: page.has_more }))
+    Ok(response::page(&Page::<Skill> {
+        items,
+        next_cursor: page.next_cursor,
+        has_more: page.has_more,
+        cursors: page.cursors,
+    }))
 }
 
 /// Returns a list of files for each skill, in the order of `skills`. The files are ordered by directory and file name. A list has

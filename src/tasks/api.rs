@@ -25,5 +25,5 @@ pub async fn get_tasks(
     let mut conn = platform.db.acquire().await?;
     sessions::store::ensure_owned(&mut conn, caller.project, session).await?;
     let tasks = store::list(&mut conn, caller.project, session, &page).await?;
-    Ok(response::page(Page::new(tasks, &page)))
+    Ok(response::page(&Page::new(tasks, &page)))
 }

@@ -24,7 +24,7 @@ pub async fn list_users(
     let page = page.parse_zero_as_default(platform.config.limits.max_list_entries, 200)?;
     let mut conn = platform.db.acquire().await?;
     let users = store::list(&mut conn, caller.project, &page).await?;
-    Ok(response::page(Page::new(users, &page)))
+    Ok(response::page(&Page::new(users, &page)))
 }
 
 /// The numbers of resources that belong to a user.

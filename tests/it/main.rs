@@ -39,6 +39,7 @@ mod paging;
 mod pepper;
 mod pooler;
 mod project_configs;
+mod responses;
 mod s3;
 mod s3_credentials;
 mod schema;

@@ -74,5 +74,5 @@ pub async fn list_events(
         return Err(sessions::SESSION_NOT_FOUND);
     }
     let events = store::list(&mut conn, caller.project, session, &page).await?;
-    Ok(response::page(Page::new(events, &page)))
+    Ok(response::page(&Page::new(events, &page)))
 }

@@ -1,0 +1,87 @@
+//! Loads a page of messages with their contents. Reserves memory for a large page before it loads the contents.
+
+use super::page::{self, MessagePageRequest, MessageRow};
+use crate::db::page::Cursor;
+use crate::error::Result;
+use crate::http::memory::Reservations;
+use crate::http::response_memory::ResponseReservation;
+use crate::ids::{ProjectId, SessionId};
+use crate::messages::Messages;
+use crate::sessions;
+
+/// A page of messages, oldest first.
+pub(super) struct LoadedPage {
+    pub(super) rows: Vec<MessageRow>,
+    /// The cursor of the next page, if there is one.
+    pub(super) next: Option<Cursor>,
+    /// The memory that a page over 1 MiB has reserved for its response.
+    pub(super) response_memory: Option<ResponseReservation>,
+}
+
+/// The size in bytes after which a page ends if there is no memory for a larger response. It is not lower because many clients
+/// read only one page.
+const MIN_MESSAGES_BYTES: u64 = 32 << 20;
+
+/// Reserves memory for the response with `rows`. If there is not enough memory, first removes the rows that exceed
+/// [`MIN_MESSAGES_BYTES`].
+async fn reserve_response_memory(ctx: &Messages, rows: &mut Vec<MessageRow>) -> Result<ResponseReservation> {
+    let memory = &ctx.request_context.response_memory;
+    let row_bytes =
+        |row: &MessageRow| u64::try_from(row.content_length).unwrap_or_default() + row.user_meta.len() as u64;
+    if let Some(reservation) = memory.try_reserve(rows.iter().map(row_bytes).sum()) {
+        return Ok(reservation);
+    }
+    let mut bytes = 0;
+    let fitting = rows.iter().take_while(|row| {
+        let fits = bytes <= MIN_MESSAGES_BYTES;
+        bytes += row_bytes(row);
+        fits
+    });
+    let fitting = fitting.count();
+    rows.truncate(fitting);
+    memory.reserve(rows.iter().map(row_bytes).sum()).await
+}
+
+/// Loads a page of messages.
+///
+/// # Errors
+/// Returns 404 if the session does not exist, and 503 if there is no memory for the response, or if the database fails.
+pub(super) async fn load_page(
+    ctx: &Messages,
+    reservations: &Reservations,
+    project: ProjectId,
+    session: SessionId,
+    page: &MessagePageRequest,
+) -> Result<LoadedPage> {
+    let mut response_memory = None;
+    let mut rows = loop {
+        let mut conn = ctx.page_pool.acquire().await?;
+        let mut rows = page::list(&mut conn, project, session, page).await?;
+        if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
+            return Err(sessions::SESSION_NOT_FOUND);
+        }
+        drop(conn);
+        rows.truncate(page.limit);
+        if rows.iter().all(MessageRow::is_content_loaded) {
+            break rows;
+        }
+        // Reserve only once, because an encryption conversion changes the length of a message by less than 200 bytes. Clients may
+        // hold the memory of responses for long, so the memory that other requests need is reserved after it.
+        if response_memory.is_none() {
+            response_memory = Some(reserve_response_memory(ctx, &mut rows).await?);
+            let length = rows.iter().filter_map(|row| u64::try_from(row.content_length).ok()).sum();
+            ctx.request_context.body_memory.reserve_body(reservations, length).await?;
+        }
+        let mut conn = ctx.page_pool.acquire().await?;
+        if page::load_contents(&mut conn, &mut rows).await? {
+            break rows;
+        }
+        // The session was deleted, or an encryption conversion has rewritten a message since the rows were read.
+    };
+    let has_more = |row: &&MessageRow| usize::try_from(row.total_in_page).is_ok_and(|total| total > rows.len());
+    let next = rows.last().filter(has_more).map(MessageRow::cursor);
+    if page.newest_first {
+        rows.reverse();
+    }
+    Ok(LoadedPage { rows, next, response_memory })
+}
