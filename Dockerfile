@@ -30,7 +30,8 @@ RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/acontextd --shell /
     && install --directory --owner=acontextd --group=acontextd --mode=0700 /var/lib/acontextd
 COPY --from=build /acontextd /usr/local/bin/acontextd
 USER acontextd
-# A container is not reachable on its loopback address. Any other address requires a configured token and pepper.
+# A container is not reachable on its loopback address. Any other address requires a token of at least 16 characters, and
+# an external database requires a pepper.
 ENV ACONTEXTD_HOST=0.0.0.0 ACONTEXTD_DATA_DIR=/var/lib/acontextd
 EXPOSE 8029
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["acontextd", "health"]

@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
 use secrecy::ExposeSecret;
 
-use super::{Config, Keys};
+use super::{Config, Keys, MIN_EXPOSED_SECRET_LEN, is_short_secret};
 
 /// Environment variables, each with its alias `APP_<SECTION>_<KEY>`. Acontext also reads each key of its configuration file from
 /// a variable with such a name.
@@ -131,26 +131,36 @@ impl Config {
         self.validate_exposed_secrets()
     }
 
-    /// Rejects published secrets if the server listens on an address that other machines can reach.
+    /// Rejects published secrets and short tokens if the server listens on an address that other machines can reach. A short
+    /// pepper is not rejected here, because the pepper of an existing database cannot be changed. Startup checks its length when
+    /// the database is open.
     fn validate_exposed_secrets(&self) -> Result<(), String> {
-        if self.server.host.is_loopback() {
+        if !self.server.is_exposed() {
             return Ok(());
         }
-        let is_published = |secret: &str| PUBLISHED_SECRETS.contains(&secret);
-        let setting = if self.keys.has_published_root_token() {
-            "ROOT_API_BEARER_TOKEN"
-        } else if self.keys.has_pepper() && is_published(self.keys.pepper()) {
-            "ROOT_SECRET_PEPPER"
-        } else if self.keys.admin_token.as_ref().is_some_and(|token| is_published(token.expose_secret())) {
-            "ADMIN_API_TOKEN"
-        } else {
-            return Ok(());
-        };
-        Err(format!(
-            "{setting} is a published default, but the server listens on {}, which is not a loopback address: set \
-             {setting} to a long random text (generate one with openssl rand -hex 32), or listen on 127.0.0.1",
-            self.server.host
-        ))
+        let root_token = Some(self.keys.root_token.expose_secret());
+        let pepper = self.keys.root_pepper.as_ref().map(ExposeSecret::expose_secret);
+        let admin_token = self.keys.admin_token.as_ref().map(ExposeSecret::expose_secret);
+        for (setting, secret, is_token) in [
+            ("ROOT_API_BEARER_TOKEN", root_token, true),
+            ("ROOT_SECRET_PEPPER", pepper, false),
+            ("ADMIN_API_TOKEN", admin_token, true),
+        ] {
+            let Some(secret) = secret else { continue };
+            let problem = if PUBLISHED_SECRETS.contains(&secret) {
+                "is a published default".to_owned()
+            } else if is_token && is_short_secret(secret) {
+                format!("has fewer than {MIN_EXPOSED_SECRET_LEN} characters")
+            } else {
+                continue;
+            };
+            return Err(format!(
+                "{setting} {problem}, but the server listens on {}, which is not a loopback address: set {setting} to \
+                 a long random text (generate one with openssl rand -hex 32), or listen on 127.0.0.1",
+                self.server.host
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -327,12 +337,32 @@ mod tests {
     fn published_secrets_require_a_loopback_address() {
         assert!(error(&[("ACONTEXTD_HOST", "0.0.0.0")]).contains("ROOT_API_BEARER_TOKEN"));
         assert!(error(&[("ACONTEXTD_HOST", "::")]).contains("ROOT_API_BEARER_TOKEN"));
-        let own = ("ROOT_API_BEARER_TOKEN", "sk-ac-0123456789");
+        let own = ("ROOT_API_BEARER_TOKEN", "sk-ac-0123456789abcdef");
         let published = ("ROOT_SECRET_PEPPER", "your-secret-pepper");
         assert!(error(&[("ACONTEXTD_HOST", "10.0.0.1"), own, published]).contains("ROOT_SECRET_PEPPER"));
         loaded(&[("ACONTEXTD_HOST", "0.0.0.0"), own, ("ROOT_SECRET_PEPPER", "0123456789")], &[]);
         loaded(&[("ACONTEXTD_HOST", "127.0.0.2")], &[]);
         loaded(&[("ACONTEXTD_HOST", "::1")], &[]);
+    }
+
+    #[test]
+    fn short_tokens_require_a_loopback_address() {
+        let (short, long) = ("0123456789abcde", "0123456789abcdef");
+        let exposed = ("ACONTEXTD_HOST", "0.0.0.0");
+        for (root_token, admin_token, setting) in [
+            (short, long, "ROOT_API_BEARER_TOKEN"),
+            // The prefix does not count.
+            ("sk-ac-0123456789abcde", long, "ROOT_API_BEARER_TOKEN"),
+            (long, short, "ADMIN_API_TOKEN"),
+            (long, "sk-ac-0123456789abcde", "ADMIN_API_TOKEN"),
+        ] {
+            let tokens = [("ROOT_API_BEARER_TOKEN", root_token), ("ADMIN_API_TOKEN", admin_token)];
+            let message = error(&[&tokens[..], &[exposed]].concat());
+            assert!(message.starts_with(setting) && message.contains("fewer than 16"), "{message}");
+            assert!(!message.contains(short), "{message}");
+            loaded(&tokens, &[]);
+        }
+        loaded(&[exposed, ("ROOT_API_BEARER_TOKEN", long), ("ADMIN_API_TOKEN", long)], &[]);
     }
 
     #[test]

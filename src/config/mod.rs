@@ -14,6 +14,7 @@ mod values;
 pub use limits::Limits;
 pub use load::EarlyExit;
 pub use s3::S3;
+pub use values::{MIN_EXPOSED_SECRET_LEN, is_short_secret};
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -65,8 +66,9 @@ pub struct Server {
     /// [default: /var/lib/acontextd as root, otherwise ~/.local/share/acontextd]
     #[arg(long, env = "ACONTEXTD_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Address to listen on. An address other than loopback requires your own ROOT_API_BEARER_TOKEN; ROOT_SECRET_PEPPER and
-    /// ADMIN_API_TOKEN must not be published values either
+    /// Address to listen on. An address other than loopback requires a ROOT_API_BEARER_TOKEN of your own. On such an address,
+    /// ROOT_API_BEARER_TOKEN, ROOT_SECRET_PEPPER and ADMIN_API_TOKEN must not be published values and must have at least 16
+    /// characters
     #[arg(
         long,
         env = "ACONTEXTD_HOST",
@@ -304,6 +306,11 @@ impl Server {
     /// Returns the configured data directory, or the default if none is configured.
     pub fn data_dir(&self) -> PathBuf {
         self.data_dir.clone().unwrap_or_else(values::default_data_dir)
+    }
+
+    /// Returns `true` if other machines can reach the address that the server listens on.
+    pub fn is_exposed(&self) -> bool {
+        !self.host.is_loopback()
     }
 
     pub fn address(&self) -> SocketAddr {

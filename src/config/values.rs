@@ -119,6 +119,15 @@ pub(super) fn parse_root_token(text: &str) -> Result<SecretString, String> {
     if is_valid { Ok(token.into()) } else { Err("must consist of visible ASCII characters without spaces".into()) }
 }
 
+/// The minimum number of characters of a secret if the server listens on an address that other machines can reach.
+pub const MIN_EXPOSED_SECRET_LEN: usize = 16;
+
+/// Returns `true` if a secret is too short for an address that other machines can reach. The prefix `sk-ac-` does not count,
+/// because it is the same for all secrets.
+pub fn is_short_secret(secret: &str) -> bool {
+    secret.strip_prefix(KEY_PREFIX).unwrap_or(secret).chars().count() < MIN_EXPOSED_SECRET_LEN
+}
+
 /// Parses a number of bytes, optionally with a unit: `32MiB`, `16KiB` or `1GiB`.
 pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();

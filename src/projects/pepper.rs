@@ -15,7 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::PgConnection;
 
 use super::store::{self, PepperEvidence};
-use crate::config::Keys;
+use crate::config::{Config, Keys, MIN_EXPOSED_SECRET_LEN, is_short_secret};
 use crate::crypto::{self, ProjectKey};
 use crate::db::server_state;
 
@@ -53,10 +53,14 @@ impl PepperSources {
     /// Returns the configured pepper, or else the pepper from the file, after verifying that the database was set up with it. If
     /// there is neither, and the database is not set up yet, generates a pepper and stores it in the data directory.
     ///
+    /// If the server listens on an address that other machines can reach, a short pepper is rejected for a database that is not
+    /// set up yet. For a database that was set up with it, a warning is logged, because the pepper cannot be changed.
+    ///
     /// # Errors
     /// Returns an error with instructions for the operator if the pepper is missing, differs from the one with which the
-    /// database was set up, or cannot be verified.
-    pub async fn resolve(self, conn: &mut PgConnection, keys: &Keys) -> anyhow::Result<SecretString> {
+    /// database was set up, cannot be verified, or is too short.
+    pub async fn resolve(self, conn: &mut PgConnection, config: &Config) -> anyhow::Result<SecretString> {
+        let keys = &config.keys;
         let evidence = store::get_pepper_evidence(conn, PEPPER_DIGEST).await?;
         let Some(pepper) = self.configured.as_ref().or(self.from_file.as_ref()) else {
             if evidence.is_some_and(|evidence| evidence.is_set_up()) {
@@ -68,13 +72,47 @@ impl PepperSources {
             }
             return generate_and_store(&self.path);
         };
-        // The database has no tables yet.
-        let Some(evidence) = evidence else { return Ok(pepper.clone()) };
-        match compare(&evidence, pepper, keys) {
-            Verdict::Same => Ok(pepper.clone()),
-            Verdict::Different => bail!(self.explain_difference(&evidence, keys)),
-            Verdict::Unknown => bail!(UNVERIFIED_MSG),
+        // Without evidence, the database has no tables yet.
+        if let Some(evidence) = &evidence {
+            match compare(evidence, pepper, keys) {
+                Verdict::Same => {}
+                Verdict::Different => bail!(self.explain_difference(evidence, keys)),
+                Verdict::Unknown => bail!(UNVERIFIED_MSG),
+            }
         }
+        if config.server.is_exposed() && is_short_secret(pepper.expose_secret()) {
+            self.report_short_pepper(evidence.is_some_and(|evidence| evidence.is_set_up()))?;
+        }
+        Ok(pepper.clone())
+    }
+
+    /// Logs a warning for a short pepper if the database was set up with it, because the pepper cannot be changed then.
+    ///
+    /// # Errors
+    /// Returns an error with a remedy if the database is not set up yet.
+    fn report_short_pepper(&self, is_set_up: bool) -> anyhow::Result<()> {
+        let path = self.path.display();
+        let (source, remedy) = match self.configured {
+            Some(_) => (
+                "ROOT_SECRET_PEPPER".to_owned(),
+                "set it to a long random text (generate one with openssl rand -hex 32)".to_owned(),
+            ),
+            None => {
+                (format!("the pepper in {path}"), "delete that file, so that startup generates a pepper".to_owned())
+            }
+        };
+        if !is_set_up {
+            bail!(
+                "{source} has fewer than {MIN_EXPOSED_SECRET_LEN} characters and can never be changed after the first \
+                 start, but the server listens on an address other than loopback: {remedy}"
+            );
+        }
+        tracing::warn!(
+            "{source} has fewer than {MIN_EXPOSED_SECRET_LEN} characters, so an attacker may guess it, and it cannot be \
+             changed, because the keys of this database depend on it: listen on a loopback address, or set up a new \
+             database with a long random pepper and move the data there"
+        );
+        Ok(())
     }
 
     /// Returns the error message for a pepper that is not that of the database.

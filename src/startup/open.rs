@@ -43,7 +43,7 @@ impl OpenedApp {
         let resolve_pepper = async {
             let mut conn = connect(&database_options, postgres.is_none(), &pooler_check).await?;
             migrations::ensure_supported(&mut conn).await?;
-            let pepper = pepper.resolve(&mut conn, &config.keys).await?;
+            let pepper = pepper.resolve(&mut conn, &config).await?;
             conn.close().await?;
             anyhow::Ok(pepper)
         };

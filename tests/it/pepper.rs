@@ -140,3 +140,52 @@ async fn a_database_without_projects_accepts_any_pepper() {
     execute(&database, DELETE_DIGEST).await;
     assert!(ServerProcess::start(dir.path(), &[url, WRONG]).stop().success());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_pepper_on_an_exposed_address_is_rejected_only_for_a_new_database() {
+    let database = postgres::new_database().await;
+    let url = postgres::database_url(&database);
+    let url = ("DATABASE_URL", url.as_str());
+    let exposed = [("ACONTEXTD_HOST", "0.0.0.0"), ("ROOT_API_BEARER_TOKEN", "a-token-for-these-tests")];
+    let short_pepper = ("ROOT_SECRET_PEPPER", "sk-ac-fifteen-letters");
+    let long_pepper = ("ROOT_SECRET_PEPPER", "sk-ac-sixteen--letters");
+    let dir = data_dir();
+    let start = |settings: &[(&str, &str)]| ServerProcess::start(dir.path(), &[&[url], settings].concat());
+    // The database has tables, but no projects.
+    let error = ServerProcess::startup_error(dir.path(), &[&[url, short_pepper], &exposed[..]].concat());
+    assert!(error.contains("ROOT_SECRET_PEPPER") && error.contains("openssl rand"), "{error}");
+    assert!(read_rows(&database).await.is_empty(), "the rejected process has written something");
+
+    // A database that was set up with the short pepper on a loopback address can be used with a warning at each startup.
+    for (settings, warnings) in
+        [(&[short_pepper][..], 0), (&[&[short_pepper], &exposed[..]].concat(), 1), (&[short_pepper], 0)]
+    {
+        let server = start(settings);
+        let log = server.log();
+        assert_eq!(log.matches("cannot be changed").count(), warnings, "{log}");
+        assert!(!log.contains("letters"), "the log contains the pepper");
+        assert!(server.stop().success());
+    }
+
+    execute(&database, "delete from projects").await;
+    execute(&database, "delete from server_state").await;
+    let server = start(&[&[long_pepper], &exposed[..]].concat());
+    assert!(!server.log().contains("cannot be changed"), "{}", server.log());
+    assert!(server.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_pepper_file_is_rejected_for_a_new_database() {
+    let database = postgres::new_database().await;
+    let url = postgres::database_url(&database);
+    let dir = data_dir();
+    let file = dir.path().join("pepper");
+    fs::write(&file, "short").unwrap();
+    // With an embedded database, no pepper has to be configured.
+    let settings = [("ACONTEXTD_HOST", "0.0.0.0"), ("ROOT_API_BEARER_TOKEN", "a-token-for-these-tests")];
+    let error = ServerProcess::startup_error(dir.path(), &settings);
+    assert!(error.contains(file.to_str().unwrap()) && error.contains("delete that file"), "{error}");
+    // The configured pepper takes precedence over the file.
+    let long = [("DATABASE_URL", url.as_str()), ("ROOT_SECRET_PEPPER", "sixteen--letters")];
+    assert!(ServerProcess::start(dir.path(), &[&settings[..], &long].concat()).stop().success());
+}

@@ -336,6 +336,9 @@ def test_the_health_command_fails_for_another_program():
 # ----- settings -----
 
 
+LONG_TOKEN = "a-token-for-these-tests"
+
+
 INVALID_SETTINGS = [
     # Published secrets are only valid on loopback addresses.
     ({"ACONTEXTD_HOST": "0.0.0.0"}, ["ROOT_API_BEARER_TOKEN", "0.0.0.0", "127.0.0.1"]),
@@ -345,8 +348,14 @@ INVALID_SETTINGS = [
         ["ROOT_API_BEARER_TOKEN"],
     ),
     (
-        {"ACONTEXTD_HOST": "0.0.0.0", "ROOT_API_BEARER_TOKEN": "mine", "ROOT_SECRET_PEPPER": "your-secret-pepper"},
+        {"ACONTEXTD_HOST": "0.0.0.0", "ROOT_API_BEARER_TOKEN": LONG_TOKEN, "ROOT_SECRET_PEPPER": "your-secret-pepper"},
         ["ROOT_SECRET_PEPPER"],
+    ),
+    # Short tokens are only valid on loopback addresses.
+    ({"ACONTEXTD_HOST": "0.0.0.0", "ROOT_API_BEARER_TOKEN": "mine"}, ["ROOT_API_BEARER_TOKEN", "16 characters"]),
+    (
+        {"ACONTEXTD_HOST": "0.0.0.0", "ROOT_API_BEARER_TOKEN": LONG_TOKEN, "ADMIN_API_TOKEN": "mine"},
+        ["ADMIN_API_TOKEN", "16 characters"],
     ),
     # The value is invalid.
     ({"API_EXPORT_PORT": "abc"}, ["API_EXPORT_PORT", "abc", "8029"]),
@@ -369,7 +378,7 @@ INVALID_SETTINGS = [
     # The path or address does not exist.
     ({"ACONTEXTD_POSTGRES_BIN": "/nonexistent"}, ["ACONTEXTD_POSTGRES_BIN", "/nonexistent", "/usr/lib/postgresql"]),
     (
-        {"ACONTEXTD_HOST": "192.0.2.1", "ROOT_API_BEARER_TOKEN": "mine"},
+        {"ACONTEXTD_HOST": "192.0.2.1", "ROOT_API_BEARER_TOKEN": LONG_TOKEN},
         ["ACONTEXTD_HOST", "192.0.2.1", "127.0.0.1"],
     ),
     ({"ACONTEXTD_DATA_DIR": "/dev/null/data"}, ["ACONTEXTD_DATA_DIR", "/dev/null/data"]),
