@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use rustix::process::geteuid;
 
+use crate::error::data_dir::describe_failure;
+
 /// Returns the directory of the server binaries. Uses the configured directory if there is one. Otherwise searches Debian's
 /// directories, where it prefers the version that created the data (`data_version`), and then the newest version. Searches
 /// `PATH` last.
@@ -53,7 +55,7 @@ impl PostgresUser {
     /// Checks that this user can traverse a directory and all its ancestors.
     pub(super) fn check_traversable(&self, dir: &Path) -> anyhow::Result<()> {
         for ancestor in dir.ancestors() {
-            let metadata = fs::metadata(ancestor)?;
+            let metadata = fs::metadata(ancestor).map_err(|error| describe_failure(&error, "read", ancestor, dir))?;
             let (mode, owner, group) = (metadata.mode(), metadata.uid(), metadata.gid());
             let execute_bit = if owner == self.uid {
                 mode & 0o100

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -20,6 +20,8 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::sync::watch;
 
 use super::binaries::{PostgresUser, find_binaries};
+use super::orphan::stop_orphan;
+use crate::error::data_dir::{describe_failure, describe_wrong_owner};
 use crate::percent;
 
 /// The name of the database, and of the database user.
@@ -145,6 +147,7 @@ impl EmbeddedPostgres {
 /// A database cluster in the sense of Postgres: the directory of the databases, with the binaries and the user to run it.
 struct PostgresCluster {
     bin_dir: PathBuf,
+    data_dir: PathBuf,
     /// `<data directory>/postgres`.
     postgres_dir: PathBuf,
     /// The files that `initdb` creates, in `<data directory>/postgres/data`. Postgres calls this its data directory.
@@ -163,7 +166,7 @@ impl PostgresCluster {
         }
         let postgres_dir = data_dir.join("postgres");
         let (cluster_dir, socket_dir) = (postgres_dir.join("data"), socket_dir(data_dir));
-        let cluster = Self { bin_dir, postgres_dir, cluster_dir, socket_dir, user };
+        let cluster = Self { bin_dir, data_dir: data_dir.to_owned(), postgres_dir, cluster_dir, socket_dir, user };
         cluster.create_private_dir(&cluster.postgres_dir)?;
         cluster.create_private_dir(&cluster.socket_dir)?;
         Ok(cluster)
@@ -171,25 +174,36 @@ impl PostgresCluster {
 
     /// Creates a directory that only the user of Postgres can access.
     fn create_private_dir(&self, dir: &Path) -> anyhow::Result<()> {
-        use std::os::unix::fs::MetadataExt;
-        let owner = self.user.as_ref().map_or(getuid().as_raw(), |user| user.uid);
-        match fs::create_dir(dir) {
-            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(err).with_context(|| format!("cannot create {}", dir.display()));
+        let create = || -> io::Result<()> {
+            match fs::create_dir(dir) {
+                Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
+                _ => {}
             }
-            _ => {}
+            // If the server owns the directory, it is new, or its creation was interrupted before `chown`.
+            let is_owned_by_server = fs::symlink_metadata(dir)?.uid() == getuid().as_raw();
+            match self.user.as_ref().filter(|_| is_owned_by_server) {
+                Some(user) => chown(dir, Some(user.uid), Some(user.gid)),
+                None => Ok(()),
+            }
+        };
+        create().map_err(self.describe("create", dir))?;
+        self.check_owner(dir, fs::symlink_metadata(dir))?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(self.describe("change the mode of", dir))
+    }
+
+    /// Checks that a directory belongs to the user of Postgres.
+    fn check_owner(&self, dir: &Path, metadata: io::Result<fs::Metadata>) -> anyhow::Result<()> {
+        let uid = self.user.as_ref().map_or(getuid().as_raw(), |user| user.uid);
+        let metadata = metadata.map_err(self.describe("read", dir))?;
+        if metadata.is_dir() && metadata.uid() == uid {
+            return Ok(());
         }
-        // If the server owns the directory, it is new, or its creation was interrupted before `chown`.
-        let is_owned_by_server = fs::symlink_metadata(dir)?.uid() == getuid().as_raw();
-        if let Some(user) = self.user.as_ref().filter(|_| is_owned_by_server) {
-            chown(dir, Some(user.uid), Some(user.gid))?;
-        }
-        let metadata = fs::symlink_metadata(dir)?;
-        if !metadata.is_dir() || metadata.uid() != owner {
-            bail!("{} must be a directory that belongs to the user with the id {owner}", dir.display());
-        }
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
-        Ok(())
+        Err(describe_wrong_owner(dir, &metadata, uid, &self.data_dir))
+    }
+
+    /// Returns a function that describes why `action` has failed for `path`.
+    fn describe<'a>(&'a self, action: &'a str, path: &'a Path) -> impl Fn(io::Error) -> anyhow::Error + 'a {
+        move |error| describe_failure(&error, action, path, &self.data_dir)
     }
 
     /// Returns the command for a server binary, run as the user of Postgres. The process receives SIGINT when the calling
@@ -209,12 +223,15 @@ impl PostgresCluster {
     /// Creates the cluster directory if it does not exist. Creates it under a temporary name and renames it, so that a crash
     /// leaves no incomplete cluster directory.
     fn init(&self, options: PostgresOptions) -> anyhow::Result<()> {
+        if self.cluster_dir.exists() {
+            self.check_owner(&self.cluster_dir, fs::metadata(&self.cluster_dir))?;
+        }
         if self.cluster_dir.join("PG_VERSION").exists() {
             return Ok(());
         }
         let tmp_dir = self.postgres_dir.join("data.init");
         if tmp_dir.exists() {
-            fs::remove_dir_all(&tmp_dir)?;
+            fs::remove_dir_all(&tmp_dir).map_err(self.describe("remove", &tmp_dir))?;
         }
         tracing::info!(dir = %self.cluster_dir.display(), "initializing the embedded Postgres");
         let output = self
@@ -228,16 +245,19 @@ impl PostgresCluster {
         if !output.status.success() {
             bail!("failed to initialize the embedded Postgres: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        fs::rename(&tmp_dir, &self.cluster_dir)?;
-        File::open(&self.postgres_dir)?.sync_all()?;
-        Ok(())
+        fs::rename(&tmp_dir, &self.cluster_dir).map_err(self.describe("create", &self.cluster_dir))?;
+        let sync = File::open(&self.postgres_dir).and_then(|dir| dir.sync_all());
+        sync.map_err(self.describe("write to", &self.postgres_dir))
     }
 
     /// Checks that the binaries have the major version that created the cluster directory.
     fn check_version(&self) -> anyhow::Result<()> {
-        let data_version = fs::read_to_string(self.cluster_dir.join("PG_VERSION"))?;
-        let output = Command::new(self.bin_dir.join("postgres")).arg("--version").output()?.stdout;
-        let output = String::from_utf8_lossy(&output);
+        let version_file = self.cluster_dir.join("PG_VERSION");
+        let data_version = fs::read_to_string(&version_file).map_err(self.describe("read", &version_file))?;
+        let binary = self.bin_dir.join("postgres");
+        let output = Command::new(&binary).arg("--version").output();
+        let output = output.with_context(|| format!("cannot run {}: check its permissions", binary.display()))?;
+        let output = String::from_utf8_lossy(&output.stdout);
         let is_number = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit());
         let server_version = output.split_whitespace().find(is_number).unwrap_or_default();
         if server_version.split('.').next() == Some(data_version.trim()) {
@@ -259,10 +279,11 @@ impl PostgresCluster {
         let socket_dir = self.socket_dir.clone();
         std::thread::Builder::new().name("postgres".into()).spawn(move || {
             let log = self.postgres_dir.join("start.log");
-            let child = File::create(&log).and_then(|file| self.server_command(options).stderr(file).spawn());
+            let file = File::create(&log).map_err(self.describe("write", &log));
+            let child = file.and_then(|file| self.server_command(options).stderr(file).spawn().map_err(setpriv_error));
             let mut child = match child {
                 Ok(child) => child,
-                Err(err) => return drop(pid_tx.send(Err(setpriv_error(err)))),
+                Err(err) => return drop(pid_tx.send(Err(err))),
             };
             let _ = pid_tx.send(Ok(i32::try_from(child.id()).unwrap_or_default()));
             let exit_status = child.wait();
@@ -318,56 +339,6 @@ fn socket_dir(data_dir: &Path) -> PathBuf {
     }
     let hash = digest::digest(&digest::SHA256, dir.as_os_str().as_encoded_bytes());
     Path::new("/tmp").join(format!("acontextd-{}", hex::encode(&hash.as_ref()[..8])))
-}
-
-/// Waits until an orphan, the Postgres that a killed server left running, exits. If it does not exit, sends it stronger and
-/// stronger signals.
-fn stop_orphan(cluster_dir: &Path, stop_timeout: Duration) -> anyhow::Result<()> {
-    for signal in [None, Some(Signal::INT), Some(Signal::QUIT), Some(Signal::KILL)] {
-        let Some(pid) = find_orphan(cluster_dir) else { return Ok(()) };
-        if let Some(signal) = signal {
-            tracing::warn!(
-                pid = pid.as_raw_nonzero(),
-                ?signal,
-                "stopping the Postgres that a killed server left running"
-            );
-            let _ = kill_process(pid, signal);
-        }
-        let deadline = Instant::now() + stop_timeout;
-        while Instant::now() < deadline {
-            if find_orphan(cluster_dir).is_none() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-    match find_orphan(cluster_dir) {
-        None => Ok(()),
-        Some(pid) => bail!(
-            "cannot stop the Postgres that a killed server left running (pid {}): end that process, then start \
-             acontextd again",
-            pid.as_raw_nonzero()
-        ),
-    }
-}
-
-/// Returns a Postgres process that uses this cluster directory. The lock file contains the id of the main process, but that id
-/// may belong to a different program by now. So a process counts only if it executes Postgres with the cluster directory as its
-/// working directory. The child processes of Postgres outlive a killed main process for a moment. They are not in the lock
-/// file, so they are searched for among all processes.
-fn find_orphan(cluster_dir: &Path) -> Option<Pid> {
-    let link = |pid: &Pid, name| fs::read_link(format!("/proc/{}/{name}", pid.as_raw_nonzero())).unwrap_or_default();
-    // If an update has replaced the binary, the link ends with " (deleted)".
-    let is_postgres =
-        |exe: PathBuf| exe.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"postgres"));
-    let uses_cluster_dir = |pid: &Pid| link(pid, "cwd") == cluster_dir && is_postgres(link(pid, "exe"));
-    let lock = fs::read_to_string(cluster_dir.join("postmaster.pid")).ok()?;
-    let lock_holder = lock.lines().next().and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?));
-    lock_holder.filter(uses_cluster_dir).or_else(|| {
-        let processes = fs::read_dir("/proc").ok()?.flatten();
-        let pids = processes.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
-        pids.into_iter().find(uses_cluster_dir)
-    })
 }
 
 #[cfg(test)]

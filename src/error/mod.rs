@@ -1,6 +1,7 @@
 //! The errors of requests, with a variant for each HTTP status. [`Error::public_message`] returns the text that clients see.
 //! `http::response` converts an error to a response.
 
+pub mod data_dir;
 pub mod database;
 pub mod storage;
 

@@ -15,13 +15,21 @@ use crate::db::server_state;
 use crate::ids::ProjectId;
 use crate::platform::Platform;
 
+/// The default project after startup.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DefaultProject {
+    pub id: ProjectId,
+    /// `false` if the key of the project was rotated after the root token was applied.
+    pub accepts_root_token: bool,
+}
+
 /// Creates the default project, or applies a changed root token to it. Several processes may do this concurrently.
 ///
 /// # Errors
 /// Returns an error if the database fails, if the database was set up with another pepper, or if the root token cannot be
 /// applied: it has changed while the project is encrypted, is the key of another project, or is a compact key that was created
 /// with another pepper.
-pub async fn ensure(platform: &Platform) -> anyhow::Result<ProjectId> {
+pub async fn ensure(platform: &Platform) -> anyhow::Result<DefaultProject> {
     let key = ProjectKey::parse(platform.config.keys.root_token.expose_secret());
     let pepper = platform.config.keys.pepper();
     let lookup_hash = key.lookup_hash(pepper);
@@ -35,8 +43,13 @@ pub async fn ensure(platform: &Platform) -> anyhow::Result<ProjectId> {
     pepper::record(&mut tx, &platform.config.keys).await?;
     let existing = store::lock_default_project(&mut tx).await?;
     let applied_hash = server_state::get_state(&mut tx, APPLIED_ROOT_TOKEN).await?;
-    let project = match existing {
-        Some(existing) if applied_hash.as_deref() == Some(lookup_hash.as_str()) => existing.id,
+    let mut accepts_root_token = true;
+    let id = match existing {
+        Some(existing) if applied_hash.as_deref() == Some(lookup_hash.as_str()) => {
+            let locked = store::lock(&mut tx, existing.id).await?;
+            accepts_root_token = locked.is_some_and(|project| project.secret_key_hmac == lookup_hash);
+            existing.id
+        }
         Some(existing) if existing.may_have_encrypted_content => bail!(
             "ROOT_API_BEARER_TOKEN is not the token that was applied last, but the default project is encrypted and a \
              new token cannot decrypt its content: set ROOT_API_BEARER_TOKEN to the previous token, or decrypt the \
@@ -57,7 +70,7 @@ pub async fn ensure(platform: &Platform) -> anyhow::Result<ProjectId> {
     };
     server_state::set_state(&mut tx, APPLIED_ROOT_TOKEN, &lookup_hash).await?;
     tx.commit().await?;
-    Ok(project)
+    Ok(DefaultProject { id, accepts_root_token })
 }
 
 /// Explains a violation of the unique index on key lookup hashes. Returns other errors unchanged.

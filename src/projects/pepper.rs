@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::PgConnection;
 
@@ -18,6 +18,7 @@ use super::store::{self, PepperEvidence};
 use crate::config::{Config, Keys, MIN_EXPOSED_SECRET_LEN, is_short_secret};
 use crate::crypto::{self, ProjectKey};
 use crate::db::server_state;
+use crate::error::data_dir::describe_failure;
 
 /// The name of the digest in `server_state`.
 const PEPPER_DIGEST: &str = "pepper_digest";
@@ -42,7 +43,7 @@ impl PepperSources {
         let from_file = match fs::read_to_string(&path) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error).context(format!("cannot read {}", path.display())),
+            Err(error) => return Err(describe_failure(&error, "read", &path, data_dir)),
         };
         if from_file.as_ref().is_some_and(|text| text.trim().is_empty()) && configured.is_none() {
             bail!("{} is empty: restore the file from your backup", path.display());
@@ -183,15 +184,16 @@ pub async fn record(conn: &mut PgConnection, keys: &Keys) -> anyhow::Result<()> 
 
 /// Generates a pepper and stores it durably in a file.
 fn generate_and_store(path: &Path) -> anyhow::Result<SecretString> {
-    let write = || -> anyhow::Result<SecretString> {
-        let pepper = crypto::generate_secret()?;
+    let pepper = crypto::generate_secret()?;
+    let dir = path.parent().unwrap_or(path);
+    let write = || -> io::Result<()> {
         let tmp = path.with_extension("new");
         let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&tmp)?;
         file.write_all(pepper.as_bytes())?;
         file.sync_all()?;
         fs::rename(&tmp, path)?;
-        File::open(path.parent().unwrap_or(path))?.sync_all()?;
-        Ok(pepper.as_str().into())
+        File::open(dir)?.sync_all()
     };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write().map_err(|error| describe_failure(&error, "write", path, dir))?;
+    Ok(pepper.as_str().into())
 }

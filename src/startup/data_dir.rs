@@ -5,9 +5,10 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use crate::config::Config;
+use crate::error::data_dir::describe_failure;
 
 /// The data directory of this server. It stays locked until this value is dropped.
 pub struct DataDir {
@@ -40,30 +41,20 @@ fn create_data_dir(config: &Config) -> anyhow::Result<PathBuf> {
         }
         fs::canonicalize(&dir)
     };
-    create().with_context(|| {
-        format!(
-            "ACONTEXTD_DATA_DIR is {}, but that directory cannot be created: choose another one, such as \
-             ~/acontextd-data",
-            dir.display()
-        )
-    })
+    create().map_err(|error| describe_failure(&error, "create", &dir, &dir))
 }
 
 /// Locks the data directory for this process.
 fn lock_dir(dir: &Path) -> anyhow::Result<File> {
     let path = dir.join("lock");
     let file = fs::OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&path);
-    let file = file.with_context(|| {
-        format!("cannot open {}: check the owner and the permissions of the data directory", path.display())
-    })?;
+    let file = file.map_err(|error| describe_failure(&error, "open", &path, dir))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => bail!(
             "ACONTEXTD_DATA_DIR is {}, but another acontextd uses that directory: stop it, or choose another directory",
             dir.display()
         ),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| {
-            format!("cannot lock {}: choose a data directory on a file system that supports file locks", path.display())
-        }),
+        Err(TryLockError::Error(error)) => Err(describe_failure(&error, "lock", &path, dir)),
     }
 }

@@ -13,6 +13,7 @@ pub mod listener;
 pub mod object_store;
 pub mod open;
 pub mod signals;
+mod warnings;
 
 use std::time::Duration;
 
@@ -40,6 +41,10 @@ const STARTUP_TIMEOUT: Duration = Duration::from_secs(15);
 /// connections.
 const SHUTDOWN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The text in the startup banner in place of a key that does not work anymore.
+const ROTATED_KEY_TEXT: &str = "rotated, so ROOT_API_BEARER_TOKEN does not work anymore (to set a new key, change \
+     ROOT_API_BEARER_TOKEN and restart)";
+
 /// A server that is ready to accept requests.
 pub struct Server {
     pub listener: TcpListener,
@@ -58,6 +63,7 @@ impl Server {
         let listener = listener::bind(&config)?;
         let port = listener.local_addr()?.port();
         let opened_app = OpenedApp::open(config, data_dir, pepper, port).await?;
+        warnings::log_warnings(&opened_app.app.config, &opened_app.app.public_url);
         Ok(Self { listener, opened_app })
     }
 
@@ -75,8 +81,13 @@ impl Server {
         let base_url = format!("http://{}/api/v1", self.listener.local_addr()?);
         let token = config.keys.root_token.expose_secret();
         // If the server is not on loopback, the token was chosen by the operator and must not appear in logs.
-        let token = if config.server.host.is_loopback() { token } else { "<ROOT_API_BEARER_TOKEN>" };
-        let key = format!("sk-ac-{token}");
+        let token = if config.server.is_exposed() { "<ROOT_API_BEARER_TOKEN>" } else { token };
+        let (key, key_text) = if self.opened_app.default_project.accepts_root_token {
+            let key = format!("sk-ac-{token}");
+            (key.clone(), key)
+        } else {
+            ("<key>".into(), ROTATED_KEY_TEXT.to_owned())
+        };
         let database = match &self.opened_app.postgres {
             Some(postgres) => postgres.url(),
             None => "external".into(),
@@ -84,7 +95,7 @@ impl Server {
         let bucket = config.s3.bucket.as_ref();
         let objects = bucket.map_or_else(|| "local directory".into(), |bucket| format!("bucket {bucket}"));
         Ok(format!(
-            "acontextd {}\n  base URL  {base_url}\n  key       {key}\n  data      {}\n  database  {database}\n  \
+            "acontextd {}\n  base URL  {base_url}\n  key       {key_text}\n  data      {}\n  database  {database}\n  \
              objects   {objects}\n  try       curl -H 'Authorization: Bearer {key}' {base_url}/ping\n",
             env!("CARGO_PKG_VERSION"),
             config.server.data_dir().display(),
@@ -97,7 +108,7 @@ impl Server {
     /// Returns an error if a component exited unexpectedly, or if requests or jobs did not finish in time.
     pub async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
         let Self { listener, opened_app } = self;
-        let OpenedApp { app, postgres, data_dir: _data_dir } = opened_app;
+        let OpenedApp { app, postgres, data_dir: _data_dir, default_project: _ } = opened_app;
         let mut components = spawn_components(&app, listener)?;
         // The message writer stops last, because requests that are in flight at shutdown may store messages.
         let mut message_writer = JoinSet::new();

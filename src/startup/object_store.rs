@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::anyhow;
+use rustix::fs::Access;
 
 use super::STARTUP_TIMEOUT;
 use crate::blob::ObjectStore;
@@ -13,11 +14,12 @@ use crate::blob::s3::{S3ObjectStore, S3Timeouts};
 use crate::blob::service::BlobService;
 use crate::blob::spool::SpoolDir;
 use crate::config::Config;
+use crate::error::data_dir::describe_failure;
 
 /// Opens the configured object store.
 ///
 /// # Errors
-/// Returns an error if the local directory cannot be created, or if nothing names the region of the bucket.
+/// Returns an error with a remedy if the local directory cannot be created or written, or if nothing names the region of the bucket.
 pub async fn open_object_store(
     config: &Config,
     data_dir: &Path,
@@ -26,7 +28,13 @@ pub async fn open_object_store(
     Ok(if config.s3.is_configured() {
         Arc::new(S3ObjectStore::new(&config.s3, S3Timeouts::default()).await?)
     } else {
-        Arc::new(LocalObjectStore::open(&data_dir.join("objects"), spool.clone())?)
+        let root = data_dir.join("objects");
+        let store = LocalObjectStore::open(&root, spool.clone());
+        let store = store.map_err(|error| describe_failure(&error, "create", &root, data_dir))?;
+        // Without this check, uploads to a directory of another user would fail later, one by one.
+        rustix::fs::access(&root, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)
+            .map_err(|error| describe_failure(&error.into(), "write to", &root, data_dir))?;
+        Arc::new(store)
     })
 }
 

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use anyhow::Context;
 use sqlx::Connection;
 
 use super::data_dir::DataDir;
@@ -13,14 +12,16 @@ use crate::config::Config;
 use crate::db::migrations;
 use crate::db::pooler::PoolerCheck;
 use crate::embedded::postgres::{EmbeddedPostgres, PostgresOptions};
+use crate::error::data_dir::describe_failure;
 use crate::features::App;
 use crate::platform::{Platform, PlatformDependencies};
-use crate::projects;
+use crate::projects::default_project::{self, DefaultProject};
 use crate::projects::pepper::PepperSources;
 
 /// The app, whose database is migrated and whose object store is available, with the resources that it needs.
 pub struct OpenedApp {
     pub app: App,
+    pub default_project: DefaultProject,
     /// `None` if an external database is configured.
     pub postgres: Option<EmbeddedPostgres>,
     /// Holds the lock of the data directory.
@@ -53,17 +54,16 @@ impl OpenedApp {
         };
         config.keys.set_pepper(pepper);
         let spool = SpoolDir::open(&data_dir.path);
-        let spool = spool.with_context(|| {
-            format!("cannot write to the data directory {}: check its owner and permissions", data_dir.path.display())
-        })?;
+        let spool =
+            spool.map_err(|error| describe_failure(&error, "write to", &data_dir.path.join("tmp"), &data_dir.path))?;
         let object_store = open_object_store(&config, &data_dir.path, &spool).await?;
         let dependencies = PlatformDependencies { config, database_options, pooler_check, object_store, spool, port };
         let app = App::new(Platform::new(dependencies)?);
-        tokio::select! {
-            initialized = initialize(&app) => initialized?,
+        let default_project = tokio::select! {
+            default_project = initialize(&app) => default_project?,
             error = wait_for_postgres_exit(postgres.as_ref()) => return Err(error),
-        }
-        Ok(Self { app, postgres, data_dir })
+        };
+        Ok(Self { app, default_project, postgres, data_dir })
     }
 }
 
@@ -77,10 +77,10 @@ async fn start_embedded(config: &Config, data_dir: &Path) -> anyhow::Result<Opti
 }
 
 /// Migrates the database, waits for the object store, and creates the default project.
-async fn initialize(app: &App) -> anyhow::Result<()> {
+async fn initialize(app: &App) -> anyhow::Result<DefaultProject> {
     migrations::migrate(&app.db).await?;
     wait_for_object_store(&app.blobs).await?;
-    projects::default_project::ensure(app).await.map(drop)
+    default_project::ensure(app).await
 }
 
 /// Waits until the embedded Postgres exits unexpectedly. Never returns if there is no embedded Postgres.

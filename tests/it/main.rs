@@ -49,6 +49,7 @@ mod skill_archives;
 mod skills;
 mod spaces;
 mod start;
+mod startup;
 mod support;
 mod sweep;
 mod tampering;

@@ -1,6 +1,7 @@
 //! The server binary, as its own process.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -17,10 +18,25 @@ pub fn data_dir() -> TempDir {
     dir
 }
 
+/// A copy of the program that every user can execute. Other users may have no access to the build directory.
+pub struct ProgramCopy(TempDir);
+
+impl ProgramCopy {
+    pub fn create() -> Self {
+        let dir = data_dir();
+        // Another process writes the file. If this process did, a concurrent test could inherit the open file, and the program
+        // could not be executed.
+        assert!(Command::new("cp").arg(PROGRAM).arg(dir.path()).status().unwrap().success());
+        Self(dir)
+    }
+}
+
 pub struct ServerProcess {
     child: Child,
     /// `http://127.0.0.1:<port>`.
     pub url: String,
+    /// What the server printed when it was ready.
+    pub banner: String,
     log: PathBuf,
 }
 
@@ -28,6 +44,14 @@ impl ServerProcess {
     /// Runs the server with settings that it rejects, and returns its error message.
     pub fn startup_error(dir: &Path, settings: &[(&str, &str)]) -> String {
         let output = command(dir, settings).output().unwrap();
+        assert!(!output.status.success(), "the server started");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Runs a copy of the server as another user, and returns its error message.
+    pub fn startup_error_as(uid: u32, program: &ProgramCopy, dir: &Path, settings: &[(&str, &str)]) -> String {
+        let mut command = command_of(&program.0.path().join("acontextd"), dir, settings);
+        let output = command.uid(uid).gid(uid).env("HOME", "/nonexistent").current_dir("/").output().unwrap();
         assert!(!output.status.success(), "the server started");
         String::from_utf8(output.stderr).unwrap()
     }
@@ -41,9 +65,8 @@ impl ServerProcess {
 
     /// Starts the server with a soft and a hard limit of open files, such as `300:1000`.
     pub fn start_with_file_limit(dir: &Path, settings: &[(&str, &str)], limit: &str) -> Self {
-        let mut command = Command::new("prlimit");
+        let mut command = command_of(Path::new("prlimit"), dir, settings);
         command.arg(format!("--nofile={limit}")).arg(PROGRAM);
-        set_environment(&mut command, dir, settings);
         Self::spawn(command, dir).unwrap_or_else(|| {
             panic!("the server did not start: {}", std::fs::read_to_string(dir.join("program.log")).unwrap())
         })
@@ -56,12 +79,19 @@ impl ServerProcess {
 
     fn spawn(mut command: Command, dir: &Path) -> Option<Self> {
         let log = dir.join("program.log");
-        let mut child = command.stdout(Stdio::piped()).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let base = lines.find_map(|line| Some(line.trim().strip_prefix("base URL")?.trim().to_owned()));
-        let mut server = Self { child, url: String::new(), log };
+        let child =
+            command.stdout(Stdio::piped()).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+        let mut server = Self { child, url: String::new(), banner: String::new(), log };
+        let lines = BufReader::new(server.child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        for line in lines {
+            server.banner.extend([line.as_str(), "\n"]);
+            if line.starts_with("  try ") {
+                break;
+            }
+        }
         // Without an address, the server has exited, and dropping it waits for the process.
-        base?.trim_end_matches("/api/v1").clone_into(&mut server.url);
+        let base_url = server.banner.lines().find_map(|line| line.trim().strip_prefix("base URL"))?;
+        server.url = base_url.trim().trim_end_matches("/api/v1").to_owned();
         Some(server)
     }
 
@@ -101,14 +131,14 @@ impl ServerProcess {
 }
 
 fn command(dir: &Path, settings: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(PROGRAM);
-    set_environment(&mut command, dir, settings);
-    command
+    command_of(Path::new(PROGRAM), dir, settings)
 }
 
-fn set_environment(command: &mut Command, dir: &Path, settings: &[(&str, &str)]) {
+fn command_of(program: &Path, dir: &Path, settings: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(program);
     command.env_clear().env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin").env("ACONTEXTD_DATA_DIR", dir);
     command.env("API_EXPORT_PORT", "0").envs(settings.iter().copied());
+    command
 }
 
 impl Drop for ServerProcess {

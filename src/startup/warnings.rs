@@ -1,0 +1,15 @@
+//! Warnings about settings with which the server works, but probably not as intended. Each is logged once, at startup.
+
+use crate::config::Config;
+
+/// Logs the warnings about the settings. `public_url` is the base URL of public links.
+pub(super) fn log_warnings(config: &Config, public_url: &str) {
+    let server = &config.server;
+    if server.is_exposed() && server.external_url.is_none() {
+        tracing::warn!(
+            "public links begin with {public_url}, which other machines cannot reach, although the server listens on \
+             {}: set APP_EXTERNALURL to the URL under which clients reach this server",
+            server.host
+        );
+    }
+}
