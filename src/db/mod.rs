@@ -1,12 +1,13 @@
 //! Connection pools and transactions. [`migrations`] creates the tables, [`pooler`] rejects connection poolers that share
-//! sessions, [`page`] has the cursors of lists, [`notify`] dispatches Postgres notifications, [`job_waker`] notifies job
-//! runners, and [`server_state`] stores named values, such as the digest of the pepper.
+//! sessions, [`privileges`] explains missing privileges, [`page`] has the cursors of lists, [`notify`] dispatches Postgres
+//! notifications, [`job_waker`] notifies job runners, and [`server_state`] stores named values, such as the digest of the pepper.
 
 pub mod job_waker;
 pub mod migrations;
 pub mod notify;
 pub mod page;
 pub mod pooler;
+pub mod privileges;
 pub mod server_state;
 mod tx;
 

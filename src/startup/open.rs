@@ -9,8 +9,8 @@ use super::database::{connect, external_database_options};
 use super::object_store::{open_object_store, wait_for_object_store};
 use crate::blob::spool::SpoolDir;
 use crate::config::Config;
-use crate::db::migrations;
 use crate::db::pooler::PoolerCheck;
+use crate::db::{migrations, privileges};
 use crate::embedded::postgres::{EmbeddedPostgres, PostgresOptions};
 use crate::error::data_dir::describe_failure;
 use crate::features::App;
@@ -49,7 +49,7 @@ impl OpenedApp {
             anyhow::Ok(pepper)
         };
         let pepper = tokio::select! {
-            pepper = resolve_pepper => pepper?,
+            pepper = resolve_pepper => pepper.map_err(|error| privileges::explain(error, &database_options))?,
             error = wait_for_postgres_exit(postgres.as_ref()) => return Err(error),
         };
         config.keys.set_pepper(pepper);
@@ -57,10 +57,13 @@ impl OpenedApp {
         let spool =
             spool.map_err(|error| describe_failure(&error, "write to", &data_dir.path.join("tmp"), &data_dir.path))?;
         let object_store = open_object_store(&config, &data_dir.path, &spool).await?;
+        let explain_options = database_options.clone();
         let dependencies = PlatformDependencies { config, database_options, pooler_check, object_store, spool, port };
         let app = App::new(Platform::new(dependencies)?);
         let default_project = tokio::select! {
-            default_project = initialize(&app) => default_project?,
+            default_project = initialize(&app) => {
+                default_project.map_err(|error| privileges::explain(error, &explain_options))?
+            }
             error = wait_for_postgres_exit(postgres.as_ref()) => return Err(error),
         };
         Ok(Self { app, default_project, postgres, data_dir })
@@ -76,9 +79,10 @@ async fn start_embedded(config: &Config, data_dir: &Path) -> anyhow::Result<Opti
     Ok(Some(EmbeddedPostgres::start(data_dir, bin_dir, PostgresOptions::default()).await?))
 }
 
-/// Migrates the database, waits for the object store, and creates the default project.
+/// Migrates the database, checks the privileges of its user, waits for the object store, and creates the default project.
 async fn initialize(app: &App) -> anyhow::Result<DefaultProject> {
     migrations::migrate(&app.db).await?;
+    privileges::check(&app.db).await?;
     wait_for_object_store(&app.blobs).await?;
     default_project::ensure(app).await
 }

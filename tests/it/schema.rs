@@ -135,6 +135,11 @@ async fn a_database_of_another_version_is_rejected_unchanged() {
              values (9999, 'later', true, '\\x00', 0)",
             "migration 9999, which this version of acontextd does not know",
         ),
+        (
+            "update _sqlx_migrations set success = false where version = 2",
+            "migration 2 of the database was interrupted",
+        ),
+        ("delete from _sqlx_migrations where version = 2", "migration 2 is missing"),
     ] {
         let database = postgres::new_database().await;
         let mut conn = database.connect().await.unwrap();

@@ -6,9 +6,13 @@ use std::path::Path;
 
 use rustix::process::geteuid;
 use serde_json::Value;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection};
+use uuid::Uuid;
 
 use crate::support::postgres;
 use crate::support::server_process::{ProgramCopy, ServerProcess, data_dir};
+use crate::support::tcp_proxy::TcpProxy;
 
 const PEPPER: (&str, &str) = ("ROOT_SECRET_PEPPER", "a pepper for tests");
 
@@ -124,4 +128,71 @@ async fn directories_for_uploads_and_objects_of_another_user_are_named() {
         assert_names_owner(&program, OTHER_USER, path, &path.join(name), "root");
         fs::remove_dir_all(path.join(name)).unwrap();
     }
+}
+
+async fn execute(database: &PgConnectOptions, sql: &str) {
+    let mut conn = database.connect().await.unwrap();
+    sqlx::raw_sql(sql).execute(&mut conn).await.unwrap();
+    conn.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_privilege_is_named_with_the_statement_that_grants_it() {
+    const GRANT_ALL: &str =
+        "grant usage, create on schema public to app; grant all on all tables in schema public to app";
+    for (changes, grant) in [
+        ("revoke create on schema public from app", "GRANT USAGE, CREATE ON SCHEMA public TO"),
+        ("revoke usage on schema public from app, public", "GRANT USAGE, CREATE ON SCHEMA public TO"),
+        (
+            "drop schema public cascade; create schema public; grant usage on schema public to app",
+            "GRANT USAGE, CREATE",
+        ),
+        ("revoke select on _sqlx_migrations from app", "ON ALL TABLES IN SCHEMA public TO"),
+        ("revoke select on projects from app", "ON ALL TABLES IN SCHEMA public TO"),
+        ("revoke delete on messages from app", "cannot read and write messages"),
+        ("revoke select on blob_references from app", "cannot read and write blob_references"),
+        ("revoke connect on database db from app, public", "GRANT CONNECT ON DATABASE"),
+        ("alter database db set default_transaction_read_only = on", "the database is read-only"),
+    ] {
+        let database = postgres::new_database().await;
+        let (user, name) = (format!("app_{}", Uuid::new_v4().simple()), database.get_database().unwrap());
+        let statements = format!("create role app login; {GRANT_ALL}; {changes}");
+        execute(&database, &statements.replace("app", &user).replace("database db", &format!("database {name}"))).await;
+        let url = postgres::database_url(&database.clone().username(&user));
+        let dir = data_dir();
+        let error = ServerProcess::startup_error(dir.path(), &[("DATABASE_URL", &url), PEPPER]);
+        assert!(error.contains(grant), "{changes}: {error}");
+        assert!(error.contains(&user) || grant.contains("read-only"), "{changes}: {error}");
+        // Roles belong to all databases of this Postgres.
+        let other_database = database.clone().database("postgres");
+        execute(&other_database, &format!("drop database {name}")).await;
+        execute(&other_database, &format!("drop role {user}")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_user_with_these_privileges_suffices() {
+    let database = postgres::new_database().await;
+    let user = format!("app_{}", Uuid::new_v4().simple());
+    let statements = format!(
+        "create role {user} login; grant usage, create on schema public to {user};
+         grant select, insert, update, delete on all tables in schema public to {user}"
+    );
+    execute(&database, &statements).await;
+    let url = postgres::database_url(&database.clone().username(&user));
+    let dir = data_dir();
+    assert!(ServerProcess::start(dir.path(), &[("DATABASE_URL", &url), PEPPER]).stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_older_than_15_is_rejected() {
+    let proxy = TcpProxy::start_with_version(&postgres::new_database().await, Some(b"14")).await;
+    let options = proxy.options();
+    let url = format!("postgres://acontext@127.0.0.1:{}/{}", options.get_port(), options.get_database().unwrap());
+    let error = tokio::task::spawn_blocking(move || {
+        let dir = data_dir();
+        ServerProcess::startup_error(dir.path(), &[("DATABASE_URL", &url), PEPPER])
+    });
+    let error = error.await.unwrap();
+    assert!(error.contains("Postgres 14") && error.contains("15 or newer"), "{error}");
 }

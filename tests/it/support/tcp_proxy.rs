@@ -25,12 +25,17 @@ enum Loss {
 
 impl TcpProxy {
     pub async fn start(backend: &PgConnectOptions) -> Self {
+        Self::start_with_version(backend, None).await
+    }
+
+    /// Starts a proxy that replaces the major version that Postgres reports.
+    pub async fn start_with_version(backend: &PgConnectOptions, version: Option<&'static [u8; 2]>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let socket = backend.get_socket().unwrap().join(format!(".s.PGSQL.{}", backend.get_port()));
         let (losses, loss_rx) = watch::channel(Loss::All);
         let mut server = JoinSet::new();
-        server.spawn(accept(listener, socket, loss_rx));
+        server.spawn(accept(listener, socket, loss_rx, version));
         Self { backend: backend.clone(), port, losses, _server: server }
     }
 
@@ -51,15 +56,25 @@ impl TcpProxy {
     }
 }
 
-async fn accept(listener: TcpListener, socket: PathBuf, losses: watch::Receiver<Loss>) {
+async fn accept(
+    listener: TcpListener,
+    socket: PathBuf,
+    losses: watch::Receiver<Loss>,
+    version: Option<&'static [u8; 2]>,
+) {
     let mut connections = JoinSet::new();
     loop {
         let (client, _) = listener.accept().await.unwrap();
-        connections.spawn(forward(client, socket.clone(), losses.clone()));
+        connections.spawn(forward(client, socket.clone(), losses.clone(), version));
     }
 }
 
-async fn forward(client: TcpStream, socket: PathBuf, mut losses: watch::Receiver<Loss>) {
+async fn forward(
+    client: TcpStream,
+    socket: PathBuf,
+    mut losses: watch::Receiver<Loss>,
+    version: Option<&'static [u8; 2]>,
+) {
     let Ok(server) = UnixStream::connect(socket).await else { return };
     let (mut client_rx, mut client_tx) = client.into_split();
     let (mut server_rx, mut server_tx) = server.into_split();
@@ -75,25 +90,33 @@ async fn forward(client: TcpStream, socket: PathBuf, mut losses: watch::Receiver
         }
     };
     tokio::select! {
-        () = copy(&mut client_rx, &mut server_tx, Some(&is_listener)) => {}
-        () = copy(&mut server_rx, &mut client_tx, None) => {}
+        () = copy(&mut client_rx, &mut server_tx, Some(&is_listener), None) => {}
+        () = copy(&mut server_rx, &mut client_tx, None, version) => {}
         // Keeps both connections open.
         () = lost => std::future::pending().await,
     }
 }
 
-/// Copies bytes until one side is closed. Sets `is_listener` if they contain a `LISTEN` statement.
+/// Copies bytes until one side is closed. Sets `is_listener` if they contain a `LISTEN` statement. Replaces the major version of
+/// Postgres in them with `version`.
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
     is_listener: Option<&AtomicBool>,
+    version: Option<&[u8; 2]>,
 ) {
+    const VERSION_PARAMETER: &[u8] = b"server_version\0";
     let mut buffer = vec![0; 64 << 10];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
         if let Some(is_listener) = is_listener
             && buffer[..length].windows(6).any(|window| window == b"LISTEN")
         {
             is_listener.store(true, Ordering::SeqCst);
+        }
+        let parameter =
+            buffer[..length].windows(VERSION_PARAMETER.len()).position(|window| window == VERSION_PARAMETER);
+        if let (Some(version), Some(offset)) = (version, parameter) {
+            buffer[offset + VERSION_PARAMETER.len()..][..2].copy_from_slice(version);
         }
         if to.write_all(&buffer[..length]).await.is_err() {
             return;
