@@ -27,6 +27,7 @@ use crate::jobs::periodic::{self, PeriodicTask};
 use crate::jobs::runner::Runner;
 use crate::learn::jobs::{Distill, FinalizeSession, Observe};
 use crate::learn::{self, Learn};
+use crate::learning_spaces::{self, LearningSpaces};
 use crate::llm::{self, Llm};
 use crate::messages::convert::MessageEncryptionConverter;
 use crate::messages::{self, Messages};
@@ -34,7 +35,7 @@ use crate::platform::Platform;
 use crate::projects::conversion::convert::ConvertProject;
 use crate::projects::{self, Projects};
 use crate::status::{self, Status};
-use crate::{disks, learning_spaces, material, sessions, skills, tasks, usage_metrics, users};
+use crate::{disks, material, sessions, skills, tasks, usage_metrics, users};
 
 /// The prefixes of routes, each with the module of `src` that has these routes. If several prefixes match, the longest one
 /// counts. A test compares this list with the routers.
@@ -88,6 +89,7 @@ pub struct App {
     pub authenticator: Authenticator,
     pub messages: Messages,
     pub disks: Disks,
+    pub learning_spaces: LearningSpaces,
     pub learn: Learn,
     pub projects: Projects,
     pub status: Status,
@@ -106,6 +108,7 @@ impl App {
         Self {
             messages: Messages::new(platform.clone()),
             disks: Disks::new(platform.clone()),
+            learning_spaces: LearningSpaces::new(platform.clone(), Arc::clone(&llm)),
             learn: Learn::new(platform.clone(), llm),
             projects: Projects::new(platform.clone(), authenticator.clone(), encrypted_content(&platform)),
             status: Status::new(platform.clone()),
@@ -141,7 +144,7 @@ fn routers(app: &App) -> Vec<(&'static str, OpenApiRouter)> {
         ("learn", learn::router().with_state(app.learn.clone())),
         ("disks", disks::router().with_state(app.disks.clone())),
         ("skills", skills::router().with_state(platform())),
-        ("learning_spaces", learning_spaces::router().with_state(platform())),
+        ("learning_spaces", learning_spaces::router().with_state(app.learning_spaces.clone())),
         ("users", users::router().with_state(platform())),
         ("usage_metrics", usage_metrics::router().with_state(platform())),
     ]

@@ -15,7 +15,7 @@ use crate::http::response::{self, CommandResult, Data, QueryResult};
 use crate::ids::SessionId;
 use crate::jobs::Delay;
 use crate::jobs::store::UnfinishedJob;
-use crate::llm::LlmError;
+use crate::llm::{self, LlmError};
 use crate::messages::{ProcessStatus, observing};
 use crate::process::ChangeWaiter;
 use crate::sessions;
@@ -34,6 +34,9 @@ pub struct ObservingStatus {
     pending: i64,
     /// Time of the response.
     updated_at: Timestamp,
+    /// The reason why the pending messages wait for a language model. Absent if they do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 /// Get a session's observation status
@@ -49,7 +52,8 @@ pub async fn get_observing_status(
     sessions::store::ensure_owned(&mut conn, caller.project, session).await?;
     let observing::ObservationCounts { observed, in_process, pending } =
         observing::count_by_status(&mut conn, caller.project, session).await?;
-    Ok(response::ok(ObservingStatus { observed, in_process, pending, updated_at: Timestamp(Utc::now()) }))
+    let reason = llm::waiting_reason(&*ctx.llm, pending > 0);
+    Ok(response::ok(ObservingStatus { observed, in_process, pending, updated_at: Timestamp(Utc::now()), reason }))
 }
 
 /// The result of a flush.

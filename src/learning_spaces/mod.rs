@@ -11,6 +11,9 @@ pub mod sessions;
 pub mod skills;
 pub mod store;
 
+use std::sync::Arc;
+
+use axum::extract::FromRef;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sqlx::types::Json;
@@ -20,11 +23,36 @@ use utoipa_axum::routes;
 use crate::db::page::impl_paged;
 use crate::error::Error;
 use crate::ids::{LearningSpaceId, LearningSpaceSessionId, LearningSpaceSkillId, SessionId, SkillId, UserId};
-use crate::platform::Platform;
+use crate::llm::Llm;
+use crate::platform::{Platform, platform_context};
 use crate::text_enum::text_enum;
 use crate::time::Timestamp;
 
-pub fn router() -> OpenApiRouter<Platform> {
+platform_context! {
+    /// The context of the routes of this module.
+    LearningSpaces, LearningSpacesInner
+}
+
+/// The fields of a [`LearningSpaces`].
+pub struct LearningSpacesInner {
+    platform: Platform,
+    llm: Arc<dyn Llm>,
+}
+
+impl LearningSpaces {
+    pub fn new(platform: Platform, llm: Arc<dyn Llm>) -> Self {
+        Self(Arc::new(LearningSpacesInner { platform, llm }))
+    }
+}
+
+/// Provides the platform to the handlers that do not need the model.
+impl FromRef<LearningSpaces> for Platform {
+    fn from_ref(context: &LearningSpaces) -> Self {
+        context.platform.clone()
+    }
+}
+
+pub fn router() -> OpenApiRouter<LearningSpaces> {
     OpenApiRouter::new()
         .routes(routes!(api::create_space, api::list_spaces))
         .routes(routes!(api::get_space, api::update_space, api::delete_space))
@@ -75,6 +103,27 @@ text_enum! {
 /// A session that a learning space learns from, with its learning status.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct LearningSpaceSession {
+    pub id: LearningSpaceSessionId,
+    pub learning_space_id: LearningSpaceId,
+    pub session_id: SessionId,
+    pub status: LearningStatus,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    /// The reason why the learning waits for a language model. Absent if it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl LearningSpaceSession {
+    fn new(row: LearningSpaceSessionRow, reason: Option<String>) -> Self {
+        let LearningSpaceSessionRow { id, learning_space_id, session_id, status, created_at, updated_at } = row;
+        Self { id, learning_space_id, session_id, status, created_at, updated_at, reason }
+    }
+}
+
+/// The row of a session that a learning space learns from.
+#[derive(Clone, Copy, Debug)]
+pub struct LearningSpaceSessionRow {
     pub id: LearningSpaceSessionId,
     pub learning_space_id: LearningSpaceId,
     pub session_id: SessionId,

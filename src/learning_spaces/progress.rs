@@ -2,6 +2,8 @@
 //! learn. If the session still has open tasks after all its messages have been observed, a job sets their status to `success`.
 //! The learning fails if the observation of a message has failed, or was omitted, and no task is finished.
 
+use std::collections::HashMap;
+
 use sqlx::PgConnection;
 
 use super::LearningStatus;
@@ -11,6 +13,7 @@ use crate::error::Result;
 use crate::ids::{LearningSpaceId, SessionId};
 use crate::jobs::Delay;
 use crate::learn::jobs::FinalizeSession;
+use crate::llm::{self, Llm};
 use crate::platform::Platform;
 use crate::sessions::lock::LockedSession;
 
@@ -35,6 +38,40 @@ pub fn next_step(progress: &LearningProgress) -> Option<NextStep> {
         LearningProgress { has_finished_tasks: true, .. } => None,
         _ => Some(NextStep::Finish(LearningStatus::Completed)),
     }
+}
+
+/// Returns the reason why the learning of a session waits for a model; `None` if it does not.
+///
+/// # Errors
+/// Returns an error if the database fails.
+pub async fn waiting_reason(
+    llm: &dyn Llm,
+    conn: &mut PgConnection,
+    session: SessionId,
+) -> sqlx::Result<Option<String>> {
+    if llm.is_configured() {
+        return Ok(None);
+    }
+    let progress = store::get_progress(conn, session).await?;
+    Ok(llm::waiting_reason(llm, progress.is_some_and(|progress| progress.has_pending_messages)))
+}
+
+/// Returns the sessions of a learning space whose learning waits for a model, with the reason.
+///
+/// # Errors
+/// Returns an error if the database fails.
+pub async fn list_waiting_reasons(
+    llm: &dyn Llm,
+    conn: &mut PgConnection,
+    space: LearningSpaceId,
+) -> sqlx::Result<HashMap<SessionId, String>> {
+    if llm.is_configured() {
+        return Ok(HashMap::new());
+    }
+    let pending = store::list_progress(conn, space).await?.into_iter();
+    let with_reason = pending
+        .filter_map(|progress| Some((progress.session, llm::waiting_reason(llm, progress.has_pending_messages)?)));
+    Ok(with_reason.collect())
 }
 
 /// Lists up to `limit` sessions of a learning space that have a next step.

@@ -3,7 +3,10 @@
 use axum::extract::State;
 use serde::Deserialize;
 
-use super::{LEARNING_SPACE_NOT_FOUND, LearningSpaceSession, LearningStatus, progress, store};
+use super::{
+    LEARNING_SPACE_NOT_FOUND, LearningSpaceSession, LearningSpaceSessionRow, LearningSpaces, LearningStatus, progress,
+    store,
+};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::http::extract::{Path, QueryAndBody, RequestBody};
@@ -12,7 +15,6 @@ use crate::http::response::{self, CommandResult, Created, Data, ListOf, QueryRes
 use crate::ids::{LearningSpaceId, SessionId};
 use crate::jobs::Delay;
 use crate::learn::jobs::Distill;
-use crate::platform::Platform;
 use crate::sessions::lock::LockedSession;
 use crate::{sessions, tasks};
 
@@ -39,7 +41,7 @@ impl RequestBody for LearnSessionRequest {
 #[utoipa::path(post, path = "/api/v1/learning_spaces/{space_id}/learn", tag = "learning_spaces",
     params(("space_id" = LearningSpaceId, Path)), request_body = LearnSessionRequest)]
 pub async fn learn_session(
-    State(platform): State<Platform>,
+    State(ctx): State<LearningSpaces>,
     caller: Caller,
     idempotency: Idempotency,
     Path(space): Path<LearningSpaceId>,
@@ -58,14 +60,15 @@ pub async fn learn_session(
     // or `list_finished` returns the task.
     let locked = LockedSession::lock(&mut tx, caller.project, session).await?;
     let mut locked = locked.ok_or(sessions::SESSION_NOT_FOUND)?;
-    platform.queue.provide_key(&mut locked, &caller.encryption).await?;
+    ctx.queue.provide_key(&mut locked, &caller.encryption).await?;
     let space_session = store::add_session(&mut locked, space).await?;
     let space_session = space_session.ok_or(Error::Conflict("session already learned by another space".into()))?;
     let finished = tasks::store::list_finished(&mut locked).await?;
     for task in &finished {
-        platform.queue.enqueue(&mut locked, &caller.encryption, &Distill { task: *task }, Delay::NONE).await?;
+        ctx.queue.enqueue(&mut locked, &caller.encryption, &Distill { task: *task }, Delay::NONE).await?;
     }
-    tx.commit(response::created(space_session)).await
+    let reason = progress::waiting_reason(&*ctx.llm, &mut tx, session).await?;
+    tx.commit(response::created(LearningSpaceSession::new(space_session, reason))).await
 }
 
 /// List a learning space's sessions
@@ -74,54 +77,61 @@ pub async fn learn_session(
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/sessions", tag = "learning_spaces",
     params(("space_id" = LearningSpaceId, Path)))]
 pub async fn list_space_sessions(
-    State(platform): State<Platform>,
+    State(ctx): State<LearningSpaces>,
     caller: Caller,
     Path(space): Path<LearningSpaceId>,
 ) -> QueryResult<ListOf<LearningSpaceSession>> {
-    let limit = platform.config.limits.max_list_entries;
-    let mut conn = platform.db.acquire().await?;
+    let limit = ctx.config.limits.max_list_entries;
+    let mut conn = ctx.db.acquire().await?;
     if !store::exists(&mut conn, caller.project, space).await? {
         return Err(LEARNING_SPACE_NOT_FOUND);
     }
     let with_next_step = progress::list_with_next_step(&mut conn, space, MAX_STEPS_PER_REQUEST).await?;
     drop(conn);
-    platform.queue.provide_key_autocommit(&platform.db, &caller.encryption).await?;
+    ctx.queue.provide_key_autocommit(&ctx.db, &caller.encryption).await?;
     for session in with_next_step {
-        progress::perform_next_step(&platform, &caller.encryption, session).await?;
+        progress::perform_next_step(&ctx, &caller.encryption, session).await?;
     }
-    let mut conn = platform.db.acquire().await?;
+    let mut conn = ctx.db.acquire().await?;
     let sessions = store::list_sessions(&mut conn, space, limit.saturating_add(1)).await?;
     if sessions.len() > limit {
         return Err(Error::PayloadTooLarge(format!(
             "the learning space has more than {limit} sessions; request them individually"
         )));
     }
-    Ok(response::list(sessions))
+    let mut reasons = progress::list_waiting_reasons(&*ctx.llm, &mut conn, space).await?;
+    let with_reason = |row: LearningSpaceSessionRow| {
+        let reason = reasons.remove(&row.session_id);
+        LearningSpaceSession::new(row, reason)
+    };
+    Ok(response::list(sessions.into_iter().map(with_reason).collect()))
 }
 
 /// Get the learning status of a session
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/sessions/{session_id}", tag = "learning_spaces",
     params(("space_id" = LearningSpaceId, Path), ("session_id" = SessionId, Path)))]
 pub async fn get_space_session(
-    State(platform): State<Platform>,
+    State(ctx): State<LearningSpaces>,
     caller: Caller,
     Path(space): Path<LearningSpaceId>,
     Path(session): Path<SessionId>,
 ) -> QueryResult<Data<LearningSpaceSession>> {
-    let mut conn = platform.db.acquire().await?;
+    let mut conn = ctx.db.acquire().await?;
     if !store::exists(&mut conn, caller.project, space).await? {
         return Err(LEARNING_SPACE_NOT_FOUND);
     }
     let found = store::get_session(&mut conn, space, session).await?;
     let mut space_session = found.ok_or(SESSION_NOT_FOUND_IN_SPACE)?;
     drop(conn);
-    platform.queue.provide_key_autocommit(&platform.db, &caller.encryption).await?;
+    ctx.queue.provide_key_autocommit(&ctx.db, &caller.encryption).await?;
     if space_session.status == LearningStatus::Pending
-        && progress::perform_next_step(&platform, &caller.encryption, session).await?
+        && progress::perform_next_step(&ctx, &caller.encryption, session).await?
     {
-        let mut conn = platform.db.acquire().await?;
+        let mut conn = ctx.db.acquire().await?;
         let found = store::get_session(&mut conn, space, session).await?;
         space_session = found.ok_or(SESSION_NOT_FOUND_IN_SPACE)?;
     }
-    Ok(response::ok(space_session))
+    let mut conn = ctx.db.acquire().await?;
+    let reason = progress::waiting_reason(&*ctx.llm, &mut conn, session).await?;
+    Ok(response::ok(LearningSpaceSession::new(space_session, reason)))
 }

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use super::{LearningSpace, LearningSpaceSession, LearningSpaceSkill, LearningStatus};
+use super::{LearningSpace, LearningSpaceSessionRow, LearningSpaceSkill, LearningStatus};
 use crate::db::page::{PageRequest, fetch_page};
 use crate::ids::{
     LearningSpaceId, LearningSpaceSessionId, LearningSpaceSkillId, ProjectId, SessionId, SkillId, UserId,
@@ -209,9 +209,9 @@ pub async fn remove_skill(conn: &mut PgConnection, space: LearningSpaceId, skill
 pub async fn add_session(
     session: &mut LockedSession<'_>,
     space: LearningSpaceId,
-) -> sqlx::Result<Option<LearningSpaceSession>> {
+) -> sqlx::Result<Option<LearningSpaceSessionRow>> {
     sqlx::query_as!(
-        LearningSpaceSession,
+        LearningSpaceSessionRow,
         r#"insert into learning_space_sessions (id, learning_space_id, session_id) values ($1, $2, $3)
            on conflict (session_id) do nothing
            returning id as "id: LearningSpaceSessionId", learning_space_id as "learning_space_id: LearningSpaceId",
@@ -230,9 +230,9 @@ pub async fn get_session(
     conn: &mut PgConnection,
     space: LearningSpaceId,
     session: SessionId,
-) -> sqlx::Result<Option<LearningSpaceSession>> {
+) -> sqlx::Result<Option<LearningSpaceSessionRow>> {
     sqlx::query_as!(
-        LearningSpaceSession,
+        LearningSpaceSessionRow,
         r#"select id as "id: LearningSpaceSessionId", learning_space_id as "learning_space_id: LearningSpaceId",
                   session_id as "session_id: SessionId", status as "status: LearningStatus",
                   created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"
@@ -249,9 +249,9 @@ pub async fn list_sessions(
     conn: &mut PgConnection,
     space: LearningSpaceId,
     limit: usize,
-) -> sqlx::Result<Vec<LearningSpaceSession>> {
+) -> sqlx::Result<Vec<LearningSpaceSessionRow>> {
     sqlx::query_as!(
-        LearningSpaceSession,
+        LearningSpaceSessionRow,
         r#"select id as "id: LearningSpaceSessionId", learning_space_id as "learning_space_id: LearningSpaceId",
                   session_id as "session_id: SessionId", status as "status: LearningStatus",
                   created_at as "created_at: Timestamp", updated_at as "updated_at: Timestamp"

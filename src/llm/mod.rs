@@ -176,6 +176,16 @@ pub fn from_config(settings: &Learning) -> Arc<dyn Llm> {
     }
 }
 
+/// Returns `true` if `LLM_SDK` names a provider for which this version has no client.
+pub fn is_unimplemented(settings: &Learning) -> bool {
+    !matches!(settings.llm_sdk.as_str(), "none" | "mock")
+}
+
+/// Returns the reason why messages wait for a model, if some are pending and no model is configured.
+pub fn waiting_reason(llm: &dyn Llm, has_pending_messages: bool) -> Option<String> {
+    (has_pending_messages && !llm.is_configured()).then(|| LlmError::NotConfigured.to_string())
+}
+
 /// The implementation that is used if no model is configured. Every request fails.
 struct Unconfigured;
 

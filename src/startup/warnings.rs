@@ -1,6 +1,7 @@
 //! Warnings about settings with which the server works, but probably not as intended. Each is logged once, at startup.
 
 use crate::config::Config;
+use crate::llm;
 
 /// Logs the warnings about the settings. `public_url` is the base URL of public links.
 pub(super) fn log_warnings(config: &Config, public_url: &str) {
@@ -10,6 +11,13 @@ pub(super) fn log_warnings(config: &Config, public_url: &str) {
             "public links begin with {public_url}, which other machines cannot reach, although the server listens on \
              {}: set APP_EXTERNALURL to the URL under which clients reach this server",
             server.host
+        );
+    }
+    if llm::is_unimplemented(&config.learning) {
+        tracing::warn!(
+            "LLM_SDK is {}, but this version has no client for that provider, so messages stay pending: a later version \
+             will process them; set LLM_SDK to none until then",
+            config.learning.llm_sdk
         );
     }
 }

@@ -252,3 +252,29 @@ async fn a_distillation_that_waits_has_a_reason() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_learning_that_waits_for_a_model_has_a_reason() {
+    for (sdk, is_configured) in [("none", false), ("anthropic", false), ("mock", true)] {
+        run_with(observing_config().with("LLM_SDK", sdk), async |app| {
+            let client = app.project().await;
+            let (space, session) = (client.new_space().await, client.new_session().await);
+            let list = format!("/api/v1/learning_spaces/{space}/sessions");
+            client.store_text(&session, "hello").await;
+            let learned = learn(&client, &space, &session).await.data();
+            let found = get_space_session(&client, &space, &session).await;
+            let listed = client.get(&list).await.data()[0].clone();
+            for response in [learned, found, listed] {
+                assert_eq!(response["status"], "pending");
+                let reason = response.get("reason").map(|reason| reason.as_str().unwrap());
+                assert_eq!(reason.is_some_and(|reason| reason.contains("LLM_SDK")), !is_configured, "{response}");
+                assert_eq!(reason.is_some(), !is_configured, "{response}");
+            }
+            // Without pending messages, nothing waits for a model.
+            app.execute("update messages set session_task_process_status = 'success'").await;
+            assert!(get_space_session(&client, &space, &session).await.get("reason").is_none());
+            assert!(client.get(&list).await.data()[0].get("reason").is_none());
+        })
+        .await;
+    }
+}

@@ -440,3 +440,22 @@ async fn every_way_to_store_a_message_leaves_the_same_job() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn messages_that_wait_for_a_model_have_a_reason() {
+    for (sdk, is_configured) in [("none", false), ("openai", false), ("mock", true)] {
+        run_with(TestConfig::default().with("LLM_SDK", sdk), async |app| {
+            let client = app.project().await;
+            let session = client.new_session().await;
+            let path = format!("/api/v1/session/{session}/observing_status");
+            assert!(client.get(&path).await.data().get("reason").is_none(), "nothing is pending");
+            client.store_text(&session, "hello").await;
+            let status = client.get(&path).await.data();
+            assert_eq!(status["pending"], 1);
+            let reason = status.get("reason").map(|reason| reason.as_str().unwrap().to_owned());
+            assert_eq!(reason.is_none(), is_configured, "{status}");
+            assert!(reason.is_none_or(|reason| reason.contains("LLM_SDK")), "{status}");
+        })
+        .await;
+    }
+}

@@ -63,6 +63,19 @@ async fn public_links_to_localhost_are_a_warning_on_an_exposed_address() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_provider_without_a_client_is_a_warning() {
+    let database = postgres::database_url(&postgres::new_database().await);
+    let dir = data_dir();
+    for (sdk, warnings) in [("openai", 1), ("anthropic", 1), ("mock", 0), ("none", 0)] {
+        let server = ServerProcess::start(dir.path(), &[("DATABASE_URL", database.as_str()), PEPPER, ("LLM_SDK", sdk)]);
+        let log = server.log();
+        assert_eq!(log.lines().filter(|line| line.contains("LLM_SDK is")).count(), warnings, "{log}");
+        assert!(warnings == 0 || log.contains(sdk) && log.contains("messages stay pending"), "{log}");
+        assert!(server.stop().success());
+    }
+}
+
 /// The id of the user `daemon`, which exists on every system.
 const OTHER_USER: u32 = 1;
 
