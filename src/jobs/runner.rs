@@ -214,17 +214,20 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
     };
     let recorded = match outcome {
         Ok(()) => {
-            tracing::debug!("job completed");
+            tracing::debug!(job.id = %job.id, job.kind, "job completed");
             complete_job(runner, worker_id, job.id).await
         }
         Err(JobError::Retry(err) | JobError::Permanent(err)) if err.is::<LeaseLost>() => {
-            tracing::warn!("job lease lost; the job was reclaimed");
+            tracing::warn!(job.id = %job.id, job.kind, "job lease lost; the job was reclaimed");
             Ok(())
         }
         Err(JobError::Retry(err)) => {
-            log_and_record_failure(runner, worker_id, job.id, backoff_after(job.attempt, handler), &err).await
+            let backoff = backoff_after(job.attempt, handler);
+            log_and_record_failure(runner, worker_id, (job.id, &job.kind), backoff, &err).await
         }
-        Err(JobError::Permanent(err)) => log_and_record_failure(runner, worker_id, job.id, None, &err).await,
+        Err(JobError::Permanent(err)) => {
+            log_and_record_failure(runner, worker_id, (job.id, &job.kind), None, &err).await
+        }
         Err(JobError::Snooze(wait_reason, error, delay)) => {
             let lacked_key = wait_reason == WaitReason::Key && job.encrypted_kek.is_none();
             let error = format!("{error:#}");
@@ -233,7 +236,10 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
         }
     };
     if let Err(err) = recorded {
-        tracing::warn!(error = %err, "failed to record the job's outcome; the job runs again when its lease expires");
+        tracing::warn!(
+            job.id = %job.id, job.kind, error = %err,
+            "failed to record the job's outcome; the job runs again when its lease expires"
+        );
     }
 }
 
@@ -246,15 +252,16 @@ async fn complete_job(runner: &Runner, worker_id: Uuid, job: JobId) -> sqlx::Res
 async fn log_and_record_failure(
     runner: &Runner,
     worker_id: Uuid,
-    job: JobId,
+    (job, kind): (JobId, &str),
     backoff: Option<Duration>,
     err: &anyhow::Error,
 ) -> sqlx::Result<()> {
     let error = format!("{err:#}");
+    // The lines contain the job, because JSON lines do not contain the fields of the span.
     if let Some(delay) = backoff {
-        tracing::warn!(error, ?delay, "job attempt failed; the job will be retried");
+        tracing::warn!(job.id = %job, job.kind = kind, error, ?delay, "job attempt failed; the job will be retried");
     } else {
-        tracing::error!(error, "job failed permanently");
+        tracing::error!(job.id = %job, job.kind = kind, error, "job failed permanently");
     }
     record_failure(runner, worker_id, job, backoff, &error).await
 }
@@ -305,7 +312,10 @@ fn is_duplicate_error(err: &sqlx::Error) -> bool {
 /// Releases a job: makes it due immediately, so that another worker can run it.
 async fn release(runner: &Runner, worker_id: Uuid, job: JobId) {
     if let Err(err) = requeue_uncounted(runner, worker_id, job, &requeue::Requeue::default()).await {
-        tracing::warn!(error = %err, "failed to release a job at shutdown; the job runs again when its lease expires");
+        tracing::warn!(
+            job.id = %job, error = %err,
+            "failed to release a job at shutdown; the job runs again when its lease expires"
+        );
     }
 }
 

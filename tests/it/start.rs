@@ -152,6 +152,36 @@ async fn a_request_logs_one_line_without_secrets_or_content() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_line_contains_each_fact_once() {
+    for format in ["text", "json"] {
+        let database = postgres::database_url(&postgres::new_database().await);
+        let dir = data_dir();
+        let settings = [
+            ("DATABASE_URL", database.as_str()),
+            ("ROOT_SECRET_PEPPER", "a pepper for tests"),
+            ("ACONTEXTD_LOG_FORMAT", format),
+            ("LOG_LEVEL", "info,acontextd=debug"),
+            ("ACONTEXTD_SWEEP_EVERY", "1s"),
+        ];
+        let server = ServerProcess::start(dir.path(), &settings);
+        let client = reqwest::Client::new();
+        let ping = client.get(format!("{}/api/v1/ping", server.url)).bearer_auth(KEY).header("x-request-id", "r-123");
+        assert_eq!(ping.send().await.unwrap().status().as_u16(), 200);
+        let find_line = |text: &str| server.log().lines().find(|line| line.contains(text)).map(ToOwned::to_owned);
+        wait_until("a job is logged", async || find_line("job completed").is_some()).await;
+        let request = find_line("r-123").unwrap();
+        for fact in ["r-123", "GET", "/api/v1/ping", "200", "project.id", "request.id", "duration_ms"] {
+            assert_eq!(request.matches(fact).count(), 1, "'{fact}' in {request}");
+        }
+        let job = find_line("job completed").unwrap();
+        for fact in ["job.id", "job.kind", "sweep"] {
+            assert_eq!(job.matches(fact).count(), 1, "'{fact}' in {job}");
+        }
+        assert!(server.stop().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_is_logged_if_its_client_disconnects() {
     let database = postgres::database_url(&postgres::new_database().await);
     let dir = data_dir();

@@ -1,6 +1,8 @@
 //! Logs and traces. Logs are written to standard error, one line per request and per failure: text on a terminal, otherwise
 //! JSON. Traces are exported by OTLP over HTTP if an endpoint is configured.
 
+mod text_format;
+
 use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,13 +14,16 @@ use opentelemetry_otlp::WithExportConfig;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use text_format::{SpanFields, TextFormat};
+use tracing::Subscriber;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::Layer;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config;
@@ -64,12 +69,12 @@ pub fn init(settings: &config::Telemetry) -> anyhow::Result<TelemetryHandle> {
         "text" => false,
         _ => !std::io::stderr().is_terminal(),
     };
-    let fmt_layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let fmt_layer = if is_json {
-        let json_layer = fmt_layer.json().flatten_event(true).with_current_span(false).with_span_list(false);
+        let json_layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).json();
+        let json_layer = json_layer.flatten_event(true).with_current_span(false).with_span_list(false);
         json_layer.fmt_fields(DiscardFields).boxed()
     } else {
-        fmt_layer.with_ansi(std::io::stderr().is_terminal()).boxed()
+        text_layer(std::io::stderr().is_terminal(), std::io::stderr).boxed()
     };
     let endpoint = settings.otlp_endpoint.as_deref();
     let provider = endpoint.map(|endpoint| build_tracer_provider(endpoint, settings)).transpose()?;
@@ -80,6 +85,15 @@ pub fn init(settings: &config::Telemetry) -> anyhow::Result<TelemetryHandle> {
     SPANS_ENABLED.store(!is_json || otel_layer.is_some(), Ordering::Relaxed);
     tracing_subscriber::registry().with(filter).with(fmt_layer).with(otel_layer).init();
     Ok(TelemetryHandle { provider })
+}
+
+/// Returns the layer that writes text. With `ansi`, the text is colored.
+fn text_layer<S, W>(ansi: bool, writer: W) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + 'static,
+{
+    tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(writer).fmt_fields(SpanFields).event_format(TextFormat)
 }
 
 /// A formatter that discards the fields of spans. JSON lines do not contain them, and formatting them takes a tenth of the
