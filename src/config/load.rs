@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
 use secrecy::ExposeSecret;
 
-use super::{Config, Keys, MIN_EXPOSED_SECRET_LEN, is_short_secret};
+use super::{Config, Keys, MIN_EXPOSED_SECRET_LEN, help, is_short_secret};
 
 /// Environment variables, each with its alias `APP_<SECTION>_<KEY>`. Acontext also reads each key of its configuration file from
 /// a variable with such a name.
@@ -86,9 +86,16 @@ impl Config {
         let args = without_empty_flags(args.into_iter().map(Into::into), &settings);
         // clap can only read the environment of this process, so `environment` is converted to flags.
         let command = Self::command().disable_help_subcommand(true).mut_args(|arg| arg.env(None::<&str>));
-        let matches = command
-            .try_get_matches_from(args_with_env(&args, &settings, environment))
-            .map_err(|error| exit_for_clap_error(&error, &settings))?;
+        let matches =
+            command.try_get_matches_from(args_with_env(&args, &settings, environment)).map_err(|error| match error
+                .kind()
+            {
+                ErrorKind::DisplayHelp if help::is_short(&args) => {
+                    let flags = settings.iter().map(|setting| (setting.env.as_str(), setting.flag.as_str()));
+                    EarlyExit::Help(help::short_text(&flags.collect::<Vec<_>>()))
+                }
+                _ => exit_for_clap_error(&error, &settings),
+            })?;
         let config = Self::from_arg_matches(&matches).map_err(|error| exit_for_clap_error(&error, &settings))?;
         config.validate().map_err(EarlyExit::Error)?;
         Ok(config)

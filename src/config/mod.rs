@@ -6,6 +6,7 @@
 
 #![expect(clippy::doc_markdown, reason = "the doc comments are the text of --help")]
 
+mod help;
 mod limits;
 mod load;
 mod s3;
