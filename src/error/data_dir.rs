@@ -132,6 +132,8 @@ fn user_name(uid: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn describe(kind: io::ErrorKind, path: &Path) -> String {
@@ -141,6 +143,7 @@ mod tests {
     #[test]
     fn the_first_existing_ancestor_and_its_owner_are_named() {
         let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let missing = dir.path().join("a/b/c");
         let text = describe(io::ErrorKind::PermissionDenied, &missing);
         let user = user_name(geteuid().as_raw());

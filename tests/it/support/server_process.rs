@@ -79,8 +79,7 @@ impl ServerProcess {
 
     fn spawn(mut command: Command, dir: &Path) -> Option<Self> {
         let log = dir.join("program.log");
-        let child =
-            command.stdout(Stdio::piped()).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+        let child = command.stdout(Stdio::piped()).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
         let mut server = Self { child, url: String::new(), banner: String::new(), log };
         let lines = BufReader::new(server.child.stdout.take().unwrap()).lines().map_while(Result::ok);
         for line in lines {
