@@ -33,8 +33,10 @@ struct ConversionItem {
 /// The result of replacing an object.
 enum ReplaceOutcome {
     Replaced,
-    /// The blob has another object or is no longer live, or the sweep has deleted the pending row of the new object.
+    /// The blob has another object or is no longer live.
     RowChanged,
+    /// The sweep has deleted the pending row of the new object, because the copy took longer than the grace period.
+    NewObjectDeleted,
     /// The storage format of the project has changed.
     FormatChanged,
 }
@@ -138,6 +140,9 @@ impl BlobService {
         let (converted, corrupt) = match self.replace_object(encryption, format, blob).await {
             Ok(ReplaceOutcome::Replaced | ReplaceOutcome::RowChanged) => (1, Vec::new()),
             Ok(ReplaceOutcome::FormatChanged) => return Err(Interrupt::FormatChanged),
+            Ok(ReplaceOutcome::NewObjectDeleted) => {
+                return Err(Error::unavailable("the copy of a file was deleted before it was used; retry later").into());
+            }
             Err(err @ (Error::Corrupt { .. } | Error::Internal(_))) => {
                 tracing::error!(
                     content.sha256 = blob.sha256,
@@ -189,7 +194,7 @@ impl BlobService {
             "delete from blobs where id = $1 and state = 'pending' returning encryption_format, wrapped_key",
             new_id as _
         );
-        let Some(new) = deleted.fetch_optional(&mut *tx).await? else { return Ok(ReplaceOutcome::RowChanged) };
+        let Some(new) = deleted.fetch_optional(&mut *tx).await? else { return Ok(ReplaceOutcome::NewObjectDeleted) };
         let updated = sqlx::query!(
             "update blobs set object_key = $3, encryption_format = $4, wrapped_key = $5
              where id = $1 and object_key = $2 and state = 'live'",

@@ -469,3 +469,36 @@ async fn a_large_page_is_read_correctly_during_a_conversion() {
     })
     .await;
 }
+
+/// A copy takes longer than the grace period, so the sweep deletes it before the conversion uses it.
+#[tokio::test]
+async fn an_object_whose_copy_was_deleted_is_converted_later() {
+    run_with(with_model(), async |app| {
+        let client = app.project().await;
+        let disk = client.new_disk().await;
+        client.upload(&disk, "/", "a.txt", "content").await;
+        change_encryption(&client, "encrypt").await;
+        // After the new object was written.
+        app.blobs.pause_at_step(1);
+        let paused = wait_until("the conversion is paused", async || app.blobs.is_paused());
+        tokio::select! {
+            ended = app.run_jobs() => panic!("the runner ended: {ended:?}"),
+            () = paused => {}
+        }
+        app.execute("delete from blobs where state = 'pending'").await;
+        app.blobs.resume();
+        let retry = async {
+            wait_until("the conversion has ended", async || {
+                app.execute("update jobs set run_at = now() where state = 'ready'").await;
+                encryption_status(&client).await["state"] == "idle"
+            })
+            .await;
+        };
+        while_jobs_run(&app, retry).await;
+        assert_eq!(count_in_other_format(&app, true).await, 0);
+        let done = encryption_status(&client).await;
+        assert_eq!((&done["state"], &done["done"], &done["total"]), (&json!("idle"), &json!(1), &json!(1)), "{done}");
+        assert_eq!(client.download(&disk, "/a.txt").await.unwrap(), b"content");
+    })
+    .await;
+}
