@@ -354,6 +354,8 @@ pub async fn update_artifact(
     }
     let parsed = async {
         let path = parse_required_path(body.file_path.as_deref())?;
+        // The values of the body no longer exist: `meta` is text, which is parsed here.
+        reservations.release_values();
         Ok((path, parse_user_meta(&ctx, &reservations, meta).await?))
     };
     let (path, meta) = check_access_before_error(&ctx, &caller, disk, parsed.await).await?;

@@ -5,7 +5,7 @@
 //! values before it parses them. It waits for both reservations and holds them until it ends. Requests that reserve memory for
 //! their body first and for their values last, each at most once, cannot deadlock.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::http::Extensions;
 use bytes::Bytes;
@@ -38,7 +38,14 @@ impl Default for BodyMemory {
 /// The reservations of one request. They are released when the last clone is dropped.
 /// [`enforce_timeout`](super::middleware::enforce_timeout) holds a clone until the response is ready.
 #[derive(Clone, Default)]
-pub struct Reservations(Arc<Mutex<Vec<OwnedSemaphorePermit>>>);
+pub struct Reservations(Arc<Mutex<Permits>>);
+
+/// The permits of a request for bodies and for values.
+#[derive(Default)]
+struct Permits {
+    bodies: Vec<OwnedSemaphorePermit>,
+    values: Vec<OwnedSemaphorePermit>,
+}
 
 impl Reservations {
     /// Returns the reservations in the extensions of a request, or new ones if there are none.
@@ -46,14 +53,22 @@ impl Reservations {
         extensions.get::<Self>().cloned().unwrap_or_default()
     }
 
-    /// Reserves `bytes` of a semaphore with `total_kib` permits. A request for more bytes waits for all permits, because
-    /// otherwise it would wait forever.
-    async fn reserve(&self, semaphore: &Arc<Semaphore>, total_kib: usize, bytes: usize) -> Result<()> {
-        let kib = u32::try_from(bytes.div_ceil(1024).min(total_kib)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(semaphore).acquire_many_owned(kib).await.map_err(Error::internal)?;
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
-        Ok(())
+    /// Releases the memory for the values of a body, which must no longer exist. A request that parses another text after its body
+    /// must call this before, because a request that holds a reservation must not wait for another one of the same kind.
+    pub fn release_values(&self) {
+        self.lock().values.clear();
     }
+
+    fn lock(&self) -> MutexGuard<'_, Permits> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for `bytes` of a semaphore with `total_kib` permits. A request for more bytes waits for all permits, because otherwise it
+/// would wait forever.
+async fn acquire(semaphore: &Arc<Semaphore>, total_kib: usize, bytes: usize) -> Result<OwnedSemaphorePermit> {
+    let kib = u32::try_from(bytes.div_ceil(1024).min(total_kib)).unwrap_or(u32::MAX);
+    Arc::clone(semaphore).acquire_many_owned(kib).await.map_err(Error::internal)
 }
 
 impl BodyMemory {
@@ -63,7 +78,9 @@ impl BodyMemory {
     /// Returns an error if the semaphores are closed, which never happens.
     pub async fn reserve_body(&self, reservations: &Reservations, bytes: u64) -> Result<()> {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        reservations.reserve(&self.bodies, MAX_BODIES_KIB, bytes).await
+        let permit = acquire(&self.bodies, MAX_BODIES_KIB, bytes).await?;
+        reservations.lock().bodies.push(permit);
+        Ok(())
     }
 
     /// Waits until `bytes` of memory are available for parsed values, and reserves them. This must be the last reservation of the
@@ -72,7 +89,9 @@ impl BodyMemory {
     /// # Errors
     /// Returns an error if the semaphores are closed, which never happens.
     pub async fn reserve_values(&self, reservations: &Reservations, bytes: usize) -> Result<()> {
-        reservations.reserve(&self.values, MAX_VALUES_KIB, bytes).await
+        let permit = acquire(&self.values, MAX_VALUES_KIB, bytes).await?;
+        reservations.lock().values.push(permit);
+        Ok(())
     }
 
     /// Parses a JSON text with `parse`. If the text is longer than [`MAX_INLINE_WORK_BYTES`], this function first reserves memory

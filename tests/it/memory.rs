@@ -160,3 +160,26 @@ async fn a_finished_request_has_no_reservation_left() {
     })
     .await;
 }
+
+/// A request that parses its body and then a text in it must not hold the memory for the first while it waits for the second.
+#[tokio::test]
+async fn a_request_that_parses_two_texts_does_not_block_itself() {
+    run(async |app| {
+        let client = app.project().await;
+        let disk = client.new_disk().await;
+        client.upload(&disk, "/", "a.txt", "content").await;
+        let meta = format!("{{\"list\":[{}0]}}", "0,".repeat(20_000));
+        let body = json!({"file_path": "/a.txt", "meta": meta}).to_string();
+        let estimate = |text: &str| acontextd::json::estimate(text.as_bytes()).bytes;
+        // There is room for the larger of the two estimates, but not for both.
+        let free = estimate(&meta).max(estimate(&body)) + (10 << 10);
+        assert!(estimate(&meta).min(estimate(&body)) > 20 << 10);
+        let others = Reservations::default();
+        let all = 384 << 20;
+        app.app.request_context.body_memory.reserve_values(&others, all - free).await.unwrap();
+        let path = format!("/api/v1/disk/{disk}/artifact");
+        let update = client.json(Method::PUT, &path, &body);
+        tokio::time::timeout(Duration::from_secs(30), update).await.expect("a response").assert_status(200);
+    })
+    .await;
+}
