@@ -32,15 +32,6 @@ impl PageParams {
         self.parse_within(default.into(), 1, max)
     }
 
-    /// Parses the parameters. The limit must be from 0 to `max`. If it is 0 or absent, the limit is `default`.
-    ///
-    /// # Errors
-    /// Returns 400 with the name of the parameter if a parameter is invalid.
-    pub fn parse_zero_as_default(mut self, default: usize, max: u16) -> Result<PageRequest> {
-        self.limit = self.limit.filter(|limit| limit.get() != Some(0));
-        self.parse_within(default, 0, max)
-    }
-
     fn parse_within(self, default: usize, min: u16, max: u16) -> Result<PageRequest> {
         let limit = match self.limit.and_then(LenientInt::get) {
             None => default,
@@ -55,6 +46,34 @@ impl PageParams {
             Some(cursor) => Cursor::decode(cursor)?,
         };
         Ok(PageRequest { limit, after, newest_first: self.time_desc.is_some_and(LenientBool::is_set) })
+    }
+}
+
+/// The query parameters of a list that returns all entries without a limit.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct OptionalPageParams {
+    /// Maximum number of entries. Without it, or with 0, all entries are returned, up to the limits of the server.
+    #[serde(default)]
+    #[param(value_type = Option<u16>, minimum = 0, maximum = 200)]
+    limit: Option<LenientInt>,
+    /// `next_cursor` of the previous page.
+    #[serde(default)]
+    cursor: Option<String>,
+    /// Return the newest entries first.
+    #[serde(default)]
+    #[param(value_type = Option<bool>)]
+    time_desc: Option<LenientBool>,
+}
+
+impl OptionalPageParams {
+    /// Parses the parameters. The limit must be from 0 to `max`. If it is 0 or absent, the limit is `default`.
+    ///
+    /// # Errors
+    /// Returns 400 with the name of the parameter if a parameter is invalid.
+    pub fn parse(self, default: usize, max: u16) -> Result<PageRequest> {
+        let limit = self.limit.filter(|limit| limit.get() != Some(0));
+        PageParams { limit, cursor: self.cursor, time_desc: self.time_desc }.parse_within(default, 0, max)
     }
 }
 

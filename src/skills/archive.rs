@@ -147,8 +147,11 @@ impl<R: Read + Seek> SkillArchive<R> {
             let mut reader = open_file(&mut self.central_directory, file)?.take(limit + 1);
             let content = spool_from_reader(&mut reader).map_err(|err| extract_error(&name, err))?;
             let size = limit + 1 - reader.limit();
-            if size > limit {
-                return Err(too_large(&name, limit));
+            if size > self.limits.max_file_bytes {
+                return Err(too_large(&name, self.limits.max_file_bytes));
+            }
+            if size > remaining {
+                return Err(too_large_in_total(self.limits));
             }
             // Other programs may trust the size in the central directory.
             if size != file.entry.size() {
@@ -220,8 +223,7 @@ fn check_limits(name: &str, size: u64, total: u64, limits: ArchiveLimits) -> Res
         return Err(too_large(name, limits.max_file_bytes));
     }
     if total > limits.max_unpacked_bytes {
-        let max = limits.max_unpacked_bytes;
-        return Err(Error::PayloadTooLarge(format!("file: the files exceed the maximum of {max} bytes in total")));
+        return Err(too_large_in_total(limits));
     }
     Ok(())
 }
@@ -324,6 +326,11 @@ fn too_many_entries(limits: ArchiveLimits) -> Error {
 
 fn too_many_files(limits: ArchiveLimits) -> Error {
     Error::invalid_field("file", format_args!("exceeds the maximum of {} files", limits.max_files))
+}
+
+fn too_large_in_total(limits: ArchiveLimits) -> Error {
+    let max = limits.max_unpacked_bytes;
+    Error::PayloadTooLarge(format!("file: the files exceed the maximum of {max} bytes in total"))
 }
 
 fn too_large(name: &str, limit: u64) -> Error {

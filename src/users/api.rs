@@ -8,20 +8,20 @@ use crate::auth::Caller;
 use crate::error::Error;
 use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Idempotency;
-use crate::http::page::{Page, PageParams};
+use crate::http::page::{OptionalPageParams, Page};
 use crate::http::response::{self, CommandResult, Data, Empty, PageBody, QueryResult};
 use crate::platform::Platform;
 
 /// List users
 ///
 /// Without `limit`, or with 0, returns up to 10 000 users (`ACONTEXTD_LIST_LIMIT`), and a cursor if there are more.
-#[utoipa::path(get, path = "/api/v1/user/ls", tag = "user", params(PageParams))]
+#[utoipa::path(get, path = "/api/v1/user/ls", tag = "user", params(OptionalPageParams))]
 pub async fn list_users(
     State(platform): State<Platform>,
     caller: Caller,
-    Query(page): Query<PageParams>,
+    Query(page): Query<OptionalPageParams>,
 ) -> QueryResult<PageBody<User>> {
-    let page = page.parse_zero_as_default(platform.config.limits.max_list_entries, 200)?;
+    let page = page.parse(platform.config.limits.max_list_entries, 200)?;
     let mut conn = platform.db.acquire().await?;
     let users = store::list(&mut conn, caller.project, &page).await?;
     Ok(response::page(&Page::new(users, &page)))
