@@ -102,6 +102,11 @@ impl Request {
         Self { kind, chunks }
     }
 
+    /// Returns the request as it is sent.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.chunks.concat()
+    }
+
     /// Returns the length of the body, or of the whole request if it has no body.
     pub fn length(&self) -> usize {
         self.chunks.iter().skip(usize::from(self.chunks.len() > 1)).map(Bytes::len).sum()

@@ -22,6 +22,7 @@ mod external;
 mod growth;
 mod http;
 mod json_memory;
+mod key_check;
 mod load;
 mod long_message;
 mod machine;
@@ -37,6 +38,7 @@ mod search;
 mod server;
 mod skill_list;
 mod skills;
+mod slow_readers;
 mod start;
 mod user_deletion;
 mod zip_bomb;
@@ -104,7 +106,7 @@ impl Bench {
 /// A benchmark: its name, the title of its report, and its function.
 type Benchmark = (&'static str, &'static str, fn(&Bench, &mut Report) -> anyhow::Result<()>);
 
-const BENCHMARKS: [Benchmark; 21] = [
+const BENCHMARKS: [Benchmark; 23] = [
     ("artifacts", "Storing and reading files", artifacts::run),
     ("upload-memory", "Memory during uploads of large files", memory::uploads),
     ("json-memory", "Memory during requests with JSON of many values", json_memory::run),
@@ -114,6 +116,8 @@ const BENCHMARKS: [Benchmark; 21] = [
     ("idle", "Memory of an idle server", memory::idle),
     ("ping", "Ping requests", ping::run),
     ("concurrent-connections", "500 concurrent connections", concurrent_connections::run),
+    ("key-check", "The longest request of 200 clients with one key", key_check::run),
+    ("slow-readers", "Memory while clients do not read", slow_readers::run),
     ("queue", "Background jobs", queue::run),
     ("messages", "Storing messages", messages::run),
     ("conversation", "Reading a conversation", conversation::run),
