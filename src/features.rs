@@ -21,7 +21,7 @@ use crate::disks::Disks;
 use crate::encryption::conversion::EncryptableContent;
 use crate::http::idempotency;
 use crate::http::openapi::{self, ApiDocument};
-use crate::http::{host, middleware, response_memory, route_not_found};
+use crate::http::{host, middleware, route_not_found};
 use crate::jobs::JobRegistry;
 use crate::jobs::periodic::{self, PeriodicTask};
 use crate::jobs::runner::Runner;
@@ -195,12 +195,10 @@ pub fn router(app: &App) -> anyhow::Result<Router> {
         Some(hosts) => router.layer(from_fn_with_state(hosts, host::check_host)),
         None => router,
     };
-    let response_memory = app.request_context.response_memory.clone();
     Ok(router
         .layer(from_fn(middleware::limit_headers))
         .layer(CatchPanicLayer::custom(middleware::handle_panic))
         .layer(from_fn_with_state(app.request_context.clone(), middleware::enforce_timeout))
-        .layer(from_fn_with_state(response_memory, response_memory::reserve_response_memory))
         .layer(from_fn_with_state(app.process.clone(), middleware::drain_rejected_body))
         .layer(from_fn_with_state(Arc::clone(&app.http_metrics), middleware::record_telemetry))
         .layer(from_fn_with_state(app.process.clone(), middleware::run_writes_to_completion)))

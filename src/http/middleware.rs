@@ -29,7 +29,7 @@ use super::memory::Reservations;
 use super::prometheus::HttpMetrics;
 use super::request_headers::media_type;
 use super::response::ErrorCause;
-use super::server;
+use super::{response_memory, server};
 use crate::error::Error;
 use crate::ids::ProjectId;
 use crate::process::Process;
@@ -217,9 +217,11 @@ pub async fn run_writes_to_completion(State(process): State<Process>, request: R
     }
 }
 
-/// Limits the duration of a request, and holds the memory reservations of the request until the response is ready.
+/// Limits the duration of a request, holds the memory reservations of the request until the response is ready, and then reserves
+/// memory for the response.
 pub async fn enforce_timeout(State(ctx): State<RequestContext>, mut request: Request, next: Next) -> Response {
     let reservations = Reservations::default();
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     request.extensions_mut().insert(reservations.clone());
     let is_upload = media_type(request.headers()) == "multipart/form-data";
     let limit = if is_upload { ctx.limits.upload_timeout } else { ctx.limits.request_timeout };
@@ -228,7 +230,7 @@ pub async fn enforce_timeout(State(ctx): State<RequestContext>, mut request: Req
         Error::unavailable(msg).into_response()
     });
     drop(reservations);
-    response
+    response_memory::reserve_memory(&ctx.response_memory, response, is_read).await
 }
 
 /// Reads the rest of a rejected request's body in the background and discards it, up to `MAX_DRAIN_BYTES` and

@@ -9,9 +9,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::Method;
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
@@ -139,9 +136,9 @@ impl HttpBody for ReservedBody {
 
 /// Reserves memory for every large response that is in memory. Streams, such as downloads, have at most a few chunks in memory; a
 /// handler that creates a larger stream reserves its memory itself.
-pub async fn reserve_response_memory(State(memory): State<ResponseMemory>, request: Request, next: Next) -> Response {
-    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-    let response = next.run(request).await;
+///
+/// `is_read` is `true` if the request changes nothing. If there is no memory, the response to such a request is replaced by a 503.
+pub(super) async fn reserve_memory(memory: &ResponseMemory, response: Response, is_read: bool) -> Response {
     let length = response.body().size_hint().exact().unwrap_or_default();
     if length <= MAX_UNRESERVED_BYTES {
         return response;

@@ -19,7 +19,8 @@ use crate::error::data_dir::describe_failure;
 /// Opens the configured object store.
 ///
 /// # Errors
-/// Returns an error with a remedy if the local directory cannot be created or written, or if nothing names the region of the bucket.
+/// Returns an error with a remedy if the local directory cannot be created or written, or if nothing names the region of the
+/// bucket.
 pub async fn open_object_store(
     config: &Config,
     data_dir: &Path,
