@@ -117,7 +117,7 @@ impl<T: Paged> Page<T> {
 }
 
 impl<T: Serialize> Page<T> {
-    /// Serializes the response envelope with this page. If the entries exceed [`MAX_PAGE_BYTES`], the page ends early, and the next
+    /// Serializes the response envelope with this page. If the entries exceed `MAX_PAGE_BYTES`, the page ends early, and the next
     /// one begins with the following entry.
     ///
     /// # Errors
