@@ -48,6 +48,8 @@ const ROTATED_KEY_TEXT: &str = "rotated, so ROOT_API_BEARER_TOKEN does not work 
 /// A server that is ready to accept requests.
 pub struct Server {
     pub listener: TcpListener,
+    /// The maximum number of client connections.
+    max_connections: usize,
     opened_app: OpenedApp,
 }
 
@@ -58,13 +60,15 @@ impl Server {
     /// # Errors
     /// Returns an error with a remedy if any step fails.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
+        // Before anything opens many files.
+        let max_connections = descriptors::limit_connections(config.limits.max_connections);
         let data_dir = DataDir::open(&config)?;
         let pepper = PepperSources::load(config.keys.configured_pepper(), &data_dir.path)?;
         let listener = listener::bind(&config)?;
         let port = listener.local_addr()?.port();
         let opened_app = OpenedApp::open(config, data_dir, pepper, port).await?;
         warnings::log_warnings(&opened_app.app.config, &opened_app.app.public_url);
-        Ok(Self { listener, opened_app })
+        Ok(Self { listener, max_connections, opened_app })
     }
 
     /// Returns the platform and the contexts of all features.
@@ -107,9 +111,9 @@ impl Server {
     /// # Errors
     /// Returns an error if a component exited unexpectedly, or if requests or jobs did not finish in time.
     pub async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
-        let Self { listener, opened_app } = self;
+        let Self { listener, max_connections, opened_app } = self;
         let OpenedApp { app, postgres, data_dir: _data_dir, default_project: _ } = opened_app;
-        let mut components = spawn_components(&app, listener)?;
+        let mut components = spawn_components(&app, listener, max_connections)?;
         // The message writer stops last, because requests that are in flight at shutdown may store messages.
         let mut message_writer = JoinSet::new();
         let run_writer = messages::writer::run(app.messages.clone());
@@ -139,12 +143,15 @@ impl Server {
 type ComponentExit = (&'static str, anyhow::Result<()>);
 
 /// Spawns the components, which run until shutdown.
-fn spawn_components(app: &App, listener: TcpListener) -> anyhow::Result<JoinSet<ComponentExit>> {
+fn spawn_components(
+    app: &App,
+    listener: TcpListener,
+    max_connections: usize,
+) -> anyhow::Result<JoinSet<ComponentExit>> {
     let mut components = JoinSet::new();
     let mut spawn = |name, component: BoxFuture<'static, anyhow::Result<()>>| {
         components.spawn(async move { (name, component.await) });
     };
-    let max_connections = descriptors::limit_connections(app.config.limits.max_connections);
     let runner = features::runner(app, features::job_registry(app));
     let handlers = features::notification_handlers(app);
     spawn(
