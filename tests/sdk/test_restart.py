@@ -374,7 +374,8 @@ INVALID_SETTINGS = [
         ["DATABASE_URL", "DATABASE_HOST"],
     ),
     ({"S3_ENDPOINT": "http://127.0.0.1:1"}, ["S3_BUCKET"]),
-    ({"S3_BUCKET": "bucket"}, ["S3_ACCESS_KEY", "S3_SECRET_KEY"]),
+    ({"S3_BUCKET": "bucket", "S3_ACCESS_KEY": "key"}, ["S3_ACCESS_KEY", "S3_SECRET_KEY"]),
+    ({"S3_BUCKET": "bucket", "S3_SECRET_KEY": "key"}, ["S3_ACCESS_KEY", "S3_SECRET_KEY"]),
     # The path or address does not exist.
     ({"ACONTEXTD_POSTGRES_BIN": "/nonexistent"}, ["ACONTEXTD_POSTGRES_BIN", "/nonexistent", "/usr/lib/postgresql"]),
     (
