@@ -1,8 +1,8 @@
 //! The open connections: their maximum number, and their timeouts.
 //!
-//! A connection is closed if its client does not read the response, or takes too long to send the headers of a request. More than
-//! half of the maximum number is crowded: then unused connections are closed too, so that clients without a key cannot keep
-//! others out. [`Connections::close_overdue`] enforces all this every second.
+//! A connection is closed if its client does not read the response, or takes too long to send the headers of a request. If more
+//! than half of the maximum number of connections are open, unused connections are closed too, so that connections that are
+//! opened and not used do not occupy the whole server. The server calls [`Connections::close_overdue`] every second.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -11,20 +11,40 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
-/// How long the headers of a request may take.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the client may read nothing of a response.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a new connection may send nothing if the server is crowded.
-const CROWDED_NEW_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may wait for its next request if the server is crowded.
-const CROWDED_IDLE_TIMEOUT: Duration = Duration::from_mins(2);
+/// The times after which connections are closed.
+struct Timeouts {
+    /// The time in which the client must send the first byte.
+    new: Option<Duration>,
+    /// The time for the headers of a request.
+    headers: Duration,
+    /// The time until the next request.
+    idle: Option<Duration>,
+    /// The time in which the client must read a part of the response.
+    write: Duration,
+}
+
+/// The timeouts while at most half of the maximum number of connections are open.
+const NORMAL: Timeouts =
+    Timeouts { new: None, headers: Duration::from_secs(30), idle: None, write: Duration::from_secs(30) };
+/// The timeouts while more connections are open.
+const CROWDED: Timeouts = Timeouts {
+    new: Some(Duration::from_secs(10)),
+    headers: Duration::from_secs(10),
+    idle: Some(Duration::from_mins(2)),
+    write: Duration::from_secs(30),
+};
+/// The timeouts during shutdown. They are much shorter than the default deadline of shutdown.
+const SHUTDOWN: Timeouts = Timeouts {
+    new: Some(Duration::from_secs(1)),
+    headers: Duration::from_secs(1),
+    idle: Some(Duration::from_secs(1)),
+    write: Duration::from_secs(5),
+};
 
 /// The open connections of the server.
 pub struct Connections {
@@ -37,15 +57,16 @@ pub struct Connections {
 #[derive(Default)]
 pub struct Connection {
     activity: Mutex<Activity>,
-    /// Canceled when the connection is overdue.
-    pub closed: CancellationToken,
+    /// Canceled to close the connection.
+    pub close: CancellationToken,
 }
 
-/// What a connection does, and since when.
+/// The phase of a connection.
 struct Activity {
     phase: Phase,
+    /// When the phase began, or when the client last read a part of a response in it.
     since: Instant,
-    /// When the connection began to wait until the client reads, if it waits.
+    /// The time at which a write began to wait for the client to read. `None` if no write waits.
     write_blocked_since: Option<Instant>,
 }
 
@@ -55,9 +76,9 @@ enum Phase {
     New,
     /// The client has sent a part of the headers of a request.
     Headers,
-    /// A request is being processed, or its response is being sent.
+    /// A request is being processed.
     Request,
-    /// The last response has been sent.
+    /// No request is being processed. The end of the last response may still be in the write buffer.
     Idle,
 }
 
@@ -73,17 +94,17 @@ impl Activity {
     }
 
     /// Returns `true` if a timeout has passed.
-    fn is_overdue(&self, now: Instant, is_crowded: bool) -> bool {
-        if self.write_blocked_since.is_some_and(|since| now.duration_since(since) >= WRITE_TIMEOUT) {
-            return true;
+    fn is_overdue(&self, now: Instant, timeouts: &Timeouts) -> bool {
+        if let Some(since) = self.write_blocked_since {
+            return now.duration_since(since) >= timeouts.write;
         }
         let timeout = match self.phase {
-            Phase::New if is_crowded => CROWDED_NEW_TIMEOUT,
-            Phase::Idle if is_crowded => CROWDED_IDLE_TIMEOUT,
-            Phase::Headers => HEADER_TIMEOUT,
-            Phase::New | Phase::Idle | Phase::Request => return false,
+            Phase::New => timeouts.new,
+            Phase::Headers => Some(timeouts.headers),
+            Phase::Idle => timeouts.idle,
+            Phase::Request => None,
         };
-        now.duration_since(self.since) >= timeout
+        timeout.is_some_and(|timeout| now.duration_since(self.since) >= timeout)
     }
 }
 
@@ -94,7 +115,7 @@ impl Connections {
     }
 
     /// Adds a connection. Returns `None` if the maximum number is open.
-    pub fn open(self: &Arc<Self>) -> Option<OpenConnection> {
+    pub fn add(self: &Arc<Self>) -> Option<ConnectionGuard> {
         let mut open = self.lock();
         if open.len() >= self.max {
             return None;
@@ -102,16 +123,20 @@ impl Connections {
         let (id, connection) = (self.next_id.fetch_add(1, Ordering::Relaxed), Arc::<Connection>::default());
         open.insert(id, Arc::clone(&connection));
         drop(open);
-        Some(OpenConnection { connections: Arc::clone(self), id, connection })
+        Some(ConnectionGuard { connections: Arc::clone(self), id, connection })
     }
 
-    /// Closes the connections whose timeouts have passed.
-    pub fn close_overdue(&self) {
+    /// Closes the connections whose timeouts have passed. During shutdown, the timeouts are shorter.
+    pub fn close_overdue(&self, is_shutting_down: bool) {
         let (open, now) = (self.lock(), Instant::now());
-        let is_crowded = open.len() > self.max / 2;
+        let timeouts = match (is_shutting_down, open.len() > self.max / 2) {
+            (true, _) => SHUTDOWN,
+            (false, true) => CROWDED,
+            (false, false) => NORMAL,
+        };
         for connection in open.values() {
-            if connection.lock().is_overdue(now, is_crowded) {
-                connection.closed.cancel();
+            if connection.lock().is_overdue(now, &timeouts) {
+                connection.close.cancel();
             }
         }
     }
@@ -121,14 +146,14 @@ impl Connections {
     }
 }
 
-/// An element of [`Connections`]. It is removed on drop.
-pub struct OpenConnection {
+/// Keeps a connection in [`Connections`]. Dropping it removes the connection.
+pub struct ConnectionGuard {
     connections: Arc<Connections>,
     id: u64,
     pub connection: Arc<Connection>,
 }
 
-impl Drop for OpenConnection {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.connections.lock().remove(&self.id);
     }
@@ -139,10 +164,10 @@ impl Connection {
         self.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that the headers of a request are complete. The request ends when the returned value is dropped.
-    pub fn begin_request(self: &Arc<Self>) -> ActiveRequest {
+    /// Records that the headers of a request are complete. The request ends when the last clone of the returned value is dropped.
+    pub fn begin_request(self: &Arc<Self>) -> Arc<ActiveRequest> {
         self.lock().enter(Phase::Request);
-        ActiveRequest(Arc::clone(self))
+        Arc::new(ActiveRequest(Arc::clone(self)))
     }
 
     fn record_received(&self) {
@@ -153,13 +178,16 @@ impl Connection {
     }
 
     fn record_write(&self, is_blocked: bool) {
-        let mut activity = self.lock();
-        activity.write_blocked_since =
-            if is_blocked { activity.write_blocked_since.or_else(|| Some(Instant::now())) } else { None };
+        let (mut activity, now) = (self.lock(), Instant::now());
+        if is_blocked {
+            activity.write_blocked_since.get_or_insert(now);
+        } else {
+            (activity.write_blocked_since, activity.since) = (None, now);
+        }
     }
 }
 
-/// A request of a connection that is being processed, or whose response is being sent.
+/// A request of a connection. It ends when neither its body nor the body of its response exists anymore.
 pub struct ActiveRequest(Arc<Connection>);
 
 impl Drop for ActiveRequest {
@@ -168,21 +196,21 @@ impl Drop for ActiveRequest {
     }
 }
 
-/// The body of a response. The request ends when the body was sent.
-pub struct ResponseBody {
-    body: Body,
-    _request: ActiveRequest,
+/// The body of a request or of its response.
+pub struct TrackedBody<B> {
+    body: B,
+    _request: Arc<ActiveRequest>,
 }
 
-impl ResponseBody {
-    pub fn new(body: Body, request: ActiveRequest) -> Self {
+impl<B> TrackedBody<B> {
+    pub fn new(body: B, request: Arc<ActiveRequest>) -> Self {
         Self { body, _request: request }
     }
 }
 
-impl HttpBody for ResponseBody {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for TrackedBody<B> {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
@@ -249,45 +277,77 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TrackedIo<T> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
-    fn is_overdue(connection: &Connection, after: Duration, is_crowded: bool) -> bool {
-        connection.lock().is_overdue(Instant::now() + after, is_crowded)
+    fn is_overdue(connection: &Connection, after: Duration, timeouts: &Timeouts) -> bool {
+        connection.lock().is_overdue(Instant::now() + after, timeouts)
     }
 
+    const SECOND: Duration = Duration::from_secs(1);
+    const HOUR: Duration = Duration::from_hours(1);
+
     #[test]
-    fn unused_connections_are_closed_only_if_the_server_is_crowded() {
+    fn unused_connections_are_closed_only_if_many_are_open() {
         let connections = Connections::new(2);
-        let open = connections.open().unwrap();
-        let connection = &open.connection;
-        let (second, minute, hour) = (Duration::from_secs(1), Duration::from_mins(1), Duration::from_hours(1));
-        assert!(!is_overdue(connection, hour, false));
-        assert!(!is_overdue(connection, second, true));
-        assert!(is_overdue(connection, CROWDED_NEW_TIMEOUT, true));
+        let guard = connections.add().unwrap();
+        let connection = &guard.connection;
+        assert!(!is_overdue(connection, HOUR, &NORMAL));
+        assert!(!is_overdue(connection, SECOND, &CROWDED));
+        assert!(is_overdue(connection, CROWDED.new.unwrap(), &CROWDED));
         // The headers of a request have a timeout in any case.
         connection.record_received();
-        assert!(is_overdue(connection, HEADER_TIMEOUT, false) && !is_overdue(connection, second, true));
+        assert!(is_overdue(connection, NORMAL.headers, &NORMAL) && !is_overdue(connection, SECOND, &CROWDED));
+        assert!(is_overdue(connection, CROWDED.headers, &CROWDED));
         // A request has its own timeout.
         let request = connection.begin_request();
         connection.record_received();
-        assert!(!is_overdue(connection, hour, true));
+        assert!(!is_overdue(connection, HOUR, &CROWDED) && !is_overdue(connection, HOUR, &SHUTDOWN));
         drop(request);
-        assert!(!is_overdue(connection, hour, false) && !is_overdue(connection, minute, true));
-        assert!(is_overdue(connection, CROWDED_IDLE_TIMEOUT, true));
+        assert!(!is_overdue(connection, HOUR, &NORMAL) && !is_overdue(connection, SECOND, &CROWDED));
+        assert!(is_overdue(connection, CROWDED.idle.unwrap(), &CROWDED));
+        assert!(is_overdue(connection, SECOND, &SHUTDOWN));
+    }
+
+    #[test]
+    fn a_request_lasts_as_long_as_its_bodies() {
+        let connection = Arc::<Connection>::default();
+        let request = connection.begin_request();
+        let (request_body, response_body) = (TrackedBody::new((), Arc::clone(&request)), TrackedBody::new((), request));
+        drop(response_body);
+        // The rest of a rejected body is not the beginning of another request.
+        connection.record_received();
+        assert!(!is_overdue(&connection, HOUR, &CROWDED));
+        drop(request_body);
+        assert!(is_overdue(&connection, HOUR, &CROWDED));
+    }
+
+    /// The last bytes of a response can be in the write buffer for long after its body was dropped.
+    #[test]
+    fn a_client_that_reads_the_end_of_a_response_slowly_is_not_idle() {
+        let connection = Arc::<Connection>::default();
+        drop(connection.begin_request());
+        connection.lock().since -= HOUR;
+        assert!(is_overdue(&connection, SECOND, &CROWDED));
+        connection.record_write(true);
+        connection.record_write(false);
+        assert!(!is_overdue(&connection, SECOND, &CROWDED));
     }
 
     #[test]
     fn the_number_of_connections_is_limited() {
         let connections = Connections::new(2);
-        let (first, second) = (connections.open().unwrap(), connections.open().unwrap());
-        assert!(connections.open().is_none());
+        let (first, second) = (connections.add().unwrap(), connections.add().unwrap());
+        assert!(connections.add().is_none());
         drop(first);
-        assert!(connections.open().is_some());
+        assert!(connections.add().is_some());
         // Nothing is overdue yet.
-        connections.close_overdue();
-        assert!(!second.connection.closed.is_cancelled());
+        connections.close_overdue(false);
+        assert!(!second.connection.close.is_cancelled());
+        second.connection.lock().since -= HOUR;
+        connections.close_overdue(true);
+        assert!(second.connection.close.is_cancelled());
     }
 
     #[tokio::test]
@@ -297,12 +357,12 @@ mod tests {
         let mut io = TrackedIo { io: server, connection: Arc::clone(&connection) };
         let _request = connection.begin_request();
         io.write_all(&[0; 10]).await.unwrap();
-        assert!(!is_overdue(&connection, WRITE_TIMEOUT, false));
+        assert!(!is_overdue(&connection, NORMAL.write, &NORMAL));
         assert!(futures_util::poll!(std::pin::pin!(io.write_all(&[0; 10]))).is_pending());
-        assert!(is_overdue(&connection, WRITE_TIMEOUT, false));
+        assert!(is_overdue(&connection, NORMAL.write, &NORMAL) && is_overdue(&connection, SHUTDOWN.write, &SHUTDOWN));
         // Any progress counts.
-        tokio::io::AsyncReadExt::read_exact(&mut client, &mut [0; 1]).await.unwrap();
+        client.read_exact(&mut [0; 1]).await.unwrap();
         assert_eq!(io.write(&[0; 10]).await.unwrap(), 1);
-        assert!(!is_overdue(&connection, WRITE_TIMEOUT, false));
+        assert!(!is_overdue(&connection, NORMAL.write, &NORMAL));
     }
 }

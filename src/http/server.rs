@@ -14,13 +14,14 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceExt;
 use tower::util::MapRequest;
 
-use super::connections::{Connections, ResponseBody, TrackedIo};
+use super::connections::{Connections, TrackedBody, TrackedIo};
 use crate::process::Process;
 
 /// The maximum length of the request line and all headers in bytes.
@@ -30,6 +31,8 @@ pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 const TOO_MANY_CONNECTIONS: &str = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 2\r\n\
     content-type: application/json; charset=utf-8\r\ncontent-length: 85\r\n\r\n\
     {\"code\":503,\"msg\":\"the server has too many open connections; retry in a few seconds\"}";
+/// The number of bytes in the send buffer of a socket that the system has not sent yet, above which a write waits.
+const MAX_UNSENT_BYTES: u32 = 128 * 1024;
 /// The maximum number of rejected connections that wait until their client has read the response.
 const MAX_REJECTIONS: usize = 128;
 const REJECTION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -56,29 +59,26 @@ pub async fn serve(
         let stream = tokio::select! {
             () = process.shutdown.cancelled() => break,
             _ = close_overdue.tick() => {
-                connections.close_overdue();
+                connections.close_overdue(false);
                 continue;
             }
             stream = accept(&listener) => stream,
         };
-        // Most responses are written in one call, so Nagle's algorithm would only delay them.
-        let _ = stream.set_nodelay(true);
-        let Some(open) = connections.open() else {
+        configure_socket(&stream);
+        let Some(guard) = connections.add() else {
             if let Ok(permit) = Arc::clone(&rejections).try_acquire_owned() {
-                process.background_tasks.spawn(async move {
-                    let _ = tokio::time::timeout(REJECTION_TIMEOUT, reject(stream)).await;
-                    drop(permit);
-                });
+                process.background_tasks.spawn(reject(stream, permit));
             }
             continue;
         };
-        let io = TrackedIo { io: stream, connection: Arc::clone(&open.connection) };
-        let (service, connection) = (service.clone(), Arc::clone(&open.connection));
+        let io = TrackedIo { io: stream, connection: Arc::clone(&guard.connection) };
+        let (service, connection) = (service.clone(), Arc::clone(&guard.connection));
         let respond = tower::service_fn(move |request: Request<Incoming>| {
             let (service, active) = (service.clone(), connection.begin_request());
             async move {
-                let response = service.oneshot(request.map(Body::new)).await?;
-                Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, active)))
+                let request = request.map(|body| Body::new(TrackedBody::new(body, Arc::clone(&active))));
+                let response = service.oneshot(request).await?;
+                Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, active)))
             }
         });
         let serving = graceful.watch(http.serve_connection(TokioIo::new(io), TowerToHyperService::new(respond)));
@@ -89,30 +89,49 @@ pub async fn serve(
                         tracing::debug!(error = %err, "a connection ended with an error");
                     }
                 }
-                () = open.connection.closed.cancelled() => {
-                    tracing::debug!("closed a connection whose client sent or read nothing");
+                () = guard.connection.close.cancelled() => {
+                    tracing::debug!(
+                        "closed a connection: its client did not read the response, sent headers too slowly, or was idle \
+                         while many connections were open"
+                    );
                 }
             }
         });
     }
     drop(listener);
-    // Clients that do not read must not delay the shutdown.
-    let drain = graceful.shutdown();
-    tokio::pin!(drain);
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        // Clients that send or read nothing must not delay the shutdown.
+        () = close_overdue_until_dropped(&connections, close_overdue) => {}
+    }
+    Ok(())
+}
+
+async fn close_overdue_until_dropped(connections: &Connections, mut interval: tokio::time::Interval) {
     loop {
-        tokio::select! {
-            () = &mut drain => return Ok(()),
-            _ = close_overdue.tick() => connections.close_overdue(),
-        }
+        interval.tick().await;
+        connections.close_overdue(true);
     }
 }
 
-/// Responds that the server is full. Then reads what the client has sent, because otherwise the system resets the connection,
-/// and the client may lose the response.
-async fn reject(mut stream: TcpStream) -> std::io::Result<()> {
-    stream.write_all(TOO_MANY_CONNECTIONS.as_bytes()).await?;
-    stream.shutdown().await?;
-    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
+/// Sets the options of a client's socket.
+pub fn configure_socket(stream: &TcpStream) {
+    // Most responses are written in one call, so Nagle's algorithm would only delay them.
+    let _ = stream.set_nodelay(true);
+    // By default the system reports that the client has read something only when a third of the send buffer is free, which can be
+    // megabytes. A client that reads slowly would look like one that does not read.
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(MAX_UNSENT_BYTES);
+}
+
+/// Responds that too many connections are open. Then reads what the client has sent, because otherwise the system resets the
+/// connection, and the client may lose the response.
+async fn reject(mut stream: TcpStream, _permit: OwnedSemaphorePermit) {
+    let respond = async {
+        stream.write_all(TOO_MANY_CONNECTIONS.as_bytes()).await?;
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(REJECTION_TIMEOUT, respond).await;
 }
 
 /// Returns a service that ignores trailing slashes of paths. It wraps the router, because a layer of the router would run after
@@ -133,7 +152,7 @@ fn trim_trailing_slash(mut request: Request) -> Request {
         None => trimmed.to_owned(),
     };
     let mut parts = request.uri().clone().into_parts();
-    // It was a part of a valid URI.
+    // Never fails, because path and query were parts of a valid URI.
     if let Ok(path_and_query) = path_and_query.parse() {
         parts.path_and_query = Some(path_and_query);
     }
