@@ -221,7 +221,7 @@ pub async fn run_writes_to_completion(State(process): State<Process>, request: R
 /// memory for the response.
 pub async fn enforce_timeout(State(ctx): State<RequestContext>, mut request: Request, next: Next) -> Response {
     let reservations = Reservations::default();
-    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let is_read_only = matches!(*request.method(), Method::GET | Method::HEAD);
     request.extensions_mut().insert(reservations.clone());
     let is_upload = media_type(request.headers()) == "multipart/form-data";
     let limit = if is_upload { ctx.limits.upload_timeout } else { ctx.limits.request_timeout };
@@ -230,7 +230,7 @@ pub async fn enforce_timeout(State(ctx): State<RequestContext>, mut request: Req
         Error::unavailable(msg).into_response()
     });
     drop(reservations);
-    response_memory::reserve_memory(&ctx.response_memory, response, is_read).await
+    response_memory::reserve_memory(&ctx.response_memory, response, is_read_only).await
 }
 
 /// Reads the rest of a rejected request's body in the background and discards it, up to `MAX_DRAIN_BYTES` and

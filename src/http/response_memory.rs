@@ -24,15 +24,22 @@ const RESERVATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// The memory for responses, shared by all requests.
 #[derive(Clone)]
 pub struct ResponseMemory {
-    free_kib: Arc<Semaphore>,
+    /// The free memory in KiB.
+    free: Arc<Semaphore>,
     total_kib: u32,
+    /// The memory in KiB for responses that are complete and wait for a reservation.
+    waiting: Arc<Semaphore>,
 }
+
+/// The maximum total size of the complete responses that wait for a reservation, in KiB.
+const MAX_WAITING_KIB: u32 = 128 * 1024;
 
 impl ResponseMemory {
     pub fn new(total_bytes: u64) -> Self {
         let limit = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
         let total_kib = u32::try_from(total_bytes / 1024).unwrap_or(u32::MAX).clamp(1, limit);
-        Self { free_kib: Arc::new(Semaphore::new(total_kib as usize)), total_kib }
+        let semaphore = |kib: u32| Arc::new(Semaphore::new(kib as usize));
+        Self { free: semaphore(total_kib), total_kib, waiting: semaphore(MAX_WAITING_KIB) }
     }
 
     /// Returns the number of permits for a response. A response that is larger than the whole memory reserves all of it, because
@@ -43,7 +50,7 @@ impl ResponseMemory {
 
     /// Reserves memory if it is available now.
     pub fn try_reserve(&self, bytes: u64) -> Option<ResponseReservation> {
-        let permit = Arc::clone(&self.free_kib).try_acquire_many_owned(self.permits(bytes)).ok()?;
+        let permit = Arc::clone(&self.free).try_acquire_many_owned(self.permits(bytes)).ok()?;
         Some(ResponseReservation { memory: self.clone(), permit })
     }
 
@@ -52,14 +59,31 @@ impl ResponseMemory {
     /// # Errors
     /// Returns 503 if the memory does not become available in time.
     pub async fn reserve(&self, bytes: u64) -> Result<ResponseReservation> {
-        let acquire = Arc::clone(&self.free_kib).acquire_many_owned(self.permits(bytes));
+        let acquire = Arc::clone(&self.free).acquire_many_owned(self.permits(bytes));
         match tokio::time::timeout(RESERVATION_TIMEOUT, acquire).await {
             Ok(permit) => Ok(ResponseReservation { memory: self.clone(), permit: permit.map_err(Error::internal)? }),
-            Err(_) => Err(Error::unavailable(
-                "the server is sending too many large responses at the moment; retry shortly, or use a smaller limit",
-            )),
+            Err(_) => Err(too_many_responses()),
         }
     }
+
+    /// Reserves memory for a response that is complete, and therefore uses memory while it waits.
+    ///
+    /// # Errors
+    /// Returns 503 if the memory does not become available in time, or if too many complete responses wait for memory.
+    pub async fn reserve_complete(&self, bytes: u64) -> Result<ResponseReservation> {
+        if let Some(reservation) = self.try_reserve(bytes) {
+            return Ok(reservation);
+        }
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(MAX_WAITING_KIB);
+        let _waiting = self.waiting.try_acquire_many(kib).map_err(|_| too_many_responses())?;
+        self.reserve(bytes).await
+    }
+}
+
+fn too_many_responses() -> Error {
+    Error::unavailable(
+        "the server is sending too many large responses at the moment; retry shortly, or use a smaller limit",
+    )
 }
 
 /// Memory that is reserved for a response.
@@ -69,22 +93,23 @@ pub struct ResponseReservation {
 }
 
 impl ResponseReservation {
-    /// Changes the reservation to the size of the response: releases memory, or waits for more.
-    ///
-    /// # Errors
-    /// Returns 503 if the memory does not become available in time.
-    pub async fn resize(mut self, bytes: u64) -> Result<Self> {
+    /// Changes the reservation to the size of the response. If the response is larger and no more memory is available, the
+    /// reservation stays too small: a response that waits while it has a reservation could block the others that wait.
+    #[must_use]
+    pub fn resize(mut self, bytes: u64) -> Self {
         let (reserved, needed) = (self.permit.num_permits(), self.memory.permits(bytes) as usize);
         if needed < reserved {
             drop(self.permit.split(reserved - needed));
         } else if needed > reserved {
             let missing = u64::try_from(needed - reserved).unwrap_or(u64::MAX).saturating_mul(1024);
-            self.permit.merge(self.memory.reserve(missing).await?.permit);
+            if let Some(more) = self.memory.try_reserve(missing) {
+                self.permit.merge(more.permit);
+            }
         }
-        Ok(self)
+        self
     }
 
-    /// Ties the reservation to the chunks of a response. It is released when the last of their bytes is dropped.
+    /// Attaches the reservation to the chunks of a response. It is released when the last of their bytes is dropped.
     pub fn attach(self, chunks: Vec<Bytes>) -> Vec<Bytes> {
         let permit = Arc::new(self.permit);
         chunks.into_iter().map(|bytes| attach(bytes, &permit)).collect()
@@ -137,15 +162,15 @@ impl HttpBody for ReservedBody {
 /// Reserves memory for every large response that is in memory. Streams, such as downloads, have at most a few chunks in memory; a
 /// handler that creates a larger stream reserves its memory itself.
 ///
-/// `is_read` is `true` if the request changes nothing. If there is no memory, the response to such a request is replaced by a 503.
-pub(super) async fn reserve_memory(memory: &ResponseMemory, response: Response, is_read: bool) -> Response {
+/// `is_read_only` is `true` if the request changes nothing. If there is no memory, the response to such a request is replaced by a 503.
+pub(super) async fn reserve_memory(memory: &ResponseMemory, response: Response, is_read_only: bool) -> Response {
     let length = response.body().size_hint().exact().unwrap_or_default();
     if length <= MAX_UNRESERVED_BYTES {
         return response;
     }
-    match memory.reserve(length).await {
+    match memory.reserve_complete(length).await {
         Ok(reservation) => response.map(|body| Body::new(ReservedBody { body, permit: Arc::new(reservation.permit) })),
-        Err(err) if is_read => err.into_response(),
+        Err(err) if is_read_only => err.into_response(),
         // The request has changed something, so the client must get the response.
         Err(_) => response,
     }
@@ -173,12 +198,26 @@ mod tests {
     #[tokio::test]
     async fn a_reservation_can_be_resized() {
         let memory = ResponseMemory::new(100 * KIB);
-        let smaller = memory.try_reserve(60 * KIB).unwrap().resize(10 * KIB).await.unwrap();
+        let smaller = memory.try_reserve(60 * KIB).unwrap().resize(10 * KIB);
         let other = memory.try_reserve(90 * KIB).unwrap();
         drop(other);
-        let larger = smaller.resize(100 * KIB).await.unwrap();
+        let larger = smaller.resize(100 * KIB);
         assert!(memory.try_reserve(1).is_none());
         drop(larger);
+        // A response that is larger than expected does not wait for the memory of others.
+        let (small, _other) = (memory.try_reserve(10 * KIB).unwrap(), memory.try_reserve(90 * KIB).unwrap());
+        drop(small.resize(50 * KIB));
+        assert!(memory.try_reserve(10 * KIB).is_some() && memory.try_reserve(11 * KIB).is_none());
+    }
+
+    #[tokio::test]
+    async fn complete_responses_that_wait_use_a_limited_amount_of_memory() {
+        let memory = ResponseMemory::new(200 << 20);
+        let _all = memory.try_reserve(200 << 20).unwrap();
+        let mut first = std::pin::pin!(memory.reserve_complete(100 << 20));
+        assert!(futures_util::poll!(&mut first).is_pending());
+        let second = memory.reserve_complete(50 << 20);
+        assert!(matches!(futures_util::FutureExt::now_or_never(second), Some(Err(Error::Unavailable { .. }))));
     }
 
     #[tokio::test]

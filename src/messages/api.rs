@@ -221,10 +221,12 @@ pub async fn get_messages(
             render_with_files(&ctx, &caller.encryption, messages, target, with_links, cost, page_fields).await?
         }
     };
+    // The memory for the conversion is no longer used. Other requests must not wait for it while this one waits.
+    drop(reservations);
     build_response(&ctx, response, response_memory).await
 }
 
-/// Ties the memory reservation of a response to its body. Reserves memory if the page has not reserved any.
+/// Attaches the memory reservation of a response to its body. Reserves memory if the page has not reserved any.
 async fn build_response<T>(
     ctx: &Messages,
     response: ChunkedJson,
@@ -232,9 +234,9 @@ async fn build_response<T>(
 ) -> QueryResult<Data<T>> {
     let length = response.length();
     let reservation = match (reservation, u64::try_from(length).unwrap_or(u64::MAX)) {
-        (Some(reservation), length) => Some(reservation.resize(length).await?),
+        (Some(reservation), length) => Some(reservation.resize(length)),
         (None, length) if length > MAX_UNRESERVED_BYTES => {
-            Some(ctx.request_context.response_memory.reserve(length).await?)
+            Some(ctx.request_context.response_memory.reserve_complete(length).await?)
         }
         (None, _) => None,
     };

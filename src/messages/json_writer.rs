@@ -60,10 +60,10 @@ impl ChunkedJson {
         self.chunks.iter().map(Bytes::len).sum::<usize>() + self.buffer.len()
     }
 
-    /// Returns the body. It releases `reservation` when the client has read it.
+    /// Returns the body. The reservation is released when the body has been written to the connection or dropped.
     pub fn into_body(mut self, reservation: Option<ResponseReservation>) -> Body {
         self.chunks.push(self.buffer.into());
-        // With a reservation, the body is a stream, so that no second one is made for it.
+        // A body with a reservation is always a stream. Its size hint is not exact, so the middleware reserves no memory again.
         let has_reservation = reservation.is_some();
         let mut chunks = match reservation {
             Some(reservation) => reservation.attach(self.chunks),

@@ -20,26 +20,25 @@ pub(super) struct LoadedPage {
 
 /// The size in bytes after which a page ends if there is no memory for a larger response. It is not lower because many clients
 /// read only one page.
-const MIN_MESSAGES_BYTES: u64 = 32 << 20;
+const REDUCED_PAGE_BYTES: u64 = 32 << 20;
+/// The memory for the other fields of a message in the response, such as its id.
+const MESSAGE_OVERHEAD_BYTES: u64 = 256;
 
-/// Reserves memory for the response with `rows`. If there is not enough memory, first removes the rows that exceed
-/// [`MIN_MESSAGES_BYTES`].
-async fn reserve_response_memory(ctx: &Messages, rows: &mut Vec<MessageRow>) -> Result<ResponseReservation> {
-    let memory = &ctx.request_context.response_memory;
-    let row_bytes =
-        |row: &MessageRow| u64::try_from(row.content_length).unwrap_or_default() + row.user_meta.len() as u64;
-    if let Some(reservation) = memory.try_reserve(rows.iter().map(row_bytes).sum()) {
-        return Ok(reservation);
-    }
+/// Returns the estimated size of a message in the response.
+fn response_bytes(row: &MessageRow) -> u64 {
+    u64::try_from(row.content_length).unwrap_or_default() + row.user_meta.len() as u64 + MESSAGE_OVERHEAD_BYTES
+}
+
+/// Removes the rows after the one that reaches [`REDUCED_PAGE_BYTES`].
+fn reduce_page(rows: &mut Vec<MessageRow>) {
     let mut bytes = 0;
-    let fitting = rows.iter().take_while(|row| {
-        let fits = bytes <= MIN_MESSAGES_BYTES;
-        bytes += row_bytes(row);
-        fits
+    let kept = rows.iter().take_while(|row| {
+        let is_kept = bytes <= REDUCED_PAGE_BYTES;
+        bytes += response_bytes(row);
+        is_kept
     });
-    let fitting = fitting.count();
-    rows.truncate(fitting);
-    memory.reserve(rows.iter().map(row_bytes).sum()).await
+    let kept = kept.count();
+    rows.truncate(kept);
 }
 
 /// Loads a page of messages.
@@ -53,7 +52,7 @@ pub(super) async fn load_page(
     session: SessionId,
     page: &MessagePageRequest,
 ) -> Result<LoadedPage> {
-    let mut response_memory = None;
+    let (mut response_memory, mut is_reduced) = (None, false);
     let mut rows = loop {
         let mut conn = ctx.page_pool.acquire().await?;
         let mut rows = page::list(&mut conn, project, session, page).await?;
@@ -62,13 +61,23 @@ pub(super) async fn load_page(
         }
         drop(conn);
         rows.truncate(page.limit);
+        if is_reduced {
+            reduce_page(&mut rows);
+        }
         if rows.iter().all(MessageRow::is_content_loaded) {
             break rows;
         }
-        // Reserve only once, because an encryption conversion changes the length of a message by less than 200 bytes. Clients may
-        // hold the memory of responses for long, so the memory that other requests need is reserved after it.
+        // Reserve only once, because an encryption conversion changes the length of a message by less than 200 bytes.
         if response_memory.is_none() {
-            response_memory = Some(reserve_response_memory(ctx, &mut rows).await?);
+            // The wait for response memory can be long, because it ends when clients read. Therefore it comes first: a request must
+            // not hold body memory, which other requests need, while it waits.
+            let memory = &ctx.request_context.response_memory;
+            response_memory = memory.try_reserve(rows.iter().map(response_bytes).sum());
+            if response_memory.is_none() {
+                is_reduced = true;
+                reduce_page(&mut rows);
+                response_memory = Some(memory.reserve(rows.iter().map(response_bytes).sum()).await?);
+            }
             let length = rows.iter().filter_map(|row| u64::try_from(row.content_length).ok()).sum();
             ctx.request_context.body_memory.reserve_body(reservations, length).await?;
         }
