@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ use crate::process::Process;
 
 /// The maximum number of cached keys.
 const MAX_KEYS: u64 = 100_000;
+/// How long the invalidation of a project is remembered, which must be longer than a check takes.
+const INVALIDATION_AGE: Duration = Duration::from_mins(10);
 
 /// A verified key, with the properties of its project.
 #[derive(Clone, Copy)]
@@ -83,25 +86,34 @@ impl From<KeyCheckError> for Error {
 
 pub(super) type KeyCheckResult = Result<VerifiedKey, KeyCheckError>;
 
-/// A lookup hash, and the generation of the cache in which the check began.
-type CheckId = (String, u64);
-/// A check in progress.
-type SharedCheck = Shared<BoxFuture<'static, KeyCheckResult>>;
-
 #[derive(Clone)]
 struct CachedKey {
     key: VerifiedKey,
     checked_at: Instant,
 }
 
+/// A check in progress.
+#[derive(Clone)]
+struct Check {
+    /// The generation of the cache in which the check began.
+    generation: u64,
+    result: Shared<BoxFuture<'static, KeyCheckResult>>,
+}
+
 /// The cache of verified keys and the checks in progress, by lookup hash.
 pub(super) struct KeyCache {
     refresh_after: Duration,
     verified: Cache<String, CachedKey>,
-    /// The number of invalidations. A row that was read before an invalidation must not be used by a request that began after it.
-    generation: AtomicU64,
-    checks: Mutex<HashMap<CheckId, SharedCheck>>,
+    checks: Mutex<HashMap<String, Check>>,
     started_checks: AtomicU64,
+    /// The number of invalidations. A row that was read before the invalidation of its project must not be used by a request that
+    /// began after it.
+    generation: AtomicU64,
+    /// The generation of the last invalidation of all keys.
+    all_invalidated_in: AtomicU64,
+    /// The generation of the last invalidation of each project. An entry can be removed when all checks have ended that began
+    /// before it.
+    projects_invalidated_in: Cache<ProjectId, u64>,
 }
 
 impl KeyCache {
@@ -111,9 +123,11 @@ impl KeyCache {
         Arc::new(Self {
             refresh_after: times.refresh_after,
             verified,
-            generation: AtomicU64::default(),
             checks: Mutex::default(),
             started_checks: AtomicU64::default(),
+            generation: AtomicU64::default(),
+            all_invalidated_in: AtomicU64::default(),
+            projects_invalidated_in: Cache::builder().time_to_live(INVALIDATION_AGE).build(),
         })
     }
 
@@ -123,68 +137,90 @@ impl KeyCache {
         self: &Arc<Self>,
         process: &Process,
         lookup_hash: &str,
-        check: impl FnOnce() -> F,
+        check: impl Fn() -> F,
     ) -> KeyCheckResult
     where
         F: Future<Output = KeyCheckResult> + Send + 'static,
     {
-        match self.verified.get(lookup_hash) {
-            Some(cached) => {
-                if cached.checked_at.elapsed() >= self.refresh_after {
-                    drop(self.start_check(process, lookup_hash, check));
-                }
-                Ok(cached.key)
+        if let Some(cached) = self.verified.get(lookup_hash) {
+            if cached.checked_at.elapsed() >= self.refresh_after {
+                drop(self.start_check(process, lookup_hash, &check));
             }
-            None => self.start_check(process, lookup_hash, check).await,
+            return Ok(cached.key);
+        }
+        let arrived_in = self.generation.load(Ordering::SeqCst);
+        loop {
+            let Check { generation, result } = self.start_check(process, lookup_hash, &check);
+            let result = result.await;
+            // The result of a check that began before this request may be outdated.
+            let is_current = match &result {
+                Ok(key) => self.last_invalidation(key.project) <= generation,
+                Err(_) => false,
+            };
+            if is_current || generation >= arrived_in {
+                return result;
+            }
         }
     }
 
     /// Starts a check, unless one of the same key is in progress. The check runs in a task, so that it ends even if the client that
     /// has caused it disconnects.
-    fn start_check<F>(self: &Arc<Self>, process: &Process, lookup_hash: &str, check: impl FnOnce() -> F) -> SharedCheck
+    fn start_check<F>(self: &Arc<Self>, process: &Process, lookup_hash: &str, check: impl FnOnce() -> F) -> Check
     where
         F: Future<Output = KeyCheckResult> + Send + 'static,
     {
-        let id = (lookup_hash.to_owned(), self.generation.load(Ordering::SeqCst));
         // Held until the check is inserted, so that the task cannot remove it before.
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(check) = checks.get(&id) {
+        if let Some(check) = checks.get(lookup_hash) {
             return check.clone();
         }
         self.started_checks.fetch_add(1, Ordering::Relaxed);
-        let (cache, task_id, check) = (Arc::clone(self), id.clone(), check());
+        let generation = self.generation.load(Ordering::SeqCst);
+        let (cache, task_hash) = (Arc::clone(self), lookup_hash.to_owned());
+        let check = AssertUnwindSafe(check());
         let task = process.background_tasks.spawn(async move {
-            let result = std::panic::AssertUnwindSafe(check).catch_unwind().await;
+            let result = check.catch_unwind().await;
             let result = result.unwrap_or_else(|_| Err(KeyCheckError::Internal("the check of a key panicked".into())));
-            cache.complete_check(&task_id, &result);
+            cache.complete_check(&task_hash, generation, &result);
             result
         });
-        let check = async move { task.await.unwrap_or_else(|err| Err(KeyCheckError::Internal(err.to_string()))) };
-        let check = check.boxed().shared();
-        checks.insert(id, check.clone());
+        let result = async move { task.await.unwrap_or_else(|err| Err(KeyCheckError::Internal(err.to_string()))) };
+        let check = Check { generation, result: result.boxed().shared() };
+        checks.insert(lookup_hash.to_owned(), check.clone());
         check
     }
 
-    /// Stores the result of a check, unless the cache was invalidated since the check began.
-    fn complete_check(&self, id: &CheckId, result: &KeyCheckResult) {
-        let (lookup_hash, generation) = id;
+    /// Caches the key if the check has succeeded and the project was not invalidated since the check began. Removes the key from
+    /// the cache if it was rejected. The check is then no longer in progress.
+    fn complete_check(&self, lookup_hash: &str, generation: u64, result: &KeyCheckResult) {
         match result {
-            Ok(key) if self.generation.load(Ordering::SeqCst) == *generation => {
-                self.verified.insert(lookup_hash.clone(), CachedKey { key: *key, checked_at: Instant::now() });
-                // An invalidation may have happened between the comparison and the insert.
-                if self.generation.load(Ordering::SeqCst) != *generation {
-                    self.verified.invalidate(lookup_hash);
+            Ok(key) => {
+                let is_current = || self.last_invalidation(key.project) <= generation;
+                if is_current() {
+                    self.verified.insert(lookup_hash.to_owned(), CachedKey { key: *key, checked_at: Instant::now() });
+                    // An invalidation may have happened between the comparison and the insert.
+                    if !is_current() {
+                        self.verified.invalidate(lookup_hash);
+                    }
                 }
             }
             Err(KeyCheckError::Unauthorized) => self.verified.invalidate(lookup_hash),
-            // The cached result of a key that cannot be checked now expires at its maximum age.
-            Ok(_) | Err(_) => {}
+            // If a key cannot be checked at the moment, its cached result stays until its maximum age.
+            Err(_) => {}
         }
-        self.checks.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).remove(lookup_hash);
+    }
+
+    /// Returns the generation of the last invalidation of a project's keys.
+    fn last_invalidation(&self, project: ProjectId) -> u64 {
+        let of_all = self.all_invalidated_in.load(Ordering::SeqCst);
+        self.projects_invalidated_in.get(&project).unwrap_or_default().max(of_all)
     }
 
     /// Removes the keys of a project.
     pub(super) fn invalidate_project(&self, project: ProjectId) {
+        // Before the generation changes, so that a request of the new generation finds the entry.
+        self.projects_invalidated_in.insert(project, self.generation.load(Ordering::SeqCst) + 1);
         self.generation.fetch_add(1, Ordering::SeqCst);
         if self.verified.invalidate_entries_if(move |_, cached| cached.key.project == project).is_err() {
             self.verified.invalidate_all();
@@ -193,6 +229,7 @@ impl KeyCache {
 
     /// Removes all keys, because a change of a project may have been missed.
     pub(super) fn invalidate_all(&self) {
+        self.all_invalidated_in.fetch_max(self.generation.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.verified.invalidate_all();
     }

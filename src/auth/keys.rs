@@ -1,11 +1,12 @@
 //! Verifies and caches project keys.
 //!
-//! Verified keys are cached for up to a minute ([`super::cache`]), so that most requests need no query for authentication. A change of a
-//! project's row notifies every process (the trigger `projects_changed` in the migrations), which then removes that
+//! Verified keys are cached for up to a minute ([`super::cache`]), so that most requests need no query for authentication. A
+//! change of a project's row notifies every process (the trigger `projects_changed` in the migrations), which then removes that
 //! project's keys from its cache. A process that loses its notification connection clears the cache. Invalid keys are never
 //! cached.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::{HeaderMap, header};
 use tokio::sync::Semaphore;
@@ -14,6 +15,7 @@ use super::cache::{KeyCache, KeyCacheTimes, VerifiedKey};
 use super::{Caller, store};
 use crate::crypto::{KEY_PREFIX, ProjectKey};
 use crate::db::notify::NotificationHandler;
+use crate::db::pooler::no_response_error;
 use crate::encryption::{Kek, KeyCheckValue, ProjectEncryption};
 use crate::error::{Error, Result, UNAUTHORIZED};
 use crate::ids::ProjectId;
@@ -24,6 +26,9 @@ const PROJECTS_CHANNEL: &str = "acontextd_projects";
 
 /// The maximum number of hashes that are verified concurrently. A verification takes 16 MiB of memory for some milliseconds.
 const MAX_CONCURRENT_HASHES: usize = 4;
+
+/// How long the database may take to find a key.
+const FIND_TIMEOUT: Duration = Duration::from_secs(10);
 
 platform_context! {
     /// The context of authentication, which finds the project of a project key.
@@ -92,9 +97,13 @@ impl Authenticator {
 
     /// Finds the project of a key in the database, and verifies the key's hash if that is enabled.
     async fn verify(&self, key: &ProjectKey, lookup_hash: &str) -> Result<VerifiedKey> {
-        let mut conn = self.db.acquire().await?;
-        let found = store::get_by_lookup_hash(&mut conn, lookup_hash).await?.ok_or(UNAUTHORIZED)?;
-        drop(conn);
+        let find = async {
+            let mut conn = self.db.acquire().await?;
+            store::get_by_lookup_hash(&mut conn, lookup_hash).await
+        };
+        // Without the timeout, a lost connection would block the key, because all its requests wait for the same check.
+        let found = tokio::time::timeout(FIND_TIMEOUT, find).await;
+        let found = found.unwrap_or_else(|_| Err(no_response_error()))?.ok_or(UNAUTHORIZED)?;
         if self.config.keys.verify_argon2 && !self.verify_hash(key, found.secret_key_hash_phc).await? {
             return Err(UNAUTHORIZED);
         }
@@ -114,7 +123,7 @@ impl Authenticator {
             .map_err(Error::internal)
     }
 
-    /// Returns how often a key was checked against the database.
+    /// Returns the number of checks of keys that were started.
     pub fn started_checks(&self) -> u64 {
         self.cache.started_checks()
     }

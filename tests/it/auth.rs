@@ -330,15 +330,43 @@ async fn a_check_that_began_before_a_change_is_not_used_after_it() {
             wait_until("the first check waits", async || app.fetch_scalar::<i64>(waiting).await == 1).await;
             app.app.authenticator.invalidate_project(ProjectId(client.project()));
             let second = client.get("/api/v1/ping");
-            let unlock = async {
-                wait_until("both checks wait", async || app.fetch_scalar::<i64>(waiting).await == 2).await;
-                conn.close().await.unwrap();
-            };
-            tokio::join!(second, unlock).0
+            // The second request waits for the check of the first one when the check may complete.
+            tokio::join!(second, async { conn.close().await.unwrap() }).0
         };
         let (first, second) = tokio::join!(first, second);
         assert_eq!((first.status, second.status), (StatusCode::OK, StatusCode::OK));
         assert_eq!(app.app.authenticator.started_checks(), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn changes_of_other_projects_do_not_prevent_caching() {
+    run(async |app| {
+        let (client, other) = (app.project().await, app.project().await);
+        let conn = lock_projects(&app).await;
+        let waiting = "select count(*) from pg_locks where relation = 'projects'::regclass and not granted";
+        let change = async {
+            wait_until("the check waits", async || app.fetch_scalar::<i64>(waiting).await == 1).await;
+            app.app.authenticator.invalidate_project(ProjectId(other.project()));
+            conn.close().await.unwrap();
+        };
+        let (response, ()) = tokio::join!(client.get("/api/v1/ping"), change);
+        response.assert_status(200);
+        app.app.db.close().await;
+        client.get("/api/v1/ping").await.assert_status(200);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_check_that_waits_for_the_database_does_not_block_its_key() {
+    run(async |app| {
+        let client = app.project().await;
+        let conn = lock_projects(&app).await;
+        client.get("/api/v1/ping").await.assert_error(503, "database");
+        conn.close().await.unwrap();
+        client.get("/api/v1/ping").await.assert_status(200);
     })
     .await;
 }
