@@ -134,6 +134,7 @@ async fn errors_of_the_server_are_named() {
         (403, "AccessDenied", StorageOutage::AccessDenied),
         (403, "RequestTimeTooSkewed", StorageOutage::ClockSkewed),
         (400, "ExpiredToken", StorageOutage::CredentialsRejected),
+        (400, "RequestTimeout", StorageOutage::Unresponsive),
         (400, "AuthorizationHeaderMalformed", StorageOutage::WrongRegion),
         (301, "PermanentRedirect", StorageOutage::WrongRegion),
         (503, "SlowDown", StorageOutage::Throttled),

@@ -44,7 +44,7 @@ where
     match err {
         SdkError::TimeoutError(_) => StorageOutage::Unresponsive,
         SdkError::ServiceError(_) => classify_response(err.code(), status),
-        // Many servers that are not S3 send an error page.
+        // A proxy in front of S3 may send an error page that is not XML.
         SdkError::ResponseError(_) if status >= 500 => StorageOutage::ServerError,
         SdkError::ResponseError(_) => StorageOutage::InvalidResponse,
         err => classify_sources(err).unwrap_or(StorageOutage::ConnectionLost),
@@ -64,6 +64,7 @@ fn classify_response(code: Option<&str>, status: u16) -> StorageOutage {
             _,
         ) => StorageOutage::CredentialsRejected,
         ("RequestTimeTooSkewed", _) => StorageOutage::ClockSkewed,
+        ("RequestTimeout", _) => StorageOutage::Unresponsive,
         (
             "PermanentRedirect"
             | "TemporaryRedirect"
