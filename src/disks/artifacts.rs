@@ -3,7 +3,6 @@
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method};
-use bytes::Bytes;
 use chrono::Utc;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
@@ -12,9 +11,9 @@ use sqlx::PgConnection;
 
 use super::api::DISK_NOT_FOUND;
 use super::apply::{self, Cause, Change, FileChange, NewContent};
+use super::file_content::{FileContent, read_content};
 use super::files::{self, ArtifactRow};
 use super::path::FilePath;
-use super::text_kind::TextKind;
 use super::{ARTIFACT_INFO_KEY, Artifact, store};
 use crate::auth::Caller;
 use crate::blob::content::ContentKey;
@@ -189,21 +188,6 @@ pub struct GetArtifactParams {
     expire: Option<LenientInt>,
 }
 
-/// The content of a text file.
-#[derive(Serialize, utoipa::ToSchema)]
-pub struct FileContent {
-    /// The kind of the text file: `text`, `json`, `csv` or `code`.
-    r#type: &'static str,
-    /// The text.
-    raw: String,
-}
-
-impl FileContent {
-    pub(crate) fn new(kind: TextKind, raw: String) -> Self {
-        Self { r#type: kind.name(), raw }
-    }
-}
-
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct GetArtifactResponse {
     artifact: Artifact,
@@ -256,30 +240,6 @@ pub fn create_public_url(platform: &Platform, caller: &Caller, file: &ArtifactRo
         wrapped_dek,
     };
     link.url(platform, expires_at)
-}
-
-async fn read_content(
-    platform: &Platform,
-    encryption: &ProjectEncryption,
-    file: &ArtifactRow,
-) -> Result<Option<FileContent>> {
-    let text = read_if_text(platform, encryption, file).await?;
-    Ok(text.map(|(kind, bytes)| FileContent::new(kind, String::from_utf8_lossy(&bytes).into_owned())))
-}
-
-/// Returns the kind and the bytes of a text file, or `None` if the file is not a text file or cannot be parsed as its kind.
-pub(crate) async fn read_if_text(
-    platform: &Platform,
-    encryption: &ProjectEncryption,
-    file: &ArtifactRow,
-) -> Result<Option<(TextKind, Bytes)>> {
-    let Some(kind) = TextKind::detect(&file.filename, &file.mime) else {
-        return Ok(None);
-    };
-    let key = ContentKey::Kek(encryption.kek.as_deref());
-    let (_permit, bytes) = platform.blobs.read_within_budget(key, &file.blob()).await?;
-    let validate = move || kind.is_valid(&bytes).then_some((kind, bytes));
-    tokio::task::spawn_blocking(validate).await.map_err(Error::internal)
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]

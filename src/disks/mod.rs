@@ -8,6 +8,7 @@
 pub mod api;
 pub mod apply;
 pub mod artifacts;
+pub mod file_content;
 pub mod files;
 pub mod listing;
 pub mod path;

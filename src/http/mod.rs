@@ -14,6 +14,7 @@ pub mod context;
 mod describe;
 pub mod download;
 pub mod extract;
+mod file_name;
 pub mod host;
 pub mod idempotency;
 pub mod json_fields;

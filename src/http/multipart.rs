@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use axum::body::BodyDataStream;
 use axum::extract::Request;
-use axum::http::header;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use multer::{Constraints, Field, Multipart, SizeLimit};
 use serde_json::{Map, Value};
 
 use super::context::RequestContext;
+use super::file_name::parse_file_name;
 use super::idempotency::fingerprint::{Fingerprint, Hash, RequestHasher};
 use super::memory::{self, Reservations};
 use super::request_headers::{content_length, content_type};
@@ -267,35 +267,6 @@ async fn drain_epilogue(chunks: &mut BodyChunks) {
     }
 }
 
-/// Returns the file name of a field, or `None` for a text field.
-fn parse_file_name(field: &Field<'_>, field_name: &str) -> Result<Option<String>> {
-    let disposition = field.headers().get(header::CONTENT_DISPOSITION).map_or(&[][..], |value| value.as_bytes());
-    let Ok(disposition) = std::str::from_utf8(disposition) else {
-        return Err(Error::invalid_field(field_name, "file name is not valid UTF-8"));
-    };
-    match extended_file_name(disposition) {
-        Some(value) => {
-            let decoded = decode_extended_value(value).map(Some);
-            let reason = "filename* must have the form UTF-8''<percent-encoded name>";
-            decoded.ok_or_else(|| Error::invalid_field(field_name, reason))
-        }
-        None => Ok(field.file_name().map(ToOwned::to_owned)),
-    }
-}
-
-/// Returns the value of the parameter `filename*`.
-fn extended_file_name(disposition: &str) -> Option<&str> {
-    let start = disposition.to_ascii_lowercase().find("filename*=")? + "filename*=".len();
-    Some(disposition[start..].split(';').next().unwrap_or_default().trim().trim_matches('"'))
-}
-
-/// Decodes the value of `filename*`, which has the form `UTF-8''…` (RFC 5987).
-fn decode_extended_value(value: &str) -> Option<String> {
-    let (charset, rest) = value.split_once('\'')?;
-    let (_, escaped) = rest.split_once('\'')?;
-    charset.eq_ignore_ascii_case("utf-8").then(|| crate::percent::decode(escaped.as_bytes()))?
-}
-
 /// Writes a file to a spool.
 async fn spool_field(mut field: Field<'_>, ctx: &RequestContext, limit: u64) -> Result<Spool> {
     let mut writer = ctx.spool.writer();
@@ -388,19 +359,4 @@ fn duplicate_field(name: &str) -> Error {
 fn file_too_large(limit: u64) -> Error {
     let mebibytes = limit as f64 / 1_048_576.0;
     Error::PayloadTooLarge(format!("file size exceeds maximum allowed size of {mebibytes:.2}MB"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn extended_file_names_are_decoded() {
-        let decode = |text: &str| extended_file_name(text).map(decode_extended_value);
-        assert_eq!(decode("form-data; filename*=UTF-8''gr%C3%B6%C3%9Fe.txt"), Some(Some("größe.txt".into())));
-        assert_eq!(decode("form-data; filename=\"a\"; filename*=utf-8'en'b%20c"), Some(Some("b c".into())));
-        assert_eq!(decode("form-data; filename*=latin1''a"), Some(None));
-        assert_eq!(decode("form-data; filename*=UTF-8''%ff"), Some(None));
-        assert_eq!(decode("form-data; filename=\"a\""), None);
-    }
 }
