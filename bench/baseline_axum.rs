@@ -45,7 +45,7 @@ pub fn serve(layers: Layers, port: u16, dir: &Path) -> anyhow::Result<()> {
         // The same layers as in `features::router`, except for the check of the key.
         let router = route
             .layer(CatchPanicLayer::custom(middleware::handle_panic))
-            .layer(from_fn_with_state(platform.request_context.clone(), middleware::enforce_timeout))
+            .layer(from_fn_with_state(platform.request_context.clone(), middleware::limit_time_and_memory))
             .layer(from_fn_with_state(platform.process.clone(), middleware::drain_rejected_body))
             .layer(from_fn_with_state(Arc::clone(&platform.http_metrics), middleware::record_telemetry));
         let outcome = server::serve(platform.process.clone(), listener, router, 4096).await;

@@ -1,5 +1,5 @@
-//! The longest time of a ping by 200 clients with the same key: directly after startup, when the key is not cached, and over a
-//! minute, in which the cached key expires.
+//! The longest time of a ping by 200 clients with the same key: directly after startup, when the key is not cached, and over 75
+//! seconds, in which the cached key is checked again.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::server::Server;
 use crate::{Bench, block_on};
 
 const CLIENTS: usize = 200;
-/// A cached key is used for at most a minute.
+/// More than the maximum age of a cached key, which is a minute.
 const SECONDS: u64 = 75;
 /// The target for the longest time, in relation to that of requests without a key.
 const MAX_RATIO: f64 = 2.0;
@@ -22,7 +22,7 @@ pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
         let server = Server::start(bench, "key-check").await?;
         let load = async |path: &'static str, seconds| {
             let plan = Plan { clients: CLIENTS, warm_up: Duration::ZERO, time: bench.seconds(seconds) };
-            run_load(server.address, plan, |_| pings(path)).await
+            run_load(server.address, plan, |_| ping_requests(path)).await
         };
         let cold = load("/api/v1/ping", 3).await;
         let with_key = load("/api/v1/ping", SECONDS).await;
@@ -54,6 +54,6 @@ pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn pings(path: &'static str) -> Source {
+fn ping_requests(path: &'static str) -> Source {
     Box::new(move || Some(Request::get("ping", path)))
 }

@@ -198,7 +198,7 @@ pub fn router(app: &App) -> anyhow::Result<Router> {
     Ok(router
         .layer(from_fn(middleware::limit_headers))
         .layer(CatchPanicLayer::custom(middleware::handle_panic))
-        .layer(from_fn_with_state(app.request_context.clone(), middleware::enforce_timeout))
+        .layer(from_fn_with_state(app.request_context.clone(), middleware::limit_time_and_memory))
         .layer(from_fn_with_state(app.process.clone(), middleware::drain_rejected_body))
         .layer(from_fn_with_state(Arc::clone(&app.http_metrics), middleware::record_telemetry))
         .layer(from_fn_with_state(app.process.clone(), middleware::run_writes_to_completion)))

@@ -131,8 +131,8 @@ impl KeyCache {
         })
     }
 
-    /// Returns the cached key. If it is not cached, runs `check`, or waits for the check of the same key that is in progress. If it
-    /// must be refreshed, starts `check` in the background.
+    /// Returns the cached key. If it is not cached, runs `check`, or waits for the check of the same key that is in progress. If
+    /// it must be refreshed, starts `check` in the background.
     pub(super) async fn get_or_check<F>(
         self: &Arc<Self>,
         process: &Process,
@@ -163,8 +163,8 @@ impl KeyCache {
         }
     }
 
-    /// Starts a check, unless one of the same key is in progress. The check runs in a task, so that it ends even if the client that
-    /// has caused it disconnects.
+    /// Starts a check, unless one of the same key is in progress. The check runs in a task, so that it ends even if the client
+    /// that has caused it disconnects.
     fn start_check<F>(self: &Arc<Self>, process: &Process, lookup_hash: &str, check: impl FnOnce() -> F) -> Check
     where
         F: Future<Output = KeyCheckResult> + Send + 'static,

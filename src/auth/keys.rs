@@ -85,7 +85,7 @@ impl Authenticator {
         let pepper = self.config.keys.pepper();
         let lookup_hash = key.lookup_hash(pepper);
         let mut conn = self.db.acquire().await?;
-        let found = store::get_by_rotated_key(&mut conn, &lookup_hash).await?;
+        let found = store::get_rotated_key(&mut conn, &lookup_hash).await?;
         let Some(store::RotatedKey { project, format, is_compact }) = found else { return Ok(None) };
         if is_compact == Some(true) && !key.is_compact() {
             return Ok(None);

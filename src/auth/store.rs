@@ -25,7 +25,7 @@ pub struct ProjectAuth {
     pub key_is_compact: Option<bool>,
 }
 
-/// A rotated key whose response can be replayed.
+/// A rotated key, with which the response of its key rotation can be replayed.
 pub struct RotatedKey {
     pub project: ProjectId,
     /// The storage format of the project's content.
@@ -50,7 +50,7 @@ pub async fn get_by_lookup_hash(conn: &mut PgConnection, lookup_hash: &str) -> s
 }
 
 /// Returns the rotated key with this lookup hash.
-pub async fn get_by_rotated_key(conn: &mut PgConnection, lookup_hash: &str) -> sqlx::Result<Option<RotatedKey>> {
+pub async fn get_rotated_key(conn: &mut PgConnection, lookup_hash: &str) -> sqlx::Result<Option<RotatedKey>> {
     sqlx::query_as!(
         RotatedKey,
         r#"select p.id as "project: ProjectId", p.encryption_enabled as "format: StorageFormat", r.key_is_compact as is_compact

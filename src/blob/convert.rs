@@ -141,7 +141,11 @@ impl BlobService {
             Ok(ReplaceOutcome::Replaced | ReplaceOutcome::RowChanged) => (1, Vec::new()),
             Ok(ReplaceOutcome::FormatChanged) => return Err(Interrupt::FormatChanged),
             Ok(ReplaceOutcome::NewObjectDeleted) => {
-                return Err(Error::unavailable("the copy of a file was deleted before it was used; retry later").into());
+                return Err(Error::unavailable(
+                    "the sweep deleted the converted copy of a file before it was used, because the conversion of the file took \
+                     longer than ACONTEXTD_BLOB_GRACE; the conversion is retried",
+                )
+                .into());
             }
             Err(err @ (Error::Corrupt { .. } | Error::Internal(_))) => {
                 tracing::error!(

@@ -100,7 +100,7 @@ fn map_disk_error(err: io::Error) -> ObjectStoreError {
     ObjectStoreError::Unavailable(StorageOutage::classify_disk_error(&err), err.into())
 }
 
-/// Converts the panic of a blocking task.
+/// Converts the error of a blocking task that panicked or was canceled.
 fn map_join_error(err: JoinError) -> ObjectStoreError {
-    ObjectStoreError::Unavailable(StorageOutage::DiskError, err.into())
+    ObjectStoreError::Unavailable(StorageOutage::InternalError, err.into())
 }

@@ -24,7 +24,7 @@ use crate::config::S3;
 use crate::error::storage::StorageOutage;
 use errors::{classify, map_body_error, map_object_error};
 pub use progress::S3Timeouts;
-use progress::{Stalled, UploadProgress};
+use progress::{StallError, UploadProgress};
 
 /// The number of objects that a scan reads concurrently: enough to hide network latency, few enough to bound memory.
 const SCAN_CONCURRENCY: usize = 8;
@@ -54,11 +54,11 @@ impl S3ObjectStore {
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<S3Body> {
         let range = range.map(|range| format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
         let get = self.client.get_object().bucket(&self.bucket).key(key).set_range(range);
-        Ok(self.first_byte(key, get.send()).await?.body)
+        Ok(self.wait_for_response(key, get.send()).await?.body)
     }
 
     /// Waits for the response to a request without a body for the object `key`.
-    async fn first_byte<T, E>(
+    async fn wait_for_response<T, E>(
         &self,
         key: &str,
         response: impl Future<Output = std::result::Result<T, SdkError<E>>>,
@@ -68,12 +68,12 @@ impl S3ObjectStore {
     {
         match tokio::time::timeout(self.timeouts.first_byte, response).await {
             Ok(response) => response.map_err(|err| map_object_error(err, key)),
-            Err(_) => Err(stalled(Stalled(self.timeouts.first_byte), key)),
+            Err(_) => Err(stall_error(StallError(self.timeouts.first_byte), key)),
         }
     }
 }
 
-fn stalled(err: Stalled, key: &str) -> ObjectStoreError {
+fn stall_error(err: StallError, key: &str) -> ObjectStoreError {
     let cause = anyhow::Error::new(err).context(format!("cannot access the object {key}"));
     ObjectStoreError::Unavailable(StorageOutage::Unresponsive, cause)
 }
@@ -82,7 +82,7 @@ fn stalled(err: Stalled, key: &str) -> ObjectStoreError {
 async fn next_chunk(body: &mut S3Body, stall: Duration, key: &str) -> Result<Option<Bytes>> {
     match tokio::time::timeout(stall, body.next()).await {
         Ok(chunk) => chunk.transpose().map_err(|err| map_body_error(err, key)),
-        Err(_) => Err(stalled(Stalled(stall), key)),
+        Err(_) => Err(stall_error(StallError(stall), key)),
     }
 }
 
@@ -100,7 +100,7 @@ impl ObjectStore for S3ObjectStore {
         let put = self.client.put_object().bucket(&self.bucket).key(key);
         let put = put.set_server_side_encryption(self.sse.clone()).body(progress.track(body));
         let response =
-            progress.watch(self.timeouts.stall, Box::pin(put.send())).await.map_err(|err| stalled(err, key))?;
+            progress.watch(self.timeouts.stall, Box::pin(put.send())).await.map_err(|err| stall_error(err, key))?;
         response.map(drop).map_err(|err| match map_object_error(err, key) {
             // The object does not exist yet, so the bucket is missing.
             ObjectStoreError::NotFound(_) => ObjectStoreError::Unavailable(
@@ -162,7 +162,7 @@ impl ObjectStore for S3ObjectStore {
 
     async fn delete(&self, key: &str) -> Result<()> {
         let delete = self.client.delete_object().bucket(&self.bucket).key(key);
-        match self.first_byte(key, delete.send()).await {
+        match self.wait_for_response(key, delete.send()).await {
             Ok(_) | Err(ObjectStoreError::NotFound(_)) => Ok(()),
             Err(err) => Err(err),
         }
@@ -183,7 +183,7 @@ impl ObjectStore for S3ObjectStore {
         let outage = match classify(&err) {
             // The response to a HEAD request has no body, which would name the reason.
             StorageOutage::AccessDenied | StorageOutage::InvalidResponse => {
-                self.list_error().await.unwrap_or(classify(&err))
+                self.find_outage_by_listing().await.unwrap_or(classify(&err))
             }
             outage => outage,
         };
@@ -192,8 +192,8 @@ impl ObjectStore for S3ObjectStore {
 }
 
 impl S3ObjectStore {
-    /// Lists the bucket, which requires the same permission as `check`, to learn why S3 rejects the request.
-    async fn list_error(&self) -> Option<StorageOutage> {
+    /// Lists the bucket, which requires the same permission as a HEAD request for it, to find out why S3 rejected that request.
+    async fn find_outage_by_listing(&self) -> Option<StorageOutage> {
         let list = self.client.list_objects_v2().bucket(&self.bucket).max_keys(1).send();
         match tokio::time::timeout(self.timeouts.first_byte, list).await {
             Ok(Err(err)) => Some(classify(&err)),

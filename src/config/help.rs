@@ -19,7 +19,7 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// Returns `true` if the first help flag in `args` is `-h`.
-pub(super) fn is_short(args: &[OsString]) -> bool {
+pub(super) fn requests_short_help(args: &[OsString]) -> bool {
     args.iter().skip(1).find(|arg| *arg == "-h" || *arg == "--help").is_some_and(|arg| arg == "-h")
 }
 

@@ -102,8 +102,8 @@ pub struct Limits {
         value_parser = parse_bytes
     )]
     pub max_messages_bytes: u64,
-    /// Maximum total size of the large responses that clients have not read yet. A further large response waits for up to 10
-    /// seconds. A response with messages then ends after 32 MiB
+    /// Maximum memory for responses over 64 KiB, other than downloads, that clients have not read yet. If it is used up, a page
+    /// of messages ends after 32 MiB, and a further response waits for up to 10 seconds; then a GET fails with a 503
     #[arg(
         long = "response-memory",
         env = "ACONTEXTD_RESPONSE_MEMORY",

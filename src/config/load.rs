@@ -52,7 +52,7 @@ const MAX_EMBEDDED_CONNECTIONS: usize = 180;
 
 /// Why the program exits before it starts the server.
 pub enum EarlyExit {
-    /// The text of `--help` or `--version`.
+    /// The text of `-h`, `--help` or `--version`.
     Help(String),
     /// A message about invalid settings.
     Error(String),
@@ -90,7 +90,7 @@ impl Config {
             command.try_get_matches_from(args_with_env(&args, &settings, environment)).map_err(|error| match error
                 .kind()
             {
-                ErrorKind::DisplayHelp if help::is_short(&args) => {
+                ErrorKind::DisplayHelp if help::requests_short_help(&args) => {
                     let flags = settings.iter().map(|setting| (setting.env.as_str(), setting.flag.as_str()));
                     EarlyExit::Help(help::short_text(&flags.collect::<Vec<_>>()))
                 }
@@ -157,7 +157,7 @@ impl Config {
             let problem = if PUBLISHED_SECRETS.contains(&secret) {
                 "is a published default".to_owned()
             } else if is_token && is_short_secret(secret) {
-                format!("has fewer than {MIN_EXPOSED_SECRET_LEN} characters")
+                format!("has fewer than {MIN_EXPOSED_SECRET_LEN} characters (without the prefix sk-ac-)")
             } else {
                 continue;
             };

@@ -68,8 +68,8 @@ pub struct Server {
     #[arg(long, env = "ACONTEXTD_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Address to listen on. An address other than loopback requires a ROOT_API_BEARER_TOKEN of your own. On such an address,
-    /// ROOT_API_BEARER_TOKEN, ROOT_SECRET_PEPPER and ADMIN_API_TOKEN must not be published values and must have at least 16
-    /// characters
+    /// ROOT_API_BEARER_TOKEN, ADMIN_API_TOKEN and ROOT_SECRET_PEPPER must not be published values and must have at least 16
+    /// characters without sk-ac-; a shorter pepper of an existing database only causes a warning
     #[arg(
         long,
         env = "ACONTEXTD_HOST",

@@ -18,7 +18,7 @@ pub fn explain(error: anyhow::Error, options: &PgConnectOptions) -> anyhow::Erro
     let grant_schema = format!("GRANT USAGE, CREATE ON SCHEMA public TO {user}");
     let remedy = match cause.code().as_deref() {
         Some("25006") => return error.context(DatabaseOutage::ReadOnly.description()),
-        // The user may use no schema of the search path.
+        // invalid_schema_name: the user has no privilege on any schema of the search path.
         Some("3F000") => grant_schema,
         Some("42501") if message.contains("for schema") => grant_schema,
         Some("42501") if message.contains("for database") => {
@@ -27,8 +27,8 @@ pub fn explain(error: anyhow::Error, options: &PgConnectOptions) -> anyhow::Erro
         }
         Some("42501") if message.contains("must be owner") => {
             return error.context(format!(
-                "the database user {user_text} cannot change the tables, because another user owns them: set \
-                 DATABASE_USER or DATABASE_URL to that user, or make {user_text} a member of it with GRANT"
+                "the database user {user_text} cannot change the tables, because another user owns them: connect as \
+                 that user (DATABASE_USER, or the user in DATABASE_URL), or make {user_text} a member of that user with GRANT"
             ));
         }
         Some("42501") => grant_tables(&user),

@@ -31,14 +31,14 @@ pub fn describe_wrong_owner(path: &Path, metadata: &Metadata, uid: u32, data_dir
         return anyhow!("{dir_text} is not a directory, but Postgres requires one: remove or rename it");
     }
     // If the server runs as root, Postgres runs as another user, to which only its own directories belong.
-    let given = if geteuid().is_root() { path } else { data_dir };
+    let chown_target = if geteuid().is_root() { path } else { data_dir };
     anyhow!(
         "ACONTEXTD_DATA_DIR is {dir}, but {dir_text} belongs to the user {owner}, acontextd runs as the user {current}, \
-         and Postgres as the user {user}: start acontextd as the user that created the directory, change the owner \
-         (chown -R {user} {given}), or set ACONTEXTD_DATA_DIR to another directory",
+         and Postgres as the user {user}: start acontextd as the user that created the directory, change the owner as \
+         root (chown -R {user} {chown_target}), or set ACONTEXTD_DATA_DIR to another directory",
         dir = data_dir.display(),
         current = user_name(geteuid().as_raw()),
-        given = given.display()
+        chown_target = chown_target.display()
     )
 }
 
@@ -47,21 +47,22 @@ struct Blocker {
     path: PathBuf,
     metadata: Metadata,
     /// `true` if the process cannot see the entries of this directory.
-    is_closed: bool,
+    is_untraversable: bool,
 }
 
 impl Blocker {
-    /// Returns the path or its first ancestor that exists and is visible for this process.
+    /// Returns the path, or its nearest ancestor that this process can see. If permission was denied, returns instead an entry of
+    /// it that belongs to another user, if there is one.
     fn find(mut path: PathBuf, kind: io::ErrorKind) -> Option<Self> {
-        let mut is_closed = false;
+        let mut is_untraversable = false;
         loop {
             match fs::metadata(&path) {
                 Ok(metadata) => {
-                    let blocker = Self { path, metadata, is_closed };
+                    let blocker = Self { path, metadata, is_untraversable };
                     let entry = (kind == io::ErrorKind::PermissionDenied).then(|| blocker.find_entry_of_other_user());
                     return Some(entry.flatten().unwrap_or(blocker));
                 }
-                Err(error) => is_closed = error.kind() == io::ErrorKind::PermissionDenied,
+                Err(error) => is_untraversable = error.kind() == io::ErrorKind::PermissionDenied,
             }
             // The parent of a relative path with one component is empty.
             let parent = path.parent()?;
@@ -75,7 +76,7 @@ impl Blocker {
         let entries = fs::read_dir(&self.path).ok().filter(|_| self.metadata.uid() == uid)?;
         let mut entries = entries.flatten().filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)));
         let (path, metadata) = entries.find(|(_, metadata)| metadata.uid() != uid)?;
-        Some(Self { path, metadata, is_closed: false })
+        Some(Self { path, metadata, is_untraversable: false })
     }
 
     /// Returns the owner of the blocker and the user of this process, as a sentence.
@@ -102,15 +103,14 @@ impl Blocker {
                 format!("check the permissions of {path} (its mode is {mode:04o}) and its file system, or {OTHER_DIR}")
             }
             K::PermissionDenied if self.path.starts_with(data_dir) => format!(
-                "start acontextd as the user {owner_name}, change the owner of the directory (chown -R {user} {dir}), or \
-                 {OTHER_DIR}"
+                "start acontextd as the user {owner_name}, change the owner of the directory as root (chown -R {user} \
+                 {dir}), or {OTHER_DIR}"
             ),
-            K::PermissionDenied if self.is_closed => {
+            K::PermissionDenied if self.is_untraversable => {
                 format!("start acontextd as the user {owner_name}, let the user {user} traverse {path}, or {OTHER_DIR}")
             }
             K::PermissionDenied => format!(
-                "create the directory for this user as the user {owner_name} or root (install -d -o {user} {dir}), or \
-                 {OTHER_DIR}"
+                "as root, create the directory for the user {user} (install -d -o {user} {dir}), or {OTHER_DIR}"
             ),
             _ if action == "lock" => format!("the file system may not support file locks: {OTHER_DIR}"),
             _ => format!("check that directory and its file system, or {OTHER_DIR}"),

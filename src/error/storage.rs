@@ -28,6 +28,8 @@ pub enum StorageOutage {
     ReadOnly,
     FileMissing,
     DiskError,
+    /// A part of the server itself failed.
+    InternalError,
 }
 
 impl StorageOutage {
@@ -51,7 +53,7 @@ impl StorageOutage {
                 "the host of S3 cannot be reached: check S3_ENDPOINT, S3_REGION, S3_USE_PATH_STYLE and the network"
             }
             Self::Unresponsive => "S3 does not respond: check its load, and the network between it and this server",
-            Self::ConnectionLost => "the connection to S3 was lost",
+            Self::ConnectionLost => "the connection to S3 was lost: check the network",
             Self::TlsFailed => {
                 "the TLS connection to S3 failed: check the scheme of S3_ENDPOINT and the server's certificate"
             }
@@ -68,11 +70,15 @@ impl StorageOutage {
             Self::ClockSkewed => "S3 rejects the time of this server: check the clocks of both",
             Self::BucketMissing => "the bucket does not exist: create it, or check S3_BUCKET and S3_ENDPOINT",
             Self::WrongRegion => "the bucket is in another region: check S3_REGION and S3_ENDPOINT",
-            Self::Throttled => "S3 rejects requests because it receives too many",
+            Self::Throttled => {
+                "S3 rejects requests because it receives too many: reduce the load, or raise the limit of the S3 server"
+            }
             Self::BucketFull => "S3 stores no more objects: check its disks and the quota of the bucket",
-            Self::ServerError => "S3 failed to process a request: check its logs",
-            Self::InvalidResponse => "the server at S3_ENDPOINT does not speak the protocol of S3: check S3_ENDPOINT",
-            Self::DiskFull => "the disk of the data directory is full",
+            Self::ServerError => "S3 failed to process a request: check the logs of the S3 server",
+            Self::InvalidResponse => {
+                "S3 returned an unexpected response: check S3_ENDPOINT, S3_BUCKET and the error in the log"
+            }
+            Self::DiskFull => "the disk of the data directory is full: free disk space",
             Self::PermissionDenied => {
                 "the server has no permission to access its data directory: check the owner and the permissions of the \
                  files in it"
@@ -81,7 +87,11 @@ impl StorageOutage {
             Self::FileMissing => {
                 "a directory or file in the data directory was removed: restore it, or restart the server"
             }
-            Self::DiskError => "the disk of the data directory failed, for example with an I/O error",
+            Self::InternalError => "the server failed to access an object because of an internal error: check the log",
+            Self::DiskError => {
+                "a file in the data directory cannot be accessed, for example because of an I/O error or too many open files: \
+                 check the log"
+            }
         }
     }
 }

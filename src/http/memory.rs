@@ -3,7 +3,7 @@
 //!
 //! A request with a large body reserves memory for the body when it has read the first [`MAX_INLINE_WORK_BYTES`], and for the
 //! values before it parses them. It waits for both reservations and holds them until it ends. Requests that reserve memory for
-//! their body first and for their values last, each at most once, cannot deadlock.
+//! their body first and for their values last, each at most once at a time, cannot deadlock.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -36,7 +36,7 @@ impl Default for BodyMemory {
 }
 
 /// The reservations of one request. They are released when the last clone is dropped.
-/// [`enforce_timeout`](super::middleware::enforce_timeout) holds a clone until the response is ready.
+/// [`limit_time_and_memory`](super::middleware::limit_time_and_memory) holds a clone until the response is ready.
 #[derive(Clone, Default)]
 pub struct Reservations(Arc<Mutex<Permits>>);
 
@@ -53,8 +53,8 @@ impl Reservations {
         extensions.get::<Self>().cloned().unwrap_or_default()
     }
 
-    /// Releases the memory for the values of a body, which must no longer exist. A request that parses another text after its body
-    /// must call this before, because a request that holds a reservation must not wait for another one of the same kind.
+    /// Releases the memory for the values of a body, which must no longer exist. A request that parses another text after its
+    /// body must call this before, because a request that holds a reservation must not wait for another one of the same kind.
     pub fn release_values(&self) {
         self.lock().values.clear();
     }
@@ -64,8 +64,8 @@ impl Reservations {
     }
 }
 
-/// Waits for `bytes` of a semaphore with `total_kib` permits. A request for more bytes waits for all permits, because otherwise it
-/// would wait forever.
+/// Waits for `bytes` of a semaphore with `total_kib` permits. A request for more bytes waits for all permits, because otherwise
+/// it would wait forever.
 async fn acquire(semaphore: &Arc<Semaphore>, total_kib: usize, bytes: usize) -> Result<OwnedSemaphorePermit> {
     let kib = u32::try_from(bytes.div_ceil(1024).min(total_kib)).unwrap_or(u32::MAX);
     Arc::clone(semaphore).acquire_many_owned(kib).await.map_err(Error::internal)

@@ -219,7 +219,7 @@ pub async fn run_writes_to_completion(State(process): State<Process>, request: R
 
 /// Limits the duration of a request, holds the memory reservations of the request until the response is ready, and then reserves
 /// memory for the response.
-pub async fn enforce_timeout(State(ctx): State<RequestContext>, mut request: Request, next: Next) -> Response {
+pub async fn limit_time_and_memory(State(ctx): State<RequestContext>, mut request: Request, next: Next) -> Response {
     let reservations = Reservations::default();
     let is_read_only = matches!(*request.method(), Method::GET | Method::HEAD);
     request.extensions_mut().insert(reservations.clone());

@@ -49,10 +49,10 @@ impl PageParams {
     }
 }
 
-/// The query parameters of a list that returns all entries without a limit.
+/// The query parameters of a list that returns all entries if the request has no limit.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct OptionalPageParams {
+pub struct UnlimitedPageParams {
     /// Maximum number of entries. Without it, or with 0, all entries are returned, up to the limits of the server.
     #[serde(default)]
     #[param(value_type = Option<u16>, minimum = 0, maximum = 200)]
@@ -66,7 +66,7 @@ pub struct OptionalPageParams {
     time_desc: Option<LenientBool>,
 }
 
-impl OptionalPageParams {
+impl UnlimitedPageParams {
     /// Parses the parameters. The limit must be from 0 to `max`. If it is 0 or absent, the limit is `default`.
     ///
     /// # Errors

@@ -162,7 +162,8 @@ impl HttpBody for ReservedBody {
 /// Reserves memory for every large response that is in memory. Streams, such as downloads, have at most a few chunks in memory; a
 /// handler that creates a larger stream reserves its memory itself.
 ///
-/// `is_read_only` is `true` if the request changes nothing. If there is no memory, the response to such a request is replaced by a 503.
+/// `is_read_only` is `true` if the request changes nothing. If there is no memory, the response to such a request is replaced by
+/// a 503.
 pub(super) async fn reserve_memory(memory: &ResponseMemory, response: Response, is_read_only: bool) -> Response {
     let length = response.body().size_hint().exact().unwrap_or_default();
     if length <= MAX_UNRESERVED_BYTES {

@@ -34,7 +34,7 @@ pub struct ObservingStatus {
     pending: i64,
     /// Time of the response.
     updated_at: Timestamp,
-    /// The reason why the pending messages wait for a language model. Absent if they do not.
+    /// The reason why the pending messages wait for a language model. Absent if no message is pending or a model is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }

@@ -109,7 +109,8 @@ pub struct LearningSpaceSession {
     pub status: LearningStatus,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
-    /// The reason why the learning waits for a language model. Absent if it does not.
+    /// The reason why pending messages of the session wait for a language model. Absent if no message is pending or a model is
+    /// configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

@@ -177,7 +177,7 @@ pub fn from_config(settings: &Learning) -> Arc<dyn Llm> {
 }
 
 /// Returns `true` if `LLM_SDK` names a provider for which this version has no client.
-pub fn is_unimplemented(settings: &Learning) -> bool {
+pub fn is_provider_unimplemented(settings: &Learning) -> bool {
     !matches!(settings.llm_sdk.as_str(), "none" | "mock")
 }
 

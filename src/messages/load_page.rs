@@ -69,8 +69,8 @@ pub(super) async fn load_page(
         }
         // Reserve only once, because an encryption conversion changes the length of a message by less than 200 bytes.
         if response_memory.is_none() {
-            // The wait for response memory can be long, because it ends when clients read. Therefore it comes first: a request must
-            // not hold body memory, which other requests need, while it waits.
+            // The wait for response memory can be long, because it ends when clients read. Therefore it comes first: a request
+            // must not hold body memory, which other requests need, while it waits.
             let memory = &ctx.request_context.response_memory;
             response_memory = memory.try_reserve(rows.iter().map(response_bytes).sum());
             if response_memory.is_none() {

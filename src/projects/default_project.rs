@@ -19,7 +19,7 @@ use crate::platform::Platform;
 #[derive(Debug, PartialEq, Eq)]
 pub struct DefaultProject {
     pub id: ProjectId,
-    /// `false` if the key of the project was rotated after the root token was applied.
+    /// `false` if the key of the project was rotated or reset after the root token was applied.
     pub accepts_root_token: bool,
 }
 

@@ -41,9 +41,9 @@ const STARTUP_TIMEOUT: Duration = Duration::from_secs(15);
 /// connections.
 const SHUTDOWN_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The text in the startup banner in place of a key that does not work anymore.
-const ROTATED_KEY_TEXT: &str = "rotated, so ROOT_API_BEARER_TOKEN does not work anymore (to set a new key, change \
-     ROOT_API_BEARER_TOKEN and restart)";
+/// The text in the startup banner in place of a key that no longer works.
+const ROTATED_KEY_TEXT: &str = "replaced by a key rotation or reset, so ROOT_API_BEARER_TOKEN no longer works (use the new key; \
+     or, if the project is not encrypted, change ROOT_API_BEARER_TOKEN and restart)";
 
 /// A server that is ready to accept requests.
 pub struct Server {
@@ -60,8 +60,8 @@ impl Server {
     /// # Errors
     /// Returns an error with a remedy if any step fails.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
-        // Before anything opens many files.
-        let max_connections = descriptors::limit_connections(config.limits.max_connections);
+        // First, because the other steps open files.
+        let max_connections = descriptors::raise_file_limit(config.limits.max_connections);
         let data_dir = DataDir::open(&config)?;
         let pepper = PepperSources::load(config.keys.configured_pepper(), &data_dir.path)?;
         let listener = listener::bind(&config)?;

@@ -13,10 +13,10 @@ pub(super) fn log_warnings(config: &Config, public_url: &str) {
             server.host
         );
     }
-    if llm::is_unimplemented(&config.learning) {
+    if llm::is_provider_unimplemented(&config.learning) {
         tracing::warn!(
-            "LLM_SDK is {}, but this version has no client for that provider, so messages stay pending: a later version \
-             will process them; set LLM_SDK to none until then",
+            "LLM_SDK is {}, but this version has no client for that provider, so messages stay pending until a \
+             version with a client runs: set LLM_SDK to none to avoid this warning",
             config.learning.llm_sdk
         );
     }

@@ -8,18 +8,18 @@ use crate::auth::Caller;
 use crate::error::Error;
 use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Idempotency;
-use crate::http::page::{OptionalPageParams, Page};
+use crate::http::page::{Page, UnlimitedPageParams};
 use crate::http::response::{self, CommandResult, Data, Empty, PageBody, QueryResult};
 use crate::platform::Platform;
 
 /// List users
 ///
 /// Without `limit`, or with 0, returns up to 10 000 users (`ACONTEXTD_LIST_LIMIT`), and a cursor if there are more.
-#[utoipa::path(get, path = "/api/v1/user/ls", tag = "user", params(OptionalPageParams))]
+#[utoipa::path(get, path = "/api/v1/user/ls", tag = "user", params(UnlimitedPageParams))]
 pub async fn list_users(
     State(platform): State<Platform>,
     caller: Caller,
-    Query(page): Query<OptionalPageParams>,
+    Query(page): Query<UnlimitedPageParams>,
 ) -> QueryResult<PageBody<User>> {
     let page = page.parse(platform.config.limits.max_list_entries, 200)?;
     let mut conn = platform.db.acquire().await?;

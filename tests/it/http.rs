@@ -39,7 +39,7 @@ async fn ready_names_the_unavailable_dependency() {
         assert_eq!(app.client().get("/ready").await.status, StatusCode::OK);
         app.blobs.set_down(true);
         let response = wait_for_reason("object store").await;
-        response.assert_error(503, "object store: S3 failed to process a request: check its logs");
+        response.assert_error(503, "object store: S3 failed to process a request: check the logs of the S3 server");
         assert_eq!(response.header("retry-after"), "2");
         app.app.db.close().await;
         wait_for_reason("database").await.assert_error(503, "database");

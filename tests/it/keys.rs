@@ -242,7 +242,7 @@ fn client_with_hex_form(client: &Client) -> Client {
 }
 
 #[tokio::test]
-async fn only_the_compact_form_of_a_key_that_was_generated_here_is_accepted() {
+async fn the_hex_form_of_a_generated_key_is_rejected() {
     run(async |app| {
         let assert_only_compact = async |client: &Client| {
             // In this order, so that the key is not cached, and in the other order.

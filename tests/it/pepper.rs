@@ -142,7 +142,7 @@ async fn a_database_without_projects_accepts_any_pepper() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_short_pepper_on_an_exposed_address_is_rejected_only_for_a_new_database() {
+async fn a_short_pepper_is_rejected_only_for_a_new_database() {
     let database = postgres::new_database().await;
     let url = postgres::database_url(&database);
     let url = ("DATABASE_URL", url.as_str());

@@ -11,9 +11,8 @@ use crate::support::server_process::{ServerProcess, data_dir};
 use crate::support::{postgres, wait_until};
 
 /// Starts the server with a bucket, without static keys, and with variables that AWS defines. Startup accesses the bucket, so
-/// the server must have found credentials. Asserts that the requests contained the session token.
-async fn assert_starts_with(variables: &[(&str, &str)], session_token: &str) {
-    let s3 = S3Server::start().await;
+/// the server must have found credentials.
+async fn start_server(dir: &TempDir, s3: &S3Server, variables: &[(&str, &str)]) -> ServerProcess {
     let database = postgres::database_url(&postgres::new_database().await);
     let settings = [
         ("ROOT_SECRET_PEPPER", "a pepper for tests"),
@@ -23,8 +22,13 @@ async fn assert_starts_with(variables: &[(&str, &str)], session_token: &str) {
         // Empty means unset.
         ("S3_ACCESS_KEY", ""),
     ];
-    let dir = data_dir();
-    let server = ServerProcess::start(dir.path(), &[&settings, variables].concat());
+    ServerProcess::start(dir.path(), &[&settings, variables].concat())
+}
+
+/// Starts the server with the variables, and asserts that its requests to S3 contain the session token.
+async fn assert_server_finds_credentials(variables: &[(&str, &str)], session_token: &str) {
+    let (s3, dir) = (S3Server::start().await, data_dir());
+    let server = start_server(&dir, &s3, variables).await;
     assert_eq!(s3.session_tokens(), [session_token]);
     assert!(server.stop().success());
 }
@@ -51,7 +55,7 @@ async fn credentials_come_from_the_environment_with_their_session_token() {
         ("AWS_SECRET_ACCESS_KEY", SECRET_KEY),
         ("AWS_SESSION_TOKEN", "environment-token"),
     ];
-    assert_starts_with(&variables, "environment-token").await;
+    assert_server_finds_credentials(&variables, "environment-token").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,7 +65,7 @@ async fn credentials_come_from_a_profile() {
          aws_session_token = profile-token\n"
     ));
     let variables = [("AWS_SHARED_CREDENTIALS_FILE", path.to_str().unwrap()), ("AWS_PROFILE", "a-profile")];
-    assert_starts_with(&variables, "profile-token").await;
+    assert_server_finds_credentials(&variables, "profile-token").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,7 +75,7 @@ async fn credentials_come_from_the_container() {
     let uri = format!("{}/credentials", container.url);
     let variables =
         [("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri.as_str()), ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "a-task")];
-    assert_starts_with(&variables, "container-token").await;
+    assert_server_finds_credentials(&variables, "container-token").await;
     assert_eq!(container.take_requests()[0].headers["authorization"], "a-task");
 }
 
@@ -86,7 +90,7 @@ async fn credentials_come_from_the_pod_identity_agent() {
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri.as_str()),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.to_str().unwrap()),
     ];
-    assert_starts_with(&variables, "pod-token").await;
+    assert_server_finds_credentials(&variables, "pod-token").await;
     assert_eq!(agent.take_requests()[0].headers["authorization"], "pod-identity");
 }
 
@@ -110,7 +114,7 @@ async fn credentials_come_from_web_identity() {
         ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/a-role"),
         ("AWS_ENDPOINT_URL_STS", &sts.url),
     ];
-    assert_starts_with(&variables, "web-identity-token").await;
+    assert_server_finds_credentials(&variables, "web-identity-token").await;
     let form = String::from_utf8(sts.take_requests()[0].body.to_vec()).unwrap();
     assert!(form.contains("WebIdentityToken=service-account"), "{form}");
 }
@@ -127,7 +131,7 @@ async fn credentials_come_from_the_instance_with_a_session() {
     imds.set_path_response("/latest/api/token", ttl, "imds-session");
     imds.set_path_response(role, ttl, "a-role");
     imds.set_path_response(&format!("{role}a-role"), ttl, &response.to_string());
-    assert_starts_with(&[("AWS_EC2_METADATA_SERVICE_ENDPOINT", &imds.url)], "instance-token").await;
+    assert_server_finds_credentials(&[("AWS_EC2_METADATA_SERVICE_ENDPOINT", &imds.url)], "instance-token").await;
     let requests = imds.take_requests();
     let request = requests.iter().find(|request| request.uri.path().ends_with("/a-role")).unwrap();
     assert_eq!(request.headers["x-aws-ec2-metadata-token"], "imds-session");
@@ -141,16 +145,8 @@ async fn credentials_are_loaded_again_before_they_expire() {
     // They have already expired when they are loaded, so each request loads them again.
     let expired = "2026-01-01T00:00:00Z";
     container.set_response(200, &credentials(ACCESS_KEY, SECRET_KEY, "first-token", expired));
-    let database = postgres::database_url(&postgres::new_database().await);
-    let settings = [
-        ("ROOT_SECRET_PEPPER", "a pepper for tests"),
-        ("DATABASE_URL", &database),
-        ("S3_BUCKET", BUCKET),
-        ("S3_ENDPOINT", &s3.url),
-        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &uri),
-    ];
     let dir = data_dir();
-    let server = ServerProcess::start(dir.path(), &settings);
+    let server = start_server(&dir, &s3, &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", &uri)]).await;
     container.set_response(200, &credentials("second-key", "second-secret", "second-token", expired));
     s3.set_keys([("second-key", "second-secret")]);
     let ready = format!("{}/ready", server.url);

@@ -35,7 +35,7 @@ async fn the_banner_contains_no_key_that_was_rotated() {
     let server = ServerProcess::start(dir.path(), &settings);
     let banner = &server.banner;
     assert!(!banner.contains("the-first-token") && !banner.contains(new_key), "{banner}");
-    assert!(banner.contains("rotated") && banner.contains("change ROOT_API_BEARER_TOKEN"), "{banner}");
+    assert!(banner.contains("rotation or reset") && banner.contains("change ROOT_API_BEARER_TOKEN"), "{banner}");
     assert_eq!((ping(&server, "sk-ac-the-first-token").await, ping(&server, new_key).await), (401, 200));
     assert!(server.stop().success());
 

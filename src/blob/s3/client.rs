@@ -44,7 +44,7 @@ pub(super) async fn build(settings: &S3) -> anyhow::Result<Client> {
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .retry_config(RetryConfig::standard().with_max_attempts(3))
         .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
-        // `S3Timeouts` replaces it, which also limits the time until the first byte.
+        // Replaced by `S3Timeouts`, which also limits the time until the first byte.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
     if let Some(endpoint) = settings.endpoint() {
         config = config.endpoint_url(endpoint);

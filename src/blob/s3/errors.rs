@@ -7,7 +7,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 
 use super::super::{ObjectStoreError, StorageOutage};
-use super::progress::Stalled;
+use super::progress::StallError;
 
 /// Converts an error of a request for the object `key`. Stores report a missing object as `NoSuchKey`, or as a 404 without a
 /// code.
@@ -90,7 +90,7 @@ fn classify_sources(err: &(dyn StdError + 'static)) -> Option<StorageOutage> {
 }
 
 fn classify_source(err: &(dyn StdError + 'static)) -> Option<StorageOutage> {
-    if err.is::<Stalled>() {
+    if err.is::<StallError>() {
         return Some(StorageOutage::Unresponsive);
     }
     if err.is::<CredentialsError>() {

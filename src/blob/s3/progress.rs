@@ -28,7 +28,7 @@ impl Default for S3Timeouts {
 /// A request or a transfer made no progress for this long.
 #[derive(Debug, thiserror::Error)]
 #[error("no progress for {0:?}")]
-pub(super) struct Stalled(pub(super) Duration);
+pub(super) struct StallError(pub(super) Duration);
 
 /// The time at which an upload last made progress.
 #[derive(Clone)]
@@ -58,8 +58,8 @@ impl UploadProgress {
     /// Runs the upload, and ends it if it makes no progress for `limit`.
     ///
     /// # Errors
-    /// Returns [`Stalled`] if the upload has made no progress.
-    pub(super) async fn watch<T>(&self, limit: Duration, upload: impl Future<Output = T>) -> Result<T, Stalled> {
+    /// Returns [`StallError`] if the upload has made no progress.
+    pub(super) async fn watch<T>(&self, limit: Duration, upload: impl Future<Output = T>) -> Result<T, StallError> {
         let mut upload = std::pin::pin!(upload);
         loop {
             let last = self.last();
@@ -68,7 +68,7 @@ impl UploadProgress {
                 () = tokio::time::sleep_until(last + limit) => {}
             }
             if self.last() == last {
-                return Err(Stalled(limit));
+                return Err(StallError(limit));
             }
         }
     }
