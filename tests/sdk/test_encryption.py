@@ -760,7 +760,8 @@ def test_a_killed_conversion_continues_without_a_request(start_server, encrypt):
     """The new server receives no requests of the project: the job contains the key."""
     server = start_server(**FAST_RECOVERY)
     project = Project(server)
-    fill_project(project)
+    # So much that the conversion has not ended when its progress is noticed.
+    fill_project(project, files=400)
     if not encrypt:
         project.encrypt()
     project.request_conversion(ENCRYPT if encrypt else DECRYPT)
