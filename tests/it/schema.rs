@@ -155,6 +155,22 @@ async fn a_database_of_another_version_is_rejected_unchanged() {
     }
 }
 
+#[tokio::test]
+async fn the_id_of_the_encryption_lock_is_stable_and_inlined() {
+    run(async |app| {
+        // Processes of different versions must take the same lock.
+        let id: i64 = app.fetch_scalar("select encryption_lock_id('00000000-0000-0000-0000-000000000001')").await;
+        assert_eq!(id, 6_702_837_531_892_833_746);
+        // A function that cannot be inlined is parsed and planned in each statement that stores messages.
+        let plan: Vec<String> = sqlx::query_scalar("explain (verbose) select encryption_lock_id(id) from projects")
+            .fetch_all(&*app.app.db)
+            .await
+            .unwrap();
+        assert!(!plan.concat().contains("encryption_lock_id"), "{plan:?}");
+    })
+    .await;
+}
+
 #[test]
 fn json_keeps_digits_and_sorts_keys() {
     // A feature of any dependency can change either for the whole program.
