@@ -262,9 +262,7 @@ fn write_messages(
                 write_acontext_message(&mut out, &row, &user_meta, page_fields.session, &parts, acontext_fields)?;
             }
             DecodedBody::Parts(parts) => {
-                // Only the OpenAI format has fields for the meta of a message.
-                let meta = if target == Format::OpenAi { row.meta.as_str() } else { "{}" };
-                let meta: Map<String, Value> = serde_json::from_str(meta).map_err(Error::internal)?;
+                let meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
                 if target == Format::Gemini {
                     collect_call_names(&parts, &mut ctx.call_names);
                 }

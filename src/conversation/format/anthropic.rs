@@ -206,7 +206,7 @@ fn change_result(block: &mut Object, changes: &mut ChangeCursor<'_>) {
 const SUPPORTED_IMAGE_TYPES: [&str; 4] = ["image/jpeg", "image/png", "image/gif", "image/webp"];
 
 /// Builds a message from parts.
-pub(super) fn from_parts(role: Role, parts: Vec<Part>, ctx: &RenderContext) -> Value {
+pub(super) fn from_parts(role: Role, _meta: &Object, parts: Vec<Part>, ctx: &RenderContext) -> Value {
     let mut content = Vec::new();
     for mut part in parts {
         let caption = take_caption(&mut part);

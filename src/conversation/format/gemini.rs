@@ -300,7 +300,7 @@ pub(super) fn apply_changes(body: &mut Object, changes: &mut ChangeCursor<'_>) {
 }
 
 /// Builds a message from parts.
-pub(super) fn from_parts(role: Role, parts: Vec<Part>, ctx: &RenderContext) -> Value {
+pub(super) fn from_parts(role: Role, _meta: &Object, parts: Vec<Part>, ctx: &RenderContext) -> Value {
     let mut out = Vec::new();
     for mut part in parts {
         let caption = take_caption(&mut part);

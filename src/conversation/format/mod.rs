@@ -20,6 +20,7 @@ mod media;
 mod openai;
 #[cfg(test)]
 mod proptests;
+mod signatures;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -163,9 +164,20 @@ pub fn to_parts(format: Format, body: Value) -> Vec<Part> {
     }
 }
 
+/// The choices of a request that change how messages are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenderOptions {
+    /// Writes thoughts to the field `reasoning_content` of `OpenAI` messages. By default they are left out, because `OpenAI`'s API
+    /// rejects fields that it does not know.
+    pub with_reasoning_content: bool,
+    /// Writes system messages with the role `system` in the Anthropic format. By default they have the role `user`.
+    pub with_native_system: bool,
+}
+
 /// Input of [`from_parts`] that is not part of the message.
 #[derive(Default)]
 pub struct RenderContext {
+    pub options: RenderOptions,
     /// URLs of assets by SHA-256; empty if no URLs were requested.
     pub asset_urls: HashMap<String, String>,
     /// Contents of the assets that were loaded, in standard base64, by SHA-256.
@@ -179,19 +191,20 @@ pub struct RenderContext {
 /// Converts a message to the target format. Returns at least one message, and several only for `OpenAI`, which requires a
 /// message for each tool result.
 ///
-/// Parts that the target cannot represent are omitted, except for media, which are replaced by the text that they contain, or
-/// else by a text that describes them. URLs are never fetched.
+/// `meta` is the meta of the message, see [`NormalizedMessage::meta`]. Parts that the target cannot represent are omitted, except
+/// for media, which are replaced by the text that they contain, or else by a text that describes them. URLs are never fetched.
 pub fn from_parts(
     target: Format,
     role: Role,
     meta: &Map<String, Value>,
-    parts: Vec<Part>,
+    mut parts: Vec<Part>,
     ctx: &RenderContext,
 ) -> Vec<Value> {
+    signatures::remove_foreign_signatures(&mut parts, meta, target);
     match target {
         Format::OpenAi => openai::from_parts(role, meta, parts, ctx),
-        Format::Anthropic => vec![anthropic::from_parts(role, parts, ctx)],
-        Format::Gemini => vec![gemini::from_parts(role, parts, ctx)],
+        Format::Anthropic => vec![anthropic::from_parts(role, meta, parts, ctx)],
+        Format::Gemini => vec![gemini::from_parts(role, meta, parts, ctx)],
         Format::Acontext => vec![acontext::from_parts(role, meta, parts)],
     }
 }
