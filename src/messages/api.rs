@@ -3,24 +3,25 @@
 use std::collections::BTreeMap;
 
 use axum::extract::{Request, State};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::call_references;
 use super::json_writer::ChunkedJson;
+use super::list_params::GetMessagesParams;
 use super::load_page::{LoadedPage, load_page};
-use super::page::{MessagePageRequest, MessageRow};
+use super::page::MessageRow;
 use super::render::{self, AcontextMessage, DecodedMessage, PageFields};
-use super::request::{self, StoreMessageRequest, parse_format, run_blocking};
+use super::request::{self, StoreMessageRequest, run_blocking};
 use super::{ProcessStatus, StoredMessage, encryption, files, save, store};
 use crate::auth::Caller;
 use crate::conversation::edit::{self, ParseError};
 use crate::conversation::format::{Format, RenderContext};
 use crate::conversation::parts::{Asset, Part, PartKind, Role};
-use crate::db::page::Cursor;
 use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
-use crate::http::extract::{LenientBool, LenientInt, Path, Query};
+use crate::http::extract::{LenientBool, Path, Query};
 use crate::http::idempotency::Idempotency;
 use crate::http::memory::Reservations;
 use crate::http::response::{self, CommandResult, Created, Data, QueryResult};
@@ -28,6 +29,7 @@ use crate::http::response_memory::{MAX_UNRESERVED_BYTES, ResponseReservation};
 use crate::ids::{MessageId, SessionId};
 use crate::json;
 use crate::messages::Messages;
+use crate::sessions::events::Event;
 use crate::sessions::{self, events};
 use crate::time::Timestamp;
 
@@ -91,44 +93,6 @@ pub async fn store_message(
     }
 }
 
-#[derive(Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct GetMessagesParams {
-    /// Maximum number of messages. Without it, or with 0, all messages are returned, up to the limits of the server.
-    #[serde(default)]
-    #[param(value_type = Option<u16>, minimum = 0, maximum = 200)]
-    limit: Option<LenientInt>,
-    /// `next_cursor` of the previous page. Ignored without `limit`.
-    #[serde(default)]
-    cursor: Option<String>,
-    /// If `true`, the first page has the newest messages. Within a page, messages are ordered oldest first. Ignored without
-    /// `limit`.
-    #[serde(default)]
-    #[param(value_type = Option<bool>)]
-    time_desc: Option<LenientBool>,
-    /// Format of the returned messages; `openai` by default.
-    #[serde(default)]
-    #[param(value_type = Option<Format>)]
-    format: Option<String>,
-    /// If `true`, the response has public links, which work without an API key: in the format `acontext` to all files (see
-    /// `public_urls`), and in other formats to files whose content the response does not contain, such as images in `openai`.
-    #[serde(default)]
-    #[param(value_type = Option<bool>, default = true)]
-    with_asset_public_url: Option<LenientBool>,
-    /// If `true`, the events between the first and the last of the returned messages are included.
-    #[serde(default)]
-    #[param(value_type = Option<bool>)]
-    with_events: Option<LenientBool>,
-    /// Edit strategies that shorten the returned conversation: a JSON array of objects with `type` and `params`. The types are
-    /// `remove_tool_result`, `remove_tool_call_params`, `middle_out` and `token_limit`.
-    #[serde(default)]
-    #[param(example = "[{\"type\": \"token_limit\", \"params\": {\"limit_tokens\": 20000}}]")]
-    edit_strategies: Option<String>,
-    /// Id of the last message that the edit strategies may change. Later messages are returned unchanged.
-    #[serde(default)]
-    pin_editing_strategies_at_message: Option<String>,
-}
-
 /// A page of a session's messages.
 #[derive(utoipa::ToSchema)]
 #[expect(dead_code, reason = "describes the response that `render` writes")]
@@ -149,7 +113,7 @@ pub struct GetMessagesResponse<'a> {
     /// `pin_editing_strategies_at_message` edits the same messages. Absent if there are no messages.
     edit_at_message_id: Option<MessageId>,
     /// Events, if `with_events` is `true`; absent if there are none.
-    events: Option<Vec<events::Event>>,
+    events: Option<Vec<Event>>,
     /// In the format `acontext`: public links to files, by the SHA-256 of their content.
     #[schema(value_type = Option<BTreeMap<String, super::PublicUrl>>)]
     public_urls: Option<Value>,
@@ -164,14 +128,13 @@ pub async fn get_messages(
     Path(session): Path<SessionId>,
     Query(query): Query<GetMessagesParams>,
 ) -> QueryResult<Data<GetMessagesResponse<'static>>> {
-    let format = query.format.as_deref().unwrap_or_default();
-    let target = parse_format(format)
-        .ok_or_else(|| Error::invalid_field("format", "must be one of acontext, openai, anthropic or gemini"))?;
+    let target = query.target()?;
     let strategies = edit::parse(query.edit_strategies.as_deref().unwrap_or_default());
     if let Err(ParseError::Malformed { field, reason }) = &strategies {
         return Err(Error::bad_request_with_reason("invalid edit_strategies JSON", format_args!("{field}: {reason}")));
     }
-    let page = parse_page_request(&ctx, &query)?;
+    let page = query.page_request(&ctx, target)?;
+    let options = query.render_options()?;
     let reservations = Reservations::default();
     let LoadedPage { rows, next, response_memory } =
         load_page(&ctx, &reservations, caller.project, session, &page).await?;
@@ -181,26 +144,22 @@ pub async fn get_messages(
     let pin = query.pin_editing_strategies_at_message.as_deref();
     let pin = pin.and_then(|pin| rows.iter().position(|row| row.id.to_string() == pin));
     let edit_at_message_id = edit::pin_index(&strategies, rows.len(), pin).map(|index| rows[index].id);
-    let with_links = LenientBool::unwrap_or(query.with_asset_public_url, true);
-    let events = match (rows.first(), rows.last()) {
-        (Some(first), Some(last)) if query.with_events.is_some_and(LenientBool::is_set) => {
-            let mut conn = ctx.db.acquire().await?;
-            let limit = i64::try_from(ctx.config.limits.max_messages).unwrap_or(i64::MAX);
-            let (from, to) = (first.created_at, last.created_at);
-            events::store::list_between(&mut conn, caller.project, session, from, to, limit).await?
-        }
-        _ => Vec::new(),
-    };
+    let events = load_events(&ctx, &caller, session, &query, &rows).await?;
     let next_cursor = next.map(|cursor| cursor.encode());
-    let page_fields = PageFields { session, next_cursor, edit_at_message_id, events, public_urls: BTreeMap::new() };
     // Messages that are passed through only have to be decrypted.
-    let is_passthrough = strategies.is_empty() && render::is_passthrough(&rows, target);
+    let is_passthrough = strategies.is_empty() && render::is_passthrough(&rows, target, options);
     let cost =
         if is_passthrough { encryption::decrypt_cost(&rows) } else { rows.iter().map(MessageRow::text_len).sum() };
     let rows = decrypt_page(&ctx, &reservations, caller.encryption.clone(), rows, is_passthrough).await?;
+    let call_names = call_references::load_call_names(&ctx, &caller.encryption, session, &rows, target).await?;
+    let unanswered_calls =
+        call_references::load_unanswered_calls(&ctx, &caller.encryption, session, &rows, target).await?;
+    let public_urls = BTreeMap::new();
+    let page_fields = PageFields { session, next_cursor, edit_at_message_id, events, public_urls, unanswered_calls };
+    let render_ctx = RenderContext { options, call_names, ..RenderContext::default() };
     let outcome = run_conversion(&ctx, cost, move || {
-        if strategies.is_empty() && render::is_streamable(&rows, target) {
-            return render::write_streamed(rows, target, &page_fields).map(RenderOutcome::Done);
+        if strategies.is_empty() && (is_passthrough || render::is_streamable(&rows)) {
+            return render::write_streamed(rows, target, &render_ctx, &page_fields).map(RenderOutcome::Done);
         }
         let messages = if strategies.is_empty() {
             render::decode(rows, target)?
@@ -208,22 +167,39 @@ pub async fn get_messages(
             render::edit_and_decode(rows, target, &strategies, pin)?
         };
         if messages.iter().flat_map(DecodedMessage::parts).any(|part| part.asset.is_some()) {
-            return Ok(RenderOutcome::NeedsFiles(messages, page_fields));
+            return Ok(RenderOutcome::NeedsFiles(Box::new(DecodedPage { messages, target, render_ctx, page_fields })));
         }
-        let call_names = render::list_call_names(&messages, target);
-        let mut render_ctx = RenderContext { call_names, ..RenderContext::default() };
-        render::write_response(messages, target, &mut render_ctx, &page_fields).map(RenderOutcome::Done)
+        render::write_response(messages, target, &render_ctx, &page_fields).map(RenderOutcome::Done)
     })
     .await?;
     let response = match outcome {
         RenderOutcome::Done(response) => response,
-        RenderOutcome::NeedsFiles(messages, page_fields) => {
-            render_with_files(&ctx, &caller.encryption, messages, target, with_links, cost, page_fields).await?
+        RenderOutcome::NeedsFiles(page) => {
+            let with_links = LenientBool::unwrap_or(query.with_asset_public_url, true);
+            render_with_files(&ctx, &caller.encryption, *page, with_links, cost).await?
         }
     };
     // The memory for the conversion is no longer used. Other requests must not wait for it while this one waits.
     drop(reservations);
     build_response(&ctx, response, response_memory).await
+}
+
+/// Loads the events between the first and the last message of a page, if they are requested.
+async fn load_events(
+    ctx: &Messages,
+    caller: &Caller,
+    session: SessionId,
+    query: &GetMessagesParams,
+    rows: &[MessageRow],
+) -> Result<Vec<Event>> {
+    let (first, last) = match (rows.first(), rows.last()) {
+        (Some(first), Some(last)) if query.with_events.is_some_and(LenientBool::is_set) => (first, last),
+        _ => return Ok(Vec::new()),
+    };
+    let mut conn = ctx.db.acquire().await?;
+    let limit = i64::try_from(ctx.config.limits.max_messages).unwrap_or(i64::MAX);
+    let (from, to) = (first.created_at, last.created_at);
+    Ok(events::store::list_between(&mut conn, caller.project, session, from, to, limit).await?)
 }
 
 /// Attaches the memory reservation of a response to its body. Reserves memory if the page has not reserved any.
@@ -276,7 +252,15 @@ async fn decrypt_page(
 enum RenderOutcome {
     Done(ChunkedJson),
     /// Some messages have files, which must be loaded first.
-    NeedsFiles(Vec<DecodedMessage>, PageFields),
+    NeedsFiles(Box<DecodedPage>),
+}
+
+/// A page of which only the files are missing.
+struct DecodedPage {
+    messages: Vec<DecodedMessage>,
+    target: Format,
+    render_ctx: RenderContext,
+    page_fields: PageFields,
 }
 
 /// Runs work that takes as long as the conversion of `cost` bytes, which is some microseconds per KiB. If `cost` is at most
@@ -289,38 +273,16 @@ async fn run_conversion<T: Send + 'static>(
     if cost <= MAX_INLINE_CONVERSION_BYTES { work() } else { run_blocking(ctx, cost, work).await }
 }
 
-fn parse_page_request(ctx: &Messages, query: &GetMessagesParams) -> Result<MessagePageRequest> {
-    let limit = match query.limit.and_then(LenientInt::get) {
-        None => 0,
-        Some(limit) => {
-            let limit = usize::try_from(limit).ok().filter(|limit| *limit <= 200);
-            limit.ok_or_else(|| Error::invalid_field("limit", "must be from 0 to 200"))?
-        }
-    };
-    let max_bytes = ctx.config.limits.max_messages_bytes;
-    if limit == 0 {
-        let newest_first = false;
-        return Ok(MessagePageRequest { after: None, newest_first, limit: ctx.config.limits.max_messages, max_bytes });
-    }
-    let after = match query.cursor.as_deref() {
-        None | Some("") => None,
-        Some(cursor) => Cursor::decode(cursor)?,
-    };
-    Ok(MessagePageRequest { after, newest_first: query.time_desc.is_some_and(LenientBool::is_set), limit, max_bytes })
-}
-
 /// Renders messages that have files.
 async fn render_with_files(
     ctx: &Messages,
     encryption: &ProjectEncryption,
-    messages: Vec<DecodedMessage>,
-    target: Format,
+    page: DecodedPage,
     with_links: bool,
     cost: usize,
-    mut page_fields: PageFields,
 ) -> Result<ChunkedJson> {
+    let DecodedPage { messages, target, mut render_ctx, mut page_fields } = page;
     let parts = || messages.iter().flat_map(DecodedMessage::parts);
-    let mut render_ctx = RenderContext::default();
     let urls = if with_links { files::create_public_urls(ctx, encryption, parts()).await? } else { BTreeMap::new() };
     render_ctx.asset_urls = urls.iter().map(|(sha256, link)| (sha256.clone(), link.url.clone())).collect();
     render_ctx.asset_contents = files::load_inline_contents(ctx, encryption, parts(), |asset, kind| {
@@ -330,11 +292,7 @@ async fn render_with_files(
     if target == Format::Acontext {
         page_fields.public_urls = urls;
     }
-    run_blocking(ctx, cost, move || {
-        render_ctx.call_names = render::list_call_names(&messages, target);
-        render::write_response(messages, target, &mut render_ctx, &page_fields)
-    })
-    .await
+    run_blocking(ctx, cost, move || render::write_response(messages, target, &render_ctx, &page_fields)).await
 }
 
 /// Returns `true` if messages of this format contain the file's content instead of a link.

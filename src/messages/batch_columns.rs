@@ -75,7 +75,7 @@ pub(super) struct MessageColumns<'a> {
     pub(super) tokens: Vec<i32>,
     pub(super) metas: Vec<Json<&'a Map<String, Value>>>,
     pub(super) user_metas: Vec<Json<&'a Map<String, Value>>>,
-    pub(super) pending_calls: Vec<Option<&'a Value>>,
+    pub(super) call_references: Vec<Option<&'a Value>>,
 }
 
 impl<'a> MessageColumns<'a> {
@@ -92,7 +92,7 @@ impl<'a> MessageColumns<'a> {
             tokens: new.iter().map(|message| message.tokens).collect(),
             metas: new.iter().map(|message| Json(&message.meta)).collect(),
             user_metas: new.iter().map(|message| Json(&message.user_meta)).collect(),
-            pending_calls: new.iter().map(|message| message.pending_calls.as_ref()).collect(),
+            call_references: new.iter().map(|message| message.call_references.as_ref()).collect(),
         }
     }
 }

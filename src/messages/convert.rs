@@ -10,7 +10,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::encryption::{decrypt_calls, encrypt_calls};
+use super::encryption::{decrypt_references, encrypt_references};
 use super::page;
 use super::store::{SLICE_BYTES, write_large_content};
 use crate::db::Db;
@@ -167,7 +167,7 @@ struct ContentRow {
     /// Length of the content before the conversion, in bytes.
     length: i32,
     encrypted_as: Option<Uuid>,
-    pending_calls: Option<Value>,
+    call_references: Option<Value>,
 }
 
 impl ContentRow {
@@ -210,7 +210,7 @@ async fn list_contents(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Ve
     sqlx::query_as!(
         ContentRow,
         r#"select id as "id: MessageId", case when octet_length(content) <= $2 then content else '' end as "content!",
-                  octet_length(content) as "length!", encrypted_as, pending_calls
+                  octet_length(content) as "length!", encrypted_as, call_references
            from messages where id = any($1) order by created_at"#,
         ids,
         i32::try_from(SLICE_BYTES).unwrap_or(i32::MAX),
@@ -243,14 +243,15 @@ fn convert_contents(kek: &Arc<Kek>, contents: Vec<ContentRow>, format: StorageFo
 fn encrypt(kek: &Kek, mut row: ContentRow) -> Result<ContentRow> {
     let id = row.id.0;
     let content = value::encrypt(kek, id, &row.content)?;
-    row.pending_calls = row.pending_calls.map(|calls| encrypt_calls(kek, id, &calls)).transpose()?;
+    row.call_references = row.call_references.map(|references| encrypt_references(kek, id, &references)).transpose()?;
     Ok(ContentRow { content, encrypted_as: Some(id), ..row })
 }
 
 fn decrypt(kek: &Kek, row: ContentRow, encrypted_as: Uuid) -> Result<ContentRow, DecryptError> {
     let content = value::decrypt(kek, encrypted_as, row.content)?;
-    let pending_calls = row.pending_calls.map(|calls| decrypt_calls(kek, encrypted_as, &calls)).transpose()?;
-    Ok(ContentRow { content, encrypted_as: None, pending_calls, ..row })
+    let call_references =
+        row.call_references.map(|references| decrypt_references(kek, encrypted_as, &references)).transpose()?;
+    Ok(ContentRow { content, encrypted_as: None, call_references, ..row })
 }
 
 async fn update_contents(conn: &mut PgConnection, contents: Vec<ContentRow>) -> sqlx::Result<()> {
@@ -259,16 +260,16 @@ async fn update_contents(conn: &mut PgConnection, contents: Vec<ContentRow>) -> 
     }
     let ids: Vec<Uuid> = contents.iter().map(|row| row.id.0).collect();
     let encrypted_as: Vec<Option<Uuid>> = contents.iter().map(|row| row.encrypted_as).collect();
-    let (contents, pending_calls): (Vec<_>, Vec<_>) =
-        contents.into_iter().map(|row| (row.content, row.pending_calls)).unzip();
+    let (contents, call_references): (Vec<_>, Vec<_>) =
+        contents.into_iter().map(|row| (row.content, row.call_references)).unzip();
     sqlx::query!(
-        "update messages m set content = c.content, encrypted_as = c.encrypted_as, pending_calls = c.pending_calls
-         from unnest($1::uuid[], $2::bytea[], $3::uuid[], $4::jsonb[]) as c (id, content, encrypted_as, pending_calls)
+        "update messages m set content = c.content, encrypted_as = c.encrypted_as, call_references = c.call_references
+         from unnest($1::uuid[], $2::bytea[], $3::uuid[], $4::jsonb[]) as c (id, content, encrypted_as, call_references)
          where m.id = c.id",
         &ids,
         &contents,
         &encrypted_as as _,
-        &pending_calls as _,
+        &call_references as _,
     )
     .execute(conn)
     .await

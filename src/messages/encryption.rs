@@ -1,4 +1,4 @@
-//! Encrypts and decrypts messages: their content and their pending calls.
+//! Encrypts and decrypts messages: their content and their references to tool calls.
 //!
 //! The associated data contains the id of the message for which the content was first encrypted ([`MessageRow::encrypted_as`]),
 //! so that a copy of a session does not have to encrypt it again.
@@ -26,24 +26,25 @@ const CORRUPT_PLACEHOLDER: &str = "This message cannot be displayed because its 
 pub fn encrypt_message(kek: &Kek, message: NewMessage, encrypted_kek: Vec<u8>) -> Result<NewMessage> {
     let id = message.id.0;
     let content = Bytes::from(value::encrypt(kek, id, &message.content)?);
-    let pending_calls = message.pending_calls.as_ref().map(|calls| encrypt_calls(kek, id, calls)).transpose()?;
-    Ok(NewMessage { content, pending_calls, encrypted_kek: Some(encrypted_kek.into()), ..message })
+    let call_references =
+        message.call_references.as_ref().map(|references| encrypt_references(kek, id, references)).transpose()?;
+    Ok(NewMessage { content, call_references, encrypted_kek: Some(encrypted_kek.into()), ..message })
 }
 
-/// Encrypts pending calls for the column `pending_calls`.
+/// Encrypts references to tool calls for the column `call_references`.
 ///
 /// # Errors
 /// Returns an error if the system's random number generator fails.
-pub fn encrypt_calls(kek: &Kek, id: Uuid, calls: &Value) -> Result<Value> {
-    Ok(Value::String(STANDARD.encode(value::encrypt(kek, id, &json::to_vec(calls))?)))
+pub fn encrypt_references(kek: &Kek, id: Uuid, references: &Value) -> Result<Value> {
+    Ok(Value::String(STANDARD.encode(value::encrypt(kek, id, &json::to_vec(references))?)))
 }
 
-/// Decrypts pending calls, given the value of the column `pending_calls`.
+/// Decrypts references to tool calls, given the value of the column `call_references`.
 ///
 /// # Errors
 /// Returns [`DecryptError`] if the value is corrupt, or was encrypted for another message or with another key.
-pub fn decrypt_calls(kek: &Kek, id: Uuid, calls: &Value) -> Result<Value, DecryptError> {
-    let ciphertext = calls.as_str().and_then(|text| STANDARD.decode(text).ok()).ok_or(DecryptError)?;
+pub fn decrypt_references(kek: &Kek, id: Uuid, references: &Value) -> Result<Value, DecryptError> {
+    let ciphertext = references.as_str().and_then(|text| STANDARD.decode(text).ok()).ok_or(DecryptError)?;
     json::parse_trusted(&value::decrypt(kek, id, ciphertext)?).map_err(|_| DecryptError)
 }
 
@@ -79,9 +80,9 @@ pub fn decrypt_rows(encryption: &ProjectEncryption, rows: &mut [MessageRow]) -> 
 
 fn decrypt_row(kek: &Kek, encrypted_as: Uuid, row: &mut MessageRow) -> Result<(), DecryptError> {
     row.content = value::decrypt(kek, encrypted_as, std::mem::take(&mut row.content))?;
-    if let Some(calls) = &row.pending_calls {
-        let calls = serde_json::from_str(calls).map_err(|_| DecryptError)?;
-        row.pending_calls = Some(decrypt_calls(kek, encrypted_as, &calls)?.to_string());
+    if let Some(references) = &row.call_references {
+        let references = serde_json::from_str(references).map_err(|_| DecryptError)?;
+        row.call_references = Some(decrypt_references(kek, encrypted_as, &references)?.to_string());
     }
     Ok(())
 }
@@ -90,5 +91,5 @@ fn replace_with_placeholder(row: &mut MessageRow) {
     let part = json!({"type": "text", "text": CORRUPT_PLACEHOLDER, "meta": {"error": Error::CONTENT_CORRUPT}});
     row.content = json::to_vec(&json!({"role": row.role, "parts": [part]}));
     row.format = Format::Acontext;
-    row.pending_calls = None;
+    row.call_references = None;
 }

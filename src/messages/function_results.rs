@@ -1,108 +1,183 @@
-//! Matches the results of Gemini function calls with their calls. A result contains the name of the function, but rarely the
-//! id of the call.
+//! Matches the responses of Gemini messages with their calls. A response contains the name of the function, but rarely the id of
+//! the call.
 
-use serde::Deserialize;
-use serde_json::Value;
-use uuid::Uuid;
+use std::collections::HashSet;
 
-use super::encryption;
+use super::call_references::{self, CallReference, ReferencingMessage};
 use super::request::PreparedMessage;
-use super::store::{self, PendingCallRow};
-use crate::conversation::format::{FunctionCall, FunctionResponse};
-use crate::encryption::{DecryptError, ProjectEncryption};
-use crate::error::{Error, Result};
-use crate::ids::MessageId;
+use crate::conversation::format::FunctionResponse;
+use crate::conversation::history::generate_call_id;
+use crate::encryption::ProjectEncryption;
+use crate::error::Result;
 use crate::messages::Messages;
 use crate::sessions::lock::LockedSession;
 
-/// Matches each result in a message with a pending call of the session, and removes the call from the session's pending calls.
-/// Returns the message with the ids of the calls in its results, or `None` if it has no results.
-///
-/// # Errors
-/// Returns 400 if a result matches no pending call.
+/// Matches each response in a message that names no call with a call of the session that has no result yet. The session must be
+/// locked, so that two responses cannot match the same call. Returns the message with the ids of these calls, or `None` if
+/// nothing changes. A response that matches no call stays without an id.
 pub(super) async fn match_calls(
     session: &mut LockedSession<'_>,
     ctx: &Messages,
     encryption: &ProjectEncryption,
     prepared: &PreparedMessage,
 ) -> Result<Option<PreparedMessage>> {
-    if prepared.function_results.is_empty() {
+    if !prepared.needs_call_ids() {
         return Ok(None);
     }
-    let mut pending = load_pending_calls(session, encryption).await?;
-    let ids = prepared.function_results.iter().map(|result| {
-        let call = match_pending_call(&mut pending, result).ok_or_else(|| no_pending_call_error(result))?;
-        Ok((result.part_index, call.id))
-    });
-    let ids = ids.collect::<Result<_>>()?;
-    for message in pending.iter().filter(|message| message.is_changed) {
-        store::set_pending_calls(session, message.id, message.to_column(encryption)?).await?;
+    let id = session.id;
+    let messages = call_references::list(session, encryption, id, None, None).await?;
+    let ids = assign_ids(&mut unanswered_turns(&messages), &prepared.function_responses);
+    if ids.is_empty() {
+        return Ok(None);
     }
     // The number of tokens does not change, because call ids are not counted.
     Ok(Some(prepared.with_call_ids(ctx, ids).await?))
 }
 
-/// A message with pending calls.
-struct PendingCallMessage {
-    id: MessageId,
-    encrypted_as: Option<Uuid>,
-    calls: Vec<FunctionCall>,
-    is_changed: bool,
+/// A call that has no result yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct OpenCall {
+    id: String,
+    name: String,
 }
 
-impl PendingCallMessage {
-    /// Returns the value of the column `pending_calls`, encrypted if the message is.
-    fn to_column(&self, encryption: &ProjectEncryption) -> Result<Option<Value>> {
-        let calls = store::calls_to_json(&self.calls);
-        match self.encrypted_as {
-            Some(id) => {
-                calls.map(|calls| encryption::encrypt_calls(encryption.decryption_key()?, id, &calls)).transpose()
-            }
-            None => Ok(calls),
+/// Returns the index of a part and the id of its call for each response that has no id and matches a call. Removes the answered
+/// calls from `turns`, which are the unanswered calls of each turn, oldest first.
+///
+/// A response belongs to the newest turn that has an unanswered call of its function, and to the first such call of this turn.
+/// Older turns were interrupted.
+fn assign_ids(turns: &mut [Vec<OpenCall>], responses: &[FunctionResponse]) -> Vec<(usize, String)> {
+    let mut ids = Vec::new();
+    for response in responses {
+        let found = turns.iter_mut().rev().find_map(|turn| {
+            let matches = |call: &OpenCall| match &response.id {
+                Some(id) => call.id == *id,
+                None => call.name == response.name,
+            };
+            let index = turn.iter().position(matches)?;
+            // A response that announces further ones does not answer the call.
+            Some(if response.will_continue { turn[index].clone() } else { turn.remove(index) })
+        });
+        if let Some(call) = found.filter(|_| response.id.is_none()) {
+            ids.push((response.part_index, call.id));
         }
     }
+    ids
 }
 
-async fn load_pending_calls(
-    session: &mut LockedSession<'_>,
-    encryption: &ProjectEncryption,
-) -> Result<Vec<PendingCallMessage>> {
-    #[derive(Deserialize)]
-    struct PendingCall {
-        id: String,
-        name: String,
+/// Returns the unanswered calls of each turn, oldest first. Consecutive messages with calls are one turn.
+fn unanswered_turns(messages: &[ReferencingMessage]) -> Vec<Vec<OpenCall>> {
+    let mut turns: Vec<Vec<OpenCall>> = Vec::new();
+    let mut answered: HashSet<&str> = HashSet::new();
+    // The parent of the message with calls that was visited last.
+    let mut parent = None;
+    for message in messages.iter().rev() {
+        let mut calls = Vec::new();
+        for (index, reference) in message.references.iter().enumerate() {
+            match reference {
+                CallReference::Result { result_of, continues: false } => {
+                    answered.insert(result_of);
+                }
+                CallReference::Result { .. } => {}
+                CallReference::Call { id, name } => {
+                    let id = if id.is_empty() { generate_call_id(message.id.0, index) } else { id.clone() };
+                    calls.push(OpenCall { id, name: name.clone() });
+                }
+            }
+        }
+        if calls.is_empty() {
+            continue;
+        }
+        // An id may occur in several turns. A result answers the last call before it.
+        calls.retain(|call| !answered.remove(call.id.as_str()));
+        let continues_turn = parent == Some(message.id);
+        parent = message.parent;
+        match turns.last_mut().filter(|_| continues_turn) {
+            Some(turn) => {
+                turn.splice(0..0, calls);
+            }
+            None => turns.push(calls),
+        }
     }
-    let mut pending = Vec::new();
-    for PendingCallRow { id, encrypted_as, pending_calls } in store::list_with_pending_calls(session).await? {
-        let calls = match encrypted_as {
-            Some(encrypted_as) => encryption::decrypt_calls(encryption.decryption_key()?, encrypted_as, &pending_calls)
-                .map_err(|err| corrupt_calls_error(id, err))?,
-            None => pending_calls,
-        };
-        let calls: Vec<PendingCall> = serde_json::from_value(calls).map_err(Error::internal)?;
-        let calls = calls.into_iter().map(|call| FunctionCall { id: call.id, name: call.name }).collect();
-        pending.push(PendingCallMessage { id, encrypted_as, calls, is_changed: false });
+    turns.reverse();
+    turns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::MessageId;
+
+    /// Builds messages with references. Each follows the previous one directly, unless its references are empty.
+    fn messages(references: Vec<Vec<CallReference>>) -> Vec<ReferencingMessage> {
+        let mut parent = None;
+        let messages = references.into_iter().map(|references| {
+            let id = MessageId::new();
+            ReferencingMessage { id, parent: parent.replace(id), references }
+        });
+        messages.filter(|message| !message.references.is_empty()).collect()
     }
-    Ok(pending)
-}
 
-fn corrupt_calls_error(message: MessageId, err: DecryptError) -> Error {
-    Error::Corrupt { what: format!("the list of pending calls of message {message}"), cause: err.into() }
-}
+    fn call(id: &str, name: &str) -> CallReference {
+        CallReference::Call { id: id.into(), name: name.into() }
+    }
 
-/// Removes and returns the oldest pending call with the result's function name, and with its id if it has one.
-fn match_pending_call(pending: &mut [PendingCallMessage], result: &FunctionResponse) -> Option<FunctionCall> {
-    let matches = |call: &FunctionCall| call.name == result.name && result.id.as_ref().is_none_or(|id| *id == call.id);
-    pending.iter_mut().find_map(|message| {
-        let index = message.calls.iter().position(matches)?;
-        message.is_changed = true;
-        Some(message.calls.remove(index))
-    })
-}
+    fn result(id: &str) -> CallReference {
+        CallReference::Result { result_of: id.into(), continues: false }
+    }
 
-fn no_pending_call_error(result: &FunctionResponse) -> Error {
-    let FunctionResponse { part_index, name, id } = result;
-    let id = id.as_ref().map(|id| format!(" with id '{id}'")).unwrap_or_default();
-    let reason = format_args!("no pending call of function '{name}'{id} in this session").to_string();
-    Error::invalid_field(&format!("parts[{part_index}].functionResponse"), reason)
+    fn response(id: Option<&str>, name: &str) -> FunctionResponse {
+        FunctionResponse { part_index: 0, name: name.into(), id: id.map(str::to_owned), will_continue: false }
+    }
+
+    fn assign(history: Vec<Vec<CallReference>>, responses: &[FunctionResponse]) -> Vec<String> {
+        let turns = &mut unanswered_turns(&messages(history));
+        assign_ids(turns, responses).into_iter().map(|(_, id)| id).collect()
+    }
+
+    #[test]
+    fn a_response_belongs_to_the_newest_turn() {
+        let history = vec![vec![call("old", "f")], vec![], vec![call("1", "f"), call("2", "f")]];
+        assert_eq!(
+            assign(history, &[response(None, "f"), response(None, "f"), response(None, "f")]),
+            ["1", "2", "old"]
+        );
+    }
+
+    #[test]
+    fn consecutive_messages_with_calls_are_one_turn() {
+        let history = vec![vec![call("1", "f")], vec![call("2", "f")]];
+        assert_eq!(assign(history, &[response(None, "f"), response(None, "f")]), ["1", "2"]);
+    }
+
+    #[test]
+    fn results_of_every_format_answer_calls() {
+        let history = vec![vec![call("1", "f"), call("2", "f")], vec![result("1")]];
+        assert_eq!(assign(history.clone(), &[response(None, "f")]), ["2"]);
+        assert_eq!(assign(history, &[response(Some("2"), "f"), response(None, "f")]), [""; 0]);
+    }
+
+    #[test]
+    fn a_result_answers_the_last_call_with_its_id() {
+        let history = vec![vec![call("1", "f")], vec![result("1")], vec![call("1", "f")]];
+        assert_eq!(assign(history, &[response(None, "f")]), ["1"]);
+        let history = vec![vec![call("1", "f")], vec![], vec![call("1", "f")], vec![result("1")]];
+        assert_eq!(assign(history, &[response(None, "f")]), ["1"]);
+    }
+
+    #[test]
+    fn a_response_that_announces_others_does_not_answer_its_call() {
+        let partial = FunctionResponse { will_continue: true, ..response(None, "f") };
+        let responses = [partial.clone(), partial, response(None, "f"), response(None, "f")];
+        assert_eq!(assign(vec![vec![call("1", "f"), call("2", "f")]], &responses), ["1", "1", "1", "2"]);
+        let continued = CallReference::Result { result_of: "1".into(), continues: true };
+        assert_eq!(assign(vec![vec![call("1", "f")], vec![continued]], &[response(None, "f")]), ["1"]);
+    }
+
+    #[test]
+    fn a_call_without_an_id_gets_its_generated_id() {
+        let history = messages(vec![vec![call("", "f")]]);
+        let expected = generate_call_id(history[0].id.0, 0);
+        assert_eq!(assign_ids(&mut unanswered_turns(&history), &[response(None, "f")]), [(0, expected)]);
+    }
 }

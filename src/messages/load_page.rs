@@ -1,6 +1,7 @@
 //! Loads a page of messages with their contents. Reserves memory for a large page before it loads the contents.
 
 use super::page::{self, MessagePageRequest, MessageRow};
+use super::page_turns::find_extension;
 use crate::db::page::Cursor;
 use crate::error::Result;
 use crate::http::memory::Reservations;
@@ -59,8 +60,14 @@ pub(super) async fn load_page(
         if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
             return Err(sessions::SESSION_NOT_FOUND);
         }
+        let mut limit = page.limit;
+        let extension = find_extension(&mut conn, session, page, &rows).await?;
+        if extension > 0 {
+            limit += extension;
+            rows = page::list(&mut conn, project, session, &MessagePageRequest { limit, ..*page }).await?;
+        }
         drop(conn);
-        rows.truncate(page.limit);
+        rows.truncate(limit);
         if is_reduced {
             reduce_page(&mut rows);
         }

@@ -2,9 +2,10 @@
 //!
 //! - Routes: [`api`] stores and lists messages, [`meta`] updates their metadata, and [`files`] serves their files.
 //! - Storing: [`request`] reads and validates the request. [`save`] stores the message, usually through the [`writer`], which
-//!   commits many messages together. [`function_results`] matches function results with pending calls.
-//! - Listing: [`page`] reads a page of messages, [`encryption`] decrypts it, and [`render`] writes the response as JSON
-//!   ([`json_writer`]).
+//!   commits many messages together. [`call_references`] are the calls and results of a message; [`function_results`] matches
+//!   results that do not name their calls.
+//! - Listing: [`list_params`] are the parameters of the request. [`page`] reads a page of messages, [`encryption`] decrypts it,
+//!   and [`render`] writes the response as JSON ([`json_writer`]).
 //! - SQL: [`store`], [`page`], [`file_store`] and [`observing`]. [`new_message`] has the types of the insert statement.
 //! - [`convert`] encrypts and decrypts stored messages after the storage format of their project has changed.
 //!
@@ -13,17 +14,20 @@
 
 pub mod api;
 mod batch_columns;
+pub mod call_references;
 pub mod convert;
 pub mod encryption;
 pub mod file_store;
 pub mod files;
 pub mod function_results;
 pub mod json_writer;
+pub mod list_params;
 mod load_page;
 pub mod meta;
 pub mod new_message;
 pub mod observing;
 pub mod page;
+mod page_turns;
 pub mod render;
 pub mod request;
 pub mod save;

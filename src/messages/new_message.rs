@@ -23,8 +23,8 @@ pub struct NewMessage {
     pub tokens: i32,
     pub meta: Map<String, Value>,
     pub user_meta: Map<String, Value>,
-    /// The pending calls, as stored in the column `pending_calls`.
-    pub pending_calls: Option<Value>,
+    /// The references to tool calls, as stored in the column `call_references`.
+    pub call_references: Option<Value>,
     /// The project's setting that replaces [`ObservationBuffer::max_turns`](super::store::ObservationBuffer::max_turns).
     pub max_buffer_turns: Option<i64>,
     /// If the message is encrypted, the project's master key for its observe job, encrypted for the queue.

@@ -43,8 +43,8 @@ pub struct MessageRow {
     pub meta: String,
     /// JSON text.
     pub user_meta: String,
-    /// JSON text; a string with the encrypted calls if the message is encrypted.
-    pub pending_calls: Option<String>,
+    /// JSON text with the message's references to tool calls; a string with the encrypted text if the message is encrypted.
+    pub call_references: Option<String>,
     pub task_id: Option<Uuid>,
     pub status: ProcessStatus,
     pub created_at: Timestamp,
@@ -71,12 +71,15 @@ impl MessageRow {
 }
 
 /// The page of messages to read.
+#[derive(Clone, Copy)]
 pub struct MessagePageRequest {
     pub after: Option<Cursor>,
     pub newest_first: bool,
     pub limit: usize,
     /// Maximum size of the page without its last message, in bytes.
     pub max_bytes: u64,
+    /// The format of the response. A page is extended to the end of a tool turn that this format requires to stand together.
+    pub target: Format,
 }
 
 /// Maximum size of a page whose contents are returned by the same query, in bytes.
@@ -109,7 +112,7 @@ macro_rules! select_page {
                       case when octet_length(content) <= $7 and (select total_size from edges) <= $8
                            then content else '' end as "content!",
                       octet_length(content) as "content_length!", encrypted_as, tokens,
-                      meta::text as "meta!", user_meta::text as "user_meta!", pending_calls::text, task_id,
+                      meta::text as "meta!", user_meta::text as "user_meta!", call_references::text, task_id,
                       session_task_process_status as "status: ProcessStatus", created_at as "created_at: Timestamp",
                       updated_at as "updated_at: Timestamp", (select total_in_page from edges) as "total_in_page!"
                from messages
@@ -147,6 +150,46 @@ pub async fn list(
             "> (coalesce($3, '-infinity'::timestamptz), coalesce($4, '00000000-0000-0000-0000-000000000000'::uuid))",
             "asc", "min(created_at)", "max(created_at) filter (where before <= $6)";
             project as _, session as _, time, id, limit, max_bytes as _, slice_bytes, MAX_SINGLE_QUERY_BYTES as _,
+        )
+        .fetch_all(conn)
+        .await
+    }
+}
+
+/// The properties of a message that determine the tool turns and whether they are joined.
+pub struct NeighborRow {
+    pub role: Role,
+    pub format: Format,
+    pub has_references: bool,
+}
+
+/// Lists up to `limit` messages after `cursor`, in the requested order, without their contents.
+pub async fn list_neighbors(
+    conn: &mut PgConnection,
+    session: SessionId,
+    cursor: Cursor,
+    newest_first: bool,
+    limit: i64,
+) -> sqlx::Result<Vec<NeighborRow>> {
+    if newest_first {
+        sqlx::query_as!(
+            NeighborRow,
+            r#"select role as "role: Role", format as "format: Format", call_references is not null as "has_references!"
+               from messages where session_id = $1 and created_at < $2 order by created_at desc limit $3"#,
+            session as _,
+            cursor.created_at,
+            limit
+        )
+        .fetch_all(conn)
+        .await
+    } else {
+        sqlx::query_as!(
+            NeighborRow,
+            r#"select role as "role: Role", format as "format: Format", call_references is not null as "has_references!"
+               from messages where session_id = $1 and created_at > $2 order by created_at limit $3"#,
+            session as _,
+            cursor.created_at,
+            limit
         )
         .fetch_all(conn)
         .await

@@ -10,12 +10,14 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::call_references::UnansweredCall;
 use super::json_writer::{CHUNK_THRESHOLD, ChunkedJson};
 use super::page::MessageRow;
 use super::{ProcessStatus, PublicUrl};
 use crate::conversation::edit::{self, EditedMessage, Strategy};
-use crate::conversation::format::{self, Format, RenderContext};
-use crate::conversation::parts::{PENDING_CALLS_KEY, Part, PartKind, Role, USER_META_KEY};
+use crate::conversation::format::{self, Format, RenderContext, RenderOptions};
+use crate::conversation::history::{HistoryBody, HistoryConverter, HistoryMessage, Item};
+use crate::conversation::parts::{PENDING_CALLS_KEY, Part, Role, USER_META_KEY};
 use crate::error::{Error, Result};
 use crate::ids::{MessageId, SessionId};
 use crate::json;
@@ -119,27 +121,28 @@ fn decode_row(mut row: MessageRow, target: Format) -> Result<DecodedMessage> {
 }
 
 /// Returns `true` if all messages are stored exactly as they are returned in the requested format.
-pub fn is_passthrough(rows: &[MessageRow], target: Format) -> bool {
-    target != Format::Acontext && rows.iter().all(|row| row.format == target)
+pub fn is_passthrough(rows: &[MessageRow], target: Format, options: RenderOptions) -> bool {
+    target != Format::Acontext && !options.with_repair && rows.iter().all(|row| row.format == target)
 }
 
-/// Returns `true` if messages can be converted one at a time: no message has files, and each function name that a result needs
-/// comes from an earlier message.
-pub fn is_streamable(rows: &[MessageRow], target: Format) -> bool {
-    let is_independent = |row: &MessageRow| {
-        // Only `acontext` messages have files. Only Gemini's function results need function names, and streaming does not
-        // collect the names of the calls in a Gemini message that is passed through.
-        row.format != Format::Acontext && (target != Format::Gemini || row.format != target)
-    };
-    rows.iter().all(is_independent) || is_passthrough(rows, target)
+/// Returns `true` if messages can be converted one at a time, because no message has files.
+pub fn is_streamable(rows: &[MessageRow]) -> bool {
+    // Only `acontext` messages have files.
+    rows.iter().all(|row| row.format != Format::Acontext)
 }
 
 /// Writes the response of messages that [are streamable](is_streamable). They are converted one at a time, so peak memory is that
-/// of a single message.
-pub fn write_streamed(rows: Vec<MessageRow>, target: Format, page_fields: &PageFields) -> Result<ChunkedJson> {
+/// of a single tool turn.
+pub fn write_streamed(
+    rows: Vec<MessageRow>,
+    target: Format,
+    ctx: &RenderContext,
+    page_fields: &PageFields,
+) -> Result<ChunkedJson> {
     let capacity = rows.iter().map(|row| estimate_len(row, row.content.len())).sum();
+    let is_passthrough = is_passthrough(&rows, target, ctx.options);
     let decoded = rows.into_iter().map(|row| decode_row(row, target));
-    write_messages(decoded, capacity, target, &mut RenderContext::default(), page_fields)
+    write_messages(decoded, capacity, target, is_passthrough, ctx, page_fields)
 }
 
 /// Estimates the buffer size that a message needs in the response, given the length of its text. Both are in bytes.
@@ -180,32 +183,6 @@ impl DecodedMessage {
     }
 }
 
-/// Returns the names of the called functions by call id, if the format needs them for results.
-pub fn list_call_names(messages: &[DecodedMessage], target: Format) -> HashMap<String, String> {
-    let is_result = |part: &Part| part.kind == PartKind::ToolResult;
-    let mut names = HashMap::new();
-    if target != Format::Gemini || !messages.iter().flat_map(DecodedMessage::parts).any(is_result) {
-        return names;
-    }
-    for message in messages {
-        match &message.body {
-            DecodedBody::Parts(parts) => collect_call_names(parts, &mut names),
-            // A message that is passed through may contain the call.
-            DecodedBody::Raw(content) => {
-                let body = json::parse_trusted(content).unwrap_or_default();
-                collect_call_names(&format::to_parts(target, body), &mut names);
-            }
-        }
-    }
-    names
-}
-
-fn collect_call_names(parts: &[Part], names: &mut HashMap<String, String>) {
-    let string = |part: &Part, key: &str| part.meta.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
-    let calls = parts.iter().filter(|part| part.kind == PartKind::ToolCall);
-    names.extend(calls.filter_map(|part| Some((string(part, "id")?, string(part, "name")?))));
-}
-
 /// The fields of the response that follow the messages.
 pub struct PageFields {
     /// The session of the messages. It is not a field of its own: each `acontext` message contains it.
@@ -215,71 +192,97 @@ pub struct PageFields {
     pub edit_at_message_id: Option<MessageId>,
     pub events: Vec<Event>,
     pub public_urls: BTreeMap<String, PublicUrl>,
+    /// In the format `acontext`: the calls of Gemini messages that no message has answered.
+    pub unanswered_calls: HashMap<MessageId, Vec<UnansweredCall>>,
 }
 
 /// Writes the response of messages that are decoded already.
 pub fn write_response(
     messages: Vec<DecodedMessage>,
     target: Format,
-    ctx: &mut RenderContext,
+    ctx: &RenderContext,
     page_fields: &PageFields,
 ) -> Result<ChunkedJson> {
     let text_len = |message: &DecodedMessage| message.parts().iter().map(|part| part.text.len()).sum();
     let capacity = messages.iter().map(|message| estimate_len(&message.row, text_len(message))).sum();
-    write_messages(messages.into_iter().map(Ok), capacity, target, ctx, page_fields)
+    let is_raw = |message: &DecodedMessage| matches!(message.body, DecodedBody::Raw(_));
+    let is_passthrough = !ctx.options.with_repair && messages.iter().all(is_raw);
+    write_messages(messages.into_iter().map(Ok), capacity, target, is_passthrough, ctx, page_fields)
 }
 
+/// The items of a response, and the messages from which they come.
+struct ItemWriter {
+    out: ChunkedJson,
+    /// For each item, the index of its message.
+    item_messages: Vec<usize>,
+    /// For each message, its id and its user metadata as JSON text.
+    messages: Vec<(MessageId, Bytes)>,
+}
+
+impl ItemWriter {
+    fn begin_item(&mut self, message: usize) -> &mut ChunkedJson {
+        if !self.item_messages.is_empty() {
+            self.out.push_str(",");
+        }
+        self.item_messages.push(message);
+        &mut self.out
+    }
+
+    fn write_items(&mut self, items: Vec<Item>) {
+        for item in items {
+            json::write(&item.value, self.begin_item(item.message).buffer_mut());
+        }
+    }
+}
+
+/// Writes the response. `is_passthrough` means that all messages are written as they are stored.
 fn write_messages(
     messages: impl Iterator<Item = Result<DecodedMessage>>,
     capacity: usize,
     target: Format,
-    ctx: &mut RenderContext,
+    is_passthrough: bool,
+    ctx: &RenderContext,
     page_fields: &PageFields,
 ) -> Result<ChunkedJson> {
-    let mut out = ChunkedJson::with_capacity(capacity + 1024);
-    let mut ids: Vec<MessageId> = Vec::new();
-    let mut metas: Vec<Bytes> = Vec::new();
+    let out = ChunkedJson::with_capacity(capacity + 1024);
+    let mut writer = ItemWriter { out, item_messages: Vec::new(), messages: Vec::new() };
+    let mut history = HistoryConverter::new(target, ctx);
     let mut tokens = 0;
-    out.push_str("{\"code\":0,\"data\":{\"items\":[");
+    writer.out.push_str("{\"code\":0,\"data\":{\"items\":[");
     for message in messages {
         let DecodedMessage { mut row, body, acontext_fields } = message?;
         tokens += i64::from(row.tokens);
+        let index = writer.messages.len();
         let user_meta = Bytes::from(std::mem::take(&mut row.user_meta));
-        let mut begin_item = |out: &mut ChunkedJson| {
-            if !ids.is_empty() {
-                out.push_str(",");
-            }
-            ids.push(row.id);
-            metas.push(user_meta.clone());
-        };
-        match body {
-            DecodedBody::Raw(content) => {
-                begin_item(&mut out);
-                out.push_json_bytes(content.into());
+        writer.messages.push((row.id, user_meta.clone()));
+        let body = match body {
+            DecodedBody::Raw(content) if is_passthrough => {
+                writer.begin_item(index).push_json_bytes(content.into());
+                continue;
             }
             DecodedBody::Parts(parts) if target == Format::Acontext => {
-                begin_item(&mut out);
-                write_acontext_message(&mut out, &row, &user_meta, page_fields.session, &parts, acontext_fields)?;
+                let out = writer.begin_item(index);
+                write_acontext_message(out, &row, &user_meta, page_fields, &parts, acontext_fields)?;
+                continue;
             }
-            DecodedBody::Parts(parts) => {
-                let meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
-                if target == Format::Gemini {
-                    collect_call_names(&parts, &mut ctx.call_names);
-                }
-                ctx.value_budget.reset();
-                for item in format::from_parts(target, row.role, &meta, parts, ctx) {
-                    begin_item(&mut out);
-                    json::write(&item, out.buffer_mut());
-                }
+            DecodedBody::Raw(content) => {
+                HistoryBody::Own(json::parse_trusted(&content).map_err(|err| unreadable_message_error(&row, &err))?)
             }
-        }
+            DecodedBody::Parts(parts) => HistoryBody::Parts(parts),
+        };
+        let meta = serde_json::from_str(&row.meta).map_err(Error::internal)?;
+        writer.write_items(history.push(HistoryMessage { id: row.id.0, role: row.role, meta, body }));
     }
+    writer.write_items(history.finish());
+    let ItemWriter { mut out, item_messages, messages } = writer;
+    let item_messages: Vec<_> = item_messages.into_iter().map(|index| &messages[index]).collect();
+    let ids: Vec<_> = item_messages.iter().map(|(id, _)| id).collect();
     out.push_str("],\"ids\":");
     out.push_value(&ids)?;
     out.push_str(",\"metas\":[");
-    for (i, meta) in metas.into_iter().enumerate() {
+    for (i, (_, user_meta)) in item_messages.into_iter().enumerate() {
         out.push_str(if i == 0 { "" } else { "," });
-        out.push_json_bytes(meta);
+        out.push_json_bytes(user_meta.clone());
     }
     let fields = SerializedPageFields {
         next_cursor: page_fields.next_cursor.as_deref(),
@@ -324,7 +327,7 @@ fn write_acontext_message(
     out: &mut ChunkedJson,
     row: &MessageRow,
     user_meta: &[u8],
-    session: SessionId,
+    page_fields: &PageFields,
     parts: &[Part],
     acontext_fields: Option<(Map<String, Value>, Map<String, Value>)>,
 ) -> Result<()> {
@@ -338,12 +341,12 @@ fn write_acontext_message(
     if !user_meta.is_empty() {
         meta.insert(USER_META_KEY.into(), Value::Object(user_meta));
     }
-    if let Some(calls) = &row.pending_calls {
-        meta.insert(PENDING_CALLS_KEY.into(), serde_json::from_str(calls).map_err(Error::internal)?);
+    if let Some(calls) = page_fields.unanswered_calls.get(&row.id) {
+        meta.insert(PENDING_CALLS_KEY.into(), serde_json::to_value(calls).map_err(Error::internal)?);
     }
     let fields = MessageFields {
         id: row.id,
-        session_id: session,
+        session_id: page_fields.session,
         parent_id: row.parent_id,
         role: row.role,
         session_task_process_status: row.status,

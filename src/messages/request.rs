@@ -9,11 +9,11 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::call_references::{references_of, to_column};
 use super::encryption;
 use super::new_message::NewMessage;
-use super::store::calls_to_json;
 use crate::auth::Caller;
-use crate::conversation::format::{self, Format, FunctionCall, FunctionResponse, NormalizedMessage};
+use crate::conversation::format::{self, Format, FunctionResponse, NormalizedMessage};
 use crate::conversation::parts::{PENDING_CALLS_KEY, Part, USER_META_KEY};
 use crate::conversation::tokens;
 use crate::encryption::{ProjectEncryption, StorageFormat};
@@ -31,7 +31,9 @@ use crate::messages::Messages;
 /// Maximum size of a message's user metadata, in bytes.
 const MAX_USER_META_BYTES: usize = 64 * 1024;
 /// Maximum length of the id of a tool call, in bytes.
-const MAX_CALL_ID_BYTES: usize = 1024;
+///
+/// Gateways pack signatures of several KiB into the ids of calls. The limit exists because each part of a result repeats the id.
+const MAX_CALL_ID_BYTES: usize = 8 * 1024;
 
 /// A message to store.
 #[derive(utoipa::ToSchema)]
@@ -200,8 +202,7 @@ fn oversized_list_key(body: &Value, max_parts: usize) -> Option<&'static str> {
     })
 }
 
-/// Returns the key of a call id that is too long: of the id in a tool result, or of the function name that takes its place. The
-/// limit exists because each part of the result repeats the id.
+/// Returns the key of a call id that is too long: of the id in a call or result, or of the function name that takes its place.
 fn oversized_id_key(body: &Value) -> Option<&'static str> {
     // An id that is not a string is stored as its JSON text.
     let is_oversized = |id: &Value| id.as_str().map_or_else(|| id.to_string().len(), str::len) > MAX_CALL_ID_BYTES;
@@ -212,12 +213,21 @@ fn oversized_id_key(body: &Value) -> Option<&'static str> {
     if body.get("role").is_some_and(|role| role == "function") && has_oversized(body, "name") {
         return Some("name");
     }
-    let blocks = ["content", "parts"].iter().filter_map(|key| body.get(key)?.as_array()).flatten();
+    let blocks = ["content", "parts", "tool_calls"].iter().filter_map(|key| body.get(key)?.as_array()).flatten();
     blocks.into_iter().find_map(|block| {
-        let result = block.get("functionResponse").unwrap_or(&Value::Null);
-        [(block, "tool_use_id"), (result, "id"), (result, "name")]
-            .into_iter()
-            .find_map(|(object, key)| has_oversized(object, key).then_some(key))
+        let inner = |key| block.get(key).unwrap_or(&Value::Null);
+        let (call, result, meta) = (inner("functionCall"), inner("functionResponse"), inner("meta"));
+        [
+            (block, "id"),
+            (block, "tool_use_id"),
+            (call, "id"),
+            (result, "id"),
+            (result, "name"),
+            (meta, "id"),
+            (meta, "tool_call_id"),
+        ]
+        .into_iter()
+        .find_map(|(object, key)| has_oversized(object, key).then_some(key))
     })
 }
 
@@ -256,8 +266,8 @@ pub fn validate_user_meta(meta: &Map<String, Value>) -> Result<()> {
 #[derive(Clone)]
 pub struct PreparedMessage {
     pub message: NewMessage,
-    /// Results of Gemini function calls, which still have to be matched with their calls.
-    pub function_results: Vec<FunctionResponse>,
+    /// The responses of a Gemini message, which may still have to be matched with their calls.
+    pub function_responses: Vec<FunctionResponse>,
     /// The parts of the message; `None` if it is long, to save memory.
     parts: Option<Vec<Part>>,
 }
@@ -268,13 +278,11 @@ impl ParsedMessage {
         let Self { message, user_meta, length, .. } = self;
         let (project, max_buffer_turns) = (caller.project, caller.max_buffer_turns);
         run_blocking(ctx, length, move || {
-            let pending_calls: Vec<FunctionCall> = message.function_calls();
-            let function_results = message.function_responses();
+            let function_responses = message.function_responses();
             let NormalizedMessage { format, role, meta, body } = message;
             let content = Bytes::from(json::to_vec(&body));
             let parts = format::to_parts(format, body);
             let tokens = i32::try_from(tokens::count_parts(&parts)).unwrap_or(i32::MAX);
-            let parts = (length <= MAX_INLINE_WORK_BYTES).then_some(parts);
             let id = MessageId::new();
             let message = NewMessage {
                 id,
@@ -286,17 +294,23 @@ impl ParsedMessage {
                 tokens,
                 meta,
                 user_meta,
-                pending_calls: calls_to_json(&pending_calls),
+                call_references: to_column(&references_of(role, &parts)),
                 max_buffer_turns,
                 encrypted_kek: None,
             };
-            Ok(PreparedMessage { message, function_results, parts })
+            let parts = (length <= MAX_INLINE_WORK_BYTES).then_some(parts);
+            Ok(PreparedMessage { message, function_responses, parts })
         })
         .await
     }
 }
 
 impl PreparedMessage {
+    /// Returns `true` if a response of the message does not name its call.
+    pub fn needs_call_ids(&self) -> bool {
+        self.function_responses.iter().any(|response| response.id.is_none())
+    }
+
     /// Returns the message in this storage format: encrypts it if the format requires that.
     ///
     /// # Errors
@@ -329,7 +343,9 @@ impl PreparedMessage {
                 normalized.set_response_id(*part, id);
             }
             message.content = json::to_vec(&normalized.body).into();
-            Ok(Self { message, function_results: Vec::new(), parts: None })
+            let parts = format::to_parts(format, normalized.body);
+            message.call_references = to_column(&references_of(role, &parts));
+            Ok(Self { message, function_responses: Vec::new(), parts: None })
         })
         .await
     }

@@ -1,5 +1,6 @@
 //! Stores messages. The [`writer`] stores most of them in batches. A message is stored in its own transaction if it has files or
-//! function results, if the request has an idempotency key, if it is large, or if the writer rejects it.
+//! function
+//! responses without call ids, if the request has an idempotency key, if it is large, or if the writer rejects it.
 
 use futures_util::stream;
 
@@ -20,8 +21,7 @@ use files::AttachedFile;
 /// Stores a message.
 ///
 /// # Errors
-/// Returns 404 if the project has no such session, and 400 if a part refers to a file that the request does not contain, or if a
-/// function result matches no pending call.
+/// Returns 404 if the project has no such session, and 400 if a part refers to a file that the request does not contain.
 pub async fn save(
     ctx: &Messages,
     caller: &Caller,
@@ -38,7 +38,7 @@ pub async fn save(
         }
     }
     let prepared = parsed.prepare(ctx, caller, session).await?;
-    if files.is_empty() && prepared.function_results.is_empty() && !idempotency.has_key() {
+    if files.is_empty() && !prepared.needs_call_ids() && !idempotency.has_key() {
         let message = prepared.to_storage(ctx, &caller.encryption, caller.encryption.format).await?;
         if message.content.len() <= writer::MAX_BATCHED_MESSAGE_BYTES
             && let Some(inserted) = ctx.writer.store(message).await?

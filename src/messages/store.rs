@@ -8,13 +8,11 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
-use uuid::Uuid;
 
 use super::ProcessStatus;
 use super::batch_columns::{MessageColumns, SessionColumns, project_formats};
 use super::new_message::{InsertedMessage, NewMessage};
 use crate::config::Learning;
-use crate::conversation::format::FunctionCall;
 use crate::db::interval;
 use crate::ids::{MessageId, ProjectId, SessionId};
 use crate::sessions::lock::LockedSession;
@@ -63,7 +61,7 @@ pub async fn insert(
         offsets,
         previous_ids,
     } = SessionColumns::from_messages(new);
-    let MessageColumns { ids, roles, formats, contents, encrypted_as, tokens, metas, user_metas, pending_calls } =
+    let MessageColumns { ids, roles, formats, contents, encrypted_as, tokens, metas, user_metas, call_references } =
         MessageColumns::from_messages(new);
     let (format_projects, storage_formats) = project_formats(new);
     let rows = sqlx::query!(
@@ -118,14 +116,14 @@ pub async fn insert(
                       or r.job_key is not null and j.encrypted_kek is null)
            )
            insert into messages (id, session_id, parent_id, role, format, content, encrypted_as, tokens, meta, user_meta,
-                                 pending_calls, session_task_process_status, created_at, updated_at)
+                                 call_references, session_task_process_status, created_at, updated_at)
            select m.id, l.id, coalesce(m.previous_id, l.last_message_id), m.role, m.format, m.content, m.encrypted_as, m.tokens,
-                  m.meta, m.user_meta, m.pending_calls,
+                  m.meta, m.user_meta, m.call_references,
                   case when l.disable_task_tracking then 'disable_tracking' else 'pending' end,
                   l.time + m.index * interval '1 microsecond', l.time + m.index * interval '1 microsecond'
            from unnest($5::bigint[], $6::bigint[], $7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::bytea[],
                        $12::int[], $13::jsonb[], $14::jsonb[], $15::jsonb[], $22::uuid[])
-                   as m (session_index, index, previous_id, id, role, format, content, tokens, meta, user_meta, pending_calls,
+                   as m (session_index, index, previous_id, id, role, format, content, tokens, meta, user_meta, call_references,
                          encrypted_as)
            join locked l on l.session_index = m.session_index
            returning id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as "status: ProcessStatus",
@@ -144,7 +142,7 @@ pub async fn insert(
         &tokens,
         &metas as _,
         &user_metas as _,
-        &pending_calls as _,
+        &call_references as _,
         interval(buffer.ttl) as _,
         buffer.max_turns,
         &max_turns as _,
@@ -220,12 +218,6 @@ pub fn is_duplicate_id(err: &sqlx::Error) -> bool {
     matches!(err, sqlx::Error::Database(err) if err.constraint() == Some("messages_pkey"))
 }
 
-/// Returns the plaintext value of the column `pending_calls`; `None` if there are no calls.
-pub fn calls_to_json(calls: &[FunctionCall]) -> Option<Value> {
-    let call = |call: &FunctionCall| serde_json::json!({"id": call.id, "name": call.name});
-    (!calls.is_empty()).then(|| calls.iter().map(call).collect())
-}
-
 /// Finds the messages with these ids. Shows whether a commit was successful although its connection was lost. Returns an entry
 /// for each id; `None` if the message is not stored.
 pub async fn find_inserted(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::Result<Vec<Option<InsertedMessage>>> {
@@ -242,36 +234,6 @@ pub async fn find_inserted(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::
         Some(InsertedMessage { parent: row.parent, status: row.status, created_at: row.created_at })
     };
     Ok(ids.iter().map(find).collect())
-}
-
-/// A message that has pending calls.
-pub struct PendingCallRow {
-    pub id: MessageId,
-    pub encrypted_as: Option<Uuid>,
-    pub pending_calls: Value,
-}
-
-/// Lists up to 1000 messages of a session that have pending calls, oldest first.
-pub async fn list_with_pending_calls(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<PendingCallRow>> {
-    sqlx::query_as!(
-        PendingCallRow,
-        r#"select id as "id: MessageId", encrypted_as, pending_calls as "pending_calls!"
-           from messages where session_id = $1 and pending_calls is not null order by created_at limit 1000"#,
-        session.id as _
-    )
-    .fetch_all(&mut ***session)
-    .await
-}
-
-pub async fn set_pending_calls(
-    session: &mut LockedSession<'_>,
-    message: MessageId,
-    calls: Option<Value>,
-) -> sqlx::Result<()> {
-    sqlx::query!("update messages set pending_calls = $2 where id = $1", message as _, calls)
-        .execute(&mut ***session)
-        .await
-        .map(drop)
 }
 
 /// Returns the number of tokens in all messages of a session.

@@ -112,8 +112,8 @@ async fn copy_content(
            ),
            new_messages as (
                insert into messages (id, session_id, parent_id, role, format, content, encrypted_as, tokens, meta, user_meta,
-                                     pending_calls, task_id, session_task_process_status, created_at, updated_at)
-               select i.new, $2, p.new, m.role, m.format, m.content, m.encrypted_as, m.tokens, m.meta, m.user_meta, m.pending_calls,
+                                     call_references, task_id, session_task_process_status, created_at, updated_at)
+               select i.new, $2, p.new, m.role, m.format, m.content, m.encrypted_as, m.tokens, m.meta, m.user_meta, m.call_references,
                       t.new, case m.session_task_process_status when 'running' then 'pending'
                              else m.session_task_process_status end, m.created_at, m.updated_at
                from messages m

@@ -53,6 +53,7 @@ mod startup;
 mod support;
 mod sweep;
 mod tampering;
+mod tool_turns;
 mod uploads;
 mod usages;
 mod users;

@@ -15,7 +15,8 @@ const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP
 /// Returns the last message of a session in a format.
 async fn last_item(client: &Client, session: &str, format: &str) -> Value {
     let page = client.messages(session, &format!("format={format}&limit=1&time_desc=true")).await;
-    page["items"][0].clone()
+    // In another format, the page may begin with the calls of a result.
+    page["items"].as_array().unwrap().last().unwrap().clone()
 }
 
 #[tokio::test]
@@ -283,23 +284,19 @@ async fn a_function_response_takes_the_id_of_its_pending_call() {
         assert!(id.as_str().unwrap().starts_with("call_") && id.as_str().unwrap().len() == 13, "{id}");
         let pending = &last_item(&client, &session, "acontext").await["meta"]["__gemini_call_info__"];
         assert_eq!(*pending, json!([{"id": id, "name": "look"}, {"id": "x2", "name": "listen"}]));
-        for (invalid, text) in [
-            (response(Value::Null, "smell"), "'smell'"),
-            (response(json!("x9"), "listen"), "'x9'"),
-            (response(json!("x2"), "look"), "'x2'"),
-        ] {
-            let rejected = client
-                .store_message(&session, "gemini", json!({"role": "user", "parts": [{"text": "a"}, invalid]}))
-                .await;
-            rejected.assert_error(400, "parts[1].functionResponse");
-            rejected.assert_error(400, text);
+        // Responses that match no call are stored too, and use up no call.
+        for response in [response(Value::Null, "smell"), response(json!("x9"), "listen")] {
+            let message = json!({"role": "user", "parts": [{"text": "a"}, response]});
+            client.store_message(&session, "gemini", message.clone()).await.data();
+            assert_eq!(last_item(&client, &session, "gemini").await, message);
         }
-        // The responses are in another order than the calls. The rejected responses have not used up a call.
+        // The responses are in another order than the calls.
         let both = json!({"role": "user", "parts": [response(json!("x2"), "listen"), response(Value::Null, "look")]});
         assert_eq!(client.store_message(&session, "gemini", both.clone()).await.status, StatusCode::CREATED);
         let returned = last_item(&client, &session, "gemini").await;
         assert_eq!(returned["parts"][1]["functionResponse"]["id"], id);
-        client.store_message(&session, "gemini", both).await.assert_error(400, "no pending call of function");
+        client.store_message(&session, "gemini", both).await.data();
+        assert!(last_item(&client, &session, "gemini").await["parts"][1]["functionResponse"].get("id").is_none());
         assert!(
             client.messages(&session, "format=acontext").await["items"][0]["meta"]["__gemini_call_info__"].is_null()
         );
@@ -310,11 +307,11 @@ async fn a_function_response_takes_the_id_of_its_pending_call() {
             client.store_message(&session, "gemini", result.clone()),
             client.store_message(&session, "gemini", result.clone())
         );
-        let mut statuses = [first.status.as_u16(), second.status.as_u16()];
-        statuses.sort_unstable();
-        assert_eq!(statuses, [201, 400]);
+        let ids = [first, second].map(|stored| stored.data()["parts"][0]["meta"]["tool_call_id"].clone());
+        assert!(ids.contains(&json!("y")) && ids.contains(&Value::Null), "{ids:?}");
         let elsewhere = client.new_session().await;
-        client.store_message(&elsewhere, "gemini", result).await.assert_error(400, "no pending call of function");
+        client.store_message(&elsewhere, "gemini", result.clone()).await.data();
+        assert_eq!(last_item(&client, &elsewhere, "gemini").await, result);
     })
     .await;
 }
@@ -446,16 +443,16 @@ async fn a_small_body_cannot_become_a_large_message() {
             .await
             .assert_error(400, "content: exceeds the maximum of");
         client
-            .store_message(&session, "anthropic", result(&"t".repeat(1025), 1))
+            .store_message(&session, "anthropic", result(&"t".repeat(8193), 1))
             .await
             .assert_error(400, "tool_use_id");
         assert_eq!(client.store_message(&session, "anthropic", result("t", 99)).await.status, StatusCode::CREATED);
-        let long = json!({"role": "tool", "tool_call_id": "t".repeat(1025), "content": "x"});
+        let long = json!({"role": "tool", "tool_call_id": "t".repeat(8193), "content": "x"});
         client.store_message(&session, "openai", long).await.assert_error(400, "tool_call_id");
-        let named = json!({"role": "function", "name": "f".repeat(1025), "content": "x"});
+        let named = json!({"role": "function", "name": "f".repeat(8193), "content": "x"});
         client.store_message(&session, "openai", named).await.assert_error(400, "name");
         let mut no_text = result("t", 1);
-        no_text["content"][0]["tool_use_id"] = json!({"a": "t".repeat(1025)});
+        no_text["content"][0]["tool_use_id"] = json!({"a": "t".repeat(8193)});
         client.store_message(&session, "anthropic", no_text).await.assert_error(400, "tool_use_id");
     })
     .await;

@@ -24,7 +24,7 @@ fn message(project: Uuid, session: &str, text: &str) -> NewMessage {
         tokens: 1,
         meta: Map::new(),
         user_meta: Map::new(),
-        pending_calls: None,
+        call_references: None,
         encrypted_kek: None,
         max_buffer_turns: None,
     }

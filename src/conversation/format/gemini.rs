@@ -8,7 +8,7 @@ use super::value::{
     Object, indexed_objects_mut, invalid, object, opaque_part, part, remove_nulls, str_at, take_arguments,
     take_as_string, take_caption, take_nonempty_string, take_opaque_block, text_part,
 };
-use super::{Format, FunctionCall, FunctionResponse, InvalidMessage, RenderContext};
+use super::{Format, FunctionResponse, InvalidMessage, RenderContext};
 use crate::conversation::parts::{Part, PartKind, Role};
 use crate::json::ValueBudget;
 
@@ -174,15 +174,12 @@ fn objects_at<'a>(body: &'a Value, key: &'a str) -> impl Iterator<Item = (usize,
     parts.iter().enumerate().filter_map(move |(index, part)| Some((index, part.get(key)?.as_object()?)))
 }
 
-pub(super) fn function_calls(body: &Value) -> Vec<FunctionCall> {
-    let to_call = |call| FunctionCall { id: str_at(call, "id").to_owned(), name: str_at(call, "name").to_owned() };
-    objects_at(body, "functionCall").map(|(_, call)| to_call(call)).collect()
-}
-
 pub(super) fn function_responses(body: &Value) -> Vec<FunctionResponse> {
     let to_response = |(part_index, response)| {
         let id = Some(str_at(response, "id")).filter(|id| !id.is_empty());
-        FunctionResponse { part_index, name: str_at(response, "name").to_owned(), id: id.map(str::to_owned) }
+        let will_continue = response.get("willContinue").and_then(Value::as_bool).unwrap_or_default();
+        let name = str_at(response, "name").to_owned();
+        FunctionResponse { part_index, name, id: id.map(str::to_owned), will_continue }
     };
     objects_at(body, "functionResponse").map(to_response).collect()
 }
@@ -242,6 +239,9 @@ fn push_function_response(mut response: Object, parts: &mut Vec<Part>) {
     let id = take_nonempty_string(&mut response, "id").map(|id| ("tool_call_id".to_owned(), Value::from(id)));
     let mut meta = object([("name", take_as_string(&mut response, "name").into())]);
     meta.extend(id.clone());
+    if response.get("willContinue") == Some(&Value::Bool(true)) {
+        meta.insert("will_continue".into(), true.into());
+    }
     parts.push(part(PartKind::ToolResult, text, meta));
     for (_, inner) in indexed_objects_mut(response.get_mut("parts")) {
         for mut media in take_media(inner) {

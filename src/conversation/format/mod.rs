@@ -59,13 +59,6 @@ pub struct NormalizedMessage {
     pub body: Value,
 }
 
-/// A function call of a Gemini model. Its response is stored with the same id.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FunctionCall {
-    pub id: String,
-    pub name: String,
-}
-
 /// A function response in a Gemini message. It may lack the id of its call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FunctionResponse {
@@ -73,6 +66,8 @@ pub struct FunctionResponse {
     pub part_index: usize,
     pub name: String,
     pub id: Option<String>,
+    /// `true` if further responses to the same call follow.
+    pub will_continue: bool,
 }
 
 impl NormalizedMessage {
@@ -88,11 +83,6 @@ impl NormalizedMessage {
         if self.format == Format::Acontext {
             acontext::set_file(&mut self.body, part_index, asset, filename);
         }
-    }
-
-    /// Returns the function calls of a Gemini message, in the order of its parts. Each has an id, see [`normalize`].
-    pub fn function_calls(&self) -> Vec<FunctionCall> {
-        if self.format == Format::Gemini { gemini::function_calls(&self.body) } else { Vec::new() }
     }
 
     /// Returns the function responses of a Gemini message, in the order of its parts.
@@ -172,6 +162,8 @@ pub struct RenderOptions {
     pub with_reasoning_content: bool,
     /// Writes system messages with the role `system` in the Anthropic format. By default they have the role `user`.
     pub with_native_system: bool,
+    /// Repairs the history, so that its provider accepts it; see [`crate::conversation::history`].
+    pub with_repair: bool,
 }
 
 /// Input of [`from_parts`] that is not part of the message.

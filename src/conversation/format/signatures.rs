@@ -1,7 +1,5 @@
 //! The signatures of thoughts. A provider verifies the signatures in a history and rejects those that it has not made.
 
-use serde_json::Value;
-
 use super::Format;
 use super::value::{Object, str_at};
 use crate::conversation::parts::{Part, PartKind};
@@ -43,7 +41,7 @@ fn provider(part: &Part, meta: &Object) -> Format {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::super::value::{object, part};
     use super::*;

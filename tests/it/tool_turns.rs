@@ -1,0 +1,202 @@
+//! Histories with tool calls that are stored in one format and read in another one.
+
+use serde_json::{Value, json};
+
+use crate::support::client::Client;
+use crate::support::run;
+
+fn openai_calls(ids: &[&str]) -> Value {
+    let call = |id: &&str| json!({"id": id, "type": "function", "function": {"name": "look", "arguments": "{}"}});
+    json!({"role": "assistant", "tool_calls": ids.iter().map(call).collect::<Vec<_>>()})
+}
+
+fn openai_result(id: &str) -> Value {
+    json!({"role": "tool", "tool_call_id": id, "content": format!("result {id}")})
+}
+
+fn gemini_response(id: Option<&str>, name: &str) -> Value {
+    let mut response = json!({"name": name, "response": {"output": "x"}});
+    if let Some(id) = id {
+        response["id"] = id.into();
+    }
+    json!({"role": "user", "parts": [{"functionResponse": response}]})
+}
+
+async fn store(client: &Client, session: &str, format: &str, messages: &[Value]) -> Vec<Value> {
+    let mut stored = Vec::new();
+    for message in messages {
+        stored.push(client.store_message(session, format, message.clone()).await.data());
+    }
+    stored
+}
+
+async fn items(client: &Client, session: &str, query: &str) -> Vec<Value> {
+    client.messages(session, query).await["items"].as_array().unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_call_id_of_8_kib_is_stored_with_its_result() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let id = "signature/".repeat(819);
+        store(&client, &session, "openai", &[openai_calls(&[&id]), openai_result(&id)]).await;
+        let messages = items(&client, &session, "format=openai").await;
+        assert_eq!(messages[1]["tool_call_id"], *id);
+        let messages = items(&client, &session, "format=anthropic").await;
+        let call_id = messages[0]["content"][0]["id"].as_str().unwrap();
+        assert!(call_id.len() <= 64, "{call_id}");
+        assert_eq!(messages[1]["content"][0]["tool_use_id"], call_id);
+        // One limit for calls and results.
+        let long = "x".repeat(8 * 1024 + 1);
+        client.store_message(&session, "openai", openai_calls(&[&long])).await.assert_error(400, "id");
+        client.store_message(&session, "openai", openai_result(&long)).await.assert_error(400, "tool_call_id");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_page_is_extended_to_the_end_of_its_turn() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let mut history = vec![json!({"role": "user", "content": "look"}), openai_calls(&["a", "b", "c"])];
+        history.extend(["a", "b", "c"].map(openai_result));
+        history.push(json!({"role": "assistant", "content": "done"}));
+        store(&client, &session, "openai", &history).await;
+        for format in ["anthropic", "gemini"] {
+            let whole = items(&client, &session, &format!("format={format}")).await;
+            assert_eq!(whole.len(), 4);
+            for (limit, newest_first) in [(1, false), (2, false), (3, false), (1, true), (2, true), (4, true)] {
+                let mut pages: Vec<Vec<Value>> = Vec::new();
+                let mut cursor = String::new();
+                loop {
+                    let query = format!("format={format}&limit={limit}&time_desc={newest_first}&cursor={cursor}");
+                    let page = client.messages(&session, &query).await;
+                    pages.push(page["items"].as_array().unwrap().clone());
+                    match page["next_cursor"].as_str() {
+                        Some(next) => cursor = next.to_owned(),
+                        None => break,
+                    }
+                }
+                if newest_first {
+                    pages.reverse();
+                }
+                assert_eq!(pages.concat(), whole, "{format}, limit {limit}, newest first {newest_first}");
+            }
+        }
+        // In its own format, a page has as many messages as requested.
+        assert_eq!(items(&client, &session, "format=openai&limit=3").await.len(), 3);
+        assert_eq!(items(&client, &session, "format=acontext&limit=3").await.len(), 3);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_result_gets_the_name_of_a_call_on_an_earlier_page() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let text = |text: &str| json!({"role": "assistant", "content": text});
+        let history =
+            [openai_calls(&["a"]), json!({"role": "user", "content": "wait"}), text("yes"), openai_result("a")];
+        store(&client, &session, "openai", &history).await;
+        let messages = items(&client, &session, "format=gemini&limit=1&time_desc=true").await;
+        assert_eq!(messages[0]["parts"][0]["functionResponse"]["name"], "look");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_and_results_of_different_formats_match() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        store(&client, &session, "openai", &[openai_calls(&["a", "b"]), openai_result("a")]).await;
+        // A Gemini response for a call that was stored in another format.
+        let stored = store(&client, &session, "gemini", &[gemini_response(None, "look")]).await;
+        assert_eq!(stored[0]["parts"][0]["meta"]["tool_call_id"], "b");
+        // A result in another format for a Gemini call.
+        let call = json!({"role": "model", "parts": [{"functionCall": {"id": "c", "name": "look"}}]});
+        store(&client, &session, "gemini", &[call]).await;
+        let pending = async || {
+            let items = items(&client, &session, "format=acontext").await;
+            items.last().unwrap()["meta"]["__gemini_call_info__"].clone()
+        };
+        assert_eq!(pending().await, json!([{"id": "c", "name": "look"}]));
+        let result = json!({"type": "tool_result", "tool_use_id": "c", "content": "x"});
+        store(&client, &session, "anthropic", &[json!({"role": "user", "content": [result]})]).await;
+        let listed = items(&client, &session, "format=acontext").await;
+        assert!(listed[3]["meta"]["__gemini_call_info__"].is_null(), "{listed:?}");
+        let stored = store(&client, &session, "gemini", &[gemini_response(None, "look")]).await;
+        assert_eq!(stored[0]["parts"][0]["meta"]["tool_call_id"], Value::Null);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_response_belongs_to_the_newest_turn_with_an_unanswered_call() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let call = |id: &str| json!({"role": "model", "parts": [{"functionCall": {"id": id, "name": "look"}}]});
+        let user = json!({"role": "user", "parts": [{"text": "again"}]});
+        let history = [call("interrupted"), user, call("newest"), gemini_response(None, "look")];
+        let stored = store(&client, &session, "gemini", &history).await;
+        assert_eq!(stored[3]["parts"][0]["meta"]["tool_call_id"], "newest");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_response_in_several_steps_answers_its_call_with_the_last_one() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let mut partial = gemini_response(None, "look");
+        partial["parts"][0]["functionResponse"]["willContinue"] = true.into();
+        let call = json!({"role": "model", "parts": [{"functionCall": {"id": "a", "name": "look"}}]});
+        let responses = [call, partial.clone(), partial, gemini_response(None, "look")];
+        let stored = store(&client, &session, "gemini", &responses).await;
+        for message in &stored[1..] {
+            assert_eq!(message["parts"][0]["meta"]["tool_call_id"], "a");
+        }
+        // The call is answered, but a response that names it is stored nevertheless.
+        let stored = store(&client, &session, "gemini", &[gemini_response(Some("a"), "look")]).await;
+        assert_eq!(stored[0]["parts"][0]["meta"]["tool_call_id"], "a");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_interrupted_call_is_repaired_on_request() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let user = json!({"role": "user", "content": "look"});
+        let history = [user.clone(), openai_calls(&["a", "b"]), openai_result("b"), user];
+        store(&client, &session, "openai", &history).await;
+        assert_eq!(items(&client, &session, "format=openai").await, history);
+        for (format, length) in [("openai", 5), ("anthropic", 4), ("gemini", 4)] {
+            let messages = items(&client, &session, &format!("format={format}&repair=true")).await;
+            assert_eq!(messages.len(), length, "{format}: {messages:?}");
+            let text = json!(messages).to_string();
+            assert_eq!(text.matches("[no result: the tool call was interrupted]").count(), 1, "{format}: {text}");
+        }
+        assert_eq!(items(&client, &session, "format=openai").await, history, "the stored messages are unchanged");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_of_an_encrypted_project_are_matched() {
+    run(async |app| {
+        let client = app.project().await;
+        client.post("/api/v1/project/encrypt", json!({})).await.assert_status(200);
+        let session = client.new_session().await;
+        store(&client, &session, "openai", &[openai_calls(&["a"])]).await;
+        let stored = store(&client, &session, "gemini", &[gemini_response(None, "look")]).await;
+        assert_eq!(stored[0]["parts"][0]["meta"]["tool_call_id"], "a");
+    })
+    .await;
+}
