@@ -15,8 +15,10 @@ use crate::text_enum::text_enum;
 mod acontext;
 mod anthropic;
 pub(super) mod changes;
+mod dialect;
 mod gemini;
 mod media;
+mod opaque;
 mod openai;
 #[cfg(test)]
 mod proptests;
@@ -27,6 +29,7 @@ mod value;
 
 pub use changes::BodyChange;
 use changes::ChangeCursor;
+pub(super) use opaque::opaque_text;
 
 text_enum! {
     /// A message format, by its name in the API.
