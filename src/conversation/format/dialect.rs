@@ -113,8 +113,9 @@ fn push_result(block: &mut Object, parts: &mut Vec<Part>) {
     match block.remove("output") {
         Some(Value::Object(mut output)) if output.get("type").is_some_and(Value::is_string) => {
             is_error |= is_error_output(&output);
-            match (str_at(&output, "type"), output.remove("value")) {
-                ("content", Some(Value::Array(items))) => content = items,
+            let is_content = str_at(&output, "type") == "content";
+            match (is_content, output.remove("value")) {
+                (true, Some(Value::Array(items))) => content = items,
                 (_, Some(value)) => content.push(stringify(value).into()),
                 (_, None) => content.push(take_as_string(&mut output, "reason").into()),
             }
