@@ -47,8 +47,10 @@ impl Media {
             media.take_content_from_meta();
         }
         if media.filename.is_empty() {
-            let name =
-                ["filename", "name"].map(|key| str_at(&media.meta, key)).into_iter().find(|name| !name.is_empty());
+            let name = ["filename", "name", "title"]
+                .map(|key| str_at(&media.meta, key))
+                .into_iter()
+                .find(|name| !name.is_empty());
             media.filename = name.unwrap_or_default().to_owned();
         }
         if media.data.is_some() && media.mime.is_empty() && media.kind == PartKind::Image {
@@ -119,9 +121,12 @@ impl Media {
         self.url.take_if(|url| !is_data_url(url))
     }
 
-    /// Removes and returns the URL, unless it is a `data:` URL or a `gs://` URL, which only Gemini can read.
+    /// Removes and returns the URL if its scheme is `http` or `https`. Other URLs, such as `gs://`, are private to a provider.
     pub(super) fn take_public_url(&mut self) -> Option<String> {
-        self.url.take_if(|url| !is_data_url(url) && !url.starts_with("gs://"))
+        self.url.take_if(|url| {
+            let scheme = url.split_once("://").map(|(scheme, _)| scheme).unwrap_or_default();
+            ["http", "https"].iter().any(|public| scheme.eq_ignore_ascii_case(public))
+        })
     }
 
     /// Takes the text of a document, or decodes the content of a text file. Returns `None` if there is neither.
@@ -171,8 +176,8 @@ pub(super) fn normalize_mime(mime: &str) -> String {
     if mime == "image/jpg" { "image/jpeg".into() } else { mime }
 }
 
-/// Converts base64 to standard base64 without line breaks. The input may be URL-safe base64, which Google's Python SDK writes.
-/// Returns `None` if the input is not base64 or lacks the padding.
+/// Converts base64 to standard base64 without line breaks. The input may be URL-safe base64, which Google's Python SDK writes, and
+/// it may lack the padding, as Google's API allows. Returns `None` if the input is not base64.
 pub(super) fn to_standard_base64(text: String) -> Option<String> {
     if is_standard_base64(text.bytes()) {
         return Some(text);
@@ -182,7 +187,11 @@ pub(super) fn to_standard_base64(text: String) -> Option<String> {
         '_' => '/',
         other => other,
     };
-    let text: String = text.chars().filter(|character| !matches!(character, '\r' | '\n')).map(to_standard).collect();
+    let mut text: String =
+        text.chars().filter(|character| !matches!(character, '\r' | '\n')).map(to_standard).collect();
+    if !text.contains('=') && text.len() % 4 > 1 {
+        text.push_str(&"=="[text.len() % 4 - 2..]);
+    }
     is_standard_base64(text.bytes()).then_some(text)
 }
 
@@ -199,11 +208,6 @@ fn is_standard_base64(bytes: impl ExactSizeIterator<Item = u8>) -> bool {
         }
     }
     length.is_multiple_of(4) && padding <= 2
-}
-
-/// Encodes the bytes of a text in base64.
-pub(super) fn encode_base64(text: &str) -> String {
-    STANDARD.encode(text)
 }
 
 pub(super) fn is_data_url(url: &str) -> bool {

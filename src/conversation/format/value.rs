@@ -8,6 +8,9 @@ use crate::json::ValueBudget;
 
 pub(super) type Object = Map<String, Value>;
 
+/// The text of a message or of a failed tool result that would otherwise have no content, which providers reject.
+pub(super) const NO_CONTENT: &str = "[no content]";
+
 pub(super) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> InvalidMessage {
     InvalidMessage { field: field.into(), reason: reason.into() }
 }
@@ -42,6 +45,11 @@ pub(super) fn take_object(object: &mut Object, key: &str) -> Object {
         Some(Value::Object(inner)) => inner,
         _ => Object::new(),
     }
+}
+
+/// Returns `true` for a text that is empty or consists of white space.
+pub(super) fn is_blank(text: &str) -> bool {
+    text.trim().is_empty()
 }
 
 /// Returns the string at a key; empty if the key is missing or its value is not a string.
@@ -124,6 +132,14 @@ pub(super) fn take_arguments(meta: &mut Object, budget: &ValueBudget) -> Object 
         Value::Object(arguments) => arguments,
         other => object([("input", other)]),
     }
+}
+
+/// Removes the name and the arguments of a tool call from its meta and returns them as texts. Missing or `null` arguments become
+/// `{}`.
+pub(super) fn take_call_text_fields(meta: &mut Object) -> (String, String) {
+    let arguments = take_as_string(meta, "arguments");
+    let arguments = if matches!(arguments.as_str(), "" | "null") { "{}".to_owned() } else { arguments };
+    (take_as_string(meta, "name"), arguments)
 }
 
 /// Removes and returns the caption of a part: the text of a media or data part. It is converted to a text of its own, because

@@ -8,6 +8,7 @@ mod acontext;
 mod anthropic;
 mod edit;
 mod gemini;
+mod gemini_write;
 mod media;
 mod openai;
 
@@ -30,6 +31,11 @@ fn parts_of(format: Format, blob: Value) -> Value {
 fn convert_with(format: Format, blob: Value, target: Format, ctx: &RenderContext) -> Value {
     let NormalizedMessage { role, meta, body, .. } = normalize_valid(format, blob);
     Value::Array(from_parts(target, role, &meta, to_parts(format, body), ctx))
+}
+
+/// Converts a message to `acontext`, stores that, and converts it to the target.
+fn convert_via_acontext(format: Format, blob: Value, target: Format) -> Value {
+    convert(Format::Acontext, convert(format, blob, Format::Acontext)[0].take(), target)
 }
 
 /// Converts a message to another format.
@@ -56,13 +62,14 @@ fn message_must_be_an_object() {
 fn roles_of_other_formats_are_rejected() {
     for (format, roles) in [
         (Format::OpenAi, "model User bot"),
-        (Format::Anthropic, "system tool model USER"),
-        (Format::Gemini, "assistant system function Model"),
+        (Format::Anthropic, "tool model developer USER"),
+        (Format::Gemini, "assistant system Model"),
         (Format::Acontext, "system tool model USER"),
     ] {
-        for role in roles.split(' ').map(Value::from).chain(["".into(), Value::Null, 5.into()]) {
+        for role in roles.split(' ').map(Value::from).chain(["".into(), 5.into()]) {
             assert_eq!(invalid_field(format, json!({"role": role, "content": "x", "parts": [{"text": "x"}]})), "role");
         }
+        assert_eq!(invalid_field(format, json!({"role": null, "content": "x"})), "role");
     }
 }
 

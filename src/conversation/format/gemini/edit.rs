@@ -1,0 +1,39 @@
+//! Applies changes to a stored body.
+
+use serde_json::Value;
+
+use super::super::changes::ChangeCursor;
+use super::super::value::{Object, indexed_objects_mut, str_at};
+use super::is_partial_call;
+use super::read::is_lone_result;
+use super::write::response_object;
+use crate::json::ValueBudget;
+
+pub(in super::super) fn apply_changes(body: &mut Object, changes: &mut ChangeCursor<'_>) {
+    for (_, part) in indexed_objects_mut(body.get_mut("parts")) {
+        if let Some(Value::Object(call)) = part.get_mut("functionCall")
+            && !is_partial_call(call)
+            && changes.clears_next_call()
+        {
+            call.remove("partialArgs");
+            call.insert("args".into(), Value::Object(Object::new()));
+        }
+        if let Some(Value::Object(response)) = part.get_mut("functionResponse")
+            && let Some(text) = changes.next_result_text()
+        {
+            change_response(response, text);
+        }
+    }
+}
+
+/// Replaces a function response. The response of a failed function remains one.
+fn change_response(function: &mut Object, text: &str) {
+    // In a response without a call id, the nested parts do not refer to the call, so they are not attachments.
+    if !str_at(function, "id").is_empty() {
+        function.remove("parts");
+    }
+    let old = function.get("response").and_then(Value::as_object);
+    let is_error = old.is_some_and(|old| is_lone_result(old) && old.contains_key("error"));
+    let response = response_object(text.to_owned(), is_error, &ValueBudget::default());
+    function.insert("response".into(), Value::Object(response));
+}
