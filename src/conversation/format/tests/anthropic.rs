@@ -20,7 +20,8 @@ fn blocks_become_parts() {
         ),
         (
             json!({"type": "document", "source": {"type": "base64", "data": "AAAA"}, "title": "T", "context": "C"}),
-            json!({"type": "file", "meta": {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}}),
+            json!({"type": "file", "meta": {
+                "type": "base64", "media_type": "application/pdf", "data": "AAAA", "title": "T", "context": "C"}}),
         ),
         (
             json!({"type": "tool_use", "id": "a", "name": "f", "input": {"b": "<&>", "a": [null]}}),
@@ -56,7 +57,7 @@ fn tool_results_become_parts() {
         (json!({"content": "a string"}), "a string", false),
         (json!({}), "", false),
         (json!({"content": null, "is_error": null}), "", false),
-        (json!({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}), "ab", false),
+        (json!({"content": [{"type": "text", "text": "a"}]}), "a", false),
         (json!({"content": "x", "is_error": true}), "x", true),
         (json!({"content": "x", "is_error": "yes"}), "x", false),
         (json!({"content": {"b": 1, "a": 2}}), "{\"a\":2,\"b\":1}", false),
@@ -64,12 +65,93 @@ fn tool_results_become_parts() {
         let mut block = block;
         block["type"] = "tool_result".into();
         block["tool_use_id"] = "t".into();
-        let blob = json!({"role": "user", "content": [block]});
-        let part = &parts_of(ANTHROPIC, blob.clone())[0];
-        assert_eq!(part.get("text").and_then(Value::as_str).unwrap_or_default(), text);
-        assert_eq!(part["meta"], json!({"tool_call_id": "t", "is_error": is_error}));
-        assert_eq!(normalize_valid(ANTHROPIC, blob).body["content"][0]["is_error"], is_error);
+        let parts = parts_of(ANTHROPIC, json!({"role": "user", "content": [block]}));
+        assert_eq!(parts.as_array().map(Vec::len), Some(1));
+        assert_eq!(parts[0].get("text").and_then(Value::as_str).unwrap_or_default(), text);
+        assert_eq!(parts[0]["meta"], json!({"tool_call_id": "t", "is_error": is_error}));
     }
+}
+
+#[test]
+fn nothing_is_added_to_a_stored_tool_result() {
+    let blob = json!({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t"}]});
+    assert_eq!(normalize_valid(ANTHROPIC, blob.clone()).body, blob);
+}
+
+/// Builds a user message with one tool result.
+fn tool_result(content: &Value) -> Value {
+    json!({"role": "user", "content": [
+        {"type": "tool_result", "tool_use_id": "t", "is_error": false, "content": content}]})
+}
+
+#[test]
+fn texts_and_media_of_a_tool_result_stay_separate_and_in_order() {
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let image = json!({"type": "image", "source": {"type": "url", "url": "https://x/c.png"}});
+    let blob = tool_result(&json!([text("42"), image, text("17")]));
+    let meta = json!({"tool_call_id": "t"});
+    assert_eq!(
+        parts_of(ANTHROPIC, blob.clone()),
+        json!([
+            {"type": "tool-result", "text": "42", "meta": {"tool_call_id": "t", "is_error": false}},
+            {"type": "image", "meta": {"type": "url", "url": "https://x/c.png", "tool_call_id": "t"}},
+            {"type": "text", "text": "17", "meta": meta},
+        ])
+    );
+    assert_eq!(convert_via_acontext(ANTHROPIC, blob.clone(), ANTHROPIC), json!([blob]));
+    let gemini = convert(ANTHROPIC, blob, Format::Gemini);
+    assert_eq!(gemini[0]["parts"][0]["functionResponse"]["response"], json!({"output": "42\n17"}));
+    assert_eq!(gemini[0]["parts"][1]["fileData"]["fileUri"], "https://x/c.png");
+}
+
+#[test]
+fn nested_tool_results_are_part_of_the_outer_one() {
+    let inner =
+        json!({"type": "tool_result", "tool_use_id": "inner", "content": [{"type": "text", "text": "17"}, "4"]});
+    let blob = tool_result(&json!([{"type": "text", "text": "42"}, inner, "5"]));
+    assert_eq!(normalize_valid(ANTHROPIC, blob.clone()).body, blob);
+    let texts: Vec<_> = ["42", "17", "4", "5"].map(|text| json!({"type": "text", "text": text})).into();
+    assert_eq!(convert(ANTHROPIC, blob, ANTHROPIC), json!([tool_result(&texts.into())]));
+}
+
+#[test]
+fn empty_tool_results_have_no_blank_text() {
+    for content in
+        [json!(""), json!([]), json!(" \n"), json!([{"type": "text", "text": ""}, {"type": "text", "text": " "}])]
+    {
+        let blob =
+            json!({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": content}]});
+        let result = json!({"type": "tool_result", "tool_use_id": "t", "is_error": false});
+        assert_eq!(convert(ANTHROPIC, blob, ANTHROPIC), json!([{"role": "user", "content": [result]}]));
+    }
+    // The content of a failed result is required.
+    let failed = json!({"type": "tool_result", "tool_use_id": "t", "is_error": true});
+    let blob = json!({"role": "user", "content": [failed]});
+    let content = json!([{"type": "text", "text": "[no content]"}]);
+    assert_eq!(convert(ANTHROPIC, blob, ANTHROPIC)[0]["content"][0]["content"], content);
+}
+
+#[test]
+fn failed_tool_result_contains_only_texts() {
+    let image = json!({"type": "image", "source": {"type": "url", "url": "https://x/c.png"}});
+    let text = json!({"type": "text", "text": "x"});
+    let failed =
+        |content: Value| json!({"type": "tool_result", "tool_use_id": "t", "is_error": true, "content": content});
+    let blob = json!({"role": "user", "content": [failed(json!([text, image, text]))]});
+    let content = json!([failed(json!([text, text])), image]);
+    assert_eq!(convert(ANTHROPIC, blob, ANTHROPIC), json!([{"role": "user", "content": content}]));
+}
+
+#[test]
+fn attachment_without_content_leaves_no_empty_list() {
+    let image = json!({"type": "image", "source": {"type": "file", "file_id": "f"}, "tool_call_id": "t"});
+    let parts = json!([
+        {"type": "tool-result", "meta": {"tool_call_id": "t"}},
+        {"type": "image", "meta": {"tool_call_id": "t", "source": image}},
+    ]);
+    let result = json!({"type": "tool_result", "tool_use_id": "t", "is_error": false});
+    let blob = json!({"role": "user", "parts": parts});
+    assert_eq!(convert(Format::Acontext, blob, ANTHROPIC), json!([{"role": "user", "content": [result]}]));
 }
 
 #[test]
@@ -121,71 +203,4 @@ fn response_fields_are_moved_to_the_meta() {
     assert_eq!((&normalized.body, &normalized.meta["response"]), (&message, &rest));
     let other = json!({"role": "user", "content": [], "unheard_of": 1});
     assert_eq!(normalize_valid(ANTHROPIC, other.clone()).body, other);
-}
-
-#[test]
-fn parts_become_blocks() {
-    for (part, block) in [
-        (json!({"type": "text", "text": "x"}), json!({"type": "text", "text": "x"})),
-        (
-            json!({"type": "text", "text": "x", "meta": {"cache_control": {"type": "ephemeral", "ttl": "1h"}}}),
-            json!({"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}),
-        ),
-        (
-            json!({"type": "text", "text": "x", "meta": {"cache_control": {"type": "eternal"}}}),
-            json!({"type": "text", "text": "x"}),
-        ),
-        (json!({"type": "thinking", "text": "hm"}), json!({"type": "thinking", "thinking": "hm", "signature": ""})),
-        (
-            json!({"type": "redacted_thinking", "meta": {"data": "zz"}}),
-            json!({"type": "redacted_thinking", "data": "zz"}),
-        ),
-        (
-            json!({"type": "tool-result", "meta": {"tool_call_id": "t"}}),
-            json!({"type": "tool_result", "tool_use_id": "t", "is_error": false,
-                "content": [{"type": "text", "text": ""}]}),
-        ),
-        (
-            json!({"type": "tool-result", "text": "x", "meta": {"tool_call_id": ""}}),
-            json!({"type": "text", "text": "x"}),
-        ),
-        (
-            json!({"type": "data", "meta": {"data_type": "anthropic", "block": {"type": "new", "x": [null]}}}),
-            json!({"type": "new", "x": [null]}),
-        ),
-        (
-            json!({"type": "data", "text": "so this", "meta": {"data_type": "x"}}),
-            json!({"type": "text", "text": "so this"}),
-        ),
-    ] {
-        let blob = json!({"role": "user", "parts": [part]});
-        assert_eq!(convert(Format::Acontext, blob, ANTHROPIC), json!([{"role": "user", "content": [block]}]));
-    }
-    for nothing in [json!({"type": "redacted_thinking"}), json!({"type": "data", "meta": {"data_type": "openai"}})] {
-        let blob = json!({"role": "assistant", "parts": [nothing]});
-        assert_eq!(convert(Format::Acontext, blob, ANTHROPIC), json!([{"role": "assistant", "content": []}]));
-    }
-    let empty = json!({"role": "user", "content": ""});
-    assert_eq!(convert(Format::OpenAi, empty, ANTHROPIC), json!([{"role": "user", "content": []}]));
-}
-
-#[test]
-fn tool_call_input_is_always_an_object() {
-    for (arguments, input) in [
-        (json!("{\"a\": 1}"), json!({"a": 1})),
-        (json!({"a": null}), json!({"a": null})),
-        (json!(""), json!({})),
-        (json!("null"), json!({})),
-        (json!(null), json!({})),
-        (json!("[1]"), json!({"input": [1]})),
-        (json!("{torn"), json!({"input": "{torn"})),
-    ] {
-        let part = json!({"type": "tool-call", "meta": {"id": "a", "name": "f", "arguments": arguments}});
-        let blob = json!({"role": "assistant", "parts": [part]});
-        let block = json!({"type": "tool_use", "id": "a", "name": "f", "input": input});
-        assert_eq!(convert(Format::Acontext, blob, ANTHROPIC), json!([{"role": "assistant", "content": [block]}]));
-    }
-    let custom = json!({"id": "k", "type": "custom", "custom": {"name": "calc", "input": "{}"}});
-    let blob = json!({"role": "assistant", "tool_calls": [custom]});
-    assert_eq!(convert(Format::OpenAi, blob, ANTHROPIC)[0]["content"][0]["input"], json!({"input": "{}"}));
 }

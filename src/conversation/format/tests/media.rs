@@ -72,7 +72,9 @@ fn unsupported_media_become_placeholder_text() {
     let [openai, _, gemini] = render(&part, &RenderContext::default());
     assert_eq!(openai, "[video (video/mp4): gs://b/v]");
     assert_eq!(gemini, json!({"fileData": {"fileUri": "gs://b/v", "mimeType": "video/mp4"}}));
-    assert_eq!(render(&json!({"type": "image"}), &RenderContext::default()), [Value::Null, Value::Null, Value::Null]);
+    let [_, anthropic, gemini] = render(&json!({"type": "image"}), &RenderContext::default());
+    assert_eq!(anthropic, json!({"type": "text", "text": "[no content]"}));
+    assert_eq!(gemini, json!({"text": "[no content]"}));
     assert_eq!(render(&json!({"type": "file", "meta": {"name": "x"}}), &RenderContext::default()), text("[file x]"));
 }
 
@@ -135,9 +137,23 @@ fn anthropic_only_sources_survive() {
     ] {
         let blob = json!({"role": "user", "content": [block]});
         assert_eq!(convert(Format::Anthropic, blob.clone(), Format::Anthropic), json!([blob]));
-        let parts = text.map(|text| json!({"text": text})).into_iter().collect::<Vec<_>>();
+        let parts = json!([{"text": text.unwrap_or("[no content]")}]);
         assert_eq!(convert(Format::Anthropic, blob, Format::Gemini), json!([{"role": "user", "parts": parts}]));
     }
+}
+
+#[test]
+fn anthropic_gets_only_public_urls_and_valid_base64() {
+    for (meta, text) in [
+        (json!({"url": "gs://b/c.png"}), "[image: gs://b/c.png]"),
+        (json!({"url": "file-1"}), "[image: file-1]"),
+        (json!({"media_type": "image/png", "data": "not base64!"}), "[image (image/png)]"),
+    ] {
+        let [_, anthropic, _] = render(&json!({"type": "image", "meta": meta}), &RenderContext::default());
+        assert_eq!(anthropic, json!({"type": "text", "text": text}));
+    }
+    let [_, anthropic, _] = render(&json!({"type": "image", "meta": {"data": "-_8"}}), &RenderContext::default());
+    assert_eq!(anthropic["source"]["data"], "+/8=");
 }
 
 fn stored_file(kind: &str, filename: &str, mime: &str) -> Value {

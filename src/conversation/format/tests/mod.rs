@@ -6,6 +6,7 @@ use super::*;
 
 mod acontext;
 mod anthropic;
+mod anthropic_write;
 mod edit;
 mod gemini;
 mod gemini_write;
