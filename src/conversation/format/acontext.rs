@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::changes::{AttachmentMatcher, ChangeCursor, empty_arguments};
+use super::signatures::SIGNATURE_KEY;
 use super::value::{
     Object, contains_nul, indexed_objects_mut, invalid, object, opaque_part, part, remove_nulls, str_at,
     take_as_string, take_opaque_block,
@@ -52,7 +53,8 @@ pub(super) fn normalize(mut body: Object) -> Result<(Role, Object, Object), Inva
     Ok((role, meta, body))
 }
 
-/// Validates a part. Returns the field that is invalid, as a suffix of the path of the part, and the reason.
+/// Validates a part. Returns the field that is invalid, as a suffix of the path of the part, and the reason. Every part that
+/// [`to_parts`](super::to_parts) returns for a message of any format is valid; its text may be empty.
 fn validate_part(part: &Object) -> Result<(), (&'static str, String)> {
     let Some(kind) = part_kind(part) else {
         return Err((".type", format!("must be one of {PART_TYPES}")));
@@ -65,17 +67,21 @@ fn validate_part(part: &Object) -> Result<(), (&'static str, String)> {
     if part.get("meta").is_some_and(|meta| !meta.is_object()) {
         return Err((".meta", "must be an object".into()));
     }
+    let has_meta = |key: &str| part.get("meta").is_some_and(|meta| meta.get(key).is_some());
+    if kind == PartKind::Thinking && str_at(part, "text").is_empty() && !has_meta(SIGNATURE_KEY) {
+        return Err((".text", "must be a non-empty string for a thought without a signature".into()));
+    }
+    // A result of a deprecated or unknown call has the name of the function instead of an id.
+    if kind == PartKind::ToolResult && ["tool_call_id", "function_name", "name"].into_iter().any(has_meta) {
+        return Ok(());
+    }
     let required: &[_] = match kind {
-        PartKind::Text | PartKind::Thinking if str_at(part, "text").is_empty() => {
-            return Err((".text", "must be a non-empty string".into()));
-        }
         PartKind::ToolCall => &[("name", ".meta.name"), ("arguments", ".meta.arguments")],
         PartKind::ToolResult => &[("tool_call_id", ".meta.tool_call_id")],
         PartKind::Data => &[("data_type", ".meta.data_type")],
         _ => &[],
     };
-    let meta = part.get("meta").and_then(Value::as_object);
-    match required.iter().find(|(key, _)| !meta.is_some_and(|meta| meta.contains_key(*key))) {
+    match required.iter().find(|(key, _)| !has_meta(key)) {
         Some((_, field)) => Err((field, "is required for a part of this type".into())),
         None => Ok(()),
     }

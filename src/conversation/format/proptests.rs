@@ -65,7 +65,29 @@ proptest! {
         let normalized = normalize_valid(format, sample.blob);
         let converted = convert(&normalized, target);
         for claim in &sample.claims {
-            prop_assert!(contains_claim(target, &converted, claim), "{claim:?} is lost in {converted:?}");
+            prop_assert!(contains_claim(format, target, &converted, claim), "{claim:?} is lost in {converted:?}");
+        }
+    }
+
+    #[test]
+    fn converted_messages_are_accepted_by_their_target(
+        (format, sample) in any_sample(),
+        target in prop::sample::select(vec![Format::Anthropic, Format::Gemini, Format::Acontext]),
+    ) {
+        for message in convert(&normalize_valid(format, sample.blob), target) {
+            let normalized = normalize(target, message.clone(), &mut call_ids());
+            prop_assert!(normalized.is_ok(), "{:?}: {message}", normalized.err());
+        }
+    }
+
+    #[test]
+    fn parts_of_any_valid_message_are_accepted_as_acontext(
+        (format, blob) in any_format().prop_flat_map(|format| (Just(format), mutated(format))),
+    ) {
+        if let Ok(message) = normalize(format, blob, &mut call_ids()) {
+            let parts = convert(&message, Format::Acontext)[0]["parts"].take();
+            let normalized = normalize(Format::Acontext, json!({"role": "user", "parts": parts}), &mut call_ids());
+            prop_assert!(normalized.is_ok(), "{:?}: {parts}", normalized.err());
         }
     }
 
@@ -104,7 +126,7 @@ proptest! {
         let claim = Claim::FunctionCall { id: "c".into(), name: "f".into(), arguments: args };
         prop_assert!(normalized.body.to_string().contains(&number), "{}", normalized.body);
         let converted = convert(&normalized, target);
-        prop_assert!(contains_claim(target, &converted, &claim), "{converted:?}");
+        prop_assert!(contains_claim(format, target, &converted, &claim), "{converted:?}");
         prop_assert!(Value::from(converted).to_string().contains(&number));
     }
 }

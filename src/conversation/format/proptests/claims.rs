@@ -21,12 +21,14 @@ pub(super) enum Claim {
     Image(String),
 }
 
-/// Returns `true` if converted messages contain the claim.
-pub(super) fn contains_claim(format: Format, messages: &[Value], claim: &Claim) -> bool {
+/// Returns `true` if messages that were converted from the format `source` contain the claim.
+pub(super) fn contains_claim(source: Format, format: Format, messages: &[Value], claim: &Claim) -> bool {
     let claims: Vec<_> = messages.iter().flat_map(|message| claims_of(format, message)).collect();
     match claim {
         // OpenAI messages have no reasoning, so it becomes text.
         Claim::Thought(text) if format == Format::OpenAi => claims.contains(&Claim::Text(text.clone())),
+        // Anthropic rejects thoughts without its own signature.
+        Claim::Thought(_) if format == Format::Anthropic && source != format => true,
         claim => claims.contains(claim),
     }
 }
@@ -104,9 +106,10 @@ fn claims_of_gemini(part: &Value) -> Option<Claim> {
         return Some(Claim::FunctionCall { id: text(&call["id"]), name: text(&call["name"]), arguments });
     }
     let response = part.get("functionResponse")?;
-    let output = match response["response"]["output"].as_str() {
+    let value = &response["response"];
+    let output = match value["output"].as_str().or_else(|| value["error"].as_str()) {
         Some(output) => output.to_owned(),
-        None => response["response"].to_string(),
+        None => value.to_string(),
     };
     Some(Claim::Result { id: text(&response["id"]), text: output })
 }

@@ -74,11 +74,10 @@ fn invalid_part_is_rejected() {
         (json!({"type": ""}), ".type"),
         (json!({"type": 5}), ".type"),
         (json!({"text": "no type"}), ".type"),
-        (json!({"type": "text"}), ".text"),
-        (json!({"type": "text", "text": ""}), ".text"),
         (json!({"type": "text", "text": 5}), ".text"),
         (json!({"type": "image", "text": 5}), ".text"),
         (json!({"type": "thinking", "text": null}), ".text"),
+        (json!({"type": "thinking", "text": "", "meta": {}}), ".text"),
         (json!({"type": "file", "file_field": 5}), ".file_field"),
         (json!({"type": "file", "meta": []}), ".meta"),
         (json!({"type": "data"}), ".meta.data_type"),
@@ -93,6 +92,28 @@ fn invalid_part_is_rejected() {
     }
     assert_eq!(invalid_field(ACONTEXT, json!({"role": "user", "parts": {}})), "parts");
     assert_eq!(invalid_field(ACONTEXT, json!({"role": "user", "meta": [1]})), "meta");
+}
+
+#[test]
+fn parts_of_every_format_are_accepted() {
+    for (format, blob) in [
+        (Format::OpenAi, json!({"role": "user", "content": ""})),
+        (Format::OpenAi, json!({"role": "function", "name": "old", "content": "x"})),
+        (Format::OpenAi, json!({"role": "assistant", "function_call": {"name": "old", "arguments": ""}})),
+        (Format::Anthropic, json!({"role": "user", "content": [{"type": "text", "text": ""}]})),
+        (Format::Anthropic, json!({"role": "assistant", "content": [{"type": "thinking", "thinking": ""}]})),
+        (
+            Format::Anthropic,
+            json!({"role": "assistant", "content": [{"type": "thinking", "thinking": "", "signature": "c2ln"}]}),
+        ),
+        (Format::Gemini, json!({"role": "model", "parts": [{"text": ""}, {}]})),
+        (Format::Gemini, json!({"role": "model", "parts": [{"thought": true, "thoughtSignature": "c2ln"}]})),
+        (Format::Gemini, json!({"role": "user", "parts": [{"functionResponse": {"name": "f"}}]})),
+    ] {
+        let converted = convert(format, blob.clone(), ACONTEXT);
+        let normalized = normalize_valid(ACONTEXT, converted[0].clone());
+        assert_eq!(normalized.body["parts"], parts_of(format, blob));
+    }
 }
 
 #[test]
