@@ -55,8 +55,8 @@ pub struct InvalidMessage {
 pub struct NormalizedMessage {
     pub format: Format,
     pub role: Role,
-    /// The meta of the message: `source_format`, and depending on the format `name` and `original_role` (`OpenAI`), `response`
-    /// (Anthropic), or the fields of the message's own `meta` (`acontext`).
+    /// The meta of the message: `source_format`, and depending on the format `name` (`OpenAI`), `original_role` (`OpenAI` and
+    /// Anthropic), `response` (Anthropic), or the fields of the message's own `meta` (`acontext`).
     pub meta: Map<String, Value>,
     /// The message as it is stored; see [`normalize`].
     pub body: Value,
@@ -106,15 +106,12 @@ impl NormalizedMessage {
 /// The body is the message as it was sent, except for the following changes:
 /// - Keys with the value `null` are removed where `null` means absent: in the message, in its blocks or parts of a known type,
 ///   and in the objects that the format defines inside these. They are preserved in free-form JSON (arguments, results, `meta`),
-///   except at the top level of Gemini's `partMetadata`, and in blocks of an unknown type.
-/// - The list that every message of the format has (`content` of Anthropic, `parts` of Gemini and acontext) is added if it is
-///   missing.
+///   and in blocks of an unknown type.
+/// - The list that every message of the format has (`content` of Anthropic, `parts` of acontext) is added if it is missing.
 /// - `OpenAI`: Tool call arguments that are an object or array are converted to a JSON string. In a tool message, a missing
 ///   `tool_call_id` or `content` becomes `""`, and a content list of only texts is joined into one string.
-/// - Anthropic: All fields of a model's response except `role` and `content` are moved to the meta. A tool result always has
-///   `content` and a boolean `is_error`.
-/// - Gemini: Keys are converted to camel case. The binary data of parts is converted to standard base64, except in the parts of
-///   a function response. Each function call has an id.
+/// - Anthropic: All fields of a model's response except `role` and `content` are moved to the meta.
+/// - Gemini: Keys are converted to camel case, and binary data to standard base64. Each function call has an id.
 /// - acontext: `asset`, `filename` and an empty `file_field` are removed from parts.
 ///
 /// # Errors
@@ -207,7 +204,7 @@ pub fn from_parts(
 /// Applies changes to a stored body. Everything else is preserved, including ids, signatures and cache hints.
 ///
 /// Afterwards, [`to_parts`] returns the edited parts. The only exception is the result of a Gemini function call, which must be
-/// an object: a text that is not a JSON object becomes `{"output": text}`, as in [`from_parts`].
+/// an object: a text that is a JSON object loses its white space.
 pub fn apply_changes(format: Format, body: &mut Value, changes: &[BodyChange]) {
     let Value::Object(body) = body else { return };
     let mut changes = ChangeCursor::new(changes);
