@@ -147,8 +147,8 @@ def test_the_error_names_an_invalid_field_of_a_body(server, session, body, field
 
 
 TEXT = {"type": "text", "text": "hello"}
-INVALID_TEXT_PARTS = ({}, None, "text", 5, {"text": 5}, {"text": ""})
-INVALID_CALLS = ({}, {"name": 5}, "f", {"name": "f", "args": "x"})
+INVALID_TEXT_PARTS = (None, "text", 5, {"text": 5}, {"text": "x", "thought": 5})
+INVALID_CALLS = ({"name": ""}, {"name": 5}, "f", {"name": "f", "args": "x"})
 INVALID_RESPONSES = ({}, {"name": ""}, {"name": 5}, "f", {"name": "uncalled"})
 INVALID_BLOBS = [
     # OpenAI
@@ -162,11 +162,11 @@ INVALID_BLOBS = [
     (openai(role="user", content="x", name="a\0b"), "name"),
     *((openai(role="assistant", tool_calls=calls), "tool_calls") for calls in ("text", 5, {})),
     # Anthropic
-    *((anthropic(role=role, content="x"), "role") for role in ("system", "tool", "model", "", None, 5)),
+    *((anthropic(role=role, content="x"), "role") for role in ("developer", "tool", "model", "", None, 5)),
     (anthropic(content="no role"), "role"),
     # Gemini
-    *((gemini({"text": "x"}, role=role), "role") for role in ("assistant", "system", "function", "Model", "", None, 5)),
-    ({"format": "gemini", "blob": {"parts": [{"text": "no role"}]}}, "role"),
+    *((gemini({"text": "x"}, role=role), "role") for role in ("assistant", "system", "Model", "", 5)),
+    ({"format": "gemini", "blob": {"content": "neither role nor parts"}}, "role"),
     *(({"format": "gemini", "blob": {"role": "user", "parts": parts}}, "parts") for parts in ("text", 5, {})),
     *((gemini({"text": "x"}, item), "parts[1]") for item in INVALID_TEXT_PARTS),
     *(
@@ -182,9 +182,9 @@ INVALID_BLOBS = [
     *((acontext(TEXT, item), "parts[1]") for item in (None, "text", 5, [])),
     *((acontext(TEXT, {"type": kind}), "parts[1].type") for kind in ("hologram", "", "Text", None, 5)),
     (acontext(TEXT, {"text": "no type"}), "parts[1].type"),
-    *((acontext({"type": "text", "text": text}), "parts[0].text") for text in ("", None, 5, [])),
+    *((acontext({"type": "text", "text": text}), "parts[0].text") for text in (5, [])),
     *((acontext({"type": "thinking", "text": text}), "parts[0].text") for text in ("", None, 5, [])),
-    (acontext({"type": "text"}), "parts[0].text"),
+    (acontext({"type": "thinking"}), "parts[0].text"),
     *((acontext({"type": "image", "meta": meta}), "parts[0].meta") for meta in ("text", 5, [])),
     *((acontext({"type": "file", "file_field": field}), "parts[0].file_field") for field in (5, [], {})),
     (acontext({"type": "tool-call"}), "parts[0].meta"),
