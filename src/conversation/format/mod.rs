@@ -201,6 +201,19 @@ pub fn from_parts(
     }
 }
 
+/// Returns `true` if [`from_parts`] has written the item for a message without content.
+pub fn is_placeholder(target: Format, item: &Value) -> bool {
+    let list = match target {
+        Format::Gemini => item.get("parts"),
+        _ => item.get("content"),
+    };
+    let text = match list {
+        Some(Value::Array(list)) if list.len() == 1 => list[0].get("text"),
+        content => content,
+    };
+    text.is_some_and(|text| text == value::NO_CONTENT) && item.get("tool_calls").is_none()
+}
+
 /// Applies changes to a stored body. Everything else is preserved, including ids, signatures and cache hints.
 ///
 /// Afterwards, [`to_parts`] returns the edited parts. The only exception is the result of a Gemini function call, which must be

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::conversation::format::Format;
+use crate::conversation::format::{Format, is_placeholder};
 
 /// An item in the target format, and the index of the message from which it comes. An item of several messages has the index of
 /// the last one.
@@ -14,19 +14,9 @@ pub struct Item {
 
 /// Joins the items of the assistant's messages of a tool turn, so that all calls are in one item.
 pub(super) fn join_assistant(target: Format, items: Vec<Item>) -> Vec<Item> {
-    let mut items = items.into_iter();
-    let Some(mut joined) = items.next() else { return Vec::new() };
-    let mut others = Vec::new();
-    for item in items {
-        // In the OpenAI format, a message of an assistant may also have become results, which stay separate.
-        if item.value.get("role") != joined.value.get("role") {
-            others.push(item);
-            continue;
-        }
-        joined.message = item.message;
-        append(target, &mut joined.value, item.value);
-    }
-    [joined].into_iter().chain(others).collect()
+    // In the OpenAI format, a message of an assistant may also have become results, which stay separate.
+    let (items, others): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| !is_openai_result(&item.value));
+    join_items(target, items).into_iter().chain(others).collect()
 }
 
 /// Joins the items of the user's messages of a tool turn. In the `OpenAI` format, results are separate items, and precede all
@@ -37,14 +27,26 @@ pub(super) fn join_user(target: Format, items: Vec<Item>) -> Vec<Item> {
         results.extend(others);
         return results;
     }
+    let mut joined = join_items(target, items);
+    if let Some(joined) = &mut joined {
+        move_results_first(target, &mut joined.value);
+    }
+    joined.into_iter().collect()
+}
+
+/// Joins items of one role. A placeholder for a message without content is left out, unless all items are placeholders.
+fn join_items(target: Format, mut items: Vec<Item>) -> Option<Item> {
+    let message = items.last()?.message;
+    if !items.iter().all(|item| is_placeholder(target, &item.value)) {
+        items.retain(|item| !is_placeholder(target, &item.value));
+    }
     let mut items = items.into_iter();
-    let Some(mut joined) = items.next() else { return Vec::new() };
+    let mut joined = items.next()?;
+    joined.message = message;
     for item in items {
-        joined.message = item.message;
         append(target, &mut joined.value, item.value);
     }
-    move_results_first(target, &mut joined.value);
-    vec![joined]
+    Some(joined)
 }
 
 fn is_openai_result(item: &Value) -> bool {
@@ -149,6 +151,16 @@ mod tests {
         let joined = join_assistant(Format::OpenAi, items(&[text.clone(), text]));
         let block = json!({"type": "text", "text": "and"});
         assert_eq!(joined[0].value["content"], json!([block, block]));
+    }
+
+    #[test]
+    fn placeholders_of_messages_without_content_are_left_out() {
+        let empty = json!({"role": "assistant", "content": "[no content]"});
+        let call = json!({"role": "assistant", "content": null, "tool_calls": [{"id": "a"}]});
+        let joined = join_assistant(Format::OpenAi, items(&[empty.clone(), call.clone(), empty.clone()]));
+        assert_eq!(joined, [Item { message: 2, value: call }]);
+        let joined = join_assistant(Format::OpenAi, items(&[empty.clone(), empty]));
+        assert_eq!(joined.len(), 1);
     }
 
     #[test]
