@@ -387,10 +387,7 @@ async fn invalid_messages_are_rejected_and_leave_no_rows() {
             (json!({"blob": {"role": "model"}}), "failed to normalize openai message: role: "),
             (json!({"blob": {"role": "tool", "content": "s"}, "format": "anthropic"}), "anthropic message: role: "),
             (json!({"blob": {"role": "user", "parts": [{"text": 5}]}, "format": "gemini"}), "gemini message: parts[0]"),
-            (
-                json!({"blob": {"role": "user", "parts": [{"type": "thinking"}]}, "format": "acontext"}),
-                "parts[0].text: ",
-            ),
+            (json!({"blob": {"role": "user", "parts": [{"type": "data"}]}, "format": "acontext"}), "parts[0].meta."),
             (
                 json!({"blob": {"role": "user", "parts": [{"type": "file", "file_field": "f"}]}, "format": "acontext"}),
                 "missing file f",
