@@ -204,3 +204,40 @@ fn response_fields_are_moved_to_the_meta() {
     let other = json!({"role": "user", "content": [], "unheard_of": 1});
     assert_eq!(normalize_valid(ANTHROPIC, other.clone()).body, other);
 }
+
+#[test]
+fn dialect_blocks_are_read_as_what_they_are() {
+    let call = json!({"type": "tool-call", "toolCallId": "a", "toolName": "f", "input": {"x": 1}});
+    let blob = json!({"role": "assistant", "content": [{"type": "output_text", "text": "so"}, call]});
+    assert_eq!(normalize_valid(ANTHROPIC, blob.clone()).body, blob);
+    let function_call = json!({"functionCall": {"id": "a", "name": "f", "args": {"x": 1}}});
+    let expected = json!([{"role": "model", "parts": [{"text": "so"}, function_call]}]);
+    assert_eq!(convert(ANTHROPIC, blob.clone(), Format::Gemini), expected);
+    let mut edited = blob;
+    apply_changes(ANTHROPIC, &mut edited, &[BodyChange::ClearArguments { call_index: 0 }]);
+    assert_eq!(edited["content"][1]["input"], json!({}));
+}
+
+#[test]
+fn unknown_blocks_say_their_text_in_other_formats() {
+    let texts = json!([{"type": "text", "text": "It rains."}]);
+    let search = json!({"type": "search_result", "source": "https://x", "title": "Weather", "content": texts});
+    let blob = json!({"role": "user", "content": [search]});
+    let parts = convert(ANTHROPIC, blob.clone(), Format::Gemini)[0]["parts"].clone();
+    assert_eq!(parts.as_array().map(Vec::len), Some(1));
+    assert!(parts[0]["text"].as_str().is_some_and(|text| text.contains("It rains.")), "{parts}");
+    assert_eq!(convert_via_acontext(ANTHROPIC, blob.clone(), ANTHROPIC), json!([blob]));
+
+    let reference = json!({"type": "tool_reference", "tool_name": "weather"});
+    let blob = tool_result(&json!(["found", reference]));
+    let response = convert(ANTHROPIC, blob, Format::Gemini)[0]["parts"][0]["functionResponse"]["response"].clone();
+    assert_eq!(response, json!({"output": "found\n[tool weather]"}));
+}
+
+#[test]
+fn calls_inside_a_tool_result_are_not_read_from_dialects() {
+    let call = json!({"type": "tool-call", "toolCallId": "a", "toolName": "f", "input": {}});
+    let parts = parts_of(ANTHROPIC, tool_result(&json!(["x", call])));
+    let block = json!({"data_type": "anthropic", "block": call, "tool_call_id": "t"});
+    assert_eq!(parts[1], json!({"type": "data", "meta": block}));
+}

@@ -174,3 +174,14 @@ fn calls_and_results_in_the_wrong_role_become_texts_in_gemini() {
     let response = json!({"functionResponse": {"id": "a", "name": "f", "response": {"output": "42"}}});
     assert_eq!(written("user"), json!([response, {"text": "look"}, {"text": "[tool call f: {}]"}]));
 }
+
+#[test]
+fn unknown_parts_say_their_text_in_other_formats() {
+    let blob = json!({"role": "model", "parts": [
+        {"executableCode": {"language": "PYTHON", "code": "print(1)"}},
+        {"codeExecutionResult": {"outcome": "OUTCOME_OK", "output": "1"}}]});
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let content = json!([text("print(1)"), text("1")]);
+    assert_eq!(convert(GEMINI, blob.clone(), Format::Anthropic), json!([{"role": "assistant", "content": content}]));
+    assert_eq!(convert_via_acontext(GEMINI, blob.clone(), GEMINI), json!([blob]));
+}
