@@ -1,13 +1,15 @@
 //! Counts the tokens of messages with the encoding `o200k_base`.
 //!
 //! The counted text is the same as upstream's. It has one line for each part with a text, and one with the JSON of each tool
-//! call. Special tokens are treated as ordinary text. Images and other media have no tokens.
+//! call. Special tokens are treated as ordinary text. Images and other media have no tokens. Unlike upstream, a block of an
+//! unknown type is counted by the text that other formats contain instead of it.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
 
 use serde_json::{Map, Value};
 
+use super::format::opaque_text;
 use super::parts::{Part, PartKind};
 
 /// The approximate size of the chunks in which a text is counted.
@@ -32,13 +34,15 @@ pub fn count_line(parts: &[Part], index: usize) -> Option<usize> {
     // A token can contain a line break together with the white space or slashes after it.
     let is_separate = |line: &str| line.starts_with(|c: char| !c.is_whitespace() && c != '/');
     let line = part_line(&parts[index]).filter(|line| is_separate(line))?;
-    let next = parts[index + 1..].iter().find(|part| has_call_line(part) || !part.text.is_empty());
-    next.is_none_or(|next| has_call_line(next) || is_separate(&next.text)).then(|| {
-        let mut counter = TokenCounter::new(CHUNK_BYTES);
-        counter.push(&line);
-        counter.push("\n");
-        counter.finish()
-    })
+    let next_part = parts[index + 1..].iter().find(|part| has_call_line(part) || text_of(part).is_some());
+    next_part.is_none_or(|next| has_call_line(next) || text_of(next).is_some_and(|text| is_separate(&text))).then(
+        || {
+            let mut counter = TokenCounter::new(CHUNK_BYTES);
+            counter.push(&line);
+            counter.push("\n");
+            counter.finish()
+        },
+    )
 }
 
 /// Returns `true` if the line of a part is the JSON of a tool call.
@@ -51,7 +55,17 @@ fn part_line(part: &Part) -> Option<Cow<'_, str>> {
     if has_call_line(part) {
         return Some(call_json(&part.meta).into());
     }
-    (!part.text.is_empty()).then(|| part.text.as_str().into())
+    text_of(part)
+}
+
+/// Returns the text of a part that is not a tool call: its own text or the text of an unknown block, or both on separate lines.
+fn text_of(part: &Part) -> Option<Cow<'_, str>> {
+    match (opaque_text(part), part.text.as_str()) {
+        (None, "") => None,
+        (None, text) => Some(text.into()),
+        (Some(text), "") => Some(text.into()),
+        (Some(block_text), text) => Some(format!("{block_text}\n{text}").into()),
+    }
 }
 
 /// Returns `true` if a text, without the line break that it has in a message, has more than `limit` tokens. Reads no more of
@@ -67,7 +81,7 @@ pub fn exceeds(text: &str, limit: usize) -> bool {
     text.len() > limit && (word_ends.nth(limit.saturating_sub(1)).is_some() || is_over())
 }
 
-/// Returns the size of the counted text in bytes. The sizes of tool calls are estimates.
+/// Returns the size of the counted text in bytes. The sizes of tool calls are estimates, and unknown blocks are left out.
 pub fn text_bytes(parts: &[Part]) -> usize {
     let arguments_len = |part: &Part| match part.meta.get("arguments") {
         Some(Value::String(text)) if part.kind == PartKind::ToolCall => text.len(),
@@ -246,6 +260,17 @@ mod tests {
     }
 
     #[test]
+    fn the_text_of_an_unknown_block_is_counted() {
+        let block =
+            json!({"type": "unheard_of", "content": [{"type": "unheard_of", "text": "Hello"}, "world"], "x": "y"});
+        let opaque = |text| part(PartKind::Data, text, json!({"data_type": "anthropic", "block": block}));
+        assert_eq!(count_parts(&[opaque("")]), count("Hello\nworld\n"));
+        assert_eq!(count_parts(&[opaque("a caption")]), count("Hello\nworld\na caption\n"));
+        let other = part(PartKind::Data, "", json!({"data_type": "chart", "block": {"text": "y"}}));
+        assert_eq!(count_parts(&[other]), 0);
+    }
+
+    #[test]
     fn known_token_counts() {
         for (text, tokens) in [("The quick brown fox jumps over the lazy dog.", 10), ("t1", 3), ("<|endoftext|>", 7)] {
             assert_eq!(count_parts(&[part(PartKind::Text, text, json!({}))]), tokens, "{text}");
@@ -312,18 +337,19 @@ mod tests {
         #[test]
         fn counts_of_separate_lines_add_up(
             texts in prop::collection::vec("(?s)([a-z' .\n\t0-9é/\"{]|\r\n|\\PC){0,12}", 1..6),
-            calls in prop::collection::vec(any::<bool>(), 6),
+            kinds in prop::collection::vec(0_u8..3, 6),
             index in any::<prop::sample::Index>(),
             other in "(?s)([a-z' .\n\t0-9é/\"{]|\r\n|\\PC){0,12}",
         ) {
-            let new_part = |(text, is_call): (&String, &bool)| match is_call {
-                true => part(PartKind::ToolCall, "", json!({"arguments": text})),
-                false => part(PartKind::Text, text, json!({})),
+            let new_part = |(text, kind): (&String, &u8)| match kind {
+                0 => part(PartKind::ToolCall, "", json!({"arguments": text})),
+                1 => part(PartKind::Data, "", json!({"data_type": "openai", "block": {"text": text}})),
+                _ => part(PartKind::Text, text, json!({})),
             };
-            let mut parts: Vec<_> = texts.iter().zip(&calls).map(new_part).collect();
+            let mut parts: Vec<_> = texts.iter().zip(&kinds).map(new_part).collect();
             let index = index.index(parts.len());
             let (total, line) = (count_parts(&parts), count_line(&parts, index));
-            parts[index] = new_part((&other, &calls[index]));
+            parts[index] = new_part((&other, &kinds[index]));
             if let (Some(before), Some(after)) = (line, count_line(&parts, index)) {
                 prop_assert_eq!(count_parts(&parts) + before, total + after);
             } else {
