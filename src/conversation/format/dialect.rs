@@ -36,8 +36,8 @@ pub(super) fn read_block(block: &mut Object, parts: &mut Vec<Part>) -> bool {
     read_content(block, parts)
 }
 
-/// Converts a block of a dialect to parts, as [`read_block`], except that a tool call or a tool result is not converted. Calls and
-/// results are not allowed inside a tool result.
+/// Converts a block of a dialect to parts, as [`read_block`], except that a tool call or a tool result is not converted. Calls
+/// and results are not allowed inside a tool result.
 pub(super) fn read_content(block: &mut Object, parts: &mut Vec<Part>) -> bool {
     let Some(mut read) = content_part(block) else { return false };
     move_cache_control(block, &mut read.meta);
@@ -266,8 +266,8 @@ fn take_source(block: &mut Object, kind: PartKind) -> Option<Part> {
     Some(part(kind, String::new(), take_strings(source, &["type", "media_type", key])))
 }
 
-/// Converts media whose content is a string in the block: a URL, a `data:` URL or base64. The MIME type determines the kind of the
-/// part, or else `kind`.
+/// Converts media whose content is a string in the block: a URL, a `data:` URL or base64. The MIME type determines the kind of
+/// the part, or else `kind`.
 fn take_media(block: &mut Object, kind: PartKind) -> Option<Part> {
     let content = ["image", "data", "base64", "url"].into_iter().find_map(|key| take_nonempty_string(block, key))?;
     let mime = ["mediaType", "mimeType", "media_type", "mime_type"]

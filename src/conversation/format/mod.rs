@@ -106,10 +106,9 @@ impl NormalizedMessage {
 /// The body is the message as it was sent, except for the following changes:
 /// - Keys with the value `null` are removed where `null` means absent: in the message, in its blocks or parts of a known type,
 ///   and in the objects that the format defines inside these. They are preserved in free-form JSON (arguments, results, `meta`),
-///   and in blocks of an unknown type.
+///   and in blocks of an unknown type. `content: null` of an `OpenAI` message is preserved too.
 /// - The list that every message of the format has (`content` of Anthropic, `parts` of acontext) is added if it is missing.
-/// - `OpenAI`: Tool call arguments that are an object or array are converted to a JSON string. In a tool message, a missing
-///   `tool_call_id` or `content` becomes `""`, and a content list of only texts is joined into one string.
+/// - `OpenAI`: Tool call arguments that are an object or array are converted to a JSON string.
 /// - Anthropic: All fields of a model's response except `role` and `content` are moved to the meta.
 /// - Gemini: Keys are converted to camel case, and binary data to standard base64. Each function call has an id.
 /// - acontext: `asset`, `filename` and an empty `file_field` are removed from parts.
@@ -125,7 +124,8 @@ pub fn normalize(
         // `blob` is the field of the request that contains the message.
         return Err(value::invalid("blob", "must be an object"));
     };
-    value::remove_nulls(&mut message, &[]);
+    // Clients of `OpenAI` distinguish a message with `content: null` from one without the key.
+    message.retain(|key, value| !value.is_null() || (format == Format::OpenAi && key == "content"));
     let (role, mut meta, body) = match format {
         Format::OpenAi => openai::normalize(message)?,
         Format::Anthropic => anthropic::normalize(message)?,

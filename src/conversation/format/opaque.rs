@@ -9,8 +9,8 @@ use super::Format;
 use super::value::{Object, str_at};
 use crate::conversation::parts::{Part, PartKind};
 
-/// The keys of a block's texts, in the order of their appearance. The value is a string, or a block or list of blocks that contain
-/// texts.
+/// The keys of a block's texts, in the order in which they are joined. The value is a string, or a block or list of blocks that
+/// contain texts.
 const TEXT_KEYS: [&str; 12] = [
     "title",
     "url",

@@ -36,10 +36,11 @@ fn normalize_valid(format: Format, blob: Value) -> NormalizedMessage {
     normalize(format, blob, &mut call_ids()).expect("the message is valid")
 }
 
-/// Converts a message through its parts.
+/// Converts a message, with its thoughts, through its parts.
 fn convert(message: &NormalizedMessage, target: Format) -> Vec<Value> {
     let parts = to_parts(message.format, message.body.clone());
-    from_parts(target, message.role, &message.meta, parts, &RenderContext::default())
+    let options = RenderOptions { with_reasoning_content: true, ..RenderOptions::default() };
+    from_parts(target, message.role, &message.meta, parts, &RenderContext { options, ..RenderContext::default() })
 }
 
 proptest! {
@@ -72,7 +73,7 @@ proptest! {
     #[test]
     fn converted_messages_are_accepted_by_their_target(
         (format, sample) in any_sample(),
-        target in prop::sample::select(vec![Format::Anthropic, Format::Gemini, Format::Acontext]),
+        target in any_format(),
     ) {
         for message in convert(&normalize_valid(format, sample.blob), target) {
             let normalized = normalize(target, message.clone(), &mut call_ids());
@@ -113,6 +114,21 @@ proptest! {
         prop_assert_eq!(&part.meta["block"], &block);
         let acontext = normalize_valid(Format::Acontext, convert(&normalized, Format::Acontext).remove(0));
         prop_assert_eq!(&convert(&acontext, format)[0][list][0], &block);
+    }
+
+    #[test]
+    fn no_openai_message_contains_thoughts_or_is_empty((format, sample) in any_sample()) {
+        let message = normalize_valid(format, sample.blob);
+        let parts = to_parts(format, message.body);
+        let has_only_thoughts = parts.iter().all(|part| part.kind == PartKind::Thinking);
+        for item in from_parts(Format::OpenAi, message.role, &message.meta, parts, &RenderContext::default()) {
+            prop_assert_eq!(item.get("reasoning_content"), None);
+            let content = &item["content"];
+            let has_calls = item.get("tool_calls").is_some();
+            prop_assert!(content.is_string() || content.is_array() || has_calls && content.is_null(), "{item}");
+            prop_assert!(item["role"] == "tool" || *content != "" && *content != json!([]), "{item}");
+            prop_assert!(!has_only_thoughts || *content == "[no content]", "{item}");
+        }
     }
 
     #[test]

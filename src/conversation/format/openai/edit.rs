@@ -3,20 +3,31 @@
 use serde_json::Value;
 
 use super::super::changes::{ChangeCursor, empty_arguments};
+use super::super::dialect;
 use super::super::value::{Object, indexed_objects_mut, str_at};
 use super::TOOL_CALLS;
-use super::read::block_type;
+use super::normalize::block_type;
+use super::read::has_dialect_results;
 
 pub(in super::super) fn apply_changes(body: &mut Object, changes: &mut ChangeCursor<'_>) {
     match str_at(body, "role") {
+        "tool" if has_dialect_results(body) => change_content(body, changes),
         "tool" | "function" => {
             if let Some(text) = changes.next_result_text() {
                 body.insert("content".into(), text.into());
             }
         }
-        "assistant" => change_calls(body, changes),
-        _ => {}
+        "assistant" => {
+            change_content(body, changes);
+            change_calls(body, changes);
+        }
+        _ => change_content(body, changes),
     }
+}
+
+/// Changes the calls and results in content blocks of a dialect.
+fn change_content(body: &mut Object, changes: &mut ChangeCursor<'_>) {
+    indexed_objects_mut(body.get_mut("content")).for_each(|(_, block)| dialect::change_block(block, changes));
 }
 
 fn change_calls(body: &mut Object, changes: &mut ChangeCursor<'_>) {

@@ -1,172 +1,57 @@
-//! Normalizes messages and converts them to parts.
+//! Converts messages to parts.
 
 use serde_json::Value;
 
 use super::super::value::{
-    Object, indexed_objects_mut, invalid, move_cache_control, object, opaque_part, part, remove_nulls, str_at,
-    stringify, take_as_string, take_object, text_part,
+    Object, move_cache_control, object, opaque_part, part, str_at, stringify, take_as_string, take_nonempty_string,
+    take_object, text_part,
 };
-use super::super::{Format, InvalidMessage};
-use super::{BLOCK_FIELD_KEY, TOOL_CALLS};
-use crate::conversation::parts::{Part, PartKind, Role};
-
-/// Normalizes a message and returns its role, meta and body.
-pub(in super::super) fn normalize(mut body: Object) -> Result<(Role, Object, Object), InvalidMessage> {
-    let openai_role = str_at(&body, "role").to_owned();
-    let role = match openai_role.as_str() {
-        "assistant" => {
-            validate_calls(&body)?;
-            Role::Assistant
-        }
-        "user" | "system" | "developer" => {
-            validate_content(body.get("content"))?;
-            Role::User
-        }
-        "tool" | "function" => Role::User,
-        _ => return Err(invalid("role", "must be one of user, assistant, system, developer, tool or function")),
-    };
-    let meta = extract_meta(&body)?;
-    indexed_objects_mut(body.get_mut("content")).for_each(|(_, block)| normalize_block(block));
-    indexed_objects_mut(body.get_mut(TOOL_CALLS)).for_each(|(_, call)| normalize_block(call));
-    for key in ["function_call", "audio"] {
-        if let Some(Value::Object(inner)) = body.get_mut(key) {
-            remove_nulls(inner, &[]);
-            // Does nothing for `audio`, which has no arguments.
-            stringify_arguments(inner);
-        }
-    }
-    if openai_role == "tool" {
-        normalize_tool_message(&mut body);
-    }
-    Ok((role, meta, body))
-}
-
-/// Returns the meta of a message: the original role if it is `system` or `developer`, and the name of the participant.
-fn extract_meta(body: &Object) -> Result<Object, InvalidMessage> {
-    let mut meta = Object::new();
-    let role = str_at(body, "role");
-    if matches!(role, "system" | "developer") {
-        meta.insert("original_role".into(), role.into());
-    }
-    if !matches!(role, "tool" | "function")
-        && let Some(name) = body.get("name")
-    {
-        let name = stringify(name.clone());
-        if name.contains('\0') {
-            return Err(invalid("name", "must not contain the character NUL"));
-        }
-        meta.insert("name".into(), name.into());
-    }
-    Ok(meta)
-}
-
-/// Adds a missing `tool_call_id` and `content`, and joins a content list of only texts into one string. Clients of Acontext
-/// require both fields and the string.
-fn normalize_tool_message(body: &mut Object) {
-    /// Returns `None` for a text with further keys such as `cache_control`, which would be lost.
-    fn text_of_block(block: &Value) -> Option<&str> {
-        let block = block.as_object().filter(|block| block.len() == 2 && str_at(block, "type") == "text")?;
-        block.get("text")?.as_str()
-    }
-    body.entry("tool_call_id").or_insert_with(|| "".into());
-    let content = body.entry("content").or_insert_with(|| "".into());
-    let texts = content.as_array().and_then(|blocks| blocks.iter().map(text_of_block).collect::<Option<String>>());
-    if let Some(texts) = texts {
-        *content = texts.into();
-    }
-}
-
-/// Validates the content of a user, system or developer message, which is required.
-fn validate_content(content: Option<&Value>) -> Result<(), InvalidMessage> {
-    match content {
-        Some(Value::String(_)) => Ok(()),
-        Some(Value::Array(blocks)) if !blocks.is_empty() => {
-            match blocks.iter().position(|block| !block.get("type").is_some_and(Value::is_string)) {
-                Some(index) => Err(invalid(format!("content[{index}]"), "must be an object with a type")),
-                None => Ok(()),
-            }
-        }
-        _ => Err(invalid("content", "must be a string or a non-empty list")),
-    }
-}
-
-fn validate_calls(body: &Object) -> Result<(), InvalidMessage> {
-    let calls = match body.get(TOOL_CALLS) {
-        None => return Ok(()),
-        Some(Value::Array(calls)) => calls,
-        Some(_) => return Err(invalid(TOOL_CALLS, "must be a list")),
-    };
-    for (index, call) in calls.iter().enumerate() {
-        let (key, reason) = match call.get("type").and_then(Value::as_str) {
-            Some("function") => ("function", "must be an object with name and arguments"),
-            Some("custom") => ("custom", "must be an object with name and input"),
-            _ => continue,
-        };
-        if !call.get(key).is_some_and(Value::is_object) {
-            return Err(invalid(format!("{TOOL_CALLS}[{index}].{key}"), reason));
-        }
-    }
-    Ok(())
-}
-
-/// Removes `null` keys from a content block or tool call of a known type, and converts the arguments of a call to a string.
-fn normalize_block(block: &mut Object) {
-    match block_type(block) {
-        "text" | "refusal" => remove_nulls(block, &["cache_control"]),
-        kind @ ("image_url" | "input_audio" | "file" | "function" | "custom") => {
-            let kind = kind.to_owned();
-            remove_nulls(block, &[&kind, "cache_control"]);
-            if let Some(Value::Object(function)) = block.get_mut("function") {
-                stringify_arguments(function);
-            }
-        }
-        _ => {}
-    }
-}
-
-/// Converts arguments that are an object or array to a JSON string. Equal arguments result in equal strings.
-fn stringify_arguments(function: &mut Object) {
-    if let Some(arguments @ (Value::Object(_) | Value::Array(_))) = function.get_mut("arguments") {
-        *arguments = arguments.to_string().into();
-    }
-}
-
-/// Returns the type of a content block or tool call: `function` for a tool call that has a `function` but no type.
-pub(super) fn block_type(block: &Object) -> &str {
-    match block.get("type") {
-        None if block.get("function").is_some_and(Value::is_object) => "function",
-        _ => str_at(block, "type"),
-    }
-}
+use super::super::{Format, dialect};
+use super::normalize::block_type;
+use super::reasoning::take_thoughts;
+use super::{BLOCK_FIELD_KEY, THOUGHT_SIGNATURE_KEY, TOOL_CALLS};
+use crate::conversation::parts::{Part, PartKind};
 
 pub(in super::super) fn to_parts(mut body: Object) -> Vec<Part> {
+    let mut parts = Vec::new();
     match str_at(&body, "role") {
+        "tool" if has_dialect_results(&body) => push_content(body.remove("content"), true, &mut parts),
         "tool" => {
             let id = take_as_string(&mut body, "tool_call_id");
-            tool_result_parts(body, "tool_call_id", id)
+            push_tool_result(body, "tool_call_id", &id, &mut parts);
         }
         "function" => {
             let name = take_as_string(&mut body, "name");
-            tool_result_parts(body, "function_name", name)
+            push_tool_result(body, "function_name", &name, &mut parts);
         }
-        "assistant" => assistant_parts(body),
-        _ => content_parts(body.remove("content")),
+        "assistant" => push_assistant_parts(body, &mut parts),
+        _ => push_content(body.remove("content"), true, &mut parts),
     }
+    parts
 }
 
-fn content_parts(content: Option<Value>) -> Vec<Part> {
+/// Returns `true` for a tool message of the Vercel AI SDK, which has no `tool_call_id` and consists of blocks with tool results.
+pub(super) fn has_dialect_results(body: &Object) -> bool {
+    let blocks = body.get("content").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let is_result = |block: &Value| block.as_object().is_some_and(dialect::is_result);
+    str_at(body, "tool_call_id").is_empty() && blocks.iter().any(is_result)
+}
+
+/// Converts the content of a message. Tool calls and results in blocks of a dialect are only converted if `with_tools` is set.
+fn push_content(content: Option<Value>, with_tools: bool, parts: &mut Vec<Part>) {
     match content {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::String(text)) => vec![text_part(text)],
-        Some(Value::Array(blocks)) => blocks.into_iter().map(block_to_part).collect(),
-        Some(other) => vec![opaque_part(Format::OpenAi, other)],
+        None | Some(Value::Null) => {}
+        Some(Value::String(text)) => parts.push(text_part(text)),
+        Some(Value::Array(blocks)) => blocks.into_iter().for_each(|block| push_block(block, with_tools, parts)),
+        Some(other) => parts.push(opaque_part(Format::OpenAi, other)),
     }
 }
 
-fn block_to_part(value: Value) -> Part {
+fn push_block(value: Value, with_tools: bool, parts: &mut Vec<Part>) {
     let mut block = match value {
         Value::Object(block) => block,
-        other => return opaque_part(Format::OpenAi, other),
+        Value::String(text) => return parts.push(text_part(text)),
+        other => return parts.push(opaque_part(Format::OpenAi, other)),
     };
     let mut part = match str_at(&block, "type") {
         "text" => text_part(take_as_string(&mut block, "text")),
@@ -184,14 +69,21 @@ fn block_to_part(value: Value) -> Part {
             let meta = take_strings(&mut block, "input_audio", &["data", "format"]);
             part(PartKind::Audio, String::new(), meta)
         }
-        "file" => {
+        // A file without the object `file` belongs to another dialect.
+        "file" if block.get("file").is_some_and(Value::is_object) => {
             let meta = take_strings(&mut block, "file", &["file_id", "file_data", "filename"]);
             part(PartKind::File, String::new(), meta)
         }
-        _ => return opaque_part(Format::OpenAi, Value::Object(block)),
+        _ => {
+            let read = if with_tools { dialect::read_block } else { dialect::read_content };
+            if !read(&mut block, parts) {
+                parts.push(opaque_part(Format::OpenAi, Value::Object(block)));
+            }
+            return;
+        }
     };
     move_cache_control(&mut block, &mut part.meta);
-    part
+    parts.push(part);
 }
 
 /// Removes the object at `inner_key` and returns its values at `keys` as strings. Missing keys are omitted.
@@ -204,40 +96,33 @@ fn refusal_part(text: String) -> Part {
     part(PartKind::Text, text, object([("is_refusal", true.into())]))
 }
 
-/// Converts a tool or function message. Its texts become the text of a tool result. Its other content blocks become parts that
-/// follow the tool result.
+/// Converts a tool or function message. Its first text becomes the text of a tool result. Its other content blocks become parts
+/// that follow the tool result, in their order.
 ///
 /// All these parts refer to the call in their meta, with the key `tool_call_id` or `function_name` and the id or name.
-fn tool_result_parts(mut body: Object, reference_key: &str, id_or_name: String) -> Vec<Part> {
-    let mut text = String::new();
+fn push_tool_result(mut body: Object, reference_key: &str, id_or_name: &str, parts: &mut Vec<Part>) {
+    let mut result = part(PartKind::ToolResult, String::new(), object([(reference_key, id_or_name.into())]));
     let mut attachments = Vec::new();
     match body.remove("content") {
-        Some(content @ Value::Array(_)) => {
-            for mut part in content_parts(Some(content)) {
-                if part.kind == PartKind::Text {
-                    text.push_str(&part.text);
-                } else {
-                    part.meta.insert(reference_key.into(), id_or_name.as_str().into());
-                    attachments.push(part);
-                }
-            }
-        }
-        content => text = stringify(content.unwrap_or_default()),
+        Some(content @ Value::Array(_)) => push_content(Some(content), false, &mut attachments),
+        content => result.text = stringify(content.unwrap_or_default()),
     }
-    let mut parts = vec![part(PartKind::ToolResult, text, object([(reference_key, id_or_name.into())]))];
+    if let Some(first) = attachments.iter().position(|part| part.kind == PartKind::Text) {
+        result.text = attachments.remove(first).text;
+    }
+    for attachment in &mut attachments {
+        attachment.meta.insert(reference_key.into(), id_or_name.into());
+    }
+    parts.push(result);
     parts.append(&mut attachments);
-    parts
 }
 
 /// Converts an assistant message: reasoning, content, refusal, audio transcript, tool calls and the deprecated function call.
-fn assistant_parts(mut body: Object) -> Vec<Part> {
-    let mut parts = Vec::new();
-    let reasoning = take_as_string(&mut body, "reasoning_content");
-    if !reasoning.is_empty() {
-        parts.push(part(PartKind::Thinking, reasoning, Object::new()));
-    }
-    let content = content_parts(body.remove("content"));
-    parts.extend(content.into_iter().filter(|part| part.kind != PartKind::Text || !part.text.is_empty()));
+fn push_assistant_parts(mut body: Object, parts: &mut Vec<Part>) {
+    let thoughts = take_thoughts(&mut body);
+    parts.extend(thoughts.parts);
+    let content_start = parts.len();
+    push_content(body.remove("content"), true, parts);
     let refusal = take_as_string(&mut body, "refusal");
     if !refusal.is_empty() {
         parts.push(refusal_part(refusal));
@@ -247,19 +132,46 @@ fn assistant_parts(mut body: Object) -> Vec<Part> {
     if !transcript.is_empty() {
         parts.push(text_part(transcript));
     }
+    let mut index = 0;
+    parts.retain(|part| {
+        index += 1;
+        index <= content_start || part.kind != PartKind::Text || !part.text.is_empty()
+    });
+    if let Some(signature) = take_google_signature(&mut body) {
+        sign_last_text(signature, content_start, parts);
+    }
     match body.remove(TOOL_CALLS) {
         None | Some(Value::Null) => {}
-        Some(Value::Array(calls)) => parts.extend(calls.into_iter().map(call_to_part)),
+        Some(Value::Array(calls)) => {
+            parts.extend(calls.into_iter().map(|call| call_to_part(call, &thoughts.call_signatures)));
+        }
         Some(other) => parts.push(opaque_call(other)),
     }
     let mut function_call = take_object(&mut body, "function_call");
     if !function_call.is_empty() {
         parts.push(part(PartKind::ToolCall, String::new(), call_meta(&mut function_call, "arguments", "function")));
     }
-    parts
 }
 
-fn call_to_part(value: Value) -> Part {
+/// Removes and returns the signature that Google's API adds to a message or tool call.
+fn take_google_signature(object: &mut Object) -> Option<String> {
+    let mut google = take_object(&mut take_object(object, "extra_content"), "google");
+    take_nonempty_string(&mut google, THOUGHT_SIGNATURE_KEY)
+}
+
+/// Adds Google's signature of a message to its last text, or adds an empty text if there is none.
+fn sign_last_text(signature: String, content_start: usize, parts: &mut Vec<Part>) {
+    let content = &mut parts[content_start..];
+    if let Some(text) = content.iter_mut().rev().find(|part| part.kind == PartKind::Text) {
+        text.meta.insert(THOUGHT_SIGNATURE_KEY.into(), signature.into());
+    } else {
+        let meta = object([(THOUGHT_SIGNATURE_KEY, signature.into())]);
+        parts.push(part(PartKind::Text, String::new(), meta));
+    }
+}
+
+/// Converts a tool call. Its signature is that of Google's API, or else the one in `signatures`, by call id.
+fn call_to_part(value: Value, signatures: &Object) -> Part {
     let mut call = match value {
         Value::Object(call) => call,
         other => return opaque_call(other),
@@ -269,7 +181,10 @@ fn call_to_part(value: Value) -> Part {
         "custom" => call_meta(&mut take_object(&mut call, "custom"), "input", "custom"),
         _ => return opaque_call(Value::Object(call)),
     };
-    meta.insert("id".into(), take_as_string(&mut call, "id").into());
+    let id = take_as_string(&mut call, "id");
+    let signature = take_google_signature(&mut call).map(Value::from).or_else(|| signatures.get(&id).cloned());
+    meta.extend(signature.map(|signature| (THOUGHT_SIGNATURE_KEY.to_owned(), signature)));
+    meta.insert("id".into(), id.into());
     part(PartKind::ToolCall, String::new(), meta)
 }
 

@@ -25,8 +25,10 @@ pub(super) enum Claim {
 pub(super) fn contains_claim(source: Format, format: Format, messages: &[Value], claim: &Claim) -> bool {
     let claims: Vec<_> = messages.iter().flat_map(|message| claims_of(format, message)).collect();
     match claim {
-        // OpenAI messages have no reasoning, so it becomes text.
-        Claim::Thought(text) if format == Format::OpenAi => claims.contains(&Claim::Text(text.clone())),
+        // All thoughts of an OpenAI message are in one field, on separate lines.
+        Claim::Thought(text) if format == Format::OpenAi => {
+            claims.iter().any(|claim| matches!(claim, Claim::Thought(thoughts) if thoughts.contains(text)))
+        }
         // Anthropic rejects thoughts without its own signature.
         Claim::Thought(_) if format == Format::Anthropic && source != format => true,
         claim => claims.contains(claim),
@@ -52,8 +54,11 @@ fn text(value: &Value) -> String {
 
 fn claims_of_openai(message: &Value) -> Vec<Claim> {
     if message["role"] == "tool" {
-        return vec![Claim::Result { id: text(&message["tool_call_id"]), text: text(&message["content"]) }];
+        let texts = list(&message["content"]).iter().map(|item| text(&item["text"]));
+        let result_text = text(&message["content"]) + &texts.collect::<String>();
+        return vec![Claim::Result { id: text(&message["tool_call_id"]), text: result_text }];
     }
+    let thoughts = message["reasoning_content"].as_str().map(|text| Claim::Thought(text.into()));
     let lone = message["content"].as_str().map(|text| Claim::Text(text.into()));
     let items = list(&message["content"]).iter().filter_map(|item| match item["type"].as_str()? {
         "text" => Some(Claim::Text(text(&item["text"]))),
@@ -65,7 +70,7 @@ fn claims_of_openai(message: &Value) -> Vec<Claim> {
         let arguments = serde_json::from_str(function["arguments"].as_str().unwrap_or_default()).unwrap_or_default();
         Claim::FunctionCall { id: text(&call["id"]), name: text(&function["name"]), arguments }
     });
-    lone.into_iter().chain(items).chain(calls).collect()
+    thoughts.into_iter().chain(lone).chain(items).chain(calls).collect()
 }
 
 fn claims_of_anthropic(block: &Value) -> Vec<Claim> {

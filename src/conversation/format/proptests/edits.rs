@@ -48,6 +48,7 @@ fn openai() -> BoxedStrategy<Value> {
         Just(json!({"type": "text", "text": "words"})),
         Just(json!({"type": "image_url", "image_url": {"url": "u"}})),
         Just(json!({"type": "unheard_of"})),
+        dialect_block(),
     ];
     let calls = list(prop_oneof![9 => call, 1 => samples::free_json()].boxed());
     let content = prop_oneof![samples::free_json(), list(item.boxed())].boxed();
@@ -60,12 +61,38 @@ fn openai() -> BoxedStrategy<Value> {
         .boxed()
 }
 
+/// Generates calls and results of the Vercel AI SDK, valid and invalid.
+fn dialect_block() -> BoxedStrategy<Value> {
+    let (id, free) = (call_id(), samples::free_json());
+    let call = (id, free, any::<bool>()).prop_map(|(id, input, is_old)| {
+        let key = if is_old { "args" } else { "input" };
+        json!({"type": "tool-call", "toolCallId": id, "toolName": "f", key: input})
+    });
+    let item = prop_oneof![
+        Just(json!({"type": "text", "text": "words"})),
+        Just(json!({"type": "media", "data": "AAAA", "mediaType": "image/png"})),
+        Just(json!({"type": "tool-call", "toolCallId": "a", "toolName": "f"})),
+        samples::free_json(),
+    ];
+    let kinds = ["text", "json", "error-text", "execution-denied", "content"];
+    let output = (prop::sample::select(kinds.to_vec()), prop_oneof![samples::free_json(), list(item.boxed())]);
+    let output = output.prop_map(|(kind, value)| json!({"type": kind, "value": value}));
+    let keys = prop::sample::select(vec!["output", "result", "experimental_content"]);
+    let result = (call_id(), keys, prop_oneof![output, samples::free_json()], any::<bool>()).prop_map(
+        |(id, key, value, is_error)| {
+            json!({"type": "tool-result", "toolCallId": id, "toolName": "f", key: value, "isError": is_error})
+        },
+    );
+    prop_oneof![call, result].boxed()
+}
+
 fn anthropic_block(with_results: bool) -> BoxedStrategy<Value> {
     let cache = json!({"type": "ephemeral"});
     let simple = prop_oneof![
         Just(json!({"type": "text", "text": "words"})),
         Just(json!({"type": "image", "source": {"type": "url", "url": "u"}})),
         Just(json!({"type": "unheard_of"})),
+        dialect_block(),
         (call_id(), samples::free_json()).prop_map(move |(id, input)| {
             json!({"type": "tool_use", "id": id, "name": "f", "input": input, "cache_control": cache})
         }),

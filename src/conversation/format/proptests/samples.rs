@@ -332,7 +332,9 @@ fn key() -> impl Strategy<Value = String> {
     let keys = "type role content parts text tool_calls function_call functionCall function_call Text function custom \
         input_audio file file_data source data media_type mimeType inline_data fileData file_uri response parts url \
         is_error tool_use_id tool_call_id id name arguments args input meta data_type block place asset filename \
-        file_field refusal audio reasoning_content thought thoughtSignature cache_control original_role format";
+        file_field refusal audio reasoning_content reasoning reasoning_details thinking_blocks extra_content google \
+        toolCallId toolName output result summary input_text image_url thought thoughtSignature cache_control \
+        original_role format";
     prop::sample::select(keys.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
 }
 
@@ -340,7 +342,8 @@ fn odd_json() -> impl Strategy<Value = Value> {
     let texts = "user assistant model system developer tool function text image image_url document tool_use base64 \
         tool_result thinking redacted_thinking custom file video openai anthropic gemini acontext content url null \
         data: data:, data:;base64, data:image/png;base64,AAAA dätä:;base64,A gs://b/x.mp4 https://x/y.pdf?z image/png \
-        audio/wav text/plain AAAA A=== -_-_ {} [] {\"a\":1e400} \0 a\0b tool-call tool-result data";
+        input_text input_image input_file reasoning reasoning.text reasoning.encrypted audio/wav \
+        text/plain AAAA A=== -_-_ {} [] {\"a\":1e400} \0 a\0b tool-call tool-result data";
     let mut texts: Vec<_> = texts.split(' ').map(|text| Value::from(text.trim())).collect();
     texts.push("".into());
     let leaf = prop_oneof![

@@ -72,9 +72,7 @@ fn unsupported_media_become_placeholder_text() {
     let [openai, _, gemini] = render(&part, &RenderContext::default());
     assert_eq!(openai, "[video (video/mp4): gs://b/v]");
     assert_eq!(gemini, json!({"fileData": {"fileUri": "gs://b/v", "mimeType": "video/mp4"}}));
-    let [_, anthropic, gemini] = render(&json!({"type": "image"}), &RenderContext::default());
-    assert_eq!(anthropic, json!({"type": "text", "text": "[no content]"}));
-    assert_eq!(gemini, json!({"text": "[no content]"}));
+    assert_eq!(render(&json!({"type": "image"}), &RenderContext::default()), text("[no content]"));
     assert_eq!(render(&json!({"type": "file", "meta": {"name": "x"}}), &RenderContext::default()), text("[file x]"));
 }
 

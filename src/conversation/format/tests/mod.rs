@@ -7,11 +7,14 @@ use super::*;
 mod acontext;
 mod anthropic;
 mod anthropic_write;
+mod dialect;
 mod edit;
 mod gemini;
 mod gemini_write;
 mod media;
 mod openai;
+mod openai_write;
+mod reasoning;
 
 const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC";
 

@@ -1,3 +1,5 @@
+//! Reading of `OpenAI` messages.
+
 use super::*;
 
 const OPENAI: Format = Format::OpenAi;
@@ -18,6 +20,12 @@ fn texts_become_text_parts() {
         (json!({"role": "assistant"}), json!([])),
         (json!({"role": "assistant", "content": []}), json!([])),
         (json!({"role": "user", "content": [{"type": "text", "text": 5}]}), json!([{"type": "text", "text": "5"}])),
+        (json!({"role": "user", "content": []}), json!([])),
+        (
+            json!({"role": "user", "content": ["a", "b"]}),
+            json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]),
+        ),
+        (json!({"role": "assistant", "content": ["a", ""]}), json!([{"type": "text", "text": "a"}])),
     ] {
         assert_eq!(parts_of(OPENAI, blob.clone()), parts, "{blob}");
     }
@@ -26,7 +34,7 @@ fn texts_become_text_parts() {
 #[test]
 fn content_of_a_user_is_required() {
     for role in ["user", "system", "developer"] {
-        for content in [json!(null), json!([]), json!(5), json!({"type": "text"})] {
+        for content in [json!(null), json!(5), json!({"type": "text"})] {
             assert_eq!(invalid_field(OPENAI, json!({"role": role, "content": content})), "content");
         }
         assert_eq!(invalid_field(OPENAI, json!({"role": role})), "content");
@@ -141,12 +149,6 @@ fn tool_results_become_parts() {
         (json!({"role": "tool", "tool_call_id": "t", "content": "rain"}), "rain", json!({"tool_call_id": "t"})),
         (json!({"role": "tool", "content": "orphan"}), "orphan", json!({"tool_call_id": ""})),
         (
-            json!({"role": "tool", "tool_call_id": "t", "content": [
-                {"type": "text", "text": "12:"}, {"type": "text", "text": "30"}]}),
-            "12:30",
-            json!({"tool_call_id": "t"}),
-        ),
-        (
             json!({"role": "tool", "tool_call_id": "t", "content": {"b": 1, "a": 2}}),
             "{\"a\":2,\"b\":1}",
             json!({"tool_call_id": "t"}),
@@ -195,107 +197,66 @@ fn nulls_are_removed_from_the_body() {
         (
             json!({"role": "assistant", "content": null, "tool_calls": [
                 {"id": "a", "type": "function", "index": null, "function": {"name": "f", "arguments": "null"}}]}),
-            json!({"role": "assistant", "tool_calls": [
+            json!({"role": "assistant", "content": null, "tool_calls": [
                 {"id": "a", "type": "function", "function": {"name": "f", "arguments": "null"}}]}),
         ),
         (
             json!({"role": "tool", "tool_call_id": "t", "content": [
                 {"type": "text", "text": "12:", "x": null}, {"type": "text", "text": "30"}]}),
-            json!({"role": "tool", "tool_call_id": "t", "content": "12:30"}),
+            json!({"role": "tool", "tool_call_id": "t", "content": [
+                {"type": "text", "text": "12:"}, {"type": "text", "text": "30"}]}),
         ),
-        (json!({"role": "tool", "content": null}), json!({"role": "tool", "content": "", "tool_call_id": ""})),
     ] {
         assert_eq!(normalize_valid(OPENAI, blob).body, body);
     }
 }
 
 #[test]
-fn each_tool_result_is_a_message() {
-    let blob = json!({"role": "user", "parts": [
-        {"type": "text", "text": "look"},
-        {"type": "tool-result", "text": "one", "meta": {"tool_call_id": "a"}},
-        {"type": "tool-result", "text": "two", "meta": {"tool_call_id": "b"}},
-    ]});
-    assert_eq!(
-        convert(Format::Acontext, blob, OPENAI),
-        json!([
-            {"role": "tool", "tool_call_id": "a", "content": "one"},
-            {"role": "tool", "tool_call_id": "b", "content": "two"},
-            {"role": "user", "content": "look"},
-        ])
-    );
-    let blob = json!({"role": "assistant", "parts": [
-        {"type": "tool-call", "meta": {"id": "a", "name": "f", "arguments": {}}},
-        {"type": "tool-result", "text": "one", "meta": {"tool_call_id": "a"}},
-    ]});
-    assert_eq!(
-        convert(Format::Acontext, blob, OPENAI),
-        json!([
-            {"role": "assistant", "tool_calls": [
-                {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
-            {"role": "tool", "tool_call_id": "a", "content": "one"},
-        ])
-    );
-}
-
-#[test]
-fn parts_become_messages() {
-    for (role, parts, message) in [
-        ("user", json!([]), json!({"role": "user", "content": []})),
-        ("assistant", json!([]), json!({"role": "assistant"})),
-        ("user", json!([{"type": "data", "meta": {"data_type": "x"}}]), json!({"role": "user", "content": []})),
-        (
-            "assistant",
-            json!([{"type": "thinking", "text": "hm"}, {"type": "redacted_thinking", "meta": {"data": "x"}},
-                {"type": "text", "text": "so"}]),
-            json!({"role": "assistant", "content": [{"type": "text", "text": "hm"}, {"type": "text", "text": "so"}]}),
-        ),
-        (
-            "assistant",
-            json!([
-                {"type": "tool-call", "meta": {"id": "a", "name": "f", "arguments": "null"}},
-                {"type": "tool-call", "meta": {"id": "b", "name": "g", "arguments": ""}},
-                {"type": "tool-call", "meta": {"id": "c", "name": "h", "arguments": "ls", "type": "custom"}},
-                {"type": "tool-call", "meta": {"name": "without an id", "arguments": "{}"}},
-            ]),
-            json!({"role": "assistant", "tool_calls": [
-                {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},
-                {"id": "b", "type": "function", "function": {"name": "g", "arguments": ""}},
-                {"id": "c", "type": "custom", "custom": {"name": "h", "input": "ls"}},
-            ]}),
-        ),
-        (
-            "assistant",
-            json!([{"type": "text", "text": "no", "meta": {"is_refusal": true}}]),
-            json!({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}),
-        ),
-        (
-            "user",
-            json!([{"type": "tool-call", "meta": {"id": "a", "name": "f", "arguments": {}}}]),
-            json!({"role": "user", "content": []}),
-        ),
-    ] {
-        let blob = json!({"role": role, "parts": parts});
-        assert_eq!(convert(Format::Acontext, blob, OPENAI), json!([message]));
-    }
-}
-
-#[test]
-fn a_system_message_is_one_text() {
-    let blob = json!({"role": "system", "name": "policy", "content": [
-        {"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]});
-    let message = json!({"role": "system", "name": "policy", "content": "Be brief."});
-    assert_eq!(convert(OPENAI, blob, OPENAI), json!([message]));
-}
-
-#[test]
-fn calls_without_ids_survive_in_openai() {
+fn absent_fields_and_null_content_are_preserved() {
     for blob in [
-        json!({"role": "assistant", "function_call": {"name": "old", "arguments": "{}"}}),
-        json!({"role": "function", "name": "old", "content": "done"}),
+        json!({"role": "assistant", "content": null, "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}),
+        json!({"role": "assistant", "content": null}),
+        json!({"role": "assistant"}),
+        json!({"role": "function", "name": "f", "content": null}),
+        json!({"role": "tool", "content": "orphan"}),
+        json!({"role": "tool", "tool_call_id": "t"}),
+        json!({"role": "tool", "tool_call_id": "t", "content": null}),
+        json!({"role": "tool", "tool_call_id": "t", "content": []}),
+        json!({"role": "tool", "tool_call_id": "t", "content": ["42", "17"]}),
+        json!({"role": "user", "content": []}),
+        json!({"role": "user", "content": ["a", "b"]}),
+        json!({"role": "system", "content": []}),
     ] {
-        assert_eq!(convert(OPENAI, blob.clone(), OPENAI), json!([blob]));
+        assert_eq!(normalize_valid(OPENAI, blob.clone()).body, blob);
     }
-    let unknown = json!({"role": "assistant", "tool_calls": [{"id": "d", "type": "unheard_of"}]});
-    assert_eq!(convert(OPENAI, unknown.clone(), OPENAI), json!([unknown]));
+}
+
+#[test]
+fn every_message_of_the_openai_package_is_preserved() {
+    let breakpoint = json!({"mode": "explicit", "ttl": "30m"});
+    let text = json!({"type": "text", "text": "hi", "prompt_cache_breakpoint": breakpoint});
+    let image = json!({"type": "image_url", "image_url": {"url": "https://x/c.png", "detail": "original"},
+        "prompt_cache_breakpoint": breakpoint});
+    let audio = json!({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}});
+    let file = json!({"type": "file", "file": {"file_data": "AAAA", "file_id": "f", "filename": "a.pdf"}});
+    for blob in [
+        json!({"role": "developer", "content": [text], "name": "n"}),
+        json!({"role": "system", "content": [text], "name": "n"}),
+        json!({"role": "user", "content": [text, image, audio, file], "name": "n"}),
+        json!({"role": "assistant", "audio": {"id": "audio_1"}, "name": "n", "refusal": "no", "content": [
+            text, {"type": "refusal", "refusal": "no"}]}),
+        json!({"role": "assistant", "function_call": {"name": "f", "arguments": "{"}, "content": null}),
+        json!({"role": "assistant", "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+            {"id": "b", "type": "custom", "custom": {"name": "g", "input": "ls"}}]}),
+        json!({"role": "assistant", "tool_calls": []}),
+        json!({"role": "tool", "tool_call_id": "a", "content": [text]}),
+        json!({"role": "function", "name": "f", "content": null}),
+    ] {
+        assert_eq!(normalize_valid(OPENAI, blob.clone()).body, blob);
+        for target in [Format::Anthropic, Format::Gemini, Format::Acontext] {
+            assert_eq!(convert(OPENAI, blob.clone(), target).as_array().map(Vec::len), Some(1));
+        }
+    }
 }
