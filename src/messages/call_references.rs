@@ -38,8 +38,10 @@ pub enum CallReference {
 
 /// Returns the references of a message with these parts.
 pub fn references_of(role: Role, parts: &[Part]) -> Vec<CallReference> {
-    let string =
-        |meta: &Map<String, Value>, key: &str| meta.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    // Postgres cannot store NUL in the type `jsonb`.
+    let string = |meta: &Map<String, Value>, key: &str| {
+        meta.get(key).and_then(Value::as_str).unwrap_or_default().replace('\0', "\u{fffd}")
+    };
     let reference = |part: &Part| match (part.kind, role) {
         (PartKind::ToolCall, Role::Assistant) => {
             Some(CallReference::Call { id: string(&part.meta, "id"), name: string(&part.meta, "name") })
