@@ -13,11 +13,15 @@ const MAX_NUMBER_LEN: usize = 1_000;
 /// The maximum absolute value of an exponent. Postgres stores zeros instead of the exponent, so a number with a large exponent
 /// would take much more space than its text.
 const MAX_EXPONENT: u32 = 1_000;
+/// The maximum nesting depth of an object in a column. A column is read with the limit of `serde_json`, 127, and may contain the
+/// object inside of another one.
+const MAX_COLUMN_DEPTH: usize = 120;
+const TOO_DEEP: &str = "must not be nested more than 120 levels deep";
 const INVALID_NUMBER: &str =
     "must not contain a number that has more than 1000 characters, or an exponent below -1000 or above 1000";
 
-/// Checks that Postgres can store an object: it takes at most `max_bytes` as JSON and contains neither NUL characters nor numbers
-/// that are too long.
+/// Checks that Postgres can store an object: it takes at most `max_bytes` as JSON, is not nested too deeply, and contains neither
+/// NUL characters nor numbers that are too long.
 ///
 /// # Errors
 /// Returns 413 if the object is too large, and 400 if it contains a value that cannot be stored. Both name the field.
@@ -25,7 +29,7 @@ pub fn validate_storable(field: &str, object: &Map<String, Value>, max_bytes: u6
     let mut size = serde_json::to_vec(object).map_err(Error::internal)?.len();
     object
         .iter()
-        .try_for_each(|(key, value)| validate_string(key).and_then(|()| validate_value(value, &mut size)))
+        .try_for_each(|(key, value)| validate_string(key).and_then(|()| validate_value(value, 2, &mut size)))
         .map_err(|reason| Error::invalid_field(field, reason))?;
     if size as u64 > max_bytes {
         return Err(Error::PayloadTooLarge(format!("{field}: exceeds the maximum of {max_bytes} bytes")));
@@ -94,16 +98,18 @@ pub fn merge_top_level(mut object: Map<String, Value>, patch: Map<String, Value>
     object
 }
 
-/// Validates a value, and adds the zeros that Postgres stores instead of exponents to `size`.
-fn validate_value(value: &Value, size: &mut usize) -> Result<(), &'static str> {
+/// Validates a value, and adds the zeros that Postgres stores instead of exponents to `size`. `depth` is the nesting depth of the
+/// value if it is an array or object.
+fn validate_value(value: &Value, depth: usize, size: &mut usize) -> Result<(), &'static str> {
     match value {
+        Value::Array(_) | Value::Object(_) if depth > MAX_COLUMN_DEPTH => Err(TOO_DEEP),
         Value::Null | Value::Bool(_) => Ok(()),
         Value::String(inner) => validate_string(inner),
         Value::Number(number) => validate_number(&number.to_string()).map(|zeros| *size += zeros),
-        Value::Array(items) => items.iter().try_for_each(|item| validate_value(item, size)),
-        Value::Object(inner) => {
-            inner.iter().try_for_each(|(key, value)| validate_string(key).and_then(|()| validate_value(value, size)))
-        }
+        Value::Array(items) => items.iter().try_for_each(|item| validate_value(item, depth + 1, size)),
+        Value::Object(inner) => inner
+            .iter()
+            .try_for_each(|(key, value)| validate_string(key).and_then(|()| validate_value(value, depth + 1, size))),
     }
 }
 
@@ -131,6 +137,16 @@ mod tests {
     #[test]
     fn ordinary_objects_are_accepted() {
         assert!(check(r#"{"a": [1, 2.50, null, {"ü": true}], "": 12345678901234567890, "e": 1e300}"#).is_ok());
+    }
+
+    #[test]
+    fn objects_that_are_too_deep_for_a_column_are_rejected() {
+        let nested = |depth: usize| format!("{}1{}", "{\"a\":".repeat(depth), "}".repeat(depth));
+        assert!(check(&nested(120)).is_ok());
+        let error = check(&nested(121)).unwrap_err();
+        assert!(
+            matches!(error, Error::BadRequest { detail: Some(detail), .. } if detail == format!("meta: {TOO_DEEP}"))
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use memchr::memchr;
 use serde_json::{Error, Value};
 use uuid::Uuid;
 
-use super::string_end;
+use super::{nesting, string_end};
 
 /// The length above which a string is extracted, in bytes of its escaped text.
 const LONG_STRING_BYTES: usize = 64 * 1024;
@@ -17,18 +17,18 @@ const LONG_STRING_BYTES: usize = 64 * 1024;
 /// Parses a JSON text.
 pub(super) fn parse(text: &[u8]) -> Result<Value, Error> {
     if text.len() <= LONG_STRING_BYTES {
-        return serde_json::from_slice(text);
+        return nesting::parse(text);
     }
     let placeholder = Uuid::new_v4().simple().to_string();
     if let Some((rest, mut strings)) = extract_long_strings(text, &placeholder)
         && !strings.is_empty()
-        && let Ok(mut value) = serde_json::from_slice(&rest)
+        && let Ok(mut value) = nesting::parse(&rest)
     {
         restore_long_strings(&mut value, &placeholder, &mut strings);
         return Ok(value);
     }
     // Errors must have the line and column of the original text.
-    serde_json::from_slice(text)
+    nesting::parse(text)
 }
 
 /// Returns the JSON with placeholders for its long strings, except keys, and these strings. Returns `None` if such a string is

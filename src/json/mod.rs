@@ -8,21 +8,25 @@
 use std::cell::Cell;
 
 use memchr::{memchr2, memmem};
-use serde::Deserialize;
 use serde::de::Error as _;
-use serde_json::{Deserializer, Error, Map, Value};
+use serde_json::{Error, Map, Value};
 
 mod long_strings;
+mod nesting;
+mod surrogates;
+
+pub use nesting::MAX_DEPTH;
 
 /// The prefix of the keys with a special meaning.
 const SERDE_PRIVATE_PREFIX: &str = "$serde_json::private::";
 
-/// Parses a JSON text. The maximum nesting depth is 127.
+/// Parses a JSON text. The maximum nesting depth is [`MAX_DEPTH`]. An escape of half a surrogate pair becomes U+FFFD.
 ///
 /// # Errors
 /// Returns an error if the text is not a single JSON value, is nested too deeply, or has a key that begins with
 /// `$serde_json::private::`.
 pub fn parse(text: &[u8]) -> Result<Value, Error> {
+    let text = &surrogates::replace_lone(text);
     check_keys(text)?;
     long_strings::parse(text)
 }
@@ -40,9 +44,10 @@ pub fn parse_trusted(text: &[u8]) -> Result<Value, Error> {
 /// # Errors
 /// Returns the same errors as [`parse`].
 pub fn parse_first(text: &[u8]) -> Result<Value, Error> {
+    let text = &surrogates::replace_lone(text);
     check_keys(text)?;
     // Usually the text is a single value, so the faster parser, which rejects any further text, is tried first.
-    long_strings::parse(text).or_else(|_| Value::deserialize(&mut Deserializer::from_slice(text)))
+    long_strings::parse(text).or_else(|_| nesting::parse_first(text))
 }
 
 /// An upper bound of the size of a JSON text after parsing.
@@ -100,16 +105,24 @@ impl Default for ValueBudget {
 
 impl ValueBudget {
     const MAX_VALUES: usize = 250_000;
+    /// The maximum nesting depth of a parsed text. A message that contains the value must not be deeper than [`MAX_DEPTH`], so
+    /// that the message can be stored again.
+    const MAX_DEPTH: usize = MAX_DEPTH - 16;
 
     /// Resets the remaining budget to the maximum.
     pub fn reset(&self) {
         self.0.set(Self::MAX_VALUES);
     }
 
-    /// Parses a text. Returns `None` if the text is not valid JSON, or may have more values than the remaining budget.
+    /// Parses a text. Returns `None` if the text is not valid JSON, is nested too deeply to be a part of a message, or may have
+    /// more values than the remaining budget.
     pub fn parse(&self, text: &str) -> Option<Value> {
         let values = estimate(text.as_bytes()).values;
         let remaining = self.0.get().checked_sub(values)?;
+        // Each level is a value, so a text with few values needs no scan of its depth.
+        if values > Self::MAX_DEPTH && nesting::max_depth(text.as_bytes()) > Self::MAX_DEPTH {
+            return None;
+        }
         let value = parse(text.as_bytes()).ok()?;
         self.0.set(remaining);
         Some(value)
@@ -277,10 +290,47 @@ mod tests {
         assert!(estimate(long.as_bytes()).bytes < 101_000);
     }
 
+    fn nested(depth: usize) -> String {
+        format!("{}{}", "[".repeat(depth), "]".repeat(depth))
+    }
+
     #[test]
-    fn depth_is_bounded() {
-        assert!(parse("[".repeat(200).as_bytes()).is_err());
-        assert!(parse(format!("{}{}", "[".repeat(100), "]".repeat(100)).as_bytes()).is_ok());
+    fn json_nested_256_deep_is_accepted() {
+        for depth in [100, 200, MAX_DEPTH] {
+            for text in [nested(depth), format!("{{\"a\":\"{}\",\"b\":{}}}", "x".repeat(100_000), nested(depth - 1))] {
+                let value = parse(text.as_bytes()).expect("accepted");
+                assert_eq!(String::from_utf8(to_vec(&value)).expect("UTF-8"), text);
+                assert_eq!(parse_trusted(text.as_bytes()).expect("accepted"), value);
+                assert_eq!(parse_first((text + " rest").as_bytes()).expect("accepted"), value);
+            }
+        }
+        for depth in [MAX_DEPTH + 1, 1_000_000] {
+            assert!(parse(nested(depth).as_bytes()).is_err());
+            assert!(parse_first(nested(depth).as_bytes()).is_err());
+        }
+    }
+
+    #[test]
+    fn nested_json_fits_into_a_message() {
+        let budget = ValueBudget::default();
+        assert!(budget.parse(&nested(240)).is_some());
+        assert!(budget.parse(&nested(241)).is_none());
+        assert!(budget.parse("[".repeat(1_000_000).as_str()).is_none());
+    }
+
+    #[test]
+    fn lone_surrogates_become_the_replacement_character() {
+        let expected = serde_json::json!({"a\u{fffd}": ["half \u{fffd}", "\u{fffd}", "😀"]});
+        let text = r#"{"a\ud83d": ["half \ud83d", "\ude00", "\ud83d\ude00"]}"#;
+        assert_eq!(parse(text.as_bytes()).expect("accepted"), expected);
+        assert_eq!(parse_first(text.as_bytes()).expect("accepted"), expected);
+        let long = "x".repeat(100_000);
+        assert_eq!(parse(format!("\"{long}\\ud83d\"").as_bytes()).expect("accepted"), format!("{long}\u{fffd}"));
+        // JSON inside of a string, such as the arguments of a call.
+        let arguments = r#"{"q":"half \ud83d"}"#;
+        assert_eq!(ValueBudget::default().parse(arguments), Some(serde_json::json!({"q": "half \u{fffd}"})));
+        // The replacement does not hide a key with a special meaning.
+        assert!(parse(r#"{"$serde_json::private::\ud83d": 1}"#.as_bytes()).is_err());
     }
 
     fn any_value() -> impl Strategy<Value = Value> {

@@ -25,6 +25,7 @@ mod idempotency;
 mod ingest;
 mod isolation;
 mod jobs;
+mod json_bodies;
 mod keys;
 mod layers;
 mod learning;
