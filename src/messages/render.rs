@@ -52,7 +52,7 @@ pub fn edit_and_decode(
         let tokens = usize::try_from(row.tokens).unwrap_or_default();
         let parts = format::to_parts(row.format, body);
         memory.add(&parts)?;
-        messages.push(edit::Message { parts, tokens });
+        messages.push(edit::Message { role: row.role, is_system: is_system_message(row)?, parts, tokens });
     }
     let mut rows: Vec<_> = rows.into_iter().map(Some).collect();
     let mut decoded = Vec::with_capacity(rows.len());
@@ -73,6 +73,16 @@ pub fn edit_and_decode(
         decoded.extend(decode(vec![row], target)?);
     }
     Ok(decoded)
+}
+
+/// Returns `true` if the message was stored with the role of a system message.
+fn is_system_message(row: &MessageRow) -> Result<bool> {
+    // Most messages have a meta without this key, which need not be parsed.
+    if !row.meta.contains("\"original_role\"") {
+        return Ok(false);
+    }
+    let meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
+    Ok(meta.get("original_role").is_some_and(|role| role == "system" || role == "developer"))
 }
 
 /// Converts messages to parts, except those that are already in the requested format.

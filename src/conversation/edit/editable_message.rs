@@ -7,13 +7,15 @@ use serde_json::{Map, Value};
 use super::{EditedMessage, Message};
 use crate::conversation::format::BodyChange;
 use crate::conversation::format::changes::{AttachmentMatcher, empty_arguments};
-use crate::conversation::parts::{Part, PartKind};
+use crate::conversation::parts::{Part, PartKind, Role};
 use crate::conversation::tokens;
 
 /// A message whose parts are edited. Edits never remove tool results or tool calls. The index of a result among the results of
 /// the message, and the index of a call among its calls, therefore stay the same.
 pub(super) struct EditableMessage {
     index: usize,
+    role: Role,
+    is_system: bool,
     parts: Vec<Part>,
     /// The number of tokens of the parts. Out of date if `tokens_stale` is set.
     tokens: usize,
@@ -26,9 +28,11 @@ pub(super) struct EditableMessage {
 
 impl EditableMessage {
     pub(super) fn new(index: usize, message: Message) -> Self {
-        let Message { parts, tokens } = message;
+        let Message { role, is_system, parts, tokens } = message;
         Self {
             index,
+            role,
+            is_system,
             parts,
             tokens,
             tokens_stale: false,
@@ -39,6 +43,16 @@ impl EditableMessage {
 
     pub(super) fn parts(&self) -> &[Part] {
         &self.parts
+    }
+
+    pub(super) fn is_system(&self) -> bool {
+        self.is_system
+    }
+
+    /// Returns `true` if a conversation can start with the message: a user has sent it, and it has no tool results.
+    pub(super) fn starts_conversation(&self) -> bool {
+        let has_results = self.parts.iter().any(|part| part.kind == PartKind::ToolResult);
+        self.role == Role::User && !self.is_system && !self.parts.is_empty() && !has_results
     }
 
     /// Returns the number of tokens of the message. Counts them only if the parts have changed.

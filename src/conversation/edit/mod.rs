@@ -15,7 +15,7 @@
 //! - Messages after the pin are never changed, and the edits of the other messages do not depend on them.
 
 use super::format::BodyChange;
-use super::parts::Part;
+use super::parts::{Part, Role};
 
 mod editable_message;
 mod groups;
@@ -54,6 +54,9 @@ enum StrategyKind {
 /// A message of a page, before editing.
 #[derive(Clone, Debug)]
 pub struct Message {
+    pub role: Role,
+    /// The message contains instructions for the model: its original role is `system` or `developer`.
+    pub is_system: bool,
     pub parts: Vec<Part>,
     /// The result of [`tokens::count_parts`](super::tokens::count_parts) for these parts. [`apply`] relies on it.
     pub tokens: usize,

@@ -58,6 +58,15 @@ impl Params {
         }
     }
 
+    /// Returns a boolean. An absent parameter is `false`.
+    pub(super) fn boolean(&self, key: &str) -> Result<bool, ParseError> {
+        match self.values.get(key) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(_) => Err(self.invalid(key, "must be true or false")),
+        }
+    }
+
     /// Returns a string of at most `max_bytes` bytes.
     pub(super) fn string(&self, key: &str, max_bytes: usize) -> Result<Option<&str>, ParseError> {
         match self.values.get(key) {

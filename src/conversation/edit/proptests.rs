@@ -7,7 +7,7 @@ use proptest::strategy::Strategy as Generator;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::conversation::parts::PartKind;
+use crate::conversation::parts::{PartKind, Role};
 use crate::conversation::tokens;
 
 fn part(kind: PartKind, text: &str, meta: Value) -> Part {
@@ -51,7 +51,7 @@ fn any_part() -> impl Generator<Value = Part> {
 }
 
 fn message(parts: Vec<Part>) -> Message {
-    Message { tokens: tokens::count_parts(&parts), parts }
+    Message { role: Role::User, is_system: false, tokens: tokens::count_parts(&parts), parts }
 }
 
 fn conversation() -> impl Generator<Value = Vec<Message>> {
@@ -263,7 +263,7 @@ proptest! {
         let (edited, rest) = with(&one);
         prop_assert_eq!(&edited, &with(&other).0);
         prop_assert_eq!(&edited, &apply(&strategies, messages.clone(), None));
-        let untouched = one.into_iter().enumerate().map(|(offset, Message { parts, tokens })| {
+        let untouched = one.into_iter().enumerate().map(|(offset, Message { parts, tokens, .. })| {
             EditedMessage { index: pin + 1 + offset, parts, tokens, changes: Vec::new() }
         });
         prop_assert_eq!(rest, untouched.collect::<Vec<_>>());
@@ -281,7 +281,7 @@ proptest! {
             prop_assert_eq!(tools(&before.parts), tools(&after.parts));
         }
         // Applying the strategy again changes nothing.
-        let again = edited.iter().map(|after| Message { parts: after.parts.clone(), tokens: after.tokens }).collect();
+        let again = edited.iter().map(|after| message(after.parts.clone())).collect();
         let again = apply(&parse(&json!([strategy]).to_string()).unwrap(), again, None);
         prop_assert!(again.iter().all(|after| after.changes.is_empty()));
     }

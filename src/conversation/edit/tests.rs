@@ -4,13 +4,20 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::conversation::format::{self, Format};
+use crate::conversation::parts::Role;
 use crate::conversation::tokens;
 
 fn messages(bodies: &[Value]) -> Vec<Message> {
     let message = |body: &Value| {
         let format = if body.get("parts").is_some() { Format::Acontext } else { Format::OpenAi };
         let parts = format::to_parts(format, body.clone());
-        Message { tokens: tokens::count_parts(&parts), parts }
+        let role = body["role"].as_str().unwrap_or_default();
+        Message {
+            role: if role == "assistant" { Role::Assistant } else { Role::User },
+            is_system: matches!(role, "system" | "developer"),
+            tokens: tokens::count_parts(&parts),
+            parts,
+        }
     };
     bodies.iter().map(message).collect()
 }
@@ -330,6 +337,13 @@ fn invalid_strategies_are_rejected() {
     cases.extend(params("remove_tool_result", "tool_result_placeholder", json!([null, 5, ["Done"], "x".repeat(1025)])));
     cases.extend(params("token_limit", "limit_tokens", invalid_numbers.clone()));
     cases.extend(params("token_limit", "limit_tokens", json!([0, 0.5])));
+    for flag in ["pin_system", "start_on_user"] {
+        let invalid = [json!(null), json!("true"), json!(1)];
+        cases.extend(invalid.map(|value| {
+            let params = json!({"limit_tokens": 5, flag: value});
+            (json!([{"type": "token_limit", "params": params}]), format!("[0].params.{flag}"))
+        }));
+    }
     cases.extend(params("middle_out", "token_reduce_to", invalid_numbers));
     cases.extend(params("middle_out", "token_reduce_to", json!([0, 10.5])));
     for (strategies, path) in cases {

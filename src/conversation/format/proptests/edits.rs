@@ -153,7 +153,7 @@ fn strategies() -> impl Strategy<Value = String> {
 /// Applies edit strategies to a message.
 fn edit_message(format: Format, body: &Value, strategies: &str) -> EditedMessage {
     let parts = to_parts(format, body.clone());
-    let message = Message { tokens: tokens::count_parts(&parts), parts };
+    let message = Message { role: Role::User, is_system: false, tokens: tokens::count_parts(&parts), parts };
     edit::apply(&edit::parse(strategies).unwrap(), vec![message], None).remove(0)
 }
 
