@@ -7,6 +7,8 @@
 #![expect(unreachable_pub, reason = "nothing in a test binary can be reached from outside")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
+#[path = "../acceptors/mod.rs"]
+mod acceptors;
 mod admin;
 mod artifacts;
 mod auth;
