@@ -51,6 +51,11 @@ bench: ## run the benchmarks; select them with ARGS="..."
 	cargo build --release --locked
 	ACONTEXTD_BIN=$(CARGO_OUT)/release/acontextd bench/run $(ARGS)
 
+.PHONY: acceptors
+acceptors: ## check the laws of message histories for about an hour; set the number of cases with CASES=...
+	@scripts/setup run test
+	HISTORY_CASES=$(or $(CASES),60000) cargo test --locked --test it histories::
+
 .PHONY: clean
 clean: ## remove everything that was built
 	cargo clean
