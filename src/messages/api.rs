@@ -151,7 +151,7 @@ pub async fn get_messages(
     let cost =
         if is_passthrough { encryption::decrypt_cost(&rows) } else { rows.iter().map(MessageRow::text_len).sum() };
     let rows = decrypt_page(&ctx, &reservations, caller.encryption.clone(), rows, is_passthrough).await?;
-    let call_names = call_references::load_call_names(&ctx, &caller.encryption, session, &rows, target).await?;
+    let call_names = call_references::load_earlier_calls(&ctx, &caller.encryption, session, &rows, target).await?;
     let unanswered_calls =
         call_references::load_unanswered_calls(&ctx, &caller.encryption, session, &rows, target).await?;
     let public_urls = BTreeMap::new();
@@ -164,7 +164,7 @@ pub async fn get_messages(
         let messages = if strategies.is_empty() {
             render::decode(rows, target)?
         } else {
-            render::edit_and_decode(rows, target, &strategies, pin)?
+            render::edit_and_decode(rows, target, &strategies, pin, &render_ctx)?
         };
         if messages.iter().flat_map(DecodedMessage::parts).any(|part| part.asset.is_some()) {
             return Ok(RenderOutcome::NeedsFiles(Box::new(DecodedPage { messages, target, render_ctx, page_fields })));

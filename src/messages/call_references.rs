@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::encryption;
 use super::page::MessageRow;
 use crate::conversation::format::Format;
-use crate::conversation::history::generate_call_id;
+use crate::conversation::history::{all_ids, generate_call_id};
 use crate::conversation::parts::{Part, PartKind, Role};
 use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
@@ -116,33 +116,35 @@ fn decode(
     serde_json::from_value(references).map_err(Error::internal)
 }
 
-/// Parses the decrypted references of a row of a page. Returns none if they cannot be parsed.
-fn of_row(row: &MessageRow) -> Vec<CallReference> {
-    row.call_references.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
-}
-
-/// Loads the function names that results in the page need although their calls are on other pages. Only Gemini's results need
-/// names.
+/// Loads the ids and function names of the calls that precede a page, if a message of the page is converted to the target and may
+/// refer to them. What a message says thus never depends on where the page begins.
 ///
 /// # Errors
 /// Returns 403 if a message is encrypted and `encryption` has no master key.
-pub async fn load_call_names(
+pub async fn load_earlier_calls(
     ctx: &Messages,
     encryption: &ProjectEncryption,
     session: SessionId,
     rows: &[MessageRow],
     target: Format,
 ) -> Result<HashMap<String, String>> {
+    let is_converted = |row: &MessageRow| row.format != target && row.call_references.is_some();
     let first = match rows.first() {
-        Some(first) if target == Format::Gemini && rows.iter().any(|row| row.format != target) => first.created_at,
+        Some(first) if first.parent_id.is_some() && target != Format::Acontext && rows.iter().any(is_converted) => {
+            first
+        }
         _ => return Ok(HashMap::new()),
     };
-    let ids = ids_of_calls_on_other_pages(rows);
-    if ids.is_empty() {
-        return Ok(HashMap::new());
-    }
     let mut conn = ctx.db.acquire().await?;
-    find_names(&mut conn, encryption, session, first, &ids).await
+    let mut names = HashMap::new();
+    for message in list(&mut conn, encryption, session, None, Some(first.created_at)).await? {
+        for (index, reference) in message.references.into_iter().enumerate() {
+            if let CallReference::Call { id, name } = reference {
+                names.insert(if id.is_empty() { generate_call_id(message.id.0, index) } else { id }, name);
+            }
+        }
+    }
+    Ok(names)
 }
 
 /// Loads the calls of Gemini messages in the page that no message of the session has answered. Only `acontext` messages list
@@ -167,49 +169,6 @@ pub async fn load_unanswered_calls(
     Ok(unanswered_gemini_calls(rows, &references))
 }
 
-/// Returns the ids of the calls that the results in a page answer although the calls are not in the page.
-fn ids_of_calls_on_other_pages(rows: &[MessageRow]) -> HashSet<String> {
-    let mut calls = HashSet::new();
-    let mut missing = HashSet::new();
-    for row in rows {
-        for (index, reference) in of_row(row).into_iter().enumerate() {
-            match reference {
-                CallReference::Call { id, .. } if id.is_empty() => calls.insert(generate_call_id(row.id.0, index)),
-                CallReference::Call { id, .. } => calls.insert(id),
-                CallReference::Result { result_of, .. } if !result_of.is_empty() && !calls.contains(&result_of) => {
-                    missing.insert(result_of)
-                }
-                CallReference::Result { .. } => false,
-            };
-        }
-    }
-    missing
-}
-
-/// Finds the function names of calls by their ids, in the messages before `before`.
-///
-/// # Errors
-/// Returns 403 if a message is encrypted and `encryption` has no master key.
-async fn find_names(
-    conn: &mut PgConnection,
-    encryption: &ProjectEncryption,
-    session: SessionId,
-    before: Timestamp,
-    ids: &HashSet<String>,
-) -> Result<HashMap<String, String>> {
-    let mut names = HashMap::new();
-    for message in list(conn, encryption, session, None, Some(before)).await? {
-        for (index, reference) in message.references.into_iter().enumerate() {
-            let CallReference::Call { id, name } = reference else { continue };
-            let id = if id.is_empty() { generate_call_id(message.id.0, index) } else { id };
-            if ids.contains(&id) {
-                names.insert(id, name);
-            }
-        }
-    }
-    Ok(names)
-}
-
 /// Returns the calls of the Gemini messages in a page that no later message of the session has answered, by message. `session`
 /// has the references of all messages from the first of these rows on, oldest first.
 fn unanswered_gemini_calls(
@@ -226,7 +185,7 @@ fn unanswered_gemini_calls(
                     answered.insert(result_of);
                 }
                 // An id may occur in several turns. A result answers the last call before it.
-                CallReference::Call { id, name } if !answered.remove(id) => {
+                CallReference::Call { id, name } if !all_ids(id).iter().any(|id| answered.remove(id)) => {
                     if let Some(calls) = rows.get_mut(&message.id) {
                         calls.push(UnansweredCall { id: id.clone(), name: name.clone() });
                     }

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use super::call_references::{self, CallReference, ReferencingMessage};
 use super::request::PreparedMessage;
 use crate::conversation::format::FunctionResponse;
-use crate::conversation::history::generate_call_id;
+use crate::conversation::history::{all_ids, generate_call_id};
 use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::messages::Messages;
@@ -47,20 +47,22 @@ struct OpenCall {
 /// A response belongs to the newest turn that has an unanswered call of its function, and to the first such call of this turn.
 /// Older turns were interrupted.
 fn assign_ids(turns: &mut [Vec<OpenCall>], responses: &[FunctionResponse]) -> Vec<(usize, String)> {
+    // A response without an id must not match the call of a response that has one.
+    for response in responses.iter().filter(|response| !response.will_continue) {
+        if let Some(id) = &response.id {
+            for turn in turns.iter_mut() {
+                turn.retain(|call| !all_ids(&call.id).contains(id));
+            }
+        }
+    }
     let mut ids = Vec::new();
-    for response in responses {
-        let found = turns.iter_mut().rev().find_map(|turn| {
-            let matches = |call: &OpenCall| match &response.id {
-                Some(id) => call.id == *id,
-                None => call.name == response.name,
-            };
-            let index = turn.iter().position(matches)?;
+    for response in responses.iter().filter(|response| response.id.is_none()) {
+        let call = turns.iter_mut().rev().find_map(|turn| {
+            let index = turn.iter().position(|call| call.name == response.name)?;
             // A response that announces further ones does not answer the call.
             Some(if response.will_continue { turn[index].clone() } else { turn.remove(index) })
         });
-        if let Some(call) = found.filter(|_| response.id.is_none()) {
-            ids.push((response.part_index, call.id));
-        }
+        ids.extend(call.map(|call| (response.part_index, call.id)));
     }
     ids
 }
@@ -89,7 +91,7 @@ fn unanswered_turns(messages: &[ReferencingMessage]) -> Vec<Vec<OpenCall>> {
             continue;
         }
         // An id may occur in several turns. A result answers the last call before it.
-        calls.retain(|call| !answered.remove(call.id.as_str()));
+        calls.retain(|call| !all_ids(&call.id).iter().any(|id| answered.remove(id.as_str())));
         let continues_turn = parent == Some(message.id);
         parent = message.parent;
         match turns.last_mut().filter(|_| continues_turn) {
@@ -154,7 +156,8 @@ mod tests {
     fn results_of_every_format_answer_calls() {
         let history = vec![vec![call("1", "f"), call("2", "f")], vec![result("1")]];
         assert_eq!(assign(history.clone(), &[response(None, "f")]), ["2"]);
-        assert_eq!(assign(history, &[response(Some("2"), "f"), response(None, "f")]), [""; 0]);
+        assert_eq!(assign(history.clone(), &[response(Some("2"), "f"), response(None, "f")]), [""; 0]);
+        assert_eq!(assign(history, &[response(None, "f"), response(Some("2"), "f")]), [""; 0]);
     }
 
     #[test]

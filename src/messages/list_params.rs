@@ -42,8 +42,8 @@ pub struct GetMessagesParams {
     /// Edit strategies that shorten the returned conversation: a JSON array of objects with `type` and `params`. The types are
     /// `remove_tool_result`, `remove_tool_call_params`, `middle_out` and `token_limit`.
     ///
-    /// `token_limit` removes the oldest messages until at most `limit_tokens` remain. With `pin_system: true`, it never removes the
-    /// system messages at the beginning, even if they exceed the limit. With `start_on_user: true`, it then also removes the
+    /// `token_limit` removes the oldest messages until at most `limit_tokens` remain. With `pin_system: true`, it never removes
+    /// the system messages at the beginning, even if they exceed the limit. With `start_on_user: true`, it then also removes the
     /// messages before the first message of a user that is not a tool result.
     #[serde(default)]
     #[param(example = "[{\"type\": \"token_limit\", \"params\": {\"limit_tokens\": 20000}}]")]

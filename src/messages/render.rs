@@ -16,7 +16,7 @@ use super::page::MessageRow;
 use super::{ProcessStatus, PublicUrl};
 use crate::conversation::edit::{self, EditedMessage, Strategy};
 use crate::conversation::format::{self, Format, RenderContext, RenderOptions};
-use crate::conversation::history::{HistoryBody, HistoryConverter, HistoryMessage, Item};
+use crate::conversation::history::{CallResolver, HistoryBody, HistoryConverter, HistoryMessage, Item};
 use crate::conversation::parts::{PENDING_CALLS_KEY, Part, Role, USER_META_KEY};
 use crate::error::{Error, Result};
 use crate::ids::{MessageId, SessionId};
@@ -44,14 +44,21 @@ pub fn edit_and_decode(
     target: Format,
     strategies: &[Strategy],
     pin: Option<usize>,
+    ctx: &RenderContext,
 ) -> Result<Vec<DecodedMessage>> {
     let mut messages = Vec::with_capacity(rows.len());
     let mut memory = ValueMemory::default();
+    // In one format, each result names its call as the call is stored.
+    let is_mixed = target != Format::Acontext && rows.iter().any(|row| row.format != target);
+    let mut resolver = is_mixed.then(|| CallResolver::new(&ctx.call_names));
     for row in &rows {
         let body = json::parse_trusted(&row.content).map_err(|err| unreadable_message_error(row, &err))?;
         let tokens = usize::try_from(row.tokens).unwrap_or_default();
-        let parts = format::to_parts(row.format, body);
+        let mut parts = format::to_parts(row.format, body);
         memory.add(&parts)?;
+        if let Some(resolver) = &mut resolver {
+            resolver.resolve(row.id.0, row.role, &mut parts);
+        }
         messages.push(edit::Message { role: row.role, is_system: is_system_message(row)?, parts, tokens });
     }
     let mut rows: Vec<_> = rows.into_iter().map(Some).collect();

@@ -171,9 +171,10 @@ fn check_file(file: &Map<String, Value>) -> Check {
 
 /// `ChatCompletionAssistantMessageParam`.
 fn check_assistant(message: &Map<String, Value>) -> Result<Awaited, String> {
-    let optional = ["content?", "audio?", "function_call?", "refusal?", "name", "tool_calls"];
+    let optional = ["content?", "audio?", "function_call?", "refusal?", "name", "tool_calls", "extra_content"];
     fields(message, &["role"], &optional)?;
     check_name(message)?;
+    check_extra_content(message)?;
     let is_set = |key: &str| message.get(key).is_some_and(|value| !value.is_null());
     let has_calls = is_set("tool_calls") || is_set("function_call");
     // "Required unless `tool_calls` or `function_call` is specified." An answer as audio or refusal has no content either.
@@ -213,11 +214,24 @@ fn check_calls(calls: &Value) -> Result<HashSet<String>, String> {
     Ok(ids)
 }
 
+/// Google's reference of its OpenAI-compatible API, page "Thought signatures": a message or a call may have the signature of Gemini.
+fn check_extra_content(object_with_signature: &Map<String, Value>) -> Check {
+    let Some(extra) = object_with_signature.get("extra_content") else { return Ok(()) };
+    let google = object(extra).and_then(|extra| {
+        fields(extra, &["google"], &[])?;
+        object(&extra["google"])
+    });
+    let google = google.at("extra_content")?;
+    fields(google, &["thought_signature"], &[]).at("extra_content.google")?;
+    base64(string(google, "thought_signature")?).at("extra_content.google.thought_signature")
+}
+
 /// `ChatCompletionMessageToolCallUnionParam`. Returns the id.
 fn check_call(call: &Map<String, Value>) -> Result<String, String> {
     let kind = string(call, "type")?;
     one_of(kind, &["function", "custom"]).at("type")?;
-    fields(call, &["id", "type", kind], &[])?;
+    fields(call, &["id", "type", kind], &["extra_content"])?;
+    check_extra_content(call)?;
     let inner = object(&call[kind]).at(kind)?;
     if kind == "function" {
         check_function_call(inner).at(kind)?;

@@ -2,15 +2,20 @@
 //!
 //! The environment variable `HISTORY_CASES` sets the number of cases of each law, and `HISTORY_SEED` the seed of the first one.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use acontextd::conversation::edit::{self, EditedMessage, Strategy as EditStrategy};
 use acontextd::conversation::format::{self, Format, NormalizedMessage, RenderContext};
-use acontextd::conversation::parts::PartKind;
+use acontextd::conversation::history::{
+    CallResolver, HistoryBody, HistoryConverter, HistoryMessage, all_ids, generate_call_id,
+};
+use acontextd::conversation::parts::{Part, PartKind, Role};
 use acontextd::conversation::tokens;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use self::model::{PROVIDERS, Turn, any_format, one_format, turns};
 use crate::acceptors;
@@ -33,28 +38,61 @@ struct Options {
 
 /// Stores a history and reads it in a format, as the server does.
 fn render(history: &[(Format, Value)], target: Format, options: &Options) -> Vec<Value> {
-    let mut stored = store(history);
-    if let Some(page) = &options.page {
-        stored = stored.drain(page.clone()).collect();
-    }
-    let mut ctx = RenderContext::default();
+    let stored = store(history);
+    let page = options.page.clone().unwrap_or(0..stored.len());
+    let ctx = RenderContext { call_names: call_names(&stored[..page.start]), ..RenderContext::default() };
+    let mut converter = HistoryConverter::new(target, &ctx);
     let mut items = Vec::new();
-    for EditedMessage { index, parts, changes, .. } in edit::apply(&options.strategies, to_edit(&stored), None) {
-        let NormalizedMessage { format, role, meta, body } = &stored[index];
-        for call in parts.iter().filter(|part| part.kind == PartKind::ToolCall) {
-            let string = |key: &str| call.meta.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-            ctx.call_names.insert(string("id"), string("name"));
+    let mut to_edit = to_edit(&stored[page.clone()]);
+    if target != Format::Acontext && !options.strategies.is_empty() {
+        let mut resolver = CallResolver::new(&ctx.call_names);
+        for (index, message) in to_edit.iter_mut().enumerate() {
+            resolver.resolve(message_id(page.start + index), message.role, &mut message.parts);
         }
-        if *format == target && target != Format::Acontext {
+    }
+    let edited = edit::apply(&options.strategies, to_edit, None);
+    for EditedMessage { index, parts, changes, .. } in edited {
+        let index = page.start + index;
+        let NormalizedMessage { format, role, meta, body } = &stored[index];
+        if target == Format::Acontext {
+            items.extend(format::from_parts(target, *role, meta, parts, &ctx));
+            continue;
+        }
+        let body = if *format == target {
             let mut body = body.clone();
             format::apply_changes(target, &mut body, &changes);
-            items.push(body);
+            HistoryBody::Own(body)
         } else {
-            ctx.value_budget.reset();
-            items.extend(format::from_parts(target, *role, meta, parts, &ctx));
-        }
+            HistoryBody::Parts(parts)
+        };
+        let message = HistoryMessage { id: message_id(index), role: *role, meta: meta.clone(), body };
+        items.extend(converter.push(message).into_iter().map(|item| item.value));
     }
+    items.extend(converter.finish().into_iter().map(|item| item.value));
     items
+}
+
+fn message_id(index: usize) -> Uuid {
+    Uuid::from_u128(u128::try_from(index).unwrap())
+}
+
+fn string_at(part: &Part, key: &str) -> String {
+    part.meta.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// Returns the ids and names of the calls in stored messages. A call without an id has a generated one.
+fn calls(index: usize, message: &NormalizedMessage) -> Vec<(String, String)> {
+    let parts = format::to_parts(message.format, message.body.clone());
+    let calls = parts.iter().filter(|part| part.kind == PartKind::ToolCall && message.role == Role::Assistant);
+    let call = |(number, call)| {
+        let id = Some(string_at(call, "id")).filter(|id| !id.is_empty());
+        (id.unwrap_or_else(|| generate_call_id(message_id(index), number)), string_at(call, "name"))
+    };
+    calls.enumerate().map(call).collect()
+}
+
+fn call_names(stored: &[NormalizedMessage]) -> HashMap<String, String> {
+    stored.iter().enumerate().flat_map(|(index, message)| calls(index, message)).collect()
 }
 
 fn to_edit(stored: &[NormalizedMessage]) -> Vec<edit::Message> {
@@ -73,24 +111,24 @@ fn to_edit(stored: &[NormalizedMessage]) -> Vec<edit::Message> {
 /// Normalizes the messages of a history, and gives function responses without an id the id of the first unanswered call with their
 /// name.
 fn store(history: &[(Format, Value)]) -> Vec<NormalizedMessage> {
-    let mut calls = Vec::new();
+    let mut open = Vec::new();
     let mut new_ids = 0;
-    let normalized = history.iter().map(|(format, message)| {
+    let normalized = history.iter().enumerate().map(|(index, (format, message))| {
         let mut new_call_id = || {
             new_ids += 1;
             format!("new_{new_ids}")
         };
         let mut message = format::normalize(*format, message.clone(), &mut new_call_id)
             .unwrap_or_else(|err| panic!("{err:?}: {message}"));
-        calls.extend(message.function_calls());
-        for response in message.function_responses() {
-            let is_answer = |call: &format::FunctionCall| match &response.id {
-                Some(id) => call.id == *id,
-                None => call.name == response.name,
-            };
-            if let Some(call) = calls.iter().position(is_answer) {
-                let call = calls.remove(call);
-                message.set_response_id(response.part_index, &call.id);
+        open.extend(calls(index, &message));
+        for part in format::to_parts(*format, message.body.clone()) {
+            let answered = string_at(&part, "tool_call_id");
+            open.retain(|(id, _)| part.kind != PartKind::ToolResult || !all_ids(id).contains(&answered));
+        }
+        for response in message.function_responses().iter().filter(|response| response.id.is_none()) {
+            if let Some((id, _)) = open.iter().find(|(_, name)| *name == response.name).cloned() {
+                message.set_response_id(response.part_index, &id);
+                open.retain(|(open, _)| *open != id);
             }
         }
         message
@@ -131,7 +169,8 @@ fn write(turns: &[Turn]) -> Written {
 fn write_results(step: &model::Step, history: &mut History) {
     let before = history.clone();
     let mut calls: Vec<_> = step.calls.iter().enumerate().collect();
-    if step.is_reversed {
+    // Results without ids are in the order of the calls.
+    if step.is_reversed && step.calls.iter().all(|call| write::call_id(step.format, call).is_some()) {
         calls.reverse();
     }
     // Results of one format that follow each other may be in one message.
@@ -180,7 +219,7 @@ fn hold<T: std::fmt::Debug>(inputs: &BoxedStrategy<T>, law: impl Fn(&T) -> Resul
     #[expect(clippy::disallowed_methods, reason = "the test has no configuration")]
     let variable = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
     let cases = variable("HISTORY_CASES").unwrap_or(DEFAULT_CASES);
-    let first = variable("HISTORY_SEED").unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 16);
+    let first = variable("HISTORY_SEED").unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0 >> 16);
     for seed in first..first + cases {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());

@@ -21,6 +21,7 @@ mod embedded;
 mod encryption;
 mod encryption_conversion;
 mod events;
+mod histories;
 mod host;
 mod http;
 mod idempotency;

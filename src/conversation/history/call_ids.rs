@@ -32,6 +32,11 @@ pub(super) fn convert_call_id(target: Format, id: &str) -> Cow<'_, str> {
     if is_accepted && !has_hash(id) { id.into() } else { changed_id(id).into() }
 }
 
+/// Returns the ids by which a client may name a call, depending on the format in which it has read the call.
+pub fn all_ids(id: &str) -> [String; 3] {
+    [Format::Acontext, Format::OpenAi, Format::Anthropic].map(|format| convert_call_id(format, id).into_owned())
+}
+
 /// Returns the id of a call that was stored without one, given the id of its message and its index among the calls of the
 /// message.
 pub fn generate_call_id(message: Uuid, index: usize) -> String {

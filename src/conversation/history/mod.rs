@@ -1,9 +1,9 @@
 //! Converts a history: messages in their order, possibly stored in several formats, to the items of one format.
 //!
 //! [`crate::conversation::format`] converts single messages. This module adds what providers require of messages that belong
-//! together: each result names its call by an id that the provider accepts ([`call_ids`], [`pairing`]), and the messages of a
-//! tool turn stand together ([`turns`], [`join`]). A message that is stored in the target format is unchanged, unless it belongs
-//! to a tool turn with a message of another format, or the request asks for a [`repair`].
+//! together: each result names its call by an id that the provider accepts (`call_ids`, `pairing`), and the messages of a
+//! tool turn stand together ([`turns`], `join`). A message that is stored in the target format is unchanged, unless it belongs
+//! to a tool turn with a message of another format, or the request asks for a repair.
 //!
 //! All functions are pure. Messages are added one by one, and memory is only needed for the current turn, or for all messages if
 //! they are repaired.
@@ -14,10 +14,12 @@ mod pairing;
 mod repair;
 pub mod turns;
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-pub use self::call_ids::generate_call_id;
+pub use self::call_ids::{all_ids, generate_call_id};
 pub use self::join::Item;
 use self::join::{join_assistant, join_user};
 use self::pairing::CallPairing;
@@ -41,11 +43,29 @@ pub enum HistoryBody {
     Parts(Vec<Part>),
 }
 
+/// Pairs the calls and results of stored messages, which may name a call by the id that another format has for it. Afterwards,
+/// each call has an id, no two calls have the same id, and each result that belongs to a call has the id of the call.
+///
+/// Edit strategies need this to keep calls and results together. `earlier_names` are the calls that precede the first message, as
+/// in [`RenderContext::call_names`].
+pub struct CallResolver(CallPairing);
+
+impl CallResolver {
+    pub fn new(earlier_names: &HashMap<String, String>) -> Self {
+        Self(CallPairing::new(Format::Acontext, earlier_names))
+    }
+
+    /// Changes the parts of the next message.
+    pub fn resolve(&mut self, message: Uuid, role: Role, parts: &mut [Part]) {
+        self.0.add(message, role, false, parts);
+    }
+}
+
 /// Converts the messages of a history, in their order. The target must not be `acontext`, whose items are single messages.
 pub struct HistoryConverter<'a> {
     target: Format,
     ctx: &'a RenderContext,
-    pairing: CallPairing<'a>,
+    pairing: CallPairing,
     finder: TurnFinder,
     /// The converted messages that may belong to a turn with a later message.
     pending: Vec<ConvertedMessage>,

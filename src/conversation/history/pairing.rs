@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::call_ids::{convert_call_id, generate_call_id};
+use super::call_ids::{all_ids, convert_call_id, generate_call_id};
 use crate::conversation::format::Format;
 use crate::conversation::parts::{Part, PartKind, Role};
 
@@ -20,7 +20,7 @@ struct KnownCall {
 }
 
 /// The calls of the messages so far. Messages must be added in their order.
-pub(super) struct CallPairing<'a> {
+pub(super) struct CallPairing {
     target: Format,
     /// The number of messages so far.
     message_count: usize,
@@ -29,13 +29,17 @@ pub(super) struct CallPairing<'a> {
     calls: HashMap<String, KnownCall>,
     /// The calls that were stored without an id and have no result yet.
     calls_without_id: VecDeque<KnownCall>,
-    /// The names of calls that precede the first message, by call id.
-    earlier_names: &'a HashMap<String, String>,
 }
 
-impl<'a> CallPairing<'a> {
-    pub(super) fn new(target: Format, earlier_names: &'a HashMap<String, String>) -> Self {
-        Self { target, message_count: 0, calls: HashMap::new(), calls_without_id: VecDeque::new(), earlier_names }
+impl CallPairing {
+    /// Begins with the calls that precede the first message: their function names by their ids.
+    pub(super) fn new(target: Format, earlier_names: &HashMap<String, String>) -> Self {
+        let mut calls = HashMap::with_capacity(earlier_names.len());
+        for (id, name) in earlier_names {
+            let call = KnownCall { id: convert_call_id(target, id).into_owned(), name: name.clone(), message: None };
+            calls.extend(all_ids(id).map(|id| (id, call.clone())));
+        }
+        Self { target, message_count: 0, calls, calls_without_id: VecDeque::new() }
     }
 
     /// Adds the calls of a message, and pairs its results. Sets the ids of both, and the function name of each result whose call
@@ -73,15 +77,17 @@ impl<'a> CallPairing<'a> {
     fn add_call(&mut self, message: Uuid, index: usize, is_own: bool, part: &mut Part) {
         let stored_id = string_at(&part.meta, "id").to_owned();
         let name = string_at(&part.meta, "name").to_owned();
-        let generated_id = if stored_id.is_empty() { Some(generate_call_id(message, index)) } else { None };
-        let original_id = generated_id.as_ref().unwrap_or(&stored_id);
+        // Some servers number the calls of each response, but providers require different ids.
+        let is_repeated = self.calls.contains_key(&stored_id);
+        let new_id = (stored_id.is_empty() || is_repeated).then(|| generate_call_id(message, index));
+        let original_id = new_id.as_ref().unwrap_or(&stored_id);
         let id = if is_own { stored_id.clone() } else { convert_call_id(self.target, original_id).into_owned() };
         let call = KnownCall { id: id.clone(), name, message: Some(self.message_count) };
-        for format in [Format::OpenAi, Format::Anthropic, Format::Acontext] {
-            self.calls.insert(convert_call_id(format, original_id).into_owned(), call.clone());
-        }
-        if generated_id.is_some() {
+        self.calls.extend(all_ids(original_id).map(|id| (id, call.clone())));
+        if stored_id.is_empty() {
             self.calls_without_id.push_back(call);
+        } else if is_repeated {
+            self.calls.insert(stored_id, call);
         }
         part.meta.insert("id".into(), id.into());
     }
@@ -96,9 +102,8 @@ impl<'a> CallPairing<'a> {
         } else {
             let call = self.calls.get(&original_id).cloned();
             call.or_else(|| {
-                let name = self.earlier_names.get(&original_id).cloned().unwrap_or_default();
                 let id = convert_call_id(self.target, &original_id).into_owned();
-                Some(KnownCall { id, name, message: None })
+                Some(KnownCall { id, name: String::new(), message: None })
             })
         };
         let (id, name, message) = call.map(|call| (call.id, call.name, call.message)).unwrap_or_default();

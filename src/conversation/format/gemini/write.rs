@@ -203,8 +203,27 @@ fn valid_block(block: Value) -> Option<Value> {
     Some(Value::Object(block))
 }
 
+/// The MIME types that Gemini documents for images, audio, video and documents, and all texts. It rejects others, such as GIF.
+fn is_supported_mime(mime: &str) -> bool {
+    const IMAGE: [&str; 5] = ["png", "jpeg", "webp", "heic", "heif"];
+    const AUDIO: [&str; 14] =
+        ["wav", "mp3", "aiff", "aac", "ogg", "flac", "x-aac", "m4a", "mpeg", "mpga", "mp4", "opus", "pcm", "webm"];
+    const VIDEO: [&str; 12] =
+        ["mp4", "mpeg", "mov", "quicktime", "avi", "x-flv", "mpg", "mpegps", "webm", "wmv", "x-ms-wmv", "3gpp"];
+    match mime.split_once('/') {
+        Some(("image", subtype)) => IMAGE.contains(&subtype),
+        Some(("audio", subtype)) => AUDIO.contains(&subtype),
+        Some(("video", subtype)) => VIDEO.contains(&subtype),
+        Some(("text", subtype)) => !subtype.is_empty(),
+        _ => mime == "application/pdf",
+    }
+}
+
 fn media_part(mut media: Media) -> Option<Object> {
     let mime = media.guess_mime();
+    if mime.as_deref().is_some_and(|mime| !is_supported_mime(mime)) {
+        return media.take_text().or_else(|| media.placeholder_text()).map(text_part);
+    }
     let data = media.data.take_if(|_| mime.is_some()).and_then(media::to_standard_base64);
     if let (Some(data), Some(mime)) = (data, &mime) {
         let inline = object([("mimeType", mime.as_str().into()), ("data", data.into())]);

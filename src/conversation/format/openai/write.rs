@@ -293,10 +293,14 @@ fn media_block(mut media: Media, is_user: bool, has_asset: bool) -> Option<Value
     }
 }
 
+/// The MIME types of images that `OpenAI` accepts.
+const IMAGE_TYPES: [&str; 4] = ["image/png", "image/jpeg", "image/webp", "image/gif"];
+
 fn image_object(media: &mut Media) -> Option<Object> {
     let url = match media.url.take_if(|url| !url.starts_with("gs://")) {
         Some(url) => url,
-        None => media::data_url(&media.mime, media.data.as_ref()?),
+        None if IMAGE_TYPES.contains(&media.mime.as_str()) => media::data_url(&media.mime, media.data.as_ref()?),
+        None => return None,
     };
     let mut image = object([("url", url.into())]);
     image.extend(take_nonempty_string(&mut media.meta, "detail").map(|detail| ("detail".to_owned(), detail.into())));

@@ -163,7 +163,7 @@ fn strategies_edit_calls_and_results_of_the_ai_sdk() {
     .unwrap();
     let edited = |mut body: Value| {
         let parts = to_parts(OPENAI, body.clone());
-        let message = Message { tokens: count_parts(&parts), parts };
+        let message = Message { role: Role::User, is_system: false, tokens: count_parts(&parts), parts };
         let edited = edit::apply(&strategies, vec![message], None).remove(0);
         apply_changes(OPENAI, &mut body, &edited.changes);
         body["content"].take()
