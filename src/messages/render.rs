@@ -30,6 +30,8 @@ pub struct DecodedMessage {
     body: DecodedBody,
     /// If both the stored and the requested format are `acontext`: the stored meta, and fields that the format does not define.
     acontext_fields: Option<(Map<String, Value>, Map<String, Value>)>,
+    /// `true` if an edit strategy has removed the message before this one.
+    follows_gap: bool,
 }
 
 enum DecodedBody {
@@ -62,13 +64,17 @@ pub fn edit_and_decode(
         messages.push(edit::Message { role: row.role, is_system: is_system_message(row)?, parts, tokens });
     }
     let mut rows: Vec<_> = rows.into_iter().map(Some).collect();
-    let mut decoded = Vec::with_capacity(rows.len());
+    let mut decoded: Vec<DecodedMessage> = Vec::with_capacity(rows.len());
+    let mut next_index = 0;
     for EditedMessage { index, parts, tokens, changes } in edit::apply(strategies, messages, pin) {
         let Some(mut row) = rows[index].take() else { continue };
+        let follows_gap = index != next_index;
+        next_index = index + 1;
         row.tokens = i32::try_from(tokens).unwrap_or(i32::MAX);
         let format = row.format;
         if format != target {
-            decoded.push(DecodedMessage { row, body: DecodedBody::Parts(parts), acontext_fields: None });
+            let body = DecodedBody::Parts(parts);
+            decoded.push(DecodedMessage { row, body, acontext_fields: None, follows_gap });
             continue;
         }
         // Apply only the changes, so that everything else stays as it was stored.
@@ -77,7 +83,7 @@ pub fn edit_and_decode(
             format::apply_changes(format, &mut body, &changes);
             row.content = json::to_vec(&body);
         }
-        decoded.extend(decode(vec![row], target)?);
+        decoded.push(DecodedMessage { follows_gap, ..decode_row(row, target)? });
     }
     Ok(decoded)
 }
@@ -129,12 +135,17 @@ fn decode_row(mut row: MessageRow, target: Format) -> Result<DecodedMessage> {
     let content = std::mem::take(&mut row.content);
     let format = row.format;
     if format == target && target != Format::Acontext {
-        return Ok(DecodedMessage { row, body: DecodedBody::Raw(content), acontext_fields: None });
+        return Ok(DecodedMessage { row, body: DecodedBody::Raw(content), acontext_fields: None, follows_gap: false });
     }
     let mut body: Value = json::parse_trusted(&content).map_err(|err| unreadable_message_error(&row, &err))?;
     drop(content);
     let acontext_fields = if format == target { body.as_object_mut().map(take_acontext_fields) } else { None };
-    Ok(DecodedMessage { row, body: DecodedBody::Parts(format::to_parts(format, body)), acontext_fields })
+    Ok(DecodedMessage {
+        row,
+        body: DecodedBody::Parts(format::to_parts(format, body)),
+        acontext_fields,
+        follows_gap: false,
+    })
 }
 
 /// Returns `true` if all messages are stored exactly as they are returned in the requested format.
@@ -223,7 +234,8 @@ pub fn write_response(
     let text_len = |message: &DecodedMessage| message.parts().iter().map(|part| part.text.len()).sum();
     let capacity = messages.iter().map(|message| estimate_len(&message.row, text_len(message))).sum();
     let is_raw = |message: &DecodedMessage| matches!(message.body, DecodedBody::Raw(_));
-    let is_passthrough = !ctx.options.with_repair && messages.iter().all(is_raw);
+    let has_gap = messages.iter().any(|message| message.follows_gap);
+    let is_passthrough = !ctx.options.with_repair && !has_gap && messages.iter().all(is_raw);
     write_messages(messages.into_iter().map(Ok), capacity, target, is_passthrough, ctx, page_fields)
 }
 
@@ -267,7 +279,7 @@ fn write_messages(
     let mut tokens = 0;
     writer.out.push_str("{\"code\":0,\"data\":{\"items\":[");
     for message in messages {
-        let DecodedMessage { mut row, body, acontext_fields } = message?;
+        let DecodedMessage { mut row, body, acontext_fields, follows_gap } = message?;
         tokens += i64::from(row.tokens);
         let index = writer.messages.len();
         let user_meta = Bytes::from(std::mem::take(&mut row.user_meta));
@@ -288,7 +300,7 @@ fn write_messages(
             DecodedBody::Parts(parts) => HistoryBody::Parts(parts),
         };
         let meta = serde_json::from_str(&row.meta).map_err(Error::internal)?;
-        writer.write_items(history.push(HistoryMessage { id: row.id.0, role: row.role, meta, body }));
+        writer.write_items(history.push(HistoryMessage { id: row.id.0, role: row.role, meta, body, follows_gap }));
     }
     writer.write_items(history.finish());
     let ItemWriter { mut out, item_messages, messages } = writer;

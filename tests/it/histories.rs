@@ -51,8 +51,11 @@ fn render(history: &[(Format, Value)], target: Format, options: &Options) -> Vec
         }
     }
     let edited = edit::apply(&options.strategies, to_edit, None);
+    let mut next_index = page.start;
     for EditedMessage { index, parts, changes, .. } in edited {
         let index = page.start + index;
+        let follows_gap = index != next_index;
+        next_index = index + 1;
         let NormalizedMessage { format, role, meta, body } = &stored[index];
         if target == Format::Acontext {
             items.extend(format::from_parts(target, *role, meta, parts, &ctx));
@@ -65,7 +68,7 @@ fn render(history: &[(Format, Value)], target: Format, options: &Options) -> Vec
         } else {
             HistoryBody::Parts(parts)
         };
-        let message = HistoryMessage { id: message_id(index), role: *role, meta: meta.clone(), body };
+        let message = HistoryMessage { id: message_id(index), role: *role, meta: meta.clone(), body, follows_gap };
         items.extend(converter.push(message).into_iter().map(|item| item.value));
     }
     items.extend(converter.finish().into_iter().map(|item| item.value));

@@ -34,6 +34,8 @@ pub struct HistoryMessage {
     pub role: Role,
     pub meta: Map<String, Value>,
     pub body: HistoryBody,
+    /// `true` if an edit strategy has removed the message before this one.
+    pub follows_gap: bool,
 }
 
 /// The content of a message.
@@ -77,6 +79,7 @@ pub struct HistoryConverter<'a> {
 
 struct ConvertedMessage {
     is_own: bool,
+    follows_gap: bool,
     items: Vec<Value>,
 }
 
@@ -96,17 +99,17 @@ impl<'a> HistoryConverter<'a> {
 
     /// Adds the next message. Returns the items of the messages that are complete.
     pub fn push(&mut self, message: HistoryMessage) -> Vec<Item> {
-        let HistoryMessage { id, role, meta, body } = message;
+        let HistoryMessage { id, role, meta, body, follows_gap } = message;
         let (shape, converted) = match body {
             HistoryBody::Own(value) => {
                 let shape = self.pair(id, role, true, &mut format::to_parts(self.target, value.clone()));
-                (shape, ConvertedMessage { is_own: true, items: vec![value] })
+                (shape, ConvertedMessage { is_own: true, follows_gap, items: vec![value] })
             }
             HistoryBody::Parts(mut parts) => {
                 let shape = self.pair(id, role, false, &mut parts);
                 self.ctx.value_budget.reset();
                 let items = format::from_parts(self.target, role, &meta, parts, self.ctx);
-                (shape, ConvertedMessage { is_own: false, items })
+                (shape, ConvertedMessage { is_own: false, follows_gap, items })
             }
         };
         let ended = self.finder.push(shape);
@@ -158,7 +161,9 @@ impl<'a> HistoryConverter<'a> {
     fn take_turn(&mut self, turn: &ToolTurn) -> Vec<Item> {
         let mut items = self.take_messages(turn.assistant.start);
         let is_own = |message: usize| self.pending[message - turn.assistant.start].is_own;
-        if !turn.is_joined(is_own) && !self.ctx.options.with_repair {
+        // Messages that did not stand together when they were stored may have to be joined now.
+        let has_gap = self.pending[1..turn.range().len()].iter().any(|message| message.follows_gap);
+        if !turn.is_joined(is_own) && !has_gap && !self.ctx.options.with_repair {
             items.append(&mut self.take_messages(turn.user.end));
             return items;
         }

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::conversation::format::normalize;
+use crate::conversation::format::{NormalizedMessage, normalize};
 
 /// Converts messages that are stored in these formats.
 fn convert_with(messages: &[(Format, Value)], target: Format, ctx: &RenderContext) -> Vec<Item> {
@@ -13,14 +13,14 @@ fn convert_with(messages: &[(Format, Value)], target: Format, ctx: &RenderContex
             call_count += 1;
             format!("call_{index}_{call_count}")
         };
-        let normalized = normalize(*format, blob.clone(), &mut new_call_id).unwrap();
+        let NormalizedMessage { role, meta, body, .. } = normalize(*format, blob.clone(), &mut new_call_id).unwrap();
         let body = if *format == target {
-            HistoryBody::Own(normalized.body)
+            HistoryBody::Own(body)
         } else {
-            HistoryBody::Parts(format::to_parts(*format, normalized.body))
+            HistoryBody::Parts(format::to_parts(*format, body))
         };
         let id = Uuid::from_u128(index as u128);
-        items.extend(converter.push(HistoryMessage { id, role: normalized.role, meta: normalized.meta, body }));
+        items.extend(converter.push(HistoryMessage { id, role, meta, body, follows_gap: false }));
     }
     items.extend(converter.finish());
     items
