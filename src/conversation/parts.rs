@@ -12,8 +12,8 @@ pub const USER_META_KEY: &str = "__user_meta__";
 pub const PENDING_CALLS_KEY: &str = "__gemini_call_info__";
 
 text_enum! {
-    /// The sender of a message. Other roles of a format are mapped to one of these. The meta of an `openai` message with the role
-    /// `system` or `developer` contains the original role.
+    /// The sender of a message. Other roles of a format are mapped to one of these. The meta of a message with the role `system` or
+    /// `developer` contains the original role.
     pub enum Role {
         User = "user",
         Assistant = "assistant",

@@ -182,10 +182,10 @@ fn unanswered_gemini_calls(
         for reference in &message.references {
             match reference {
                 CallReference::Result { result_of, continues: false } => {
-                    answered.insert(result_of);
+                    answered.insert(result_of.as_str());
                 }
                 // An id may occur in several turns. A result answers the last call before it.
-                CallReference::Call { id, name } if !all_ids(id).iter().any(|id| answered.remove(id)) => {
+                CallReference::Call { id, name } if !all_ids(id).any(|id| answered.remove(id.as_ref())) => {
                     if let Some(calls) = rows.get_mut(&message.id) {
                         calls.push(UnansweredCall { id: id.clone(), name: name.clone() });
                     }

@@ -51,7 +51,7 @@ fn assign_ids(turns: &mut [Vec<OpenCall>], responses: &[FunctionResponse]) -> Ve
     for response in responses.iter().filter(|response| !response.will_continue) {
         if let Some(id) = &response.id {
             for turn in turns.iter_mut() {
-                turn.retain(|call| !all_ids(&call.id).contains(id));
+                turn.retain(|call| !all_ids(&call.id).any(|call_id| call_id == *id));
             }
         }
     }
@@ -91,7 +91,7 @@ fn unanswered_turns(messages: &[ReferencingMessage]) -> Vec<Vec<OpenCall>> {
             continue;
         }
         // An id may occur in several turns. A result answers the last call before it.
-        calls.retain(|call| !all_ids(&call.id).iter().any(|id| answered.remove(id.as_str())));
+        calls.retain(|call| !all_ids(&call.id).any(|id| answered.remove(id.as_ref())));
         let continues_turn = parent == Some(message.id);
         parent = message.parent;
         match turns.last_mut().filter(|_| continues_turn) {

@@ -126,7 +126,7 @@ fn store(history: &[(Format, Value)]) -> Vec<NormalizedMessage> {
         open.extend(calls(index, &message));
         for part in format::to_parts(*format, message.body.clone()) {
             let answered = string_at(&part, "tool_call_id");
-            open.retain(|(id, _)| part.kind != PartKind::ToolResult || !all_ids(id).contains(&answered));
+            open.retain(|(id, _)| part.kind != PartKind::ToolResult || !all_ids(id).any(|id| id == answered));
         }
         for response in message.function_responses().iter().filter(|response| response.id.is_none()) {
             if let Some((id, _)) = open.iter().find(|(_, name)| *name == response.name).cloned() {

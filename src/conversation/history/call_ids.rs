@@ -33,8 +33,9 @@ pub(super) fn convert_call_id(target: Format, id: &str) -> Cow<'_, str> {
 }
 
 /// Returns the ids by which a client may name a call, depending on the format in which it has read the call.
-pub fn all_ids(id: &str) -> [String; 3] {
-    [Format::Acontext, Format::OpenAi, Format::Anthropic].map(|format| convert_call_id(format, id).into_owned())
+pub fn all_ids(id: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let converted = [Format::OpenAi, Format::Anthropic].into_iter().map(move |format| convert_call_id(format, id));
+    std::iter::once(Cow::Borrowed(id)).chain(converted.filter(|id| matches!(id, Cow::Owned(_))))
 }
 
 /// Returns the id of a call that was stored without one, given the id of its message and its index among the calls of the

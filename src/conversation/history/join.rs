@@ -23,15 +23,53 @@ pub(super) fn join_assistant(target: Format, items: Vec<Item>) -> Vec<Item> {
 /// other items. In the other formats, the result is one item, in which the results precede everything else.
 pub(super) fn join_user(target: Format, items: Vec<Item>) -> Vec<Item> {
     if target == Format::OpenAi {
-        let (mut results, others): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| is_openai_result(&item.value));
-        results.extend(others);
-        return results;
+        let (results, others): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| is_openai_result(&item.value));
+        return merge_openai_results(results).into_iter().chain(others).collect();
     }
     let mut joined = join_items(target, items);
     if let Some(joined) = &mut joined {
         move_results_first(target, &mut joined.value);
+        if target == Format::Anthropic {
+            merge_anthropic_results(&mut joined.value);
+        }
     }
     joined.into_iter().collect()
+}
+
+/// Merges the results of the same call, because `OpenAI` accepts only one. Gemini sends several if a tool continues.
+fn merge_openai_results(results: Vec<Item>) -> Vec<Item> {
+    let mut merged: Vec<Item> = Vec::with_capacity(results.len());
+    for item in results {
+        let same_call = |other: &&mut Item| {
+            let id = item.value.get("tool_call_id");
+            id.is_some() && other.value.get("tool_call_id") == id
+        };
+        match merged.iter_mut().find(same_call) {
+            Some(first) => {
+                first.message = item.message;
+                append(Format::OpenAi, &mut first.value, item.value);
+            }
+            None => merged.push(item),
+        }
+    }
+    merged
+}
+
+/// Merges the results of the same call, because Anthropic accepts only one.
+fn merge_anthropic_results(item: &mut Value) {
+    let Some(Value::Array(blocks)) = item.get_mut("content") else { return };
+    let mut merged: Vec<Value> = Vec::with_capacity(blocks.len());
+    for block in blocks.drain(..) {
+        let same_call = |other: &&mut Value| {
+            let id = block.get("tool_use_id");
+            id.is_some() && other.get("tool_use_id") == id
+        };
+        match merged.iter_mut().find(same_call) {
+            Some(first) => append(Format::Anthropic, first, block),
+            None => merged.push(block),
+        }
+    }
+    *blocks = merged;
 }
 
 /// Joins items of one role. A placeholder for a message without content is left out, unless all items are placeholders.
@@ -169,6 +207,18 @@ mod tests {
         let text = json!({"role": "user", "content": "wait"});
         let joined = join_user(Format::OpenAi, items(&[result("a"), text, result("b")]));
         assert_eq!(joined.iter().map(|item| item.message).collect::<Vec<_>>(), [0, 2, 1]);
+    }
+
+    #[test]
+    fn results_of_the_same_call_are_merged() {
+        let result = |text: &str| json!({"role": "tool", "tool_call_id": "a", "content": text});
+        let joined = join_user(Format::OpenAi, items(&[result("1"), result("2")]));
+        let texts = json!([{"type": "text", "text": "1"}, {"type": "text", "text": "2"}]);
+        let merged = json!({"role": "tool", "tool_call_id": "a", "content": texts});
+        assert_eq!(joined, [Item { message: 1, value: merged }]);
+        let result = |text: &str| json!({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": text}]});
+        let joined = join_user(Format::Anthropic, items(&[result("1"), result("2")]));
+        assert_eq!(joined[0].value["content"], json!([{"type": "tool_result", "tool_use_id": "a", "content": texts}]));
     }
 
     #[test]

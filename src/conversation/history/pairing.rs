@@ -37,7 +37,7 @@ impl CallPairing {
         let mut calls = HashMap::with_capacity(earlier_names.len());
         for (id, name) in earlier_names {
             let call = KnownCall { id: convert_call_id(target, id).into_owned(), name: name.clone(), message: None };
-            calls.extend(all_ids(id).map(|id| (id, call.clone())));
+            calls.extend(all_ids(id).map(|id| (id.into_owned(), call.clone())));
         }
         Self { target, message_count: 0, calls, calls_without_id: VecDeque::new() }
     }
@@ -83,7 +83,7 @@ impl CallPairing {
         let original_id = new_id.as_ref().unwrap_or(&stored_id);
         let id = if is_own { stored_id.clone() } else { convert_call_id(self.target, original_id).into_owned() };
         let call = KnownCall { id: id.clone(), name, message: Some(self.message_count) };
-        self.calls.extend(all_ids(original_id).map(|id| (id, call.clone())));
+        self.calls.extend(all_ids(original_id).map(|id| (id.into_owned(), call.clone())));
         if stored_id.is_empty() {
             self.calls_without_id.push_back(call);
         } else if is_repeated {
