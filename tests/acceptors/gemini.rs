@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{At, Check, base64, demand, fields, identifier, list, nonempty, object, one_of, string, violation};
+use super::{At, Check, any_base64, demand, fields, identifier, list, nonempty, object, one_of, string, violation};
 
 /// The fields of a `Part` of which exactly one is set: "Exactly one field within a Part should be set, representing the specific
 /// type of content being conveyed."
@@ -121,7 +121,7 @@ fn check_thought(part: &Map<String, Value>, role: &str) -> Check {
     }
     if part.contains_key("thoughtSignature") {
         demand(role == "model", "is only valid in a model content").at("thoughtSignature")?;
-        base64(string(part, "thoughtSignature")?).at("thoughtSignature")?;
+        any_base64(string(part, "thoughtSignature")?).at("thoughtSignature")?;
     }
     Ok(())
 }
@@ -158,7 +158,7 @@ fn check_data(key: &str, data: &Map<String, Value>) -> Check {
 fn check_inline(data: &Map<String, Value>, is_supported: impl Fn(&str) -> bool) -> Check {
     fields(data, &["mimeType", "data"], &["displayName"])?;
     demand(is_supported(string(data, "mimeType")?), "is not supported").at("mimeType")?;
-    base64(string(data, "data")?).at("data")
+    any_base64(string(data, "data")?).at("data")
 }
 
 /// Pages "Image understanding", "Audio understanding", "Video understanding", "Document understanding", and the list of the

@@ -127,6 +127,16 @@ fn base64(text: &str) -> Check {
     demand(is_valid, "must be non-empty base64")
 }
 
+/// Checks for base64 of either alphabet. In the JSON mapping of protocol buffers, "Either standard or URL-safe base64 encoding
+/// with/without paddings are accepted"; `google.genai._common.encode_unserializable_types` writes the URL-safe one.
+fn any_base64(text: &str) -> Check {
+    let mut text = text.trim_end_matches('=').replace('-', "+").replace('_', "/");
+    while !text.len().is_multiple_of(4) {
+        text.push('=');
+    }
+    base64(&text)
+}
+
 /// Checks for a URL that a provider's server can download.
 fn web_url(url: &str) -> Check {
     let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));

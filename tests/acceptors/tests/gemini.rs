@@ -130,7 +130,11 @@ fn media() {
     }
     rejects("/0/parts/2/fileData/mimeType", &json!(REMOVE), "contents[0].parts[2].fileData.mimeType: is required");
     rejects("/0/parts/2/fileData/fileUri", &json!(""), "contents[0].parts[2].fileData.fileUri: must not be empty");
-    for data in ["", "x", "-_-_"] {
+    let mut url_safe = history();
+    url_safe[0]["parts"][1]["inlineData"]["data"] = json!("-_-_-w");
+    url_safe[1]["parts"][0]["thoughtSignature"] = json!("-_-_-w==");
+    accept("gemini", &url_safe);
+    for data in ["", "x", "-!-_"] {
         rejects(
             "/0/parts/1/inlineData/data",
             &json!(data),
