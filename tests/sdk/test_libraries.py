@@ -80,9 +80,9 @@ pairs = pytest.mark.parametrize(
 )
 
 
-def expect_accepted(checker, client, session):
-    """Checks that every provider accepts the session as its history."""
-    errors = {format: checker.error(format, read(client, session, format)) for format in PROVIDER_FORMATS}
+def expect_accepted(checker, client, session, formats=PROVIDER_FORMATS):
+    """Checks that the providers accept the session as their history."""
+    errors = {format: checker.error(format, read(client, session, format)) for format in formats}
     assert not any(errors.values()), errors
 
 
@@ -137,10 +137,11 @@ def test_a_run_is_returned_as_it_was_stored(client, provider, library, style):
 
 
 @styles
-def test_every_dump_of_a_run_is_accepted_by_every_provider(client, checker, provider, library, style):
+def test_every_dump_of_a_run_is_accepted_by_the_other_providers(client, checker, provider, library, style):
     session = client.sessions.create()
     store(client, session, library.format, run_first(provider, library, style))
-    expect_accepted(checker, client, session)
+    # The own format is returned as it was stored, also if the provider rejects that, as it does `content: []` of LangChain.
+    expect_accepted(checker, client, session, [format for format in PROVIDER_FORMATS if format != library.format])
 
 
 def test_calls_of_gemini_without_ids_are_paired_for_every_provider(client, checker, provider):
