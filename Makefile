@@ -29,8 +29,8 @@ test: $(VENV) ## run all tests
 	@# Built first, so that the results of both test runners are at the end of the output.
 	cargo test --locked --no-run
 	cargo test --locked
-	@# The Python tests start the program that `cargo test` has built.
-	ACONTEXTD_BIN=$(CARGO_OUT)/debug/acontextd $(PYTHON) -B -m pytest tests/sdk -q -p no:cacheprovider
+	@# The Python tests start the programs that `cargo test` has built. It also builds the examples.
+	ACONTEXTD_BIN=$(CARGO_OUT)/debug/acontextd ACONTEXTD_CHECK_HISTORY=$(CARGO_OUT)/debug/examples/check-history $(PYTHON) -B -m pytest tests/sdk -q -p no:cacheprovider
 
 .PHONY: check
 check: tools fmt licenses words spelling sqlx lint doc docker test ## run everything that CI runs: format, lints, licenses, wording, generated files, tests

@@ -162,6 +162,16 @@ LIBRARIES = {
 }
 
 
+def is_equal_content(message, item):
+    """Compares contents of Gemini, which are returned in camel case and with an id for each function call and response."""
+    message, item = (types.Content.model_validate_json(json.dumps(value)) for value in (message, item))
+    for stored, returned in zip(message.parts, item.parts, strict=True):
+        for field in ("function_call", "function_response"):
+            if getattr(stored, field) and getattr(stored, field).id is None:
+                getattr(returned, field).id = None
+    return message == item
+
+
 def dump(library, message, style=None):
     """Returns a message of a run as JSON. A message that the test has written as JSON itself is returned unchanged."""
     if isinstance(message, dict):

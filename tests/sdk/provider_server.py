@@ -26,7 +26,7 @@ class HistoryChecker:
     """The program that checks histories. It runs until it is closed, and checks one history per line."""
 
     def __init__(self):
-        assert CHECK_HISTORY.exists(), f"{CHECK_HISTORY} is missing: run 'cargo build --example check-history'"
+        assert CHECK_HISTORY.exists(), f"{CHECK_HISTORY} is missing: run 'cargo build --locked --example check-history'"
         self.lock = threading.Lock()
         self.process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", "--", CHECK_HISTORY],

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from library_support import FORMATS, checker, loopback_only, read  # noqa: F401
+from library_runs import is_equal_content
 from library_types import names, values
 
 from acontext.errors import APIError
@@ -46,16 +47,6 @@ def messages_of(format):
         if any("function_response" in part for part in message.get("parts", [])):
             message["role"] = "user"
     return messages
-
-
-def is_equal_content(message, item):
-    """Compares contents of Gemini, which are returned in camel case and with an id for each function call and response."""
-    message, item = (Content.model_validate_json(json.dumps(value)) for value in (message, item))
-    for stored, returned in zip(message.parts, item.parts, strict=True):
-        for field in ("function_call", "function_response"):
-            if getattr(stored, field) and getattr(stored, field).id is None:
-                getattr(returned, field).id = None
-    return message == item
 
 
 @pytest.fixture(scope="module")
