@@ -1,4 +1,4 @@
-"""Runs of real libraries against `provider_server`: each continues a history with a question until the model has answered.
+"""Runs of real libraries against `provider_server`: each continues a history with a question until the model answers.
 
 A run returns the new messages as the library's own objects. `history` is a list of items of `get_messages`.
 """
@@ -163,7 +163,7 @@ LIBRARIES = {
 
 
 def is_equal_content(message, item):
-    """Compares contents of Gemini, which are returned in camel case and with an id for each function call and response."""
+    """Compares contents of Gemini, which are returned in camel case, and with ids for function calls and responses."""
     message, item = (types.Content.model_validate_json(json.dumps(value)) for value in (message, item))
     for stored, returned in zip(message.parts, item.parts, strict=True):
         for field in ("function_call", "function_response"):

@@ -12,7 +12,7 @@ import pytest
 
 from provider_server import HistoryChecker, ProviderServer
 
-# Settings of the caller would lead a library to another server, such as `OPENAI_BASE_URL` or `GOOGLE_GENAI_USE_VERTEXAI`.
+# Settings of the caller, such as `OPENAI_BASE_URL` and `GOOGLE_GENAI_USE_VERTEXAI`, would select another server.
 PREFIXES = ("OPENAI_", "ANTHROPIC_", "CLAUDE_", "GOOGLE_", "GEMINI_", "LANGCHAIN_", "LANGSMITH_", "AGNO_", "OTEL_")
 for name in [name for name in os.environ if name.startswith(PREFIXES)]:
     del os.environ[name]
@@ -29,7 +29,7 @@ FORMATS = (*PROVIDER_FORMATS, "acontext")
 
 
 def is_loopback(address):
-    """Returns whether a connection to an address stays on this machine. An address that is not a pair is a Unix socket."""
+    """Returns whether an address is on this machine. An address that is not a tuple belongs to a Unix socket."""
     if not isinstance(address, tuple):
         return True
     return address[0] == "localhost" or ipaddress.ip_address(address[0]).is_loopback
@@ -53,7 +53,8 @@ def only_loopback():
         return originals["connect_ex"](connection, address) if is_loopback(address) else reject(address)
 
     def sendto(connection, data, *arguments):
-        return originals["sendto"](connection, data, *arguments) if is_loopback(arguments[-1]) else reject(arguments[-1])
+        address = arguments[-1]
+        return originals["sendto"](connection, data, *arguments) if is_loopback(address) else reject(address)
 
     def getaddrinfo(host, *arguments, **options):
         if host not in (None, "", "localhost", b"localhost"):

@@ -1,8 +1,8 @@
 """Builds messages from the type definitions of the providers' packages.
 
-For each type that can occur in a message there is one value with its required fields only and one with all its fields; a
-field with several types gets one value per type. So a type or field that a new version of a package adds is tested, and
-`names` shows which it is.
+Each type that can occur in a message has one value with its required fields only and one with all its fields. A field
+with several types has one value per type. So a type or field that a new version of a package adds is tested, and
+`names` contains it.
 """
 
 import enum
@@ -13,7 +13,7 @@ import typing
 import pydantic
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-# The values of fields whose type does not tell what the API accepts, by the name of the field or of its type and itself.
+# The values of fields whose type does not say what the API accepts. A key may begin with the type of the object.
 STRINGS = {
     "Base64ImageSourceParam.data": PIXEL,
     "Base64PDFSourceParam.data": "JVBERi0=",
@@ -93,7 +93,7 @@ def fields_of(type_):
 
 
 def members(type_):
-    """Returns the members of a union without `None`, and of `Annotated` and `Required` what is inside; else the type."""
+    """Returns the members of a union without `None`, the inner type of `Annotated` and `Required`, or else the type."""
     if typing.get_origin(type_) in (typing.Annotated, typing.Required, typing.NotRequired):
         return members(typing.get_args(type_)[0])
     if is_union(type_):

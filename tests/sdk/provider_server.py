@@ -1,7 +1,7 @@
 """A local HTTP server in place of OpenAI, Anthropic and Gemini.
 
-It answers from a script, and rejects each request whose history the acceptors reject, with a 400 like the provider's. The
-acceptors are a Rust program (`examples/check_history.rs`), which the Rust tests use as well.
+It answers from a script. If the acceptors reject the history of a request, the response is a 400 like the provider's.
+The acceptors are a Rust program (`examples/check_history.rs`), which the Rust tests use as well.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Agent frameworks: what they send to a provider, or pass to the storage of the SDK, is continued with other libraries."""
+"""Agent frameworks: what they send to a provider or pass to the SDK is stored, and continued with other libraries."""
 
 import asyncio
 
@@ -31,7 +31,9 @@ from google import genai
 
 QUESTION = "What are the weather and the time in Oslo, and the weather in Rome?"
 SCRIPT = [
-    Answer(calls=[("get_weather", {"city": "Oslo"}), ("get_time", {"city": "Oslo"}), ("get_weather", {"city": "Rome"})]),
+    Answer(
+        calls=[("get_weather", {"city": "Oslo"}), ("get_time", {"city": "Oslo"}), ("get_weather", {"city": "Rome"})],
+    ),
     Answer("Oslo has 3 degrees and snow at 12:30, Rome has 17 degrees."),
 ]
 CONTINUATION = [Answer(calls=[("get_weather", {"city": "Rome"}), ("get_weather", {"city": "Oslo"})]), Answer("Rome.")]
