@@ -128,8 +128,8 @@ impl MessageBuilder<'_> {
             }
             PartKind::Image | PartKind::Audio | PartKind::Video | PartKind::File => {
                 let mut media = Media::from_part(part, self.ctx);
-                // A system message can only contain texts.
-                if self.role == "system" {
+                // Only the messages of a user can contain media.
+                if self.role != "user" {
                     media.take_text().or_else(|| media.placeholder_text()).and_then(text_block)?
                 } else {
                     media_block(media)?

@@ -77,10 +77,13 @@ fn unsupported_media_become_placeholder_text() {
 }
 
 #[test]
-fn openai_assistant_images_become_placeholder_text() {
+fn images_of_an_assistant_become_placeholder_text() {
     let blob = json!({"role": "assistant", "parts": [{"type": "image", "meta": {"url": "https://x/c.png"}}]});
     let message = json!({"role": "assistant", "content": "[image: https://x/c.png]"});
-    assert_eq!(convert(Format::Acontext, blob, Format::OpenAi), json!([message]));
+    assert_eq!(convert(Format::Acontext, blob.clone(), Format::OpenAi), json!([message]));
+    let text = json!({"type": "text", "text": "[image: https://x/c.png]"});
+    let message = json!({"role": "assistant", "content": [text]});
+    assert_eq!(convert(Format::Acontext, blob, Format::Anthropic), json!([message]));
 }
 
 #[test]
