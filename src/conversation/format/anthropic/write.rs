@@ -129,10 +129,10 @@ impl MessageBuilder<'_> {
             PartKind::Image | PartKind::Audio | PartKind::Video | PartKind::File => {
                 let mut media = Media::from_part(part, self.ctx);
                 // Only the messages of a user can contain media.
-                if self.role != "user" {
-                    media.take_text().or_else(|| media.placeholder_text()).and_then(text_block)?
-                } else {
+                if self.role == "user" {
                     media_block(media)?
+                } else {
+                    media.take_text().or_else(|| media.placeholder_text()).and_then(text_block)?
                 }
             }
             PartKind::ToolCall | PartKind::ToolResult | PartKind::Data => return None,
