@@ -12,6 +12,12 @@ async fn store(client: &Client, session: &str, body: &str) -> TestResponse {
     client.json(Method::POST, &format!("/api/v1/session/{session}/messages"), body).await
 }
 
+/// Stores a text of the user. Without it, messages with calls would become one message in another format.
+async fn store_separator(client: &Client, session: &str) {
+    let body = r#"{"blob":{"role":"user","content":"next"}}"#;
+    assert_eq!(store(client, session, body).await.status, StatusCode::CREATED);
+}
+
 /// Reads the messages of a session. The envelope is around them, so the response may be deeper than a request.
 async fn items(client: &Client, session: &str, query: &str) -> Vec<Value> {
     let response = client.get(&format!("/api/v1/session/{session}/messages?{query}")).await;
@@ -32,6 +38,7 @@ async fn half_an_emoji_becomes_the_replacement_character() {
             {"type":"text","text":"half \ud83d, whole \ud83d\ude00, no escape \\ud83d"},
             {"type":"tool_use","id":"t","name":"f","input":{"q":"\uD83D."}}]}}"#;
         assert_eq!(store(&client, &session, body).await.status, StatusCode::CREATED);
+        store_separator(&client, &session).await;
         let arguments = r#"{"blob":{"role":"assistant","tool_calls":[
             {"id":"c","type":"function","function":{"name":"f","arguments":"{\"q\":\"\\ud83d.\"}"}}]}}"#;
         assert_eq!(store(&client, &session, arguments).await.status, StatusCode::CREATED);
@@ -41,17 +48,17 @@ async fn half_an_emoji_becomes_the_replacement_character() {
         let read = items(&client, &session, "format=anthropic").await;
         assert_eq!(read[0]["content"][0]["text"], "half \u{fffd}, whole 😀, no escape \\ud83d");
         assert_eq!(read[0]["content"][1]["input"]["q"], "\u{fffd}.");
-        assert_eq!(read[1]["content"][0]["input"]["q"], "\u{fffd}.");
+        assert_eq!(read[2]["content"][0]["input"]["q"], "\u{fffd}.");
         let page = client.messages(&session, "format=openai").await;
         assert_eq!(page["metas"][0]["k\u{fffd}"], "\u{fffd}");
-        assert_eq!(page["items"][2]["content"], "\u{fffd}");
+        assert_eq!(page["items"][3]["content"], "\u{fffd}");
 
         // JSON in a query parameter.
         let strategies = r#"[{"type":"remove_tool_result","params":{"keep_recent_n_tool_results":0,"tool_result_placeholder":"\ud83d"}}]"#;
         let encoded: Vec<_> = strategies.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let query = format!("format=openai&edit_strategies={}", encoded.concat());
         let read = items(&client, &session, &query).await;
-        assert_eq!(read[2]["content"], "\u{fffd}");
+        assert_eq!(read[3]["content"], "\u{fffd}");
     })
     .await;
 }
@@ -73,6 +80,7 @@ async fn json_nested_256_deep_is_stored_and_converted() {
             let body = format!("{{\"format\":\"anthropic\",\"blob\":{{\"role\":\"assistant\",\"content\":[{call}]}}}}");
             let stored = store(&client, &session, &body).await;
             assert_eq!(stored.status, StatusCode::CREATED, "{}", stored.text());
+            store_separator(&client, &session).await;
             // In OpenAI, arguments are a text, which may be deeper than the body.
             let text = Value::from(nested(depth + 4)).to_string();
             let call = format!(
@@ -80,10 +88,11 @@ async fn json_nested_256_deep_is_stored_and_converted() {
             );
             let body = format!("{{\"blob\":{{\"role\":\"assistant\",\"tool_calls\":[{call}]}}}}");
             assert_eq!(store(&client, &session, &body).await.status, StatusCode::CREATED);
+            store_separator(&client, &session).await;
         }
         for format in ["openai", "anthropic", "gemini", "acontext"] {
             let read = items(&client, &session, &format!("format={format}")).await;
-            assert_eq!(read.len(), 6);
+            assert_eq!(read.len(), 12);
             // What is read can be stored again.
             for item in read {
                 let body = format!("{{\"format\":\"{format}\",\"blob\":{item}}}");
@@ -96,8 +105,8 @@ async fn json_nested_256_deep_is_stored_and_converted() {
             }
         }
         let read = items(&client, &session, "format=anthropic").await;
-        assert_eq!(read[4]["content"][0]["input"].to_string(), nested(MAX_DEPTH - 4));
-        assert_eq!(read[3]["content"][0]["input"].to_string(), nested(204));
+        assert_eq!(read[8]["content"][0]["input"].to_string(), nested(MAX_DEPTH - 4));
+        assert_eq!(read[6]["content"][0]["input"].to_string(), nested(204));
     })
     .await;
 }

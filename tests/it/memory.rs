@@ -113,12 +113,17 @@ async fn texts_of_very_many_values_stay_texts_in_other_formats() {
         let (few, many) = (objects(1_000), objects(130_000));
         for list in [&few, &many] {
             client.store_message(&session, "openai", call(list)).await.assert_status(201);
+            // Calls that follow each other directly would become one message.
+            client
+                .store_message(&session, "openai", json!({"role": "user", "content": "next"}))
+                .await
+                .assert_status(201);
         }
         for (format, path) in [("anthropic", "/content/0/input"), ("gemini", "/parts/0/functionCall/args")] {
             let page = client.messages(&session, &format!("format={format}")).await;
             let arguments = |index: usize| page["items"][index].pointer(path).unwrap();
             assert_eq!(arguments(0)["list"].as_array().unwrap().len(), 1_000, "{format}");
-            let text = arguments(1)["input"].as_str().unwrap();
+            let text = arguments(2)["input"].as_str().unwrap();
             assert_eq!(
                 serde_json::from_str::<Value>(text).unwrap()["list"].as_array().unwrap().len(),
                 130_000,
