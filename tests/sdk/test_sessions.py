@@ -143,7 +143,8 @@ def test_a_user_has_one_id_in_one_project(client, other_client):
         ("text", "body"),
         (b"{broken", "body"),
         (b"", "body"),
-        (b'{"configs":' + b'{"a":' * 200 + b"1" + b"}" * 200 + b"}", "body"),
+        (b'{"configs":' + b'{"a":' * 200 + b"1" + b"}" * 200 + b"}", "configs"),
+        (b'{"configs":' + b'{"a":' * 300 + b"1" + b"}" * 300 + b"}", "body"),
     ],
 )
 def test_the_error_names_an_invalid_field(server, client, body, field):
