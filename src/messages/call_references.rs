@@ -72,7 +72,8 @@ pub struct ReferencingMessage {
 /// there are too many. Returns them oldest first.
 ///
 /// # Errors
-/// Returns 403 if a message is encrypted and `encryption` has no master key.
+/// Returns an error if the references of a message are corrupt, and 403 if a message is encrypted and `encryption` has no master
+/// key.
 pub async fn list(
     conn: &mut PgConnection,
     encryption: &ProjectEncryption,
@@ -80,6 +81,35 @@ pub async fn list(
     from: Option<Timestamp>,
     before: Option<Timestamp>,
 ) -> Result<Vec<ReferencingMessage>> {
+    list_decoded(conn, encryption, session, from, before).await?.into_iter().collect()
+}
+
+/// Lists messages like [`list`], but leaves out those whose references are corrupt, so that the other messages can still be read.
+async fn list_readable(
+    conn: &mut PgConnection,
+    encryption: &ProjectEncryption,
+    session: SessionId,
+    from: Option<Timestamp>,
+    before: Option<Timestamp>,
+) -> Result<Vec<ReferencingMessage>> {
+    let decoded = list_decoded(conn, encryption, session, from, before).await?.into_iter();
+    let readable = decoded.filter_map(|message| match message {
+        Err(err @ Error::Corrupt { .. }) => {
+            tracing::error!(session.id = %session, error = %err, "left out the tool calls of a corrupt message");
+            None
+        }
+        message => Some(message),
+    });
+    readable.collect()
+}
+
+async fn list_decoded(
+    conn: &mut PgConnection,
+    encryption: &ProjectEncryption,
+    session: SessionId,
+    from: Option<Timestamp>,
+    before: Option<Timestamp>,
+) -> Result<Vec<Result<ReferencingMessage>>> {
     let rows = sqlx::query!(
         r#"select id as "id: MessageId", parent_id as "parent: MessageId", encrypted_as, call_references as "references!"
            from messages
@@ -97,7 +127,7 @@ pub async fn list(
         let references = decode(encryption, row.id, row.encrypted_as, row.references)?;
         Ok(ReferencingMessage { id: row.id, parent: row.parent, references })
     });
-    decoded.collect()
+    Ok(decoded.collect())
 }
 
 /// Decrypts and parses the references of a message.
@@ -137,7 +167,7 @@ pub async fn load_earlier_calls(
     };
     let mut conn = ctx.db.acquire().await?;
     let mut names = HashMap::new();
-    for message in list(&mut conn, encryption, session, None, Some(first.created_at)).await? {
+    for message in list_readable(&mut conn, encryption, session, None, Some(first.created_at)).await? {
         for (index, reference) in message.references.into_iter().enumerate() {
             if let CallReference::Call { id, name } = reference {
                 names.insert(if id.is_empty() { generate_call_id(message.id.0, index) } else { id }, name);
@@ -165,7 +195,7 @@ pub async fn load_unanswered_calls(
         _ => return Ok(HashMap::new()),
     };
     let mut conn = ctx.db.acquire().await?;
-    let references = list(&mut conn, encryption, session, Some(first), None).await?;
+    let references = list_readable(&mut conn, encryption, session, Some(first), None).await?;
     Ok(unanswered_gemini_calls(rows, &references))
 }
 

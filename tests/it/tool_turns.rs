@@ -200,3 +200,23 @@ async fn calls_of_an_encrypted_project_are_matched() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn corrupt_tool_calls_of_an_earlier_page_do_not_fail_a_page() {
+    run(async |app| {
+        let client = app.project().await;
+        client.post("/api/v1/project/encrypt", json!({})).await.assert_status(200);
+        let session = client.new_session().await;
+        let history = [openai_calls(&["a"]), json!({"role": "user", "content": "wait"}), openai_calls(&["b"])];
+        store(&client, &session, "openai", &history).await;
+        sqlx::query("update messages set call_references = '\"AAAA\"' where parent_id is null")
+            .execute(&*app.app.db)
+            .await
+            .unwrap();
+        for format in ["gemini", "anthropic"] {
+            let messages = items(&client, &session, &format!("format={format}&limit=1&time_desc=true")).await;
+            assert_eq!(messages.len(), 1, "{format}");
+        }
+    })
+    .await;
+}
