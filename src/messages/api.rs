@@ -8,11 +8,12 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::call_references;
+use super::decode::{self, DecodedMessage};
 use super::json_writer::ChunkedJson;
 use super::list_params::GetMessagesParams;
 use super::load_page::{LoadedPage, load_page};
 use super::page::MessageRow;
-use super::render::{self, AcontextMessage, DecodedMessage, PageFields};
+use super::render::{self, AcontextMessage, PageFields};
 use super::request::{self, StoreMessageRequest, run_blocking};
 use super::{ProcessStatus, StoredMessage, encryption, files, save, store};
 use crate::auth::Caller;
@@ -151,20 +152,20 @@ pub async fn get_messages(
     let cost =
         if is_passthrough { encryption::decrypt_cost(&rows) } else { rows.iter().map(MessageRow::text_len).sum() };
     let rows = decrypt_page(&ctx, &reservations, caller.encryption.clone(), rows, is_passthrough).await?;
-    let call_names = call_references::load_earlier_calls(&ctx, &caller.encryption, session, &rows, target).await?;
+    let earlier_calls = call_references::load_earlier_calls(&ctx, &caller.encryption, session, &rows, target).await?;
     let unanswered_calls =
         call_references::load_unanswered_calls(&ctx, &caller.encryption, session, &rows, target).await?;
     let public_urls = BTreeMap::new();
     let page_fields = PageFields { session, next_cursor, edit_at_message_id, events, public_urls, unanswered_calls };
-    let render_ctx = RenderContext { options, call_names, ..RenderContext::default() };
+    let render_ctx = RenderContext { options, earlier_calls, ..RenderContext::default() };
     let outcome = run_conversion(&ctx, cost, move || {
         if strategies.is_empty() && (is_passthrough || render::is_streamable(&rows)) {
             return render::write_streamed(rows, target, &render_ctx, &page_fields).map(RenderOutcome::Done);
         }
         let messages = if strategies.is_empty() {
-            render::decode(rows, target)?
+            decode::decode(rows, target)?
         } else {
-            render::edit_and_decode(rows, target, &strategies, pin, &render_ctx)?
+            decode::edit_and_decode(rows, target, &strategies, pin, &render_ctx)?
         };
         if messages.iter().flat_map(DecodedMessage::parts).any(|part| part.asset.is_some()) {
             return Ok(RenderOutcome::NeedsFiles(Box::new(DecodedPage { messages, target, render_ctx, page_fields })));

@@ -61,6 +61,12 @@ pub struct GetMessagesParams {
     #[serde(default)]
     #[param(value_type = Option<String>, example = "native")]
     pub system_messages: Option<String>,
+    /// How function calls without a signature are returned in the format `gemini`: by default as they are. With `placeholder`, the
+    /// first call of each content has the signature that Gemini 3 accepts for calls of other models; without one, it rejects the
+    /// calls of the current turn.
+    #[serde(default)]
+    #[param(value_type = Option<String>, example = "placeholder")]
+    pub signatures: Option<String>,
     /// If `true`, the returned history is changed so that its provider accepts it: tool calls without a result get one that says
     /// so, results without a call become text, messages without content are left out, and the first turn is a user's. The stored
     /// messages do not change.
@@ -92,6 +98,7 @@ impl GetMessagesParams {
         Ok(RenderOptions {
             with_reasoning_content: is_set(self.thoughts.as_deref(), "thoughts", "reasoning_content")?,
             with_native_system: is_set(self.system_messages.as_deref(), "system_messages", "native")?,
+            with_placeholder_signatures: is_set(self.signatures.as_deref(), "signatures", "placeholder")?,
             with_repair: self.repair.is_some_and(LenientBool::is_set),
         })
     }

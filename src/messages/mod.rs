@@ -16,6 +16,7 @@ pub mod api;
 mod batch_columns;
 pub mod call_references;
 pub mod convert;
+pub mod decode;
 pub mod encryption;
 pub mod file_store;
 pub mod files;

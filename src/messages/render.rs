@@ -11,12 +11,12 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::call_references::UnansweredCall;
+use super::decode::{AcontextFields, DecodedBody, DecodedMessage, decode_row, unreadable_message_error};
 use super::json_writer::{CHUNK_THRESHOLD, ChunkedJson};
 use super::page::MessageRow;
 use super::{ProcessStatus, PublicUrl};
-use crate::conversation::edit::{self, EditedMessage, Strategy};
-use crate::conversation::format::{self, Format, RenderContext, RenderOptions};
-use crate::conversation::history::{CallResolver, HistoryBody, HistoryConverter, HistoryMessage, Item};
+use crate::conversation::format::{Format, RenderContext, RenderOptions};
+use crate::conversation::history::{HistoryBody, HistoryConverter, HistoryMessage, Item};
 use crate::conversation::parts::{PENDING_CALLS_KEY, Part, Role, USER_META_KEY};
 use crate::error::{Error, Result};
 use crate::ids::{MessageId, SessionId};
@@ -24,133 +24,9 @@ use crate::json;
 use crate::sessions::events::Event;
 use crate::time::Timestamp;
 
-/// A message to render.
-pub struct DecodedMessage {
-    row: MessageRow,
-    body: DecodedBody,
-    /// If both the stored and the requested format are `acontext`: the stored meta, and fields that the format does not define.
-    acontext_fields: Option<(Map<String, Value>, Map<String, Value>)>,
-    /// `true` if an edit strategy has removed the message before this one.
-    follows_gap: bool,
-}
-
-enum DecodedBody {
-    /// JSON text that is already in the requested format.
-    Raw(Vec<u8>),
-    Parts(Vec<Part>),
-}
-
-/// Applies edit strategies to a page, and decodes the remaining messages.
-pub fn edit_and_decode(
-    rows: Vec<MessageRow>,
-    target: Format,
-    strategies: &[Strategy],
-    pin: Option<usize>,
-    ctx: &RenderContext,
-) -> Result<Vec<DecodedMessage>> {
-    let mut messages = Vec::with_capacity(rows.len());
-    let mut memory = ValueMemory::default();
-    // In one format, each result names its call as the call is stored.
-    let is_mixed = target != Format::Acontext && rows.iter().any(|row| row.format != target);
-    let mut resolver = is_mixed.then(|| CallResolver::new(&ctx.call_names));
-    for row in &rows {
-        let body = json::parse_trusted(&row.content).map_err(|err| unreadable_message_error(row, &err))?;
-        let tokens = usize::try_from(row.tokens).unwrap_or_default();
-        let mut parts = format::to_parts(row.format, body);
-        memory.add(&parts)?;
-        if let Some(resolver) = &mut resolver {
-            resolver.resolve(row.id.0, row.role, &mut parts);
-        }
-        messages.push(edit::Message { role: row.role, is_system: is_system_message(row)?, parts, tokens });
-    }
-    let mut rows: Vec<_> = rows.into_iter().map(Some).collect();
-    let mut decoded: Vec<DecodedMessage> = Vec::with_capacity(rows.len());
-    let mut next_index = 0;
-    for EditedMessage { index, parts, tokens, changes } in edit::apply(strategies, messages, pin) {
-        let Some(mut row) = rows[index].take() else { continue };
-        let follows_gap = index != next_index;
-        next_index = index + 1;
-        row.tokens = i32::try_from(tokens).unwrap_or(i32::MAX);
-        let format = row.format;
-        if format != target {
-            let body = DecodedBody::Parts(parts);
-            decoded.push(DecodedMessage { row, body, acontext_fields: None, follows_gap });
-            continue;
-        }
-        // Apply only the changes, so that everything else stays as it was stored.
-        if !changes.is_empty() {
-            let mut body = json::parse_trusted(&row.content).map_err(|err| unreadable_message_error(&row, &err))?;
-            format::apply_changes(format, &mut body, &changes);
-            row.content = json::to_vec(&body);
-        }
-        decoded.push(DecodedMessage { follows_gap, ..decode_row(row, target)? });
-    }
-    Ok(decoded)
-}
-
-/// Returns `true` if the message was stored with the role of a system message.
-fn is_system_message(row: &MessageRow) -> Result<bool> {
-    // Most messages have a meta without this key, which need not be parsed.
-    if !row.meta.contains("\"original_role\"") {
-        return Ok(false);
-    }
-    let meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
-    Ok(meta.get("original_role").is_some_and(|role| role == "system" || role == "developer"))
-}
-
-/// Converts messages to parts, except those that are already in the requested format.
-pub fn decode(rows: Vec<MessageRow>, target: Format) -> Result<Vec<DecodedMessage>> {
-    let mut memory = ValueMemory::default();
-    let decoded = rows.into_iter().map(|row| {
-        let message = decode_row(row, target)?;
-        memory.add(message.parts())?;
-        Ok(message)
-    });
-    decoded.collect()
-}
-
-/// The estimated memory of the JSON values in decoded messages.
-#[derive(Default)]
-struct ValueMemory(json::Estimate);
-
-impl ValueMemory {
-    /// Maximum for one response, in bytes. Typical messages are mostly text and need much less.
-    const MAX_BYTES: usize = 192 << 20;
-
-    fn add(&mut self, parts: &[Part]) -> Result<()> {
-        for part in parts {
-            self.0.add_object(&part.meta);
-            self.0.add_object(&part.extra);
-        }
-        if self.0.bytes > Self::MAX_BYTES {
-            return Err(Error::PayloadTooLarge(
-                "these messages have too many JSON values to be converted in one response; use a smaller limit".into(),
-            ));
-        }
-        Ok(())
-    }
-}
-
-fn decode_row(mut row: MessageRow, target: Format) -> Result<DecodedMessage> {
-    let content = std::mem::take(&mut row.content);
-    let format = row.format;
-    if format == target && target != Format::Acontext {
-        return Ok(DecodedMessage { row, body: DecodedBody::Raw(content), acontext_fields: None, follows_gap: false });
-    }
-    let mut body: Value = json::parse_trusted(&content).map_err(|err| unreadable_message_error(&row, &err))?;
-    drop(content);
-    let acontext_fields = if format == target { body.as_object_mut().map(take_acontext_fields) } else { None };
-    Ok(DecodedMessage {
-        row,
-        body: DecodedBody::Parts(format::to_parts(format, body)),
-        acontext_fields,
-        follows_gap: false,
-    })
-}
-
 /// Returns `true` if all messages are stored exactly as they are returned in the requested format.
 pub fn is_passthrough(rows: &[MessageRow], target: Format, options: RenderOptions) -> bool {
-    target != Format::Acontext && !options.with_repair && rows.iter().all(|row| row.format == target)
+    target != Format::Acontext && !options.changes_own_format(target) && rows.iter().all(|row| row.format == target)
 }
 
 /// Returns `true` if messages can be converted one at a time, because no message has files.
@@ -180,37 +56,6 @@ fn estimate_len(row: &MessageRow, text_len: usize) -> usize {
     text_len + text_len / 32 + row.user_meta.len() + 128
 }
 
-/// Removes all fields but `role` and `parts` from an `acontext` message. Returns its meta, and the fields that the format does
-/// not define.
-fn take_acontext_fields(body: &mut Map<String, Value>) -> (Map<String, Value>, Map<String, Value>) {
-    let (message, mut extra): (Map<_, _>, Map<_, _>) =
-        std::mem::take(body).into_iter().partition(|(key, _)| matches!(key.as_str(), "role" | "parts"));
-    *body = message;
-    let meta = match extra.remove("meta") {
-        Some(Value::Object(meta)) => meta,
-        _ => Map::new(),
-    };
-    // The server sets these fields.
-    for key in ["id", "session_id", "parent_id", "session_task_process_status", "task_id", "created_at", "updated_at"] {
-        extra.remove(key);
-    }
-    (meta, extra)
-}
-
-fn unreadable_message_error(row: &MessageRow, err: &dyn std::fmt::Display) -> Error {
-    Error::internal(anyhow::anyhow!("message {} cannot be read: {err}", row.id))
-}
-
-impl DecodedMessage {
-    /// Returns the parts; none if the message is already in the requested format.
-    pub fn parts(&self) -> &[Part] {
-        match &self.body {
-            DecodedBody::Raw(_) => &[],
-            DecodedBody::Parts(parts) => parts,
-        }
-    }
-}
-
 /// The fields of the response that follow the messages.
 pub struct PageFields {
     /// The session of the messages. It is not a field of its own: each `acontext` message contains it.
@@ -235,7 +80,7 @@ pub fn write_response(
     let capacity = messages.iter().map(|message| estimate_len(&message.row, text_len(message))).sum();
     let is_raw = |message: &DecodedMessage| matches!(message.body, DecodedBody::Raw(_));
     let has_gap = messages.iter().any(|message| message.follows_gap);
-    let is_passthrough = !ctx.options.with_repair && !has_gap && messages.iter().all(is_raw);
+    let is_passthrough = !ctx.options.changes_own_format(target) && !has_gap && messages.iter().all(is_raw);
     write_messages(messages.into_iter().map(Ok), capacity, target, is_passthrough, ctx, page_fields)
 }
 
@@ -358,11 +203,10 @@ fn write_acontext_message(
     user_meta: &[u8],
     page_fields: &PageFields,
     parts: &[Part],
-    acontext_fields: Option<(Map<String, Value>, Map<String, Value>)>,
+    acontext_fields: Option<AcontextFields>,
 ) -> Result<()> {
     let mut meta: Map<String, Value> = serde_json::from_str(&row.meta).map_err(Error::internal)?;
-    // For a message that is stored in the format `acontext`, this is the meta as the client sent it.
-    let (original_meta, extra) = acontext_fields.unwrap_or_default();
+    let AcontextFields { meta: original_meta, extra } = acontext_fields.unwrap_or_default();
     meta.extend(original_meta);
     meta.remove(USER_META_KEY);
     meta.remove(PENDING_CALLS_KEY);

@@ -40,12 +40,12 @@ struct Options {
 fn render(history: &[(Format, Value)], target: Format, options: &Options) -> Vec<Value> {
     let stored = store(history);
     let page = options.page.clone().unwrap_or(0..stored.len());
-    let ctx = RenderContext { call_names: call_names(&stored[..page.start]), ..RenderContext::default() };
+    let ctx = RenderContext { earlier_calls: call_names(&stored[..page.start]), ..RenderContext::default() };
     let mut converter = HistoryConverter::new(target, &ctx);
     let mut items = Vec::new();
     let mut to_edit = to_edit(&stored[page.clone()]);
     if target != Format::Acontext && !options.strategies.is_empty() {
-        let mut resolver = CallResolver::new(&ctx.call_names);
+        let mut resolver = CallResolver::new(&ctx.earlier_calls);
         for (index, message) in to_edit.iter_mut().enumerate() {
             resolver.resolve(message_id(page.start + index), message.role, &mut message.parts);
         }

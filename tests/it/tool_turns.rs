@@ -220,3 +220,31 @@ async fn corrupt_tool_calls_of_an_earlier_page_do_not_fail_a_page() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn calls_without_a_signature_get_a_placeholder_on_request() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let call = |name: &str| json!({"functionCall": {"id": name, "name": name}});
+        let calls = json!({"role": "model", "parts": [call("f"), call("g")]});
+        store(&client, &session, "openai", &[openai_calls(&["a"]), openai_result("a")]).await;
+        store(&client, &session, "gemini", std::slice::from_ref(&calls)).await;
+        let default = items(&client, &session, "format=gemini").await;
+        assert!(default[0]["parts"][0].get("thoughtSignature").is_none());
+        assert_eq!(default[2], calls);
+        let signed = items(&client, &session, "format=gemini&signatures=placeholder").await;
+        for index in [0, 2] {
+            assert_eq!(signed[index]["parts"][0]["thoughtSignature"], "skip_thought_signature_validator");
+        }
+        assert!(signed[2]["parts"][1].get("thoughtSignature").is_none(), "only the first call has a signature");
+        // What is read can be stored again.
+        store(&client, &session, "gemini", &signed[2..]).await;
+        let anthropic = "format=anthropic";
+        let query = format!("{anthropic}&signatures=placeholder");
+        assert_eq!(items(&client, &session, &query).await, items(&client, &session, anthropic).await);
+        let path = format!("/api/v1/session/{session}/messages?format=gemini&signatures=none");
+        client.get(&path).await.assert_error(400, "signatures");
+    })
+    .await;
+}

@@ -16,6 +16,7 @@ mod acontext;
 mod anthropic;
 pub(super) mod changes;
 mod dialect;
+mod function_name;
 mod gemini;
 mod media;
 mod opaque;
@@ -29,6 +30,7 @@ mod value;
 
 pub use changes::BodyChange;
 use changes::ChangeCursor;
+pub use gemini::add_placeholder_signature;
 pub(super) use opaque::opaque_text;
 
 text_enum! {
@@ -164,9 +166,19 @@ pub struct RenderOptions {
     pub with_native_system: bool,
     /// Repairs the history, so that its provider accepts it; see [`crate::conversation::history`].
     pub with_repair: bool,
+    /// Writes a placeholder for the missing signatures of Gemini's function calls. By default they have no signature, which
+    /// Gemini 3 rejects in the current turn.
+    pub with_placeholder_signatures: bool,
 }
 
-/// Input of [`from_parts`] that is not part of the message.
+impl RenderOptions {
+    /// Returns `true` if messages that are stored in the target format may be written differently.
+    pub fn changes_own_format(self, target: Format) -> bool {
+        self.with_repair || (self.with_placeholder_signatures && target == Format::Gemini)
+    }
+}
+
+/// Input of the conversion that is not part of a message.
 #[derive(Default)]
 pub struct RenderContext {
     pub options: RenderOptions,
@@ -174,8 +186,9 @@ pub struct RenderContext {
     pub asset_urls: HashMap<String, String>,
     /// Contents of the assets that were loaded, in standard base64, by SHA-256.
     pub asset_contents: HashMap<String, String>,
-    /// Function names of the tool calls that precede the first message, by call id.
-    pub call_names: HashMap<String, String>,
+    /// Function names of the tool calls that precede the first message, by call id. Only
+    /// [`HistoryConverter`](crate::conversation::history::HistoryConverter) uses them.
+    pub earlier_calls: HashMap<String, String>,
     /// Number of JSON values that may still be parsed from the tool call arguments and tool results of the current message.
     pub value_budget: ValueBudget,
 }

@@ -3,7 +3,7 @@
 //! [`crate::conversation::format`] converts single messages. This module adds what providers require of messages that belong
 //! together: each result names its call by an id that the provider accepts (`call_ids`, `pairing`), and the messages of a
 //! tool turn stand together ([`turns`], `join`). A message that is stored in the target format is unchanged, unless it belongs
-//! to a tool turn with a message of another format, or the request asks for a repair.
+//! to a tool turn with a message of another format, or the request asks for a repair or for placeholders of signatures.
 //!
 //! All functions are pure. Messages are added one by one, and memory is only needed for the current turn, or for all messages if
 //! they are repaired.
@@ -48,13 +48,13 @@ pub enum HistoryBody {
 /// Pairs the calls and results of stored messages, which may name a call by the id that another format has for it. Afterwards,
 /// each call has an id, no two calls have the same id, and each result that belongs to a call has the id of the call.
 ///
-/// Edit strategies need this to keep calls and results together. `earlier_names` are the calls that precede the first message, as
-/// in [`RenderContext::call_names`].
+/// Edit strategies need this to keep calls and results together. `earlier_calls` are the calls that precede the first message, as
+/// in [`RenderContext::earlier_calls`].
 pub struct CallResolver(CallPairing);
 
 impl CallResolver {
-    pub fn new(earlier_names: &HashMap<String, String>) -> Self {
-        Self(CallPairing::new(Format::Acontext, earlier_names))
+    pub fn new(earlier_calls: &HashMap<String, String>) -> Self {
+        Self(CallPairing::new(Format::Acontext, earlier_calls))
     }
 
     /// Changes the parts of the next message.
@@ -85,7 +85,7 @@ struct ConvertedMessage {
 
 impl<'a> HistoryConverter<'a> {
     pub fn new(target: Format, ctx: &'a RenderContext) -> Self {
-        let pairing = CallPairing::new(target, &ctx.call_names);
+        let pairing = CallPairing::new(target, &ctx.earlier_calls);
         Self {
             target,
             ctx,
@@ -119,7 +119,7 @@ impl<'a> HistoryConverter<'a> {
         if self.ctx.options.with_repair {
             self.unrepaired.append(&mut items);
         }
-        items
+        self.add_placeholder_signatures(items)
     }
 
     /// Pairs the calls and results of the next message. Returns its shape, in which only results of the open turn count.
@@ -140,7 +140,15 @@ impl<'a> HistoryConverter<'a> {
         items.append(&mut self.take_messages(end));
         if self.ctx.options.with_repair {
             self.unrepaired.append(&mut items);
-            items = repair(self.target, self.unrepaired);
+            items = repair(self.target, std::mem::take(&mut self.unrepaired));
+        }
+        self.add_placeholder_signatures(items)
+    }
+
+    /// Adds the placeholders for missing signatures, if the request asks for them.
+    fn add_placeholder_signatures(&self, mut items: Vec<Item>) -> Vec<Item> {
+        if self.target == Format::Gemini && self.ctx.options.with_placeholder_signatures {
+            items.iter_mut().for_each(|item| format::add_placeholder_signature(&mut item.value));
         }
         items
     }

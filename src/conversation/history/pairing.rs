@@ -33,9 +33,9 @@ pub(super) struct CallPairing {
 
 impl CallPairing {
     /// Begins with the calls that precede the first message: their function names by their ids.
-    pub(super) fn new(target: Format, earlier_names: &HashMap<String, String>) -> Self {
-        let mut calls = HashMap::with_capacity(earlier_names.len());
-        for (id, name) in earlier_names {
+    pub(super) fn new(target: Format, earlier_calls: &HashMap<String, String>) -> Self {
+        let mut calls = HashMap::with_capacity(earlier_calls.len());
+        for (id, name) in earlier_calls {
             let call = KnownCall { id: convert_call_id(target, id).into_owned(), name: name.clone(), message: None };
             calls.extend(all_ids(id).map(|id| (id.into_owned(), call.clone())));
         }

@@ -125,7 +125,7 @@ fn results_precede_texts_of_the_same_turn() {
 
 #[test]
 fn the_name_of_a_call_on_an_earlier_page_is_used() {
-    let ctx = RenderContext { call_names: [("a".into(), "look".into())].into(), ..RenderContext::default() };
+    let ctx = RenderContext { earlier_calls: [("a".into(), "look".into())].into(), ..RenderContext::default() };
     let items = convert_with(&openai(&parallel_calls()[2..3]), Format::Gemini, &ctx);
     assert_eq!(items[0].value["parts"][0]["functionResponse"]["name"], "look");
 }

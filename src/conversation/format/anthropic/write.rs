@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::super::function_name::convert_function_name;
 use super::super::media::{self, Media, base64_source};
 use super::super::opaque::{call_text, opaque_text};
 use super::super::value::{
@@ -98,8 +99,9 @@ impl MessageBuilder<'_> {
             return text_block(call_text(&name, &arguments));
         }
         let hint = take_cache_control(&mut part.meta);
-        let mut block = object([("type", "tool_use".into())]);
-        block.extend(["id", "name"].into_iter().filter_map(|key| part.meta.remove_entry(key)));
+        let name = convert_function_name(Format::Anthropic, str_at(&part.meta, "name")).into();
+        let mut block = object([("type", "tool_use".into()), ("name", name)]);
+        block.extend(part.meta.remove_entry("id"));
         let input = take_arguments(&mut part.meta, &self.ctx.value_budget);
         block.insert("input".into(), Value::Object(input));
         block.extend(hint.map(|hint| ("cache_control".to_owned(), hint)));

@@ -10,6 +10,7 @@ mod read;
 mod write;
 
 pub(super) use edit::apply_changes;
+pub use functions::add_placeholder_signature;
 pub(super) use functions::{function_responses, set_response_id};
 pub(super) use normalize::normalize;
 pub(super) use read::to_parts;

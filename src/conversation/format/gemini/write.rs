@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::super::function_name::convert_function_name;
 use super::super::media::{self, Media};
 use super::super::opaque::{call_text, opaque_text};
 use super::super::value::{
@@ -127,9 +128,8 @@ impl MessageBuilder<'_> {
             return text_part(call_text(&name, &arguments));
         }
         let mut call = Object::new();
-        for key in ["id", "name"] {
-            call.extend(take_nonempty_string(&mut meta, key).map(|value| (key.to_owned(), value.into())));
-        }
+        call.extend(take_nonempty_string(&mut meta, "id").map(|id| ("id".to_owned(), id.into())));
+        call.insert("name".into(), convert_function_name(Format::Gemini, str_at(&meta, "name")).into());
         let args = take_arguments(&mut meta, &self.ctx.value_budget);
         if !args.is_empty() {
             call.insert("args".into(), Value::Object(args));
@@ -147,7 +147,7 @@ impl MessageBuilder<'_> {
             return;
         };
         let name = ["name", "function_name"].into_iter().find_map(|key| take_nonempty_string(meta, key));
-        let name = name.or_else(|| self.ctx.call_names.get(&call_id).cloned()).unwrap_or_else(|| call_id.clone());
+        let name = convert_function_name(Format::Gemini, name.as_deref().unwrap_or(&call_id)).into_owned();
         let is_error = meta.get("is_error") == Some(&Value::Bool(true));
         self.results.push(FunctionResult { name, call_id, is_error, texts: vec![part.text], media: Vec::new() });
     }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::super::changes::AttachmentMatcher;
+use super::super::function_name::convert_function_name;
 use super::super::media::{self, Media};
 use super::super::opaque::{call_text, opaque_text};
 use super::super::value::{
@@ -230,7 +231,10 @@ impl<'a> MessageBuilder<'a> {
         let name = take_nonempty_string(&mut part.meta, "function_name").filter(|_| self.allows_missing_ids);
         let id = take_as_string(&mut part.meta, "tool_call_id");
         let fields = match name.filter(|_| id.is_empty()) {
-            Some(name) => object([("role", "function".into()), ("name", name.into())]),
+            Some(name) => {
+                let name = convert_function_name(Format::OpenAi, &name).into();
+                object([("role", "function".into()), ("name", name)])
+            }
             None if !id.is_empty() => object([("role", "tool".into()), ("tool_call_id", id.into())]),
             None => {
                 self.content.extend(Some(part.text).filter(|text| !text.is_empty()).map(text_block));
@@ -251,7 +255,8 @@ impl<'a> MessageBuilder<'a> {
         let is_missing = !is_custom && matches!(arguments.trim(), "" | "null");
         let arguments = if is_missing { "{}".into() } else { arguments };
         let (kind, input_key) = if is_custom { ("custom", "input") } else { ("function", "arguments") };
-        let inner = Value::Object(object([("name", name.into()), (input_key, arguments.into())]));
+        let name = convert_function_name(Format::OpenAi, &name).into();
+        let inner = Value::Object(object([("name", name), (input_key, arguments.into())]));
         match id {
             Some(id) => {
                 let mut call = object([("id", id.into()), ("type", kind.into()), (kind, inner)]);

@@ -82,17 +82,24 @@ fn function_response(text: &str, meta: &Value, ctx: &RenderContext) -> Value {
 
 #[test]
 fn function_response_has_the_function_name() {
-    let names = [("known".to_owned(), "f".to_owned())].into();
-    let ctx = RenderContext { call_names: names, ..RenderContext::default() };
+    let ctx = RenderContext::default();
     for (text, meta, expected) in [
-        ("rain", json!({"tool_call_id": "known"}), json!({"id": "known", "name": "f", "response": {"output": "rain"}})),
+        (
+            "rain",
+            json!({"tool_call_id": "known", "name": "f"}),
+            json!({"id": "known", "name": "f", "response": {"output": "rain"}}),
+        ),
         ("{\"a\":1}", json!({"tool_call_id": "lost"}), json!({"id": "lost", "name": "lost", "response": {"a": 1}})),
         (
             "null",
             json!({"tool_call_id": "known", "name": "own"}),
             json!({"id": "known", "name": "own", "response": {"output": "null"}}),
         ),
-        ("", json!({"tool_call_id": "known"}), json!({"id": "known", "name": "f", "response": {"output": ""}})),
+        (
+            "",
+            json!({"tool_call_id": "known", "name": "f"}),
+            json!({"id": "known", "name": "f", "response": {"output": ""}}),
+        ),
     ] {
         assert_eq!(function_response(text, &meta, &ctx), expected);
     }
