@@ -6,7 +6,9 @@ Import this file before a library, because several read the environment when the
 import contextlib
 import ipaddress
 import os
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +28,7 @@ os.environ |= {
 
 PROVIDER_FORMATS = ("openai", "anthropic", "gemini")
 FORMATS = (*PROVIDER_FORMATS, "acontext")
+COMPATIBILITY = Path(__file__).parents[2] / "docs" / "compatibility.md"
 
 
 def is_loopback(address):
@@ -138,3 +141,19 @@ def without_nulls(value, *, keep=()):
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None or key in keep}
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def documented_fields():
+    """Returns the rows of the tables with the fields of the providers' types: a package, names of types, names of fields.
+
+    In each row, the first cell contains the types, and the second one their fields, both in backquotes.
+    """
+    section = COMPATIBILITY.read_text().split("\n## Fields of the providers' types\n")[1].split("\n## ")[0]
+    rows, package = [], None
+    for line in section.splitlines():
+        if line.startswith("### "):
+            package = line.removeprefix("### ").strip("`")
+        elif line.startswith("| `"):
+            types, fields = (re.findall("`(.+?)`", cell) for cell in line.split(" | ")[:2])
+            rows.append((package, types, fields))
+    return rows

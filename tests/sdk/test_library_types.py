@@ -3,42 +3,60 @@
 import itertools
 import json
 import re
-from pathlib import Path
 
 import httpx
 import pytest
 
-from library_support import FORMATS, checker, loopback_only, read  # noqa: F401
+from library_support import COMPATIBILITY, FORMATS, checker, documented_fields, loopback_only, read  # noqa: F401
 from library_runs import is_equal_content
 from library_types import names, values
 
 from acontext.errors import APIError
 from anthropic.types import MessageParam
 from google.genai.types import Content
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletionMessage, ChatCompletionMessageParam
 
-ROOTS = {"openai": ChatCompletionMessageParam, "anthropic": MessageParam, "gemini": Content}
-# The types and fields of the pinned versions. Their conversion is described in docs/compatibility.md.
-KNOWN = Path(__file__).with_name("library_types.txt")
+# The messages of requests. Those of Anthropic and Gemini contain the types of responses too.
+ROOTS = {
+    "openai": ChatCompletionMessageParam | ChatCompletionMessage,
+    "anthropic": MessageParam,
+    "gemini": Content,
+}
+PACKAGES = {"openai": "openai", "anthropic": "anthropic", "gemini": "google-genai"}
 HELLO = {"role": "user", "content": "hello"}
 HELLO_TO_GEMINI = {"role": "user", "parts": [{"text": "hello"}]}
 
 formats = pytest.mark.parametrize("format", ROOTS)
 
 
-def test_every_type_and_field_of_the_packages_is_known():
-    found = {
-        f"{format} {type_}.{field}"
-        for format, root in ROOTS.items()
-        for type_, fields in names(root).items()
+@pytest.fixture(scope="module")
+def package_types():
+    """The fields of each type, by package and type."""
+    return {PACKAGES[format]: names(root) for format, root in ROOTS.items()}
+
+
+def test_the_documentation_names_every_field_of_the_packages(package_types):
+    rows = documented_fields()
+    documented = {(package, *pair) for package, *cells in rows for pair in itertools.product(*cells)}
+    new = [
+        f"{package}: {type_}.{field}"
+        for package, types in package_types.items()
+        for type_, fields in types.items()
         for field in fields
-    }
-    known = set(KNOWN.read_text().splitlines())
-    new, gone = sorted(found - known), sorted(known - found)
-    assert not new and not gone, (
-        f"new in the packages: {new}; no longer in the packages: {gone}. "
-        f"Check how they are converted, then change {KNOWN.name}."
-    )
+        if (package, type_, field) not in documented
+    ]
+    assert not new, f"Check how these fields are converted, and add them to {COMPATIBILITY.name}:\n" + "\n".join(new)
+
+
+def test_the_packages_have_every_field_that_the_documentation_names(package_types):
+    """A row may contain similar types. Each of its fields belongs to at least one of them."""
+    gone = []
+    for package, types, fields in documented_fields():
+        known = package_types.get(package, {})
+        gone += [f"{package}: {type_}" for type_ in types if type_ not in known]
+        of_row = {field for type_ in types for field in known.get(type_, [])}
+        gone += [f"{package}: {'/'.join(types)}.{field}" for field in fields if field not in of_row]
+    assert not gone, f"Remove these from {COMPATIBILITY.name}:\n" + "\n".join(gone)
 
 
 def messages_of(format):
