@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value, json};
 
 use super::blocks::check_block;
+use super::server_tools::check_caller;
 use super::{At, Check, demand, fields, identifier, list, object, string, type_of, violation};
 
 /// What the check of a message depends on.
@@ -159,7 +160,8 @@ pub(super) fn check_call(block: &Map<String, Value>) -> Check {
     fields(block, &["type", "id", "name", "input"], &["cache_control?", "caller", "toolset_name?"])?;
     identifier(string(block, "id")?, "_-", usize::MAX).at("id")?;
     identifier(string(block, "name")?, "_-", 128).at("name")?;
-    object(&block["input"]).at("input").map(drop)
+    object(&block["input"]).at("input")?;
+    check_caller(block)
 }
 
 /// Checks a `tool_result` block: `ToolResultBlockParam`.

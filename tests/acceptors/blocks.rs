@@ -3,21 +3,24 @@
 use serde_json::{Map, Value};
 
 use super::anthropic::{check_call, check_result};
+use super::server_tools::{RESULT_TYPES, check_server_call, check_server_result};
 use super::{At, Check, base64, demand, fields, list, nonempty, object, one_of, string, violation, web_url};
 
 /// Checks a block in a message of a role, or in a `tool_result` or the content of a document.
 pub(super) fn check_block(block: &Value, place: &str) -> Check {
     let block = object(block)?;
     let kind = string(block, "type")?;
-    // `SystemMessageParam`, `ToolResultBlockParam.content`, `ContentBlockSourceContentParam`. API: "'image' blocks are not
+    // `SystemMessageParam`, `ToolResultBlockParam.content`, `ContentBlockSourceContentParam`, `WebFetchBlockParam.content`. API: "'image' blocks are not
     // permitted within assistant turns", and accordingly for the other blocks of the other role.
     let allowed: &[&str] = match place {
         "user" => &["text", "image", "document", "search_result", "tool_result", "container_upload"],
         "assistant" => {
-            &["text", "thinking", "redacted_thinking", "tool_use", "server_tool_use", "web_search_tool_result"]
+            &[&["text", "thinking", "redacted_thinking", "tool_use", "server_tool_use"], &RESULT_TYPES[..]].concat()
         }
         "tool_result" => &["text", "image", "document", "search_result", "tool_reference"],
         "document" => &["text", "image"],
+        "web_fetch_result" => &["document"],
+        "tool_search_result" => &["tool_reference"],
         _ => &["text"],
     };
     demand(allowed.contains(&kind), format_args!("must be one of {} here", allowed.join(", "))).at("type")?;
@@ -63,20 +66,8 @@ fn check_model_block(kind: &str, block: &Map<String, Value>) -> Check {
             fields(block, &["type", "data"], &[])?;
             nonempty(block, "data").map(drop)
         }
-        // `ServerToolUseBlockParam`.
-        "server_tool_use" => {
-            fields(block, &["type", "id", "name", "input"], &["cache_control?", "caller"])?;
-            let id = string(block, "id")?;
-            demand(id.starts_with("srvtoolu_"), "must begin with srvtoolu_").at("id")?;
-            nonempty(block, "name")?;
-            object(&block["input"]).at("input").map(drop)
-        }
-        // `WebSearchToolResultBlockParam`.
-        _ => {
-            fields(block, &["type", "tool_use_id", "content"], &["cache_control?", "caller"])?;
-            let id = string(block, "tool_use_id")?;
-            demand(id.starts_with("srvtoolu_"), "must begin with srvtoolu_").at("tool_use_id")
-        }
+        "server_tool_use" => check_server_call(block),
+        _ => check_server_result(kind, block),
     }
 }
 

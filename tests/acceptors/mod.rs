@@ -15,6 +15,7 @@ mod anthropic;
 mod blocks;
 mod gemini;
 mod openai;
+mod server_tools;
 #[cfg(test)]
 mod tests;
 

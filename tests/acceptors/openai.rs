@@ -171,8 +171,10 @@ fn check_file(file: &Map<String, Value>) -> Check {
 
 /// `ChatCompletionAssistantMessageParam`.
 fn check_assistant(message: &Map<String, Value>) -> Result<Awaited, String> {
-    let optional = ["content?", "audio?", "function_call?", "refusal?", "name", "tool_calls", "extra_content"];
+    let optional =
+        ["content?", "audio?", "function_call?", "refusal?", "name", "tool_calls", "annotations", "extra_content"];
     fields(message, &["role"], &optional)?;
+    check_annotations(message)?;
     check_name(message)?;
     check_extra_content(message)?;
     let is_set = |key: &str| message.get(key).is_some_and(|value| !value.is_null());
@@ -198,6 +200,21 @@ fn check_assistant(message: &Map<String, Value>) -> Result<Awaited, String> {
         return object(call).and_then(check_function_call).at("function_call").map(Awaited::Function);
     }
     Ok(Awaited::Nothing)
+}
+
+/// Checks the annotations of a response. The type of a request does not have them, but the guide "Function calling" appends the
+/// message of the response to the history, and the API accepts it: `ChatCompletionMessage.annotations`,
+/// `chat_completion_message.Annotation`.
+fn check_annotations(message: &Map<String, Value>) -> Check {
+    let annotations = message.get("annotations").map_or(Ok(&[][..]), list).at("annotations")?;
+    let check = |annotation: &Map<String, Value>| {
+        one_of(string(annotation, "type")?, &["url_citation"]).at("type")?;
+        fields(annotation, &["type", "url_citation"], &[])?;
+        let citation = object(&annotation["url_citation"]).at("url_citation")?;
+        fields(citation, &["start_index", "end_index", "title", "url"], &[]).at("url_citation")
+    };
+    let check = |(index, entry)| object(entry).and_then(check).at_index("annotations", index);
+    annotations.iter().enumerate().try_for_each(check)
 }
 
 /// Checks the calls of a turn and returns their ids.

@@ -7,6 +7,7 @@ use super::check;
 mod anthropic;
 mod gemini;
 mod openai;
+mod server_tools;
 
 /// Removes the value at the path of a change.
 const REMOVE: &str = "<remove>";

@@ -76,7 +76,7 @@ fn roles_and_fields() {
     rejects("/1/role", &json!("model"), "messages[1].role: must be system");
     rejects("/0", &json!("text"), "messages[0]: must be an object");
     rejects("/6/reasoning_content", &json!("hm"), "messages[6].reasoning_content: unknown field");
-    rejects("/6/annotations", &json!([]), "messages[6].annotations: unknown field");
+    rejects("/1/annotations", &json!([]), "messages[1].annotations: unknown field");
     rejects("/1/content/0/cache_control", &json!({}), "messages[1].content[0].cache_control: unknown field");
     rejects("/3/name", &json!("f"), "messages[3].name: unknown field");
     rejects("/2/tool_calls/0/index", &json!(0), "messages[2].tool_calls[0].index: unknown field");
@@ -84,6 +84,21 @@ fn roles_and_fields() {
     rejects("/1/name", &json!(null), "messages[1].name: must not be null");
     rejects("/3/tool_call_id", &json!(REMOVE), "messages[3].tool_call_id: is required");
     rejects("/3/content", &json!(REMOVE), "messages[3].content: is required");
+}
+
+#[test]
+fn annotations_of_a_response() {
+    let mut history = history();
+    history[6]["annotations"] = json!([]);
+    accept("openai", &history);
+    let citation = json!({"start_index": 0, "end_index": 3, "title": "A page", "url": "https://x.org"});
+    history[6]["annotations"] = json!([{"type": "url_citation", "url_citation": citation}]);
+    accept("openai", &history);
+    rejects("/6/annotations", &json!(null), "messages[6].annotations: must not be null");
+    rejects("/6/annotations", &json!({}), "messages[6].annotations: must be a list");
+    rejects("/6/annotations", &json!([{"type": "x"}]), "messages[6].annotations[0].type: must be one of url_citation");
+    let path = "messages[6].annotations[0].url_citation.start_index: is required";
+    rejects("/6/annotations", &json!([{"type": "url_citation", "url_citation": {}}]), path);
 }
 
 #[test]
