@@ -181,6 +181,9 @@ pub(super) fn check_result(block: &Map<String, Value>) -> Check {
             let blocks = list(content).at("content")?;
             for (index, inner) in blocks.iter().enumerate() {
                 check_block(inner, "tool_result").at_index("content", index)?;
+                // API: "all content must be type `text` if `is_error` is true".
+                let is_allowed = is_error == false || type_of(inner) == "text";
+                demand(is_allowed, "must be text if is_error is true").at("type").at_index("content", index)?;
             }
             blocks.is_empty()
         }

@@ -20,6 +20,7 @@ mod disks;
 mod embedded;
 mod encryption;
 mod encryption_conversion;
+mod equal_files;
 mod events;
 mod histories;
 mod host;

@@ -151,6 +151,16 @@ fn empty_and_blank_content() {
 }
 
 #[test]
+fn failed_results_contain_only_texts() {
+    let image = history()[0]["content"][1].clone();
+    rejects(
+        "/2/content/0/content",
+        &json!([image]),
+        "messages[2].content[0].content[0].type: must be text if is_error",
+    );
+}
+
+#[test]
 fn blocks_of_roles() {
     let history = history();
     let (image, thought, call) = (&history[0]["content"][1], &history[1]["content"][0], &history[1]["content"][3]);

@@ -1,5 +1,7 @@
 //! Random conversations. They are independent of the formats: `write` writes each message in the format that the model names.
 
+use std::ops::Range;
+
 use acontextd::conversation::format::Format;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -91,7 +93,21 @@ fn item() -> impl Strategy<Value = Item> {
 }
 
 fn result_item() -> impl Strategy<Value = Item> {
-    prop_oneof![6 => words().prop_map(Item::Text), 1 => Just(Item::Blank), 1 => Just(Item::Image)]
+    prop_oneof![
+        6 => words().prop_map(Item::Text),
+        1 => Just(Item::Blank),
+        1 => Just(Item::Image),
+        1 => Just(Item::Pdf),
+    ]
+}
+
+/// Generates items, sometimes with two media of equal content.
+fn items(item: impl Strategy<Value = Item>, count: Range<usize>) -> impl Strategy<Value = Vec<Item>> {
+    let media = prop::sample::select(vec![Item::Image, Item::ImageUrl, Item::Pdf]);
+    (prop::collection::vec(item, count), prop::option::weighted(0.2, media)).prop_map(|(mut items, repeated)| {
+        items.extend(repeated.into_iter().flat_map(|media| [media.clone(), media]));
+        items
+    })
 }
 
 fn thought() -> impl Strategy<Value = Option<Thought>> {
@@ -120,7 +136,7 @@ pub fn any_format() -> BoxedStrategy<Format> {
 fn call(format: BoxedStrategy<Format>) -> impl Strategy<Value = Call> {
     // Few names, so that parallel calls have the same one.
     let name = prop::sample::select(vec!["search", "get_weather", "run"]);
-    let result = prop::collection::vec(result_item(), 0..3);
+    let result = items(result_item(), 0..3);
     let flags = (any::<bool>(), prop::bool::weighted(0.2));
     (name, args(), any::<u8>(), result, format, flags).prop_map(
         |(name, args, id_style, result, result_format, (is_signed, has_failed))| Call {
@@ -158,7 +174,7 @@ fn turn(format: &BoxedStrategy<Format>, is_split: bool) -> impl Strategy<Value =
     (
         format.clone(),
         prop::option::weighted(0.2, words()),
-        prop::collection::vec(item(), 1..4),
+        items(item(), 1..4),
         prop::collection::vec(step(format, is_split), 0..3),
         prop::collection::vec(answer, 0..3),
     )

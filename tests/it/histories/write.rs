@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use super::model::{Answer, Call, Item, Step, Thought};
 
-const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC";
-const PDF: &str = "JVBERi0xLjQKJSVFT0YK";
+pub const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC";
+pub const PDF: &str = "JVBERi0xLjQKJSVFT0YK";
+pub const IMAGE_URL: &str = "https://x.org/a.png";
 const SIGNATURE: &str = "c2lnbmF0dXJlIG9mIGEgdGhvdWdodA==";
 
 /// Returns the id of a call in the format of its message. Calls of Gemini may have none.
@@ -30,6 +31,8 @@ pub fn system_message(text: &str) -> Value {
 pub fn user_message(format: Format, items: &[Item]) -> Value {
     let list: Vec<_> = items.iter().map(|item| user_item(format, item)).collect();
     match (format, items) {
+        // The API treats a content without a role as a user's.
+        (Format::Gemini, [Item::Text(text)]) if text.len().is_multiple_of(2) => json!({"parts": list}),
         (Format::Gemini, _) => json!({"role": "user", "parts": list}),
         // A single text may be a string.
         (_, [Item::Text(text)]) => json!({"role": "user", "content": text}),
@@ -58,11 +61,11 @@ fn user_item(format: Format, item: &Item) -> Value {
         (Format::Anthropic, Item::Blank) => text_item(format, "not blank"),
         (_, Item::Blank) => text_item(format, " "),
         (_, Item::Image) => image(format, "image/png"),
-        (Format::OpenAi, Item::ImageUrl) => json!({"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}),
+        (Format::OpenAi, Item::ImageUrl) => json!({"type": "image_url", "image_url": {"url": IMAGE_URL}}),
         (Format::Anthropic, Item::ImageUrl) => {
-            json!({"type": "image", "source": {"type": "url", "url": "https://x.org/a.png"}})
+            json!({"type": "image", "source": {"type": "url", "url": IMAGE_URL}})
         }
-        (_, Item::ImageUrl) => json!({"fileData": {"mimeType": "image/png", "fileUri": "https://x.org/a.png"}}),
+        (_, Item::ImageUrl) => json!({"fileData": {"mimeType": "image/png", "fileUri": IMAGE_URL}}),
         (Format::OpenAi, Item::Pdf) => {
             json!({"type": "file", "file": {"filename": "a.pdf", "file_data": format!("data:application/pdf;base64,{PDF}")}})
         }
@@ -173,8 +176,8 @@ pub fn result_messages(format: Format, results: &[(&Call, Option<String>)], is_s
 
 fn result(format: Format, call: &Call, id: Option<&str>) -> Value {
     let texts: Vec<_> = call.result.iter().filter_map(|item| text_of(format, item)).collect();
-    let has_image = call.result.iter().any(|item| matches!(item, Item::Image));
     let blocks: Vec<_> = texts.iter().map(|text| text_item(format, text)).collect();
+    let media: Vec<_> = call.result.iter().filter_map(|item| result_media(format, item)).collect();
     match format {
         Format::OpenAi => {
             let content = if let [text] = texts[..] {
@@ -188,15 +191,15 @@ fn result(format: Format, call: &Call, id: Option<&str>) -> Value {
         }
         Format::Anthropic => {
             let mut result = json!({"type": "tool_result", "tool_use_id": id});
-            let image = has_image.then(|| image(format, "image/png"));
-            let content: Vec<_> = blocks.into_iter().chain(image).collect();
-            if call.has_failed && !content.is_empty() {
+            // A failed result contains only texts.
+            if call.has_failed && !blocks.is_empty() && media.is_empty() {
                 result["is_error"] = true.into();
             }
+            let has_media = !media.is_empty();
             match texts[..] {
-                [text] if !has_image && call.id_style.is_multiple_of(2) => result["content"] = text.into(),
-                [] if !has_image => {}
-                _ => result["content"] = content.into(),
+                [text] if !has_media && call.id_style.is_multiple_of(2) => result["content"] = text.into(),
+                [] if !has_media => {}
+                _ => result["content"] = blocks.into_iter().chain(media).collect(),
             }
             result
         }
@@ -211,12 +214,18 @@ fn result(format: Format, call: &Call, id: Option<&str>) -> Value {
             if let Some(id) = id {
                 inner["id"] = id.into();
             }
-            if has_image {
-                inner["parts"] = json!([{"inlineData": {"mimeType": "image/png", "data": PNG}}]);
+            if !media.is_empty() {
+                inner["parts"] = media.into();
             }
             json!({"functionResponse": inner})
         }
     }
+}
+
+/// Returns the media of a tool result. `OpenAI` has none.
+fn result_media(format: Format, item: &Item) -> Option<Value> {
+    let is_media = matches!(item, Item::Image | Item::ImageUrl | Item::Pdf);
+    (is_media && format != Format::OpenAi).then(|| user_item(format, item))
 }
 
 fn text_of(format: Format, item: &Item) -> Option<&str> {
