@@ -23,6 +23,7 @@ use crate::acceptors;
 mod edits;
 mod media;
 mod model;
+mod repair;
 mod write;
 
 /// The number of cases of each law by default.

@@ -1,11 +1,11 @@
 //! Repairs a history that its provider would reject: interrupted tool calls get a result, orphaned results become text, items
-//! without content are removed, and the first turn is a user's.
+//! and texts without content are removed, and the first turn is a user's.
 
 use std::collections::VecDeque;
 
 use serde_json::{Map, Value, json};
 
-use super::join::Item;
+use super::join::{Item, join_assistant};
 use crate::conversation::format::Format;
 
 /// The result of a call that was interrupted.
@@ -15,17 +15,17 @@ const CONVERSATION_START: &str = "[the conversation begins with the assistant]";
 
 /// Repairs the items of a history in the target format, which must not be `acontext`. Items that the provider accepts are
 /// unchanged.
-pub(super) fn repair(target: Format, items: Vec<Item>) -> Vec<Item> {
-    let items = items.into_iter().filter(|item| has_content(target, &item.value));
+pub(super) fn repair(target: Format, mut items: Vec<Item>) -> Vec<Item> {
+    items.retain_mut(|item| clean(target, &mut item.value));
     let mut repaired = match target {
-        Format::OpenAi => repair_openai(items.collect()),
-        Format::Anthropic | Format::Gemini => repair_turns(target, items.collect()),
-        Format::Acontext => items.collect(),
+        Format::OpenAi => repair_openai(items),
+        Format::Anthropic | Format::Gemini => repair_turns(target, items),
+        Format::Acontext => items,
     };
     let is_system = |item: &&Item| matches!(role(&item.value), "system" | "developer");
     let first = repaired.iter().take_while(is_system).count();
     if let Some(item) = repaired.get(first)
-        && role(&item.value) != "user"
+        && !is_user(target, &item.value)
     {
         repaired.insert(first, Item { message: item.message, value: user_text(target, CONVERSATION_START) });
     }
@@ -44,22 +44,72 @@ fn list_key(target: Format) -> &'static str {
     if target == Format::Gemini { "parts" } else { "content" }
 }
 
-/// Returns `true` if an item has content other than blank texts. The results of an `OpenAI` message may be empty.
-fn has_content(target: Format, item: &Value) -> bool {
-    let is_blank = |text: &Value| text.as_str().is_some_and(|text| text.trim().is_empty());
-    let is_blank_entry = |entry: &Value| match entry.as_object() {
-        Some(entry) if entry.contains_key("thoughtSignature") => false,
-        Some(entry) => entry.is_empty() || entry.get("text").is_some_and(is_blank),
-        None => is_blank(entry),
+/// Returns `true` for an item of a user. In the Gemini format, the role may be missing.
+fn is_user(target: Format, item: &Value) -> bool {
+    role(item) == "user" || (target == Format::Gemini && item.get("role").is_none())
+}
+
+/// Removes what the provider rejects because it is empty. Returns `false` if the item has no content.
+fn clean(target: Format, item: &mut Value) -> bool {
+    let Value::Object(item) = item else { return true };
+    let key = list_key(target);
+    let is_empty = match item.get_mut(key) {
+        Some(Value::Array(entries)) => {
+            entries.retain(|entry| !is_empty_entry(target, entry));
+            entries.is_empty()
+        }
+        Some(Value::String(text)) => is_empty_text(target, text),
+        content => content.is_none_or(|content| content.is_null()),
     };
-    let list = match item.get(list_key(target)) {
-        Some(Value::Array(entries)) => !entries.iter().all(is_blank_entry),
-        Some(Value::Null) | None => false,
-        Some(text) => !is_blank(text),
-    };
+    match target {
+        Format::OpenAi => clean_openai(item, is_empty),
+        // Gemini's API documents only the roles of users and models.
+        Format::Gemini if item.get("role").is_some_and(|role| role == "function") => {
+            item.insert("role".into(), "user".into());
+            !is_empty
+        }
+        _ => !is_empty,
+    }
+}
+
+/// Anthropic rejects texts without visible characters, the other providers only empty ones.
+fn is_empty_text(target: Format, text: &str) -> bool {
+    if target == Format::Anthropic { text.trim().is_empty() } else { text.is_empty() }
+}
+
+/// Returns `true` for an entry of a message's content that the provider rejects.
+fn is_empty_entry(target: Format, entry: &Value) -> bool {
+    let is_empty_text = || entry.get("text").and_then(Value::as_str).is_some_and(|text| is_empty_text(target, text));
+    match target {
+        Format::Anthropic => string_at(entry, "type") == "text" && is_empty_text(),
+        // At the end of a stream, a text without content has a signature.
+        Format::Gemini if entry.get("thoughtSignature").is_some() => false,
+        Format::Gemini => entry.as_object().is_some_and(Map::is_empty) || is_empty_text(),
+        Format::OpenAi | Format::Acontext => false,
+    }
+}
+
+/// Removes an empty list of calls, and replaces the empty content of a message that must have the key.
+fn clean_openai(item: &mut Map<String, Value>, is_empty: bool) -> bool {
+    if item.get("tool_calls").and_then(Value::as_array).is_some_and(Vec::is_empty) {
+        item.remove("tool_calls");
+    }
     let fields = ["tool_calls", "function_call", "refusal", "audio", "reasoning_content"];
-    let is_result = matches!(role(item), "tool" | "function");
-    list || is_result || fields.iter().any(|field| item.get(field).is_some_and(|value| !value.is_null()))
+    let has_fields = fields.iter().any(|field| item.get(*field).is_some_and(|value| !value.is_null()));
+    let is_invalid = item.get("content").is_none_or(|content| content.is_array() || content.is_null());
+    match item.get("role").and_then(Value::as_str) {
+        // A tool may return nothing.
+        Some("tool") if is_empty && is_invalid => {
+            item.insert("content".into(), "".into());
+        }
+        Some("tool" | "function") => {}
+        _ if is_empty && !has_fields => return false,
+        _ if is_empty && item.get("content").is_some_and(Value::is_array) => {
+            item.insert("content".into(), Value::Null);
+        }
+        _ => {}
+    }
+    true
 }
 
 fn user_text(target: Format, text: &str) -> Value {
@@ -148,7 +198,7 @@ fn repair_turns(target: Format, items: Vec<Item>) -> Vec<Item> {
     let mut repaired: Vec<Item> = Vec::with_capacity(items.len());
     let mut items: VecDeque<_> = items.into();
     while let Some(mut item) = items.pop_front() {
-        if role(&item.value) == "user" {
+        if is_user(target, &item.value) {
             // The results that belong to a call are repaired together with it.
             replace_orphans(target, &mut item.value, &mut Vec::new());
             repaired.push(item);
@@ -156,11 +206,19 @@ fn repair_turns(target: Format, items: Vec<Item>) -> Vec<Item> {
         }
         let mut open = calls_of(target, &item.value);
         let message = item.message;
-        repaired.push(item);
+        if target == Format::Gemini && !open.is_empty() {
+            // Gemini's API rejects calls that directly follow another content of the model.
+            let user = repaired.iter().rposition(|previous| is_user(target, &previous.value));
+            let mut contents = repaired.split_off(user.map_or(0, |user| user + 1));
+            contents.push(item);
+            repaired.append(&mut join_assistant(target, contents));
+        } else {
+            repaired.push(item);
+        }
         if open.is_empty() {
             continue;
         }
-        let next = items.pop_front_if(|next| role(&next.value) == "user");
+        let next = items.pop_front_if(|next| is_user(target, &next.value));
         let mut next = next.unwrap_or_else(|| Item { message, value: json!({"role": "user", list_key(target): []}) });
         replace_orphans(target, &mut next.value, &mut open);
         add_interrupted_results(target, &mut next.value, open);
@@ -199,7 +257,7 @@ fn replace_orphans(target: Format, item: &mut Value, open: &mut Vec<OpenCall>) {
         let (index, text) = match (target, entry.get("functionResponse")) {
             (Format::Gemini, Some(response)) => {
                 let (id, name) = (string_at(response, "id"), string_at(response, "name"));
-                let matches = |call: &OpenCall| if id.is_empty() { call.name == name } else { call.id == id };
+                let matches = |call: &OpenCall| call.id == id && call.name == name;
                 (open.iter().position(matches), response.get("response").map(Value::to_string).unwrap_or_default())
             }
             (Format::Anthropic, _) if string_at(entry, "type") == "tool_result" => {
@@ -267,73 +325,4 @@ fn text_of(content: &Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn repaired(target: Format, values: Value) -> Vec<Value> {
-        let Value::Array(values) = values else { panic!("not a list") };
-        let items = values.into_iter().enumerate().map(|(message, value)| Item { message, value });
-        repair(target, items.collect()).into_iter().map(|item| item.value).collect()
-    }
-
-    #[test]
-    fn interrupted_openai_calls_get_results() {
-        let call = |id: &str| json!({"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}});
-        let user = json!({"role": "user", "content": "x"});
-        let calls = json!({"role": "assistant", "tool_calls": [call("a"), call("b")]});
-        let result = |id: &str, text: &str| json!({"role": "tool", "tool_call_id": id, "content": text});
-        let messages = repaired(Format::OpenAi, json!([user, calls, result("b", "y"), user, result("a", "late")]));
-        let late = json!({"role": "user", "content": orphan_text("late")});
-        assert_eq!(messages, [user.clone(), calls, result("b", "y"), result("a", INTERRUPTED), user, late]);
-    }
-
-    #[test]
-    fn interrupted_anthropic_calls_get_results() {
-        let user = json!({"role": "user", "content": "x"});
-        let call = json!({"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]});
-        let messages = repaired(Format::Anthropic, json!([user, call, user, {"role": "assistant", "content": "z"}]));
-        assert_eq!(messages[2]["content"][0]["tool_use_id"], "a");
-        assert_eq!(messages[2]["content"][1]["text"], "x");
-        let messages = repaired(Format::Anthropic, json!([user, call, call]));
-        assert_eq!(messages.iter().map(role).collect::<Vec<_>>(), ["user", "assistant", "user", "assistant", "user"]);
-    }
-
-    #[test]
-    fn interrupted_gemini_calls_get_results() {
-        let user = json!({"role": "user", "parts": [{"text": "x"}]});
-        let call =
-            json!({"role": "model", "parts": [{"functionCall": {"name": "f"}}, {"functionCall": {"name": "g"}}]});
-        let response = json!({"functionResponse": {"name": "g", "response": {}}});
-        let messages = repaired(Format::Gemini, json!([user, call, {"role": "user", "parts": [response]}]));
-        let interrupted = json!({"functionResponse": {"name": "f", "response": {"error": INTERRUPTED}}});
-        assert_eq!(messages[2]["parts"], json!([response, interrupted]));
-    }
-
-    #[test]
-    fn orphaned_results_become_text() {
-        let result = json!({"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "y"}]});
-        let messages = repaired(Format::Anthropic, json!([{"role": "user", "content": [result]}]));
-        assert_eq!(messages[0]["content"], json!([{"type": "text", "text": orphan_text("y")}]));
-    }
-
-    #[test]
-    fn empty_items_are_removed_and_the_first_turn_is_a_users() {
-        let empty = json!({"role": "assistant", "content": []});
-        let text = json!({"role": "assistant", "content": "x"});
-        let start = json!({"role": "user", "content": CONVERSATION_START});
-        assert_eq!(repaired(Format::Anthropic, json!([empty, text])), [start.clone(), text.clone()]);
-        let system = json!({"role": "system", "content": "s"});
-        assert_eq!(repaired(Format::OpenAi, json!([system, text])), [system.clone(), start, text]);
-    }
-
-    #[test]
-    fn accepted_items_are_unchanged() {
-        let history = json!([
-            {"role": "user", "content": "x"},
-            {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]},
-            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "y"}]},
-            {"role": "assistant", "content": "z"},
-        ]);
-        assert_eq!(Value::Array(repaired(Format::Anthropic, history.clone())), history);
-    }
-}
+mod tests;
