@@ -24,6 +24,7 @@ mod edits;
 mod media;
 mod model;
 mod repair;
+mod served;
 mod write;
 
 /// The number of cases of each law by default.
