@@ -23,6 +23,7 @@ use crate::acceptors;
 mod edits;
 mod media;
 mod model;
+mod names;
 mod repair;
 mod served;
 mod write;
@@ -39,13 +40,15 @@ struct Options {
     /// The messages of the page; `None` for all.
     page: Option<Range<usize>>,
     with_repair: bool,
+    with_placeholder_signatures: bool,
 }
 
 /// Stores a history and reads it in a format, as the server does.
 fn render(history: &[(Format, Value)], target: Format, options: &Options) -> Vec<Value> {
     let stored = store(history);
     let page = options.page.clone().unwrap_or(0..stored.len());
-    let render_options = RenderOptions { with_repair: options.with_repair, ..RenderOptions::default() };
+    let Options { with_repair, with_placeholder_signatures, .. } = *options;
+    let render_options = RenderOptions { with_repair, with_placeholder_signatures, ..RenderOptions::default() };
     let earlier_calls = call_names(&stored[..page.start]);
     let ctx = RenderContext { options: render_options, earlier_calls, ..RenderContext::default() };
     let mut converter = HistoryConverter::new(target, &ctx);

@@ -19,7 +19,11 @@ pub(super) fn repair(target: Format, mut items: Vec<Item>) -> Vec<Item> {
     items.retain_mut(|item| clean(target, &mut item.value));
     let mut repaired = match target {
         Format::OpenAi => repair_openai(items),
-        Format::Anthropic | Format::Gemini => repair_turns(target, items),
+        Format::Anthropic => {
+            place_system_messages(&mut items);
+            repair_turns(target, items)
+        }
+        Format::Gemini => repair_turns(target, items),
         Format::Acontext => items,
     };
     let is_system = |item: &&Item| matches!(role(&item.value), "system" | "developer");
@@ -30,6 +34,18 @@ pub(super) fn repair(target: Format, mut items: Vec<Item>) -> Vec<Item> {
         repaired.insert(first, Item { message: item.message, value: user_text(target, CONVERSATION_START) });
     }
     repaired
+}
+
+/// Makes system messages a user's where Anthropic rejects them: it accepts one only after a message of the user, and only as the
+/// last message or before one of the assistant (page "Mid-conversation system messages").
+fn place_system_messages(items: &mut [Item]) {
+    for index in 0..items.len() {
+        let follows_user = index > 0 && role(&items[index - 1].value) == "user";
+        let is_followed = items.get(index + 1).is_none_or(|next| role(&next.value) == "assistant");
+        if role(&items[index].value) == "system" && !(follows_user && is_followed) {
+            items[index].value["role"] = "user".into();
+        }
+    }
 }
 
 fn role(item: &Value) -> &str {

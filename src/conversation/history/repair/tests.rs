@@ -7,6 +7,14 @@ fn repaired(target: Format, values: Value) -> Vec<Value> {
 }
 
 #[test]
+fn system_messages_are_where_anthropic_accepts_them() {
+    let message = |role: &str| json!({"role": role, "content": "x"});
+    let history = json!(["system", "user", "system", "assistant", "system", "user", "system"].map(message));
+    let roles = ["user", "user", "system", "assistant", "user", "user", "system"];
+    assert_eq!(repaired(Format::Anthropic, history).iter().map(role).collect::<Vec<_>>(), roles);
+}
+
+#[test]
 fn interrupted_openai_calls_get_results() {
     let call = |id: &str| json!({"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}});
     let user = json!({"role": "user", "content": "x"});
