@@ -171,16 +171,33 @@ impl<'a> HistoryConverter<'a> {
         let is_own = |message: usize| self.pending[message - turn.assistant.start].is_own;
         // Messages that did not stand together when they were stored may have to be joined now.
         let has_gap = self.pending[1..turn.range().len()].iter().any(|message| message.follows_gap);
-        if !turn.is_joined(is_own) && !has_gap && !self.ctx.options.with_repair {
+        let must_be_joined = turn.is_joined(is_own) || has_gap;
+        if !must_be_joined && !self.ctx.options.with_repair {
             items.append(&mut self.take_messages(turn.user.end));
             return items;
         }
-        let assistant = self.take_messages(turn.assistant.end);
+        let mut assistant = self.take_messages(turn.assistant.end);
+        if !must_be_joined && self.target != Format::Gemini {
+            // Texts before the first call are accepted as they are stored. Only Gemini rejects calls that follow a text.
+            let texts = assistant.iter().take_while(|item| !has_calls(&item.value)).count();
+            items.extend(assistant.drain(..texts));
+        }
         let user = self.take_messages(turn.user.end);
         items.append(&mut join_assistant(self.target, assistant));
         items.append(&mut join_user(self.target, user));
         items
     }
+}
+
+/// Returns `true` if an `OpenAI` or Anthropic message has tool calls.
+fn has_calls(item: &Value) -> bool {
+    let is_set = |key: &str| match item.get(key) {
+        Some(Value::Array(list)) => !list.is_empty(),
+        value => value.is_some_and(|value| !value.is_null()),
+    };
+    let blocks = item.get("content").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let is_call = |block: &Value| block.get("type").is_some_and(|kind| kind == "tool_use");
+    is_set("tool_calls") || is_set("function_call") || blocks.iter().any(is_call)
 }
 
 #[cfg(test)]

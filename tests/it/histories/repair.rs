@@ -160,7 +160,7 @@ fn repair() -> Options {
 fn check_unchanged(history: &History) -> Result<(), TestCaseError> {
     for target in PROVIDERS {
         let items = render(history, target, &Options::default());
-        if !has_separate_texts(target, &items) && is_unchanged_by_repair(target, &items) {
+        if is_unchanged_by_repair(target, &items) {
             prop_assert_eq!(&render(history, target, &repair()), &items, "{}", target.as_str());
         }
     }
@@ -172,17 +172,6 @@ fn is_unchanged_by_repair(target: Format, items: &[Value]) -> bool {
     let role = |item: &Value| item["role"].as_str().unwrap_or("user").to_owned();
     let first = items.iter().map(role).find(|role| !matches!(role.as_str(), "system" | "developer"));
     first.is_none_or(|role| role == "user") && acceptors::check(target.as_str(), items).is_ok()
-}
-
-/// Returns `true` if a message of the assistant directly precedes one with calls. A repair joins the two.
-fn has_separate_texts(target: Format, items: &[Value]) -> bool {
-    let is_assistant = |item: &Value| matches!(item["role"].as_str(), Some("assistant" | "model"));
-    let has_calls = |item: &Value| match target {
-        Format::OpenAi => item.get("tool_calls").is_some(),
-        Format::Gemini => item["parts"].as_array().unwrap().iter().any(|part| part.get("functionCall").is_some()),
-        _ => item["content"].as_array().into_iter().flatten().any(|block| block["type"] == "tool_use"),
-    };
-    items.windows(2).any(|pair| is_assistant(&pair[0]) && is_assistant(&pair[1]) && has_calls(&pair[1]))
 }
 
 #[test]
