@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::RenderContext;
-use super::value::{Object, object, str_at, take_nonempty_string};
+use super::value::{Object, is_blank, object, str_at, take_nonempty_string, type_of};
 use crate::conversation::parts::{Part, PartKind};
 
 /// A media part and its content. At least one of `data`, `url` and `text` is set, unless the part has no content.
@@ -47,11 +47,7 @@ impl Media {
             media.take_content_from_meta();
         }
         if media.filename.is_empty() {
-            let name = ["filename", "name", "title"]
-                .map(|key| str_at(&media.meta, key))
-                .into_iter()
-                .find(|name| !name.is_empty());
-            media.filename = name.unwrap_or_default().to_owned();
+            media.filename = filename_in_meta(&media.meta).to_owned();
         }
         if media.data.is_some() && media.mime.is_empty() && media.kind == PartKind::Image {
             media.mime = "image/png".into();
@@ -138,21 +134,42 @@ impl Media {
         })
     }
 
+    /// Returns the text for a message that cannot contain the media. It consists of the file name or, if the media have no text,
+    /// their description, the context of a document, the text, and the transcript of speech, each on a line. Returns `None` if
+    /// there are none of these.
+    pub(super) fn into_text(mut self) -> Option<String> {
+        let text = self.take_text().filter(|text| !is_blank(text));
+        let name = match text {
+            Some(_) => Some(self.filename.clone()).filter(|name| !name.is_empty()),
+            None => self.placeholder_text(),
+        };
+        let [context, transcript] = ["context", "transcript"].map(|key| take_nonempty_string(&mut self.meta, key));
+        let lines: Vec<_> = [name, context, text, transcript].into_iter().flatten().collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
+    }
+
     /// Returns a text that describes the media, such as `[image cat.png (image/png): https://...]`, or `None` if it has neither a
-    /// file name nor a MIME type nor a URL other than a `data:` URL.
-    pub(super) fn placeholder_text(&self) -> Option<String> {
+    /// file name or id, nor a MIME type, nor a URL other than a `data:` URL.
+    fn placeholder_text(&self) -> Option<String> {
         let kind = match self.kind {
             PartKind::Image => "image",
             PartKind::Audio => "audio",
             PartKind::Video => "video",
             _ => "file",
         };
-        let filename = Some(&self.filename).filter(|name| !name.is_empty()).map(|name| format!(" {name}"));
+        let mut names = [self.filename.as_str(), str_at(&self.meta, "file_id")].into_iter();
+        let name = names.find(|name| !name.is_empty()).map(|name| format!(" {name}"));
         let mime = Some(&self.mime).filter(|mime| !mime.is_empty()).map(|mime| format!(" ({mime})"));
         let url = self.url.as_ref().filter(|url| !is_data_url(url)).map(|url| format!(": {url}"));
-        let details: String = [filename, mime, url].into_iter().flatten().collect();
+        let details: String = [name, mime, url].into_iter().flatten().collect();
         (!details.is_empty()).then(|| format!("[{kind}{details}]"))
     }
+}
+
+/// Returns the file name in the meta of a part; empty if there is none.
+pub(super) fn filename_in_meta(meta: &Object) -> &str {
+    let mut names = ["filename", "name", "title"].into_iter().map(|key| str_at(meta, key));
+    names.find(|name| !name.is_empty()).unwrap_or_default()
 }
 
 pub(super) fn data_url(mime: &str, data: &str) -> String {
@@ -231,6 +248,11 @@ fn text_of_document(content: &Value) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// Returns `true` if a document's content has blocks with images.
+pub(super) fn has_images(content: Option<&Value>) -> bool {
+    content.and_then(Value::as_array).is_some_and(|blocks| blocks.iter().any(|block| type_of(block) == "image"))
 }
 
 /// Guesses the MIME type from the extension of a file name or URL.

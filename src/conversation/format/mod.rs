@@ -16,6 +16,7 @@ mod acontext;
 mod anthropic;
 pub(super) mod changes;
 mod dialect;
+mod documents;
 mod function_name;
 mod gemini;
 mod media;
@@ -206,6 +207,7 @@ pub fn from_parts(
     ctx: &RenderContext,
 ) -> Vec<Value> {
     signatures::remove_foreign_signatures(&mut parts, meta, target);
+    let parts = documents::split_documents(parts, target, role);
     match target {
         Format::OpenAi => openai::from_parts(role, meta, parts, ctx),
         Format::Anthropic => vec![anthropic::from_parts(role, meta, parts, ctx)],

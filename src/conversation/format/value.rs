@@ -88,6 +88,26 @@ pub(super) fn contains_nul(value: &Value) -> bool {
     }
 }
 
+/// Returns the text of a response of a Gemini function, and `true` if the function failed. The text is the value of a lone
+/// `output` or `error`, or else the whole response as JSON.
+pub(super) fn response_text(response: Value) -> (String, bool) {
+    let to_text = |value: Value| if let Value::String(text) = value { text } else { value.to_string() };
+    match response {
+        Value::Object(mut fields) if is_lone_result(&fields) => {
+            let error = fields.remove("error");
+            let is_error = error.is_some();
+            (to_text(error.or_else(|| fields.remove("output")).unwrap_or_default()), is_error)
+        }
+        other => (to_text(other), false),
+    }
+}
+
+/// Returns `true` for a response whose only key is `output` or `error`, which Gemini defines as the output and the error of the
+/// function.
+pub(super) fn is_lone_result(response: &Object) -> bool {
+    response.len() == 1 && ["output", "error"].iter().any(|key| response.contains_key(*key))
+}
+
 /// Builds a part without a file.
 pub(super) fn part(kind: PartKind, text: String, meta: Object) -> Part {
     Part { kind, text, asset: None, filename: String::new(), meta, extra: Object::new() }

@@ -119,8 +119,8 @@ fn push_parts(block: Value, read_dialect: fn(&mut Object, &mut Vec<Part>) -> boo
     parts.push(part(kind, text, meta));
 }
 
-/// Converts a `base64` or `url` source of an image or document to the meta of a part. A `base64` source without a MIME type gets
-/// the default. Returns any other source unchanged.
+/// Converts a `base64` or `url` source of an image or document to the meta of a part. A source without a MIME type gets the
+/// default: Anthropic's documents with such a source are PDFs. Returns any other source unchanged.
 fn source_meta(mut source: Object, default_mime: Option<&str>) -> Object {
     let keys: &[&str] = match str_at(&source, "type") {
         "base64" => &["type", "media_type", "data"],
@@ -133,8 +133,7 @@ fn source_meta(mut source: Object, default_mime: Option<&str>) -> Object {
             meta.insert((*key).to_owned(), stringify(value).into());
         }
     }
-    if let Some(mime) = default_mime.filter(|_| keys.contains(&"media_type") && str_at(&meta, "media_type").is_empty())
-    {
+    if let Some(mime) = default_mime.filter(|_| str_at(&meta, "media_type").is_empty()) {
         meta.insert("media_type".into(), mime.into());
     }
     meta

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::function_name::convert_function_name;
-use super::super::media::{self, Media, base64_source};
+use super::super::media::{self, Media, base64_source, has_images};
 use super::super::opaque::{call_text, opaque_text};
 use super::super::value::{
     NO_CONTENT, Object, is_blank, object, str_at, take_arguments, take_call_text_fields, take_caption,
@@ -129,13 +129,9 @@ impl MessageBuilder<'_> {
                 return Some(object([("type", "redacted_thinking".into()), ("data", data.into())]));
             }
             PartKind::Image | PartKind::Audio | PartKind::Video | PartKind::File => {
-                let mut media = Media::from_part(part, self.ctx);
+                let media = Media::from_part(part, self.ctx);
                 // Only the messages of a user can contain media.
-                if self.role == "user" {
-                    media_block(media)?
-                } else {
-                    media.take_text().or_else(|| media.placeholder_text()).and_then(text_block)?
-                }
+                if self.role == "user" { media_block(media)? } else { media.into_text().and_then(text_block)? }
             }
             PartKind::ToolCall | PartKind::ToolResult | PartKind::Data => return None,
         };
@@ -186,7 +182,7 @@ fn take_cache_control(meta: &mut Object) -> Option<Value> {
 fn native_source(media: &mut Media) -> Option<Object> {
     let (kind, key) = match str_at(&media.meta, "type") {
         "file" if media.data.is_none() && media.url.is_none() => ("file", "file_id"),
-        "content" if media.text.is_some() => ("content", "content"),
+        "content" if media.text.is_some() || has_images(media.meta.get("content")) => ("content", "content"),
         _ => return None,
     };
     Some(object([("type", kind.into()), (key, media.meta.remove(key)?)]))
@@ -214,7 +210,7 @@ fn media_block(mut media: Media) -> Option<Object> {
     } else if let Some(text) = media.take_text().filter(|text| !is_blank(text)) {
         object([("type", "text".into()), ("media_type", "text/plain".into()), ("data", text.into())])
     } else {
-        return media.placeholder_text().and_then(text_block);
+        return media.into_text().and_then(text_block);
     };
     let mut block =
         object([("type", if is_image { "image" } else { "document" }.into()), ("source", Value::Object(source))]);

@@ -3,26 +3,44 @@
 use serde_json::Value;
 
 use super::super::changes::ChangeCursor;
-use super::super::value::{Object, indexed_objects_mut, str_at};
+use super::super::value::{Object, indexed_objects_mut, is_lone_result, str_at};
+use super::chunks::ChunkMatcher;
 use super::is_partial_call;
-use super::read::is_lone_result;
 use super::write::response_object;
 use crate::json::ValueBudget;
 
 pub(in super::super) fn apply_changes(body: &mut Object, changes: &mut ChangeCursor<'_>) {
+    let mut chunks = ChunkMatcher::default();
+    let mut is_cleared = false;
     for (_, part) in indexed_objects_mut(body.get_mut("parts")) {
-        if let Some(Value::Object(call)) = part.get_mut("functionCall")
-            && !is_partial_call(call)
-            && changes.clears_next_call()
-        {
-            call.remove("partialArgs");
-            call.insert("args".into(), Value::Object(Object::new()));
+        if let Some(Value::Object(call)) = part.get_mut("functionCall") {
+            if chunks.matches_next(call) {
+                clear_chunk(call, is_cleared);
+            } else if !is_partial_call(call) {
+                is_cleared = changes.clears_next_call();
+                clear_call(call, is_cleared);
+            }
         }
         if let Some(Value::Object(response)) = part.get_mut("functionResponse")
             && let Some(text) = changes.next_result_text()
         {
             change_response(response, text);
         }
+    }
+}
+
+/// Removes the arguments of a call if `is_cleared` is set.
+fn clear_call(call: &mut Object, is_cleared: bool) {
+    if is_cleared {
+        call.remove("partialArgs");
+        call.insert("args".into(), Value::Object(Object::new()));
+    }
+}
+
+/// Removes the arguments from a chunk of a call if `is_cleared` is set. The chunk remains one.
+fn clear_chunk(chunk: &mut Object, is_cleared: bool) {
+    if let Some(arguments) = chunk.get_mut("partialArgs").filter(|_| is_cleared) {
+        *arguments = Value::Array(Vec::new());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::value::{Object, str_at};
 
+mod chunks;
 mod edit;
 mod functions;
 mod keys;

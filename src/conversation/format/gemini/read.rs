@@ -3,24 +3,29 @@
 use serde_json::Value;
 
 use super::super::value::{
-    Object, indexed_objects_mut, object, opaque_part, part, str_at, take_as_string, take_nonempty_string,
+    Object, indexed_objects_mut, object, opaque_part, part, response_text, str_at, take_as_string, take_nonempty_string,
 };
 use super::super::{Format, media};
+use super::chunks::{join_chunks, take_call_arguments};
 use super::{THOUGHT_SIGNATURE_KEY, is_partial_call};
 use crate::conversation::parts::{Part, PartKind};
+
+/// The keys of content that the common model cannot represent.
+const OTHER_CONTENT_KEYS: [&str; 5] =
+    ["audioTranscription", "codeExecutionResult", "executableCode", "toolCall", "toolResponse"];
 
 pub(in super::super) fn to_parts(mut body: Object) -> Vec<Part> {
     let mut parts = Vec::new();
     match body.remove("parts") {
         None | Some(Value::Null) => {}
-        Some(Value::Array(list)) => list.into_iter().for_each(|part| push_parts(part, &mut parts)),
+        Some(Value::Array(list)) => join_chunks(list).into_iter().for_each(|part| push_parts(part, &mut parts)),
         Some(other) => parts.push(opaque_part(Format::Gemini, other)),
     }
     parts
 }
 
-/// Converts a part. A Gemini part should have only one value; if it has several, each value becomes a part. A signature belongs
-/// to the first of them.
+/// Converts a part. A Gemini part should have only one value; if it has several, each value becomes a part. Those that the common
+/// model cannot represent become one part together. A signature belongs to the first part.
 fn push_parts(value: Value, parts: &mut Vec<Part>) {
     let mut fields = match value {
         Value::Object(fields) => fields,
@@ -36,12 +41,24 @@ fn push_parts(value: Value, parts: &mut Vec<Part>) {
     if !text.is_empty() || has_only_text {
         parts.push(part(if is_thought { PartKind::Thinking } else { PartKind::Text }, text, Object::new()));
     }
-    parts.extend(take_media(&mut fields));
+    let mut media = take_media(&mut fields);
+    if let Some(media) = media.first_mut()
+        && let Some(Value::Object(mut transcription)) = fields.remove("audioTranscription")
+    {
+        let text = take_nonempty_string(&mut transcription, "text");
+        media.meta.extend(text.map(|text| ("transcript".to_owned(), text.into())));
+    }
+    parts.append(&mut media);
     if let Some(Value::Object(call)) = fields.remove("functionCall") {
         push_function_call(call, parts);
     }
     if let Some(Value::Object(response)) = fields.remove("functionResponse") {
         push_function_response(response, parts);
+    }
+    let mut other: Object = OTHER_CONTENT_KEYS.into_iter().filter_map(|key| fields.remove_entry(key)).collect();
+    if !other.is_empty() {
+        other.extend(is_thought.then(|| ("thought".to_owned(), true.into())));
+        parts.push(opaque_part(Format::Gemini, Value::Object(other)));
     }
     if let Some(signature) = take_nonempty_string(&mut fields, "thoughtSignature")
         && let Some(signed) = parts.get_mut(first)
@@ -78,7 +95,7 @@ fn push_function_call(mut call: Object, parts: &mut Vec<Part>) {
         let block = object([("functionCall", Value::Object(call))]);
         return parts.push(opaque_part(Format::Gemini, Value::Object(block)));
     }
-    let args = call.remove("args").unwrap_or_default().to_string();
+    let args = take_call_arguments(&mut call).to_string();
     let mut meta = object([("arguments", args.into()), ("type", "function".into())]);
     meta.extend(["id", "name"].map(|key| (key.to_owned(), take_as_string(&mut call, key).into())));
     parts.push(part(PartKind::ToolCall, String::new(), meta));
@@ -105,26 +122,6 @@ fn push_function_response(mut response: Object, parts: &mut Vec<Part>) {
     }
 }
 
-/// Returns the text of a function's response, and `true` if the function failed: the value of a lone `output` or `error`, or else
-/// the whole response as JSON.
-fn response_text(response: Value) -> (String, bool) {
-    let to_text = |value: Value| if let Value::String(text) = value { text } else { value.to_string() };
-    match response {
-        Value::Object(mut fields) if is_lone_result(&fields) => {
-            let error = fields.remove("error");
-            let is_error = error.is_some();
-            (to_text(error.or_else(|| fields.remove("output")).unwrap_or_default()), is_error)
-        }
-        other => (to_text(other), false),
-    }
-}
-
-/// Returns `true` for a response whose only key is `output` or `error`, which Gemini defines as the output and the error of the
-/// function.
-pub(super) fn is_lone_result(response: &Object) -> bool {
-    response.len() == 1 && ["output", "error"].iter().any(|key| response.contains_key(*key))
-}
-
 /// Removes `inlineData` and `fileData` from a part and converts them.
 fn take_media(fields: &mut Object) -> Vec<Part> {
     let mut media = Vec::new();
@@ -132,16 +129,24 @@ fn take_media(fields: &mut Object) -> Vec<Part> {
         let mime = take_as_string(&mut inline, "mimeType");
         let kind = if mime.is_empty() { PartKind::Image } else { media_kind(&mime) };
         let data = take_as_string(&mut inline, "data");
-        media.push(part(kind, String::new(), media::base64_source(mime, data)));
+        let mut meta = media::base64_source(mime, data);
+        meta.extend(take_filename(&mut inline));
+        media.push(part(kind, String::new(), meta));
     }
     if let Some(Value::Object(mut file)) = fields.remove("fileData") {
         let mime = take_nonempty_string(&mut file, "mimeType");
         let kind = media_kind(mime.as_deref().unwrap_or_default());
         let mut meta = object([("type", "url".into()), ("url", take_as_string(&mut file, "fileUri").into())]);
         meta.extend(mime.map(|mime| ("media_type".to_owned(), mime.into())));
+        meta.extend(take_filename(&mut file));
         media.push(part(kind, String::new(), meta));
     }
     media
+}
+
+/// Removes the name of a file and returns it as an entry of the meta of its part.
+fn take_filename(media: &mut Object) -> Option<(String, Value)> {
+    Some(("filename".to_owned(), take_nonempty_string(media, "displayName")?.into()))
 }
 
 fn media_kind(mime: &str) -> PartKind {

@@ -6,13 +6,12 @@ use super::super::function_name::convert_function_name;
 use super::super::media::{self, Media};
 use super::super::opaque::{call_text, opaque_text};
 use super::super::value::{
-    NO_CONTENT, Object, object, str_at, take_arguments, take_call_text_fields, take_caption, take_nonempty_string,
-    take_opaque_block,
+    NO_CONTENT, Object, is_lone_result, object, str_at, take_arguments, take_call_text_fields, take_caption,
+    take_nonempty_string, take_opaque_block,
 };
 use super::super::{Format, RenderContext};
 use super::THOUGHT_SIGNATURE_KEY;
 use super::normalize::normalize_part;
-use super::read::is_lone_result;
 use crate::conversation::parts::{Part, PartKind, Role};
 use crate::json::ValueBudget;
 
@@ -50,6 +49,8 @@ struct FunctionResult {
     name: String,
     call_id: String,
     is_error: bool,
+    /// `true` if further results of the same call follow.
+    will_continue: bool,
     texts: Vec<String>,
     /// Parts with media that belong to the response.
     media: Vec<Value>,
@@ -148,8 +149,10 @@ impl MessageBuilder<'_> {
         };
         let name = ["name", "function_name"].into_iter().find_map(|key| take_nonempty_string(meta, key));
         let name = convert_function_name(Format::Gemini, name.as_deref().unwrap_or(&call_id)).into_owned();
-        let is_error = meta.get("is_error") == Some(&Value::Bool(true));
-        self.results.push(FunctionResult { name, call_id, is_error, texts: vec![part.text], media: Vec::new() });
+        let [is_error, will_continue] =
+            ["is_error", "will_continue"].map(|key| meta.get(key) == Some(&Value::Bool(true)));
+        let (texts, media) = (vec![part.text], Vec::new());
+        self.results.push(FunctionResult { name, call_id, is_error, will_continue, texts, media });
     }
 
     fn into_parts(self) -> Vec<Value> {
@@ -173,6 +176,7 @@ impl FunctionResult {
         if !self.media.is_empty() {
             function.insert("parts".into(), Value::Array(self.media));
         }
+        function.extend(self.will_continue.then(|| ("willContinue".to_owned(), true.into())));
         object([("functionResponse", Value::Object(function))])
     }
 }
@@ -222,17 +226,21 @@ fn is_supported_mime(mime: &str) -> bool {
 fn media_part(mut media: Media) -> Option<Object> {
     let mime = media.guess_mime();
     if mime.as_deref().is_some_and(|mime| !is_supported_mime(mime)) {
-        return media.take_text().or_else(|| media.placeholder_text()).map(text_part);
+        return media.into_text().map(text_part);
     }
+    let name = Some(&media.filename).filter(|name| !name.is_empty());
+    let name = name.map(|name| ("displayName".to_owned(), Value::from(name.as_str())));
     let data = media.data.take_if(|_| mime.is_some()).and_then(media::to_standard_base64);
     if let (Some(data), Some(mime)) = (data, &mime) {
-        let inline = object([("mimeType", mime.as_str().into()), ("data", data.into())]);
+        let mut inline = object([("mimeType", mime.as_str().into()), ("data", data.into())]);
+        inline.extend(name);
         return Some(object([("inlineData", Value::Object(inline))]));
     }
     if let Some(url) = media.take_url() {
         let mut file = object([("fileUri", url.into())]);
         file.extend(mime.map(|mime| ("mimeType".to_owned(), mime.into())));
+        file.extend(name);
         return Some(object([("fileData", Value::Object(file))]));
     }
-    media.take_text().or_else(|| media.placeholder_text()).map(text_part)
+    media.into_text().map(text_part)
 }

@@ -7,6 +7,9 @@ use super::super::value::{Object, indexed_objects_mut, invalid, remove_nulls, st
 use super::TOOL_CALLS;
 use crate::conversation::parts::Role;
 
+/// The keys of the objects in a block that control the prompt cache.
+const CACHE_KEYS: [&str; 2] = ["cache_control", "prompt_cache_breakpoint"];
+
 /// Normalizes a message and returns its role, meta and body.
 pub(in super::super) fn normalize(mut body: Object) -> Result<(Role, Object, Object), InvalidMessage> {
     let openai_role = str_at(&body, "role").to_owned();
@@ -91,10 +94,11 @@ fn validate_calls(body: &Object) -> Result<(), InvalidMessage> {
 /// Removes `null` keys from a content block or tool call of a known type, and converts the arguments of a call to a string.
 fn normalize_block(block: &mut Object) {
     match block_type(block) {
-        "text" | "refusal" => remove_nulls(block, &["cache_control"]),
+        "text" | "refusal" => remove_nulls(block, &CACHE_KEYS),
         kind @ ("image_url" | "input_audio" | "file" | "function" | "custom") => {
             let kind = kind.to_owned();
-            remove_nulls(block, &[&kind, "cache_control"]);
+            remove_nulls(block, &[&kind]);
+            remove_nulls(block, &CACHE_KEYS);
             if let Some(Value::Object(function)) = block.get_mut("function") {
                 stringify_arguments(function);
             }

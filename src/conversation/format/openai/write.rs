@@ -284,7 +284,7 @@ fn text_block(text: String) -> Value {
 /// support, the block is a text. Returns `None` if there is nothing to describe.
 fn media_block(mut media: Media, is_user: bool, has_asset: bool) -> Option<Value> {
     if !is_user {
-        return media.placeholder_text().map(text_block);
+        return media.into_text().map(text_block);
     }
     let (kind, inner) = match media.kind {
         PartKind::Image => ("image_url", image_object(&mut media)),
@@ -294,7 +294,7 @@ fn media_block(mut media: Media, is_user: bool, has_asset: bool) -> Option<Value
     };
     match inner {
         Some(inner) => Some(Value::Object(object([("type", kind.into()), (kind, Value::Object(inner))]))),
-        None => media.take_text().or_else(|| media.placeholder_text()).map(text_block),
+        None => media.into_text().map(text_block),
     }
 }
 

@@ -119,10 +119,16 @@ fn gemini_part(with_calls: bool) -> BoxedStrategy<Value> {
         return media;
     }
     let values = (call_id(), samples::free_json(), list(gemini_part(false)));
-    let tool_part = (values, any::<[bool; 2]>()).prop_map(|((id, free, parts), [has_call, has_response])| {
+    let flags = any::<[bool; 4]>();
+    let tool_part = (values, flags).prop_map(|((id, free, parts), [has_call, has_response, is_chunk, continues])| {
         let mut part = json!({"thoughtSignature": "AAAA"});
         if has_call {
-            part["functionCall"] = json!({"id": id, "name": "f", "args": free});
+            let values = json!([{"jsonPath": "$.a", "stringValue": "x", "willContinue": continues}, free]);
+            part["functionCall"] = if is_chunk {
+                json!({"partialArgs": values, "willContinue": continues})
+            } else {
+                json!({"id": id, "name": "f", "args": free, "willContinue": continues})
+            };
         }
         if has_response {
             part["functionResponse"] = json!({"id": id, "name": "f", "response": free, "parts": parts});

@@ -111,7 +111,8 @@ fn documents_are_converted() {
         assert_eq!(openai, json!({"type": "file", "file": {"file_data": data, "filename": "a.pdf"}}));
         let source = json!({"type": "base64", "media_type": "application/pdf", "data": "AAAA"});
         assert_eq!(anthropic, json!({"type": "document", "source": source, "title": "a.pdf"}));
-        assert_eq!(gemini, json!({"inlineData": {"mimeType": "application/pdf", "data": "AAAA"}}));
+        let inline = json!({"mimeType": "application/pdf", "data": "AAAA", "displayName": "a.pdf"});
+        assert_eq!(gemini, json!({"inlineData": inline}));
     }
     let part = json!({"type": "file", "meta": {"type": "url", "url": "https://x/a.pdf"}});
     let [openai, anthropic, gemini] = render(&part, &RenderContext::default());
@@ -125,20 +126,17 @@ fn documents_are_converted() {
 #[test]
 fn anthropic_only_sources_survive() {
     for (block, text) in [
-        (json!({"type": "image", "source": {"type": "file", "file_id": "f"}}), None),
-        (json!({"type": "document", "source": {"type": "file", "file_id": "f"}}), None),
-        (
-            json!({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "words"}}),
-            Some("words"),
-        ),
+        (json!({"type": "image", "source": {"type": "file", "file_id": "f"}}), "[image f]"),
+        (json!({"type": "document", "source": {"type": "file", "file_id": "f"}}), "[file f]"),
+        (json!({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "words"}}), "words"),
         (
             json!({"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "words"}]}}),
-            Some("words"),
+            "words",
         ),
     ] {
         let blob = json!({"role": "user", "content": [block]});
         assert_eq!(convert(Format::Anthropic, blob.clone(), Format::Anthropic), json!([blob]));
-        let parts = json!([{"text": text.unwrap_or("[no content]")}]);
+        let parts = json!([{"text": text}]);
         assert_eq!(convert(Format::Anthropic, blob, Format::Gemini), json!([{"role": "user", "parts": parts}]));
     }
 }
@@ -183,12 +181,13 @@ fn stored_image_becomes_url_or_embedded_data() {
     let [openai, anthropic, gemini] = render_file(&part, true, Some(PNG));
     assert_eq!(openai, json!({"type": "image_url", "image_url": {"url": "https://me/url"}}));
     assert_eq!(anthropic["source"], json!({"type": "base64", "media_type": "image/png", "data": PNG}));
-    assert_eq!(gemini, json!({"inlineData": {"mimeType": "image/png", "data": PNG}}));
+    assert_eq!(gemini["inlineData"], json!({"mimeType": "image/png", "data": PNG, "displayName": "red.png"}));
 
     let [openai, anthropic, gemini] = render_file(&part, true, None);
     assert_eq!(openai["image_url"]["url"], "https://me/url");
     assert_eq!(anthropic["source"], json!({"type": "url", "url": "https://me/url"}));
-    assert_eq!(gemini, json!({"fileData": {"fileUri": "https://me/url", "mimeType": "image/png"}}));
+    let file = json!({"fileUri": "https://me/url", "mimeType": "image/png", "displayName": "red.png"});
+    assert_eq!(gemini, json!({"fileData": file}));
 
     let [openai, ..] = render_file(&part, false, Some(PNG));
     assert_eq!(openai["image_url"]["url"], format!("data:image/png;base64,{PNG}"));

@@ -9,12 +9,14 @@ mod anthropic;
 mod anthropic_write;
 mod dialect;
 mod edit;
+mod fields;
 mod gemini;
 mod gemini_write;
 mod media;
 mod openai;
 mod openai_write;
 mod reasoning;
+mod streamed_calls;
 
 const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC";
 
