@@ -109,19 +109,24 @@ def element(type_):
 
 
 def names(*roots):
-    """Returns the name of every type that occurs in a message, and of every field with its literals."""
-    found = {}
+    """Returns the fields of every type that occurs in a message, by the name of the type.
+
+    Several types of a package may have the same name, as those of requests and responses. Their fields are merged, so that a
+    new field in only one of them is found.
+    """
+    found, seen = {}, set()
     waiting = list(roots)
     while waiting:
         for type_ in members(waiting.pop()):
             inner = element(type_)
             if inner is not None:
                 waiting.append(inner)
-            elif (is_typed_dict(type_) or is_model(type_)) and type_.__name__ not in found:
+            elif (is_typed_dict(type_) or is_model(type_)) and type_ not in seen:
+                seen.add(type_)
                 fields = fields_of(type_)
-                found[type_.__name__] = sorted(fields)
+                found.setdefault(type_.__name__, set()).update(fields)
                 waiting.extend(hint for hint, _ in fields.values())
-    return found
+    return {name: sorted(fields) for name, fields in found.items()}
 
 
 def values(type_, name="", path=()):

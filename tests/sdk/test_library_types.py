@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import typing
 
 import httpx
 import pytest
@@ -57,6 +58,12 @@ def test_the_packages_have_every_field_that_the_documentation_names(package_type
         of_row = {field for type_ in types for field in known.get(type_, [])}
         gone += [f"{package}: {'/'.join(types)}.{field}" for field in fields if field not in of_row]
     assert not gone, f"Remove these from {COMPATIBILITY.name}:\n" + "\n".join(gone)
+
+
+def test_types_of_the_same_name_are_merged():
+    first, second = typing.TypedDict("Same", {"a": str}), typing.TypedDict("Same", {"b": str})
+    outer = typing.TypedDict("Outer", {"text": first, "file": list[second]})
+    assert names(outer) == {"Outer": ["file", "text"], "Same": ["a", "b"]}
 
 
 def messages_of(format):
