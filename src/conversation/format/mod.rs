@@ -159,6 +159,7 @@ pub fn to_parts(format: Format, body: Value) -> Vec<Part> {
 
 /// The choices of a request that change how messages are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a parameter of the request")]
 pub struct RenderOptions {
     /// Writes thoughts to the field `reasoning_content` of `OpenAI` messages. By default they are left out, because `OpenAI`'s API
     /// rejects fields that it does not know.

@@ -148,7 +148,9 @@ impl<'a> HistoryConverter<'a> {
     /// Adds the placeholders for missing signatures, if the request asks for them.
     fn add_placeholder_signatures(&self, mut items: Vec<Item>) -> Vec<Item> {
         if self.target == Format::Gemini && self.ctx.options.with_placeholder_signatures {
-            items.iter_mut().for_each(|item| format::add_placeholder_signature(&mut item.value));
+            for item in &mut items {
+                format::add_placeholder_signature(&mut item.value);
+            }
         }
         items
     }

@@ -20,7 +20,7 @@ pub(in super::super) fn from_parts(role: Role, meta: &Object, parts: Vec<Part>, 
     let mut builder = MessageBuilder {
         role,
         // Only some models accept media inside a function response, so media of other formats are placed next to it.
-        nests_media: str_at(meta, "source_format") == Format::Gemini.as_str(),
+        is_from_gemini: str_at(meta, "source_format") == Format::Gemini.as_str(),
         ctx,
         results: Vec::new(),
         parts: Vec::new(),
@@ -37,7 +37,7 @@ pub(in super::super) fn from_parts(role: Role, meta: &Object, parts: Vec<Part>, 
 
 struct MessageBuilder<'a> {
     role: Role,
-    nests_media: bool,
+    is_from_gemini: bool,
     ctx: &'a RenderContext,
     /// The function responses, which precede all other parts.
     results: Vec<FunctionResult>,
@@ -73,7 +73,7 @@ impl MessageBuilder<'_> {
             PartKind::ToolCall => Some(self.call(part.meta)),
             PartKind::ToolResult => return self.add_result(part),
             PartKind::Image | PartKind::Audio | PartKind::Video | PartKind::File => {
-                media_part(Media::from_part(part, self.ctx))
+                media_part(Media::from_part(part, self.ctx), self.is_from_gemini)
             }
             PartKind::Data => opaque_text(&part).map(text_part),
             PartKind::RedactedThinking => None,
@@ -95,7 +95,7 @@ impl MessageBuilder<'_> {
         if let Some(text) = take_nonempty_string(&mut part, "text") {
             result.texts.push(text);
         } else {
-            let list = if self.nests_media { &mut result.media } else { &mut self.parts };
+            let list = if self.is_from_gemini { &mut result.media } else { &mut self.parts };
             list.push(Value::Object(part));
         }
     }
@@ -223,12 +223,12 @@ fn is_supported_mime(mime: &str) -> bool {
     }
 }
 
-fn media_part(mut media: Media) -> Option<Object> {
+fn media_part(mut media: Media, has_name: bool) -> Option<Object> {
     let mime = media.guess_mime();
     if mime.as_deref().is_some_and(|mime| !is_supported_mime(mime)) {
         return media.into_text().map(text_part);
     }
-    let name = Some(&media.filename).filter(|name| !name.is_empty());
+    let name = Some(&media.filename).filter(|name| has_name && !name.is_empty());
     let name = name.map(|name| ("displayName".to_owned(), Value::from(name.as_str())));
     let data = media.data.take_if(|_| mime.is_some()).and_then(media::to_standard_base64);
     if let (Some(data), Some(mime)) = (data, &mime) {

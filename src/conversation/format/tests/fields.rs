@@ -167,7 +167,7 @@ fn title_and_context_of_a_document_are_texts() {
     let file = json!({"file_data": "data:application/pdf;base64,AAAA", "filename": "T"});
     let blocks_of_openai = json!([{"type": "text", "text": "C"}, {"type": "file", "file": file}]);
     assert_eq!(blocks(ANTHROPIC, &pdf, OPENAI), blocks_of_openai);
-    let inline = json!({"mimeType": "application/pdf", "data": "AAAA", "displayName": "T"});
+    let inline = json!({"mimeType": "application/pdf", "data": "AAAA"});
     assert_eq!(blocks(ANTHROPIC, &pdf, GEMINI), json!([{"text": "C"}, {"inlineData": inline}]));
 }
 

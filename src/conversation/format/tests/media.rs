@@ -111,7 +111,7 @@ fn documents_are_converted() {
         assert_eq!(openai, json!({"type": "file", "file": {"file_data": data, "filename": "a.pdf"}}));
         let source = json!({"type": "base64", "media_type": "application/pdf", "data": "AAAA"});
         assert_eq!(anthropic, json!({"type": "document", "source": source, "title": "a.pdf"}));
-        let inline = json!({"mimeType": "application/pdf", "data": "AAAA", "displayName": "a.pdf"});
+        let inline = json!({"mimeType": "application/pdf", "data": "AAAA"});
         assert_eq!(gemini, json!({"inlineData": inline}));
     }
     let part = json!({"type": "file", "meta": {"type": "url", "url": "https://x/a.pdf"}});
@@ -181,12 +181,12 @@ fn stored_image_becomes_url_or_embedded_data() {
     let [openai, anthropic, gemini] = render_file(&part, true, Some(PNG));
     assert_eq!(openai, json!({"type": "image_url", "image_url": {"url": "https://me/url"}}));
     assert_eq!(anthropic["source"], json!({"type": "base64", "media_type": "image/png", "data": PNG}));
-    assert_eq!(gemini["inlineData"], json!({"mimeType": "image/png", "data": PNG, "displayName": "red.png"}));
+    assert_eq!(gemini["inlineData"], json!({"mimeType": "image/png", "data": PNG}));
 
     let [openai, anthropic, gemini] = render_file(&part, true, None);
     assert_eq!(openai["image_url"]["url"], "https://me/url");
     assert_eq!(anthropic["source"], json!({"type": "url", "url": "https://me/url"}));
-    let file = json!({"fileUri": "https://me/url", "mimeType": "image/png", "displayName": "red.png"});
+    let file = json!({"fileUri": "https://me/url", "mimeType": "image/png"});
     assert_eq!(gemini, json!({"fileData": file}));
 
     let [openai, ..] = render_file(&part, false, Some(PNG));
