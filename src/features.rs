@@ -98,7 +98,7 @@ pub struct App {
 impl App {
     /// Creates the contexts of all features, which use the configured LLM.
     pub fn new(platform: Platform) -> Self {
-        let llm = llm::from_config(&platform.config.learning);
+        let llm = llm::from_config(&platform.config.model, platform.http_client.clone());
         Self::with_llm(platform, llm)
     }
 

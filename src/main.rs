@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use acontextd::config::{Command, Config, EarlyExit};
 use acontextd::startup::{Server, Signals};
-use acontextd::{http, telemetry};
+use acontextd::{http, llm, platform, telemetry};
 
 // Messages consist of many small strings. With jemalloc, the conversion of a page of messages is a fifth faster, and unused
 // memory is returned to the system.
@@ -36,6 +36,9 @@ fn run(config: Config) -> anyhow::Result<ExitCode> {
         let alive = runtime.block_on(http::server::check_health(config.server.address()));
         return Ok(if alive { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
+    if let Some(Command::CheckModel) = config.command {
+        return runtime.block_on(check_model(&config));
+    }
     let telemetry = telemetry::init(&config.telemetry)?;
     let outcome = runtime.block_on(async {
         let mut signals = Signals::install()?;
@@ -51,6 +54,17 @@ fn run(config: Config) -> anyhow::Result<ExitCode> {
     // Shutdown is complete; blocking threads that still run get one more second.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// Prints whether the configured model can be used.
+async fn check_model(config: &Config) -> anyhow::Result<ExitCode> {
+    let llm = llm::from_config(&config.model, platform::build_http_client()?);
+    let report = llm::check::check_model(&config.model, &*llm).await;
+    write_out(&mut std::io::stdout(), &report.text);
+    Ok(match report.problem {
+        Some(problem) => exit_with_error(&problem),
+        None => ExitCode::SUCCESS,
+    })
 }
 
 fn exit_with_error(message: &str) -> ExitCode {

@@ -34,7 +34,7 @@ pub struct PlatformInner {
     pub blobs: BlobService,
     pub request_context: RequestContext,
     pub http_metrics: Arc<HttpMetrics>,
-    /// The client for requests to other services. It follows no redirects, so that it contacts only configured addresses.
+    /// See [`build_http_client`].
     pub http_client: reqwest::Client,
     /// The keys of public links.
     pub link_keys: LinkKeys,
@@ -68,7 +68,7 @@ impl Platform {
             blobs: BlobService::new(db.clone(), queue.clone(), process.clone(), spool.clone(), object_store, limits),
             request_context: RequestContext::new(limits.clone(), spool, idempotency),
             http_metrics: Arc::default(),
-            http_client: reqwest::Client::builder().redirect(Policy::none()).build()?,
+            http_client: build_http_client()?,
             link_keys: LinkKeys::derive(pepper)?,
             public_url: config.server.public_url(port),
             process,
@@ -77,6 +77,14 @@ impl Platform {
             config,
         })))
     }
+}
+
+/// Builds the client for requests to other services. It follows no redirects, so that it contacts only configured addresses.
+///
+/// # Errors
+/// Returns an error if the certificates of the system cannot be loaded.
+pub fn build_http_client() -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder().redirect(Policy::none()).build()
 }
 
 impl Deref for Platform {

@@ -14,7 +14,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("DATABASE_URL", "external Postgres, instead of the embedded one"),
     ("S3_BUCKET", "S3 bucket for objects, instead of the data directory"),
     ("S3_ENDPOINT", "URL of the S3 endpoint; AWS by default"),
-    ("LLM_SDK", "provider of the language model; none by default"),
+    ("LLM_API_KEY", "API key for the language model; messages stay pending without a model"),
+    ("LLM_SDK", "API of the language model: openai (default) or anthropic"),
+    ("LLM_BASE_URL", "URL of a server with this API, such as http://localhost:11434/v1 for Ollama"),
+    ("LLM_SIMPLE_MODEL", "name of the language model; gpt-4.1 for OpenAI by default"),
     ("LOG_LEVEL", "log filter; info by default"),
 ];
 
@@ -57,7 +60,7 @@ mod tests {
     fn the_short_help_lists_few_settings_with_their_flags() {
         let text = help(&["-h"]);
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("  ")).collect();
-        assert_eq!(lines.len(), 12, "{text}");
+        assert_eq!(lines.len(), 15, "{text}");
         let command = Config::command();
         for line in lines {
             let mut words = line.split_whitespace();

@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
 use secrecy::ExposeSecret;
 
-use super::{Config, Keys, MIN_EXPOSED_SECRET_LEN, help, is_short_secret};
+use super::{Command, Config, Keys, MIN_EXPOSED_SECRET_LEN, help, is_short_secret};
 
 /// Environment variables, each with its alias `APP_<SECTION>_<KEY>`. Acontext also reads each key of its configuration file from
 /// a variable with such a name.
@@ -104,8 +104,10 @@ impl Config {
     /// Validates settings that depend on each other.
     fn validate(&self) -> Result<(), String> {
         // Commands use only a few settings.
-        if self.command.is_some() {
-            return Ok(());
+        match self.command {
+            Some(Command::Health) => return Ok(()),
+            Some(Command::CheckModel) => return self.model.validate(),
+            None => self.model.validate()?,
         }
         if !self.database.is_external() && self.database.connections > MAX_EMBEDDED_CONNECTIONS {
             return Err(format!(

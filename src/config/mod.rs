@@ -9,11 +9,13 @@
 mod help;
 mod limits;
 mod load;
+mod model;
 mod s3;
 mod values;
 
 pub use limits::Limits;
 pub use load::EarlyExit;
+pub use model::{Model, Provider};
 pub use s3::S3;
 pub use values::{MIN_EXPOSED_SECRET_LEN, is_short_secret};
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub limits: Limits,
     #[command(flatten, next_help_heading = "Jobs")]
     pub jobs: Jobs,
+    #[command(flatten, next_help_heading = "Language model (none unless LLM_SDK, LLM_API_KEY or LLM_BASE_URL is set)")]
+    pub model: Model,
     #[command(flatten, next_help_heading = "Learning")]
     pub learning: Learning,
     #[command(flatten, next_help_heading = "Logging and tracing")]
@@ -59,6 +63,9 @@ pub enum Command {
     /// Check whether the server with these settings responds to /health. The exit status is 0 if it does, otherwise 1.
     /// Intended for the health checks of containers
     Health,
+    /// Send one short request with a tool to the language model of these settings, and print what works. The exit status is 0
+    /// if the model can be used, otherwise 1, with a text about what to correct
+    CheckModel,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -216,16 +223,6 @@ pub struct Jobs {
 
 #[derive(Args, Clone, Debug)]
 pub struct Learning {
-    /// LLM provider for task extraction: none, mock, openai or anthropic. Only mock is implemented; it extracts no tasks. With
-    /// any other value, messages stay pending
-    #[arg(
-        long = "llm-sdk",
-        env = "LLM_SDK",
-        value_name = "NAME",
-        default_value = "none",
-        value_parser = values::choice(&["none", "mock", "openai", "anthropic"])
-    )]
-    pub llm_sdk: String,
     /// How long the oldest pending message of a session waits before all pending messages of the session are observed
     #[arg(
         long = "buffer-ttl",

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Learn;
@@ -16,14 +17,14 @@ use crate::encryption::{ProjectEncryption, value};
 use crate::error::Result;
 use crate::ids::SessionId;
 use crate::jobs::{Delay, JobError, JobHandler, RunningJob, WaitReason};
-use crate::llm::{ChatMessage, ChatRequest, LlmError, ToolChoice};
+use crate::llm::{CallOrigin, ChatMessage, ChatRequest, LlmError, Purpose, ToolChoice};
 use crate::messages::ProcessStatus;
 use crate::messages::observing::{self, MessageContent};
 use crate::sessions::lock::LockedSession;
 use crate::{sessions, usage_metrics};
 
-/// The maximum length of a model's response in tokens.
-const MAX_RESPONSE_TOKENS: u32 = 1024;
+/// The maximum duration of the request for a batch, with all attempts.
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// The delay before the next attempt if no model is configured.
 const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
@@ -125,7 +126,9 @@ async fn process_batch(ctx: &Learn, encryption: &ProjectEncryption, batch: &[Uui
         messages: &[ChatMessage::User(lines.join("\n"))],
         tools: &[],
         tool_choice: ToolChoice::None,
-        max_tokens: MAX_RESPONSE_TOKENS,
+        max_tokens: ctx.config.model.max_tokens,
+        deadline: Instant::now() + REQUEST_TIMEOUT,
+        origin: CallOrigin { project: encryption.project, purpose: Purpose::TaskAgent, learning_space: None },
     };
     match ctx.llm.chat(&request).await {
         Ok(_) => Ok(()),

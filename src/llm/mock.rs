@@ -2,36 +2,50 @@
 
 use async_trait::async_trait;
 
-use super::{AssistantMessage, ChatMessage, ChatRequest, ChatResponse, Llm, LlmError, StopReason, TokenUsage};
+use super::{
+    AssistantMessage, ChatMessage, ChatRequest, ChatResponse, Llm, LlmError, StopReason, TokenUsage, ToolCall,
+};
 
-/// A model that never calls a tool. It returns `Hello World` if the instructions or a user message contain `Simple Hello`, like
-/// the mock model of upstream, and otherwise another fixed text.
+/// A model with fixed responses, like the mock model of upstream. It searches the instructions and the user messages for texts:
+///
+/// - `Simple Hello`: the response is `Hello World`.
+/// - `CALL_TOOL_DISK_LIST`: the response calls the tool `disk.list`, unless the conversation has results of tools already.
+/// - Otherwise, the response is another fixed text.
 pub(super) struct MockLlm;
 
 #[async_trait]
 impl Llm for MockLlm {
     async fn chat(&self, request: &ChatRequest<'_>) -> Result<ChatResponse, LlmError> {
-        let is_greeting = |text: &str| text.contains("Simple Hello");
-        let has_greeting = is_greeting(request.system)
-            || request.messages.iter().any(|message| matches!(message, ChatMessage::User(text) if is_greeting(text)));
-        let text = if has_greeting { "Hello World" } else { "This is a mock answer." };
-        Ok(ChatResponse {
-            message: AssistantMessage { text: text.into(), ..AssistantMessage::default() },
-            stop_reason: StopReason::EndTurn,
-            usage: TokenUsage::default(),
-            model: "mock".into(),
-        })
+        let contains = |text: &str| {
+            let is_match = |message: &ChatMessage| matches!(message, ChatMessage::User(user) if user.contains(text));
+            request.system.contains(text) || request.messages.iter().any(is_match)
+        };
+        let has_results = request.messages.iter().any(|message| matches!(message, ChatMessage::ToolResults(_)));
+        let mut message = AssistantMessage::default();
+        if contains("Simple Hello") {
+            message.text = "Hello World".into();
+        } else if contains("CALL_TOOL_DISK_LIST") && !has_results {
+            message.tool_calls.push(ToolCall {
+                id: "call_mock_disk_list".into(),
+                name: "disk.list".into(),
+                arguments: r#"{"path":"/tmp"}"#.into(),
+            });
+        } else {
+            message.text = "This is a mock answer.".into();
+        }
+        let stop_reason = if message.tool_calls.is_empty() { StopReason::EndTurn } else { StopReason::ToolCalls };
+        Ok(ChatResponse { message, stop_reason, usage: TokenUsage::default(), model: "mock".into() })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llm::ToolChoice;
+    use crate::llm::tests::request;
+    use crate::llm::{ToolChoice, ToolResult};
 
     async fn respond(system: &str, messages: &[ChatMessage]) -> ChatResponse {
-        let request = ChatRequest { system, messages, tools: &[], tool_choice: ToolChoice::Auto, max_tokens: 100 };
-        MockLlm.chat(&request).await.unwrap()
+        MockLlm.chat(&ChatRequest { system, tool_choice: ToolChoice::Auto, ..request(messages) }).await.unwrap()
     }
 
     #[tokio::test]
@@ -43,5 +57,17 @@ mod tests {
         assert_eq!(response.message.text, "This is a mock answer.");
         assert_eq!(response.stop_reason, StopReason::EndTurn);
         assert!(response.message.tool_calls.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_tool_is_called_once() {
+        let mut messages = vec![ChatMessage::User("CALL_TOOL_DISK_LIST".into())];
+        let response = respond("", &messages).await;
+        let call = &response.message.tool_calls[0];
+        assert_eq!((call.name.as_str(), call.arguments.as_str()), ("disk.list", r#"{"path":"/tmp"}"#));
+        assert_eq!(response.stop_reason, StopReason::ToolCalls);
+        let result = ToolResult { call_id: call.id.clone(), text: "a.txt".into(), is_error: false };
+        messages.extend([ChatMessage::Assistant(response.message.clone()), ChatMessage::ToolResults(vec![result])]);
+        assert_eq!(respond("", &messages).await.stop_reason, StopReason::EndTurn);
     }
 }

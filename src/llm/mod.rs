@@ -2,18 +2,35 @@
 //!
 //! A request contains the whole conversation, because models are stateless: the caller appends each response, and the
 //! results of its tool calls, to the messages of the next request.
+//!
+//! [`openai`] and [`anthropic`] convert requests and responses. Both use [`http`] for the requests themselves, with the delays
+//! of [`retry`] and the errors of [`api_error`]. [`limits`] limits the number of concurrent requests.
 
+mod anthropic;
+mod api_error;
+pub mod check;
+mod echo;
+mod http;
+mod limits;
 mod mock;
+mod openai;
+mod retry;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::Value;
 use serde_json::value::RawValue;
+use tokio::time::Instant;
 
-use crate::config::Learning;
+use crate::config::{Model, Provider};
+use crate::ids::{LearningSpaceId, ProjectId};
+use crate::text_enum::text_enum;
+
+pub use limits::LimitedLlm;
 
 /// A request to a model.
+#[derive(Clone, Copy)]
 pub struct ChatRequest<'a> {
     /// The instructions for the model.
     pub system: &'a str,
@@ -24,6 +41,29 @@ pub struct ChatRequest<'a> {
     pub tool_choice: ToolChoice,
     /// The maximum length of the response, in tokens.
     pub max_tokens: u32,
+    /// The time at which the request fails with [`LlmError::Unavailable`]. It includes all attempts, and the wait for other
+    /// requests of this process to complete.
+    pub deadline: Instant,
+    pub origin: CallOrigin,
+}
+
+/// The origin of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallOrigin {
+    pub project: ProjectId,
+    pub purpose: Purpose,
+    /// The learning space whose skills the request is about.
+    pub learning_space: Option<LearningSpaceId>,
+}
+
+text_enum! {
+    /// The purpose of a request to a language model.
+    pub enum Purpose {
+        TaskAgent = "task_agent",
+        Distillation = "distillation",
+        SkillAgent = "skill_agent",
+        Check = "check",
+    }
 }
 
 /// A message of a conversation with a model.
@@ -41,8 +81,9 @@ pub struct AssistantMessage {
     /// Empty if the model only called tools.
     pub text: String,
     pub tool_calls: Vec<ToolCall>,
-    /// The message as the provider sent it. The next request contains it unchanged, because it may contain signatures that are
-    /// not in the other fields. `None` if the provider needs only the other fields.
+    /// The message as the next request repeats it, in the format of the provider. It may contain reasoning and signatures that
+    /// are not in the other fields, and differs from them where the provider would reject them: arguments that are not a JSON
+    /// object are `{}`, and invalid characters in the names of tools are replaced. `None` if the other fields suffice.
     pub raw: Option<Box<RawValue>>,
 }
 
@@ -59,11 +100,13 @@ pub struct Tool {
 /// A tool call by a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToolCall {
-    /// The id that the provider assigned; unique within the conversation.
+    /// The id that the provider assigned, or one that the client assigned because the provider's was missing or repeated. It is
+    /// unique within the conversation.
     pub id: String,
     /// The name of the tool. A model may call a tool that does not exist.
     pub name: String,
-    /// The arguments as the model generated them: possibly invalid JSON, or JSON that does not match the schema.
+    /// The arguments as the model generated them: possibly invalid JSON, or JSON that does not match the schema. `{}` if the
+    /// model generated none.
     pub arguments: String,
 }
 
@@ -115,7 +158,7 @@ pub enum StopReason {
     Other(String),
 }
 
-/// The number of tokens of a request and its response, as counted by the provider.
+/// The number of tokens of a request and its response, as counted by the provider. All are 0 if the provider reports none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenUsage {
     /// Tokens of the whole request.
@@ -129,8 +172,11 @@ pub struct TokenUsage {
 /// An error of a request to a model.
 #[derive(Debug, thiserror::Error)]
 pub enum LlmError {
-    /// No model is configured, or the configured provider is not implemented.
-    #[error("no model is configured: set LLM_SDK to a provider that `acontextd --help` describes as implemented")]
+    /// No model is configured.
+    #[error(
+        "no model is configured: set LLM_API_KEY, or LLM_BASE_URL for a server without keys, and LLM_SDK if the API is not that \
+         of OpenAI"
+    )]
     NotConfigured,
     /// The provider is overloaded, does not respond, or returned an invalid response. The same request may succeed later.
     #[error("{0:#}")]
@@ -168,17 +214,19 @@ pub trait Llm: Send + Sync {
     async fn chat(&self, request: &ChatRequest<'_>) -> Result<ChatResponse, LlmError>;
 }
 
-/// Returns the implementation for the provider in `LLM_SDK`.
-pub fn from_config(settings: &Learning) -> Arc<dyn Llm> {
-    match settings.llm_sdk.as_str() {
-        "mock" => Arc::new(mock::MockLlm),
-        _ => Arc::new(Unconfigured),
-    }
-}
-
-/// Returns `true` if `LLM_SDK` names a provider for which this version has no client.
-pub fn is_provider_unimplemented(settings: &Learning) -> bool {
-    !matches!(settings.llm_sdk.as_str(), "none" | "mock")
+/// Returns the implementation for the configured provider. `client` must follow no redirects.
+pub fn from_config(settings: &Model, client: reqwest::Client) -> Arc<dyn Llm> {
+    let Some(base_url) = settings.base_url() else {
+        return match settings.provider() {
+            Provider::Mock => Arc::new(mock::MockLlm),
+            _ => Arc::new(Unconfigured),
+        };
+    };
+    let llm: Arc<dyn Llm> = match settings.provider() {
+        Provider::Anthropic => Arc::new(anthropic::Anthropic::new(settings, client, &base_url)),
+        _ => Arc::new(openai::OpenAi::new(settings, client, &base_url)),
+    };
+    Arc::new(LimitedLlm::new(llm, settings.max_requests, settings.max_project_requests))
 }
 
 /// Returns the reason why messages wait for a model, if some are pending and no model is configured.
@@ -199,3 +247,6 @@ impl Llm for Unconfigured {
         Err(LlmError::NotConfigured)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,6 +68,7 @@ impl Server {
         let port = listener.local_addr()?.port();
         let opened_app = OpenedApp::open(config, data_dir, pepper, port).await?;
         warnings::log_warnings(&opened_app.app.config, &opened_app.app.public_url);
+        warnings::log_model(&opened_app.app.config);
         Ok(Self { listener, max_connections, opened_app })
     }
 

@@ -1,7 +1,8 @@
-//! Warnings about settings with which the server works, but probably not as intended. Each is logged once, at startup.
+//! Log lines at startup: warnings about settings with which the server works, but probably not as intended, and the model that
+//! it uses.
 
-use crate::config::Config;
-use crate::llm;
+use crate::config::{Config, Provider};
+use crate::llm::{LlmError, check};
 
 /// Logs the warnings about the settings. `public_url` is the base URL of public links.
 pub(super) fn log_warnings(config: &Config, public_url: &str) {
@@ -13,11 +14,26 @@ pub(super) fn log_warnings(config: &Config, public_url: &str) {
             server.host
         );
     }
-    if llm::is_provider_unimplemented(&config.learning) {
+    let unused = config.model.unused_settings();
+    if !unused.is_empty() {
         tracing::warn!(
-            "LLM_SDK is {}, but this version has no client for that provider, so messages stay pending until a \
-             version with a client runs: set LLM_SDK to none to avoid this warning",
-            config.learning.llm_sdk
+            "LLM_SDK is {}, so these settings have no effect: {}; remove LLM_SDK to use them",
+            config.model.provider().name(),
+            unused.join(", ")
         );
+    }
+}
+
+/// Logs which model the server uses.
+pub(super) fn log_model(config: &Config) {
+    let model = &config.model;
+    match model.provider() {
+        Provider::None => {
+            tracing::info!("messages stay pending: {}", LlmError::NotConfigured);
+        }
+        Provider::Mock => tracing::info!("messages are observed with a mock model, which extracts no tasks"),
+        Provider::OpenAi | Provider::Anthropic => {
+            tracing::info!("messages are observed with a language model: {}", check::describe_provider(model));
+        }
     }
 }

@@ -255,7 +255,7 @@ async fn a_distillation_that_waits_has_a_reason() {
 
 #[tokio::test]
 async fn a_learning_that_waits_for_a_model_has_a_reason() {
-    for (sdk, is_configured) in [("none", false), ("anthropic", false), ("mock", true)] {
+    for (sdk, is_configured) in [("none", false), ("mock", true)] {
         run_with(observing_config().with("LLM_SDK", sdk), async |app| {
             let client = app.project().await;
             let (space, session) = (client.new_space().await, client.new_session().await);

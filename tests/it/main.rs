@@ -38,6 +38,7 @@ mod memory;
 mod message_files;
 mod messages;
 mod metrics;
+mod models;
 mod observe;
 mod openapi;
 mod paging;

@@ -443,7 +443,7 @@ async fn every_way_to_store_a_message_leaves_the_same_job() {
 
 #[tokio::test]
 async fn messages_that_wait_for_a_model_have_a_reason() {
-    for (sdk, is_configured) in [("none", false), ("openai", false), ("mock", true)] {
+    for (sdk, is_configured) in [("none", false), ("mock", true)] {
         run_with(TestConfig::default().with("LLM_SDK", sdk), async |app| {
             let client = app.project().await;
             let session = client.new_session().await;

@@ -64,14 +64,41 @@ async fn public_links_to_localhost_are_a_warning_on_an_exposed_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_model_provider_without_a_client_is_a_warning() {
+async fn the_model_is_logged_once() {
     let database = postgres::database_url(&postgres::new_database().await);
     let dir = data_dir();
-    for (sdk, warnings) in [("openai", 1), ("anthropic", 1), ("mock", 0), ("none", 0)] {
-        let server = ServerProcess::start(dir.path(), &[("DATABASE_URL", database.as_str()), PEPPER, ("LLM_SDK", sdk)]);
+    let (key, url) = (("LLM_API_KEY", "hunter2hunter2"), ("LLM_BASE_URL", "http://localhost:11434/v1"));
+    let (model, anthropic) = (("LLM_SIMPLE_MODEL", "my-model"), ("LLM_SDK", "anthropic"));
+    for (settings, line) in [
+        (&[][..], "messages stay pending: no model is configured: set LLM_API_KEY"),
+        (&[("LLM_SDK", "mock")], "a mock model, which extracts no tasks"),
+        (&[key], "openai at api.openai.com, model gpt-4.1"),
+        (&[url, model], "openai at localhost, model my-model"),
+        (&[anthropic, key, model], "anthropic at api.anthropic.com, model my-model"),
+    ] {
+        let base_settings = [("DATABASE_URL", database.as_str()), PEPPER];
+        let server = ServerProcess::start(dir.path(), &[&base_settings[..], settings].concat());
         let log = server.log();
-        assert_eq!(log.lines().filter(|line| line.contains("LLM_SDK is")).count(), warnings, "{log}");
-        assert!(warnings == 0 || log.contains(sdk) && log.contains("messages stay pending"), "{log}");
+        let lines = log.lines().filter(|line| line.contains("messages stay pending") || line.contains("are observed"));
+        assert_eq!(lines.count(), 1, "{log}");
+        assert!(log.contains(line) && !log.contains("hunter2"), "{line}: {log}");
+        assert!(server.stop().success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn model_settings_that_llm_sdk_disables_are_a_warning() {
+    let database = postgres::database_url(&postgres::new_database().await);
+    let dir = data_dir();
+    let (key, model) = (("LLM_API_KEY", "hunter2hunter2"), ("LLM_SIMPLE_MODEL", "my-model"));
+    for (settings, warnings) in
+        [(&[("LLM_SDK", "none"), key, model][..], 1), (&[("LLM_SDK", "mock"), key, model], 1), (&[key, model], 0)]
+    {
+        let base_settings = [("DATABASE_URL", database.as_str()), PEPPER];
+        let server = ServerProcess::start(dir.path(), &[&base_settings[..], settings].concat());
+        let log = server.log();
+        let lines = log.lines().filter(|line| line.contains("no effect: LLM_API_KEY, LLM_SIMPLE_MODEL"));
+        assert_eq!(lines.count(), warnings, "{log}");
         assert!(server.stop().success());
     }
 }

@@ -5,6 +5,7 @@ pub mod fake_postgres;
 pub mod llm;
 pub mod memory;
 pub mod mock_http;
+pub mod model_server;
 pub mod moto;
 pub mod pgbouncer;
 pub mod postgres;

@@ -48,6 +48,14 @@ impl ServerProcess {
         String::from_utf8(output.stderr).unwrap()
     }
 
+    /// Runs a command of the program, such as `check-model`. Returns whether it succeeded, its output and its error output.
+    pub fn run_command(name: &str, settings: &[(&str, &str)]) -> (bool, String, String) {
+        let dir = data_dir();
+        let output = command(dir.path(), settings).arg(name).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    }
+
     /// Runs a copy of the server as another user, and returns its error message.
     pub fn startup_error_as(uid: u32, program: &ProgramCopy, dir: &Path, settings: &[(&str, &str)]) -> String {
         let mut command = command_of(&program.0.path().join("acontextd"), dir, settings);

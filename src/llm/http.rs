@@ -1,0 +1,228 @@
+//! HTTP requests to model providers: attempts, delays, timeouts and limits.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use bytes::Bytes;
+use chrono::Utc;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, USER_AGENT};
+use reqwest::{Client, Response, Url};
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::LlmError;
+use super::api_error::{Failure, ProviderInfo, ReportedError};
+use super::retry;
+use crate::config::Model;
+use crate::json;
+
+/// The maximum size of a response.
+const MAX_RESPONSE_BYTES: usize = 16 << 20;
+
+/// The minimum interval between two log lines about wrong settings, because every job that uses the model fails with them.
+const LOG_INTERVAL: Duration = Duration::from_mins(1);
+
+/// A response with a success status that is not usable.
+pub(super) enum InvalidResponse {
+    /// The response contains an error.
+    Error(ReportedError),
+    /// A part of the response is missing. The text completes the sentence `The response …`.
+    Incomplete(&'static str),
+}
+
+/// The API of a model provider.
+pub(super) struct ProviderApi {
+    client: Client,
+    url: Url,
+    headers: HeaderMap,
+    /// The timeout of an attempt.
+    timeout: Duration,
+    info: ProviderInfo,
+    /// The time of the last log line about wrong settings.
+    logged_at: Mutex<Option<Instant>>,
+}
+
+impl ProviderApi {
+    /// Creates the API at `url`, which includes the path of the requests. `headers` includes the API key. `secrets` are the texts
+    /// that error messages must not contain, in addition to the API key.
+    ///
+    /// `client` must follow no redirects, so that the key is not sent to another host.
+    pub(super) fn new(
+        settings: &Model,
+        client: Client,
+        url: Url,
+        mut headers: HeaderMap,
+        secrets: Vec<String>,
+    ) -> Self {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(concat!("acontextd/", env!("CARGO_PKG_VERSION"))));
+        let host = url.host_str().unwrap_or_default();
+        let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let key = settings.api_key.as_ref().map(|key| key.expose_secret().to_owned());
+        let info = ProviderInfo {
+            host,
+            path: url.path().to_owned(),
+            model: settings.name().unwrap_or_default().to_owned(),
+            has_key: key.is_some(),
+            secrets: secrets.into_iter().chain(key).collect(),
+        };
+        Self { client, url, headers, timeout: settings.response_timeout, info, logged_at: Mutex::default() }
+    }
+
+    /// Sends a request and returns the response that `parse` reads from the JSON of the body. Repeats the request after a failure
+    /// that may be transient, unless the next attempt would have less time until `deadline` than the failed one has taken.
+    pub(super) async fn post<T>(
+        &self,
+        body: &Value,
+        deadline: Instant,
+        parse: impl Fn(Value) -> Result<T, Failure> + Send + Sync,
+    ) -> Result<T, LlmError> {
+        let body = Bytes::from(json::to_vec(body));
+        let mut attempt = 1;
+        loop {
+            let started_at = Instant::now();
+            let Failure { error, is_transient, retry_after } = match self.attempt(body.clone(), deadline, &parse).await
+            {
+                Ok(response) => return Ok(response),
+                Err(failure) => failure,
+            };
+            let delay = retry_after.unwrap_or_else(|| retry::backoff(attempt));
+            let has_time = Instant::now() + delay + started_at.elapsed() <= deadline;
+            if !is_transient || attempt >= retry::MAX_ATTEMPTS || !has_time {
+                self.log_misconfiguration(&error);
+                return Err(error);
+            }
+            tracing::debug!(attempt, ?delay, error = %error, "repeating a request to the language model");
+            tokio::time::sleep(delay).await;
+            attempt += 1;
+        }
+    }
+
+    /// Returns the failure for a response that is not usable.
+    pub(super) fn failure(&self, response: InvalidResponse) -> Failure {
+        match response {
+            InvalidResponse::Error(reported) => self.info.failure_in_success(&reported),
+            InvalidResponse::Incomplete(problem) => {
+                Failure::transient(anyhow!("{} returned a response that {problem}", self.info.host))
+            }
+        }
+    }
+
+    /// Sends a request once.
+    async fn attempt<T>(
+        &self,
+        body: Bytes,
+        deadline: Instant,
+        parse: impl Fn(Value) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let host = &self.info.host;
+        let timeout = self.timeout.min(deadline.saturating_duration_since(Instant::now()));
+        if timeout.is_zero() {
+            return Err(Failure::transient(anyhow!("the request to {host} was not sent before its deadline")));
+        }
+        let body = tokio::time::timeout(timeout, self.send(body)).await;
+        let body = body.unwrap_or_else(|_| {
+            Err(Failure::transient(anyhow!("{host} did not respond within {} s", timeout.as_secs_f64())))
+        })?;
+        match json::parse(&body) {
+            Ok(value) => parse(value),
+            Err(err) => Err(Failure::transient(anyhow!("{host} returned an invalid response: {err}"))),
+        }
+    }
+
+    /// Sends a request and returns the body of a successful response.
+    async fn send(&self, body: Bytes) -> Result<Vec<u8>, Failure> {
+        let request = self.client.post(self.url.clone()).headers(self.headers.clone()).body(body);
+        let response = request.send().await.map_err(|err| self.connection_failure(err))?;
+        let status = response.status();
+        if status.is_success() {
+            return self.read_body(response).await;
+        }
+        let retry_after = retry::retry_after(response.headers(), Utc::now());
+        if status.is_redirection() {
+            let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
+            // Without the query, which may contain a key.
+            let location = location.and_then(|text| text.split('?').next()).unwrap_or_default();
+            let body = serde_json::json!({"message": format!("redirect to {location}")}).to_string();
+            return Err(self.info.failure_for(status.as_u16(), body.as_bytes()));
+        }
+        // The status alone determines the kind of error, so a body that cannot be read counts as empty.
+        let body = self.read_body(response).await.unwrap_or_default();
+        Err(Failure { retry_after, ..self.info.failure_for(status.as_u16(), &body) })
+    }
+
+    async fn read_body(&self, mut response: Response) -> Result<Vec<u8>, Failure> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|err| self.connection_failure(err))? {
+            if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
+                return Err(Failure::permanent(LlmError::Unavailable(anyhow!(
+                    "{} returned more than {} MiB",
+                    self.info.host,
+                    MAX_RESPONSE_BYTES >> 20
+                ))));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// Returns the failure for a connection that cannot be established or was lost. The text is that of the innermost error,
+    /// such as "Connection refused", and never contains the URL.
+    fn connection_failure(&self, err: reqwest::Error) -> Failure {
+        let err = err.without_url();
+        let chain = std::iter::successors(Some(&err as &dyn std::error::Error), |err| err.source());
+        let cause = chain.last().map(ToString::to_string).unwrap_or_default();
+        let host = &self.info.host;
+        Failure::transient(if err.is_connect() {
+            anyhow!("failed to connect to {host}: {cause}")
+        } else {
+            anyhow!("the connection to {host} was lost: {cause}")
+        })
+    }
+
+    /// Logs an error about wrong settings, at most once per [`LOG_INTERVAL`].
+    fn log_misconfiguration(&self, error: &LlmError) {
+        if !matches!(error, LlmError::Misconfigured(_)) {
+            return;
+        }
+        let mut logged_at = self.logged_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged_at.is_none_or(|time| time.elapsed() >= LOG_INTERVAL) {
+            *logged_at = Some(Instant::now());
+            tracing::error!(error = %error, "the language model cannot be used with these settings");
+        }
+    }
+}
+
+/// Appends segments to the path of a base URL, without those with which the base URL ends already. A trailing slash of the base
+/// URL is ignored.
+pub(super) fn join_path(base: &Url, segments: &[&str]) -> Url {
+    let path: Vec<&str> = base.path().split('/').filter(|segment| !segment.is_empty()).collect();
+    let existing = (0..=segments.len()).rev().find(|count| path.ends_with(&segments[..*count])).unwrap_or(0);
+    let mut url = base.clone();
+    url.set_path(&[&path[..], &segments[existing..]].concat().join("/"));
+    url
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_urls_may_have_a_trailing_slash_or_the_whole_path() {
+        let join = |base: &str, segments: &[&str]| join_path(&Url::parse(base).unwrap(), segments).to_string();
+        for (base, url) in [
+            ("https://api.openai.com/v1", "https://api.openai.com/v1/chat/completions"),
+            ("https://api.openai.com/v1/", "https://api.openai.com/v1/chat/completions"),
+            ("http://localhost:4000", "http://localhost:4000/chat/completions"),
+            ("http://localhost/v1/chat/completions", "http://localhost/v1/chat/completions"),
+            ("http://localhost/openai//v1", "http://localhost/openai/v1/chat/completions"),
+        ] {
+            assert_eq!(join(base, &["chat", "completions"]), url);
+        }
+        for base in ["https://h", "https://h/", "https://h/v1", "https://h/v1/", "https://h/v1/messages"] {
+            assert_eq!(join(base, &["v1", "messages"]), "https://h/v1/messages", "{base}");
+        }
+    }
+}
