@@ -77,11 +77,8 @@ async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> R
     if usage_metrics::store::is_over_quota(&mut session, project, usage_metrics::store::TASK_QUOTA_TAG).await? {
         observing::set_status(&mut session, None, ProcessStatus::Pending, ProcessStatus::LimitExceeded).await?;
     }
-    let limits = settings::load_batch_limits(&mut session, project).await?;
-    let defaults = &ctx.config.learning;
-    let max_turns = limits.max_turns.unwrap_or(i64::try_from(defaults.buffer_turns)?).max(1);
-    let max_overflow = limits.max_overflow.unwrap_or(defaults.buffer_overflow.into()).max(0);
-    let batch = observing::claim_batch(&mut session, max_turns.saturating_add(max_overflow)).await?;
+    let settings = settings::load(&mut session, project).await?;
+    let batch = observing::claim_batch(&mut session, settings.batch_size(&ctx.config.learning)).await?;
     if batch.is_empty() {
         sessions::store::set_has_observe_job(&mut session, false).await?;
         running.complete(&mut session).await?;
