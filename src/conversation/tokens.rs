@@ -26,6 +26,13 @@ pub fn count_parts(parts: &[Part]) -> usize {
     counter.finish()
 }
 
+/// Returns the number of tokens of a text, without a line break after it.
+pub fn count_text(text: &str) -> usize {
+    let mut counter = TokenCounter::new(CHUNK_BYTES);
+    counter.push(text);
+    counter.finish()
+}
+
 /// Returns the number of tokens of one part's line, or `None` if the line cannot be counted separately.
 ///
 /// If a line is replaced, and both the old and the new line can be counted separately, the number of tokens of the message

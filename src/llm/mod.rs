@@ -6,6 +6,7 @@
 //! [`openai`] and [`anthropic`] convert requests and responses. Both use [`http`] for the requests themselves, with the delays
 //! of [`retry`] and the errors of [`api_error`]. [`limits`] limits the number of concurrent requests.
 
+pub mod agent;
 mod anthropic;
 mod api_error;
 pub mod check;
@@ -15,6 +16,8 @@ mod limits;
 mod mock;
 mod openai;
 mod retry;
+#[cfg(test)]
+pub(crate) mod scripted;
 
 use std::sync::Arc;
 

@@ -1,0 +1,259 @@
+//! The tool loop of all agents. It sends a conversation to the model, executes the tool calls in its response, and appends their
+//! results. It repeats this until the model has finished or a limit is reached.
+//!
+//! Every tool call is answered, because providers reject a conversation with an unanswered call. A mistake of the model does not
+//! end the run: the result of the call describes the mistake, so that the model can correct it. The tools of an agent are a
+//! [`Toolbox`].
+
+pub mod arguments;
+mod history;
+#[cfg(test)]
+mod tests;
+
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+
+use self::arguments::{expected_arguments, parse_object};
+use self::history::History;
+use super::{
+    AssistantMessage, CallOrigin, ChatMessage, ChatRequest, ChatResponse, Llm, LlmError, StopReason, Tool, ToolCall,
+    ToolChoice, ToolResult,
+};
+use crate::conversation::tokens;
+use crate::text_enum::text_enum;
+
+/// The number of consecutive responses with nothing but errors that ends a run. A capable model corrects a mistake in the next
+/// response; the third such response shows that the model cannot use the tools.
+const MAX_ERROR_RESPONSES: u32 = 3;
+
+const TRUNCATED_CALL: &str = "This call was not executed, because the response was cut off by the token limit. \
+     Send it again, with less text in one call and fewer calls in one response.";
+const TRUNCATED_TEXT: &str = "Your last response was cut off by the token limit before it called a tool. \
+     Call the tools now, with less text in one response.";
+const CUT_OFF_RESPONSE: &str = "[The response was cut off.]";
+const FINISHED: &str = "Finished.";
+/// The text of an empty tool result, which some providers reject.
+const EMPTY_RESULT: &str = "[empty]";
+
+/// The tools of an agent, with their state.
+pub trait Toolbox: Send {
+    fn tools(&self) -> &[Tool];
+
+    /// Executes a call of one of the [`tools`](Self::tools). The arguments may not match the tool's schema.
+    fn call(&mut self, name: &str, arguments: Map<String, Value>) -> impl Future<Output = ToolReply> + Send;
+}
+
+/// The reply of a tool to a call.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ToolReply {
+    Text(String),
+    /// A mistake of the model: what is wrong, and what to do instead.
+    Error(String),
+    /// The run ends after the other calls of the response.
+    Finish,
+}
+
+/// A run of an agent.
+pub struct AgentRequest<'a> {
+    /// The instructions for the model.
+    pub system: &'a str,
+    /// Renders the first message with at most this number of tokens. If the request is too long for the model, the run calls the
+    /// function again with a smaller number.
+    pub first_message: &'a (dyn Fn(usize) -> String + Send + Sync),
+    /// The maximum length of the first message in tokens, as counted by [`tokens::count_text`].
+    pub first_message_tokens: usize,
+    /// The length in tokens above which old tool results are shortened. It does not include the first message.
+    pub history_tokens: usize,
+    /// The maximum number of responses.
+    pub max_iterations: u32,
+    /// The maximum length of a response, in tokens.
+    pub max_tokens: u32,
+    /// The deadline of each request of the run, and therefore of the run.
+    pub deadline: Instant,
+    pub origin: CallOrigin,
+}
+
+text_enum! {
+    /// The reason why a run of an agent ended, as a label in logs and metrics: the model called a tool that ends the run
+    /// (`finished`), called no tool (`no_tool_calls`), used all iterations (`max_iterations`), or repeatedly made nothing but
+    /// mistakes (`only_errors`), or the provider withheld the response (`content_filter`).
+    pub enum AgentOutcome {
+        Finished = "finished",
+        NoToolCalls = "no_tool_calls",
+        MaxIterations = "max_iterations",
+        OnlyErrors = "only_errors",
+        ContentFilter = "content_filter",
+    }
+}
+
+/// The result of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AgentRun {
+    pub outcome: AgentOutcome,
+    /// The number of responses.
+    pub iterations: u32,
+}
+
+/// Runs an agent until its model calls a tool that replies with [`ToolReply::Finish`], calls no tool, or reaches a limit.
+///
+/// The calls of a response are executed one after another, in their order. If the request is too long for the model, it is sent
+/// again with half of the first message, once per run.
+///
+/// # Errors
+/// Returns an error if a request to the model fails. The effects of the earlier tool calls remain in the toolbox.
+pub async fn run_agent<T: Toolbox>(
+    llm: &dyn Llm,
+    request: &AgentRequest<'_>,
+    toolbox: &mut T,
+) -> Result<AgentRun, LlmError> {
+    let mut history = History::new((request.first_message)(request.first_message_tokens), request.history_tokens);
+    let (mut is_halved, mut error_responses) = (false, 0);
+    for iterations in 1..=request.max_iterations {
+        let response = chat(llm, request, toolbox.tools(), &mut history, &mut is_halved).await?;
+        let has_calls = !response.message.tool_calls.is_empty();
+        let (has_finished, has_success) = match (response.stop_reason, has_calls) {
+            (StopReason::ContentFilter, false) => {
+                return Ok(AgentRun { outcome: AgentOutcome::ContentFilter, iterations });
+            }
+            (StopReason::MaxTokens, false) => {
+                push_truncated_text(&mut history, response.message);
+                (false, false)
+            }
+            (_, false) => return Ok(AgentRun { outcome: AgentOutcome::NoToolCalls, iterations }),
+            (stop_reason, true) => {
+                let is_truncated = stop_reason == StopReason::MaxTokens;
+                let results = execute_calls(toolbox, &response.message.tool_calls, is_truncated).await;
+                history.push(ChatMessage::Assistant(replace_invalid_arguments(response.message)));
+                let has_success = results.results.iter().any(|result| !result.is_error);
+                history.push(ChatMessage::ToolResults(results.results));
+                (results.has_finished, has_success)
+            }
+        };
+        if has_finished {
+            return Ok(AgentRun { outcome: AgentOutcome::Finished, iterations });
+        }
+        error_responses = if has_success { 0 } else { error_responses + 1 };
+        if error_responses == MAX_ERROR_RESPONSES {
+            return Ok(AgentRun { outcome: AgentOutcome::OnlyErrors, iterations });
+        }
+    }
+    Ok(AgentRun { outcome: AgentOutcome::MaxIterations, iterations: request.max_iterations })
+}
+
+/// Sends the conversation to the model. If it is too long, halves it and sends it again, unless it was halved before.
+async fn chat(
+    llm: &dyn Llm,
+    request: &AgentRequest<'_>,
+    tools: &[Tool],
+    history: &mut History,
+    is_halved: &mut bool,
+) -> Result<ChatResponse, LlmError> {
+    history.shorten_old_results();
+    match llm.chat(&chat_request(request, tools, history)).await {
+        Err(LlmError::ContextTooLong(_)) if !*is_halved => {
+            *is_halved = true;
+            // The message may be shorter than its limit, so that half of the limit would change nothing.
+            let tokens = history.first_message_tokens().min(request.first_message_tokens) / 2;
+            history.halve((request.first_message)(tokens));
+            llm.chat(&chat_request(request, tools, history)).await
+        }
+        result => result,
+    }
+}
+
+fn chat_request<'a>(request: &'a AgentRequest<'_>, tools: &'a [Tool], history: &'a History) -> ChatRequest<'a> {
+    ChatRequest {
+        system: request.system,
+        messages: history.messages(),
+        tools,
+        tool_choice: ToolChoice::Auto,
+        max_tokens: request.max_tokens,
+        deadline: request.deadline,
+        origin: request.origin,
+    }
+}
+
+/// The results of all tool calls in a response.
+struct CallResults {
+    /// One result for each call, in the same order.
+    results: Vec<ToolResult>,
+    /// `true` if a tool replied with [`ToolReply::Finish`].
+    has_finished: bool,
+}
+
+/// Executes the tool calls of a response. The last call of a truncated response is not executed, because its arguments may be
+/// incomplete although they are valid: some providers leave out the fields that were cut off.
+async fn execute_calls<T: Toolbox>(toolbox: &mut T, calls: &[ToolCall], is_truncated: bool) -> CallResults {
+    let mut results = CallResults { results: Vec::with_capacity(calls.len()), has_finished: false };
+    for (index, call) in calls.iter().enumerate() {
+        let reply = if is_truncated && index + 1 == calls.len() {
+            ToolReply::Error(TRUNCATED_CALL.into())
+        } else {
+            execute_call(toolbox, call).await
+        };
+        let (mut text, is_error) = match reply {
+            ToolReply::Text(text) => (text, false),
+            ToolReply::Error(text) => (text, true),
+            ToolReply::Finish => {
+                results.has_finished = true;
+                (FINISHED.into(), false)
+            }
+        };
+        if text.is_empty() {
+            text = EMPTY_RESULT.into();
+        }
+        results.results.push(ToolResult { call_id: call.id.clone(), text, is_error });
+    }
+    results
+}
+
+async fn execute_call<T: Toolbox>(toolbox: &mut T, call: &ToolCall) -> ToolReply {
+    let Some(tool) = toolbox.tools().iter().find(|tool| tool.name == call.name) else {
+        let names: Vec<_> = toolbox.tools().iter().map(|tool| tool.name).collect();
+        return ToolReply::Error(format!("There is no tool of this name. The tools are: {}.", names.join(", ")));
+    };
+    match parse_object(&call.arguments) {
+        Ok(arguments) => toolbox.call(&call.name, arguments).await,
+        Err(reason) => ToolReply::Error(format!("The arguments {reason}. {}", expected_arguments(tool))),
+    }
+}
+
+/// Replaces the arguments of calls that are not a JSON object with `{}`, because providers reject a conversation that contains
+/// invalid arguments. The clients of the providers do the same in [`AssistantMessage::raw`].
+fn replace_invalid_arguments(mut message: AssistantMessage) -> AssistantMessage {
+    for call in &mut message.tool_calls {
+        if parse_object(&call.arguments).map_or(true, |arguments| arguments.is_empty()) {
+            call.arguments = "{}".into();
+        }
+    }
+    message
+}
+
+/// Appends a truncated text and a message that informs the model. An empty text is replaced, because providers reject empty
+/// messages.
+fn push_truncated_text(history: &mut History, message: AssistantMessage) {
+    let message = if message.text.trim().is_empty() {
+        AssistantMessage { text: CUT_OFF_RESPONSE.into(), ..AssistantMessage::default() }
+    } else {
+        message
+    };
+    history.push(ChatMessage::Assistant(message));
+    history.push(ChatMessage::User(TRUNCATED_TEXT.into()));
+}
+
+/// Estimates the number of tokens of a message. The estimate uses the encoding of `OpenAI` for all models.
+fn count_tokens(message: &ChatMessage) -> usize {
+    match message {
+        ChatMessage::User(text) => tokens::count_text(text),
+        ChatMessage::Assistant(AssistantMessage { raw: Some(raw), .. }) => tokens::count_text(raw.get()),
+        ChatMessage::Assistant(AssistantMessage { text, tool_calls, .. }) => {
+            let calls = tool_calls.iter().map(|call| {
+                tokens::count_text(&call.id) + tokens::count_text(&call.name) + tokens::count_text(&call.arguments)
+            });
+            tokens::count_text(text) + calls.sum::<usize>()
+        }
+        ChatMessage::ToolResults(results) => {
+            results.iter().map(|result| tokens::count_text(&result.call_id) + tokens::count_text(&result.text)).sum()
+        }
+    }
+}
