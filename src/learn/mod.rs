@@ -5,13 +5,18 @@
 //! the observation status of a session and flush it. [`observe`] is the job that observes a session. If a learning space
 //! learns from a session, [`distill`] is the job for each of its finished tasks, and [`finalize`] the job that completes its
 //! open tasks. [`settings`] reads the project's settings.
+//!
+//! [`task_agent`] is the model that extracts tasks from messages, without I/O of its own. [`prompt`] contains the texts for
+//! models, and renders data so that it is safe in them.
 
 pub mod api;
 pub mod distill;
 pub mod finalize;
 pub mod jobs;
 pub mod observe;
+pub mod prompt;
 pub mod settings;
+pub mod task_agent;
 
 use std::sync::Arc;
 

@@ -1,0 +1,93 @@
+//! The edits of a run, which the caller stores.
+
+use super::ExistingTask;
+use crate::ids::TaskId;
+use crate::tasks::{TaskData, TaskStatus};
+
+/// The edits of a run.
+#[derive(Debug, Default)]
+pub struct TaskEdits {
+    /// All tasks of the session in their new order, without the planning task. Their orders are 1, 2, 3 and so on.
+    pub tasks: Vec<TaskDraft>,
+    /// The linked messages by their index in the batch, with their targets. The order is that of the messages.
+    pub links: Vec<(usize, LinkTarget)>,
+    /// The preferences that were not known before, in the order of the calls.
+    pub new_preferences: Vec<String>,
+    /// The number of tasks that the run has created.
+    pub created: usize,
+}
+
+/// A task after a run.
+#[derive(Clone, Debug)]
+pub struct TaskDraft {
+    pub id: TaskId,
+    /// `true` if the run has created the task.
+    pub is_new: bool,
+    pub status: TaskStatus,
+    /// The description and the progress. The preferences of an existing task are unchanged.
+    pub data: TaskData,
+    pub order: i64,
+    /// `true` if the stored task differs from this one, or does not exist.
+    pub has_changed: bool,
+    /// `true` if the task is finished and the run has written its status, even if it was the same before.
+    pub finished_now: bool,
+}
+
+/// The task to which a run has linked a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkTarget {
+    Task(TaskId),
+    Planning,
+}
+
+/// A task during a run.
+pub(super) struct Draft<'a> {
+    /// `None` for a task that the run has created.
+    stored: Option<&'a ExistingTask>,
+    pub(super) id: TaskId,
+    pub(super) status: TaskStatus,
+    pub(super) data: TaskData,
+    /// `true` if the run has written the status with `update_task`.
+    pub(super) has_written_status: bool,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn from_stored(task: &'a ExistingTask) -> Self {
+        Self {
+            stored: Some(task),
+            id: task.id,
+            status: task.status,
+            data: task.data.clone(),
+            has_written_status: false,
+        }
+    }
+
+    pub(super) fn new(description: String) -> Self {
+        let data = TaskData { task_description: description, ..TaskData::default() };
+        Self { stored: None, id: TaskId::new(), status: TaskStatus::Pending, data, has_written_status: false }
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        matches!(self.status, TaskStatus::Success | TaskStatus::Failed)
+    }
+
+    /// Returns the task as it must be stored at a position, which starts at 1.
+    pub(super) fn finish(self, position: usize) -> TaskDraft {
+        let order = i64::try_from(position).unwrap_or(i64::MAX);
+        let has_changed = self.stored.is_none_or(|stored| {
+            stored.order != order
+                || stored.status != self.status
+                || stored.data.task_description != self.data.task_description
+                || stored.data.progresses.len() != self.data.progresses.len()
+        });
+        TaskDraft {
+            id: self.id,
+            is_new: self.stored.is_none(),
+            finished_now: self.has_written_status && self.is_finished(),
+            status: self.status,
+            data: self.data,
+            order,
+            has_changed,
+        }
+    }
+}
