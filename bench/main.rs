@@ -28,6 +28,8 @@ mod long_message;
 mod machine;
 mod memory;
 mod messages;
+mod model;
+mod observation;
 mod pgbench;
 mod ping;
 mod project;
@@ -106,7 +108,7 @@ impl Bench {
 /// A benchmark: its name, the title of its report, and its function.
 type Benchmark = (&'static str, &'static str, fn(&Bench, &mut Report) -> anyhow::Result<()>);
 
-const BENCHMARKS: [Benchmark; 23] = [
+const BENCHMARKS: [Benchmark; 24] = [
     ("artifacts", "Storing and reading files", artifacts::run),
     ("upload-memory", "Memory during uploads of large files", memory::uploads),
     ("json-memory", "Memory during requests with JSON of many values", json_memory::run),
@@ -118,6 +120,7 @@ const BENCHMARKS: [Benchmark; 23] = [
     ("concurrent-connections", "500 concurrent connections", concurrent_connections::run),
     ("key-check", "The longest request of 200 clients with one key", key_check::run),
     ("slow-readers", "Memory while clients do not read", slow_readers::run),
+    ("observation", "Observation with a model that takes 1 s", observation::run),
     ("queue", "Background jobs", queue::run),
     ("messages", "Storing messages", messages::run),
     ("conversation", "Reading a conversation", conversation::run),

@@ -174,6 +174,7 @@ impl RunningQueue {
             registry: JobRegistry::default().register::<Probe>(()),
             process: platform.process.clone(),
             settings: platform.config.jobs.clone(),
+            max_model_jobs_per_project: platform.config.model.max_project_requests,
         };
         components.spawn(runner::run(Arc::new(runner)));
         components.spawn(notify::listen(platform.db.clone(), vec![Arc::clone(platform.db.job_waker()) as _]));

@@ -22,20 +22,22 @@ use crate::encryption::conversion::EncryptableContent;
 use crate::http::idempotency;
 use crate::http::openapi::{self, ApiDocument};
 use crate::http::{host, middleware, route_not_found};
+use crate::job_control::JobControl;
 use crate::jobs::JobRegistry;
 use crate::jobs::periodic::{self, PeriodicTask};
 use crate::jobs::runner::Runner;
 use crate::learn::jobs::{Distill, FinalizeSession, Observe};
 use crate::learn::{self, Learn};
 use crate::learning_spaces::{self, LearningSpaces};
-use crate::llm::{self, Llm};
+use crate::llm::recording::RecordingLlm;
+use crate::llm::{self, LimitedLlm, Llm};
 use crate::messages::convert::MessageEncryptionConverter;
 use crate::messages::{self, Messages};
 use crate::platform::Platform;
 use crate::projects::conversion::convert::ConvertProject;
 use crate::projects::{self, Projects};
 use crate::status::{self, Status};
-use crate::{disks, material, sessions, skills, tasks, usage_metrics, users};
+use crate::{disks, job_control, material, sessions, skills, tasks, usage_metrics, users};
 
 /// The prefixes of routes, each with the module of `src` that has these routes. If several prefixes match, the longest one
 /// counts. A test compares this list with the routers.
@@ -60,6 +62,7 @@ pub const ROUTE_OWNERS: &[(&str, &str)] = &[
     ("/api/v1/agent_skills", "skills"),
     ("/api/v1/learning_spaces", "learning_spaces"),
     ("/api/v1/user", "users"),
+    ("/api/v1/jobs", "job_control"),
 ];
 
 /// The access rules of the routes of this server.
@@ -104,6 +107,11 @@ impl App {
 
     /// Creates the contexts of all features, which use `llm` instead of the configured LLM.
     pub fn with_llm(platform: Platform, llm: Arc<dyn Llm>) -> Self {
+        let (db, process) = (platform.db.clone(), platform.process.clone());
+        let metrics = Arc::clone(&platform.model_metrics);
+        let llm = Arc::new(RecordingLlm::new(llm, db, process, metrics));
+        let settings = &platform.config.model;
+        let llm: Arc<dyn Llm> = Arc::new(LimitedLlm::new(llm, settings.max_requests, settings.max_project_requests));
         let authenticator = Authenticator::new(platform.clone(), KeyCacheTimes::default());
         Self {
             messages: Messages::new(platform.clone()),
@@ -145,6 +153,7 @@ fn routers(app: &App) -> Vec<(&'static str, OpenApiRouter)> {
         ("disks", disks::router().with_state(app.disks.clone())),
         ("skills", skills::router().with_state(platform())),
         ("learning_spaces", learning_spaces::router().with_state(app.learning_spaces.clone())),
+        ("job_control", job_control::router().with_state(JobControl::new(app.platform.clone(), job_registry(app)))),
         ("users", users::router().with_state(platform())),
         ("usage_metrics", usage_metrics::router().with_state(platform())),
     ]
@@ -222,6 +231,7 @@ pub fn runner(app: &App, registry: JobRegistry) -> Arc<Runner> {
         registry,
         process: app.process.clone(),
         settings: app.config.jobs.clone(),
+        max_model_jobs_per_project: app.config.model.max_project_requests,
     })
 }
 
@@ -231,6 +241,7 @@ pub fn periodic_tasks(app: &App, runner: &Arc<Runner>) -> Vec<PeriodicTask> {
     vec![
         PeriodicTask::new("reclaim_expired_jobs", settings.lease / 3, runner, periodic::reclaim_expired),
         PeriodicTask::new("purge_failed_jobs", hour, &app.db, periodic::purge_failed),
+        PeriodicTask::new("purge_model_calls", hour, &app.db, llm::usage::purge_old_calls),
         PeriodicTask::new("purge_idempotency_records", hour, &app.db, idempotency::store::purge_expired),
         PeriodicTask::new("purge_rotated_keys", hour, &app.projects, projects::keys::purge_rotated_keys),
         PeriodicTask::new(

@@ -25,6 +25,7 @@ pub mod embedded;
 pub mod encryption;
 pub mod error;
 pub mod http;
+pub mod job_control;
 pub mod jobs;
 pub mod llm;
 pub mod platform;

@@ -19,6 +19,7 @@ use crate::http::context::RequestContext;
 use crate::http::idempotency::context::IdempotencyContext;
 use crate::http::prometheus::HttpMetrics;
 use crate::jobs::JobQueue;
+use crate::llm::metrics::ModelMetrics;
 use crate::process::Process;
 
 /// The handles that features share. A clone is cheap. A feature without a context uses the platform as its router state.
@@ -34,6 +35,7 @@ pub struct PlatformInner {
     pub blobs: BlobService,
     pub request_context: RequestContext,
     pub http_metrics: Arc<HttpMetrics>,
+    pub model_metrics: Arc<ModelMetrics>,
     /// See [`build_http_client`].
     pub http_client: reqwest::Client,
     /// The keys of public links.
@@ -68,6 +70,7 @@ impl Platform {
             blobs: BlobService::new(db.clone(), queue.clone(), process.clone(), spool.clone(), object_store, limits),
             request_context: RequestContext::new(limits.clone(), spool, idempotency),
             http_metrics: Arc::default(),
+            model_metrics: Arc::default(),
             http_client: build_http_client()?,
             link_keys: LinkKeys::derive(pepper)?,
             public_url: config.server.public_url(port),

@@ -196,7 +196,7 @@ pub struct Jobs {
         long = "job-concurrency",
         env = "ACONTEXTD_JOB_CONCURRENCY",
         value_name = "N",
-        default_value = "16",
+        default_value = "32",
         value_parser = parse_count
     )]
     pub concurrency: usize,

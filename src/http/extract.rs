@@ -159,6 +159,7 @@ macro_rules! id_params {
 
 id_params!(
     DiskId "disk_id",
+    JobId "job_id",
     MessageId "message_id",
     ProjectId "project_id",
     SessionId "session_id",

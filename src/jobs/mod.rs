@@ -10,8 +10,9 @@
 //! them is ready.
 //!
 //! [`registry`] maps job kinds to their handlers, [`periodic`] contains the periodic tasks, [`store`] the SQL of the queue,
-//! and [`requeue`] the SQL that requeues running jobs or marks them as failed.
+//! [`requeue`] the SQL that requeues running jobs or marks them as failed, and [`list`] the SQL for clients.
 
+pub mod list;
 pub mod periodic;
 pub mod queue;
 pub mod registry;
@@ -65,6 +66,49 @@ text_enum! {
     }
 }
 
+text_enum! {
+    /// The class of the error of a job (column `jobs.error_class`).
+    pub enum ErrorClass {
+        /// The project's master key is missing.
+        Key = "key",
+        /// The language model cannot be reached, or rejects the request.
+        Model = "model",
+        /// No language model is configured, or its API key, base URL or name is wrong.
+        ModelSettings = "model_settings",
+        /// The database cannot be reached or rejects a statement.
+        Database = "database",
+        /// An attempt took too long, or its process died.
+        Timeout = "timeout",
+        /// This version of the server cannot do the work.
+        Upgrade = "upgrade",
+        /// Any other error.
+        Internal = "internal",
+    }
+}
+
+/// An error with a class. Its text is that of the error.
+#[derive(Debug, thiserror::Error)]
+#[error("{error:#}")]
+pub struct ClassifiedError {
+    class: ErrorClass,
+    error: anyhow::Error,
+}
+
+impl ClassifiedError {
+    pub fn new(class: ErrorClass, error: impl Into<anyhow::Error>) -> Self {
+        Self { class, error: error.into() }
+    }
+}
+
+/// Returns the class of an error: that of a [`ClassifiedError`], or else the one that follows from its type.
+fn class_of(err: &anyhow::Error) -> ErrorClass {
+    match err.downcast_ref::<ClassifiedError>() {
+        Some(classified) => classified.class,
+        None if err.chain().any(<dyn std::error::Error>::is::<sqlx::Error>) => ErrorClass::Database,
+        None => ErrorClass::Internal,
+    }
+}
+
 /// The payload of a job. It contains ids, never content or secrets. Code that enqueues a job needs only this type.
 pub trait Job: Serialize + DeserializeOwned + Send + 'static {
     /// The job kind as stored in the queue.
@@ -95,6 +139,8 @@ pub trait JobHandler: Job {
     const TIMEOUT: Duration;
     /// The maximum number of attempts.
     const MAX_ATTEMPTS: i32;
+    /// `true` if an attempt calls a language model. The number of such jobs that run at a time is limited for each project.
+    const CALLS_MODEL: bool = false;
     /// The maximum backoff, to which a jitter of 20 % is applied.
     const MAX_BACKOFF: Duration = Duration::from_mins(10);
 
@@ -102,8 +148,9 @@ pub trait JobHandler: Job {
     fn run(self, context: &Self::Context, running: &RunningJob) -> impl Future<Output = Result<(), JobError>> + Send;
 }
 
-/// The reason why an attempt did not complete its job. The text of the inner error is stored as the job's last error, which
-/// clients see in the result of a flush and in the status of an encryption conversion. No code compares it.
+/// The reason why an attempt did not complete its job. The text of the inner error and its class are stored as the job's last
+/// error, which clients see in the list of jobs, in the result of a flush and in the status of an encryption conversion. No code
+/// compares the text.
 #[derive(Debug)]
 pub enum JobError {
     /// The attempt failed, and another one may succeed. The `?` operator returns this variant.
@@ -120,6 +167,23 @@ impl JobError {
         let error =
             anyhow::anyhow!("the project's master key is missing; a request with the project's API key provides it");
         Self::Snooze(WaitReason::Key, error, KEY_RECHECK_INTERVAL)
+    }
+
+    fn timed_out(timeout: Duration) -> Self {
+        let error = anyhow::anyhow!("the attempt timed out after {timeout:?}");
+        Self::Retry(ClassifiedError::new(ErrorClass::Timeout, error).into())
+    }
+}
+
+impl WaitReason {
+    /// Returns the class of the error of a snoozed job.
+    fn error_class(self) -> ErrorClass {
+        match self {
+            Self::Key => ErrorClass::Key,
+            Self::Model => ErrorClass::ModelSettings,
+            Self::TimeSlice => ErrorClass::Timeout,
+            Self::Upgrade => ErrorClass::Upgrade,
+        }
     }
 }
 
@@ -159,6 +223,16 @@ impl RunningJob {
         // Prevents the heartbeat from aborting this attempt because the row of the job no longer exists.
         self.completed.store(true, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Checks in the transaction of a partial result that this worker still owns the job, and keeps others from reclaiming it until
+    /// the transaction ends.
+    ///
+    /// # Errors
+    /// Returns [`LeaseLost`] if this worker no longer owns the job; the caller must then roll back. Returns other errors if
+    /// the database fails.
+    pub async fn ensure_owned(&self, tx: &mut Tx) -> Result<(), JobError> {
+        if store::lock_owned(tx, self.id, self.worker_id).await? { Ok(()) } else { Err(LeaseLost.into()) }
     }
 
     fn is_completed(&self) -> bool {

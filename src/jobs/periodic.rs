@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use super::requeue::{self, JobFailure};
 use super::runner::{self, Runner};
-use super::{requeue, store};
+use super::{ErrorClass, store};
 use crate::db::Db;
 use crate::error::Result;
 
+/// The error of a job whose lease has expired.
+const WORKER_LOST: JobFailure<'_> = JobFailure { class: ErrorClass::Timeout, message: "lease expired; worker lost" };
 /// The retention period of permanently failed jobs.
 const FAILED_JOB_RETENTION: Duration = Duration::from_hours(14 * 24);
 
@@ -58,7 +61,7 @@ impl PeriodicTask {
 /// Reclaims running jobs whose lease has expired, because their worker was lost. The lost attempt counts as a failed one, so
 /// a job is marked as failed if it has no attempt left.
 pub async fn reclaim_expired(runner: Arc<Runner>) -> Result<()> {
-    let kinds = runner.registry.kinds();
+    let kinds = runner.registry.kinds().all();
     let mut conn = runner.db.acquire().await?;
     let expired = store::list_expired(&mut conn, &kinds, 1_000).await?;
     drop(conn);
@@ -69,7 +72,7 @@ pub async fn reclaim_expired(runner: Arc<Runner>) -> Result<()> {
         let mut tx = runner.db.begin().await?;
         // The worker may have renewed the lease in the meantime.
         if store::lock_expired(&mut tx, job.id, job.worker_id).await? {
-            requeue::fail(&mut tx, job.id, job.worker_id, backoff, "lease expired; worker lost").await?;
+            requeue::fail(&mut tx, job.id, job.worker_id, backoff, WORKER_LOST).await?;
             tx.wake_on_commit();
         }
         tx.commit().await?;

@@ -17,7 +17,22 @@ pub struct RegisteredHandler {
     pub(super) timeout: Duration,
     pub(super) max_attempts: i32,
     pub(super) max_backoff: Duration,
+    pub(super) calls_model: bool,
     pub(super) run: RunFn,
+}
+
+/// The names of the job kinds that a process can run.
+#[derive(Clone, Debug, Default)]
+pub struct JobKinds {
+    /// The kinds whose jobs call a language model.
+    pub calling_model: Vec<String>,
+    pub other: Vec<String>,
+}
+
+impl JobKinds {
+    pub fn all(&self) -> Vec<String> {
+        [self.calling_model.as_slice(), self.other.as_slice()].concat()
+    }
 }
 
 /// The job kinds that this process can run, with their handlers. Jobs of other kinds are left to other processes.
@@ -36,12 +51,20 @@ impl JobRegistry {
             })
         });
         let (timeout, max_attempts, max_backoff) = (J::TIMEOUT, J::MAX_ATTEMPTS, J::MAX_BACKOFF);
-        self.0.insert(J::KIND, RegisteredHandler { timeout, max_attempts, max_backoff, run });
+        let handler = RegisteredHandler { timeout, max_attempts, max_backoff, calls_model: J::CALLS_MODEL, run };
+        self.0.insert(J::KIND, handler);
         self
     }
 
-    pub(super) fn kinds(&self) -> Vec<String> {
-        self.0.keys().map(ToString::to_string).collect()
+    pub(super) fn kinds(&self) -> JobKinds {
+        let (calling, other): (Vec<_>, Vec<_>) = self.0.iter().partition(|(_, handler)| handler.calls_model);
+        let names = |handlers: Vec<(&&str, _)>| handlers.into_iter().map(|(kind, _)| (*kind).to_owned()).collect();
+        JobKinds { calling_model: names(calling), other: names(other) }
+    }
+
+    /// Returns the maximum number of attempts of a job kind; `None` if this process cannot run the kind.
+    pub fn max_attempts(&self, kind: &str) -> Option<i32> {
+        self.get(kind).map(|handler| handler.max_attempts)
     }
 
     pub(super) fn get(&self, kind: &str) -> Option<&RegisteredHandler> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::WaitReason;
+use super::{ErrorClass, WaitReason};
 use crate::db::interval;
 use crate::ids::JobId;
 
@@ -19,7 +19,14 @@ pub struct Requeue<'a> {
     pub lacked_key: bool,
     pub delay: Duration,
     /// The error to store as the last error; `None` keeps the stored one.
-    pub error: Option<&'a str>,
+    pub error: Option<JobFailure<'a>>,
+}
+
+/// The error of an attempt.
+#[derive(Clone, Copy)]
+pub struct JobFailure<'a> {
+    pub class: ErrorClass,
+    pub message: &'a str,
 }
 
 /// Requeues a job. The attempt does not count.
@@ -39,7 +46,7 @@ pub async fn fail(
     job: JobId,
     worker_id: Uuid,
     backoff: Option<Duration>,
-    error: &str,
+    error: JobFailure<'_>,
 ) -> sqlx::Result<()> {
     lock(conn, job, worker_id).await?;
     match backoff {
@@ -49,11 +56,12 @@ pub async fn fail(
         }
         None => sqlx::query!(
             "update jobs set state = 'failed', worker_id = null, lease_expires_at = null, encrypted_kek = null,
-                 last_error = $3, updated_at = now()
+                 last_error = $3, error_class = $4, updated_at = now()
              where id = $1 and worker_id = $2",
             job as _,
             worker_id,
-            error,
+            error.message,
+            error.class as _,
         )
         .execute(conn)
         .await
@@ -80,6 +88,7 @@ async fn requeue_job(
     uncounted_attempts: i32,
     &Requeue { wait_reason, lacked_key, delay, error }: &Requeue<'_>,
 ) -> sqlx::Result<()> {
+    let (message, class) = (error.map(|error| error.message), error.map(|error| error.class));
     // `has_reason` is true if the duplicate inherits the error, the wait reason and the delay: if there is an error, unless the
     // job waits for the master key and one of the two jobs has the key.
     let inherited = sqlx::query!(
@@ -91,6 +100,7 @@ async fn requeue_job(
          set encrypted_kek = coalesce(t.encrypted_kek, old.encrypted_kek),
              attempt = greatest(t.attempt, old.attempt - $3),
              last_error = case when old.has_reason then $5 else t.last_error end,
+             error_class = case when old.has_reason then $8 else t.error_class end,
              wait_reason = case when old.has_reason then $6 else t.wait_reason end,
              run_at = case when old.has_reason then greatest(t.run_at, now() + $4::interval) else t.run_at end,
              updated_at = now()
@@ -102,9 +112,10 @@ async fn requeue_job(
         worker_id,
         uncounted_attempts,
         interval(delay) as _,
-        error,
+        message,
         wait_reason as _,
         lacked_key,
+        class as _,
     );
     if inherited.execute(&mut *conn).await?.rows_affected() > 0 {
         return Ok(());
@@ -114,15 +125,17 @@ async fn requeue_job(
              run_at = case when $7 and encrypted_kek is not null then now() else now() + $4::interval end,
              wait_reason = case when $7 and encrypted_kek is not null then null else $6 end,
              last_error = case when $7 and encrypted_kek is not null then last_error else coalesce($5, last_error) end,
+             error_class = case when $7 and encrypted_kek is not null then error_class else coalesce($8, error_class) end,
              updated_at = now()
          where id = $1 and worker_id = $2",
         job as _,
         worker_id,
         uncounted_attempts,
         interval(delay) as _,
-        error,
+        message,
         wait_reason as _,
         lacked_key,
+        class as _,
     )
     .execute(conn)
     .await

@@ -18,10 +18,11 @@ use tokio::task::AbortHandle;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::registry::RegisteredHandler;
+use super::registry::{JobKinds, RegisteredHandler};
 use super::requeue;
-use super::store::{self, ClaimedJob};
-use super::{JobError, JobQueue, JobRegistry, LeaseLost, RunningJob, WaitReason};
+use super::requeue::JobFailure;
+use super::store::{self, ClaimRequest, ClaimedJob};
+use super::{ErrorClass, JobError, JobQueue, JobRegistry, LeaseLost, RunningJob, WaitReason, class_of};
 use crate::config::Jobs;
 use crate::db::Db;
 use crate::encryption::{ProjectEncryption, StorageFormat};
@@ -36,6 +37,8 @@ pub struct Runner {
     pub registry: JobRegistry,
     pub process: Process,
     pub settings: Jobs,
+    /// The maximum number of jobs of one project that call a language model and run at a time, in all processes.
+    pub max_model_jobs_per_project: usize,
 }
 
 /// The backoff after the first failed attempt. Each further failed attempt doubles the backoff.
@@ -122,18 +125,21 @@ async fn acquire_free_permits(runner: &Runner, permits: &Arc<Semaphore>) -> Opti
     Some(free)
 }
 
-async fn claim(runner: &Runner, worker_id: Uuid, kinds: &[String], limit: usize) -> sqlx::Result<Vec<ClaimedJob>> {
+async fn claim(runner: &Runner, worker_id: Uuid, kinds: &JobKinds, limit: usize) -> sqlx::Result<Vec<ClaimedJob>> {
     let mut tx = runner.db.begin().await?;
-    let claimed = store::claim(&mut tx, worker_id, kinds, limit, runner.settings.lease).await?;
+    let max_model_jobs = runner.max_model_jobs_per_project;
+    let request =
+        ClaimRequest { kinds, limit, max_model_jobs_per_project: max_model_jobs, lease: runner.settings.lease };
+    let claimed = store::claim(&mut tx, worker_id, &request).await?;
     tx.commit().await?;
     Ok(claimed)
 }
 
 /// Waits for a notification, the next due time or the poll interval, whichever comes first.
-async fn wait_for_due_job(runner: &Runner, kinds: &[String]) {
+async fn wait_for_due_job(runner: &Runner, kinds: &JobKinds) {
     let until_due = async {
         let mut conn = runner.db.acquire().await?;
-        store::time_until_due(&mut conn, kinds).await
+        store::time_until_due(&mut conn, &kinds.all()).await
     };
     let delay = match until_due.await {
         // A due job that was not claimed may wait for its lane. The end of the lane's running job wakes the runner.
@@ -165,7 +171,7 @@ fn spawn_attempt(
     if let Some(traceparent) = &job.traceparent {
         telemetry::add_span_link(&span, traceparent);
     }
-    let (id, has_lane) = (job.id.0, job.lane.is_some());
+    let (id, may_unblock_others) = (job.id.0, job.lane.is_some() || handler.calls_model);
     let key_wrapper = runner.queue.key_wrapper();
     let kek = job.encrypted_kek.as_deref().and_then(|wrapped| match key_wrapper.unwrap(job.project, wrapped) {
         Ok(kek) => Some(Arc::new(kek)),
@@ -185,8 +191,9 @@ fn spawn_attempt(
             run_attempt(&runner, running, job, &handler).await;
             running_jobs.with_lock(|jobs| jobs.remove(&id));
             drop(permit);
-            if has_lane {
-                // Wakes the runner, because the next job of the lane can run now.
+            if may_unblock_others {
+                // Wakes the runner, because the next job of the lane, or the next one of the project that calls a model, can
+                // run now.
                 runner.db.job_waker().wake_local();
             }
         }
@@ -205,7 +212,7 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
         outcome = tokio::time::timeout(handler.timeout, work) => match outcome {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(JobError::Retry(anyhow::anyhow!("the job panicked"))),
-            Err(_) => Err(JobError::Retry(anyhow::anyhow!("the attempt timed out after {:?}", handler.timeout))),
+            Err(_) => Err(JobError::timed_out(handler.timeout)),
         },
         () = runner.process.abort.cancelled() => {
             release(runner, worker_id, job.id).await;
@@ -230,8 +237,9 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
         }
         Err(JobError::Snooze(wait_reason, error, delay)) => {
             let lacked_key = wait_reason == WaitReason::Key && job.encrypted_kek.is_none();
-            let error = format!("{error:#}");
-            let snooze = requeue::Requeue { wait_reason: Some(wait_reason), lacked_key, delay, error: Some(&error) };
+            let message = format!("{error:#}");
+            let error = Some(JobFailure { class: wait_reason.error_class(), message: &message });
+            let snooze = requeue::Requeue { wait_reason: Some(wait_reason), lacked_key, delay, error };
             requeue_uncounted(runner, worker_id, job.id, &snooze).await
         }
     };
@@ -258,12 +266,16 @@ async fn log_and_record_failure(
 ) -> sqlx::Result<()> {
     let error = format!("{err:#}");
     // The lines contain the job, because JSON lines do not contain the fields of the span.
-    if let Some(delay) = backoff {
+    let class = class_of(err);
+    if backoff.is_some() && class == ErrorClass::ModelSettings {
+        // The client of the model logs wrong settings, once a minute for all jobs.
+        tracing::debug!(job.id = %job, job.kind = kind, error, "job attempt failed; the job will be retried");
+    } else if let Some(delay) = backoff {
         tracing::warn!(job.id = %job, job.kind = kind, error, ?delay, "job attempt failed; the job will be retried");
     } else {
         tracing::error!(job.id = %job, job.kind = kind, error, "job failed permanently");
     }
-    record_failure(runner, worker_id, job, backoff, &error).await
+    record_failure(runner, worker_id, job, backoff, JobFailure { class, message: &error }).await
 }
 
 /// Records a failed attempt in a transaction. Tries again if a duplicate was enqueued concurrently.
@@ -272,7 +284,7 @@ async fn record_failure(
     worker_id: Uuid,
     job: JobId,
     backoff: Option<Duration>,
-    error: &str,
+    error: JobFailure<'_>,
 ) -> sqlx::Result<()> {
     let write = async || {
         let mut tx = runner.db.begin().await?;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::registry::JobKinds;
 use super::{JobState, WaitReason};
 use crate::db::interval;
 use crate::ids::{JobId, ProjectId};
@@ -58,7 +59,7 @@ pub async fn provide_key(conn: &mut PgConnection, project: ProjectId, encrypted_
     let update = sqlx::query!(
         "update jobs
          set encrypted_kek = $2, run_at = least(run_at, now()), wait_reason = null, last_error = null,
-             updated_at = now()
+             error_class = null, updated_at = now()
          where project_id = $1 and wait_reason = 'key'",
         project as _,
         encrypted_kek,
@@ -98,7 +99,8 @@ pub async fn make_due(
     let update = sqlx::query!(
         "update jobs
          set run_at = least(run_at, now()), wait_reason = case when $3 then null else wait_reason end,
-             last_error = case when $3 then null else last_error end, updated_at = now()
+             last_error = case when $3 then null else last_error end,
+             error_class = case when $3 then null else error_class end, updated_at = now()
          where kind = $1 and dedupe_key = $2 and state = 'ready'",
         kind,
         dedupe_key,
@@ -131,7 +133,7 @@ pub async fn find_unfinished(
     dedupe_key: Option<&str>,
 ) -> sqlx::Result<Option<UnfinishedJob>> {
     let last_error = sqlx::query_scalar!(
-        "select case when state = 'ready' then last_error end from jobs
+        "select case when state = 'ready' and wait_reason is distinct from 'time_slice' then last_error end from jobs
          where kind = $1 and dedupe_key = $2 and state in ('ready', 'running')
          order by state desc limit 1",
         kind,
@@ -153,8 +155,18 @@ pub struct ClaimedJob {
     pub traceparent: Option<String>,
 }
 
-/// Claims up to `limit` due jobs of these kinds for a worker: round-robin between projects (counting their running jobs),
-/// oldest first within a project, and at most one job of a lane.
+/// The parameters of [`claim`].
+pub struct ClaimRequest<'a> {
+    pub kinds: &'a JobKinds,
+    /// Maximum number of claimed jobs.
+    pub limit: usize,
+    /// Maximum number of running jobs of one project that call a language model, including those that run already.
+    pub max_model_jobs_per_project: usize,
+    pub lease: Duration,
+}
+
+/// Claims due jobs for a worker: round-robin between projects (counting their running jobs), oldest first within a project, and
+/// at most one job of a lane.
 ///
 /// The caller must commit the claim in a transaction of its own, because this function makes the commit asynchronous. If a
 /// crash of the database loses the claim, the jobs are ready again. An advisory lock serializes the claims of all workers.
@@ -162,13 +174,11 @@ pub struct ClaimedJob {
 pub async fn claim(
     conn: &mut PgConnection,
     worker_id: Uuid,
-    kinds: &[String],
-    limit: usize,
-    lease: Duration,
+    request: &ClaimRequest<'_>,
 ) -> sqlx::Result<Vec<ClaimedJob>> {
     sqlx::query!("select set_config('synchronous_commit', 'off', true)").fetch_one(&mut *conn).await?;
     sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd claim jobs'))").fetch_one(&mut *conn).await?;
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let as_i64 = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     sqlx::query_as!(
         ClaimedJob,
         r#"with recursive ready_projects (project_id) as (
@@ -178,16 +188,23 @@ pub async fn claim(
                        where j.state = 'ready' and j.project_id > p.project_id order by j.project_id limit 1)
                from ready_projects p where p.project_id is not null
            ),
-           busy as (select project_id, count(*) as jobs from jobs where state = 'running' group by project_id),
+           busy as (
+               select project_id, count(*) as jobs, count(*) filter (where kind = any($5)) as model_jobs
+               from jobs where state = 'running' group by project_id
+           ),
            due as (
-               select d.id, d.run_at,
+               select d.id, d.run_at, c.calls_model,
                       row_number() over (partition by d.project_id order by d.run_at, d.id)
                           + coalesce(busy.jobs, 0) as fair_rank,
+                      row_number() over (partition by d.project_id, c.calls_model order by d.run_at, d.id)
+                          + coalesce(busy.model_jobs, 0) as model_rank,
                       row_number() over (partition by coalesce(d.lane, d.id::text) order by d.run_at, d.id) as lane_rank
                from ready_projects p
+               cross join (values (false, $2::text[]), (true, $5::text[])) as c(calls_model, kinds)
                cross join lateral (
                    select j.id, j.project_id, j.run_at, j.lane from jobs j
-                   where j.state = 'ready' and j.project_id = p.project_id and j.run_at <= now() and j.kind = any($2)
+                   where j.state = 'ready' and j.project_id = p.project_id and j.run_at <= now()
+                     and j.kind = any(c.kinds)
                      and not exists (select 1 from jobs r where r.state = 'running' and r.lane = j.lane)
                    order by j.run_at, j.id limit $3
                ) d
@@ -196,7 +213,7 @@ pub async fn claim(
            -- Skips rows that a request has locked to enqueue a duplicate, so that the claim does not wait for it.
            claimed as (
                select r.id from jobs r join due on due.id = r.id
-               where due.lane_rank = 1 and r.state = 'ready'
+               where due.lane_rank = 1 and r.state = 'ready' and (not due.calls_model or due.model_rank <= $6)
                order by due.fair_rank, due.run_at, due.id limit $3
                for update of r skip locked
            )
@@ -207,9 +224,11 @@ pub async fn claim(
            returning j.id as "id: JobId", j.project_id as "project: ProjectId", j.kind, j.payload, j.lane, j.attempt,
                      j.encrypted_kek, j.traceparent"#,
         worker_id,
-        kinds,
-        limit,
-        interval(lease) as _,
+        &request.kinds.other,
+        as_i64(request.limit),
+        interval(request.lease) as _,
+        &request.kinds.calling_model,
+        as_i64(request.max_model_jobs_per_project),
     )
     .fetch_all(conn)
     .await
@@ -248,6 +267,12 @@ pub async fn renew_leases(
     sqlx::query_scalar!("select id from jobs where id = any($1) and worker_id = $2", jobs, worker_id)
         .fetch_all(conn)
         .await
+}
+
+/// Locks a job for a share of the transaction. Returns `false` if this worker does not own the job or the job does not exist.
+pub async fn lock_owned(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
+    let row = sqlx::query!("select id from jobs where id = $1 and worker_id = $2 for share", job as _, worker_id);
+    Ok(row.fetch_optional(conn).await?.is_some())
 }
 
 /// Deletes a completed job. Returns `false` if this worker does not own the job or the job does not exist.

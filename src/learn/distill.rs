@@ -14,6 +14,7 @@ impl JobHandler for Distill {
 
     const TIMEOUT: Duration = Duration::from_mins(10);
     const MAX_ATTEMPTS: i32 = 5;
+    const CALLS_MODEL: bool = true;
 
     /// Snoozes the job, because this version does not implement distillation.
     async fn run(self, _: &Learn, _: &RunningJob) -> Result<(), JobError> {

@@ -24,7 +24,14 @@ impl JobHandler for FinalizeSession {
             let progress = learning_spaces::store::get_progress(&mut session, self.session).await?;
             if progress.as_ref().and_then(progress::next_step) == Some(NextStep::CompleteOpenTasks) {
                 for task in tasks::store::complete_open(&mut session).await? {
-                    ctx.queue.enqueue(&mut session, &running.encryption, &Distill { task }, Delay::NONE).await?;
+                    ctx.queue
+                        .enqueue(
+                            &mut session,
+                            &running.encryption,
+                            &Distill { session: self.session, task },
+                            Delay::NONE,
+                        )
+                        .await?;
                 }
             }
         }

@@ -48,6 +48,7 @@ impl Job for FinalizeSession {
 /// The job that distills a lesson from a finished task.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Distill {
+    pub session: SessionId,
     pub task: TaskId,
 }
 

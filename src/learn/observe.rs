@@ -11,20 +11,25 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Learn;
+use super::batch::{self, Batch, TasksChanged};
 use super::jobs::Observe;
-use super::settings;
-use crate::encryption::{ProjectEncryption, value};
+use super::settings::{self, ObservationSettings};
+use super::task_agent::{self, CallParameters, TaskAgentResult};
+use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::ids::SessionId;
-use crate::jobs::{Delay, JobError, JobHandler, RunningJob, WaitReason};
-use crate::llm::{CallOrigin, ChatMessage, ChatRequest, LlmError, Purpose, ToolChoice};
+use crate::jobs::{ClassifiedError, Delay, ErrorClass, JobError, JobHandler, RunningJob, WaitReason};
+use crate::llm::{CallOrigin, LlmError, Purpose};
 use crate::messages::ProcessStatus;
-use crate::messages::observing::{self, MessageContent};
+use crate::messages::observing;
 use crate::sessions::lock::LockedSession;
 use crate::{sessions, usage_metrics};
 
-/// The maximum duration of the request for a batch, with all attempts.
-const REQUEST_TIMEOUT: Duration = Duration::from_mins(3);
+/// The time for the calls of the model for one batch, with their retries.
+const BATCH_TIMEOUT: Duration = Duration::from_mins(5);
+/// The time after which a job that has observed a batch lets the jobs of other sessions run. Together with the time for another
+/// batch it must be shorter than the timeout of an attempt.
+const TIME_SLICE: Duration = Duration::from_mins(4);
 
 /// The delay before the next attempt if no model is configured.
 const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
@@ -34,13 +39,19 @@ impl JobHandler for Observe {
 
     const TIMEOUT: Duration = Duration::from_mins(10);
     const MAX_ATTEMPTS: i32 = 5;
+    const CALLS_MODEL: bool = true;
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
+        let started_at = Instant::now();
         reset_claimed_messages(ctx, &running.encryption, self.session).await?;
-        while let Some(batch) = claim_batch(ctx, self.session, running).await? {
-            let outcome = process_batch(ctx, &running.encryption, &batch).await;
-            record_outcome(ctx, self.session, &batch, outcome, running).await?;
+        while let Some(claimed) = claim_batch(ctx, self.session, running).await? {
+            let outcome = observe_batch(ctx, &running.encryption, self.session, &claimed).await;
+            record_outcome(ctx, self.session, &claimed.messages, outcome, running).await?;
             ctx.observation_finished.notify_waiters();
+            if started_at.elapsed() > TIME_SLICE {
+                let reason = anyhow::anyhow!("the session has more messages; they are observed next");
+                return Err(JobError::Snooze(WaitReason::TimeSlice, reason, Duration::ZERO));
+            }
         }
         ctx.observation_finished.notify_waiters();
         Ok(())
@@ -62,13 +73,19 @@ async fn reset_claimed_messages(
     Ok(())
 }
 
-/// Claims the next batch of pending messages, and returns their ids. If the project is over its task quota, sets the status of
+/// A batch of messages that this job has claimed.
+struct ClaimedBatch {
+    messages: Vec<Uuid>,
+    settings: ObservationSettings,
+}
+
+/// Claims the next batch of pending messages. If the project is over its task quota, sets the status of
 /// all pending messages to `limit_exceed` first. If no message is pending, completes the job and returns `None`. Also returns
 /// `None` if the session does not exist anymore.
 ///
 /// # Errors
 /// Returns [`JobError::Snooze`] if the master key for an encrypted message is missing, or if no model is configured.
-async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<Option<Vec<Uuid>>, JobError> {
+async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<Option<ClaimedBatch>, JobError> {
     let mut tx = ctx.db.begin().await?;
     let project = running.encryption.project;
     let Some(mut session) = LockedSession::lock(&mut tx, project, session).await? else {
@@ -78,14 +95,14 @@ async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> R
         observing::set_status(&mut session, None, ProcessStatus::Pending, ProcessStatus::LimitExceeded).await?;
     }
     let settings = settings::load(&mut session, project).await?;
-    let batch = observing::claim_batch(&mut session, settings.batch_size(&ctx.config.learning)).await?;
-    if batch.is_empty() {
+    let messages = observing::claim_batch(&mut session, settings.batch_size(&ctx.config.learning)).await?;
+    if messages.is_empty() {
         sessions::store::set_has_observe_job(&mut session, false).await?;
         running.complete(&mut session).await?;
         tx.commit().await?;
         return Ok(None);
     }
-    if running.encryption.kek.is_none() && observing::has_encrypted(&mut session, &batch).await? {
+    if running.encryption.kek.is_none() && observing::has_encrypted(&mut session, &messages).await? {
         // The claim is rolled back, so the messages stay pending.
         return Err(JobError::awaiting_key());
     }
@@ -94,43 +111,37 @@ async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> R
         return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), RECHECK_INTERVAL));
     }
     tx.commit().await?;
-    Ok(Some(batch))
+    Ok(Some(ClaimedBatch { messages, settings }))
 }
 
-/// Sends a batch to the model, without the messages that cannot be decrypted. The response is not used yet.
-async fn process_batch(ctx: &Learn, encryption: &ProjectEncryption, batch: &[Uuid]) -> Result<(), BatchError> {
+/// A batch that the task agent has observed.
+struct ObservedBatch {
+    batch: Batch,
+    result: TaskAgentResult,
+}
+
+/// Runs the task agent on a batch. Nothing is stored yet.
+async fn observe_batch(
+    ctx: &Learn,
+    encryption: &ProjectEncryption,
+    session: SessionId,
+    claimed: &ClaimedBatch,
+) -> Result<ObservedBatch, BatchError> {
     let mut conn = ctx.db.acquire().await.map_err(BatchError::transient)?;
-    let messages = observing::load_messages(&mut conn, batch).await.map_err(BatchError::transient)?;
+    let batch = batch::load(&mut conn, encryption, session, &claimed.messages, &claimed.settings).await;
     drop(conn);
-    let mut lines = Vec::with_capacity(messages.len());
-    for MessageContent { id, role, content, encrypted_as, .. } in messages {
-        let content = match encrypted_as {
-            Some(encrypted_as) => {
-                let kek = encryption.decryption_key().map_err(BatchError::transient)?;
-                value::decrypt(kek, encrypted_as, content)
-            }
-            None => Ok(content),
-        };
-        match content {
-            Ok(content) => lines.push(format!("{role}: {}", String::from_utf8_lossy(&content))),
-            Err(err) => {
-                tracing::error!(message.id = %id, error = %err, "failed to decrypt message; the model does not get it");
-            }
-        }
-    }
-    let request = ChatRequest {
-        system: "You are given a conversation between an agent and its user.",
-        messages: &[ChatMessage::User(lines.join("\n"))],
-        tools: &[],
-        tool_choice: ToolChoice::None,
+    let batch = batch.map_err(BatchError::transient)?;
+    let parameters = CallParameters {
         max_tokens: ctx.config.model.max_tokens,
-        deadline: Instant::now() + REQUEST_TIMEOUT,
+        deadline: Instant::now() + BATCH_TIMEOUT,
         origin: CallOrigin { project: encryption.project, purpose: Purpose::TaskAgent, learning_space: None },
     };
-    match ctx.llm.chat(&request).await {
-        Ok(_) => Ok(()),
-        Err(err) => Err(BatchError { is_permanent: !err.is_retryable(), source: err.into() }),
-    }
+    let result = task_agent::run_task_agent(&*ctx.llm, &batch.input, parameters).await?;
+    tracing::info!(
+        session.id = %session, messages = claimed.messages.len(), iterations = result.iterations,
+        outcome = result.outcome.as_str(), tasks.created = result.edits.created, "messages observed"
+    );
+    Ok(ObservedBatch { batch, result })
 }
 
 /// The error of a batch that could not be processed.
@@ -146,30 +157,57 @@ impl BatchError {
     }
 }
 
-/// Records the outcome of a batch as the status of its messages. If the last attempt has failed, enqueues a new job for the
-/// messages that are still pending.
+impl From<LlmError> for BatchError {
+    fn from(err: LlmError) -> Self {
+        let (class, is_permanent) = (error_class(&err), !err.is_retryable());
+        // Clients recognize a failure of the model by the beginning of the text.
+        let source = anyhow::Error::from(err).context("LLM complete failed");
+        Self { source: ClassifiedError::new(class, source).into(), is_permanent }
+    }
+}
+
+fn error_class(err: &LlmError) -> ErrorClass {
+    match err {
+        LlmError::NotConfigured | LlmError::Misconfigured(_) => ErrorClass::ModelSettings,
+        LlmError::Unavailable(_) | LlmError::ContextTooLong(_) | LlmError::Rejected(_) => ErrorClass::Model,
+    }
+}
+
+/// Stores the result of a batch and the status of its messages in one transaction. If the last attempt has failed, enqueues a new
+/// job for the messages that are still pending.
 ///
 /// # Errors
 /// Returns the error of the batch after it has been recorded, or another error if the database fails.
 async fn record_outcome(
     ctx: &Learn,
     session: SessionId,
-    batch: &[Uuid],
-    outcome: Result<(), BatchError>,
+    messages: &[Uuid],
+    outcome: Result<ObservedBatch, BatchError>,
     running: &RunningJob,
 ) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
     let Some(mut locked) = LockedSession::lock(&mut tx, running.encryption.project, session).await? else {
         return Ok(());
     };
-    let Err(BatchError { source, is_permanent }) = outcome else {
-        observing::set_status(&mut locked, Some(batch), ProcessStatus::Running, ProcessStatus::Success).await?;
+    let stored = match &outcome {
+        Ok(ObservedBatch { batch, result }) => {
+            let stored = batch.store(ctx, &running.encryption, &mut locked, &result.edits).await;
+            match stored {
+                Err(err) if err.is::<TasksChanged>() => Err(BatchError::transient(err)),
+                stored => Ok(stored?),
+            }
+        }
+        Err(_) => Ok(()),
+    };
+    let Err(BatchError { source, is_permanent }) = outcome.and(stored) else {
+        observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, ProcessStatus::Success).await?;
+        running.ensure_owned(&mut locked).await?;
         tx.commit().await?;
         return Ok(());
     };
     let is_last = is_permanent || running.attempt >= Observe::MAX_ATTEMPTS;
     let status = if is_last { ProcessStatus::Failed } else { ProcessStatus::Pending };
-    observing::set_status(&mut locked, Some(batch), ProcessStatus::Running, status).await?;
+    observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, status).await?;
     if is_last {
         if observing::count_unobserved_messages(&mut locked, session, None).await? > 0 {
             let delay = Delay::from_duration(ctx.config.learning.buffer_ttl);
@@ -180,8 +218,7 @@ async fn record_outcome(
     }
     tx.commit().await?;
     ctx.observation_finished.notify_waiters();
-    let error = source.context("LLM complete failed");
-    Err(if is_permanent { JobError::Permanent(error) } else { JobError::Retry(error) })
+    Err(if is_permanent { JobError::Permanent(source) } else { JobError::Retry(source) })
 }
 
 /// Enqueues a job for each session that has pending messages but no job, and makes due the jobs that wait for a model. Does

@@ -65,7 +65,7 @@ pub async fn learn_session(
     let space_session = space_session.ok_or(Error::Conflict("session already learned by another space".into()))?;
     let finished = tasks::store::list_finished(&mut locked).await?;
     for task in &finished {
-        ctx.queue.enqueue(&mut locked, &caller.encryption, &Distill { task: *task }, Delay::NONE).await?;
+        ctx.queue.enqueue(&mut locked, &caller.encryption, &Distill { session, task: *task }, Delay::NONE).await?;
     }
     let reason = progress::waiting_reason(&*ctx.llm, &mut tx, session).await?;
     tx.commit(response::created(LearningSpaceSession::new(space_session, reason))).await

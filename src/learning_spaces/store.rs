@@ -106,6 +106,16 @@ pub async fn exists(conn: &mut PgConnection, project: ProjectId, space: Learning
     Ok(row.fetch_optional(conn).await?.is_some())
 }
 
+/// Returns `true` if a learning space learns from the session.
+pub async fn has_session(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select 1 from learning_space_sessions where session_id = $1) as "exists!""#,
+        session as _
+    )
+    .fetch_one(conn)
+    .await
+}
+
 /// Locks a learning space against deletion until the transaction ends. Returns `false` if the project has no such space.
 pub async fn lock_for_share(conn: &mut PgConnection, project: ProjectId, space: LearningSpaceId) -> sqlx::Result<bool> {
     let row = sqlx::query_scalar!(

@@ -78,6 +78,10 @@ impl Anthropic {
 
 #[async_trait]
 impl Llm for Anthropic {
+    fn model(&self) -> &str {
+        &self.model
+    }
+
     async fn chat(&self, request: &ChatRequest<'_>) -> Result<ChatResponse, LlmError> {
         let used_ids = echo::call_ids(request.messages);
         let read = |body| read_response(body, &self.model, &used_ids).map_err(|error| self.api.failure(error));

@@ -36,6 +36,9 @@ pub async fn check_model(settings: &Model, llm: &dyn Llm) -> CheckReport {
             let started_at = Instant::now();
             match send_request(settings, llm).await {
                 Ok((response, is_forced)) => report.add_response(&response, is_forced, started_at.elapsed()),
+                Err(error @ LlmError::Unavailable(_)) => {
+                    report.problem = Some(format!("{error}: check LLM_BASE_URL, and whether the server works"));
+                }
                 Err(error) => report.problem = Some(error.to_string()),
             }
         }

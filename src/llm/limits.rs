@@ -57,6 +57,10 @@ impl LimitedLlm {
 
 #[async_trait]
 impl Llm for LimitedLlm {
+    fn model(&self) -> &str {
+        self.inner.model()
+    }
+
     fn is_configured(&self) -> bool {
         self.inner.is_configured()
     }
@@ -95,6 +99,10 @@ mod tests {
 
     #[async_trait]
     impl Llm for BlockingLlm {
+        fn model(&self) -> &'static str {
+            "blocking"
+        }
+
         async fn chat(&self, request: &ChatRequest<'_>) -> Result<ChatResponse, LlmError> {
             self.started.send(request.origin.project).unwrap();
             self.release.acquire().await.unwrap().forget();

@@ -15,6 +15,10 @@ pub(super) struct MockLlm;
 
 #[async_trait]
 impl Llm for MockLlm {
+    fn model(&self) -> &'static str {
+        "mock"
+    }
+
     async fn chat(&self, request: &ChatRequest<'_>) -> Result<ChatResponse, LlmError> {
         let contains = |text: &str| {
             let is_match = |message: &ChatMessage| matches!(message, ChatMessage::User(user) if user.contains(text));

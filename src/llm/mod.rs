@@ -3,8 +3,9 @@
 //! A request contains the whole conversation, because models are stateless: the caller appends each response, and the
 //! results of its tool calls, to the messages of the next request.
 //!
-//! [`openai`] and [`anthropic`] convert requests and responses. Both use [`http`] for the requests themselves, with the delays
-//! of [`retry`] and the errors of [`api_error`]. [`limits`] limits the number of concurrent requests.
+//! `openai` and `anthropic` convert requests and responses. Both use `http` for the requests themselves, with the delays of
+//! `retry` and the errors of `api_error`. `limits` limits the number of concurrent requests. [`recording`] records each request:
+//! in the database ([`usage`]) and in [`metrics`]. [`agent`] is the tool loop of all agents.
 
 pub mod agent;
 mod anthropic;
@@ -13,11 +14,14 @@ pub mod check;
 mod echo;
 mod http;
 mod limits;
+pub mod metrics;
 mod mock;
 mod openai;
+pub mod recording;
 mod retry;
 #[cfg(test)]
 pub(crate) mod scripted;
+pub mod usage;
 
 use std::sync::Arc;
 
@@ -213,6 +217,9 @@ pub trait Llm: Send + Sync {
         true
     }
 
+    /// Returns the name of the configured model; empty if no model is configured.
+    fn model(&self) -> &str;
+
     /// Sends a conversation to the model and returns its response.
     async fn chat(&self, request: &ChatRequest<'_>) -> Result<ChatResponse, LlmError>;
 }
@@ -225,11 +232,10 @@ pub fn from_config(settings: &Model, client: reqwest::Client) -> Arc<dyn Llm> {
             _ => Arc::new(Unconfigured),
         };
     };
-    let llm: Arc<dyn Llm> = match settings.provider() {
+    match settings.provider() {
         Provider::Anthropic => Arc::new(anthropic::Anthropic::new(settings, client, &base_url)),
         _ => Arc::new(openai::OpenAi::new(settings, client, &base_url)),
-    };
-    Arc::new(LimitedLlm::new(llm, settings.max_requests, settings.max_project_requests))
+    }
 }
 
 /// Returns the reason why messages wait for a model, if some are pending and no model is configured.
@@ -244,6 +250,10 @@ struct Unconfigured;
 impl Llm for Unconfigured {
     fn is_configured(&self) -> bool {
         false
+    }
+
+    fn model(&self) -> &'static str {
+        ""
     }
 
     async fn chat(&self, _: &ChatRequest<'_>) -> Result<ChatResponse, LlmError> {

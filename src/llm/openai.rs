@@ -86,6 +86,10 @@ impl OpenAi {
 
 #[async_trait]
 impl Llm for OpenAi {
+    fn model(&self) -> &str {
+        &self.model
+    }
+
     async fn chat(&self, request: &ChatRequest<'_>) -> Result<ChatResponse, LlmError> {
         let used_ids = echo::call_ids(request.messages);
         let read = |body| response::read(&body, &self.model, &used_ids).map_err(|error| self.api.failure(error));

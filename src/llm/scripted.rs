@@ -57,6 +57,10 @@ impl ScriptedLlm {
 
 #[async_trait]
 impl Llm for ScriptedLlm {
+    fn model(&self) -> &'static str {
+        "scripted"
+    }
+
     async fn chat(&self, request: &ChatRequest<'_>) -> Result<ChatResponse, LlmError> {
         check_conversation(request.messages);
         self.requests().push(RecordedRequest {

@@ -9,7 +9,7 @@ use crate::conversation::format::Format;
 use crate::conversation::parts::Role;
 use crate::encryption::ProjectEncryption;
 use crate::error::Result;
-use crate::ids::{MessageId, ProjectId, SessionId};
+use crate::ids::{MessageId, ProjectId, SessionId, TaskId};
 use crate::jobs::{Delay, JobQueue};
 use crate::learn::jobs::Observe;
 use crate::sessions;
@@ -145,9 +145,26 @@ pub async fn list_unobserved_sessions(
     Ok(rows.fetch_all(conn).await?.into_iter().map(|row| (row.project, row.session)).collect())
 }
 
+/// Links messages of a session to its tasks. A message that was linked to another task is linked to the new one only.
+pub async fn link_to_tasks(session: &mut LockedSession<'_>, links: &[(MessageId, TaskId)]) -> sqlx::Result<()> {
+    let (messages, tasks): (Vec<_>, Vec<_>) = links.iter().map(|(message, task)| (message.0, task.0)).unzip();
+    sqlx::query!(
+        "update messages m set task_id = l.task, updated_at = now()
+         from unnest($2::uuid[], $3::uuid[]) as l(message, task) where m.session_id = $1 and m.id = l.message",
+        session.id as _,
+        &messages,
+        &tasks,
+    )
+    .execute(&mut ***session)
+    .await
+    .map(drop)
+}
+
 /// The content of a message, for observation.
 pub struct MessageContent {
     pub id: MessageId,
+    /// The task to which the message is linked.
+    pub task: Option<TaskId>,
     pub role: Role,
     pub format: Format,
     pub content: Vec<u8>,
@@ -168,10 +185,34 @@ pub async fn has_encrypted(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Resul
 pub async fn load_messages(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Vec<MessageContent>> {
     sqlx::query_as!(
         MessageContent,
-        r#"select id as "id: MessageId", role as "role: Role", format as "format: Format", content, encrypted_as
+        r#"select id as "id: MessageId", task_id as "task: TaskId", role as "role: Role", format as "format: Format",
+                  content, encrypted_as
            from messages where id = any($1) order by created_at"#,
         ids
     )
     .fetch_all(conn)
     .await
+}
+
+/// Loads the last `limit` messages of a session before a message, oldest first.
+pub async fn load_previous_messages(
+    conn: &mut PgConnection,
+    session: SessionId,
+    before: MessageId,
+    limit: i64,
+) -> sqlx::Result<Vec<MessageContent>> {
+    let messages = sqlx::query_as!(
+        MessageContent,
+        r#"select id as "id: MessageId", task_id as "task: TaskId", role as "role: Role", format as "format: Format",
+                  content, encrypted_as
+           from messages
+           where session_id = $1 and created_at < (select created_at from messages where id = $2)
+           order by created_at desc limit $3"#,
+        session as _,
+        before as _,
+        limit
+    );
+    let mut messages = messages.fetch_all(conn).await?;
+    messages.reverse();
+    Ok(messages)
 }

@@ -63,5 +63,6 @@ pub fn router() -> OpenApiRouter<Projects> {
         .routes(routes!(keys::reset_key))
         .routes(routes!(usage::api::get_project_statistics))
         .routes(routes!(usage::api::get_project_usages))
+        .routes(routes!(usage::models::get_model_usage))
         .routes(routes!(configs::get_project_configs, configs::update_project_configs))
 }

@@ -44,6 +44,7 @@ pub async fn get_metrics(State(platform): State<Status>) -> Result<RawResponse> 
     let encoded = platform
         .http_metrics
         .encode(&mut text)
+        .and_then(|()| platform.model_metrics.encode(&mut text))
         .and_then(|()| encode_registry(&mut text, &gauges))
         .and_then(|()| encode_eof(&mut text));
     encoded.map_err(Error::internal)?;

@@ -1,9 +1,10 @@
 //! Tasks: units of an agent's work that observation extracts from the messages of a session.
 //!
-//! [`api`] contains the route and [`store`] the SQL. A session may also have a hidden planning task, which collects planning
+//! [`api`] contains the route, [`store`] the SQL, and [`edits`] the SQL that writes the result of an observation. A session may also have a hidden planning task, which collects planning
 //! messages. The API never returns it.
 
 pub mod api;
+pub mod edits;
 pub mod store;
 
 use serde::{Deserialize, Serialize};
@@ -51,7 +52,7 @@ pub struct Task {
 impl_paged!(Task);
 
 /// The extracted description of a task.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, utoipa::ToSchema)]
 pub struct TaskData {
     #[serde(default)]
     pub task_description: String,

@@ -9,6 +9,8 @@ use crate::time::Timestamp;
 
 /// The tag of the rows that mark a project as over its storage quota.
 pub const STORAGE_QUOTA_TAG: &str = "excess.storage.usage";
+/// The tag of the counters of tasks that observations have created.
+pub const TASKS_CREATED_TAG: &str = "task.created";
 /// The tag of the rows that mark a project as over its task quota.
 pub const TASK_QUOTA_TAG: &str = "excess.task.created";
 
@@ -42,6 +44,31 @@ pub async fn set_over_quota(
         )
         .execute(conn)
         .await?;
+    }
+    Ok(())
+}
+
+/// Adds `count` to today's counter (UTC) of a project with this tag. Waits while another transaction changes the counter.
+pub async fn increment(conn: &mut PgConnection, project: ProjectId, tag: &str, count: i64) -> sqlx::Result<()> {
+    sqlx::query!(
+        "select pg_advisory_xact_lock(hashtext('acontextd metric'), hashtext($1::text || $2))",
+        project.to_string(),
+        tag
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    let update = sqlx::query!(
+        "update metrics set increment = increment + $3, updated_at = now()
+         where project_id = $1 and tag = $2
+           and created_at >= (now() at time zone 'utc')::date::timestamp at time zone 'utc'",
+        project as _,
+        tag,
+        count
+    );
+    if update.execute(&mut *conn).await?.rows_affected() == 0 {
+        sqlx::query!("insert into metrics (project_id, tag, increment) values ($1, $2, $3)", project as _, tag, count)
+            .execute(conn)
+            .await?;
     }
     Ok(())
 }

@@ -99,11 +99,15 @@ async fn a_client_that_has_sent_a_part_of_a_request_does_not_delay_shutdown() {
 #[tokio::test]
 async fn a_client_that_reads_slowly_is_noticed() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+    // The system tells the server that the client has read something when a sixteenth of the client's buffer is free, which must
+    // be less than the client reads below.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(128 << 10).unwrap();
+    let client = socket.connect(listener.local_addr().unwrap());
     let (client, accepted) = tokio::join!(client, listener.accept());
     let (mut client, mut server) = (client.unwrap(), accepted.unwrap().0);
     configure_socket(&server);
-    // The client reads at first, so that the system enlarges the buffers.
+    // The client reads at first, so that the system enlarges the server's buffer.
     let (mut received, content) = (vec![0; 32 << 20], vec![0; 32 << 20]);
     let (read, written) = tokio::join!(client.read_exact(&mut received), server.write_all(&content));
     assert_eq!((read.unwrap(), written.unwrap()), (content.len(), ()));
@@ -114,14 +118,14 @@ async fn a_client_that_reads_slowly_is_noticed() {
     }
     let read = async {
         for _ in 0..16 {
-            client.read_exact(&mut vec![0; 64 << 10]).await.unwrap();
+            client.read_exact(&mut vec![0; 16 << 10]).await.unwrap();
         }
         std::future::pending::<()>().await;
     };
     tokio::select! {
         () = read => {}
         writable = tokio::time::timeout(Duration::from_secs(10), server.writable()) => {
-            writable.expect("the server notices that the client has read 1 MiB").unwrap();
+            writable.expect("the server notices that the client has read 256 KiB").unwrap();
         }
     }
 }

@@ -165,7 +165,9 @@ async fn existing_content_is_encrypted_decrypted_and_reads_the_same() {
 
 #[tokio::test]
 async fn new_content_of_an_encrypted_project_is_encrypted() {
-    run_with(with_model(), async |app| {
+    // The messages must not be observed between two reads.
+    let config = with_model().with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
+    run_with(config, async |app| {
         let (client, plain) = (app.project().await, app.project().await);
         encrypt(&app, &client).await;
         let fixtures = Fixtures::make(&client).await;

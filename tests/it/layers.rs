@@ -50,6 +50,7 @@ const LAYERS: &[&str] = &[
     "skills",
     "learning_spaces",
     "learn",
+    "job_control",
     "projects",
     // The program.
     "features",
@@ -84,6 +85,7 @@ const TABLE_OWNERS: &[(&str, &str)] = &[
     ("message_slices", "messages"),
     ("messages", "messages"),
     ("metrics", "usage_metrics"),
+    ("model_calls", "llm"),
     ("projects", "projects"),
     ("blob_releases", "blob"),
     ("rotated_keys", "projects"),

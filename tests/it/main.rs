@@ -28,6 +28,7 @@ mod http;
 mod idempotency;
 mod ingest;
 mod isolation;
+mod job_control;
 mod jobs;
 mod json_bodies;
 mod keys;

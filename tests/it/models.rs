@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use acontextd::ids::ProjectId;
 use acontextd::llm::{
-    self, AssistantMessage, CallOrigin, ChatMessage, ChatRequest, ChatResponse, Llm, LlmError, Purpose, StopReason,
-    Tool, ToolChoice, ToolResult,
+    self, AssistantMessage, CallOrigin, ChatMessage, ChatRequest, ChatResponse, LimitedLlm, Llm, LlmError, Purpose,
+    StopReason, Tool, ToolChoice, ToolResult,
 };
 use acontextd::platform;
 use serde_json::json;
@@ -493,12 +493,13 @@ async fn responses_have_a_maximum_size() {
 #[tokio::test]
 async fn requests_of_a_project_wait_for_its_other_requests() {
     for wire in Wire::ALL {
-        let model = Model::start_with(wire, &[("ACONTEXTD_LLM_PROJECT_CONCURRENCY", "1")]).await;
+        let model = Model::start(wire).await;
+        let limited = Arc::new(LimitedLlm::new(Arc::clone(&model.llm), 16, 1));
         let (latch, tools, messages) = (Latch::new(), tools(), [user()]);
         model.script((0..3).map(|_| Step::text("Done.").after(&latch)));
         let of_project = |project| {
             let request = request(&messages, &tools, Duration::from_secs(30));
-            let llm = Arc::clone(&model.llm);
+            let llm = Arc::clone(&limited);
             async move { llm.chat(&ChatRequest { origin: origin(project), ..request }).await }
         };
         let (first, second, other, ()) = tokio::join!(of_project(1), of_project(1), of_project(2), async {
@@ -560,7 +561,7 @@ async fn the_scripted_model_rejects_what_providers_reject() {
             (&unanswered[..], tools(), 1, "result"),
             (&orphan, tools(), 1, "call"),
             (&[ChatMessage::User(String::new())], tools(), 1, "must not be"),
-            (&[user()], invalid_tools, 1, "task is required, but not a property"),
+            (&[user()], invalid_tools, 1, "is required, but not a property"),
             (&[user()], no_object, 1, "type of the schema must be object"),
             (&[user()], tools(), 0, "max_tokens is required"),
         ] {
@@ -673,6 +674,10 @@ async fn check_model_names_what_to_correct() {
         (vec![], "set LLM_API_KEY"),
         (vec![("LLM_SDK", "mock".to_owned())], "LLM_SDK is mock"),
         (vec![("LLM_BASE_URL", "http://127.0.0.1:1".to_owned())], "LLM_SIMPLE_MODEL is not set"),
+        (
+            vec![("LLM_BASE_URL", "http://127.0.0.1:1".to_owned()), ("LLM_SIMPLE_MODEL", "x".to_owned())],
+            "Connection refused (os error 111): check LLM_BASE_URL",
+        ),
     ] {
         let (succeeded, output, error) = check_model(&settings).await;
         assert!(!succeeded && error.contains(text), "{text}: {output}{error}");

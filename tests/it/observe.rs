@@ -116,7 +116,7 @@ async fn errors_of_the_model_decide_the_status_of_the_messages() {
         let [request] = &requests[..] else { panic!("{requests:?}") };
         let [ChatMessage::User(text)] = &request.messages[..] else { panic!("{request:?}") };
         assert!(text.find("buy milk").unwrap() < text.find("and bread").unwrap(), "{text}");
-        assert_eq!((request.tools.len(), request.tool_choice), (0, ToolChoice::None));
+        assert_eq!((request.tools.len(), request.tool_choice), (8, ToolChoice::Auto));
         assert!(request.max_tokens > 0);
         assert_eq!(app.fetch_scalar::<String>(states).await, "pending,pending");
         assert_eq!(app.fetch_scalar::<String>(attempts).await, "ready 1 LLM complete failed: overloaded");
@@ -127,8 +127,8 @@ async fn errors_of_the_model_decide_the_status_of_the_messages() {
         assert_eq!(app.fetch_scalar::<String>(states).await, "success,success");
         // After a permanent error, the messages have failed immediately.
         for (text, error) in [
-            ("too much", LlmError::ContextTooLong(anyhow::anyhow!("too long"))),
             ("forbidden", LlmError::Rejected(anyhow::anyhow!("not this"))),
+            ("again", LlmError::Rejected(anyhow::anyhow!("nor this"))),
         ] {
             let session = client.new_session().await;
             client.store_text(&session, text).await;

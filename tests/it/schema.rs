@@ -6,8 +6,10 @@ use acontextd::blob::rows::EncryptionFormat;
 use acontextd::conversation::format::Format;
 use acontextd::conversation::parts::Role;
 use acontextd::disks::apply::Author;
-use acontextd::jobs::{JobState, WaitReason};
+use acontextd::jobs::{ErrorClass, JobState, WaitReason};
 use acontextd::learning_spaces::LearningStatus;
+use acontextd::llm::Purpose;
+use acontextd::llm::usage::CallOutcome;
 use acontextd::messages::ProcessStatus;
 use acontextd::tasks::TaskStatus;
 use serde_json::json;
@@ -58,6 +60,9 @@ const TEXT_ENUMS: &[(&str, &[&str])] = &[
     ("messages.format", Format::VALUES),
     ("messages.role", Role::VALUES),
     ("messages.session_task_process_status", ProcessStatus::VALUES),
+    ("model_calls.outcome", CallOutcome::VALUES),
+    ("model_calls.purpose", Purpose::VALUES),
+    ("jobs.error_class", ErrorClass::VALUES),
     ("tasks.status", TaskStatus::VALUES),
 ];
 

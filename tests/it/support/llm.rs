@@ -53,6 +53,10 @@ impl ScriptedLlm {
 
 #[async_trait]
 impl Llm for ScriptedLlm {
+    fn model(&self) -> &'static str {
+        "scripted"
+    }
+
     async fn chat(&self, request: &ChatRequest<'_>) -> Result<ChatResponse, LlmError> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(RecordedRequest {
             messages: request.messages.to_vec(),

@@ -1,0 +1,152 @@
+//! The list of a project's background jobs, their retry, and the usage of language models.
+
+use std::sync::Arc;
+
+use acontextd::llm::{Llm, LlmError};
+use serde_json::{Value, json};
+
+use crate::support::llm::ScriptedLlm;
+use crate::support::{TestApp, TestConfig, run, run_with};
+
+fn scripted() -> (Arc<ScriptedLlm>, TestConfig) {
+    let llm = Arc::new(ScriptedLlm::default());
+    let model: Arc<dyn Llm> = llm.clone();
+    let config = TestConfig { llm: Some(model), ..TestConfig::default() };
+    (llm, config.with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "0"))
+}
+
+async fn states(app: &TestApp) -> String {
+    let states = "select string_agg(session_task_process_status, ',' order by created_at) from messages";
+    app.fetch_scalar::<Option<String>>(states).await.unwrap_or_default()
+}
+
+#[tokio::test]
+async fn jobs_of_a_project_are_listed_with_their_reason() {
+    run(async |app| {
+        let (client, other) = (app.project().await, app.project().await);
+        let sessions = [client.new_session().await, client.new_session().await];
+        for session in &sessions {
+            client.store_text(session, "hello").await;
+        }
+        other.store_text(&other.new_session().await, "hello").await;
+        let page = client.get("/api/v1/jobs?limit=1").await.data();
+        assert_eq!(page["has_more"], true);
+        let job = &page["items"][0];
+        assert_eq!(
+            (&job["kind"], &job["state"], &job["session_id"]),
+            (&json!("observe"), &json!("ready"), &json!(sessions[0]))
+        );
+        assert_eq!((&job["wait_reason"], &job["attempt"], &job["max_attempts"]), (&Value::Null, &json!(0), &json!(5)));
+        assert!(
+            job.get("error").is_none() && job.get("lease_until").is_none() && job.get("learning_space_id").is_none()
+        );
+        let cursor = page["next_cursor"].as_str().unwrap();
+        let rest = client.get(&format!("/api/v1/jobs?limit=1&cursor={cursor}")).await.data();
+        assert_eq!((&rest["items"][0]["session_id"], &rest["has_more"]), (&json!(sessions[1]), &json!(false)));
+        let newest = client.get("/api/v1/jobs?limit=1&time_desc=true").await.data();
+        assert_eq!(newest["items"][0]["session_id"], json!(sessions[1]));
+        let one = client.get(&format!("/api/v1/jobs?session_id={}", sessions[1])).await.data();
+        assert_eq!(one["items"].as_array().unwrap().len(), 1);
+        client.get("/api/v1/jobs?session_id=x").await.assert_error(400, "session_id");
+        // No model is configured.
+        app.execute("update jobs set run_at = now()").await;
+        app.drain_jobs().await;
+        let job = client.get("/api/v1/jobs?limit=1").await.data()["items"][0].clone();
+        assert_eq!((&job["wait_reason"], &job["error"]["class"]), (&json!("model"), &json!("model_settings")));
+        assert!(job["error"]["message"].as_str().unwrap().contains("no model is configured"), "{job}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_failed_job_is_retried_with_its_messages() {
+    let (llm, config) = scripted();
+    run_with(config, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.store_text(&session, "hello").await;
+        let path = format!("/api/v1/jobs?session_id={session}");
+        let id = client.get(&path).await.data()["items"][0]["id"].as_str().unwrap().to_owned();
+        let retry = format!("/api/v1/jobs/{id}/retry");
+        client.post(&retry, json!({})).await.assert_error(409, "has not failed");
+        llm.fail(LlmError::Rejected(anyhow::anyhow!("not this")));
+        app.drain_jobs().await;
+        let job = client.get(&path).await.data()["items"][0].clone();
+        assert_eq!((&job["state"], &job["error"]["class"]), (&json!("failed"), &json!("model")));
+        assert_eq!(job["error"]["message"], "LLM complete failed: not this");
+        assert_eq!(states(&app).await, "failed");
+        // Only the project itself can retry its job.
+        app.project().await.post(&retry, json!({})).await.assert_status(404);
+        let retried = client.post(&retry, json!({})).await.data();
+        assert_eq!((&retried["id"], &retried["state"], &retried["attempt"]), (&json!(id), &json!("ready"), &json!(0)));
+        assert!(retried.get("error").is_none());
+        assert_eq!(states(&app).await, "pending");
+        llm.respond("nothing to do");
+        app.drain_jobs().await;
+        assert_eq!(states(&app).await, "success");
+        client.post(&retry, json!({})).await.assert_status(404);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_retry_joins_the_job_that_waits_already() {
+    let (llm, config) = scripted();
+    run_with(config, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.store_text(&session, "hello").await;
+        llm.fail(LlmError::Rejected(anyhow::anyhow!("not this")));
+        app.drain_jobs().await;
+        client.store_text(&session, "again").await;
+        let path = format!("/api/v1/jobs?session_id={session}");
+        let jobs = client.get(&path).await.data()["items"].clone();
+        let [failed, waiting] = &jobs.as_array().unwrap()[..] else { panic!("{jobs}") };
+        let retry = format!("/api/v1/jobs/{}/retry", failed["id"].as_str().unwrap());
+        assert_eq!(client.post(&retry, json!({})).await.data()["id"], waiting["id"]);
+        llm.respond("nothing to do");
+        app.drain_jobs().await;
+        assert_eq!(states(&app).await, "success,success");
+        assert_eq!(client.get(&path).await.data()["items"], json!([]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_of_models_are_summed_up_by_day() {
+    let (llm, config) = scripted();
+    run_with(config, async |app| {
+        let (client, other) = (app.project().await, app.project().await);
+        let session = client.new_session().await;
+        client.store_text(&session, "hello").await;
+        llm.fail(LlmError::Unavailable(anyhow::anyhow!("overloaded")));
+        app.drain_jobs().await;
+        app.execute("update jobs set run_at = now()").await;
+        llm.respond("nothing to do");
+        app.drain_jobs().await;
+        let usage = client.get("/api/v1/project/model_usage").await.data()["items"].clone();
+        let day = json!(chrono::Utc::now().date_naive());
+        let entry = |usage: &Value, key: &str| usage[0][key].clone();
+        assert_eq!(usage.as_array().unwrap().len(), 1, "{usage}");
+        assert_eq!((entry(&usage, "day"), entry(&usage, "purpose"), entry(&usage, "model")), (day, json!("task_agent"), json!("scripted")));
+        assert_eq!((entry(&usage, "calls"), entry(&usage, "failed")), (json!(2), json!(1)));
+        // Older days come later, and only as many as requested.
+        app.execute("update model_calls set created_at = created_at - interval '1 day', input_tokens = 70, cached_tokens = 20, output_tokens = 5 where outcome = 'ok'").await;
+        let usage = client.get("/api/v1/project/model_usage?days=2").await.data()["items"].clone();
+        assert_eq!((&usage[0]["failed"], &usage[1]["failed"]), (&json!(1), &json!(0)));
+        let tokens = ["input_tokens", "cached_tokens", "output_tokens"].map(|key| usage[1][key].as_i64().unwrap());
+        assert_eq!(tokens, [70, 20, 5]);
+        let today = client.get("/api/v1/project/model_usage?days=1").await.data()["items"].clone();
+        assert_eq!(today.as_array().unwrap().len(), 1);
+        assert_eq!(other.get("/api/v1/project/model_usage").await.data()["items"], json!([]));
+        for days in ["0", "367"] {
+            client.get(&format!("/api/v1/project/model_usage?days={days}")).await.assert_error(400, "days");
+        }
+        let metrics = app.admin().get("/metrics").await.text();
+        for (outcome, count) in [("ok", 1), ("unavailable", 1)] {
+            let line = format!("acontextd_model_calls_total{{purpose=\"task_agent\",outcome=\"{outcome}\"}} {count}");
+            assert!(metrics.contains(&line), "{metrics}");
+        }
+    })
+    .await;
+}
