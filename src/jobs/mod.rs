@@ -146,6 +146,14 @@ pub trait JobHandler: Job {
 
     /// Runs one attempt of the job.
     fn run(self, context: &Self::Context, running: &RunningJob) -> impl Future<Output = Result<(), JobError>> + Send;
+
+    /// Undoes what an attempt has stored for its own duration, for example a status of rows that says that they are processed now.
+    /// Called after shutdown has aborted an attempt, or after it has timed out or panicked, while the worker still owns the job. If
+    /// the process dies, it is not called, so [`run`](Self::run) must undo the same when it begins.
+    fn undo(self, context: &Self::Context, running: &RunningJob) -> impl Future<Output = Result<(), JobError>> + Send {
+        let _ = (context, running);
+        std::future::ready(Ok(()))
+    }
 }
 
 /// The reason why an attempt did not complete its job. The text of the inner error and its class are stored as the job's last

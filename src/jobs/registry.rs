@@ -19,6 +19,8 @@ pub struct RegisteredHandler {
     pub(super) max_backoff: Duration,
     pub(super) calls_model: bool,
     pub(super) run: RunFn,
+    /// [`JobHandler::undo`].
+    pub(super) undo: RunFn,
 }
 
 /// The names of the job kinds that a process can run.
@@ -43,15 +45,18 @@ impl JobRegistry {
     /// Registers a job kind. Its handler runs with a clone of `context`.
     #[must_use]
     pub fn register<J: JobHandler>(mut self, context: J::Context) -> Self {
+        let parse = |payload| serde_json::from_value::<J>(payload).map_err(|err| JobError::Permanent(err.into()));
+        let undo_context = context.clone();
         let run: RunFn = Arc::new(move |payload, running: Arc<RunningJob>| {
             let context = context.clone();
-            Box::pin(async move {
-                let job: J = serde_json::from_value(payload).map_err(|err| JobError::Permanent(err.into()))?;
-                job.run(&context, &running).await
-            })
+            Box::pin(async move { parse(payload)?.run(&context, &running).await })
+        });
+        let undo: RunFn = Arc::new(move |payload, running: Arc<RunningJob>| {
+            let context = undo_context.clone();
+            Box::pin(async move { parse(payload)?.undo(&context, &running).await })
         });
         let (timeout, max_attempts, max_backoff) = (J::TIMEOUT, J::MAX_ATTEMPTS, J::MAX_BACKOFF);
-        let handler = RegisteredHandler { timeout, max_attempts, max_backoff, calls_model: J::CALLS_MODEL, run };
+        let handler = RegisteredHandler { timeout, max_attempts, max_backoff, calls_model: J::CALLS_MODEL, run, undo };
         self.0.insert(J::KIND, handler);
         self
     }

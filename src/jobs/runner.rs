@@ -50,6 +50,10 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// The interval at which the heartbeat checks during shutdown whether all jobs have ended.
 const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The time limit for [`JobHandler::undo`](super::JobHandler::undo). It is shorter than the time that shutdown leaves to aborted
+/// jobs.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Returns the backoff after the failed attempt with the number `attempt`, with jitter; `None` if it was the last attempt.
 pub fn backoff_after(attempt: i32, handler: &RegisteredHandler) -> Option<Duration> {
     if attempt >= handler.max_attempts {
@@ -207,16 +211,21 @@ fn spawn_attempt(
 /// Runs one attempt and records its outcome. If shutdown aborts the attempt, releases the job.
 async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob, handler: &RegisteredHandler) {
     let worker_id = running.worker_id;
-    let work = AssertUnwindSafe((handler.run)(job.payload, running)).catch_unwind();
+    let work = AssertUnwindSafe((handler.run)(job.payload.clone(), Arc::clone(&running))).catch_unwind();
     let outcome = tokio::select! {
         outcome = tokio::time::timeout(handler.timeout, work) => match outcome {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(JobError::Retry(anyhow::anyhow!("the job panicked"))),
-            Err(_) => Err(JobError::timed_out(handler.timeout)),
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(_)) => Err(Some(JobError::Retry(anyhow::anyhow!("the job panicked")))),
+            Err(_) => Err(Some(JobError::timed_out(handler.timeout))),
         },
-        () = runner.process.abort.cancelled() => {
-            release(runner, worker_id, job.id).await;
-            return;
+        () = runner.process.abort.cancelled() => Err(None),
+    };
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(interruption) => {
+            undo(handler, job.payload, running).await;
+            let Some(error) = interruption else { return release(runner, worker_id, job.id).await };
+            Err(error)
         }
     };
     let recorded = match outcome {
@@ -319,6 +328,21 @@ async fn requeue_uncounted(
 /// it is repeated, the requeue merges the job with the duplicate.
 fn is_duplicate_error(err: &sqlx::Error) -> bool {
     matches!(err, sqlx::Error::Database(err) if err.constraint() == Some("jobs_dedupe_key_idx"))
+}
+
+/// Undoes what an interrupted attempt has stored for its own duration. An error is only logged, because the next attempt undoes the
+/// same.
+async fn undo(handler: &RegisteredHandler, payload: serde_json::Value, running: Arc<RunningJob>) {
+    let job = running.id;
+    let error = match tokio::time::timeout(UNDO_TIMEOUT, (handler.undo)(payload, running)).await {
+        Ok(Ok(())) => return,
+        Ok(Err(JobError::Retry(err) | JobError::Permanent(err) | JobError::Snooze(_, err, _))) => err,
+        Err(elapsed) => elapsed.into(),
+    };
+    tracing::warn!(
+        job.id = %job, error = format!("{error:#}"),
+        "failed to undo what an interrupted attempt has stored; the next attempt undoes it"
+    );
 }
 
 /// Releases a job: makes it due immediately, so that another worker can run it.

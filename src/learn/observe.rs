@@ -43,7 +43,7 @@ impl JobHandler for Observe {
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
         let started_at = Instant::now();
-        reset_claimed_messages(ctx, &running.encryption, self.session).await?;
+        reset_claimed_messages(ctx, self.session, running).await?;
         while let Some(claimed) = claim_batch(ctx, self.session, running).await? {
             let outcome = observe_batch(ctx, &running.encryption, self.session, &claimed).await;
             record_outcome(ctx, self.session, &claimed.messages, outcome, running).await?;
@@ -56,18 +56,19 @@ impl JobHandler for Observe {
         ctx.observation_finished.notify_waiters();
         Ok(())
     }
+
+    async fn undo(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
+        reset_claimed_messages(ctx, self.session, running).await
+    }
 }
 
-/// Makes messages pending again that an earlier attempt has claimed but not finished, for example because its process died.
-/// The lane ensures that no other job is processing them.
-async fn reset_claimed_messages(
-    ctx: &Learn,
-    encryption: &ProjectEncryption,
-    session: SessionId,
-) -> Result<(), JobError> {
+/// Makes messages pending again that this or an earlier attempt has claimed but not finished, for example because shutdown has
+/// aborted it or its process died. The lane ensures that no other job is processing them.
+async fn reset_claimed_messages(ctx: &Learn, session: SessionId, running: &RunningJob) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
-    if let Some(mut session) = LockedSession::lock(&mut tx, encryption.project, session).await? {
+    if let Some(mut session) = LockedSession::lock(&mut tx, running.encryption.project, session).await? {
         observing::set_status(&mut session, None, ProcessStatus::Running, ProcessStatus::Pending).await?;
+        running.ensure_owned(&mut session).await?;
     }
     tx.commit().await?;
     Ok(())

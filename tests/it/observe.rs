@@ -149,6 +149,22 @@ async fn errors_of_the_model_decide_the_status_of_the_messages() {
 }
 
 #[tokio::test]
+async fn messages_are_pending_again_after_an_attempt_that_panicked() {
+    // The model panics, because it has no response.
+    let model: Arc<dyn Llm> = Arc::new(ScriptedLlm::default());
+    run_with(TestConfig { llm: Some(model), ..with_model() }, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.store_text(&session, "buy milk").await;
+        app.drain_jobs().await;
+        let job = "select state || ' ' || attempt || ' ' || last_error from jobs where kind = 'observe'";
+        assert_eq!(app.fetch_scalar::<String>(job).await, "ready 1 the job panicked");
+        assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(1)));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_flush_waits_for_its_result() {
     let config = TestConfig::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
     run_with(config, async |app| {
