@@ -40,6 +40,7 @@ mod message_files;
 mod messages;
 mod metrics;
 mod models;
+mod observation_crash;
 mod observe;
 mod openapi;
 mod paging;
