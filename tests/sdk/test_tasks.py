@@ -1,9 +1,11 @@
-"""Tasks of a session: list and summary. No model extracts tasks here, so the tests insert rows into the database."""
+"""Tasks of a session: list and summary. Most tests insert rows into the database; the last ones extract tasks with a model."""
 
 import json
 
 import pytest
 
+from library_support import checker, provider, provider_process  # noqa: F401
+from provider_server import Answer
 from support import run_async, raises_error, store_text
 
 
@@ -147,3 +149,125 @@ def test_async_tasks(server):
         assert "1. begun" in await client.sessions.get_session_summary(session.id)
 
     run_async(server, steps)
+
+
+# ----- tasks that a model extracts -----
+
+
+MESSAGES = ["Please write a report in metric units.", "I have written two pages.", "Thanks, that is all I need."]
+SCRIPT = [
+    Answer(
+        "I add the task.",
+        calls=[
+            ("insert_task", {"after_task_order": 0, "task_description": "Write a report"}),
+            ("append_messages_to_task", {"task_order": 1, "message_id_range": [0, 1]}),
+        ],
+    ),
+    Answer(
+        calls=[
+            ("append_task_progress", {"task_order": 1, "progress": "Wrote two pages"}),
+            ("submit_user_preference", {"preference": "The user prefers metric units."}),
+            ("update_task", {"task_order": 1, "task_status": "success"}),
+        ]
+    ),
+    Answer(calls=[("finish", {})]),
+]
+
+
+def model_settings(provider, format):  # noqa: F811
+    """Returns the settings of a server that calls the provider. Only a flush makes it observe messages."""
+    return {
+        "LLM_SDK": format,
+        "LLM_BASE_URL": f"{provider.url}/v1" if format == "openai" else provider.url,
+        "LLM_API_KEY": "the-key-of-the-provider",
+        "LLM_SIMPLE_MODEL": "model-of-the-script",
+        "SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS": "1h",
+    }
+
+
+def count_by_state(client, session):
+    status = client.sessions.messages_observing_status(session.id)
+    return status.observed, status.in_process, status.pending
+
+
+@pytest.mark.parametrize("format", ["openai", "anthropic"])
+def test_a_flush_extracts_tasks_from_messages(start_server, provider, format):  # noqa: F811
+    provider.reset(*SCRIPT)
+    server = start_server(**model_settings(provider, format))
+    with server.client() as client:
+        session = client.sessions.create()
+        user, assistant, last = MESSAGES
+        client.sessions.store_message(session.id, blob={"role": "user", "content": user})
+        client.sessions.store_message(session.id, blob={"role": "assistant", "content": assistant})
+        client.sessions.store_message(session.id, blob={"role": "user", "content": last})
+        assert count_by_state(client, session) == (0, 0, 3)
+        assert (client.sessions.get_tasks(session.id).items, provider.histories) == ([], [])
+
+        flushed = client.sessions.flush(session.id)
+        assert (flushed.status, flushed.errmsg) == (200, "")
+        assert count_by_state(client, session) == (3, 0, 0)
+        (task,) = client.sessions.get_tasks(session.id).items
+        assert (task.order, task.status, task.is_planning) == (1, "success", False)
+        assert (task.session_id, task.project_id) == (session.id, session.project_id)
+        assert task.data.task_description == "Write a report"
+        assert task.data.progresses == ["Wrote two pages"]
+        items = client.sessions.get_messages(session.id, format="acontext").items
+        assert [item["task_id"] for item in items] == [task.id, task.id, None]
+        assert [item["session_task_process_status"] for item in items] == ["success"] * 3
+        assert client.sessions.get_session_summary(session.id) == (
+            '<task id="1" description="Write a report">\n<progress>\n1. Wrote two pages\n</progress>\n</task>'
+        )
+
+        # The model got the messages once, in their order, and an answer to each of its calls.
+        assert [used for used, _ in provider.histories] == [format] * 3
+        first = json.dumps(provider.histories[0][1])
+        assert [first.count(text) for text in MESSAGES] == [1, 1, 1]
+        assert sorted(MESSAGES, key=first.index) == MESSAGES
+        # With the API of OpenAI, the instructions and each result are messages.
+        lengths = [2, 5, 9] if format == "openai" else [1, 3, 5]
+        assert [len(history) for _, history in provider.histories] == lengths
+        # Nothing is left to observe.
+        flushed = client.sessions.flush(session.id)
+        assert (flushed.status, flushed.errmsg, len(provider.histories)) == (200, "", 3)
+    server.stop()
+
+
+def test_a_later_flush_continues_the_tasks(start_server, provider):  # noqa: F811
+    server = start_server(**model_settings(provider, "openai"))
+    with server.client() as client:
+        session = client.sessions.create()
+        provider.reset(Answer(calls=[SCRIPT[0].calls[0], ("finish", {})]))
+        store_text(client, session, MESSAGES[0])
+        assert client.sessions.flush(session.id).status == 200
+        (task,) = client.sessions.get_tasks(session.id).items
+        assert (task.status, task.data.progresses) == ("pending", None)
+
+        provider.reset(*SCRIPT[1:])
+        store_text(client, session, MESSAGES[2])
+        assert client.sessions.flush(session.id).status == 200
+        (later,) = client.sessions.get_tasks(session.id).items
+        assert (later.id, later.status, later.data.progresses) == (task.id, "success", ["Wrote two pages"])
+        assert "Write a report" in json.dumps(provider.histories[0][1])
+    server.stop()
+
+
+def test_a_flush_returns_why_the_model_failed(start_server, provider):  # noqa: F811
+    server = start_server(**model_settings(provider, "openai"))
+    with server.client() as client:
+        session = client.sessions.create()
+        store_text(client, session, MESSAGES[0])
+        # A script without answers makes the provider reject the request.
+        flushed = client.sessions.flush(session.id)
+        assert (flushed.status, flushed.errmsg.startswith("LLM complete failed")) == (502, True), flushed.errmsg
+        assert client.sessions.get_tasks(session.id).items == []
+        (message,) = client.sessions.get_messages(session.id, format="acontext").items
+        assert message["session_task_process_status"] == "failed"
+        assert provider.errors == ["openai: the script has no answer left"]
+
+        # The next flush takes the failed message up again.
+        provider.reset(Answer(calls=[SCRIPT[0].calls[0], ("finish", {})]))
+        flushed = client.sessions.flush(session.id)
+        assert (flushed.status, flushed.errmsg) == (200, "")
+        assert descriptions(client.sessions.get_tasks(session.id)) == ["Write a report"]
+        assert count_by_state(client, session) == (1, 0, 0)
+    server.stop()
