@@ -9,8 +9,8 @@ use crate::sessions::lock::LockedSession;
 
 /// The `order` of the planning task.
 const PLANNING_ORDER: i64 = 0;
-/// The description of the planning task, as upstream writes it. Clients do not see it.
-const PLANNING_DESCRIPTION: &str = "collecting planning&requirments";
+/// The description of the planning task. Clients do not see it.
+const PLANNING_DESCRIPTION: &str = "planning and requirements";
 
 /// A task as an observation reads it. Two values are equal if nothing that an observation changes is different.
 #[derive(Clone, Debug, PartialEq)]
