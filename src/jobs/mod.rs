@@ -31,6 +31,7 @@ use uuid::Uuid;
 pub use queue::{Delay, JobQueue};
 pub use registry::JobRegistry;
 
+use self::requeue::JobFailure;
 use crate::db::Tx;
 use crate::encryption::ProjectEncryption;
 use crate::ids::{JobId, ProjectId};
@@ -241,6 +242,21 @@ impl RunningJob {
     /// the database fails.
     pub async fn ensure_owned(&self, tx: &mut Tx) -> Result<(), JobError> {
         if store::lock_owned(tx, self.id, self.worker_id).await? { Ok(()) } else { Err(LeaseLost.into()) }
+    }
+
+    /// Marks the job as failed in the transaction of its result, so that no other transaction sees this result together with a
+    /// job that still runs. The handler must then return the same error.
+    ///
+    /// # Errors
+    /// Returns [`LeaseLost`] if this worker no longer owns the job; the caller must then roll back. Returns other errors if
+    /// the database fails.
+    pub async fn fail(&self, tx: &mut Tx, error: &anyhow::Error) -> Result<(), JobError> {
+        self.ensure_owned(tx).await?;
+        let failure = JobFailure { class: class_of(error), message: &format!("{error:#}") };
+        requeue::fail(tx, self.id, self.worker_id, None, failure).await?;
+        // As in `complete`, for the job without a lease.
+        self.completed.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     fn is_completed(&self) -> bool {

@@ -118,13 +118,14 @@ fn unreadable_part() -> Part {
 /// was loaded.
 #[derive(Debug, thiserror::Error)]
 #[error("the tasks of the session have changed during its observation")]
-pub(super) struct TasksChanged;
+struct TasksChanged;
 
 impl Batch {
     /// Stores the result of the task agent. If a learning space learns from the session, enqueues a job for each finished task.
     ///
     /// # Errors
-    /// Returns [`TasksChanged`] if the result does not apply anymore, or another error if the database fails.
+    /// Returns an error if another transaction has changed the tasks of the session since the batch was loaded, or if the
+    /// database fails.
     pub(super) async fn store(
         &self,
         ctx: &Learn,

@@ -11,14 +11,14 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Learn;
-use super::batch::{self, Batch, TasksChanged};
+use super::batch::{self, Batch};
 use super::jobs::Observe;
 use super::settings::{self, ObservationSettings};
 use super::task_agent::{self, CallParameters, TaskAgentResult};
 use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::ids::SessionId;
-use crate::jobs::{ClassifiedError, Delay, ErrorClass, JobError, JobHandler, RunningJob, WaitReason};
+use crate::jobs::{ClassifiedError, Delay, ErrorClass, JobError, JobHandler, LeaseLost, RunningJob, WaitReason};
 use crate::llm::{CallOrigin, LlmError, Purpose};
 use crate::messages::ProcessStatus;
 use crate::messages::observing;
@@ -174,8 +174,7 @@ fn error_class(err: &LlmError) -> ErrorClass {
     }
 }
 
-/// Stores the result of a batch and the status of its messages in one transaction. If the last attempt has failed, enqueues a new
-/// job for the messages that are still pending.
+/// Stores the result of a batch, or the failure of the batch if there is none or it cannot be stored.
 ///
 /// # Errors
 /// Returns the error of the batch after it has been recorded, or another error if the database fails.
@@ -186,27 +185,51 @@ async fn record_outcome(
     outcome: Result<ObservedBatch, BatchError>,
     running: &RunningJob,
 ) -> Result<(), JobError> {
+    let error = match outcome {
+        Ok(observed) => match store_result(ctx, session, messages, &observed, running).await {
+            Err(JobError::Retry(err)) if !err.is::<LeaseLost>() => BatchError::transient(err),
+            stored => return stored,
+        },
+        Err(error) => error,
+    };
+    record_failure(ctx, session, messages, &error, running).await?;
+    let BatchError { source, is_permanent } = error;
+    Err(if is_permanent { JobError::Permanent(source) } else { JobError::Retry(source) })
+}
+
+/// Stores the result of a batch and the status of its messages in one transaction.
+async fn store_result(
+    ctx: &Learn,
+    session: SessionId,
+    messages: &[Uuid],
+    ObservedBatch { batch, result }: &ObservedBatch,
+    running: &RunningJob,
+) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
     let Some(mut locked) = LockedSession::lock(&mut tx, running.encryption.project, session).await? else {
         return Ok(());
     };
-    let stored = match &outcome {
-        Ok(ObservedBatch { batch, result }) => {
-            let stored = batch.store(ctx, &running.encryption, &mut locked, &result.edits).await;
-            match stored {
-                Err(err) if err.is::<TasksChanged>() => Err(BatchError::transient(err)),
-                stored => Ok(stored?),
-            }
-        }
-        Err(_) => Ok(()),
-    };
-    let Err(BatchError { source, is_permanent }) = outcome.and(stored) else {
-        observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, ProcessStatus::Success).await?;
-        running.ensure_owned(&mut locked).await?;
-        tx.commit().await?;
+    batch.store(ctx, &running.encryption, &mut locked, &result.edits).await?;
+    observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, ProcessStatus::Success).await?;
+    running.ensure_owned(&mut locked).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Sets the status of the messages of a batch that has failed: `pending`, or `failed` if the last attempt has failed. In the
+/// second case, marks the job as failed, and enqueues a new one for the messages that are still pending.
+async fn record_failure(
+    ctx: &Learn,
+    session: SessionId,
+    messages: &[Uuid],
+    error: &BatchError,
+    running: &RunningJob,
+) -> Result<(), JobError> {
+    let mut tx = ctx.db.begin().await?;
+    let Some(mut locked) = LockedSession::lock(&mut tx, running.encryption.project, session).await? else {
         return Ok(());
     };
-    let is_last = is_permanent || running.attempt >= Observe::MAX_ATTEMPTS;
+    let is_last = error.is_permanent || running.attempt >= Observe::MAX_ATTEMPTS;
     let status = if is_last { ProcessStatus::Failed } else { ProcessStatus::Pending };
     observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, status).await?;
     if is_last {
@@ -216,10 +239,14 @@ async fn record_outcome(
         } else {
             sessions::store::set_has_observe_job(&mut locked, false).await?;
         }
+        // A flush that retries the messages must not rely on this job.
+        running.fail(&mut locked, &error.source).await?;
+    } else {
+        running.ensure_owned(&mut locked).await?;
     }
     tx.commit().await?;
     ctx.observation_finished.notify_waiters();
-    Err(if is_permanent { JobError::Permanent(source) } else { JobError::Retry(source) })
+    Ok(())
 }
 
 /// Enqueues a job for each session that has pending messages but no job, and makes due the jobs that wait for a model. Does
