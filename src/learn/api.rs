@@ -68,9 +68,10 @@ pub struct FlushResult {
 
 /// Flush a session
 ///
-/// Observes pending and failed messages and waits for the result. The HTTP status is 200 even if the observation fails;
-/// `data.status` contains the outcome. With an `Idempotency-Key`, the response is stored only if `data.status` is 200, so that
-/// a flush with another outcome can be repeated with the same key. Concurrent requests wait for the same job.
+/// Observes pending and failed messages, and those that exceeded a quota, and waits for the result. The HTTP status is 200 even
+/// if the observation fails; `data.status` contains the outcome. With an `Idempotency-Key`, the response is stored only if
+/// `data.status` is 200, so that a flush with another outcome can be repeated with the same key. Concurrent requests wait for
+/// the same job.
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/flush", tag = "session",
     params(("session_id" = SessionId, Path)))]
 pub async fn flush_session(
@@ -96,7 +97,9 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
     let mut locked = locked.ok_or(sessions::SESSION_NOT_FOUND)?;
     let last_message_at = locked.last_message_at;
     ctx.queue.provide_key(&mut locked, &caller.encryption).await?;
-    observing::set_status(&mut locked, None, ProcessStatus::Failed, ProcessStatus::Pending).await?;
+    for unobserved in [ProcessStatus::Failed, ProcessStatus::LimitExceeded] {
+        observing::set_status(&mut locked, None, unobserved, ProcessStatus::Pending).await?;
+    }
     let pending = observing::count_unobserved_messages(&mut locked, session, None).await?;
     if pending == 0 {
         return Ok(flush_result(200, String::new()));
@@ -127,9 +130,12 @@ async fn wait_until_observed(
         let mut conn = ctx.db.acquire().await?;
         let pending = observing::count_unobserved_messages(&mut conn, session, last_message_at).await?;
         if pending == 0 {
-            let has_failed = observing::has_failed_messages(&mut conn, session, last_message_at).await?;
-            let errmsg = if has_failed { "LLM complete failed; flush again to retry the messages" } else { "" };
-            return Ok(flush_result(if has_failed { 502 } else { 200 }, errmsg.into()));
+            let failed = observing::count_failed_messages(&mut conn, session, last_message_at).await?;
+            if failed > 0 {
+                let errmsg = format!("LLM complete failed; {failed} messages have failed: flush again to retry them");
+                return Ok(flush_result(502, errmsg));
+            }
+            return Ok(flush_result(200, String::new()));
         }
         let job = ctx.queue.find(&mut conn, &Observe { session }).await?;
         drop(conn);

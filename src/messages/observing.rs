@@ -41,15 +41,16 @@ pub async fn count_by_status(
     .await
 }
 
-/// Returns `true` if the observation of a message has failed permanently. With `until`, considers only messages up to this time.
-pub async fn has_failed_messages(
+/// Counts the messages of a session whose observation has failed permanently. With `until`, counts only messages up to this time.
+pub async fn count_failed_messages(
     conn: &mut PgConnection,
     session: SessionId,
     until: Option<DateTime<Utc>>,
-) -> sqlx::Result<bool> {
+) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
-        r#"select exists (select 1 from messages where session_id = $1 and session_task_process_status = 'failed'
-                          and ($2::timestamptz is null or created_at <= $2)) as "failed!""#,
+        r#"select count(*) as "count!" from messages
+           where session_id = $1 and session_task_process_status = 'failed'
+             and ($2::timestamptz is null or created_at <= $2)"#,
         session as _,
         until
     )
