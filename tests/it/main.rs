@@ -61,6 +61,7 @@ mod startup;
 mod support;
 mod sweep;
 mod tampering;
+mod task_agent;
 mod tool_turns;
 mod uploads;
 mod usages;

@@ -1,6 +1,6 @@
 //! The clients of model providers, with the scripted model behind both APIs.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use acontextd::ids::ProjectId;
@@ -11,8 +11,10 @@ use acontextd::llm::{
 use acontextd::platform;
 use serde_json::json;
 use tokio::time::Instant;
+use tracing::Level;
 use uuid::Uuid;
 
+use crate::support::captured_log::CapturedLog;
 use crate::support::model_server::{Lane, Latch, ModelServer, Step, Wire};
 use crate::support::server_process::ServerProcess;
 use crate::support::{app_config, run_with};
@@ -512,33 +514,15 @@ async fn requests_of_a_project_wait_for_its_other_requests() {
     }
 }
 
-/// The log of a test.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn wrong_settings_are_logged_once_a_minute() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (log, _guard) = CapturedLog::start(Level::INFO);
     let model = Model::start(Wire::OpenAi).await;
     model.script((0..3).map(|_| Step::status(401)));
     for _ in 0..3 {
         model.ask().await.unwrap_err();
     }
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     let lines: Vec<_> = log.lines().filter(|line| line.contains("LLM_API_KEY")).collect();
     assert_eq!(lines.len(), 1, "{log}");
     assert!(!log.contains("0123456789") && !log.contains("Plan the work"), "{log}");

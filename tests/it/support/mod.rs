@@ -1,5 +1,6 @@
 //! Helpers that the integration tests share.
 
+pub mod captured_log;
 pub mod client;
 pub mod fake_postgres;
 pub mod llm;
