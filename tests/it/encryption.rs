@@ -128,7 +128,8 @@ pub fn master_key(client: &Client) -> [u8; 32] {
 
 /// Returns a configuration with a model, so that jobs can finish.
 pub fn with_model() -> TestConfig {
-    TestConfig::default().with("LLM_SDK", "mock")
+    // Messages must not be observed while a test compares what it reads.
+    TestConfig::default().with("LLM_SDK", "mock").with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h")
 }
 
 #[tokio::test]
@@ -165,9 +166,7 @@ async fn existing_content_is_encrypted_decrypted_and_reads_the_same() {
 
 #[tokio::test]
 async fn new_content_of_an_encrypted_project_is_encrypted() {
-    // The messages must not be observed between two reads.
-    let config = with_model().with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
-    run_with(config, async |app| {
+    run_with(with_model(), async |app| {
         let (client, plain) = (app.project().await, app.project().await);
         encrypt(&app, &client).await;
         let fixtures = Fixtures::make(&client).await;

@@ -162,7 +162,10 @@ fn content_may_be_a_text_or_a_list() {
     for (content, text) in [
         (json!("Hello"), "Hello"),
         (json!(null), ""),
-        (json!([{"type": "text", "text": "Hello"}, {"type": "thinking", "thinking": []}, {"text": " you"}, "!"]), "Hello you!"),
+        (
+            json!([{"type": "text", "text": "Hello"}, {"type": "thinking", "thinking": []}, {"text": " you"}, "!"]),
+            "Hello you!",
+        ),
     ] {
         assert_eq!(read_message(&json!({"content": content})).message.text, text);
     }
