@@ -113,7 +113,7 @@ async fn kill_and_restart(wire: Wire, kill_at: KillAt) {
     let before = deployment.model.take_requests();
     let server = deployment.start();
     deployment.wait_until_observed().await;
-    assert_eq!(deployment.outcome().await, expected_outcome(), "{context}");
+    assert_eq!(deployment.outcome().await, expected_outcome(), "{context}:\n{}", server.log());
     let after = deployment.model.take_requests();
     if kill_at == KillAt::Completion {
         assert_eq!(after.len(), 0, "{context}: the result was stored before");

@@ -35,8 +35,8 @@ impl Deployment {
         let own = [
             ("ADMIN_API_TOKEN", ADMIN),
             ("ENABLE_ARGON2_VERIFICATION", "false"),
-            // The lease of a killed process expires soon.
-            ("ACONTEXTD_JOB_LEASE", "1s"),
+            // The lease of a killed process expires soon, but that of a live one not even on a busy machine.
+            ("ACONTEXTD_JOB_LEASE", "5s"),
             ("ACONTEXTD_SHUTDOWN_TIMEOUT", "1s"),
             // Only the number of messages makes the observation due.
             ("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h"),
