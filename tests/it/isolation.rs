@@ -12,7 +12,7 @@ const IDEMPOTENT_DELETES: [&str; 2] =
     ["DELETE /api/v1/user/{identifier}", "DELETE /api/v1/learning_spaces/{space_id}/skills/{skill_id}"];
 
 /// The path suffixes of operations whose responses contain no ids.
-const RESPONSES_WITHOUT_IDS: [&str; 3] = ["/ping", "/configs", "/encryption"];
+const RESPONSES_WITHOUT_IDS: [&str; 4] = ["/ping", "/configs", "/encryption", "/model_usage"];
 
 /// Returns the operations that require a project key.
 fn project_operations() -> impl Iterator<Item = String> {

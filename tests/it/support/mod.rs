@@ -201,7 +201,8 @@ impl TestApp {
     /// Returns a hash of the rows of every table except `idempotency_records`. Waits until no job is due or running.
     pub async fn state(&self) -> BTreeMap<String, String> {
         wait_until("no job is due or running", async || {
-            self.fetch_scalar::<i64>("select count(*) from jobs where state = 'running' or run_at <= now()").await == 0
+            let unfinished = "select count(*) from jobs where state = 'running' or state = 'ready' and run_at <= now()";
+            self.fetch_scalar::<i64>(unfinished).await == 0
         })
         .await;
         let mut state = BTreeMap::new();

@@ -5,6 +5,7 @@ use acontextd::features::ACCESS_RULES;
 use axum::body::Body;
 use axum::http::{Method, header};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::TestApp;
 use super::client::{Client, Form, TestResponse};
@@ -103,6 +104,8 @@ pub async fn sample_request(app: &TestApp, client: &Client, operation: &str) -> 
     }
     let request = if operation.contains("/admin/") || operation.contains("/metrics/") {
         admin_request(app, operation).await
+    } else if operation == "POST /api/v1/jobs/{job_id}/retry" {
+        Some(empty_request(format!("/api/v1/jobs/{}/retry", insert_failed_job(app, client).await)))
     } else {
         let request = session_request(&fixtures, operation);
         request.or_else(|| file_request(&fixtures, operation)).or_else(|| other_request(&fixtures, operation))
@@ -124,6 +127,21 @@ fn json_request(path: impl Into<String>, json: &Value) -> Request {
 /// Returns a request with an empty JSON object.
 fn empty_request(path: impl Into<String>) -> Request {
     json_request(path, &json!({}))
+}
+
+/// Inserts a job of the client's project that has failed. Returns its id.
+async fn insert_failed_job(app: &TestApp, client: &Client) -> Uuid {
+    let job = Uuid::now_v7();
+    sqlx::query(
+        "insert into jobs (id, project_id, kind, payload, state, attempt, last_error, error_class)
+         values ($1, $2, 'distill', '{}', 'failed', 5, 'the model does not respond', 'model')",
+    )
+    .bind(job)
+    .bind(client.project())
+    .execute(&*app.app.db)
+    .await
+    .unwrap();
+    job
 }
 
 async fn admin_request(app: &TestApp, operation: &str) -> Option<Request> {
@@ -227,6 +245,8 @@ fn other_request(fixtures: &Fixtures, operation: &str) -> Option<Request> {
         "PATCH /api/v1/project/configs" => {
             json_request("/api/v1/project/configs", &json!({"task_success_criteria": "done"}))
         }
+        "GET /api/v1/project/model_usage" => empty_request("/api/v1/project/model_usage"),
+        "GET /api/v1/jobs" => empty_request("/api/v1/jobs"),
         "GET /api/v1/project/encryption" => empty_request("/api/v1/project/encryption"),
         "POST /api/v1/project/encrypt" => empty_request("/api/v1/project/encrypt"),
         "POST /api/v1/project/decrypt" => empty_request("/api/v1/project/decrypt"),
