@@ -7,9 +7,8 @@ use uuid::Uuid;
 use super::JobControl;
 use crate::auth::Caller;
 use crate::db::Tx;
-use crate::db::page::PageRequest;
 use crate::error::{Error, Result};
-use crate::http::extract::{LenientBool, LenientInt, Path, Query};
+use crate::http::extract::{Path, Query};
 use crate::http::idempotency::Idempotency;
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, CommandResult, Data, PageBody, QueryResult};
@@ -32,28 +31,13 @@ pub struct ListJobsParams {
     #[serde(default)]
     #[param(value_type = Option<SessionId>)]
     session_id: Option<String>,
-    /// Maximum number of entries.
-    #[serde(default)]
-    #[param(value_type = Option<u16>, minimum = 1, maximum = 200)]
-    limit: Option<LenientInt>,
-    /// `next_cursor` of the previous page.
-    #[serde(default)]
-    cursor: Option<String>,
-    /// Return the newest entries first.
-    #[serde(default)]
-    #[param(value_type = Option<bool>)]
-    time_desc: Option<LenientBool>,
 }
 
 impl ListJobsParams {
-    fn parse(self) -> Result<(Option<Uuid>, PageRequest)> {
-        let session = self.session_id.filter(|id| !id.is_empty()).map(|id| {
-            id.parse::<SessionId>()
-                .map_err(|reason| Error::invalid_field("session_id", reason))
-                .map(|session| session.0)
-        });
-        let page = PageParams { limit: self.limit, cursor: self.cursor, time_desc: self.time_desc }.parse(20, 200)?;
-        Ok((session.transpose()?, page))
+    fn session(self) -> Result<Option<Uuid>> {
+        let id = self.session_id.filter(|id| !id.is_empty());
+        let session = id.map(|id| id.parse::<SessionId>().map_err(|reason| Error::invalid_field("session_id", reason)));
+        Ok(session.transpose()?.map(|session| session.0))
     }
 }
 
@@ -128,13 +112,14 @@ impl JobControl {
 /// List the project's background jobs
 ///
 /// Returns the jobs that are ready, running or have failed, oldest first.
-#[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs", params(ListJobsParams))]
+#[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs", params(ListJobsParams, PageParams))]
 pub async fn list_jobs(
     State(ctx): State<JobControl>,
     caller: Caller,
-    Query(params): Query<ListJobsParams>,
+    Query(filter): Query<ListJobsParams>,
+    Query(page): Query<PageParams>,
 ) -> QueryResult<PageBody<JobBody>> {
-    let (session, page) = params.parse()?;
+    let (session, page) = (filter.session()?, page.parse(20, 200)?);
     let mut conn = ctx.db.acquire().await?;
     let jobs = list::list(&mut conn, caller.project, session, &page).await?;
     let Page { items, next_cursor, has_more, cursors } = Page::new(jobs, &page);
