@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::registry::{JobKinds, RegisteredHandler};
 use super::requeue;
 use super::requeue::JobFailure;
-use super::store::{self, ClaimRequest, ClaimedJob};
+use super::store::{self, Claim, ClaimRequest, ClaimedJob};
 use super::{ErrorClass, JobError, JobQueue, JobRegistry, LeaseLost, RunningJob, WaitReason, class_of};
 use crate::config::Jobs;
 use crate::db::Db;
@@ -29,6 +29,7 @@ use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::ids::JobId;
 use crate::process::Process;
 use crate::telemetry;
+use crate::time::Timestamp;
 
 /// The handles and settings of the job runner.
 pub struct Runner {
@@ -43,8 +44,7 @@ pub struct Runner {
 
 /// The backoff after the first failed attempt. Each further failed attempt doubles the backoff.
 const BASE_BACKOFF: Duration = Duration::from_secs(5);
-/// The interval at which to poll for due jobs. Only polling finds the jobs that the statement in `messages/store.rs` enqueues or
-/// makes due, because this statement wakes no runner. Polling also finds jobs whose notification was lost.
+/// The interval at which to poll for due jobs. Only polling finds jobs whose notification was lost.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The interval at which the heartbeat checks during shutdown whether all jobs have ended.
@@ -91,8 +91,8 @@ pub async fn run(runner: Arc<Runner>) -> anyhow::Result<()> {
         let Some(mut free) = acquire_free_permits(&runner, &permits).await else {
             break;
         };
-        let claimed = match claim(&runner, worker_id, &kinds, free.num_permits()).await {
-            Ok(claimed) => claimed,
+        let (claimed, claimed_at) = match claim(&runner, worker_id, &kinds, free.num_permits()).await {
+            Ok(Claim { jobs, claimed_at }) => (jobs, Some(claimed_at)),
             // The pool is closed: by the shutdown, or because connections share a server session (see `db::pooler`). No job
             // can be claimed anymore.
             Err(_) if runner.db.is_closed() => {
@@ -101,7 +101,7 @@ pub async fn run(runner: Arc<Runner>) -> anyhow::Result<()> {
             }
             Err(err) => {
                 tracing::warn!(error = %err, "failed to claim jobs");
-                Vec::new()
+                (Vec::new(), None)
             }
         };
         let none_claimed = claimed.is_empty();
@@ -111,7 +111,7 @@ pub async fn run(runner: Arc<Runner>) -> anyhow::Result<()> {
         }
         drop(free);
         if none_claimed {
-            wait_for_due_job(&runner, &kinds).await;
+            wait_for_due_job(&runner, &kinds, claimed_at).await;
         }
     }
     Ok(())
@@ -129,27 +129,27 @@ async fn acquire_free_permits(runner: &Runner, permits: &Arc<Semaphore>) -> Opti
     Some(free)
 }
 
-async fn claim(runner: &Runner, worker_id: Uuid, kinds: &JobKinds, limit: usize) -> sqlx::Result<Vec<ClaimedJob>> {
+async fn claim(runner: &Runner, worker_id: Uuid, kinds: &JobKinds, limit: usize) -> sqlx::Result<Claim> {
     let mut tx = runner.db.begin().await?;
     let max_model_jobs = runner.max_model_jobs_per_project;
     let request =
         ClaimRequest { kinds, limit, max_model_jobs_per_project: max_model_jobs, lease: runner.settings.lease };
-    let claimed = store::claim(&mut tx, worker_id, &request).await?;
+    let claim = store::claim(&mut tx, worker_id, &request).await?;
     tx.commit().await?;
-    Ok(claimed)
+    Ok(claim)
 }
 
-/// Waits for a notification, the next due time or the poll interval, whichever comes first.
-async fn wait_for_due_job(runner: &Runner, kinds: &JobKinds) {
+/// Waits for a notification, the next due time or the poll interval, whichever comes first. The jobs that were due at the last
+/// claim, `claimed_at`, wait for a running job of their lane or their project, whose end wakes the runner.
+async fn wait_for_due_job(runner: &Runner, kinds: &JobKinds, claimed_at: Option<Timestamp>) {
     let until_due = async {
+        let Some(claimed_at) = claimed_at else { return Ok(None) };
         let mut conn = runner.db.acquire().await?;
-        store::time_until_due(&mut conn, &kinds.all()).await
+        store::time_until_due(&mut conn, &kinds.all(), claimed_at).await
     };
-    let delay = match until_due.await {
-        // A due job that was not claimed may wait for its lane. The end of the lane's running job wakes the runner.
-        Ok(Some(until_due)) if until_due > Duration::ZERO => until_due.min(POLL_INTERVAL),
-        _ => POLL_INTERVAL,
-    };
+    // The next claim fails and logs the error if the database is unavailable.
+    let until_due = until_due.await.ok().flatten();
+    let delay = until_due.map_or(POLL_INTERVAL, |until_due| until_due.min(POLL_INTERVAL));
     tokio::select! {
         () = runner.process.shutdown.cancelled() => {}
         () = runner.db.job_waker().wait_local() => {}

@@ -11,6 +11,7 @@ use super::registry::JobKinds;
 use super::{JobState, WaitReason};
 use crate::db::interval;
 use crate::ids::{JobId, ProjectId};
+use crate::time::Timestamp;
 
 /// A job to enqueue.
 pub struct NewJob {
@@ -165,21 +166,27 @@ pub struct ClaimRequest<'a> {
     pub lease: Duration,
 }
 
+/// The result of [`claim`].
+pub struct Claim {
+    pub jobs: Vec<ClaimedJob>,
+    /// The time at which the due jobs were determined.
+    pub claimed_at: Timestamp,
+}
+
 /// Claims due jobs for a worker: round-robin between projects (counting their running jobs), oldest first within a project, and
 /// at most one job of a lane.
 ///
 /// The caller must commit the claim in a transaction of its own, because this function makes the commit asynchronous. If a
 /// crash of the database loses the claim, the jobs are ready again. An advisory lock serializes the claims of all workers.
 /// Otherwise two workers could claim jobs of the same lane, and one of them would get an error from the index `jobs_lane_idx`.
-pub async fn claim(
-    conn: &mut PgConnection,
-    worker_id: Uuid,
-    request: &ClaimRequest<'_>,
-) -> sqlx::Result<Vec<ClaimedJob>> {
-    sqlx::query!("select set_config('synchronous_commit', 'off', true)").fetch_one(&mut *conn).await?;
+pub async fn claim(conn: &mut PgConnection, worker_id: Uuid, request: &ClaimRequest<'_>) -> sqlx::Result<Claim> {
+    let claimed_at =
+        sqlx::query_scalar!(r#"select now() as "now!: Timestamp" from set_config('synchronous_commit', 'off', true)"#)
+            .fetch_one(&mut *conn)
+            .await?;
     sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd claim jobs'))").fetch_one(&mut *conn).await?;
     let as_i64 = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    sqlx::query_as!(
+    let jobs = sqlx::query_as!(
         ClaimedJob,
         r#"with recursive ready_projects (project_id) as (
                (select project_id from jobs where state = 'ready' order by project_id limit 1)
@@ -231,15 +238,22 @@ pub async fn claim(
         as_i64(request.max_model_jobs_per_project),
     )
     .fetch_all(conn)
-    .await
+    .await?;
+    Ok(Claim { jobs, claimed_at })
 }
 
-/// Returns the time until the next ready job of these kinds is due: zero if one is due already, `None` if no job is ready.
-pub async fn time_until_due(conn: &mut PgConnection, kinds: &[String]) -> sqlx::Result<Option<Duration>> {
+/// Returns the time until the next of the ready jobs of these kinds that were not due at the time `since` is due: zero if it is
+/// due already, `None` if there is no such job.
+pub async fn time_until_due(
+    conn: &mut PgConnection,
+    kinds: &[String],
+    since: Timestamp,
+) -> sqlx::Result<Option<Duration>> {
     let seconds = sqlx::query_scalar!(
         r#"select extract(epoch from min(run_at) - now())::float8 as seconds from jobs
-           where state = 'ready' and kind = any($1)"#,
+           where state = 'ready' and run_at > $2 and kind = any($1)"#,
         kinds,
+        since as _,
     )
     .fetch_one(conn)
     .await?;

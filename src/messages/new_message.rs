@@ -44,4 +44,8 @@ pub struct InsertedMessage {
     pub parent: Option<MessageId>,
     pub status: ProcessStatus,
     pub created_at: Timestamp,
+    /// `true` if the statement that inserted the message has made an observe job due, for this message or another one. The job
+    /// runners must then be woken after the commit. Always `false` if the message was found instead of inserted; polling finds
+    /// such a job.
+    pub is_job_due: bool,
 }

@@ -39,7 +39,8 @@ impl From<&Learning> for ObservationBuffer {
 
 /// Inserts messages in one statement, which locks their sessions. Messages of a session are stored in the order of `new`: each
 /// gets the message before it as its parent, and a later time than that message. Also enqueues an observe job for each session
-/// that tracks tasks and has no such job yet.
+/// that tracks tasks and has no such job yet, and makes the job due if enough messages are pending. The caller must wake the job
+/// runners after the commit if [`InsertedMessage::is_job_due`] is set.
 ///
 /// Returns an entry for each message. The entry is `None`, and the message is not inserted, if the project has no such session,
 /// if the project's storage format is not that of the message, or if another transaction has locked the session or the format.
@@ -127,7 +128,10 @@ pub async fn insert(
                          encrypted_as)
            join locked l on l.session_index = m.session_index
            returning id as "id: MessageId", parent_id as "parent: MessageId", session_task_process_status as "status: ProcessStatus",
-                     created_at as "created_at: Timestamp""#,
+                     created_at as "created_at: Timestamp",
+                     exists (select 1 from locked l
+                             where not l.disable_task_tracking and l.pending_messages + l.count >= l.max_turns
+                               and (l.pending_messages < l.max_turns or not l.has_observe_job)) as "is_job_due!""#,
         &sessions,
         &projects,
         &counts,
@@ -155,7 +159,10 @@ pub async fn insert(
     .await?;
     let mut inserted: HashMap<_, _> = rows
         .into_iter()
-        .map(|row| (row.id.0, InsertedMessage { parent: row.parent, status: row.status, created_at: row.created_at }))
+        .map(|row| {
+            let (parent, status, created_at, is_job_due) = (row.parent, row.status, row.created_at, row.is_job_due);
+            (row.id.0, InsertedMessage { parent, status, created_at, is_job_due })
+        })
         .collect();
     Ok(ids.iter().map(|id| inserted.remove(id)).collect())
 }
@@ -188,6 +195,9 @@ pub async fn insert_one(
     let inserted = insert(session, std::slice::from_ref(row), buffer).await?.pop().flatten();
     // This cannot be `None`, because the session and the storage format are locked.
     let inserted = inserted.ok_or(sqlx::Error::RowNotFound)?;
+    if inserted.is_job_due {
+        session.wake_on_commit();
+    }
     if is_large {
         write_large_content(session, new.id, &new.content).await?;
     }
@@ -231,7 +241,8 @@ pub async fn find_inserted(conn: &mut PgConnection, ids: &[MessageId]) -> sqlx::
     .await?;
     let find = |id: &MessageId| {
         let row = rows.iter().find(|row| row.id == *id)?;
-        Some(InsertedMessage { parent: row.parent, status: row.status, created_at: row.created_at })
+        let (parent, status, created_at) = (row.parent, row.status, row.created_at);
+        Some(InsertedMessage { parent, status, created_at, is_job_due: false })
     };
     Ok(ids.iter().map(find).collect())
 }

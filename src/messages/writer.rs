@@ -5,7 +5,7 @@
 //! lost during a commit, the messages are looked up by id on a new connection, because the commit may have succeeded.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::new_message::{InsertedMessage, NewMessage};
 use super::store::{self, ObservationBuffer};
+use crate::db::job_waker::JobWaker;
 use crate::db::pooler::{PoolerCheck, no_response_error};
 use crate::error::{Error, Result, is_transient};
 use crate::messages::Messages;
@@ -107,6 +108,7 @@ async fn write_batches(ctx: Messages, mut queue: mpsc::Receiver<QueuedMessage>) 
     let mut conn = WriterConnection {
         options: ctx.db.connect_options().as_ref().clone(),
         pooler_check: ctx.db.pooler_check().clone(),
+        job_waker: Arc::clone(ctx.db.job_waker()),
         buffer: (&ctx.config.learning).into(),
         verified_at: Instant::now(),
         conn: None,
@@ -141,6 +143,7 @@ fn reject_mixed_formats(batch: &mut Vec<QueuedMessage>) {
 struct WriterConnection {
     options: PgConnectOptions,
     pooler_check: PoolerCheck,
+    job_waker: Arc<JobWaker>,
     buffer: ObservationBuffer,
     verified_at: Instant,
     conn: Option<PgConnection>,
@@ -219,7 +222,12 @@ impl WriterConnection {
                 return Ok(found);
             }
         }
-        store::insert_or_find(conn, messages, self.buffer).await
+        let inserted = store::insert_or_find(conn, messages, self.buffer).await?;
+        // The statement is committed.
+        if inserted.iter().flatten().any(|message| message.is_job_due) {
+            self.job_waker.wake_all();
+        }
+        Ok(inserted)
     }
 }
 

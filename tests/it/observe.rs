@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use acontextd::llm::{ChatMessage, Llm, LlmError, ToolChoice};
 use axum::http::{Method, StatusCode};
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -94,6 +95,33 @@ async fn a_job_is_due_after_the_ttl_or_the_maximum_number_of_turns() {
         let done = client.post(&format!("/api/v1/session/{session}/copy"), json!({})).await.data();
         assert_eq!(count_jobs(&app).await, 2);
         assert_eq!(status(&client, done["new_session_id"].as_str().unwrap()).await, (json!(3), json!(0), json!(0)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_makes_a_job_due_wakes_the_job_runners() {
+    let config = TestConfig::default()
+        .with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h")
+        .with("PROJECT_SESSION_MESSAGE_BUFFER_MAX_TURNS", "2");
+    run_with(config, async |app| {
+        let client = app.project().await;
+        let is_woken = || app.app.db.job_waker().wait_local().now_or_never().is_some();
+        let body = json!({"format": "openai", "blob": {"role": "user", "content": "m"}});
+        for uses_idempotency_key in [false, true] {
+            let session = client.new_session().await;
+            let path = format!("/api/v1/session/{session}/messages");
+            for is_due in [false, true, false] {
+                is_woken();
+                let response = if uses_idempotency_key {
+                    client.json_with_key(&Uuid::now_v7().to_string(), Method::POST, &path, &body).await
+                } else {
+                    client.post(&path, body.clone()).await
+                };
+                response.assert_status(201);
+                assert_eq!(is_woken(), is_due, "idempotency key: {uses_idempotency_key}");
+            }
+        }
     })
     .await;
 }

@@ -1,18 +1,12 @@
 //! Skills: their archives, their files, and their disks.
 
-use std::cell::Cell;
-use std::sync::Once;
-
 use axum::http::StatusCode;
 use serde_json::{Value, json};
-use tracing::Subscriber;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::support::client::{Client, Form};
 use crate::support::samples::skill_md;
 use crate::support::zip::zip_archive;
-use crate::support::{TestApp, TestConfig, run, run_with};
+use crate::support::{TestApp, TestConfig, run, run_with, statements};
 
 /// The paths in a skill's `file_index`.
 fn paths(skill: &Value) -> Vec<String> {
@@ -267,32 +261,9 @@ async fn a_download_with_an_unreadable_object_is_an_error() {
     .await;
 }
 
-thread_local! {
-    /// The number of statements that this thread has sent to the database. Each test has its own thread.
-    static SENT_STATEMENTS: Cell<usize> = const { Cell::new(0) };
-}
-
-/// Counts statements. It is set for all threads, because a subscriber of a single thread is not always consulted.
-struct StatementCounter;
-
-impl<S: Subscriber> Layer<S> for StatementCounter {
-    fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
-        SENT_STATEMENTS.set(SENT_STATEMENTS.get() + 1);
-    }
-}
-
-static SET_SUBSCRIBER: Once = Once::new();
-
 /// Returns the number of statements that a request sends to the database.
 async fn count_statements(client: &Client, path: &str) -> usize {
-    SET_SUBSCRIBER.call_once(|| {
-        let only = Targets::new().with_target("sqlx::query", tracing::Level::DEBUG);
-        let counting = tracing_subscriber::registry().with(StatementCounter.with_filter(only));
-        tracing::subscriber::set_global_default(counting).unwrap();
-    });
-    SENT_STATEMENTS.set(0);
-    client.get(path).await.assert_status(200);
-    SENT_STATEMENTS.get()
+    statements::count_statements(async { drop(client.get(path).await.assert_status(200)) }).await.total
 }
 
 /// Inserts skills with three files each.

@@ -13,6 +13,7 @@ pub mod postgres;
 pub mod s3;
 pub mod samples;
 pub mod server_process;
+pub mod statements;
 pub mod tcp_proxy;
 pub mod zip;
 

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{TTL, batch_texts, finish, flushed, in_both_formats, insert, numbered};
+use super::{Calls, TTL, batch_texts, finish, flushed, in_both_formats, insert, numbered};
 use crate::support::model_server::{Latch, Step};
+use crate::support::statements::count_statements;
 use crate::support::wait_until;
 
 /// The interval at which the job runner polls, and time for a busy machine.
@@ -29,6 +30,25 @@ async fn a_message_is_observed_after_the_ttl() {
         .await;
         assert_eq!(s.task_lines().await, ["1 A pending"]);
         assert_eq!(s.message_statuses().await, ["success"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_batch_sends_no_statement_per_message() {
+    in_both_formats(&[("PROJECT_SESSION_MESSAGE_BUFFER_MAX_TURNS", "200")], async |s| {
+        let mut counts = Vec::new();
+        for (first, last) in [(0, 9), (10, 209)] {
+            for number in first..=last {
+                s.client.store_text(&s.session, &format!("m{number}")).await;
+            }
+            s.script([insert(0, "A").link(1, &[0, last - first]), finish()]);
+            counts.push(count_statements(s.app.drain_jobs()).await.in_jobs);
+        }
+        assert!(counts[0] > 0, "nothing was counted");
+        // A few statements differ, because connections are opened, or verified after they were idle.
+        assert!(counts[1] < counts[0] + 10, "{counts:?}");
+        assert_eq!(s.links().await.iter().filter(|link| link.is_some()).count(), 210);
     })
     .await;
 }
