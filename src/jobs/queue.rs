@@ -11,6 +11,7 @@ use crate::db::{Db, Tx};
 use crate::encryption::job_keys::JobKeyWrapper;
 use crate::encryption::{Kek, ProjectEncryption};
 use crate::error::{Error, Result};
+use crate::ids::ProjectId;
 use crate::telemetry;
 
 /// The delay until a job is due.
@@ -159,6 +160,19 @@ impl JobQueue {
     /// Returns an error if the database fails.
     pub async fn find<J: Job>(&self, conn: &mut PgConnection, job: &J) -> sqlx::Result<Option<UnfinishedJob>> {
         store::find_unfinished(conn, J::KIND, job.dedupe_key().as_deref()).await
+    }
+
+    /// Returns the error of the newest failed job with the kind and dedupe key of `job`; `None` if there is no such job.
+    ///
+    /// # Errors
+    /// Returns an error if the database fails.
+    pub async fn find_last_error<J: Job>(
+        &self,
+        conn: &mut PgConnection,
+        project: ProjectId,
+        job: &J,
+    ) -> sqlx::Result<Option<String>> {
+        store::find_last_error(conn, project, J::KIND, job.dedupe_key().as_deref()).await
     }
 
     pub(super) fn key_wrapper(&self) -> &JobKeyWrapper {

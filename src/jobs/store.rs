@@ -143,6 +143,23 @@ pub async fn find_unfinished(
     Ok(last_error.fetch_optional(conn).await?.map(|last_error| UnfinishedJob { last_error }))
 }
 
+/// Returns the error of a project's newest failed job with this kind and dedupe key; `None` if there is no such job.
+pub async fn find_last_error(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    kind: &str,
+    dedupe_key: Option<&str>,
+) -> sqlx::Result<Option<String>> {
+    let last_error = sqlx::query_scalar!(
+        "select last_error from jobs where project_id = $1 and kind = $2 and dedupe_key = $3 and state = 'failed'
+         order by created_at desc, id desc limit 1",
+        project as _,
+        kind,
+        dedupe_key
+    );
+    Ok(last_error.fetch_optional(conn).await?.flatten())
+}
+
 /// A job that this worker has claimed.
 #[derive(Debug)]
 pub struct ClaimedJob {
@@ -180,11 +197,7 @@ pub struct Claim {
 /// crash of the database loses the claim, the jobs are ready again. An advisory lock serializes the claims of all workers.
 /// Otherwise two workers could claim jobs of the same lane, and one of them would get an error from the index `jobs_lane_idx`.
 pub async fn claim(conn: &mut PgConnection, worker_id: Uuid, request: &ClaimRequest<'_>) -> sqlx::Result<Claim> {
-    let claimed_at =
-        sqlx::query_scalar!(r#"select now() as "now!: Timestamp" from set_config('synchronous_commit', 'off', true)"#)
-            .fetch_one(&mut *conn)
-            .await?;
-    sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd claim jobs'))").fetch_one(&mut *conn).await?;
+    let claimed_at = prepare_claim(conn).await?;
     let as_i64 = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let jobs = sqlx::query_as!(
         ClaimedJob,
@@ -240,6 +253,16 @@ pub async fn claim(conn: &mut PgConnection, worker_id: Uuid, request: &ClaimRequ
     .fetch_all(conn)
     .await?;
     Ok(Claim { jobs, claimed_at })
+}
+
+/// Makes the commit of a claim asynchronous, and waits until no other worker claims jobs. Returns the time of the transaction.
+async fn prepare_claim(conn: &mut PgConnection) -> sqlx::Result<Timestamp> {
+    let time =
+        sqlx::query_scalar!(r#"select now() as "now!: Timestamp" from set_config('synchronous_commit', 'off', true)"#)
+            .fetch_one(&mut *conn)
+            .await?;
+    sqlx::query!("select pg_advisory_xact_lock(hashtext('acontextd claim jobs'))").fetch_one(conn).await?;
+    Ok(time)
 }
 
 /// Returns the time until the next of the ready jobs of these kinds that were not due at the time `since` is due: zero if it is

@@ -3,6 +3,7 @@
 use axum::extract::State;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use sqlx::PgConnection;
 use tokio::time::Instant;
 
 use super::Learn;
@@ -12,7 +13,7 @@ use crate::error::Result;
 use crate::http::extract::Path;
 use crate::http::idempotency::Idempotency;
 use crate::http::response::{self, CommandResult, Data, QueryResult};
-use crate::ids::SessionId;
+use crate::ids::{ProjectId, SessionId};
 use crate::jobs::Delay;
 use crate::jobs::store::UnfinishedJob;
 use crate::llm::{self, LlmError};
@@ -59,10 +60,10 @@ pub async fn get_observing_status(
 /// The result of a flush.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct FlushResult {
-    /// 200: no message is pending. 502: the observation failed. 503: no model is configured. 504: the flush timed out; the
+    /// 200: no message is pending; if the project has exceeded its quota, the messages were not observed. 502: the observation failed. 503: no model is configured. 504: the flush timed out; the
     /// remaining messages are processed in the background.
     status: u16,
-    /// Empty if `status` is 200; otherwise the reason and, if messages are still pending, their number.
+    /// Empty if all messages were observed; otherwise the reason, and the number of messages that were not.
     errmsg: String,
 }
 
@@ -113,13 +114,14 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
         observing::enqueue_job(&mut locked, &ctx.queue, &caller.encryption, Delay::NONE).await?;
     }
     tx.commit().await?;
-    wait_until_observed(ctx, session, last_message_at, deadline).await
+    wait_until_observed(ctx, caller.project, session, last_message_at, deadline).await
 }
 
 /// Waits until no message that was stored up to `last_message_at` is pending or being observed, the job is requeued with an
 /// error, or the deadline passes.
 async fn wait_until_observed(
     ctx: &Learn,
+    project: ProjectId,
     session: SessionId,
     last_message_at: Option<DateTime<Utc>>,
     deadline: Instant,
@@ -130,12 +132,7 @@ async fn wait_until_observed(
         let mut conn = ctx.db.acquire().await?;
         let pending = observing::count_unobserved_messages(&mut conn, session, last_message_at).await?;
         if pending == 0 {
-            let failed = observing::count_failed_messages(&mut conn, session, last_message_at).await?;
-            if failed > 0 {
-                let errmsg = format!("LLM complete failed; {failed} messages have failed: flush again to retry them");
-                return Ok(flush_result(502, errmsg));
-            }
-            return Ok(flush_result(200, String::new()));
+            return describe_outcome(ctx, &mut conn, project, session, last_message_at).await;
         }
         let job = ctx.queue.find(&mut conn, &Observe { session }).await?;
         drop(conn);
@@ -150,6 +147,28 @@ async fn wait_until_observed(
         }
         change.await;
     }
+}
+
+/// Returns the result of a flush after which no message is pending.
+async fn describe_outcome(
+    ctx: &Learn,
+    conn: &mut PgConnection,
+    project: ProjectId,
+    session: SessionId,
+    last_message_at: Option<DateTime<Utc>>,
+) -> Result<FlushResult> {
+    let failed = observing::count_messages(conn, session, ProcessStatus::Failed, last_message_at).await?;
+    if failed > 0 {
+        let error = ctx.queue.find_last_error(conn, project, &Observe { session }).await?;
+        let error = error.as_deref().unwrap_or("LLM complete failed");
+        return Ok(flush_result(502, format!("{error}; {failed} messages have failed: flush again to retry them")));
+    }
+    let excess = observing::count_messages(conn, session, ProcessStatus::LimitExceeded, last_message_at).await?;
+    if excess > 0 {
+        let errmsg = format!("the project has exceeded its quota of tasks; {excess} messages were not observed");
+        return Ok(flush_result(200, errmsg));
+    }
+    Ok(flush_result(200, String::new()))
 }
 
 fn flush_result(status: u16, errmsg: String) -> FlushResult {

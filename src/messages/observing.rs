@@ -41,17 +41,18 @@ pub async fn count_by_status(
     .await
 }
 
-/// Counts the messages of a session whose observation has failed permanently. With `until`, counts only messages up to this time.
-pub async fn count_failed_messages(
+/// Counts the messages of a session with this status. With `until`, counts only messages up to this time.
+pub async fn count_messages(
     conn: &mut PgConnection,
     session: SessionId,
+    status: ProcessStatus,
     until: Option<DateTime<Utc>>,
 ) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"select count(*) as "count!" from messages
-           where session_id = $1 and session_task_process_status = 'failed'
-             and ($2::timestamptz is null or created_at <= $2)"#,
+           where session_id = $1 and session_task_process_status = $2 and ($3::timestamptz is null or created_at <= $3)"#,
         session as _,
+        status as _,
         until
     )
     .fetch_one(conn)

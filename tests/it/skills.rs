@@ -263,7 +263,7 @@ async fn a_download_with_an_unreadable_object_is_an_error() {
 
 /// Returns the number of statements that a request sends to the database.
 async fn count_statements(client: &Client, path: &str) -> usize {
-    statements::count_statements(async { drop(client.get(path).await.assert_status(200)) }).await.total
+    statements::count_statements(async { client.get(path).await.assert_status(200) }).await.total
 }
 
 /// Inserts skills with three files each.

@@ -42,7 +42,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for StatementCounter {
 
 static SET_SUBSCRIBER: Once = Once::new();
 
-/// Awaits a future and returns the number of statements that were sent meanwhile.
+/// Awaits a future and returns the number of statements that were sent in the meantime.
 pub async fn count_statements(work: impl Future<Output = ()>) -> StatementCount {
     SET_SUBSCRIBER.call_once(|| {
         let only = Targets::new()

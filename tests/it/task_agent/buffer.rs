@@ -155,7 +155,8 @@ async fn messages_over_the_quota_are_observed_when_it_allows_them_again() {
         assert_eq!(s.message_statuses().await, ["limit_exceed", "limit_exceed"]);
         assert_eq!((s.counts().await, s.jobs().await.len()), ([0, 0, 0], 0));
         // A flush changes nothing while the flag is set.
-        s.while_jobs_run(s.flush()).await;
+        let errmsg = "the project has exceeded its quota of tasks; 2 messages were not observed";
+        assert_eq!(s.while_jobs_run(s.flush()).await, json!({"status": 200, "errmsg": errmsg}));
         assert_eq!(s.message_statuses().await, ["limit_exceed", "limit_exceed"]);
         s.app.execute("delete from metrics").await;
         s.script([Step::text("ok")]);

@@ -60,7 +60,9 @@ async fn a_rejected_request_fails_immediately() {
         let flushed = s.while_jobs_run(s.flush()).await;
         assert_eq!(flushed["status"], 502, "{flushed}");
         assert!(flushed["errmsg"].as_str().unwrap().starts_with("LLM complete failed"), "{flushed}");
-        assert!(flushed["errmsg"].as_str().unwrap().contains("1 messages have failed"), "{flushed}");
+        let errmsg = flushed["errmsg"].as_str().unwrap();
+        assert!(errmsg.contains("1 messages have failed"), "{flushed}");
+        assert!(errmsg.contains("400"), "the reason is missing: {flushed}");
         assert_eq!(s.message_statuses().await, ["failed"]);
         let job = s.jobs().await.remove(0);
         assert_eq!((&job["kind"], &job["state"], &job["attempt"]), (&json!("observe"), &json!("failed"), &json!(1)));
