@@ -21,7 +21,7 @@ pub mod runner;
 pub mod store;
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -208,8 +208,7 @@ pub struct RunningJob {
     /// The job's project, with its master key if the job has one. `format` is `Encrypted` if the job has the key, otherwise
     /// `Plaintext`; it is not read from the project.
     pub encryption: ProjectEncryption,
-    /// The number of this attempt, starting at 1.
-    pub attempt: i32,
+    attempt: AtomicI32,
     worker_id: Uuid,
     completed: AtomicBool,
 }
@@ -220,6 +219,11 @@ pub struct RunningJob {
 pub struct LeaseLost;
 
 impl RunningJob {
+    /// Returns the number of this attempt, starting at 1.
+    pub fn attempt(&self) -> i32 {
+        self.attempt.load(Ordering::SeqCst)
+    }
+
     /// Completes the job in the transaction of its result.
     ///
     /// # Errors
@@ -242,6 +246,22 @@ impl RunningJob {
     /// the database fails.
     pub async fn ensure_owned(&self, tx: &mut Tx) -> Result<(), JobError> {
         if store::lock_owned(tx, self.id, self.worker_id).await? { Ok(()) } else { Err(LeaseLost.into()) }
+    }
+
+    /// Commits the transaction of a partial result, such as that of one of several batches. The attempts begin again: the current
+    /// attempt becomes the first one, and the error of the last attempt is cleared. Therefore the maximum number of attempts
+    /// applies to each part of the work.
+    ///
+    /// # Errors
+    /// Returns [`LeaseLost`] if this worker no longer owns the job; the transaction is then rolled back. Returns other errors if
+    /// the database fails.
+    pub async fn commit_partial_result(&self, mut tx: Tx) -> Result<(), JobError> {
+        if !store::restart_attempts(&mut tx, self.id, self.worker_id).await? {
+            return Err(LeaseLost.into());
+        }
+        tx.commit().await?;
+        self.attempt.store(1, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Marks the job as failed in the transaction of its result, so that no other transaction sees this result together with a

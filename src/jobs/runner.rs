@@ -187,8 +187,8 @@ fn spawn_attempt(
         }
     });
     let encryption = ProjectEncryption { project: job.project, format: StorageFormat::from_flag(kek.is_some()), kek };
-    let running = RunningJob { id: job.id, encryption, attempt: job.attempt, worker_id, completed: false.into() };
-    let running = Arc::new(running);
+    let attempt = job.attempt.into();
+    let running = Arc::new(RunningJob { id: job.id, encryption, attempt, worker_id, completed: false.into() });
     let attempt = {
         let (runner, running_jobs, running) = (Arc::clone(runner), Arc::clone(running_jobs), Arc::clone(&running));
         async move {
@@ -223,7 +223,7 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(interruption) => {
-            undo(handler, job.payload, running).await;
+            undo(handler, job.payload, Arc::clone(&running)).await;
             let Some(error) = interruption else { return release(runner, worker_id, job.id).await };
             Err(error)
         }
@@ -238,7 +238,7 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
             Ok(())
         }
         Err(JobError::Retry(err)) => {
-            let backoff = backoff_after(job.attempt, handler);
+            let backoff = backoff_after(running.attempt(), handler);
             log_and_record_failure(runner, worker_id, (job.id, &job.kind), backoff, &err).await
         }
         Err(JobError::Permanent(err)) => {

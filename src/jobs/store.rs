@@ -312,6 +312,18 @@ pub async fn lock_owned(conn: &mut PgConnection, job: JobId, worker_id: Uuid) ->
     Ok(row.fetch_optional(conn).await?.is_some())
 }
 
+/// Makes the current attempt of a running job the first one, and clears the error of the last attempt. Returns `false` if this
+/// worker does not own the job or the job does not exist.
+pub async fn restart_attempts(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
+    let update = sqlx::query!(
+        "update jobs set attempt = 1, last_error = null, error_class = null, updated_at = now()
+         where id = $1 and worker_id = $2",
+        job as _,
+        worker_id,
+    );
+    Ok(update.execute(conn).await?.rows_affected() == 1)
+}
+
 /// Deletes a completed job. Returns `false` if this worker does not own the job or the job does not exist.
 pub async fn complete(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
     let delete = sqlx::query!("delete from jobs where id = $1 and worker_id = $2", job as _, worker_id);

@@ -197,7 +197,7 @@ async fn record_outcome(
     Err(if is_permanent { JobError::Permanent(source) } else { JobError::Retry(source) })
 }
 
-/// Stores the result of a batch and the status of its messages in one transaction.
+/// Stores the result of a batch and the status of its messages in one transaction. The attempts for the next batch begin again.
 async fn store_result(
     ctx: &Learn,
     session: SessionId,
@@ -211,8 +211,11 @@ async fn store_result(
     };
     batch.store(ctx, &running.encryption, &mut locked, &result.edits).await?;
     observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, ProcessStatus::Success).await?;
-    running.ensure_owned(&mut locked).await?;
-    tx.commit().await?;
+    running.commit_partial_result(tx).await?;
+    tracing::info!(
+        session.id = %session, messages = messages.len(), iterations = result.iterations,
+        outcome = result.outcome.as_str(), tasks.created = result.edits.created, "messages observed"
+    );
     Ok(())
 }
 
@@ -229,7 +232,7 @@ async fn record_failure(
     let Some(mut locked) = LockedSession::lock(&mut tx, running.encryption.project, session).await? else {
         return Ok(());
     };
-    let is_last = error.is_permanent || running.attempt >= Observe::MAX_ATTEMPTS;
+    let is_last = error.is_permanent || running.attempt() >= Observe::MAX_ATTEMPTS;
     let status = if is_last { ProcessStatus::Failed } else { ProcessStatus::Pending };
     observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, status).await?;
     if is_last {

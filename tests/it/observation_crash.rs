@@ -93,7 +93,8 @@ async fn kill_and_restart(wire: Wire, kill_at: KillAt) {
             deployment.kill_at_lock(server, &latch, lock, "last_message_at from sessions").await;
         }
         KillAt::Completion => {
-            let lock = "select id from jobs where kind = 'observe' for share";
+            // Blocks the deletion of the row, but not an update.
+            let lock = "select id from jobs where kind = 'observe' for key share";
             deployment.kill_at_lock(server, &latch, lock, "delete from jobs where id = $1").await;
         }
     }

@@ -177,6 +177,40 @@ async fn errors_of_the_model_decide_the_status_of_the_messages() {
 }
 
 #[tokio::test]
+async fn each_batch_has_its_own_attempts() {
+    let llm = Arc::new(ScriptedLlm::default());
+    let model: Arc<dyn Llm> = llm.clone();
+    run_with(TestConfig { llm: Some(model), ..with_model() }, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        for n in 0..40 {
+            client.store_text(&session, &format!("m{n}")).await;
+        }
+        let job = "select state || ' ' || attempt || ' ' || coalesce(last_error, '') from jobs where kind = 'observe'";
+        let run_job = async || {
+            app.execute("update jobs set run_at = now() where state = 'ready'").await;
+            app.drain_jobs().await;
+            app.fetch_scalar::<String>(job).await
+        };
+        for attempt in 1..=4 {
+            llm.fail(LlmError::Unavailable(anyhow::anyhow!("overloaded")));
+            assert_eq!(run_job().await, format!("ready {attempt} LLM complete failed: overloaded"));
+        }
+        // The last attempt for the first batch succeeds, and is the first one for the second batch.
+        llm.respond("nothing to do");
+        for attempt in 1..=4 {
+            llm.fail(LlmError::Unavailable(anyhow::anyhow!("busy")));
+            assert_eq!(run_job().await, format!("ready {attempt} LLM complete failed: busy"));
+            assert_eq!(status(&client, &session).await, (json!(32), json!(0), json!(8)));
+        }
+        llm.fail(LlmError::Unavailable(anyhow::anyhow!("busy")));
+        assert_eq!(run_job().await, "failed 5 LLM complete failed: busy");
+        assert_eq!(status(&client, &session).await, (json!(32), json!(0), json!(0)));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn messages_are_pending_again_after_an_attempt_that_panicked() {
     // The model panics, because it has no response.
     let model: Arc<dyn Llm> = Arc::new(ScriptedLlm::default());
