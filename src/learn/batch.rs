@@ -18,11 +18,10 @@ use crate::ids::{MessageId, SessionId, TaskId};
 use crate::jobs::Delay;
 use crate::messages::observing::{self, MessageContent};
 use crate::sessions::lock::LockedSession;
-use crate::tasks::TaskData;
 use crate::tasks::edits::{self, StoredTask, TaskChange};
 use crate::{json, learning_spaces, usage_metrics};
 
-/// What the model gets instead of a message that cannot be decrypted or parsed.
+/// The text that replaces a message that cannot be decrypted or parsed.
 const UNREADABLE: &str = "[this message cannot be read]";
 
 /// A batch that is ready for the task agent.
@@ -37,7 +36,7 @@ pub(super) struct Batch {
 /// Loads the input of the task agent: the messages of a batch, the messages before them, and the tasks of the session.
 ///
 /// # Errors
-/// Returns an error if the database fails, or if a message is encrypted and the job has no key.
+/// Returns an error if the database fails, or if a message of the batch is encrypted and the job has no key.
 pub(super) async fn load(
     conn: &mut PgConnection,
     encryption: &ProjectEncryption,
@@ -61,7 +60,7 @@ pub(super) async fn load(
     let mut previous_messages = Vec::with_capacity(previous.len());
     for message in previous {
         let label = link_label(message.task);
-        previous_messages.push((to_prompt_message(encryption, message)?, label));
+        previous_messages.push((to_previous_message(encryption, message)?, label));
     }
     let ids = messages.iter().map(|message| message.id).collect();
     let messages = messages.into_iter().map(|message| to_prompt_message(encryption, message)).collect::<Result<_>>()?;
@@ -80,6 +79,15 @@ pub(super) async fn load(
         previous_progress_count: settings.previous_progress_count,
     };
     Ok(Batch { input, messages: ids, tasks })
+}
+
+/// Decrypts and parses a message before the batch. After a project was decrypted, its new jobs have no key, although the
+/// conversion of the older messages may not be done. They are only context, so that the batch does not wait for the conversion.
+fn to_previous_message(encryption: &ProjectEncryption, message: MessageContent) -> Result<PromptMessage> {
+    if message.encrypted_as.is_some() && encryption.kek.is_none() {
+        return Ok(PromptMessage { role: message.role, parts: vec![unreadable_part()] });
+    }
+    to_prompt_message(encryption, message)
 }
 
 /// Decrypts and parses a message. A message that cannot be read must not prevent the observation of the others.
@@ -178,5 +186,5 @@ impl Batch {
 }
 
 fn to_change(task: &TaskDraft) -> TaskChange {
-    TaskChange { id: task.id, order: task.order, status: task.status, data: TaskData::clone(&task.data) }
+    TaskChange { id: task.id, order: task.order, status: task.status, data: task.data.clone() }
 }

@@ -211,6 +211,37 @@ async fn each_batch_has_its_own_attempts() {
 }
 
 #[tokio::test]
+async fn encrypted_messages_before_a_batch_do_not_delay_it() {
+    let llm = Arc::new(ScriptedLlm::default());
+    let model: Arc<dyn Llm> = llm.clone();
+    run_with(TestConfig { llm: Some(model), ..with_model() }, async |app| {
+        let client = app.project().await;
+        client.post("/api/v1/project/encrypt", json!({})).await.assert_status(200);
+        app.drain_jobs().await;
+        let session = client.new_session().await;
+        client.store_text(&session, "encrypted").await;
+        llm.respond("nothing to do");
+        app.drain_jobs().await;
+        client.post("/api/v1/project/decrypt", json!({})).await.assert_status(200);
+        // The conversion has not begun.
+        app.execute("update jobs set run_at = now() + interval '1 hour' where kind = 'convert'").await;
+        client.store_text(&session, "plaintext").await;
+        let has_key = "select bool_or(encrypted_kek is not null) from jobs where kind = 'observe'";
+        assert!(!app.fetch_scalar::<bool>(has_key).await, "a job of a decrypted project has no key");
+        llm.take_requests();
+        llm.respond("nothing to do");
+        app.drain_jobs().await;
+        assert_eq!(status(&client, &session).await, (json!(2), json!(0), json!(0)));
+        let requests = llm.take_requests();
+        let [ChatMessage::User(text)] = &requests[0].messages[..] else { panic!("{requests:?}") };
+        let (previous, batch) = text.split_once("<messages>").unwrap();
+        assert!(previous.contains("<text>[this message cannot be read]</text>"), "{text}");
+        assert!(batch.contains("<text>plaintext</text>"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn messages_are_pending_again_after_an_attempt_that_panicked() {
     // The model panics, because it has no response.
     let model: Arc<dyn Llm> = Arc::new(ScriptedLlm::default());
