@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::Learn;
 use super::jobs::Observe;
+use super::observe::MODEL_FAILURE;
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::Path;
@@ -60,8 +61,8 @@ pub async fn get_observing_status(
 /// The result of a flush.
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct FlushResult {
-    /// 200: no message is pending; if the project has exceeded its quota, the messages were not observed. 502: the observation failed. 503: no model is configured. 504: the flush timed out; the
-    /// remaining messages are processed in the background.
+    /// 200: no message is pending; if the project has exceeded its quota, the messages were not observed. 502: the observation
+    /// failed. 503: no model is configured. 504: the flush timed out; the remaining messages are processed in the background.
     status: u16,
     /// Empty if all messages were observed; otherwise the reason, and the number of messages that were not.
     errmsg: String,
@@ -103,9 +104,14 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
     }
     let pending = observing::count_unobserved_messages(&mut locked, session, None).await?;
     if pending == 0 {
+        tx.commit().await?;
         return Ok(flush_result(200, String::new()));
     }
     if !ctx.llm.is_configured() {
+        // The job waits for a model, as that of a message that was stored now.
+        let delay = Delay::from_duration(ctx.config.learning.buffer_ttl);
+        observing::enqueue_job(&mut locked, &ctx.queue, &caller.encryption, delay).await?;
+        tx.commit().await?;
         return Ok(flush_result(503, format!("{}; {pending} messages are pending", LlmError::NotConfigured)));
     }
     let job = Observe { session };
@@ -160,7 +166,9 @@ async fn describe_outcome(
     let failed = observing::count_messages(conn, session, ProcessStatus::Failed, last_message_at).await?;
     if failed > 0 {
         let error = ctx.queue.find_last_error(conn, project, &Observe { session }).await?;
-        let error = error.as_deref().unwrap_or("LLM complete failed");
+        // The job that has failed was deleted, or retried by a client.
+        let error = error
+            .unwrap_or_else(|| format!("{MODEL_FAILURE}: the observation has failed, and its error is not stored"));
         return Ok(flush_result(502, format!("{error}; {failed} messages have failed: flush again to retry them")));
     }
     let excess = observing::count_messages(conn, session, ProcessStatus::LimitExceeded, last_message_at).await?;

@@ -34,6 +34,9 @@ const TIME_SLICE: Duration = Duration::from_mins(4);
 /// The delay before the next attempt if no model is configured.
 const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
 
+/// The beginning of the error of an observation that has failed because of the model. Clients recognize such a failure by it.
+pub(super) const MODEL_FAILURE: &str = "LLM complete failed";
+
 impl JobHandler for Observe {
     type Context = Learn;
 
@@ -161,8 +164,7 @@ impl BatchError {
 impl From<LlmError> for BatchError {
     fn from(err: LlmError) -> Self {
         let (class, is_permanent) = (error_class(&err), !err.is_retryable());
-        // Clients recognize a failure of the model by the beginning of the text.
-        let source = anyhow::Error::from(err).context("LLM complete failed");
+        let source = anyhow::Error::from(err).context(MODEL_FAILURE);
         Self { source: ClassifiedError::new(class, source).into(), is_permanent }
     }
 }
@@ -237,8 +239,8 @@ async fn record_failure(
     observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, status).await?;
     if is_last {
         if observing::count_unobserved_messages(&mut locked, session, None).await? > 0 {
-            let delay = Delay::from_duration(ctx.config.learning.buffer_ttl);
-            observing::enqueue_job(&mut locked, &ctx.queue, &running.encryption, delay).await?;
+            // These messages have been pending already, and a flush may wait for them.
+            observing::enqueue_job(&mut locked, &ctx.queue, &running.encryption, Delay::NONE).await?;
         } else {
             sessions::store::set_has_observe_job(&mut locked, false).await?;
         }

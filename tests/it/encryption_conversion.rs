@@ -319,7 +319,7 @@ async fn jobs_without_a_key_wait_until_a_request_provides_it() {
         change_encryption(&client, "encrypt").await;
         app.drain_jobs().await;
         let space = client.new_space().await;
-        for request in ["store", "flush", "poll", "learn", "poll of the space"] {
+        for request in ["store", "flush", "flush of another session", "poll", "learn", "poll of the space"] {
             let session = client.new_session().await;
             let learn = async || {
                 let path = format!("/api/v1/learning_spaces/{space}/learn");
@@ -343,6 +343,11 @@ async fn jobs_without_a_key_wait_until_a_request_provides_it() {
                 match request {
                     "store" => drop(client.store_text(&session, "provides the key").await),
                     "flush" => client.post(&format!("{session_path}/flush"), json!({})).await.assert_status(200),
+                    "flush of another session" => {
+                        let other = client.new_session().await;
+                        let flush = format!("/api/v1/session/{other}/flush");
+                        client.post(&flush, json!({})).await.assert_status(200);
+                    }
                     "poll" => client.get(&format!("{session_path}/observing_status")).await.assert_status(200),
                     "learn" => learn().await,
                     _ => {

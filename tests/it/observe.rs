@@ -211,6 +211,26 @@ async fn each_batch_has_its_own_attempts() {
 }
 
 #[tokio::test]
+async fn messages_after_a_failed_batch_do_not_wait_for_the_ttl() {
+    let llm = Arc::new(ScriptedLlm::default());
+    let model: Arc<dyn Llm> = llm.clone();
+    let config = with_model().with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "1h");
+    run_with(TestConfig { llm: Some(model), ..config }, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        for n in 0..40 {
+            client.store_text(&session, &format!("m{n}")).await;
+        }
+        llm.fail(LlmError::Rejected(anyhow::anyhow!("not this")));
+        llm.respond("nothing to do");
+        app.drain_jobs().await;
+        assert_eq!(llm.take_requests().len(), 2);
+        assert_eq!(status(&client, &session).await, (json!(8), json!(0), json!(0)));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn encrypted_messages_before_a_batch_do_not_delay_it() {
     let llm = Arc::new(ScriptedLlm::default());
     let model: Arc<dyn Llm> = llm.clone();
@@ -385,6 +405,28 @@ async fn without_a_model_messages_stay_pending_with_a_reason() {
         acontextd::learn::observe::enqueue_missed(second_process.app.learn.clone()).await.unwrap();
         second_process.drain_jobs().await;
         assert_eq!(status(&client, &session).await, (json!(1), json!(0), json!(0)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flush_without_a_model_makes_failed_messages_pending() {
+    let config = TestConfig::default().with("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", "0");
+    run_with(config, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.store_text(&session, "failed").await;
+        app.execute("delete from jobs").await;
+        app.execute("update messages set session_task_process_status = 'failed'").await;
+        app.execute("update sessions set has_observe_job = false").await;
+        let flushed = flush(&client, &session).await;
+        assert_eq!(flushed["status"], 503);
+        assert!(flushed["errmsg"].as_str().unwrap().contains("1 messages are pending"), "{flushed}");
+        assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(1)));
+        assert_eq!(count_jobs(&app).await, 1);
+        assert!(app.fetch_scalar::<bool>("select has_observe_job from sessions").await);
+        app.drain_jobs().await;
+        assert_eq!(app.fetch_scalar::<String>("select wait_reason from jobs").await, "model");
     })
     .await;
 }
