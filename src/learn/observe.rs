@@ -141,10 +141,7 @@ async fn observe_batch(
         origin: CallOrigin { project: encryption.project, purpose: Purpose::TaskAgent, learning_space: None },
     };
     let result = task_agent::run_task_agent(&*ctx.llm, &batch.input, parameters).await?;
-    tracing::info!(
-        session.id = %session, messages = claimed.messages.len(), iterations = result.iterations,
-        outcome = result.outcome.as_str(), tasks.created = result.edits.created, "messages observed"
-    );
+    ctx.model_metrics.record_run(parameters.origin.purpose, result.outcome);
     Ok(ObservedBatch { batch, result })
 }
 

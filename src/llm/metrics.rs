@@ -1,4 +1,5 @@
-//! The Prometheus metrics of language models: the calls of this process, their duration and their tokens.
+//! The Prometheus metrics of language models: the model calls of this process with their duration and tokens, and the runs of
+//! agents.
 
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::agent::AgentOutcome;
 use super::usage::CallOutcome;
 use super::{Purpose, TokenUsage};
 
@@ -32,27 +34,36 @@ struct TokenLabels {
     kind: &'static str,
 }
 
-/// The metrics of the calls of models and the registry that encodes them. The configured model is the same for all calls, so it
-/// is not a label.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RunLabels {
+    agent: &'static str,
+    outcome: &'static str,
+}
+
+/// The metrics of model calls and agents, and the registry that encodes them. The configured model is the same for all calls, so
+/// it is not a label.
 pub struct ModelMetrics {
     registry: Registry,
     calls: Family<CallLabels, Counter>,
     durations: Family<PurposeLabels, Histogram, fn() -> Histogram>,
     tokens: Family<TokenLabels, Counter>,
+    runs: Family<RunLabels, Counter>,
 }
 
 impl Default for ModelMetrics {
     fn default() -> Self {
-        let (calls, tokens) = (Family::default(), Family::default());
+        let (calls, tokens, runs) = (Family::default(), Family::default(), Family::default());
         let durations: Family<_, _, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS));
         let mut registry = Registry::with_prefix("acontextd");
-        registry.register("model_calls", "Number of calls of language models", calls.clone());
-        let help = "Time of a call of a language model in seconds, with its retries";
+        registry.register("model_calls", "Number of model calls", calls.clone());
+        let help = "Duration of a model call in seconds, with its repeated attempts";
         registry.register_with_unit("model_call_duration", help, Unit::Seconds, durations.clone());
         let help = "Tokens by kind: input, cached (included in input) and output";
         registry.register("model_tokens", help, tokens.clone());
-        Self { registry, calls, durations, tokens }
+        let help = "Number of runs of an agent by outcome, without the runs that a failed model call has ended";
+        registry.register("agent_runs", help, runs.clone());
+        Self { registry, calls, durations, tokens, runs }
     }
 }
 
@@ -63,6 +74,11 @@ impl ModelMetrics {
     /// Never returns an error, because the text is written to memory.
     pub fn encode(&self, text: &mut String) -> std::fmt::Result {
         encode_registry(text, &self.registry)
+    }
+
+    /// Counts a run of the agent whose model calls have this purpose.
+    pub fn record_run(&self, agent: Purpose, outcome: AgentOutcome) {
+        self.runs.get_or_create(&RunLabels { agent: agent.as_str(), outcome: outcome.as_str() }).inc();
     }
 
     pub(super) fn record_call(&self, purpose: Purpose, outcome: CallOutcome, duration: Duration, usage: TokenUsage) {

@@ -1,8 +1,10 @@
 //! Failures of the model, of a message and of the database.
 
 use serde_json::json;
+use tracing::Level;
 
 use super::{Calls, TTL, batch, batch_texts, calls, finish, in_both_formats, insert, section};
+use crate::support::captured_log::CapturedLog;
 use crate::support::model_server::{Step, Wire};
 
 // T13
@@ -143,7 +145,9 @@ async fn a_database_error_undoes_the_whole_run() {
         // The counter is written after the tasks and the links.
         s.app.execute("create trigger fail before insert on metrics for each row execute function fail()").await;
         let run = || [insert(0, "A").link(1, &[0, 0]), calls().progress(1, "p").status(1, "success"), finish()];
+        let (log, _guard) = CapturedLog::start(Level::INFO);
         assert_eq!(s.observe(run()).await.len(), 3);
+        assert!(!log.text().contains("messages observed"), "{}", log.text());
         assert_eq!((s.tasks().await.len(), s.links().await), (0, vec![None]));
         assert_eq!((s.counts().await, s.message_statuses().await), ([1, 0, 0], vec!["pending".to_owned()]));
         assert_eq!(s.created_tasks().await, 0);
@@ -156,6 +160,7 @@ async fn a_database_error_undoes_the_whole_run() {
         assert_eq!(s.observe(run()).await.len(), 3);
         assert_eq!((s.task_lines().await, s.links().await), (vec!["1 A success".to_owned()], vec![Some(1)]));
         assert_eq!((s.counts().await, s.created_tasks().await), ([0, 0, 1], 1));
+        assert!(log.text().contains("messages observed"), "{}", log.text());
         let kinds: Vec<_> = s.jobs().await.iter().map(|job| job["kind"].clone()).collect();
         assert_eq!(kinds, ["distill"]);
     })

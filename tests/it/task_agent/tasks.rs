@@ -156,6 +156,9 @@ async fn a_run_ends_after_the_maximum_number_of_calls() {
         assert_eq!(s.counts().await, [0, 0, 1]);
         let log = log.text();
         assert!(log.contains("iterations=6") && log.contains("outcome=\"max_iterations\""), "{log}");
+        let metrics = s.app.admin().get("/metrics").await.text();
+        let runs = "acontextd_agent_runs_total{agent=\"task_agent\",outcome=\"max_iterations\"} 1";
+        assert!(metrics.contains(runs), "{metrics}");
         // A project can set another maximum.
         s.app
             .execute("update projects set configs = '{\"project_config\": {\"default_task_agent_max_iterations\": 2}}'")
