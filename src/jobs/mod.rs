@@ -166,7 +166,8 @@ pub enum JobError {
     Retry(anyhow::Error),
     /// The attempt failed, and another one would fail too.
     Permanent(anyhow::Error),
-    /// The work cannot be finished in this attempt. The job is requeued with this delay, and the attempt does not count.
+    /// The work cannot be finished in this attempt. The job is requeued with this delay, and the attempt does not count. If the
+    /// reason is [`WaitReason::TimeSlice`], the text is only logged, and the stored error is cleared.
     Snooze(WaitReason, anyhow::Error, Duration),
 }
 
@@ -185,13 +186,13 @@ impl JobError {
 }
 
 impl WaitReason {
-    /// Returns the class of the error of a snoozed job.
-    fn error_class(self) -> ErrorClass {
+    /// Returns the class of the error of a snoozed job. `None` if the attempt has had no error.
+    fn error_class(self) -> Option<ErrorClass> {
         match self {
-            Self::Key => ErrorClass::Key,
-            Self::Model => ErrorClass::ModelSettings,
-            Self::TimeSlice => ErrorClass::Timeout,
-            Self::Upgrade => ErrorClass::Upgrade,
+            Self::Key => Some(ErrorClass::Key),
+            Self::Model => Some(ErrorClass::ModelSettings),
+            Self::TimeSlice => None,
+            Self::Upgrade => Some(ErrorClass::Upgrade),
         }
     }
 }

@@ -18,8 +18,10 @@ pub struct Requeue<'a> {
     /// job, or the ready duplicate that replaces it, now has the key.
     pub lacked_key: bool,
     pub delay: Duration,
-    /// The error to store as the last error; `None` keeps the stored one.
+    /// The error to store as the last error; `None` keeps the stored one, unless `clears_error` is set.
     pub error: Option<JobFailure<'a>>,
+    /// `true` if the attempt has had no error, so that the error of an earlier attempt is cleared.
+    pub clears_error: bool,
 }
 
 /// The error of an attempt.
@@ -86,7 +88,7 @@ async fn requeue_job(
     job: JobId,
     worker_id: Uuid,
     uncounted_attempts: i32,
-    &Requeue { wait_reason, lacked_key, delay, error }: &Requeue<'_>,
+    &Requeue { wait_reason, lacked_key, delay, error, clears_error }: &Requeue<'_>,
 ) -> sqlx::Result<()> {
     let (message, class) = (error.map(|error| error.message), error.map(|error| error.class));
     // `has_reason` is true if the duplicate inherits the error, the wait reason and the delay: if there is an error, unless the
@@ -124,8 +126,12 @@ async fn requeue_job(
         "update jobs set state = 'ready', worker_id = null, lease_expires_at = null, attempt = attempt - $3,
              run_at = case when $7 and encrypted_kek is not null then now() else now() + $4::interval end,
              wait_reason = case when $7 and encrypted_kek is not null then null else $6 end,
-             last_error = case when $7 and encrypted_kek is not null then last_error else coalesce($5, last_error) end,
-             error_class = case when $7 and encrypted_kek is not null then error_class else coalesce($8, error_class) end,
+             last_error = case when $9 then null
+                               when $7 and encrypted_kek is not null then last_error
+                               else coalesce($5, last_error) end,
+             error_class = case when $9 then null
+                                when $7 and encrypted_kek is not null then error_class
+                                else coalesce($8, error_class) end,
              updated_at = now()
          where id = $1 and worker_id = $2",
         job as _,
@@ -136,6 +142,7 @@ async fn requeue_job(
         wait_reason as _,
         lacked_key,
         class as _,
+        clears_error,
     )
     .execute(conn)
     .await

@@ -247,8 +247,10 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
         Err(JobError::Snooze(wait_reason, error, delay)) => {
             let lacked_key = wait_reason == WaitReason::Key && job.encrypted_kek.is_none();
             let message = format!("{error:#}");
-            let error = Some(JobFailure { class: wait_reason.error_class(), message: &message });
-            let snooze = requeue::Requeue { wait_reason: Some(wait_reason), lacked_key, delay, error };
+            tracing::debug!(job.id = %job.id, job.kind, reason = message, "job snoozed");
+            let error = wait_reason.error_class().map(|class| JobFailure { class, message: &message });
+            let clears_error = error.is_none();
+            let snooze = requeue::Requeue { wait_reason: Some(wait_reason), lacked_key, delay, error, clears_error };
             requeue_uncounted(runner, worker_id, job.id, &snooze).await
         }
     };

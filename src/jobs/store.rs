@@ -134,7 +134,7 @@ pub async fn find_unfinished(
     dedupe_key: Option<&str>,
 ) -> sqlx::Result<Option<UnfinishedJob>> {
     let last_error = sqlx::query_scalar!(
-        "select case when state = 'ready' and wait_reason is distinct from 'time_slice' then last_error end from jobs
+        "select case when state = 'ready' then last_error end from jobs
          where kind = $1 and dedupe_key = $2 and state in ('ready', 'running')
          order by state desc limit 1",
         kind,

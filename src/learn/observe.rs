@@ -52,7 +52,8 @@ impl JobHandler for Observe {
             record_outcome(ctx, self.session, &claimed.messages, outcome, running).await?;
             ctx.observation_finished.notify_waiters();
             if started_at.elapsed() > TIME_SLICE {
-                let reason = anyhow::anyhow!("the session has more messages; they are observed next");
+                let reason =
+                    anyhow::anyhow!("the attempt has used its time slice; the next attempt continues the observation");
                 return Err(JobError::Snooze(WaitReason::TimeSlice, reason, Duration::ZERO));
             }
         }

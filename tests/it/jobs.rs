@@ -11,10 +11,11 @@ use acontextd::encryption::{Kek, ProjectEncryption, StorageFormat};
 use acontextd::features;
 use acontextd::ids::ProjectId;
 use acontextd::jobs::runner;
-use acontextd::jobs::{Delay, Job, JobError, JobHandler, RunningJob, SYSTEM_PROJECT, periodic};
+use acontextd::jobs::{Delay, Job, JobError, JobHandler, RunningJob, SYSTEM_PROJECT, WaitReason, periodic};
 use acontextd::platform::Platform;
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -71,7 +72,7 @@ struct ScriptedJob {
     name: String,
     lane: Option<String>,
     dedupe: Option<String>,
-    /// `ok`, `retry`, `give up`, `panic`, `complete`, or `key` for a job that needs its project's key.
+    /// `ok`, `retry`, `give up`, `panic`, `complete`, `time slice`, or `key` for a job that needs its project's key.
     outcome: String,
 }
 
@@ -131,6 +132,10 @@ impl JobHandler for ScriptedJob {
             "retry" => Err(JobError::Retry(anyhow::anyhow!("{} failed", self.name))),
             "give up" => Err(JobError::Permanent(anyhow::anyhow!("{} cannot succeed", self.name))),
             "panic" => panic!("{} panics", self.name),
+            "time slice" => {
+                let reason = anyhow::anyhow!("{} continues", self.name);
+                Err(JobError::Snooze(WaitReason::TimeSlice, reason, Duration::from_hours(1)))
+            }
             "key" if running.encryption.kek.is_none() => Err(JobError::awaiting_key()),
             "complete" => {
                 let mut tx = platform.db.begin().await?;
@@ -203,6 +208,28 @@ async fn a_job_exists_if_and_only_if_its_transaction_was_committed() {
         app.drain_jobs().await;
         assert_eq!(script.log(), ["done"]);
         assert_eq!(app.fetch_scalar::<i64>(COUNT).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_attempt_that_used_its_time_slice_has_no_error() {
+    run_with(config(), async |app| {
+        let (id, script) = JobScript::new();
+        let client = app.project().await;
+        let job = ScriptedJob::new(id, "long").outcome("retry");
+        enqueue(&app, ProjectId(client.project()), &job, Delay::NONE).await;
+        app.drain_jobs().await;
+        let listed = async || client.get("/api/v1/jobs").await.data()["items"][0].clone();
+        assert_eq!(listed().await["error"]["message"], "long failed");
+        app.execute("update jobs set run_at = now(), payload = jsonb_set(payload, '{outcome}', '\"time slice\"')")
+            .await;
+        app.drain_jobs().await;
+        assert_eq!(script.log(), ["long", "long"]);
+        let job = listed().await;
+        assert_eq!((&job["state"], &job["attempt"], &job["wait_reason"]), (&json!("ready"), &json!(1), &json!(null)));
+        assert!(job.get("error").is_none(), "{job}");
+        assert_eq!(app.fetch_scalar::<String>("select wait_reason from jobs").await, "time_slice");
     })
     .await;
 }

@@ -56,7 +56,7 @@ pub async fn get(conn: &mut PgConnection, project: ProjectId) -> sqlx::Result<Op
         r#"select encrypt as "format: StorageFormat", total, converted, failed, finished_at is not null as "is_finished!",
                   coalesce(error, (select j.last_error from jobs j
                                    where c.finished_at is null and j.project_id = $1 and j.kind = 'convert'
-                                     and j.state = 'ready' and j.wait_reason is distinct from 'time_slice' limit 1)) as error
+                                     and j.state = 'ready' limit 1)) as error
            from encryption_conversions c where project_id = $1"#,
         project as _,
     )
