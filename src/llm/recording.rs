@@ -1,8 +1,9 @@
-//! A model that records each call: a row in the database, and the Prometheus metrics.
+//! A model that records each model call: a row in the database, and the Prometheus metrics.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::metrics::ModelMetrics;
@@ -11,7 +12,7 @@ use super::{CallOrigin, ChatRequest, ChatResponse, Llm, LlmError, TokenUsage};
 use crate::db::Db;
 use crate::process::Process;
 
-/// A model that records each call of another model. A call with its retries is one call.
+/// A model that records each model call of another [`Llm`]: each request with its repeated attempts.
 pub struct RecordingLlm {
     inner: Arc<dyn Llm>,
     recorder: Recorder,
@@ -59,7 +60,8 @@ impl Llm for RecordingLlm {
             Err(err) => (CallOutcome::from(err), TokenUsage::default()),
         };
         if let Some((recorder, call)) = call.end(outcome, usage) {
-            recorder.insert(&call).await;
+            // The task has logged an error of the insert.
+            let _ = recorder.spawn_insert(call).await;
         }
         response
     }
@@ -77,16 +79,21 @@ impl From<&LlmError> for CallOutcome {
 }
 
 impl Recorder {
-    /// Inserts the row of a call. An error is only logged, because the response is worth more than its row.
-    async fn insert(&self, call: &ModelCall) {
-        let insert = async { usage::insert(&mut *self.db.acquire().await?, call).await };
-        if let Err(err) = insert.await {
-            tracing::warn!(error = %err, "failed to record a call of the model; it is missing in the usage of the project");
-        }
+    /// Inserts the row of a model call in a task of its own, so that the row is inserted even if the job is aborted in the
+    /// meantime. An error is only logged, because the response is worth more than its row.
+    fn spawn_insert(self, call: ModelCall) -> JoinHandle<()> {
+        let tasks = self.process.background_tasks.clone();
+        tasks.spawn(async move {
+            let insert = async { usage::insert(&mut *self.db.acquire().await?, &call).await };
+            if let Err(err) = insert.await {
+                tracing::warn!(error = %err, "failed to record a model call; the usage of the project lacks it");
+            }
+        })
     }
 }
 
-/// A call whose response has not arrived. If it is dropped, it is recorded as canceled, because the provider may charge for it.
+/// A model call whose response has not arrived. If it is dropped, it is recorded as canceled, because the provider may charge for
+/// it.
 struct CallInProgress {
     /// `None` after the call has ended.
     recorder: Option<Recorder>,
@@ -110,8 +117,7 @@ impl CallInProgress {
 impl Drop for CallInProgress {
     fn drop(&mut self) {
         if let Some((recorder, call)) = self.end(CallOutcome::Canceled, TokenUsage::default()) {
-            let tasks = recorder.process.background_tasks.clone();
-            tasks.spawn(async move { recorder.insert(&call).await });
+            recorder.spawn_insert(call);
         }
     }
 }

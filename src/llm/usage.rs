@@ -1,4 +1,4 @@
-//! SQL of the cost of language models: a row for each call.
+//! SQL of the usage of language models: a row for each model call, and its sums by day.
 
 use chrono::NaiveDate;
 use serde::Serialize;
@@ -17,7 +17,7 @@ const RETENTION: std::time::Duration = std::time::Duration::from_hours(400 * 24)
 const PURGE_BATCH: i64 = 10_000;
 
 text_enum! {
-    /// The outcome of a call of a model (column `model_calls.outcome`).
+    /// The outcome of a model call (column `model_calls.outcome`).
     pub enum CallOutcome {
         Ok = "ok",
         /// The provider is overloaded, does not respond, or returned an invalid response.
@@ -33,7 +33,7 @@ text_enum! {
     }
 }
 
-/// A call that has ended.
+/// A model call that has ended.
 pub struct ModelCall {
     pub origin: CallOrigin,
     pub model: String,
@@ -42,7 +42,7 @@ pub struct ModelCall {
     pub duration_ms: i64,
 }
 
-/// Inserts the row of a call. Does nothing if the project was deleted in the meantime.
+/// Inserts the row of a model call. Does nothing if the project was deleted in the meantime.
 pub async fn insert(conn: &mut PgConnection, call: &ModelCall) -> sqlx::Result<()> {
     sqlx::query!(
         "insert into model_calls (id, project_id, purpose, learning_space_id, model, outcome, input_tokens, cached_tokens,
@@ -64,7 +64,7 @@ pub async fn insert(conn: &mut PgConnection, call: &ModelCall) -> sqlx::Result<(
     .map(drop)
 }
 
-/// The calls of a project on one day, with one purpose and model.
+/// The model calls of a project on one day, with one purpose and model.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct DailyModelUsage {
     /// The day in UTC.
@@ -72,8 +72,9 @@ pub struct DailyModelUsage {
     pub purpose: Purpose,
     /// The name that the provider reported, or the configured name if the call failed.
     pub model: String,
-    /// Number of calls, including those that failed.
+    /// Number of model calls: requests to the model, each with its repeated attempts.
     pub calls: i64,
+    /// Number of calls without a response that could be used, including canceled ones.
     pub failed: i64,
     /// Tokens of the requests.
     pub input_tokens: i64,
@@ -85,7 +86,7 @@ pub struct DailyModelUsage {
     pub ms: i64,
 }
 
-/// Sums up the calls of a project on the last `days` days up to and including today (UTC), newest day first.
+/// Sums up the model calls of a project on the last `days` days up to and including today (UTC), newest day first.
 pub async fn list_by_day(conn: &mut PgConnection, project: ProjectId, days: i32) -> sqlx::Result<Vec<DailyModelUsage>> {
     sqlx::query_as!(
         DailyModelUsage,

@@ -1,12 +1,16 @@
 //! The list of a project's background jobs, their retry, and the usage of language models.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use acontextd::llm::{Llm, LlmError};
+use acontextd::ids::ProjectId;
+use acontextd::llm::recording::RecordingLlm;
+use acontextd::llm::{CallOrigin, ChatMessage, ChatRequest, Llm, LlmError, Purpose, ToolChoice};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::support::llm::ScriptedLlm;
-use crate::support::{TestApp, TestConfig, run, run_with};
+use crate::support::{TestApp, TestConfig, run, run_with, wait_until};
 
 fn scripted() -> (Arc<ScriptedLlm>, TestConfig) {
     let llm = Arc::new(ScriptedLlm::default());
@@ -113,7 +117,44 @@ async fn a_retry_joins_the_job_that_waits_already() {
 }
 
 #[tokio::test]
-async fn calls_of_models_are_summed_up_by_day() {
+async fn a_model_call_is_recorded_although_its_job_is_aborted() {
+    run(async |app| {
+        let project = ProjectId(app.project().await.project());
+        let llm = ScriptedLlm::default();
+        llm.respond("nothing to do");
+        let (db, process, metrics) = (&app.app.db, &app.app.process, &app.app.model_metrics);
+        let llm = RecordingLlm::new(Arc::new(llm), db.clone(), process.clone(), Arc::clone(metrics));
+        let mut tx = db.begin().await.unwrap();
+        sqlx::query("lock table model_calls in access exclusive mode").execute(&mut *tx).await.unwrap();
+        let request = ChatRequest {
+            system: "",
+            messages: &[ChatMessage::User("hello".into())],
+            tools: &[],
+            tool_choice: ToolChoice::Auto,
+            max_tokens: 100,
+            deadline: Instant::now() + Duration::from_mins(1),
+            origin: CallOrigin { project, purpose: Purpose::TaskAgent, learning_space: None },
+        };
+        let insert_waits = wait_until("the insert waits for the lock", async || {
+            let waiting = "select count(*) from pg_locks where not granted and relation = 'model_calls'::regclass
+                           and database = (select oid from pg_database where datname = current_database())";
+            app.fetch_scalar::<i64>(waiting).await > 0
+        });
+        tokio::select! {
+            _ = llm.chat(&request) => panic!("the insert does not wait"),
+            () = insert_waits => {}
+        }
+        tx.rollback().await.unwrap();
+        wait_until("the call is recorded", async || {
+            app.fetch_scalar::<i64>("select count(*) from model_calls where outcome = 'ok'").await == 1
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn model_calls_are_summed_up_by_day() {
     let (llm, config) = scripted();
     run_with(config, async |app| {
         let (client, other) = (app.project().await, app.project().await);
@@ -128,10 +169,17 @@ async fn calls_of_models_are_summed_up_by_day() {
         let day = json!(chrono::Utc::now().date_naive());
         let entry = |usage: &Value, key: &str| usage[0][key].clone();
         assert_eq!(usage.as_array().unwrap().len(), 1, "{usage}");
-        assert_eq!((entry(&usage, "day"), entry(&usage, "purpose"), entry(&usage, "model")), (day, json!("task_agent"), json!("scripted")));
+        assert_eq!(
+            (entry(&usage, "day"), entry(&usage, "purpose"), entry(&usage, "model")),
+            (day, json!("task_agent"), json!("scripted"))
+        );
         assert_eq!((entry(&usage, "calls"), entry(&usage, "failed")), (json!(2), json!(1)));
         // Older days come later, and only as many as requested.
-        app.execute("update model_calls set created_at = created_at - interval '1 day', input_tokens = 70, cached_tokens = 20, output_tokens = 5 where outcome = 'ok'").await;
+        app.execute(
+            "update model_calls set created_at = created_at - interval '1 day', input_tokens = 70, cached_tokens = 20,
+                                    output_tokens = 5 where outcome = 'ok'",
+        )
+        .await;
         let usage = client.get("/api/v1/project/model_usage?days=2").await.data()["items"].clone();
         assert_eq!((&usage[0]["failed"], &usage[1]["failed"]), (&json!(1), &json!(0)));
         let tokens = ["input_tokens", "cached_tokens", "output_tokens"].map(|key| usage[1][key].as_i64().unwrap());
