@@ -2,7 +2,6 @@
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::JobControl;
 use crate::auth::Caller;
@@ -34,19 +33,17 @@ pub struct ListJobsParams {
 }
 
 impl ListJobsParams {
-    fn session(self) -> Result<Option<Uuid>> {
+    fn session(self) -> Result<Option<SessionId>> {
         let id = self.session_id.filter(|id| !id.is_empty());
-        let session = id.map(|id| id.parse::<SessionId>().map_err(|reason| Error::invalid_field("session_id", reason)));
-        Ok(session.transpose()?.map(|session| session.0))
+        id.map(|id| id.parse().map_err(|reason| Error::invalid_field("session_id", reason))).transpose()
     }
 }
 
 text_enum! {
-    /// What a job waits for before its next attempt.
+    /// The condition that a ready job waits for: a request with the project's key (`key`), or a server with a language model
+    /// (`model`).
     pub enum JobWaitReason {
-        /// The project's key: a request with it makes the job due.
         Key = "key",
-        /// A language model: the server is not configured with one.
         Model = "model",
     }
 }
@@ -69,7 +66,8 @@ pub struct JobBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     learning_space_id: Option<LearningSpaceId>,
     state: JobState,
-    /// What a job that is ready waits for; null if only for its time or for a free worker.
+    /// The condition that a ready job waits for, in addition to `run_at`. Null if there is none: the job then waits only for
+    /// `run_at` and for a free worker.
     wait_reason: Option<JobWaitReason>,
     /// Number of attempts so far, including the running one.
     attempt: i32,
@@ -77,7 +75,8 @@ pub struct JobBody {
     max_attempts: i32,
     /// The time of the next attempt, or of the last one if the job is not ready.
     run_at: Timestamp,
-    /// The time at which another process may reclaim a running job, unless it renews its lease before.
+    /// The end of the lease of a running job. The process that runs the job renews the lease in time. If that process has died,
+    /// the job is requeued after this time. Absent if the job is not running.
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_until: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,8 +91,8 @@ impl JobControl {
             id: job.id,
             max_attempts: self.registry.max_attempts(&job.kind).unwrap_or_default(),
             kind: job.kind,
-            session_id: job.session.map(SessionId),
-            learning_space_id: job.learning_space.map(LearningSpaceId),
+            session_id: job.session.and_then(|id| id.parse().ok()),
+            learning_space_id: job.learning_space.and_then(|id| id.parse().ok()),
             state: job.state,
             wait_reason: match job.wait_reason {
                 Some(WaitReason::Key) => Some(JobWaitReason::Key),
@@ -121,7 +120,10 @@ pub async fn list_jobs(
 ) -> QueryResult<PageBody<JobBody>> {
     let (session, page) = (filter.session()?, page.parse(20, 200)?);
     let mut conn = ctx.db.acquire().await?;
-    let jobs = list::list(&mut conn, caller.project, session, &page).await?;
+    let jobs = match session {
+        Some(session) => list::list_of_session(&mut conn, caller.project, session, &page).await?,
+        None => list::list(&mut conn, caller.project, &page).await?,
+    };
     let Page { items, next_cursor, has_more, cursors } = Page::new(jobs, &page);
     let items = items.into_iter().map(|job| ctx.to_body(job)).collect();
     Ok(response::page(&Page { items, next_cursor, has_more, cursors }))
@@ -129,7 +131,7 @@ pub async fn list_jobs(
 
 /// Retry a failed background job
 ///
-/// Makes the job ready, as if it had never run. Messages whose observation has failed are observed again. If the same work is
+/// Makes the job ready, with no attempt counted. Messages whose observation has failed are observed again. If the same work is
 /// waiting already, the failed job is removed and the response contains the waiting one. On an encrypted project, the job gets
 /// the project's key from the request.
 #[utoipa::path(post, path = "/api/v1/jobs/{job_id}/retry", tag = "jobs", params(("job_id" = JobId, Path)))]
@@ -143,12 +145,13 @@ pub async fn retry_job(
     let found = list::get(&mut tx, caller.project, job).await?.ok_or(JOB_NOT_FOUND)?;
     caller.encryption.ensure_can_store()?;
     if found.state != JobState::Failed {
-        return Err(Error::Conflict(format!("the job has not failed; its state is {}", found.state).into()).into());
+        let reason = format!("only a failed job can be retried; the state of this job is {}", found.state);
+        return Err(Error::Conflict(reason.into()).into());
     }
-    if let Some(session) = found.session
+    if let Some(session) = found.session.and_then(|id| id.parse().ok())
         && found.kind == Observe::KIND
     {
-        reset_failed_messages(&mut tx, &caller, SessionId(session)).await?;
+        reset_failed_messages(&mut tx, &caller, session).await?;
     }
     let encrypted_kek = ctx.queue.wrap_kek_if_encrypted(&caller.encryption).map_err(Error::internal)?;
     // Another request may have retried the job in the meantime.

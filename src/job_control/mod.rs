@@ -1,4 +1,4 @@
-//! The routes with which a client sees the background jobs of its project and retries those that have failed.
+//! This feature has the routes that list the background jobs of a project and retry those that have failed.
 
 pub mod api;
 

@@ -2,20 +2,21 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use super::{ErrorClass, JobState, WaitReason};
 use crate::db::page::{PageRequest, fetch_page, impl_paged};
-use crate::ids::{JobId, ProjectId};
+use crate::ids::{JobId, ProjectId, SessionId};
 use crate::time::Timestamp;
 
-/// A job of a project. The ids come from its payload.
+/// A job of a project.
 #[derive(Debug)]
 pub struct ListedJob {
     pub id: JobId,
     pub kind: String,
-    pub session: Option<Uuid>,
-    pub learning_space: Option<Uuid>,
+    /// The id of the session in the payload. An invalid id, which no job of this server has, remains a text.
+    pub session: Option<String>,
+    /// The id of the learning space in the payload, as above.
+    pub learning_space: Option<String>,
     pub state: JobState,
     pub wait_reason: Option<WaitReason>,
     pub attempt: i32,
@@ -32,8 +33,8 @@ macro_rules! select_jobs {
     ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
         sqlx::query_as!(
             ListedJob,
-            r#"select t.id as "id: JobId", t.kind, (t.payload ->> 'session')::uuid as session,
-                      (t.payload ->> 'learning_space')::uuid as learning_space, t.state as "state: JobState",
+            r#"select t.id as "id: JobId", t.kind, t.payload ->> 'session' as session,
+                      t.payload ->> 'learning_space' as learning_space, t.state as "state: JobState",
                       t.wait_reason as "wait_reason: WaitReason", t.attempt, t.run_at as "run_at: Timestamp",
                       t.lease_expires_at, t.last_error, t.error_class as "error_class: ErrorClass",
                       t.created_at as "created_at: Timestamp"
@@ -43,18 +44,23 @@ macro_rules! select_jobs {
     };
 }
 
-/// Returns a page of a project's jobs; with `session`, only of those that work for this session.
-pub async fn list(
+/// Returns a page of a project's jobs.
+pub async fn list(conn: &mut PgConnection, project: ProjectId, page: &PageRequest) -> sqlx::Result<Vec<ListedJob>> {
+    fetch_page!(select_jobs!("jobs t where t.project_id = $4"; project as _), conn, page)
+}
+
+/// Returns a page of the jobs that work for a session of a project.
+pub async fn list_of_session(
     conn: &mut PgConnection,
     project: ProjectId,
-    session: Option<Uuid>,
+    session: SessionId,
     page: &PageRequest,
 ) -> sqlx::Result<Vec<ListedJob>> {
     fetch_page!(
         select_jobs!(
-            "jobs t where t.project_id = $4 and ($5::uuid is null or (t.payload ->> 'session')::uuid = $5)";
+            "jobs t where t.project_id = $4 and t.payload ->> 'session' = $5";
             project as _,
-            session,
+            session.to_string(),
         ),
         conn,
         page
@@ -66,8 +72,8 @@ pub async fn get(conn: &mut PgConnection, project: ProjectId, job: JobId) -> sql
     select_jobs!("jobs t where t.project_id = $1 and t.id = $2"; project as _, job as _).fetch_optional(conn).await
 }
 
-/// Makes a failed job ready and due, as if it had never run, and sets its master key. If a duplicate is ready, deletes the job and
-/// makes the duplicate due instead. Returns the id of the ready job; `None` if the project has no such failed job.
+/// Makes a failed job ready and due, with no attempt counted, and sets its master key. If a duplicate is ready, deletes the job
+/// and makes the duplicate due instead. Returns the id of the ready job; `None` if the project has no such failed job.
 pub async fn retry(
     conn: &mut PgConnection,
     project: ProjectId,

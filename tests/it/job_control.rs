@@ -63,6 +63,49 @@ async fn jobs_of_a_project_are_listed_with_their_reason() {
 }
 
 #[tokio::test]
+async fn a_job_with_an_invalid_session_is_listed() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.store_text(&session, "hello").await;
+        app.execute("update jobs set payload = '{\"session\": \"x\"}'").await;
+        let jobs = client.get("/api/v1/jobs").await;
+        jobs.assert_status(200);
+        assert!(jobs.data()["items"][0].get("session_id").is_none());
+        let of_session = client.get(&format!("/api/v1/jobs?session_id={session}")).await;
+        of_session.assert_status(200);
+        assert_eq!(of_session.data()["items"], json!([]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_jobs_of_a_session_are_found_with_an_index() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        client.store_text(&session, "hello").await;
+        app.execute(
+            "insert into jobs (id, project_id, kind, payload, state)
+             select gen_random_uuid(), id, 'observe', jsonb_build_object('session', gen_random_uuid()), 'failed'
+             from projects, generate_series(1, 5000)",
+        )
+        .await;
+        app.execute("analyze jobs").await;
+        let path = format!("/api/v1/jobs?session_id={session}");
+        // The statistics of a connection become visible later.
+        wait_until("the index was used", async || {
+            assert_eq!(client.get(&path).await.data()["items"].as_array().unwrap().len(), 1);
+            let scans = "select idx_scan from pg_stat_user_indexes
+                         where indexrelname = 'jobs_project_id_session_created_at_id_idx'";
+            app.fetch_scalar::<i64>(scans).await > 0
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_failed_job_is_retried_with_its_messages() {
     let (llm, config) = scripted();
     run_with(config, async |app| {
@@ -72,7 +115,7 @@ async fn a_failed_job_is_retried_with_its_messages() {
         let path = format!("/api/v1/jobs?session_id={session}");
         let id = client.get(&path).await.data()["items"][0]["id"].as_str().unwrap().to_owned();
         let retry = format!("/api/v1/jobs/{id}/retry");
-        client.post(&retry, json!({})).await.assert_error(409, "has not failed");
+        client.post(&retry, json!({})).await.assert_error(409, "the state of this job is ready");
         llm.fail(LlmError::Rejected(anyhow::anyhow!("not this")));
         app.drain_jobs().await;
         let job = client.get(&path).await.data()["items"][0].clone();
