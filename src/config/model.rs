@@ -1,20 +1,27 @@
 //! The settings of the language model.
 
-use std::fmt::{Debug, Formatter};
+mod parse;
+
 use std::time::Duration;
 
 use clap::Args;
 use reqwest::Url;
-use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use secrecy::{ExposeSecret, SecretString};
+use reqwest::header::{self, HeaderMap};
+use secrecy::SecretString;
 use serde_json::{Map, Value};
 
+use self::parse::{
+    JsonObject, Query, parse_api_key, parse_base_url, parse_completion_kwargs, parse_headers, parse_max_tokens,
+    parse_query,
+};
 use super::values::{self, parse_count, parse_nonzero_duration};
-use crate::json;
 
 /// The base URLs of the providers themselves.
 const OPENAI_URL: &str = "https://api.openai.com/v1";
 const ANTHROPIC_URL: &str = "https://api.anthropic.com";
+
+/// The headers that contain a key for the provider: those of `OpenAI`, Azure and Anthropic.
+const KEY_HEADERS: [&str; 3] = ["authorization", "api-key", "x-api-key"];
 
 /// The model that is used with `OpenAI` itself if `LLM_SIMPLE_MODEL` is not set.
 const DEFAULT_OPENAI_MODEL: &str = "gpt-4.1";
@@ -142,27 +149,6 @@ impl Provider {
     }
 }
 
-/// Query parameters. Their values may be secret.
-#[derive(Clone)]
-struct Query(Vec<(String, SecretString)>);
-
-impl Query {
-    /// Returns the names and values.
-    fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.expose_secret()))
-    }
-}
-
-impl Debug for Query {
-    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
-    }
-}
-
-/// A JSON object. A type of its own, because clap cannot parse into a map.
-#[derive(Clone, Debug)]
-struct JsonObject(Map<String, Value>);
-
 impl Model {
     /// Returns the configured API.
     pub fn provider(&self) -> Provider {
@@ -194,7 +180,7 @@ impl Model {
     }
 
     /// Returns `true` if requests are sent to the provider itself, and not to another server with the same API.
-    pub fn is_provider_itself(&self) -> bool {
+    pub fn uses_host_of_provider(&self) -> bool {
         let own_host = match self.provider() {
             Provider::OpenAi => "api.openai.com",
             Provider::Anthropic => "api.anthropic.com",
@@ -211,6 +197,15 @@ impl Model {
     /// Returns the headers for requests to the API of `OpenAI`.
     pub fn openai_headers(&self) -> HeaderMap {
         self.openai_headers.clone().unwrap_or_default()
+    }
+
+    /// Returns the name of the setting with the key for the provider; `None` if no setting contains one.
+    pub fn key_setting(&self) -> Option<&'static str> {
+        if self.api_key.is_some() {
+            return Some("LLM_API_KEY");
+        }
+        let headers = self.openai_headers.as_ref()?;
+        KEY_HEADERS.iter().any(|name| headers.contains_key(*name)).then_some("LLM_OPENAI_DEFAULT_HEADER")
     }
 
     /// Returns the fields to add to the body of requests to the API of `OpenAI`.
@@ -270,14 +265,14 @@ impl Model {
                     .into(),
             );
         }
-        if self.is_provider_itself() && self.api_key.is_none() && !has_auth_header {
+        if self.uses_host_of_provider() && self.api_key.is_none() && !has_auth_header {
             return Err(
                 "LLM_API_KEY is not set, but OpenAI requires a key: set it, or set LLM_BASE_URL to the URL of \
                         another server with this API"
                     .into(),
             );
         }
-        if !self.is_provider_itself() && self.configured_name.is_none() {
+        if !self.uses_host_of_provider() && self.configured_name.is_none() {
             return Err(
                 "LLM_SIMPLE_MODEL is not set, but is required with LLM_BASE_URL: set it to the name of a model \
                         of that server"
@@ -291,7 +286,7 @@ impl Model {
         if let Some((name, _)) = self.openai_settings().into_iter().find(|(_, is_set)| *is_set) {
             return Err(format!("{name} is set, but has no effect with LLM_SDK=anthropic: remove it"));
         }
-        if self.is_provider_itself() && self.api_key.is_none() {
+        if self.uses_host_of_provider() && self.api_key.is_none() {
             return Err(
                 "LLM_API_KEY is not set, but Anthropic requires a key: set it, or set LLM_BASE_URL to the URL of \
                         another server with this API"
@@ -306,90 +301,6 @@ impl Model {
             );
         }
         Ok(())
-    }
-}
-
-fn parse_api_key(text: &str) -> Result<SecretString, String> {
-    let key = text.trim();
-    let is_valid = !key.is_empty() && key.chars().all(|c| c.is_ascii_graphic());
-    if is_valid { Ok(key.into()) } else { Err("must consist of visible ASCII characters without spaces".into()) }
-}
-
-fn parse_base_url(text: &str) -> Result<Url, String> {
-    const EXAMPLE: &str = "such as http://localhost:11434/v1";
-    let url = Url::parse(text.trim()).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    let url = url.ok_or_else(|| format!("must be a URL that begins with http:// or https://, {EXAMPLE}"))?;
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("must not contain a user or a password: set LLM_API_KEY, or LLM_OPENAI_DEFAULT_HEADER".into());
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("must not contain ? or #: set query parameters in LLM_OPENAI_DEFAULT_QUERY".into());
-    }
-    Ok(url)
-}
-
-fn parse_max_tokens(text: &str) -> Result<u32, String> {
-    let number = text.trim().parse().ok().filter(|n| (16..=1_000_000).contains(n));
-    number.ok_or_else(|| "must be a whole number from 16 to 1000000, such as 4096".into())
-}
-
-fn parse_object(text: &str, example: &str) -> Result<Map<String, Value>, String> {
-    match json::parse(text.as_bytes()) {
-        Ok(Value::Object(object)) => Ok(object),
-        _ => Err(format!("must be a JSON object, such as {example}")),
-    }
-}
-
-/// Parses a JSON object whose values are strings.
-fn parse_strings(text: &str, example: &str) -> Result<Vec<(String, SecretString)>, String> {
-    let pairs = parse_object(text, example)?.into_iter().map(|(name, value)| match value {
-        Value::String(text) => Ok((name, text.into())),
-        _ => Err(format!("must be a JSON object of strings, such as {example}, but {name} is not a string")),
-    });
-    pairs.collect()
-}
-
-fn parse_query(text: &str) -> Result<Query, String> {
-    parse_strings(text, r#"{"api-version": "2024-10-21"}"#).map(Query)
-}
-
-/// Headers that the client determines itself.
-const RESERVED_HEADERS: &[&str] = &["connection", "content-length", "content-type", "host", "transfer-encoding"];
-
-fn parse_headers(text: &str) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::new();
-    for (name, value) in parse_strings(text, r#"{"HTTP-Referer": "https://example.org"}"#)? {
-        if RESERVED_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
-            return Err(format!("must not contain the header {name}, which the server sets itself"));
-        }
-        let header =
-            HeaderName::try_from(&name).map_err(|_| format!("contains {name:?}, which is no valid header name"))?;
-        let mut value = HeaderValue::from_str(value.expose_secret())
-            .map_err(|_| format!("must not contain control characters, but the value of {name} does"))?;
-        value.set_sensitive(true);
-        headers.insert(header, value);
-    }
-    Ok(headers)
-}
-
-/// Keys of [`Model::openai_kwargs`] that would have no effect or break requests, each with what to do.
-const RESERVED_KWARGS: &[(&str, &str)] = &[
-    ("model", "set LLM_SIMPLE_MODEL"),
-    ("messages", "remove it"),
-    ("tools", "remove it"),
-    ("tool_choice", "remove it"),
-    ("stream", "remove it, because responses are not streamed"),
-    ("timeout", "set LLM_RESPONSE_TIMEOUT"),
-    ("extra_headers", "set LLM_OPENAI_DEFAULT_HEADER"),
-    ("extra_query", "set LLM_OPENAI_DEFAULT_QUERY"),
-    ("extra_body", "move its fields out of it"),
-];
-
-fn parse_completion_kwargs(text: &str) -> Result<JsonObject, String> {
-    let object = parse_object(text, r#"{"reasoning_effort": "low"}"#)?;
-    match RESERVED_KWARGS.iter().find(|(name, _)| object.contains_key(*name)) {
-        Some((name, remedy)) => Err(format!("must not contain {name}: {remedy}")),
-        None => Ok(JsonObject(object)),
     }
 }
 

@@ -19,7 +19,6 @@ const MIN_SECRET_LEN: usize = 6;
 const CONTEXT_LENGTH_TEXTS: &[&str] = &[
     "context_length_exceeded",
     "exceed_context_size",
-    "request_too_large",
     "string_above_max_length",
     "contextwindowexceeded",
     "maximum context length",
@@ -33,8 +32,15 @@ const CONTEXT_LENGTH_TEXTS: &[&str] = &[
     "too many tokens",
     "exceeds the maximum number of tokens",
     "reduce the length of the",
-    "request too large",
 ];
+
+/// A text in the message of a 429 about a request that is longer than the limit of tokens per minute, in lower case. The same
+/// request would always be rejected. Other errors with this status are about the requests of the last minute.
+const LONGER_THAN_RATE_LIMIT_TEXT: &str = "request too large";
+
+/// Texts in error responses about an account without credit, in lower case: the code of `OpenAI`, which has the status 429, and
+/// the message of Anthropic, which has the status 400.
+const NO_CREDIT_TEXTS: &[&str] = &["insufficient_quota", "credit balance is too low"];
 
 /// A failed attempt of a request.
 #[derive(Debug)]
@@ -66,7 +72,8 @@ pub(super) struct ProviderInfo {
     pub path: String,
     /// The name of the configured model.
     pub model: String,
-    pub has_key: bool,
+    /// The name of the setting with the key for the provider; `None` if no setting contains one.
+    pub key_setting: Option<&'static str>,
     /// The key, and the values of the configured headers and query parameters.
     pub secrets: Vec<String>,
 }
@@ -82,7 +89,9 @@ impl ProviderInfo {
     pub(super) fn failure_in_success(&self, reported: &ReportedError) -> Failure {
         match reported.status {
             Some(status) => self.failure_for_error(status, reported),
-            None if reported.is_about_context_length() => self.failure_for_error(400, reported),
+            None if reported.is_about_context_length() || reported.is_about_credit() => {
+                self.failure_for_error(400, reported)
+            }
             None => Failure::transient(anyhow!(
                 "{} returned an error: {}",
                 self.host,
@@ -92,25 +101,16 @@ impl ProviderInfo {
     }
 
     /// Converts an error that a provider has reported with a status to a failure.
-    fn failure_for_error(&self, status: u16, reported: &ReportedError) -> Failure {
+    pub(super) fn failure_for_error(&self, status: u16, reported: &ReportedError) -> Failure {
         let message = self.clean_message(&reported.message);
         let separator = if message.is_empty() { "" } else { ": " };
         let response = format!("{status}{separator}{message}");
         let Self { host, path, model, .. } = self;
-        let misconfigured = |text: String| Failure::permanent(LlmError::Misconfigured(anyhow!(text)));
         match status {
+            401..=403 => self.access_failure(status, &response),
+            400 | 429 if reported.is_about_credit() => self.access_failure(402, &response),
+            429 if reported.message.to_lowercase().contains(LONGER_THAN_RATE_LIMIT_TEXT) => self.too_long(&response),
             408 | 409 | 429 | 500.. => Failure::transient(anyhow!("{host} returned {response}")),
-            401 if self.has_key => {
-                misconfigured(format!("{host} rejected the API key ({response}): set LLM_API_KEY to a valid key"))
-            }
-            401 => misconfigured(format!("{host} requires an API key ({response}): set LLM_API_KEY")),
-            402 => misconfigured(format!(
-                "{host} requires payment ({response}): check the balance of the account of LLM_API_KEY"
-            )),
-            403 => misconfigured(format!(
-                "{host} denied access to the model {model} ({response}): check the permissions of LLM_API_KEY, and \
-                 LLM_SIMPLE_MODEL"
-            )),
             404 if reported.is_about_model(model) => misconfigured(format!(
                 "{host} does not have the model {model} ({response}): set LLM_SIMPLE_MODEL to the name of a model that \
                  this provider has"
@@ -121,12 +121,38 @@ impl ProviderInfo {
                     "{host} does not accept requests to {path} ({response}): check LLM_BASE_URL{hint}"
                 ))
             }
-            413 => Failure::permanent(LlmError::ContextTooLong(anyhow!("{host} rejected the request ({response})"))),
-            400 | 422 if reported.is_about_context_length() => Failure::permanent(LlmError::ContextTooLong(anyhow!(
-                "the request exceeds the context length of the model {model} ({host} returned {response})"
-            ))),
+            413 => self.too_long(&response),
+            400 | 422 if reported.is_about_context_length() => self.too_long(&response),
             _ => Failure::permanent(LlmError::Rejected(anyhow!("{host} rejected the request ({response})"))),
         }
+    }
+
+    /// Returns the failure for a status about the key or the account: 401, 402 or 403. `response` is the status and the message
+    /// of the response, which may have another status.
+    fn access_failure(&self, status: u16, response: &str) -> Failure {
+        let Self { host, model, .. } = self;
+        let setting = self.key_setting.unwrap_or("LLM_API_KEY");
+        misconfigured(match status {
+            401 if self.key_setting.is_some() => {
+                format!("{host} rejected the API key ({response}): set a valid key in {setting}")
+            }
+            401 => format!("{host} requires an API key ({response}): set {setting}"),
+            402 => format!(
+                "{host} requires payment ({response}): check the balance of the account of the key in {setting}"
+            ),
+            _ => format!(
+                "{host} denied access to the model {model} ({response}): check the permissions of the key in \
+                 {setting}, and LLM_SIMPLE_MODEL"
+            ),
+        })
+    }
+
+    fn too_long(&self, response: &str) -> Failure {
+        Failure::permanent(LlmError::ContextTooLong(anyhow!(
+            "the request is too long for the model {} ({} returned {response})",
+            self.model,
+            self.host
+        )))
     }
 
     /// Returns a message of the provider without control characters and secrets, and not longer than [`MAX_MESSAGE_CHARS`].
@@ -144,6 +170,10 @@ impl ProviderInfo {
         }
         message.chars().take(MAX_MESSAGE_CHARS - 1).chain(['…']).collect()
     }
+}
+
+fn misconfigured(text: String) -> Failure {
+    Failure::permanent(LlmError::Misconfigured(anyhow!(text)))
 }
 
 /// An error as a provider reported it.
@@ -186,8 +216,17 @@ impl ReportedError {
     }
 
     fn is_about_context_length(&self) -> bool {
+        self.contains_any(CONTEXT_LENGTH_TEXTS)
+    }
+
+    fn is_about_credit(&self) -> bool {
+        self.contains_any(NO_CREDIT_TEXTS)
+    }
+
+    /// Returns `true` if the message or a code contains one of these texts, which are in lower case.
+    fn contains_any(&self, texts: &[&str]) -> bool {
         let message = self.message.to_lowercase();
-        CONTEXT_LENGTH_TEXTS.iter().any(|text| message.contains(text) || self.codes.contains(text))
+        texts.iter().any(|text| message.contains(text) || self.codes.contains(text))
     }
 
     /// Returns `true` if a 404 is about the model and not about the URL.

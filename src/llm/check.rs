@@ -6,11 +6,12 @@ use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::http::host_and_port;
 use super::{CallOrigin, ChatMessage, ChatRequest, ChatResponse, Llm, LlmError, Purpose, Tool, ToolChoice, echo};
 use crate::config::{Model, Provider};
 use crate::ids::ProjectId;
 
-/// The time for attempts after a first one that failed early.
+/// The time that the deadline adds to the timeout of an attempt, so that an attempt that fails early can be repeated.
 const RETRY_TIME: Duration = Duration::from_secs(10);
 
 /// The arguments that the model is instructed to send.
@@ -30,7 +31,7 @@ pub async fn check_model(settings: &Model, llm: &dyn Llm) -> CheckReport {
     match settings.provider() {
         Provider::None => report.problem = Some(LlmError::NotConfigured.to_string()),
         Provider::Mock => {
-            report.problem = Some("LLM_SDK is mock, which calls no tools: set it to openai or anthropic".into());
+            report.problem = Some("LLM_SDK is mock, which extracts no tasks: set it to openai or anthropic".into());
         }
         Provider::OpenAi | Provider::Anthropic => {
             let started_at = Instant::now();
@@ -46,10 +47,10 @@ pub async fn check_model(settings: &Model, llm: &dyn Llm) -> CheckReport {
     report
 }
 
-/// Returns the provider, the host of its base URL and the model as a text.
+/// Returns the provider, the host and port of its base URL, and the model as a text.
 pub fn describe_provider(settings: &Model) -> String {
     let provider = settings.provider().name();
-    let host = settings.base_url().and_then(|url| url.host_str().map(str::to_owned));
+    let host = settings.base_url().map(|url| host_and_port(&url));
     match (host, settings.name()) {
         (Some(host), Some(model)) => format!("{provider} at {host}, model {model}"),
         _ => provider.to_owned(),
@@ -114,7 +115,7 @@ impl CheckReport {
                         .into(),
                 );
             }
-            Some(call) if !echo::is_object(&call.arguments) => {
+            Some(call) if !echo::is_json_object(&call.arguments) => {
                 add("tool call", format!("has invalid arguments{forced_text}"));
                 self.problem = Some(
                     "the model called the tool with arguments that are not a JSON object: set LLM_SIMPLE_MODEL to a \

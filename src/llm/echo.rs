@@ -49,7 +49,7 @@ impl<'a> CallIds<'a> {
 }
 
 /// Returns `true` if a text is a JSON object.
-pub(super) fn is_object(text: &str) -> bool {
+pub(super) fn is_json_object(text: &str) -> bool {
     json::parse(text.as_bytes()).is_ok_and(|value| value.is_object())
 }
 

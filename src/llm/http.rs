@@ -58,14 +58,12 @@ impl ProviderApi {
     ) -> Self {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(concat!("acontextd/", env!("CARGO_PKG_VERSION"))));
-        let host = url.host_str().unwrap_or_default();
-        let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         let key = settings.api_key.as_ref().map(|key| key.expose_secret().to_owned());
         let info = ProviderInfo {
-            host,
+            host: host_and_port(&url),
             path: url.path().to_owned(),
             model: settings.name().unwrap_or_default().to_owned(),
-            has_key: key.is_some(),
+            key_setting: settings.key_setting(),
             secrets: secrets.into_iter().chain(key).collect(),
         };
         Self { client, url, headers, timeout: settings.response_timeout, info, logged_at: Mutex::default() }
@@ -124,7 +122,7 @@ impl ProviderApi {
         }
         let body = tokio::time::timeout(timeout, self.send(body)).await;
         let body = body.unwrap_or_else(|_| {
-            Err(Failure::transient(anyhow!("{host} did not respond within {} s", timeout.as_secs_f64())))
+            Err(Failure::transient(anyhow!("{host} did not respond within {:.1} s", timeout.as_secs_f64())))
         })?;
         match json::parse(&body) {
             Ok(value) => parse(value),
@@ -145,10 +143,10 @@ impl ProviderApi {
             let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
             // Without the query, which may contain a key.
             let location = location.and_then(|text| text.split('?').next()).unwrap_or_default();
-            let body = serde_json::json!({"message": format!("redirect to {location}")}).to_string();
-            return Err(self.info.failure_for(status.as_u16(), body.as_bytes()));
+            let reported = ReportedError { message: format!("redirect to {location}"), ..ReportedError::default() };
+            return Err(self.info.failure_for_error(status.as_u16(), &reported));
         }
-        // The status alone determines the kind of error, so a body that cannot be read counts as empty.
+        // A body that cannot be read counts as empty, because the status determines most kinds of errors.
         let body = self.read_body(response).await.unwrap_or_default();
         Err(Failure { retry_after, ..self.info.failure_for(status.as_u16(), &body) })
     }
@@ -193,6 +191,12 @@ impl ProviderApi {
             tracing::error!(error = %error, "the language model cannot be used with these settings");
         }
     }
+}
+
+/// Returns the host of a URL, with the port unless it is the default of the scheme.
+pub(super) fn host_and_port(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// Appends segments to the path of a base URL, without those with which the base URL ends already. A trailing slash of the base

@@ -37,8 +37,11 @@ impl OpenAi {
             url.query_pairs_mut().extend_pairs(settings.openai_query());
         }
         let mut headers = settings.openai_headers();
-        let header_texts = headers.values().filter_map(|value| value.to_str().ok()).map(str::to_owned);
-        let secrets = header_texts.chain(settings.openai_query().map(|(_, value)| value.to_owned())).collect();
+        let header_texts = headers.values().filter_map(|value| value.to_str().ok());
+        // A provider that repeats the key of `Authorization: Bearer <key>` leaves out the scheme.
+        let header_texts = header_texts.flat_map(|text| [Some(text), text.rsplit_once(' ').map(|(_, key)| key)]);
+        let query_texts = settings.openai_query().map(|(_, value)| value);
+        let secrets = header_texts.flatten().chain(query_texts).map(str::to_owned).collect();
         if let Some(key) = &settings.api_key {
             let value = HeaderValue::try_from(format!("Bearer {}", key.expose_secret()));
             let mut value = value.expect("the settings accept only keys of visible ASCII characters");
@@ -47,7 +50,7 @@ impl OpenAi {
         }
         let kwargs = settings.openai_kwargs();
         let has_limit = kwargs.contains_key(TOKEN_LIMIT) || kwargs.contains_key(OPENAI_TOKEN_LIMIT);
-        let limit = if settings.is_provider_itself() { OPENAI_TOKEN_LIMIT } else { TOKEN_LIMIT };
+        let limit = if settings.uses_host_of_provider() { OPENAI_TOKEN_LIMIT } else { TOKEN_LIMIT };
         Self {
             api: ProviderApi::new(settings, client, url, headers, secrets),
             model: settings.name().unwrap_or_default().to_owned(),

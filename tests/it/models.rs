@@ -72,7 +72,10 @@ fn user() -> ChatMessage {
 }
 
 fn tools() -> Vec<Tool> {
-    let schema = |property: &str| json!({"type": "object", "properties": {property: {"type": "string"}}, "required": [property]});
+    let schema = |property: &str| {
+        let properties = json!({property: {"type": "string"}});
+        json!({"type": "object", "properties": properties, "required": [property]})
+    };
     let insert = Tool { name: "insert_task", description: "Inserts a task.", parameters: schema("task") };
     let no_arguments = json!({"type": "object", "properties": {}, "required": []});
     vec![insert, Tool { name: "finish", description: "Ends the work.", parameters: no_arguments }]
@@ -272,6 +275,20 @@ async fn permanent_errors_are_not_repeated() {
             model.assert_requests(1);
         }
     }
+}
+
+#[tokio::test]
+async fn a_key_in_a_header_is_named_and_not_repeated() {
+    let header = r#"{"Authorization": "Bearer hunter2-0123456789"}"#;
+    let model = Model::start_with(Wire::OpenAi, &[("LLM_API_KEY", ""), ("LLM_OPENAI_DEFAULT_HEADER", header)]).await;
+    for (status, setting) in [(401, "a valid key in LLM_OPENAI_DEFAULT_HEADER"), (402, "in LLM_OPENAI_DEFAULT_HEADER")]
+    {
+        model.script([Step::error(status, "Incorrect API key provided: hunter2-0123456789")]);
+        let error = model.ask().await.unwrap_err().to_string();
+        assert!(error.contains("provided: [secret]") && error.contains(setting), "{error}");
+        assert!(!error.contains("hunter2") && !error.contains("LLM_API_KEY"), "{error}");
+    }
+    assert_eq!(model.server.take_requests()[0].headers["authorization"], "Bearer hunter2-0123456789");
 }
 
 #[tokio::test]
@@ -615,8 +632,9 @@ async fn check_model_reports_what_works() {
         model.server.script(Lane::Other, "", [status_call().with_usage(90, 10, 5)]);
         let (succeeded, output, error) = check_model(&model.settings).await;
         assert!(succeeded && error.is_empty(), "{output}{error}");
-        for text in
-            ["127.0.0.1", "test-model", "test-model-1 (as reported)", "90 input tokens (10 cached)", "valid arguments"]
+        // With the port.
+        let host = model.server.url.strip_prefix("http://").unwrap();
+        for text in [host, "test-model", "test-model-1 (as reported)", "90 input tokens (10 cached)", "valid arguments"]
         {
             assert!(output.contains(text), "{text}: {output}");
         }

@@ -37,11 +37,11 @@ fn the_provider_is_openai_if_a_key_or_a_base_url_is_set() {
 fn an_empty_base_url_is_that_of_the_provider() {
     let openai = loaded(&[KEY, ("LLM_BASE_URL", "")]);
     assert_eq!(openai.base_url().unwrap().as_str(), "https://api.openai.com/v1");
-    assert!(openai.is_provider_itself());
+    assert!(openai.uses_host_of_provider());
     let anthropic = loaded(&[ANTHROPIC, KEY, MODEL, ("LLM_BASE_URL", "")]);
     assert_eq!(anthropic.base_url().unwrap().as_str(), "https://api.anthropic.com/");
-    assert!(!loaded(&[URL, MODEL]).is_provider_itself());
-    assert!(loaded(&[KEY, ("LLM_BASE_URL", "https://api.openai.com/v1/")]).is_provider_itself());
+    assert!(!loaded(&[URL, MODEL]).uses_host_of_provider());
+    assert!(loaded(&[KEY, ("LLM_BASE_URL", "https://api.openai.com/v1/")]).uses_host_of_provider());
     assert!(loaded(&[]).base_url().is_none());
 }
 
@@ -62,6 +62,12 @@ fn providers_themselves_require_a_key() {
     let header = ("LLM_OPENAI_DEFAULT_HEADER", r#"{"Authorization": "Bearer 1"}"#);
     loaded(&[("LLM_SDK", "openai"), header]);
     assert!(load(&[KEY, header]).unwrap_err().contains("LLM_API_KEY has no effect"));
+    assert_eq!(loaded(&[("LLM_SDK", "openai"), header]).key_setting(), Some("LLM_OPENAI_DEFAULT_HEADER"));
+    let azure = ("LLM_OPENAI_DEFAULT_HEADER", r#"{"Api-Key": "1"}"#);
+    assert_eq!(loaded(&[URL, MODEL, azure]).key_setting(), Some("LLM_OPENAI_DEFAULT_HEADER"));
+    assert_eq!(loaded(&[KEY]).key_setting(), Some("LLM_API_KEY"));
+    let title = ("LLM_OPENAI_DEFAULT_HEADER", r#"{"X-Title": "planner"}"#);
+    assert_eq!(loaded(&[URL, MODEL, title]).key_setting(), None);
 }
 
 #[test]

@@ -1,17 +1,17 @@
 use super::*;
 
-fn provider(path: &str, has_key: bool) -> ProviderInfo {
+fn provider(path: &str, key_setting: Option<&'static str>) -> ProviderInfo {
     ProviderInfo {
         host: "llm.example.org".into(),
         path: path.into(),
         model: "gpt-test".into(),
-        has_key,
+        key_setting,
         secrets: vec!["sk-0123456789".into(), "a".into()],
     }
 }
 
 fn failure(status: u16, body: &str) -> Failure {
-    provider("/v1/chat/completions", true).failure_for(status, body.as_bytes())
+    provider("/v1/chat/completions", Some("LLM_API_KEY")).failure_for(status, body.as_bytes())
 }
 
 #[test]
@@ -45,9 +45,36 @@ fn wrong_settings_are_named() {
         assert!(!is_transient && matches!(error, LlmError::Misconfigured(_)), "{status} {body}");
         assert!(error.to_string().contains(setting), "{error}");
     }
-    let without_v1 = provider("/chat/completions", false);
+    let without_v1 = provider("/chat/completions", None);
     assert!(without_v1.failure_for(404, b"").error.to_string().contains("usually ends with /v1"));
     assert!(without_v1.failure_for(401, b"").error.to_string().ends_with("(401): set LLM_API_KEY"));
+    // The key is in a header.
+    let with_header = provider("/v1/chat/completions", Some("LLM_OPENAI_DEFAULT_HEADER"));
+    for status in [401, 402, 403] {
+        let error = with_header.failure_for(status, b"").error.to_string();
+        assert!(error.contains("LLM_OPENAI_DEFAULT_HEADER") && !error.contains("LLM_API_KEY"), "{error}");
+    }
+}
+
+#[test]
+fn an_account_without_credit_is_a_wrong_setting() {
+    for (status, body) in [
+        (
+            429,
+            r#"{"error": {"message": "You exceeded your current quota.", "type": "insufficient_quota",
+                "code": "insufficient_quota"}}"#,
+        ),
+        (
+            400,
+            r#"{"type": "error", "error": {"type": "invalid_request_error",
+                "message": "Your credit balance is too low to access the Anthropic API."}}"#,
+        ),
+    ] {
+        let Failure { error, is_transient, .. } = failure(status, body);
+        assert!(!is_transient && matches!(error, LlmError::Misconfigured(_)), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("({status}: ")) && text.contains("check the balance"), "{text}");
+    }
 }
 
 #[test]
@@ -69,6 +96,12 @@ fn a_context_that_is_too_long_is_recognized_for_each_provider() {
         ),
         ("vLLM", 400, r#"{"object": "error", "message": "This model's maximum context length is 8 tokens."}"#),
         ("a proxy", 413, "<html>413 Request Entity Too Large</html>"),
+        (
+            "OpenAI, a limit per minute",
+            429,
+            r#"{"error": {"message": "Request too large for gpt-4.1 on tokens per min: Limit 30000, Requested 47000.",
+                "type": "tokens", "code": "rate_limit_exceeded"}}"#,
+        ),
     ] {
         let Failure { error, is_transient, .. } = failure(status, body);
         assert!(!is_transient && matches!(error, LlmError::ContextTooLong(_)), "{provider}: {error}");

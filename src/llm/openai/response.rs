@@ -101,8 +101,8 @@ fn read_arguments(arguments: Option<&Value>) -> String {
     }
 }
 
-/// Returns the message of the model for the next request: only the fields that providers require or accept, and no null. `received`
-/// is the message as the server sent it, and `received_calls` are its calls, in the order of `message.tool_calls`.
+/// Returns the message of the model for the next request, with no null and only with the fields that providers require or accept.
+/// `received` is the message as the server sent it, and `received_calls` are its calls, in the order of `message.tool_calls`.
 pub(super) fn write_echo(message: &AssistantMessage, received: &Value, received_calls: &[&Value]) -> Value {
     let copy = |from: &Value, names: &[&str], to: &mut Map<String, Value>| {
         for name in names {
@@ -117,7 +117,7 @@ pub(super) fn write_echo(message: &AssistantMessage, received: &Value, received_
     copy(received, REASONING_FIELDS, &mut echo);
     copy(received, &[EXTRA_CONTENT], &mut echo);
     let calls = message.tool_calls.iter().enumerate().map(|(index, call)| {
-        let arguments = if echo::is_object(&call.arguments) { &call.arguments } else { "{}" };
+        let arguments = if echo::is_json_object(&call.arguments) { &call.arguments } else { "{}" };
         let function = json!({"name": echo::tool_name(&call.name), "arguments": arguments});
         let mut echo = Map::from_iter([("id".to_owned(), json!(call.id)), ("type".to_owned(), json!("function"))]);
         echo.insert("function".into(), function);
