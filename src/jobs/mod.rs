@@ -148,9 +148,9 @@ pub trait JobHandler: Job {
     /// Runs one attempt of the job.
     fn run(self, context: &Self::Context, running: &RunningJob) -> impl Future<Output = Result<(), JobError>> + Send;
 
-    /// Undoes what an attempt has stored for its own duration, for example a status of rows that says that they are processed now.
-    /// Called after shutdown has aborted an attempt, or after it has timed out or panicked, while the worker still owns the job. If
-    /// the process dies, it is not called, so [`run`](Self::run) must undo the same when it begins.
+    /// Reverts the changes that an attempt has stored for its own duration, for example a status of rows that means that they are
+    /// being processed. Called after shutdown has aborted an attempt, or after it has timed out or panicked, while the worker
+    /// still owns the job. Not called if the process dies, so [`run`](Self::run) must revert the same changes when it begins.
     fn undo(self, context: &Self::Context, running: &RunningJob) -> impl Future<Output = Result<(), JobError>> + Send {
         let _ = (context, running);
         std::future::ready(Ok(()))
@@ -239,8 +239,8 @@ impl RunningJob {
         Ok(())
     }
 
-    /// Checks in the transaction of a partial result that this worker still owns the job, and keeps others from reclaiming it until
-    /// the transaction ends.
+    /// Checks in the transaction of a partial result that this worker still owns the job. Until the transaction ends, no other
+    /// worker can reclaim the job.
     ///
     /// # Errors
     /// Returns [`LeaseLost`] if this worker no longer owns the job; the caller must then roll back. Returns other errors if

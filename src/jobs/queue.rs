@@ -135,8 +135,8 @@ impl JobQueue {
         self.make_ready_job_due(tx, job, false).await
     }
 
-    async fn make_ready_job_due<J: Job>(&self, tx: &mut Tx, job: &J, clear_error: bool) -> sqlx::Result<bool> {
-        let exists = store::make_due(tx, J::KIND, job.dedupe_key().as_deref(), clear_error).await?;
+    async fn make_ready_job_due<J: Job>(&self, tx: &mut Tx, job: &J, clears_error: bool) -> sqlx::Result<bool> {
+        let exists = store::make_due(tx, J::KIND, job.dedupe_key().as_deref(), clears_error).await?;
         if exists {
             tx.wake_on_commit();
         }

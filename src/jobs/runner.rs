@@ -289,7 +289,7 @@ async fn log_and_record_failure(
     record_failure(runner, worker_id, job, backoff, JobFailure { class, message: &error }).await
 }
 
-/// Records a failed attempt in a transaction. Tries again if a duplicate was enqueued concurrently.
+/// Records a failed attempt in a transaction.
 async fn record_failure(
     runner: &Runner,
     worker_id: Uuid,
@@ -297,43 +297,40 @@ async fn record_failure(
     backoff: Option<Duration>,
     error: JobFailure<'_>,
 ) -> sqlx::Result<()> {
-    let write = async || {
+    repeat_if_duplicate(|| async move {
         let mut tx = runner.db.begin().await?;
         requeue::fail(&mut tx, job, worker_id, backoff, error).await?;
         tx.commit().await
-    };
-    match write().await {
-        Err(err) if is_duplicate_error(&err) => write().await,
-        other => other,
-    }
+    })
+    .await
 }
 
-/// Requeues a job in a transaction. The attempt does not count. Tries again if a duplicate was enqueued concurrently.
+/// Requeues a job in a transaction. The attempt does not count.
 async fn requeue_uncounted(
     runner: &Runner,
     worker_id: Uuid,
     job: JobId,
     requeue: &requeue::Requeue<'_>,
 ) -> sqlx::Result<()> {
-    let write = async || {
+    repeat_if_duplicate(|| async move {
         let mut tx = runner.db.begin().await?;
         requeue::requeue_uncounted(&mut tx, job, worker_id, requeue).await?;
         tx.commit().await
-    };
-    match write().await {
-        Err(err) if is_duplicate_error(&err) => write().await,
-        other => other,
+    })
+    .await
+}
+
+/// Requeues a job with `requeue`, and repeats this if it fails because another transaction has enqueued a duplicate after the
+/// requeue had found none. The second requeue finds the duplicate and merges the job with it.
+async fn repeat_if_duplicate<F: Future<Output = sqlx::Result<()>>>(requeue: impl Fn() -> F) -> sqlx::Result<()> {
+    match requeue().await {
+        Err(sqlx::Error::Database(err)) if err.constraint() == Some("jobs_dedupe_key_idx") => requeue().await,
+        result => result,
     }
 }
 
-/// Returns `true` if a requeue failed because another transaction has enqueued a duplicate after the requeue had found none. If
-/// it is repeated, the requeue merges the job with the duplicate.
-fn is_duplicate_error(err: &sqlx::Error) -> bool {
-    matches!(err, sqlx::Error::Database(err) if err.constraint() == Some("jobs_dedupe_key_idx"))
-}
-
-/// Undoes what an interrupted attempt has stored for its own duration. An error is only logged, because the next attempt undoes the
-/// same.
+/// Reverts the changes that an interrupted attempt has stored for its own duration. An error is only logged, because the next
+/// attempt reverts the same changes.
 async fn undo(handler: &RegisteredHandler, payload: serde_json::Value, running: Arc<RunningJob>) {
     let job = running.id;
     let error = match tokio::time::timeout(UNDO_TIMEOUT, (handler.undo)(payload, running)).await {
@@ -343,7 +340,7 @@ async fn undo(handler: &RegisteredHandler, payload: serde_json::Value, running: 
     };
     tracing::warn!(
         job.id = %job, error = format!("{error:#}"),
-        "failed to undo what an interrupted attempt has stored; the next attempt undoes it"
+        "failed to revert the changes of an interrupted attempt; the next attempt reverts them"
     );
 }
 

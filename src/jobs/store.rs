@@ -89,13 +89,13 @@ pub async fn set_key_for_all(
     .map(drop)
 }
 
-/// Makes the ready job with this kind and dedupe key due now, whatever its wait reason. With `clear_error`, clears its wait
+/// Makes the ready job with this kind and dedupe key due now, whatever its wait reason. With `clears_error`, clears its wait
 /// reason and last error. Returns `true` if there is such a job.
 pub async fn make_due(
     conn: &mut PgConnection,
     kind: &str,
     dedupe_key: Option<&str>,
-    clear_error: bool,
+    clears_error: bool,
 ) -> sqlx::Result<bool> {
     let update = sqlx::query!(
         "update jobs
@@ -105,7 +105,7 @@ pub async fn make_due(
          where kind = $1 and dedupe_key = $2 and state = 'ready'",
         kind,
         dedupe_key,
-        clear_error
+        clears_error
     );
     Ok(update.execute(conn).await?.rows_affected() > 0)
 }

@@ -2,9 +2,9 @@
 //! batches. Distillation is not implemented yet.
 //!
 //! [`jobs`] contains the payloads of the jobs, for the features that enqueue them. [`api`] contains the routes that return
-//! the observation status of a session and flush it. [`observe`] is the job that observes a session, in the batches of `batch`. If a learning space
-//! learns from a session, [`distill`] is the job for each of its finished tasks, and [`finalize`] the job that completes its
-//! open tasks. [`settings`] reads the project's settings.
+//! the observation status of a session and flush it. [`observe`] is the job that observes a session, in the batches of `batch`.
+//! If a learning space learns from a session, [`distill`] is the job for each of its finished tasks, and [`finalize`] the job
+//! that completes its open tasks. [`settings`] reads the project's settings.
 //!
 //! [`task_agent`] is the model that extracts tasks from messages, without I/O of its own. [`prompt`] contains the texts for
 //! models, and renders data so that it is safe in them.

@@ -25,7 +25,7 @@ use crate::messages::observing;
 use crate::sessions::lock::LockedSession;
 use crate::{sessions, usage_metrics};
 
-/// The time for the calls of the model for one batch, with their retries.
+/// The time for the model calls for one batch.
 const BATCH_TIMEOUT: Duration = Duration::from_mins(5);
 /// The time after which a job that has observed a batch lets the jobs of other sessions run. Together with the time for another
 /// batch it must be shorter than the timeout of an attempt.
@@ -84,9 +84,9 @@ struct ClaimedBatch {
     settings: ObservationSettings,
 }
 
-/// Claims the next batch of pending messages. If the project is over its task quota, sets the status of
-/// all pending messages to `limit_exceed` first. If no message is pending, completes the job and returns `None`. Also returns
-/// `None` if the session does not exist anymore.
+/// Claims the next batch of pending messages. If the project is over its task quota, sets the status of all pending messages to
+/// `limit_exceed` instead. If no message is pending afterwards, completes the job and returns `None`. Also returns `None` if the
+/// session does not exist anymore.
 ///
 /// # Errors
 /// Returns [`JobError::Snooze`] if the master key for an encrypted message is missing, or if no model is configured.

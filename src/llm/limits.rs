@@ -12,9 +12,9 @@ use crate::ids::ProjectId;
 
 /// A model with a maximum number of concurrent requests. A further request waits, until its deadline.
 ///
-/// A request takes a permit of its project first, and then one of the process. Therefore a project with many requests occupies
-/// only its own share of the queue of the process, and other projects wait for at most these requests. Both queues are in the
-/// order of arrival.
+/// A request takes a permit of its project first, and then one of the process; both kinds of permits are given in the order of
+/// arrival. Therefore at most `project_concurrency` requests of a project run or wait for a permit of the process, and a request
+/// waits for at most this number of requests of each other project.
 pub struct LimitedLlm {
     inner: Arc<dyn Llm>,
     process: Arc<Semaphore>,

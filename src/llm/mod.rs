@@ -4,8 +4,9 @@
 //! results of its tool calls, to the messages of the next request.
 //!
 //! `openai` and `anthropic` convert requests and responses. Both use `http` for the requests themselves, with the delays of
-//! `retry` and the errors of `api_error`. `limits` limits the number of concurrent requests. [`recording`] records each request:
-//! in the database ([`usage`]) and in [`metrics`]. [`agent`] is the tool loop of all agents.
+//! `retry` and the errors of `api_error`. `limits` limits the number of concurrent requests. [`recording`] records each model
+//! call, which is a request with its repeated attempts: in the database ([`usage`]) and in [`metrics`]. [`agent`] is the tool
+//! loop of all agents.
 
 pub mod agent;
 mod anthropic;
@@ -226,15 +227,11 @@ pub trait Llm: Send + Sync {
 
 /// Returns the implementation for the configured provider. `client` must follow no redirects.
 pub fn from_config(settings: &Model, client: reqwest::Client) -> Arc<dyn Llm> {
-    let Some(base_url) = settings.base_url() else {
-        return match settings.provider() {
-            Provider::Mock => Arc::new(mock::MockLlm),
-            _ => Arc::new(Unconfigured),
-        };
-    };
-    match settings.provider() {
-        Provider::Anthropic => Arc::new(anthropic::Anthropic::new(settings, client, &base_url)),
-        _ => Arc::new(openai::OpenAi::new(settings, client, &base_url)),
+    match (settings.provider(), settings.base_url()) {
+        (Provider::OpenAi, Some(url)) => Arc::new(openai::OpenAi::new(settings, client, &url)),
+        (Provider::Anthropic, Some(url)) => Arc::new(anthropic::Anthropic::new(settings, client, &url)),
+        (Provider::Mock, _) => Arc::new(mock::MockLlm),
+        (Provider::None, _) | (Provider::OpenAi | Provider::Anthropic, None) => Arc::new(Unconfigured),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tasks: units of an agent's work that observation extracts from the messages of a session.
 //!
-//! [`api`] contains the route, [`store`] the SQL, and [`edits`] the SQL that writes the result of an observation. A session may also have a hidden planning task, which collects planning
-//! messages. The API never returns it.
+//! [`api`] contains the route, [`store`] the SQL, and [`edits`] the SQL that writes the result of an observation. A session may
+//! also have a hidden planning task, which collects planning messages. The API never returns it.
 
 pub mod api;
 pub mod edits;

@@ -1,4 +1,4 @@
-//! Elements: the fences around data in a prompt.
+//! Elements: a tag before and after each text in a prompt that is data.
 
 use super::budget::Shrink;
 use super::text::{self, CutText};

@@ -14,8 +14,8 @@ use crate::learn::prompt::messages::{MessageList, PromptMessage, ToolNames};
 /// and the responses, the request has fewer than 64 000 tokens.
 pub const FIRST_MESSAGE_TOKENS: usize = 36_000;
 
-// The shares of the sections in the length of the first message: each is a number of parts of 36. Tokens that a section does not need are for the
-// messages.
+// The shares of the sections in the length of the first message, in parts of `ALL_SHARES`. The messages of the batch get the
+// rest, and the tokens that a section does not need.
 const TASK_SHARE: usize = 4;
 const PROGRESS_SHARE: usize = 1;
 const PREFERENCE_SHARE: usize = 2;

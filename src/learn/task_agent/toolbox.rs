@@ -12,6 +12,8 @@ use crate::llm::agent::arguments::{self, Integer};
 use crate::llm::agent::{ToolReply, Toolbox};
 use crate::tasks::TaskStatus;
 
+const UNKNOWN_TOOL: &str = "There is no tool of this name.";
+
 /// The tools of the task agent.
 pub(super) struct TaskToolbox<'a> {
     tools: Vec<Tool>,
@@ -28,7 +30,7 @@ impl<'a> TaskToolbox<'a> {
     }
 
     fn parse<T: DeserializeOwned>(&self, name: &str, arguments: Map<String, Value>) -> Result<T, String> {
-        let tool = self.tools.iter().find(|tool| tool.name == name).ok_or("There is no tool of this name.")?;
+        let tool = self.tools.iter().find(|tool| tool.name == name).ok_or(UNKNOWN_TOOL)?;
         arguments::parse_arguments(tool, arguments)
     }
 
@@ -58,8 +60,12 @@ impl<'a> TaskToolbox<'a> {
                 let SubmitUserPreference { preference } = self.parse(name, arguments)?;
                 self.editor.submit_user_preference(&preference)
             }
-            // Any other tool is `report_thinking`, whose notes are only for the model itself.
-            _ => self.parse(name, arguments).map(|ReportThinking { .. }| "Continue with the next step.".into()),
+            "report_thinking" => {
+                // The notes are only for the model itself.
+                let ReportThinking { .. } = self.parse(name, arguments)?;
+                Ok("Continue with the next step.".into())
+            }
+            _ => Err(UNKNOWN_TOOL.into()),
         }
     }
 }

@@ -138,6 +138,7 @@ fn integer(description: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::learn::task_agent::editor::{MAX_DESCRIPTION_CHARS, MAX_PREFERENCE_CHARS, MAX_PROGRESS_CHARS};
 
     /// Removes the descriptions of a tool's parameters, which are not those of upstream.
     fn without_descriptions(mut parameters: Value) -> Value {
@@ -146,6 +147,22 @@ mod tests {
             assert!(description.is_some_and(|description| description.is_string()), "{name}");
         }
         parameters
+    }
+
+    #[test]
+    fn descriptions_of_parameters_contain_the_limits_of_the_editor() {
+        let tools = task_tools();
+        for (name, parameter, limit) in [
+            ("insert_task", "task_description", MAX_DESCRIPTION_CHARS),
+            ("update_task", "task_description", MAX_DESCRIPTION_CHARS),
+            ("append_task_progress", "progress", MAX_PROGRESS_CHARS),
+            ("submit_user_preference", "preference", MAX_PREFERENCE_CHARS),
+        ] {
+            let tool = tools.iter().find(|tool| tool.name == name).unwrap();
+            let description = tool.parameters["properties"][parameter]["description"].as_str().unwrap();
+            let numbers = description.split(|c: char| !c.is_ascii_digit());
+            assert!(numbers.filter_map(|number| number.parse().ok()).any(|number: usize| number == limit), "{name}");
+        }
     }
 
     #[test]

@@ -11,7 +11,6 @@ fn message(role: Role, parts: Vec<Part>) -> PromptMessage {
     PromptMessage { role, parts }
 }
 
-/// T16, T35.
 #[tokio::test]
 async fn messages_are_rendered_with_their_ids_roles_and_parts() {
     let mut input = input(Vec::new(), 0);
@@ -55,7 +54,6 @@ async fn messages_are_rendered_with_their_ids_roles_and_parts() {
     );
 }
 
-/// T32, T33, T34 and T36.
 #[tokio::test]
 async fn sections_have_a_fixed_order() {
     let stored = vec![
@@ -143,7 +141,6 @@ async fn each_criterion_is_rendered_alone() {
     }
 }
 
-/// T34.
 #[tokio::test]
 async fn parts_are_cut_at_1024_characters() {
     for (length, is_cut) in [(1023, false), (1024, false), (1025, true), (100_000, true)] {
@@ -155,7 +152,7 @@ async fn parts_are_cut_at_1024_characters() {
     }
 }
 
-/// T33: the system prompt and the tools are the same for all projects.
+/// The system prompt and the tools are the same for all projects.
 #[tokio::test]
 async fn the_system_prompt_contains_no_data() {
     let plain = input(Vec::new(), 1);
@@ -188,7 +185,6 @@ fn huge_input() -> TaskAgentInput {
     }
 }
 
-/// T39.
 #[tokio::test]
 async fn a_prompt_has_a_maximum_length() {
     let input = huge_input();

@@ -34,7 +34,7 @@ struct ReferenceTask {
     is_written: bool,
 }
 
-/// The reference model: the rules of the specification, written as directly as possible.
+/// The reference model: the rules of the editor, written as directly as possible.
 #[derive(Clone, Debug, Default)]
 struct Reference {
     tasks: Vec<ReferenceTask>,

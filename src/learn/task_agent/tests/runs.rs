@@ -1,4 +1,4 @@
-//! Runs of the agent with a scripted model. The names of the scenarios in the comments are those of the specification.
+//! Runs of the agent with a scripted model.
 
 use super::*;
 use crate::learn::task_agent::edits::LinkTarget;
@@ -26,7 +26,6 @@ fn errors(results: &[(String, bool)]) -> Vec<bool> {
     results.iter().map(|(_, is_error)| *is_error).collect()
 }
 
-/// T18.
 #[tokio::test]
 async fn one_response_can_record_a_complete_task() {
     let (result, results) = run_ok(
@@ -53,7 +52,6 @@ async fn one_response_can_record_a_complete_task() {
     assert_eq!(result.edits.links, [(0, target), (1, target), (2, target)]);
 }
 
-/// T19, T20 and T21.
 #[tokio::test]
 async fn later_calls_use_the_new_numbers() {
     let (result, _) = run_ok(
@@ -73,7 +71,6 @@ async fn later_calls_use_the_new_numbers() {
     assert_eq!(result.edits.links, [(0, LinkTarget::Task(result.edits.tasks[0].id))]);
 }
 
-/// T22 and T23.
 #[tokio::test]
 async fn a_mistake_can_be_corrected() {
     let (result, results) = run_ok(
@@ -97,7 +94,6 @@ async fn a_mistake_can_be_corrected() {
     assert_eq!(result.edits.links.len(), 1);
 }
 
-/// T24.
 #[tokio::test]
 async fn invalid_ranges_are_mistakes() {
     let link = |range: &str| format!("{{\"task_order\":1,\"message_id_range\":{range}}}");
@@ -110,7 +106,6 @@ async fn invalid_ranges_are_mistakes() {
     assert_eq!(result.edits.links, [(2, LinkTarget::Task(result.edits.tasks[0].id))]);
 }
 
-/// T25 and T26.
 #[tokio::test]
 async fn wrong_arguments_and_tools_are_mistakes() {
     let (result, results) = run_ok(
@@ -151,7 +146,6 @@ async fn wrong_arguments_and_tools_are_mistakes() {
     assert_eq!(result.outcome, AgentOutcome::Finished);
 }
 
-/// T28.
 #[tokio::test]
 async fn calls_after_finish_are_executed() {
     let input = input(Vec::new(), 1);
@@ -161,7 +155,6 @@ async fn calls_after_finish_are_executed() {
     assert_eq!((requests.len(), result.iterations, result.edits.created), (1, 1, 1));
 }
 
-/// T29, T30, and the other outcomes.
 #[tokio::test]
 async fn every_end_of_a_run_has_an_outcome() {
     let think = || calls(&[("report_thinking", r#"{"thinking":"..."}"#)]);
@@ -179,7 +172,6 @@ async fn every_end_of_a_run_has_an_outcome() {
     }
 }
 
-/// T31 and T32.
 #[tokio::test]
 async fn planning_and_preferences_are_collected() {
     let mut input = input(Vec::new(), 2);
