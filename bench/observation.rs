@@ -1,5 +1,5 @@
-//! Observation with a model whose responses take a fixed time: the time from a stored message to the call of the model, the time
-//! of the server between two calls, the delay by another project, and the time for many sessions.
+//! Observation with a model whose responses take a fixed time: the time from a stored message to its model call, the time of the
+//! server between two calls, the delay by another project, and the time for many sessions.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ const TTL: Duration = Duration::from_secs(1);
 const CONCURRENCY: usize = 16;
 /// The default of `ACONTEXTD_LLM_PROJECT_CONCURRENCY`.
 const PROJECT_CONCURRENCY: usize = 4;
+/// The default of `PROJECT_SESSION_MESSAGE_BUFFER_MAX_TURNS`.
+const TURNS: usize = 16;
 const PROJECTS: usize = 8;
 const MESSAGES: usize = 20;
 /// How long the calls of all sessions may take.
@@ -25,13 +27,13 @@ const TIMEOUT: Duration = Duration::from_mins(10);
 
 pub fn run(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     report.add_text(&format!(
-        "The model is a server in the process of the benchmark. The buffer has a TTL of {} s unless stated otherwise. A process \
-         calls the model {CONCURRENCY} times concurrently, and {PROJECT_CONCURRENCY} times for one project.",
+        "The model is a server in the process of the benchmark. The buffer has a TTL of {} s unless stated otherwise. A \
+         process calls the model {CONCURRENCY} times concurrently, and {PROJECT_CONCURRENCY} times for one project.",
         TTL.as_secs()
     ));
-    block_on(measure_start(bench, report))?;
+    block_on(measure_delay_after_ttl(bench, report))?;
     block_on(measure_steps(bench, report))?;
-    block_on(measure_flood(bench, report))?;
+    block_on(measure_delay_by_busy_project(bench, report))?;
     block_on(measure_throughput(bench, report))
 }
 
@@ -44,10 +46,16 @@ struct Setup {
 }
 
 impl Setup {
-    async fn start(bench: &Bench, behavior: Behavior, projects: usize, turns: usize) -> anyhow::Result<Self> {
+    /// Starts a server. Messages are observed after `ttl`, or when `turns` messages of a session are pending.
+    async fn start(
+        bench: &Bench,
+        behavior: Behavior,
+        projects: usize,
+        ttl: Duration,
+        turns: usize,
+    ) -> anyhow::Result<Self> {
         let model = Model::start(behavior).await?;
         let mut settings = model.settings();
-        let ttl = if turns == MESSAGES { Duration::from_hours(1) } else { TTL };
         settings.push(("SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS", ttl.as_secs().to_string()));
         settings.push(("PROJECT_SESSION_MESSAGE_BUFFER_MAX_TURNS", turns.to_string()));
         let server = Server::start_with(bench, "observation", &settings).await?;
@@ -101,9 +109,9 @@ fn add_times(table: &mut Table, name: &str, mut times: Vec<Duration>) -> f64 {
 const COLUMNS: [&str; 5] = ["what", "count", "p50 ms", "p99 ms", "longest ms"];
 
 /// The time from the response to a message until its call arrives at the model, without the TTL.
-async fn measure_start(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+async fn measure_delay_after_ttl(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let sessions = bench.full_or_quick(200, 5);
-    let mut setup = Setup::start(bench, Behavior { latency: Duration::ZERO, tool_calls: 0 }, 1, 16).await?;
+    let mut setup = Setup::start(bench, Behavior { latency: Duration::ZERO, tool_calls: 0 }, 1, TTL, TURNS).await?;
     let mut stored = Vec::new();
     for session in 0..sessions {
         stored.push(setup.store(0, session, 1).await?);
@@ -117,7 +125,7 @@ async fn measure_start(bench: &Bench, report: &mut Report) -> anyhow::Result<()>
     };
     let mut table = Table::new(&COLUMNS);
     let p99 = add_times(&mut table, "after the TTL", stored.iter().enumerate().map(delay).collect());
-    report.add_table("From a stored message to the call of the model", &table);
+    report.add_table("From a stored message to its model call", &table);
     report.add_target("start of a call after the TTL, p99", &format!("{} ms", number(p99)), "under 50 ms", p99 < 50.0);
     setup.server.stop()
 }
@@ -127,7 +135,7 @@ async fn measure_steps(bench: &Bench, report: &mut Report) -> anyhow::Result<()>
     const STEPS: usize = 5;
     let sessions = bench.full_or_quick(100, 5);
     let behavior = Behavior { latency: Duration::from_millis(20), tool_calls: STEPS };
-    let mut setup = Setup::start(bench, behavior, PROJECTS, 16).await?;
+    let mut setup = Setup::start(bench, behavior, PROJECTS, TTL, TURNS).await?;
     for session in 0..sessions {
         setup.store(session % PROJECTS, session, MESSAGES / 2).await?;
     }
@@ -145,10 +153,10 @@ async fn measure_steps(bench: &Bench, report: &mut Report) -> anyhow::Result<()>
 }
 
 /// The delay of a project's call while another project has many sessions.
-async fn measure_flood(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
+async fn measure_delay_by_busy_project(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let sessions = bench.full_or_quick(200, 5);
     let latency = Duration::from_secs(1);
-    let mut setup = Setup::start(bench, Behavior { latency, tool_calls: 0 }, 2, 16).await?;
+    let mut setup = Setup::start(bench, Behavior { latency, tool_calls: 0 }, 2, TTL, TURNS).await?;
     for session in 0..sessions {
         setup.store(0, session, 1).await?;
     }
@@ -168,22 +176,24 @@ async fn measure_flood(bench: &Bench, report: &mut Report) -> anyhow::Result<()>
     let mut table = Table::new(&COLUMNS);
     let title = format!("after the TTL, while another project has {sessions} sessions");
     add_times(&mut table, &title, times.clone());
-    report.add_table("A project next to a busy one, with a model of 1 s", &table);
+    report.add_table(&format!("A project next to a busy one, with a model of {latency:?}"), &table);
     let longest = times.into_iter().max().unwrap_or_default();
     report.add_target(
         "longest delay by another project",
         &format!("{} ms", number(millis(longest))),
-        "at most one call (1000 ms)",
+        &format!("at most one call ({} ms)", latency.as_millis()),
         longest <= latency,
     );
     setup.server.stop()
 }
 
-/// The time for one call of 1 s for each of many sessions.
+/// The time for one call for each of many sessions.
 async fn measure_throughput(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let sessions = bench.full_or_quick(1_000, 20);
     let latency = bench.full_or_quick(Duration::from_secs(1), Duration::from_millis(50));
-    let mut setup = Setup::start(bench, Behavior { latency, tool_calls: 0 }, PROJECTS, MESSAGES).await?;
+    // A session is observed when it is complete.
+    let ttl = Duration::from_hours(1);
+    let mut setup = Setup::start(bench, Behavior { latency, tool_calls: 0 }, PROJECTS, ttl, MESSAGES).await?;
     let begin = Instant::now();
     for session in 0..sessions {
         setup.store(session % PROJECTS, session, MESSAGES).await?;
@@ -205,7 +215,7 @@ async fn measure_throughput(bench: &Bench, report: &mut Report) -> anyhow::Resul
         seconds(ideal),
         number(ratio),
     ]);
-    report.add_table(&format!("{sessions} sessions of {PROJECTS} projects, with a model of 1 s"), &table);
+    report.add_table(&format!("{sessions} sessions of {PROJECTS} projects, with a model of {latency:?}"), &table);
     report.add_text(
         "The ideal is the number of calls times the time of a call, divided by the number of concurrent calls.",
     );

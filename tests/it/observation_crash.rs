@@ -138,7 +138,6 @@ async fn kill_9_at_each_step_of_an_observation_changes_no_task() {
     }
 }
 
-/// T17 of the specification.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graceful_stop_during_a_call_makes_the_messages_pending() {
     for wire in Wire::ALL {

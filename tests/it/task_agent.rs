@@ -1,5 +1,5 @@
 //! Observation with the task agent: stored messages become tasks. Every scenario runs with both APIs of the scripted model,
-//! through the real clients, job runner and routes. The numbers, such as T01, are those of the test plan.
+//! through the real clients, job runner and routes.
 
 mod buffer;
 mod failures;

@@ -119,7 +119,7 @@ impl Deployment {
         self.fetch_scalar::<Value>(outcome).await
     }
 
-    /// Returns the outcomes of the recorded calls of the model, sorted.
+    /// Returns the outcomes of the recorded model calls, sorted.
     pub async fn call_outcomes(&self) -> String {
         let outcomes = "select coalesce(string_agg(outcome, ' ' order by outcome), '') from model_calls";
         self.fetch_scalar::<String>(outcomes).await

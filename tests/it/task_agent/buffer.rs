@@ -9,10 +9,9 @@ use crate::support::model_server::{Latch, Step};
 use crate::support::statements::count_statements;
 use crate::support::wait_until;
 
-/// The interval at which the job runner polls, and time for a busy machine.
+/// The time for a busy machine. The job runner claims a job when it is due, without waiting for its next poll.
 const TOLERANCE: Duration = Duration::from_secs(3);
 
-// T01
 #[tokio::test]
 async fn a_message_is_observed_after_the_ttl() {
     let ttl = Duration::from_millis(500);
@@ -53,7 +52,6 @@ async fn a_batch_sends_no_statement_per_message() {
     .await;
 }
 
-// T02
 #[tokio::test]
 async fn many_messages_are_observed_before_the_ttl() {
     in_both_formats(&[(TTL, "1h")], async |s| {
@@ -66,7 +64,6 @@ async fn many_messages_are_observed_before_the_ttl() {
     .await;
 }
 
-// T03
 #[tokio::test]
 async fn later_messages_do_not_delay_the_first_one() {
     let ttl = Duration::from_secs(1);
@@ -94,17 +91,14 @@ async fn later_messages_do_not_delay_the_first_one() {
     .await;
 }
 
-// T04
 #[tokio::test]
 async fn a_flush_leaves_nothing_for_the_ttl() {
-    in_both_formats(&[(TTL, "300ms")], async |s| {
+    in_both_formats(&[(TTL, "1h")], async |s| {
         s.script([Step::text("ok")]);
         s.while_jobs_run(async {
             s.store_numbered(5).await;
             assert_eq!(s.flush().await, flushed());
             wait_until("no job waits for the TTL", async || s.jobs().await.is_empty()).await;
-            // The time that passes is a part of the scenario.
-            tokio::time::sleep(Duration::from_millis(600)).await;
         })
         .await;
         assert_eq!(s.model.take_requests().len(), 1);
@@ -113,7 +107,6 @@ async fn a_flush_leaves_nothing_for_the_ttl() {
     .await;
 }
 
-// T05
 #[tokio::test]
 async fn the_rest_of_a_large_batch_is_observed_next() {
     in_both_formats(&[(TTL, "1h")], async |s| {
@@ -127,7 +120,6 @@ async fn the_rest_of_a_large_batch_is_observed_next() {
     .await;
 }
 
-// T09
 #[tokio::test]
 async fn a_session_without_tracking_is_not_observed() {
     in_both_formats(&[], async |s| {
@@ -144,7 +136,6 @@ async fn a_session_without_tracking_is_not_observed() {
     .await;
 }
 
-// T10
 #[tokio::test]
 async fn messages_over_the_quota_are_observed_when_it_allows_them_again() {
     in_both_formats(&[], async |s| {
@@ -167,7 +158,6 @@ async fn messages_over_the_quota_are_observed_when_it_allows_them_again() {
     .await;
 }
 
-// T11
 #[tokio::test]
 async fn the_counts_follow_the_observation() {
     in_both_formats(&[], async |s| {

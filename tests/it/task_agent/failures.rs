@@ -7,7 +7,6 @@ use super::{Calls, TTL, batch, batch_texts, calls, finish, in_both_formats, inse
 use crate::support::captured_log::CapturedLog;
 use crate::support::model_server::{Step, Wire};
 
-// T13
 #[tokio::test]
 async fn a_request_to_an_unavailable_model_is_repeated_with_backoff() {
     in_both_formats(&[], async |s| {
@@ -50,7 +49,6 @@ async fn messages_fail_when_the_attempts_are_used_up() {
     .await;
 }
 
-// T14
 #[tokio::test]
 async fn a_rejected_request_fails_immediately() {
     in_both_formats(&[(TTL, "1h")], async |s| {
@@ -81,7 +79,7 @@ async fn a_rejected_request_fails_immediately() {
     .await;
 }
 
-// T15: no part of a message is read from the object store, so an object that is missing delays nothing.
+// No part of a message is read from the object store, so an object that is missing delays nothing.
 #[tokio::test]
 async fn an_unavailable_object_store_delays_no_observation() {
     in_both_formats(&[], async |s| {
@@ -101,7 +99,6 @@ async fn an_unavailable_object_store_delays_no_observation() {
     .await;
 }
 
-// T16
 #[tokio::test]
 async fn a_malformed_message_does_not_affect_the_others() {
     in_both_formats(&[], async |s| {
@@ -111,7 +108,8 @@ async fn a_malformed_message_does_not_affect_the_others() {
         s.client.store_message(&s.session, "openai", blob).await.assert_status(201);
         s.store(&["no meta", "unreadable", "after"]).await;
         // The API rejects such messages, but imported ones may have this form.
-        let no_meta = json!({"role": "assistant", "parts": [{"type": "tool-call"}, {"type": "tool-result", "text": "r"}]});
+        let parts = json!([{"type": "tool-call"}, {"type": "tool-result", "text": "r"}]);
+        let no_meta = json!({"role": "assistant", "parts": parts});
         for (index, format, content) in [(2, "acontext", no_meta.to_string()), (3, "openai", "{\"role\":".to_owned())] {
             let update = "update messages set format = $1, content = $2 where id =
                 (select id from messages order by created_at offset $3 limit 1)";
@@ -124,7 +122,8 @@ async fn a_malformed_message_does_not_affect_the_others() {
         assert_eq!(messages[1], "<tool-call>{\"tool_name\":\"look\",\"arguments\":\"{not json\"}</tool-call>");
         assert_eq!(
             messages[2],
-            "<tool-call>{\"tool_name\":null,\"arguments\":null}</tool-call>\n<tool-result>{\"result\":\"r\"}</tool-result>"
+            "<tool-call>{\"tool_name\":null,\"arguments\":null}</tool-call>\n\
+             <tool-result>{\"result\":\"r\"}</tool-result>"
         );
         assert_eq!(messages[3], "<text>[this message cannot be read]</text>");
         assert_eq!((s.counts().await, s.links().await), ([0, 0, 5], vec![Some(1); 5]));
@@ -132,7 +131,7 @@ async fn a_malformed_message_does_not_affect_the_others() {
     .await;
 }
 
-// T27: all edits of a run are stored in one transaction.
+// All edits of a run are stored in one transaction.
 #[tokio::test]
 async fn a_database_error_undoes_the_whole_run() {
     in_both_formats(&[], async |s| {

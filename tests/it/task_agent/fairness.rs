@@ -6,7 +6,6 @@ use super::in_both_formats;
 use crate::support::model_server::{Lane, Latch, Step};
 use crate::support::wait_until;
 
-// T38
 #[tokio::test]
 async fn a_flood_of_one_project_does_not_delay_another() {
     in_both_formats(&[], async |s| {

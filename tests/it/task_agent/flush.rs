@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::{TTL, batch_texts, flushed, in_both_formats, numbered};
 use crate::support::model_server::{Latch, Step};
 
-// T06
 #[tokio::test]
 async fn a_flush_of_an_empty_session_calls_no_model() {
     in_both_formats(&[], async |s| {
@@ -15,7 +14,6 @@ async fn a_flush_of_an_empty_session_calls_no_model() {
     .await;
 }
 
-// T07
 #[tokio::test]
 async fn a_flush_observes_all_pending_messages() {
     in_both_formats(&[(TTL, "1h")], async |s| {
@@ -28,7 +26,6 @@ async fn a_flush_observes_all_pending_messages() {
     .await;
 }
 
-// T08
 #[tokio::test]
 async fn a_flush_waits_for_a_running_batch_until_its_deadline() {
     in_both_formats(&[], async |s| {

@@ -9,7 +9,6 @@ fn plan(ids: &[i64]) -> Step {
     Step::call("append_messages_to_planning_section", json!({"message_ids": ids}))
 }
 
-// T19
 #[tokio::test]
 async fn later_calls_of_a_response_use_the_new_numbers() {
     in_both_formats(&[], async |s| {
@@ -23,7 +22,6 @@ async fn later_calls_of_a_response_use_the_new_numbers() {
     .await;
 }
 
-// T23
 #[tokio::test]
 async fn a_finished_task_must_be_reopened_first() {
     in_both_formats(&[], async |s| {
@@ -40,7 +38,6 @@ async fn a_finished_task_must_be_reopened_first() {
     .await;
 }
 
-// T24
 #[tokio::test]
 async fn ranges_are_clipped_or_reported() {
     in_both_formats(&[], async |s| {
@@ -71,7 +68,6 @@ async fn ranges_are_clipped_or_reported() {
     .await;
 }
 
-// T31
 #[tokio::test]
 async fn planning_messages_are_linked_to_a_hidden_task() {
     in_both_formats(&[], async |s| {
@@ -86,7 +82,6 @@ async fn planning_messages_are_linked_to_a_hidden_task() {
     .await;
 }
 
-// T32
 #[tokio::test]
 async fn preferences_are_known_to_later_batches() {
     in_both_formats(&[], async |s| {

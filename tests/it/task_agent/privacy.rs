@@ -7,7 +7,6 @@ use crate::encryption::{MARK, encrypt};
 use crate::support::captured_log::CapturedLog;
 use crate::support::model_server::{Latch, Step};
 
-// T71: the part of observation.
 #[tokio::test]
 async fn an_encrypted_project_is_observed_without_leaving_plaintext() {
     in_both_formats(&[], async |s| {

@@ -6,7 +6,6 @@ use super::{batch, in_both_formats};
 use crate::support::client::Form;
 use crate::support::model_server::Step;
 
-// T35
 #[tokio::test]
 async fn each_kind_of_part_is_rendered() {
     in_both_formats(&[], async |s| {
@@ -14,7 +13,8 @@ async fn each_kind_of_part_is_rendered() {
             s.client.store_message(&s.session, format, blob).await.assert_status(201);
         };
         s.store(&["read <b>this</b>"]).await;
-        let call = json!({"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{\"q\": \"é\"}"}});
+        let function = json!({"name": "look", "arguments": "{\"q\": \"é\"}"});
+        let call = json!({"id": "c1", "type": "function", "function": function});
         store("openai", json!({"role": "assistant", "content": "I look.", "tool_calls": [call]})).await;
         store("openai", json!({"role": "tool", "tool_call_id": "c1", "content": "found it"})).await;
         store("openai", json!({"role": "tool", "tool_call_id": "other", "content": "of no call"})).await;
@@ -29,7 +29,8 @@ async fn each_kind_of_part_is_rendered() {
             {"type": "file", "file_field": "b"},
         ]);
         let payload = json!({"format": "acontext", "blob": {"role": "user", "parts": parts}}).to_string();
-        let form = Form::new().text("payload", &payload).file("a", "<cat>.png", "image").file("b", "b.txt", "the content");
+        let form = Form::new().text("payload", &payload);
+        let form = form.file("a", "<cat>.png", "image").file("b", "b.txt", "the content");
         s.client.store_form_message(&s.session, form).await.assert_status(201);
         let request = s.observe([Step::text("ok")]).await.remove(0);
         let messages = batch(&request);
@@ -40,12 +41,13 @@ async fn each_kind_of_part_is_rendered() {
             "<tool-result>{\"result\":\"of no call\"}</tool-result>",
             "<omitted type=\"thinking\"></omitted>\n<text>Done.</text>",
             "<omitted type=\"image\"></omitted>",
-            "<text>two files</text>\n<omitted type=\"image\">&lt;cat&gt;.png</omitted>\n<omitted type=\"file\">b.txt</omitted>",
+            "<text>two files</text>\n<omitted type=\"image\">&lt;cat&gt;.png</omitted>\n\
+             <omitted type=\"file\">b.txt</omitted>",
         ];
         assert_eq!(messages, expected);
         let text = &request.user_texts()[0];
-        for role in ["id=\"0\" role=\"user\"", "id=\"1\" role=\"agent\"", "id=\"4\" role=\"agent\"", "id=\"5\" role=\"user\""] {
-            assert!(text.contains(role), "{role}: {text}");
+        for (id, role) in [(0, "user"), (1, "agent"), (4, "agent"), (5, "user")] {
+            assert!(text.contains(&format!("id=\"{id}\" role=\"{role}\"")), "{id}: {text}");
         }
         assert!(!text.contains("secret thought") && !text.contains("the content"), "{text}");
     })

@@ -7,7 +7,6 @@ use super::{Calls, batch_texts, calls, finish, in_both_formats, insert};
 use crate::support::captured_log::CapturedLog;
 use crate::support::model_server::Step;
 
-// T18
 #[tokio::test]
 async fn a_conversation_becomes_a_finished_task() {
     in_both_formats(&[], async |s| {
@@ -39,7 +38,6 @@ async fn a_conversation_becomes_a_finished_task() {
     .await;
 }
 
-// T20
 #[tokio::test]
 async fn a_task_is_inserted_between_others() {
     in_both_formats(&[], async |s| {
@@ -60,7 +58,6 @@ async fn a_task_is_inserted_between_others() {
     .await;
 }
 
-// T21
 #[tokio::test]
 async fn an_insertion_after_the_end_leaves_no_gap() {
     in_both_formats(&[], async |s| {
@@ -74,7 +71,6 @@ async fn an_insertion_after_the_end_leaves_no_gap() {
     .await;
 }
 
-// T22
 #[tokio::test]
 async fn an_unknown_task_is_reported_to_the_model() {
     in_both_formats(&[], async |s| {
@@ -92,7 +88,6 @@ async fn an_unknown_task_is_reported_to_the_model() {
     .await;
 }
 
-// T25
 #[tokio::test]
 async fn wrong_arguments_are_corrected_by_the_model() {
     in_both_formats(&[], async |s| {
@@ -109,7 +104,6 @@ async fn wrong_arguments_are_corrected_by_the_model() {
     .await;
 }
 
-// T26
 #[tokio::test]
 async fn an_unknown_tool_is_reported_to_the_model() {
     in_both_formats(&[], async |s| {
@@ -122,7 +116,6 @@ async fn an_unknown_tool_is_reported_to_the_model() {
     .await;
 }
 
-// T28
 #[tokio::test]
 async fn calls_after_finish_are_executed() {
     in_both_formats(&[], async |s| {
@@ -133,7 +126,6 @@ async fn calls_after_finish_are_executed() {
     .await;
 }
 
-// T29
 #[tokio::test]
 async fn a_text_ends_the_run() {
     in_both_formats(&[], async |s| {
@@ -145,7 +137,6 @@ async fn a_text_ends_the_run() {
     .await;
 }
 
-// T30
 #[tokio::test]
 async fn a_run_ends_after_the_maximum_number_of_calls() {
     in_both_formats(&[], async |s| {

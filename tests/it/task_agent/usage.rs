@@ -1,4 +1,4 @@
-//! The cost of the calls, and the mock model.
+//! The usage of the model, and the mock model.
 
 use serde_json::json;
 
@@ -6,7 +6,6 @@ use super::{TTL, finish, flush, flushed, in_both_formats, insert};
 use crate::support::model_server::Step;
 use crate::support::{TestConfig, run_with};
 
-// T89
 #[tokio::test]
 async fn each_call_is_counted_with_its_cached_tokens() {
     in_both_formats(&[], async |s| {
@@ -43,7 +42,6 @@ async fn each_call_is_counted_with_its_cached_tokens() {
     .await;
 }
 
-// T86: the part of the task agent.
 #[tokio::test]
 async fn the_mock_model_observes_without_tasks() {
     run_with(TestConfig::default().with("LLM_SDK", "mock").with(TTL, "1h"), async |app| {

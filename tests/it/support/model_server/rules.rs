@@ -1,4 +1,4 @@
-//! What providers demand of a request. The rules for the messages are those of the acceptors.
+//! This file has the rules with which providers validate a request. The rules for the messages are those of the acceptors.
 
 use serde_json::{Map, Value};
 

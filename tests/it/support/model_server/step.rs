@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::ModelRequest;
 use super::wire::Answer;
 
-/// What the server does with one request.
+/// A step of a script: the server executes it for one request.
 pub struct Step {
     action: Action,
     latch: Option<Latch>,
@@ -43,8 +43,8 @@ impl Step {
         Self::new(Action::Answer(Answer { text: text.into(), ..Answer::default() }))
     }
 
-    /// An answer with one tool call. Arguments that are a string stand for invalid ones: `OpenAI` sends the string itself, such as
-    /// `""` for a tool without arguments, and Anthropic `null`.
+    /// An answer with one tool call. A string in place of the arguments is invalid: `OpenAI` sends the string itself, such as `""`
+    /// for a tool without arguments, and Anthropic `null`.
     pub fn call(name: &str, arguments: Value) -> Self {
         Self::text("").and_call(name, arguments)
     }

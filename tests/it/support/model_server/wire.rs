@@ -139,7 +139,9 @@ fn openai_body(answer: &Answer, id: impl Fn(usize) -> String) -> Value {
     }
     let finish_reason = answer.stop_reason.as_deref().unwrap_or(finish_reason);
     let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": finish_reason});
-    let mut body = json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "test-model-1", "choices": [choice]});
+    let mut body = json!({
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "test-model-1", "choices": [choice],
+    });
     if let Some((input, cached, output)) = answer.usage {
         body["usage"] = json!({
             "prompt_tokens": input, "completion_tokens": output, "total_tokens": input + output,
