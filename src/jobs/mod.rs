@@ -10,9 +10,11 @@
 //! them is ready.
 //!
 //! [`registry`] maps job kinds to their handlers, [`periodic`] contains the periodic tasks, [`store`] the SQL of the queue,
-//! [`requeue`] the SQL that requeues running jobs or marks them as failed, and [`list`] the SQL for clients.
+//! [`requeue`] the SQL that requeues running jobs or marks them as failed, and [`list`] the SQL for clients. `outcome` records
+//! the attempts that have not completed their jobs.
 
 pub mod list;
+mod outcome;
 pub mod periodic;
 pub mod queue;
 pub mod registry;
@@ -93,12 +95,24 @@ text_enum! {
 pub struct ClassifiedError {
     class: ErrorClass,
     error: anyhow::Error,
+    min_backoff: Duration,
 }
 
 impl ClassifiedError {
     pub fn new(class: ErrorClass, error: impl Into<anyhow::Error>) -> Self {
-        Self { class, error: error.into() }
+        Self { class, error: error.into(), min_backoff: Duration::ZERO }
     }
+
+    /// Sets the minimum delay before the next attempt.
+    #[must_use]
+    pub fn with_min_backoff(self, min_backoff: Duration) -> Self {
+        Self { min_backoff, ..self }
+    }
+}
+
+/// Returns the minimum delay before the attempt after an error.
+fn min_backoff_of(err: &anyhow::Error) -> Duration {
+    err.downcast_ref::<ClassifiedError>().map(|error| error.min_backoff).unwrap_or_default()
 }
 
 /// Returns the class of an error: that of a [`ClassifiedError`], or else the one that follows from its type.
@@ -153,6 +167,19 @@ pub trait JobHandler: Job {
     /// still owns the job. Not called if the process dies, so [`run`](Self::run) must revert the same changes when it begins.
     fn undo(self, context: &Self::Context, running: &RunningJob) -> impl Future<Output = Result<(), JobError>> + Send {
         let _ = (context, running);
+        std::future::ready(Ok(()))
+    }
+
+    /// Stores in `tx` that the job has failed, for example as the status of the rows that the last attempt was processing. The same
+    /// transaction then marks the job as failed, unless the handler has done so with [`RunningJob::fail`]. Also called for jobs
+    /// whose process has died, and not after [`undo`](Self::undo). The changes are rolled back if the job is not marked as failed.
+    fn abandon(
+        self,
+        context: &Self::Context,
+        encryption: &ProjectEncryption,
+        tx: &mut Tx,
+    ) -> impl Future<Output = Result<(), JobError>> + Send {
+        let _ = (context, encryption, tx);
         std::future::ready(Ok(()))
     }
 }

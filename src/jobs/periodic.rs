@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use super::outcome::{self, FailedAttempt};
 use super::requeue::{self, JobFailure};
-use super::runner::{self, Runner};
+use super::runner::Runner;
 use super::{ErrorClass, store};
 use crate::db::Db;
 use crate::error::Result;
@@ -63,15 +64,22 @@ impl PeriodicTask {
 pub async fn reclaim_expired(runner: Arc<Runner>) -> Result<()> {
     let kinds = runner.registry.kinds().all();
     let mut conn = runner.db.acquire().await?;
-    let expired = store::list_expired(&mut conn, &kinds, 1_000).await?;
+    let expired = requeue::list_expired(&mut conn, &kinds, 1_000).await?;
     drop(conn);
     for job in &expired {
         let Some(handler) = runner.registry.get(&job.kind) else { continue };
-        let backoff = runner::backoff_after(job.attempt, handler);
+        let backoff = outcome::backoff_after(job.attempt, handler);
         tracing::warn!(job.id = %job.id, job.kind = job.kind, "job lease expired; reclaiming the job");
+        if backoff.is_none() {
+            let encryption = &runner.queue.unwrap_kek(job.id, job.project, job.encrypted_kek.as_deref());
+            let (kind, payload, worker_id) = (job.kind.as_str(), &job.payload, job.worker_id);
+            let failed = FailedAttempt { job: job.id, kind, payload, encryption, worker_id };
+            outcome::mark_as_failed(&runner.db, handler, &failed, WORKER_LOST, true).await?;
+            continue;
+        }
         let mut tx = runner.db.begin().await?;
         // The worker may have renewed the lease in the meantime.
-        if store::lock_expired(&mut tx, job.id, job.worker_id).await? {
+        if requeue::lock_expired(&mut tx, job.id, job.worker_id).await? {
             requeue::fail(&mut tx, job.id, job.worker_id, backoff, WORKER_LOST).await?;
             tx.wake_on_commit();
         }

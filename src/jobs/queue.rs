@@ -9,9 +9,9 @@ use super::store::{self, UnfinishedJob};
 use super::{Job, WaitReason};
 use crate::db::{Db, Tx};
 use crate::encryption::job_keys::JobKeyWrapper;
-use crate::encryption::{Kek, ProjectEncryption};
+use crate::encryption::{Kek, ProjectEncryption, StorageFormat};
 use crate::error::{Error, Result};
-use crate::ids::ProjectId;
+use crate::ids::{JobId, ProjectId};
 use crate::telemetry;
 
 /// The delay until a job is due.
@@ -175,7 +175,18 @@ impl JobQueue {
         store::find_last_error(conn, project, J::KIND, job.dedupe_key().as_deref()).await
     }
 
-    pub(super) fn key_wrapper(&self) -> &JobKeyWrapper {
-        &self.key_wrapper
+    /// Returns the encryption of a job's project, with its master key if the job has it. A key that cannot be unwrapped counts as
+    /// missing.
+    pub(super) fn unwrap_kek(&self, job: JobId, project: ProjectId, wrapped: Option<&[u8]>) -> ProjectEncryption {
+        let kek = wrapped.and_then(|wrapped| match self.key_wrapper.unwrap(project, wrapped) {
+            Ok(kek) => Some(Arc::new(kek)),
+            Err(err) => {
+                tracing::error!(
+                    job.id = %job, error = %err, "failed to unwrap the job's master key; the job runs without it"
+                );
+                None
+            }
+        });
+        ProjectEncryption { project, format: StorageFormat::from_flag(kek.is_some()), kek }
     }
 }

@@ -8,8 +8,13 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 
 use super::{JobError, JobHandler, RunningJob};
+use crate::db::Tx;
+use crate::encryption::ProjectEncryption;
 
 type RunFn = Arc<dyn Fn(Value, Arc<RunningJob>) -> BoxFuture<'static, Result<(), JobError>> + Send + Sync>;
+
+type AbandonFn =
+    Arc<dyn for<'a> Fn(Value, &'a ProjectEncryption, &'a mut Tx) -> BoxFuture<'a, Result<(), JobError>> + Send + Sync>;
 
 /// The handler of a job kind, bound to its context, with the settings of the kind.
 #[derive(Clone)]
@@ -21,6 +26,8 @@ pub struct RegisteredHandler {
     pub(super) run: RunFn,
     /// [`JobHandler::undo`].
     pub(super) undo: RunFn,
+    /// [`JobHandler::abandon`].
+    pub(super) abandon: AbandonFn,
 }
 
 /// The names of the job kinds that a process can run.
@@ -46,7 +53,7 @@ impl JobRegistry {
     #[must_use]
     pub fn register<J: JobHandler>(mut self, context: J::Context) -> Self {
         let parse = |payload| serde_json::from_value::<J>(payload).map_err(|err| JobError::Permanent(err.into()));
-        let undo_context = context.clone();
+        let (undo_context, abandon_context) = (context.clone(), context.clone());
         let run: RunFn = Arc::new(move |payload, running: Arc<RunningJob>| {
             let context = context.clone();
             Box::pin(async move { parse(payload)?.run(&context, &running).await })
@@ -55,8 +62,23 @@ impl JobRegistry {
             let context = undo_context.clone();
             Box::pin(async move { parse(payload)?.undo(&context, &running).await })
         });
-        let (timeout, max_attempts, max_backoff) = (J::TIMEOUT, J::MAX_ATTEMPTS, J::MAX_BACKOFF);
-        let handler = RegisteredHandler { timeout, max_attempts, max_backoff, calls_model: J::CALLS_MODEL, run, undo };
+        let abandon: AbandonFn = Arc::new(move |payload, encryption, tx| {
+            let context = abandon_context.clone();
+            Box::pin(async move {
+                // A job with an invalid payload has stored nothing.
+                let Ok(job) = serde_json::from_value::<J>(payload) else { return Ok(()) };
+                job.abandon(&context, encryption, tx).await
+            })
+        });
+        let handler = RegisteredHandler {
+            timeout: J::TIMEOUT,
+            max_attempts: J::MAX_ATTEMPTS,
+            max_backoff: J::MAX_BACKOFF,
+            calls_model: J::CALLS_MODEL,
+            run,
+            undo,
+            abandon,
+        };
         self.0.insert(J::KIND, handler);
         self
     }

@@ -1,14 +1,15 @@
-//! SQL that requeues a running job or marks it as failed. A function has no effect if the worker `worker_id` no longer owns
-//! the job.
+//! SQL that requeues a running job or marks it as failed, and that finds the jobs whose worker was lost. A function has no effect
+//! if the worker `worker_id` no longer owns the job.
 
 use std::time::Duration;
 
+use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{ErrorClass, WaitReason};
 use crate::db::interval;
-use crate::ids::JobId;
+use crate::ids::{JobId, ProjectId};
 
 /// The parameters of a requeue. The default makes the job due immediately, as for a release at shutdown.
 #[derive(Default)]
@@ -72,10 +73,10 @@ pub async fn fail(
 }
 
 /// Locks a job. This is a separate statement, so that the next one sees what the previous holder of the lock has committed,
-/// such as the project's master key.
-async fn lock(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<()> {
+/// such as the project's master key. Returns `false` if this worker does not own the job.
+pub async fn lock(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
     let row = sqlx::query!("select id from jobs where id = $1 and worker_id = $2 for update", job as _, worker_id);
-    row.fetch_optional(conn).await.map(drop)
+    Ok(row.fetch_optional(conn).await?.is_some())
 }
 
 /// Makes a running job ready. `uncounted_attempts` is 1 if the attempt does not count, otherwise 0.
@@ -147,4 +148,42 @@ async fn requeue_job(
     .execute(conn)
     .await
     .map(drop)
+}
+
+/// A job with an expired lease.
+pub struct ExpiredJob {
+    pub id: JobId,
+    pub project: ProjectId,
+    pub kind: String,
+    pub payload: Value,
+    pub encrypted_kek: Option<Vec<u8>>,
+    pub attempt: i32,
+    pub worker_id: Uuid,
+}
+
+/// Lists running jobs of these kinds with an expired lease, longest expired first.
+pub async fn list_expired(conn: &mut PgConnection, kinds: &[String], limit: i64) -> sqlx::Result<Vec<ExpiredJob>> {
+    sqlx::query_as!(
+        ExpiredJob,
+        r#"select id as "id: JobId", project_id as "project: ProjectId", kind, payload, encrypted_kek, attempt,
+                  worker_id as "worker_id!"
+           from jobs
+           where state = 'running' and lease_expires_at < now() and kind = any($1)
+           order by lease_expires_at limit $2"#,
+        kinds,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Locks a job if this worker still owns it and its lease has expired. Returns `false` otherwise, or if another transaction
+/// has locked the job.
+pub async fn lock_expired(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
+    let row = sqlx::query!(
+        "select id from jobs where id = $1 and worker_id = $2 and lease_expires_at < now() for update skip locked",
+        job as _,
+        worker_id,
+    );
+    Ok(row.fetch_optional(conn).await?.is_some())
 }

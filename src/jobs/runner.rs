@@ -12,20 +12,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use rand::Rng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use super::outcome::{self, FailedAttempt};
 use super::registry::{JobKinds, RegisteredHandler};
-use super::requeue;
-use super::requeue::JobFailure;
+use super::requeue::{self, JobFailure};
 use super::store::{self, Claim, ClaimRequest, ClaimedJob};
-use super::{ErrorClass, JobError, JobQueue, JobRegistry, LeaseLost, RunningJob, WaitReason, class_of};
+use super::{JobError, JobQueue, JobRegistry, LeaseLost, RunningJob, WaitReason};
 use crate::config::Jobs;
 use crate::db::Db;
-use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::ids::JobId;
 use crate::process::Process;
 use crate::telemetry;
@@ -42,8 +40,6 @@ pub struct Runner {
     pub max_model_jobs_per_project: usize,
 }
 
-/// The backoff after the first failed attempt. Each further failed attempt doubles the backoff.
-const BASE_BACKOFF: Duration = Duration::from_secs(5);
 /// The interval at which to poll for due jobs. Only polling finds jobs whose notification was lost.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -53,16 +49,6 @@ const SHUTDOWN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The time limit for [`JobHandler::undo`](super::JobHandler::undo). It is shorter than the time that shutdown leaves to aborted
 /// jobs.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Returns the backoff after the failed attempt with the number `attempt`, with jitter; `None` if it was the last attempt.
-pub fn backoff_after(attempt: i32, handler: &RegisteredHandler) -> Option<Duration> {
-    if attempt >= handler.max_attempts {
-        return None;
-    }
-    let doublings = u32::try_from(attempt - 1).unwrap_or(0).min(16);
-    let backoff = (BASE_BACKOFF * 2_u32.pow(doublings)).min(handler.max_backoff);
-    Some(backoff.mul_f64(rand::rng().random_range(0.8..1.2)))
-}
 
 /// Running jobs by id, with the handles that abort their attempts.
 type RunningJobMap = HashMap<Uuid, (AbortHandle, Arc<RunningJob>)>;
@@ -176,17 +162,7 @@ fn spawn_attempt(
         telemetry::add_span_link(&span, traceparent);
     }
     let (id, may_unblock_others) = (job.id.0, job.lane.is_some() || handler.calls_model);
-    let key_wrapper = runner.queue.key_wrapper();
-    let kek = job.encrypted_kek.as_deref().and_then(|wrapped| match key_wrapper.unwrap(job.project, wrapped) {
-        Ok(kek) => Some(Arc::new(kek)),
-        Err(err) => {
-            tracing::error!(
-                job.id = %job.id, error = %err, "failed to unwrap the job's master key; the job runs without it"
-            );
-            None
-        }
-    });
-    let encryption = ProjectEncryption { project: job.project, format: StorageFormat::from_flag(kek.is_some()), kek };
+    let encryption = runner.queue.unwrap_kek(job.id, job.project, job.encrypted_kek.as_deref());
     let attempt = job.attempt.into();
     let running = Arc::new(RunningJob { id: job.id, encryption, attempt, worker_id, completed: false.into() });
     let attempt = {
@@ -223,7 +199,10 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(interruption) => {
-            undo(handler, job.payload, Arc::clone(&running)).await;
+            let backoff = outcome::backoff_after(running.attempt(), handler);
+            if interruption.is_none() || backoff.is_some() {
+                undo(handler, job.payload.clone(), Arc::clone(&running)).await;
+            }
             let Some(error) = interruption else { return release(runner, worker_id, job.id).await };
             Err(error)
         }
@@ -231,19 +210,21 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
     let recorded = match outcome {
         Ok(()) => {
             tracing::debug!(job.id = %job.id, job.kind, "job completed");
-            complete_job(runner, worker_id, job.id).await
+            complete_job(runner, worker_id, job.id).await.map_err(Into::into)
         }
         Err(JobError::Retry(err) | JobError::Permanent(err)) if err.is::<LeaseLost>() => {
             tracing::warn!(job.id = %job.id, job.kind, "job lease lost; the job was reclaimed");
             Ok(())
         }
         Err(JobError::Retry(err)) => {
-            let backoff = backoff_after(running.attempt(), handler);
-            log_and_record_failure(runner, worker_id, (job.id, &job.kind), backoff, &err).await
+            let backoff = outcome::backoff_after(running.attempt(), handler);
+            outcome::log_and_record_failure(&runner.db, handler, &failed, backoff, &err).await
         }
         Err(JobError::Permanent(err)) => {
-            log_and_record_failure(runner, worker_id, (job.id, &job.kind), None, &err).await
+            outcome::log_and_record_failure(&runner.db, handler, &failed, None, &err).await
         }
+    let (kind, payload, encryption) = (job.kind.as_str(), &job.payload, &running.encryption);
+    let failed = FailedAttempt { job: job.id, kind, payload, encryption, worker_id };
         Err(JobError::Snooze(wait_reason, error, delay)) => {
             let lacked_key = wait_reason == WaitReason::Key && job.encrypted_kek.is_none();
             let message = format!("{error:#}");
@@ -251,7 +232,7 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
             let error = wait_reason.error_class().map(|class| JobFailure { class, message: &message });
             let clears_error = error.is_none();
             let snooze = requeue::Requeue { wait_reason: Some(wait_reason), lacked_key, delay, error, clears_error };
-            requeue_uncounted(runner, worker_id, job.id, &snooze).await
+            outcome::requeue_uncounted(&runner.db, job.id, worker_id, &snooze).await.map_err(Into::into)
         }
     };
     if let Err(err) = recorded {
@@ -266,67 +247,6 @@ async fn complete_job(runner: &Runner, worker_id: Uuid, job: JobId) -> sqlx::Res
     let mut conn = runner.db.acquire().await?;
     // `store::complete` returns `false` if the handler has completed the job in its own transaction.
     store::complete(&mut conn, job, worker_id).await.map(drop)
-}
-
-async fn log_and_record_failure(
-    runner: &Runner,
-    worker_id: Uuid,
-    (job, kind): (JobId, &str),
-    backoff: Option<Duration>,
-    err: &anyhow::Error,
-) -> sqlx::Result<()> {
-    let error = format!("{err:#}");
-    // The lines contain the job, because JSON lines do not contain the fields of the span.
-    let class = class_of(err);
-    if backoff.is_some() && class == ErrorClass::ModelSettings {
-        // The client of the model logs wrong settings, once a minute for all jobs.
-        tracing::debug!(job.id = %job, job.kind = kind, error, "job attempt failed; the job will be retried");
-    } else if let Some(delay) = backoff {
-        tracing::warn!(job.id = %job, job.kind = kind, error, ?delay, "job attempt failed; the job will be retried");
-    } else {
-        tracing::error!(job.id = %job, job.kind = kind, error, "job failed permanently");
-    }
-    record_failure(runner, worker_id, job, backoff, JobFailure { class, message: &error }).await
-}
-
-/// Records a failed attempt in a transaction.
-async fn record_failure(
-    runner: &Runner,
-    worker_id: Uuid,
-    job: JobId,
-    backoff: Option<Duration>,
-    error: JobFailure<'_>,
-) -> sqlx::Result<()> {
-    repeat_if_duplicate(|| async move {
-        let mut tx = runner.db.begin().await?;
-        requeue::fail(&mut tx, job, worker_id, backoff, error).await?;
-        tx.commit().await
-    })
-    .await
-}
-
-/// Requeues a job in a transaction. The attempt does not count.
-async fn requeue_uncounted(
-    runner: &Runner,
-    worker_id: Uuid,
-    job: JobId,
-    requeue: &requeue::Requeue<'_>,
-) -> sqlx::Result<()> {
-    repeat_if_duplicate(|| async move {
-        let mut tx = runner.db.begin().await?;
-        requeue::requeue_uncounted(&mut tx, job, worker_id, requeue).await?;
-        tx.commit().await
-    })
-    .await
-}
-
-/// Requeues a job with `requeue`, and repeats this if it fails because another transaction has enqueued a duplicate after the
-/// requeue had found none. The second requeue finds the duplicate and merges the job with it.
-async fn repeat_if_duplicate<F: Future<Output = sqlx::Result<()>>>(requeue: impl Fn() -> F) -> sqlx::Result<()> {
-    match requeue().await {
-        Err(sqlx::Error::Database(err)) if err.constraint() == Some("jobs_dedupe_key_idx") => requeue().await,
-        result => result,
-    }
 }
 
 /// Reverts the changes that an interrupted attempt has stored for its own duration. An error is only logged, because the next
@@ -346,7 +266,7 @@ async fn undo(handler: &RegisteredHandler, payload: serde_json::Value, running: 
 
 /// Releases a job: makes it due immediately, so that another worker can run it.
 async fn release(runner: &Runner, worker_id: Uuid, job: JobId) {
-    if let Err(err) = requeue_uncounted(runner, worker_id, job, &requeue::Requeue::default()).await {
+    if let Err(err) = outcome::requeue_uncounted(&runner.db, job, worker_id, &requeue::Requeue::default()).await {
         tracing::warn!(
             job.id = %job, error = %err,
             "failed to release a job at shutdown; the job runs again when its lease expires"

@@ -330,39 +330,6 @@ pub async fn complete(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> s
     Ok(delete.execute(conn).await?.rows_affected() == 1)
 }
 
-/// A job with an expired lease.
-pub struct ExpiredJob {
-    pub id: JobId,
-    pub kind: String,
-    pub attempt: i32,
-    pub worker_id: Uuid,
-}
-
-/// Lists running jobs of these kinds with an expired lease, longest expired first.
-pub async fn list_expired(conn: &mut PgConnection, kinds: &[String], limit: i64) -> sqlx::Result<Vec<ExpiredJob>> {
-    sqlx::query_as!(
-        ExpiredJob,
-        r#"select id as "id: JobId", kind, attempt, worker_id as "worker_id!" from jobs
-           where state = 'running' and lease_expires_at < now() and kind = any($1)
-           order by lease_expires_at limit $2"#,
-        kinds,
-        limit,
-    )
-    .fetch_all(conn)
-    .await
-}
-
-/// Locks a job if this worker still owns it and its lease has expired. Returns `false` otherwise, or if another transaction
-/// has locked the job.
-pub async fn lock_expired(conn: &mut PgConnection, job: JobId, worker_id: Uuid) -> sqlx::Result<bool> {
-    let row = sqlx::query!(
-        "select id from jobs where id = $1 and worker_id = $2 and lease_expires_at < now() for update skip locked",
-        job as _,
-        worker_id,
-    );
-    Ok(row.fetch_optional(conn).await?.is_some())
-}
-
 /// Deletes jobs that failed longer ago than `age`. Returns their number.
 pub async fn delete_failed(conn: &mut PgConnection, age: Duration) -> sqlx::Result<u64> {
     let delete = sqlx::query!(

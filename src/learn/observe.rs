@@ -15,6 +15,7 @@ use super::batch::{self, Batch};
 use super::jobs::Observe;
 use super::settings::{self, ObservationSettings};
 use super::task_agent::{self, CallParameters, TaskAgentResult};
+use crate::db::Tx;
 use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::ids::SessionId;
@@ -65,6 +66,14 @@ impl JobHandler for Observe {
         reset_claimed_messages(ctx, self.session, running).await
     }
 }
+
+    async fn abandon(self, ctx: &Learn, encryption: &ProjectEncryption, tx: &mut Tx) -> Result<(), JobError> {
+        let Some(mut session) = LockedSession::lock(tx, encryption.project, self.session).await? else {
+            return Ok(());
+        };
+        observing::set_status(&mut session, None, ProcessStatus::Running, ProcessStatus::Failed).await?;
+        enqueue_successor(ctx, encryption, &mut session).await
+    }
 
 /// Makes messages pending again that this or an earlier attempt has claimed but not finished, for example because shutdown has
 /// aborted it or its process died. The lane ensures that no other job is processing them.
@@ -236,12 +245,7 @@ async fn record_failure(
     let status = if is_last { ProcessStatus::Failed } else { ProcessStatus::Pending };
     observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, status).await?;
     if is_last {
-        if observing::count_unobserved_messages(&mut locked, session, None).await? > 0 {
-            // These messages have been pending already, and a flush may wait for them.
-            observing::enqueue_job(&mut locked, &ctx.queue, &running.encryption, Delay::NONE).await?;
-        } else {
-            sessions::store::set_has_observe_job(&mut locked, false).await?;
-        }
+        enqueue_successor(ctx, &running.encryption, &mut locked).await?;
         // A flush that retries the messages must not rely on this job.
         running.fail(&mut locked, &error.source).await?;
     } else {
@@ -277,3 +281,19 @@ pub async fn enqueue_missed(ctx: Learn) -> Result<()> {
     }
     Ok(())
 }
+/// Enqueues a new job for the messages that are still pending when the job of the session is marked as failed.
+async fn enqueue_successor(
+    ctx: &Learn,
+    encryption: &ProjectEncryption,
+    session: &mut LockedSession<'_>,
+) -> Result<(), JobError> {
+    let id = session.id;
+    if observing::count_unobserved_messages(session, id, None).await? > 0 {
+        // These messages have been pending already, and a flush may wait for them.
+        observing::enqueue_job(session, &ctx.queue, encryption, Delay::NONE).await?;
+    } else {
+        sessions::store::set_has_observe_job(session, false).await?;
+    }
+    Ok(())
+}
+

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use acontextd::crypto::MasterKey;
-use acontextd::db::job_waker;
+use acontextd::db::{Tx, job_waker};
 use acontextd::encryption::{Kek, ProjectEncryption, StorageFormat};
 use acontextd::features;
 use acontextd::ids::ProjectId;
@@ -153,6 +153,12 @@ impl JobHandler for ScriptedJob {
             }
             _ => Ok(()),
         }
+    }
+
+    async fn abandon(self, _: &Platform, _: &ProjectEncryption, tx: &mut Tx) -> Result<(), JobError> {
+        let insert = "insert into server_state (name, value) values ($1, 'abandoned') on conflict do nothing";
+        sqlx::query(insert).bind(&self.name).execute(&mut **tx).await?;
+        Ok(())
     }
 }
 
@@ -499,6 +505,39 @@ async fn a_job_of_a_dead_process_is_reclaimed_when_its_lease_expires() {
         app.drain_jobs().await;
         assert_eq!(script.log(), ["orphan", "orphan"]);
         assert_eq!(app.fetch_scalar::<i64>(COUNT).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_is_abandoned_when_it_is_marked_as_failed() {
+    run_with(config(), async |app| {
+        let (id, _script) = JobScript::new();
+        let abandoned = "select coalesce(string_agg(name, ' '), '') from server_state where value = 'abandoned'";
+        for outcome in ["panic", "retry"] {
+            enqueue(&app, SYSTEM_PROJECT, &ScriptedJob::new(id, outcome).outcome(outcome), Delay::NONE).await;
+        }
+        app.drain_jobs().await;
+        assert_eq!(app.fetch_scalar::<String>(abandoned).await, "", "another attempt follows");
+        app.execute("update jobs set run_at = now()").await;
+        app.drain_jobs().await;
+        enqueue(&app, SYSTEM_PROJECT, &ScriptedJob::new(id, "give up").outcome("give up"), Delay::NONE).await;
+        enqueue(&app, SYSTEM_PROJECT, &ScriptedJob::new(id, "done"), Delay::NONE).await;
+        app.drain_jobs().await;
+        // The lease of a last attempt has expired.
+        enqueue(&app, SYSTEM_PROJECT, &ScriptedJob::new(id, "lost"), Delay::NONE).await;
+        app.execute(
+            "update jobs set state = 'running', attempt = 2, worker_id = gen_random_uuid(),
+                             lease_expires_at = now() + interval '1 hour' where state = 'ready'",
+        )
+        .await;
+        periodic::reclaim_expired(app.runner()).await.unwrap();
+        let abandoned = "select string_agg(name, ' ' order by name) from server_state where value = 'abandoned'";
+        assert_eq!(app.fetch_scalar::<String>(abandoned).await, "give up panic retry");
+        app.execute("update jobs set lease_expires_at = now() - interval '1 second' where state = 'running'").await;
+        periodic::reclaim_expired(app.runner()).await.unwrap();
+        assert_eq!(app.fetch_scalar::<String>(abandoned).await, "give up lost panic retry");
+        assert_eq!(app.fetch_scalar::<i64>("select count(*) from jobs where state = 'failed'").await, 4);
     })
     .await;
 }
