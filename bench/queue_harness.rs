@@ -175,6 +175,7 @@ impl RunningQueue {
             process: platform.process.clone(),
             settings: platform.config.jobs.clone(),
             max_model_jobs_per_project: platform.config.model.max_project_requests,
+            max_model_jobs: platform.config.model.max_requests,
         };
         components.spawn(runner::run(Arc::new(runner)));
         components.spawn(notify::listen(platform.db.clone(), vec![Arc::clone(platform.db.job_waker()) as _]));

@@ -232,6 +232,7 @@ pub fn runner(app: &App, registry: JobRegistry) -> Arc<Runner> {
         process: app.process.clone(),
         settings: app.config.jobs.clone(),
         max_model_jobs_per_project: app.config.model.max_project_requests,
+        max_model_jobs: app.config.model.max_requests,
     })
 }
 

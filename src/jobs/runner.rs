@@ -38,6 +38,9 @@ pub struct Runner {
     pub settings: Jobs,
     /// The maximum number of jobs of one project that call a language model and run at a time, in all processes.
     pub max_model_jobs_per_project: usize,
+    /// The maximum number of jobs that call a language model and run at a time in this process: that of concurrent requests to
+    /// the model, so that no job waits for the requests of others while its time runs.
+    pub max_model_jobs: usize,
 }
 
 /// The interval at which to poll for due jobs. Only polling finds jobs whose notification was lost.
@@ -69,6 +72,7 @@ impl RunningJobs {
 /// Never returns an error; all components have this signature.
 pub async fn run(runner: Arc<Runner>) -> anyhow::Result<()> {
     let permits = Arc::new(Semaphore::new(runner.settings.concurrency));
+    let model_permits = Arc::new(Semaphore::new(runner.max_model_jobs));
     let worker_id = Uuid::now_v7();
     let running_jobs = Arc::new(RunningJobs::default());
     runner.process.background_tasks.spawn(heartbeat(Arc::clone(&runner), worker_id, Arc::clone(&running_jobs)));
@@ -77,7 +81,7 @@ pub async fn run(runner: Arc<Runner>) -> anyhow::Result<()> {
         let Some(mut free) = acquire_free_permits(&runner, &permits).await else {
             break;
         };
-        let (claimed, claimed_at) = match claim(&runner, worker_id, &kinds, free.num_permits()).await {
+        let (claimed, claimed_at) = match claim(&runner, worker_id, &kinds, (&free, &model_permits)).await {
             Ok(Claim { jobs, claimed_at }) => (jobs, Some(claimed_at)),
             // The pool is closed: by the shutdown, or because connections share a server session (see `db::pooler`). No job
             // can be claimed anymore.
@@ -93,7 +97,10 @@ pub async fn run(runner: Arc<Runner>) -> anyhow::Result<()> {
         let none_claimed = claimed.is_empty();
         for job in claimed {
             let Some(permit) = free.split(1) else { break };
-            spawn_attempt(&runner, worker_id, job, permit, &running_jobs);
+            let calls_model = kinds.calling_model.contains(&job.kind);
+            // A permit is free, because only this loop acquires them.
+            let model_permit = if calls_model { Arc::clone(&model_permits).try_acquire_owned().ok() } else { None };
+            spawn_attempt(&runner, worker_id, job, (permit, model_permit), &running_jobs);
         }
         drop(free);
         if none_claimed {
@@ -115,18 +122,28 @@ async fn acquire_free_permits(runner: &Runner, permits: &Arc<Semaphore>) -> Opti
     Some(free)
 }
 
-async fn claim(runner: &Runner, worker_id: Uuid, kinds: &JobKinds, limit: usize) -> sqlx::Result<Claim> {
+/// Claims a job for each free permit, and no more jobs that call a model than there are free permits for these.
+async fn claim(
+    runner: &Runner,
+    worker_id: Uuid,
+    kinds: &JobKinds,
+    (free, model_permits): (&OwnedSemaphorePermit, &Semaphore),
+) -> sqlx::Result<Claim> {
     let mut tx = runner.db.begin().await?;
-    let max_model_jobs = runner.max_model_jobs_per_project;
-    let request =
-        ClaimRequest { kinds, limit, max_model_jobs_per_project: max_model_jobs, lease: runner.settings.lease };
+    let request = ClaimRequest {
+        kinds,
+        limit: free.num_permits(),
+        max_model_jobs_per_project: runner.max_model_jobs_per_project,
+        max_new_model_jobs: model_permits.available_permits(),
+        lease: runner.settings.lease,
+    };
     let claim = store::claim(&mut tx, worker_id, &request).await?;
     tx.commit().await?;
     Ok(claim)
 }
 
 /// Waits for a notification, the next due time or the poll interval, whichever comes first. The jobs that were due at the last
-/// claim, `claimed_at`, wait for a running job of their lane or their project, whose end wakes the runner.
+/// claim, `claimed_at`, wait for a running job of their lane, their project or this process, whose end wakes the runner.
 async fn wait_for_due_job(runner: &Runner, kinds: &JobKinds, claimed_at: Option<Timestamp>) {
     let until_due = async {
         let Some(claimed_at) = claimed_at else { return Ok(None) };
@@ -143,12 +160,12 @@ async fn wait_for_due_job(runner: &Runner, kinds: &JobKinds, claimed_at: Option<
     }
 }
 
-/// Spawns an attempt of a claimed job. The permit is released when the attempt ends.
+/// Spawns an attempt of a claimed job. The permits are released when the attempt ends.
 fn spawn_attempt(
     runner: &Arc<Runner>,
     worker_id: Uuid,
     job: ClaimedJob,
-    permit: OwnedSemaphorePermit,
+    permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
     running_jobs: &Arc<RunningJobs>,
 ) {
     // The handler exists, because the runner claims only jobs of registered kinds.
@@ -170,10 +187,9 @@ fn spawn_attempt(
         async move {
             run_attempt(&runner, running, job, &handler).await;
             running_jobs.with_lock(|jobs| jobs.remove(&id));
-            drop(permit);
+            drop(permits);
             if may_unblock_others {
-                // Wakes the runner, because the next job of the lane, or the next one of the project that calls a model, can
-                // run now.
+                // Wakes the runner, because the next job of the lane, or the next one that calls a model, can run now.
                 runner.db.job_waker().wake_local();
             }
         }
@@ -207,6 +223,8 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
             Err(error)
         }
     };
+    let (kind, payload, encryption) = (job.kind.as_str(), &job.payload, &running.encryption);
+    let failed = FailedAttempt { job: job.id, kind, payload, encryption, worker_id };
     let recorded = match outcome {
         Ok(()) => {
             tracing::debug!(job.id = %job.id, job.kind, "job completed");
@@ -223,8 +241,6 @@ async fn run_attempt(runner: &Runner, running: Arc<RunningJob>, job: ClaimedJob,
         Err(JobError::Permanent(err)) => {
             outcome::log_and_record_failure(&runner.db, handler, &failed, None, &err).await
         }
-    let (kind, payload, encryption) = (job.kind.as_str(), &job.payload, &running.encryption);
-    let failed = FailedAttempt { job: job.id, kind, payload, encryption, worker_id };
         Err(JobError::Snooze(wait_reason, error, delay)) => {
             let lacked_key = wait_reason == WaitReason::Key && job.encrypted_kek.is_none();
             let message = format!("{error:#}");

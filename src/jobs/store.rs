@@ -180,6 +180,8 @@ pub struct ClaimRequest<'a> {
     pub limit: usize,
     /// Maximum number of running jobs of one project that call a language model, including those that run already.
     pub max_model_jobs_per_project: usize,
+    /// Maximum number of claimed jobs that call a language model.
+    pub max_new_model_jobs: usize,
     pub lease: Duration,
 }
 
@@ -191,11 +193,13 @@ pub struct Claim {
 }
 
 /// Claims due jobs for a worker: round-robin between projects (counting their running jobs), oldest first within a project, and
-/// at most one job of a lane.
+/// at most one job of a lane. Jobs that call a language model have a limit of their own, within which they are also claimed
+/// round-robin between projects.
 ///
 /// The caller must commit the claim in a transaction of its own, because this function makes the commit asynchronous. If a
 /// crash of the database loses the claim, the jobs are ready again. An advisory lock serializes the claims of all workers.
 /// Otherwise two workers could claim jobs of the same lane, and one of them would get an error from the index `jobs_lane_idx`.
+#[expect(clippy::too_many_lines, reason = "one SQL statement")]
 pub async fn claim(conn: &mut PgConnection, worker_id: Uuid, request: &ClaimRequest<'_>) -> sqlx::Result<Claim> {
     let claimed_at = prepare_claim(conn).await?;
     let as_i64 = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
@@ -230,11 +234,16 @@ pub async fn claim(conn: &mut PgConnection, worker_id: Uuid, request: &ClaimRequ
                ) d
                left join busy on busy.project_id = d.project_id
            ),
+           eligible as (
+               select id, run_at, fair_rank, calls_model,
+                      row_number() over (partition by calls_model order by model_rank, run_at, id) as worker_rank
+               from due where lane_rank = 1 and (not calls_model or model_rank <= $6)
+           ),
            -- Skips rows that a request has locked to enqueue a duplicate, so that the claim does not wait for it.
            claimed as (
-               select r.id from jobs r join due on due.id = r.id
-               where due.lane_rank = 1 and r.state = 'ready' and (not due.calls_model or due.model_rank <= $6)
-               order by due.fair_rank, due.run_at, due.id limit $3
+               select r.id from jobs r join eligible e on e.id = r.id
+               where r.state = 'ready' and (not e.calls_model or e.worker_rank <= $7)
+               order by e.fair_rank, e.run_at, e.id limit $3
                for update of r skip locked
            )
            update jobs j
@@ -249,6 +258,7 @@ pub async fn claim(conn: &mut PgConnection, worker_id: Uuid, request: &ClaimRequ
         interval(request.lease) as _,
         &request.kinds.calling_model,
         as_i64(request.max_model_jobs_per_project),
+        as_i64(request.max_new_model_jobs),
     )
     .fetch_all(conn)
     .await?;
