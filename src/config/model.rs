@@ -12,9 +12,9 @@ use serde_json::{Map, Value};
 
 use self::parse::{
     JsonObject, Query, parse_api_key, parse_base_url, parse_completion_kwargs, parse_headers, parse_max_tokens,
-    parse_query,
+    parse_query, parse_response_timeout,
 };
-use super::values::{self, parse_count, parse_nonzero_duration};
+use super::values::{self, parse_count};
 
 /// The base URLs of the providers themselves.
 const OPENAI_URL: &str = "https://api.openai.com/v1";
@@ -60,13 +60,13 @@ pub struct Model {
     /// Name of the language model; required for Anthropic and with LLM_BASE_URL [default: gpt-4.1 for OpenAI itself]
     #[arg(long = "llm-model", env = "LLM_SIMPLE_MODEL", value_name = "NAME")]
     configured_name: Option<String>,
-    /// How long to wait for a response of the language model before the request is canceled and repeated
+    /// How long to wait for a response of the language model before the request is canceled and repeated, at most 600 s
     #[arg(
         long = "llm-timeout",
         env = "LLM_RESPONSE_TIMEOUT",
         value_name = "SECONDS",
         default_value = "60",
-        value_parser = parse_nonzero_duration
+        value_parser = parse_response_timeout
     )]
     pub response_timeout: Duration,
     /// Query parameters for requests to the API of OpenAI, as a JSON object of strings

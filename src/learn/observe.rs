@@ -27,9 +27,9 @@ use crate::sessions::lock::LockedSession;
 use crate::{sessions, usage_metrics};
 
 /// The time for the model calls for one batch.
-const BATCH_TIMEOUT: Duration = Duration::from_mins(5);
+const BATCH_TIMEOUT: Duration = Duration::from_mins(15);
 /// The time after which a job that has observed a batch lets the jobs of other sessions run. Together with the time for another
-/// batch it must be shorter than the timeout of an attempt.
+/// batch ([`BATCH_TIMEOUT`]) it must be shorter than the timeout of an attempt.
 const TIME_SLICE: Duration = Duration::from_mins(4);
 
 /// The delay before the next attempt if no model is configured.
@@ -41,7 +41,7 @@ pub(super) const MODEL_FAILURE: &str = "LLM complete failed";
 impl JobHandler for Observe {
     type Context = Learn;
 
-    const TIMEOUT: Duration = Duration::from_mins(10);
+    const TIMEOUT: Duration = Duration::from_mins(20);
     const MAX_ATTEMPTS: i32 = 5;
     const CALLS_MODEL: bool = true;
 

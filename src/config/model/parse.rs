@@ -2,12 +2,14 @@
 //! the setting, and never contains a secret.
 
 use std::fmt::{Debug, Formatter};
+use std::time::Duration;
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 
+use crate::config::values::parse_nonzero_duration;
 use crate::json;
 
 /// Query parameters. Their values may be secret.
@@ -53,6 +55,18 @@ pub(super) fn parse_base_url(text: &str) -> Result<Url, String> {
 pub(super) fn parse_max_tokens(text: &str) -> Result<u32, String> {
     let number = text.trim().parse().ok().filter(|n| (16..=1_000_000).contains(n));
     number.ok_or_else(|| "must be a whole number from 16 to 1000000, such as 4096".into())
+}
+
+/// The maximum time to wait for a response. An attempt of a job is long enough for a response that takes this time.
+const MAX_RESPONSE_TIMEOUT: Duration = Duration::from_mins(10);
+
+pub(super) fn parse_response_timeout(text: &str) -> Result<Duration, String> {
+    match parse_nonzero_duration(text)? {
+        timeout if timeout > MAX_RESPONSE_TIMEOUT => {
+            Err("must be at most 600s, because a job cannot wait longer".into())
+        }
+        timeout => Ok(timeout),
+    }
 }
 
 fn parse_object(text: &str, example: &str) -> Result<Map<String, Value>, String> {

@@ -92,6 +92,7 @@ fn invalid_values_are_rejected_with_a_hint_and_without_secrets() {
         ("LLM_BASE_URL", "https://example.org/v1?key=hunter2", "LLM_OPENAI_DEFAULT_QUERY"),
         ("LLM_API_KEY", "hunter2 two", "without spaces"),
         ("LLM_RESPONSE_TIMEOUT", "0", "10s"),
+        ("LLM_RESPONSE_TIMEOUT", "601s", "at most 600s"),
         ("ACONTEXTD_LLM_MAX_TOKENS", "0", "4096"),
         ("LLM_OPENAI_DEFAULT_QUERY", "hunter2", "JSON object"),
         ("LLM_OPENAI_DEFAULT_QUERY", r#"{"a": 1}"#, "a is not a string"),
