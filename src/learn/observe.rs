@@ -171,8 +171,9 @@ impl BatchError {
 impl From<LlmError> for BatchError {
     fn from(err: LlmError) -> Self {
         let (class, is_permanent) = (error_class(&err), !err.is_retryable());
-        let source = anyhow::Error::from(err).context(MODEL_FAILURE);
-        Self { source: ClassifiedError::new(class, source).into(), is_permanent }
+        let min_backoff = err.retry_after().unwrap_or_default();
+        let source = ClassifiedError::new(class, anyhow::Error::from(err).context(MODEL_FAILURE));
+        Self { source: source.with_min_backoff(min_backoff).into(), is_permanent }
     }
 }
 

@@ -12,9 +12,9 @@ use secrecy::ExposeSecret;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::LlmError;
 use super::api_error::{Failure, ProviderInfo, ReportedError};
 use super::retry;
+use super::{LlmError, RetryAfter};
 use crate::config::Model;
 use crate::json;
 
@@ -70,7 +70,7 @@ impl ProviderApi {
     }
 
     /// Sends a request and returns the response that `parse` reads from the JSON of the body. Repeats the request after a failure
-    /// that may be transient, unless the next attempt would have less time until `deadline` than the failed one has taken.
+    /// that may be transient, unless the next attempt would have less than half of its timeout until `deadline`.
     pub(super) async fn post<T>(
         &self,
         body: &Value,
@@ -80,17 +80,27 @@ impl ProviderApi {
         let body = Bytes::from(json::to_vec(body));
         let mut attempt = 1;
         loop {
-            let started_at = Instant::now();
             let Failure { error, is_transient, retry_after } = match self.attempt(body.clone(), deadline, &parse).await
+        if !self.has_time(Duration::ZERO, deadline) {
+            return Err(LlmError::Unavailable(anyhow!(
+                "no request was sent to {}, because the time of the job is used up",
+                self.info.host
+            )));
+        }
             {
                 Ok(response) => return Ok(response),
                 Err(failure) => failure,
             };
             let delay = retry_after.unwrap_or_else(|| retry::backoff(attempt));
-            let has_time = Instant::now() + delay + started_at.elapsed() <= deadline;
-            if !is_transient || attempt >= retry::MAX_ATTEMPTS || !has_time {
+            let may_repeat = is_transient && attempt < retry::MAX_ATTEMPTS && delay <= retry::MAX_DELAY;
+            if !may_repeat || !self.has_time(delay, deadline) {
                 self.log_misconfiguration(&error);
-                return Err(error);
+                return Err(match (error, retry_after) {
+                    (LlmError::Unavailable(error), Some(delay)) => {
+                        LlmError::Unavailable(RetryAfter { error, delay }.into())
+                    }
+                    (error, _) => error,
+                });
             }
             tracing::debug!(attempt, ?delay, error = %error, "repeating a request to the language model");
             tokio::time::sleep(delay).await;
@@ -101,6 +111,11 @@ impl ProviderApi {
     /// Returns the failure for a response that is not usable.
     pub(super) fn failure(&self, response: InvalidResponse) -> Failure {
         match response {
+    /// Returns `true` if an attempt that begins after `delay` has at least half of its timeout until `deadline`.
+    fn has_time(&self, delay: Duration, deadline: Instant) -> bool {
+        deadline.saturating_duration_since(Instant::now() + delay) >= self.timeout / 2
+    }
+
             InvalidResponse::Error(reported) => self.info.failure_in_success(&reported),
             InvalidResponse::Incomplete(problem) => {
                 Failure::transient(anyhow!("{} returned a response that {problem}", self.info.host))
@@ -130,8 +145,8 @@ impl ProviderApi {
         }
     }
 
-    /// Sends a request and returns the body of a successful response.
-    async fn send(&self, body: Bytes) -> Result<Vec<u8>, Failure> {
+    /// Sends a request and returns the body of a successful response, and its content type.
+    async fn send(&self, body: Bytes) -> Result<(Vec<u8>, String), Failure> {
         let request = self.client.post(self.url.clone()).headers(self.headers.clone()).body(body);
         let response = request.send().await.map_err(|err| self.connection_failure(err))?;
         let status = response.status();

@@ -25,6 +25,7 @@ pub(crate) mod scripted;
 pub mod usage;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -200,7 +201,23 @@ pub enum LlmError {
     Rejected(anyhow::Error),
 }
 
+/// The error of a request after which the provider requests a delay. Its text is that of the error.
+#[derive(Debug, thiserror::Error)]
+#[error("{error:#}")]
+pub struct RetryAfter {
+    error: anyhow::Error,
+    delay: Duration,
+}
+
 impl LlmError {
+    /// Returns the delay that the provider requests before the next request.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable(error) => error.downcast_ref::<RetryAfter>().map(|error| error.delay),
+            _ => None,
+        }
+    }
+
     /// Returns `true` if the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -13,8 +13,12 @@ pub(super) const MAX_ATTEMPTS: u32 = 3;
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
 
-/// The maximum delay that a server can request with `Retry-After`. The job that sends the request has longer delays itself.
+/// The maximum delay that a server can request with `Retry-After`. It limits the effect of a wrong value.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
+
+/// The maximum delay between two attempts. If the server requests a longer one, the request fails, so that the job is retried
+/// after the delay and other jobs can run in the meantime.
+pub(super) const MAX_DELAY: Duration = Duration::from_secs(10);
 
 /// Returns the delay after the failed attempt with the number `attempt`, which begins with 1. A quarter of the delay is random,
 /// so that the requests that failed together are not repeated together.

@@ -48,7 +48,7 @@ impl Model {
     }
 
     async fn chat(&self, messages: &[ChatMessage]) -> Result<ChatResponse, LlmError> {
-        self.chat_within(messages, Duration::from_secs(30)).await
+        self.chat_within(messages, Duration::from_mins(2)).await
     }
 
     async fn chat_within(&self, messages: &[ChatMessage], time: Duration) -> Result<ChatResponse, LlmError> {
@@ -210,31 +210,32 @@ async fn a_request_that_hangs_is_aborted_at_the_timeout() {
 }
 
 #[tokio::test]
-async fn no_attempt_begins_that_would_end_after_the_deadline() {
+async fn no_attempt_begins_without_half_of_its_timeout() {
     for wire in Wire::ALL {
-        let model = Model::start_with(wire, &[("LLM_RESPONSE_TIMEOUT", "200ms")]).await;
-        // The second attempt would begin before the deadline and time out after it.
+        let model = Model::start_with(wire, &[("LLM_RESPONSE_TIMEOUT", "1s")]).await;
+        // The second attempt would begin at least 1.375 s after the first, with less than half a second.
         model.script([Step::hang()]);
-        let started_at = Instant::now();
-        let error = model.chat_within(&[user()], Duration::from_millis(700)).await.unwrap_err();
-        assert!(error.to_string().contains("did not respond within 0.2 s"), "{error}");
-        assert!(started_at.elapsed() < Duration::from_millis(700), "it waits for an attempt that does not begin");
+        let error = model.chat_within(&[user()], Duration::from_millis(1_800)).await.unwrap_err();
+        assert!(error.to_string().contains("did not respond within 1.0 s"), "{error}");
         model.assert_requests(1);
         // The timeout of an attempt ends at the deadline, too.
         model.script([Step::hang()]);
-        let error = model.chat_within(&[user()], Duration::from_millis(50)).await.unwrap_err();
-        assert!(matches!(error, LlmError::Unavailable(_)));
-        model.assert_requests(1);
-        // The requested delay is longer than the remaining time.
-        let model = Model::start(wire).await;
-        model.script([Step::status(429).retry_after("20")]);
         let started_at = Instant::now();
-        model.chat_within(&[user()], Duration::from_secs(15)).await.unwrap_err();
-        assert!(started_at.elapsed() < Duration::from_secs(10));
+        let error = model.chat_within(&[user()], Duration::from_millis(700)).await.unwrap_err();
+        assert!(matches!(error, LlmError::Unavailable(_)) && started_at.elapsed() < Duration::from_millis(1_000));
         model.assert_requests(1);
-        // The deadline has passed already.
-        model.chat_within(&[user()], Duration::ZERO).await.unwrap_err();
-        model.assert_requests(0);
+        // The requested delay leaves too little time.
+        model.script([Step::status(429).retry_after("2")]);
+        let started_at = Instant::now();
+        let error = model.chat_within(&[user()], Duration::from_millis(2_300)).await.unwrap_err();
+        assert!(error.to_string().contains("returned 429") && started_at.elapsed() < Duration::from_secs(2), "{error}");
+        model.assert_requests(1);
+        // Too little time is left for the first attempt.
+        for time in [Duration::ZERO, Duration::from_millis(400)] {
+            let error = model.chat_within(&[user()], time).await.unwrap_err();
+            assert!(error.to_string().contains("the time of the job is used up"), "{error}");
+            model.assert_requests(0);
+        }
     }
 }
 
@@ -243,8 +244,8 @@ async fn a_server_that_cannot_be_reached_is_named() {
     for wire in Wire::ALL {
         let address = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let url = format!("http://{address}/v1");
-        let model = Model::start_with(wire, &[("LLM_BASE_URL", &url)]).await;
-        let error = model.chat_within(&[user()], Duration::from_millis(100)).await.unwrap_err();
+        let model = Model::start_with(wire, &[("LLM_BASE_URL", &url), ("LLM_RESPONSE_TIMEOUT", "1s")]).await;
+        let error = model.chat_within(&[user()], Duration::from_millis(700)).await.unwrap_err();
         assert!(matches!(error, LlmError::Unavailable(_)));
         let text = error.to_string();
         assert!(text.contains(&format!("failed to connect to {address}: Connection refused")), "{text}");
@@ -478,7 +479,7 @@ async fn base_urls_may_end_with_a_slash_or_the_version() {
         let mut settings = server.settings(wire);
         settings.push(("LLM_BASE_URL", format!("{}{path}", server.url)));
         let llm = llm::from_config(&app_config(&settings).model, platform::build_http_client().unwrap());
-        llm.chat(&request(&[user()], &tools(), Duration::from_secs(30))).await.unwrap();
+        llm.chat(&request(&[user()], &tools(), Duration::from_mins(2))).await.unwrap();
         assert_eq!(server.take_requests().len(), 1, "{path}");
     }
 }
@@ -517,7 +518,7 @@ async fn requests_of_a_project_wait_for_its_other_requests() {
         let (latch, tools, messages) = (Latch::new(), tools(), [user()]);
         model.script((0..3).map(|_| Step::text("Done.").after(&latch)));
         let of_project = |project| {
-            let request = request(&messages, &tools, Duration::from_secs(30));
+            let request = request(&messages, &tools, Duration::from_mins(2));
             let llm = Arc::clone(&limited);
             async move { llm.chat(&ChatRequest { origin: origin(project), ..request }).await }
         };
@@ -566,7 +567,7 @@ async fn the_scripted_model_rejects_what_providers_reject() {
             (&[user()], no_object, 1, "type of the schema must be object"),
             (&[user()], tools(), 0, "max_tokens is required"),
         ] {
-            let request = ChatRequest { max_tokens, ..request(messages, &tools, Duration::from_secs(30)) };
+            let request = ChatRequest { max_tokens, ..request(messages, &tools, Duration::from_mins(2)) };
             let error = model.llm.chat(&request).await.unwrap_err();
             assert!(matches!(error, LlmError::Rejected(_)), "{rule}: {error}");
             let rejections = model.server.take_rejections();

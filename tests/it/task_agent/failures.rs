@@ -31,6 +31,19 @@ async fn a_request_to_an_unavailable_model_is_repeated_with_backoff() {
 }
 
 #[tokio::test]
+#[tokio::test]
+async fn a_long_delay_that_the_provider_requests_is_the_backoff_of_the_job() {
+    in_both_formats(&[], async |s| {
+        s.store(&["A"]).await;
+        let error = Step::status(429).retry_after("50");
+        assert_eq!(s.observe([error]).await.len(), 1, "the client does not wait for the next request");
+        let seconds = "select extract(epoch from run_at - updated_at)::bigint from jobs where state = 'ready'";
+        assert_eq!(s.app.fetch_scalar::<i64>(seconds).await, 50);
+        assert_eq!(s.message_statuses().await, ["pending"]);
+    })
+    .await;
+}
+
 async fn messages_fail_when_the_attempts_are_used_up() {
     in_both_formats(&[], async |s| {
         s.store(&["A"]).await;
