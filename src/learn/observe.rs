@@ -20,6 +20,7 @@ use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::ids::SessionId;
 use crate::jobs::{ClassifiedError, Delay, ErrorClass, JobError, JobHandler, LeaseLost, RunningJob, WaitReason};
+use crate::llm::agent::AgentOutcome;
 use crate::llm::{CallOrigin, LlmError, Purpose};
 use crate::messages::ProcessStatus;
 use crate::messages::observing;
@@ -65,7 +66,6 @@ impl JobHandler for Observe {
     async fn undo(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
         reset_claimed_messages(ctx, self.session, running).await
     }
-}
 
     async fn abandon(self, ctx: &Learn, encryption: &ProjectEncryption, tx: &mut Tx) -> Result<(), JobError> {
         let Some(mut session) = LockedSession::lock(tx, encryption.project, self.session).await? else {
@@ -74,6 +74,7 @@ impl JobHandler for Observe {
         observing::set_status(&mut session, None, ProcessStatus::Running, ProcessStatus::Failed).await?;
         enqueue_successor(ctx, encryption, &mut session).await
     }
+}
 
 /// Makes messages pending again that this or an earlier attempt has claimed but not finished, for example because shutdown has
 /// aborted it or its process died. The lane ensures that no other job is processing them.
@@ -152,7 +153,38 @@ async fn observe_batch(
     };
     let result = task_agent::run_task_agent(&*ctx.llm, &batch.input, parameters).await?;
     ctx.model_metrics.record_run(parameters.origin.purpose, result.outcome);
+    if result.edits.is_empty() {
+        check_outcome_without_edits(ctx, session, &result)?;
+    }
     Ok(ObservedBatch { batch, result })
+}
+
+/// Checks the outcome of a run that has changed nothing. The messages may contain nothing that belongs to a task, so a model that
+/// calls no tool has succeeded; a warning names it, because it may be unable to call tools.
+///
+/// # Errors
+/// Returns a permanent error if the model made only mistakes, or if the provider withheld the response.
+fn check_outcome_without_edits(ctx: &Learn, session: SessionId, result: &TaskAgentResult) -> Result<(), BatchError> {
+    let model = ctx.llm.model();
+    let problem = match result.outcome {
+        AgentOutcome::OnlyErrors => format!(
+            "the model {model} made only invalid tool calls: set LLM_SIMPLE_MODEL to a model that supports tool calls"
+        ),
+        AgentOutcome::ContentFilter => format!(
+            "the content filter of the provider withheld the response of the model {model}: remove the content that it \
+             rejects, or set LLM_SIMPLE_MODEL to another model"
+        ),
+        AgentOutcome::NoToolCalls if result.iterations == 1 => {
+            tracing::warn!(
+                session.id = %session, model,
+                "the model called no tool: unless the messages contain no task, use a model that supports tool calls"
+            );
+            return Ok(());
+        }
+        AgentOutcome::NoToolCalls | AgentOutcome::Finished | AgentOutcome::MaxIterations => return Ok(()),
+    };
+    let source = anyhow::Error::msg(problem).context(MODEL_FAILURE);
+    Err(BatchError { source: ClassifiedError::new(ErrorClass::Model, source).into(), is_permanent: true })
 }
 
 /// The error of a batch that could not be processed.
@@ -257,6 +289,22 @@ async fn record_failure(
     Ok(())
 }
 
+/// Enqueues a new job for the messages that are still pending when the job of the session is marked as failed.
+async fn enqueue_successor(
+    ctx: &Learn,
+    encryption: &ProjectEncryption,
+    session: &mut LockedSession<'_>,
+) -> Result<(), JobError> {
+    let id = session.id;
+    if observing::count_unobserved_messages(session, id, None).await? > 0 {
+        // These messages have been pending already, and a flush may wait for them.
+        observing::enqueue_job(session, &ctx.queue, encryption, Delay::NONE).await?;
+    } else {
+        sessions::store::set_has_observe_job(session, false).await?;
+    }
+    Ok(())
+}
+
 /// Enqueues a job for each session that has pending messages but no job, and makes due the jobs that wait for a model. Does
 /// nothing if no model is configured. A periodic task calls this function.
 ///
@@ -282,19 +330,3 @@ pub async fn enqueue_missed(ctx: Learn) -> Result<()> {
     }
     Ok(())
 }
-/// Enqueues a new job for the messages that are still pending when the job of the session is marked as failed.
-async fn enqueue_successor(
-    ctx: &Learn,
-    encryption: &ProjectEncryption,
-    session: &mut LockedSession<'_>,
-) -> Result<(), JobError> {
-    let id = session.id;
-    if observing::count_unobserved_messages(session, id, None).await? > 0 {
-        // These messages have been pending already, and a flush may wait for them.
-        observing::enqueue_job(session, &ctx.queue, encryption, Delay::NONE).await?;
-    } else {
-        sessions::store::set_has_observe_job(session, false).await?;
-    }
-    Ok(())
-}
-

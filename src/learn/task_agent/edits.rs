@@ -17,6 +17,14 @@ pub struct TaskEdits {
     pub created: usize,
 }
 
+impl TaskEdits {
+    /// Returns `true` if nothing is to be stored.
+    pub fn is_empty(&self) -> bool {
+        let has_tasks = self.tasks.iter().any(|task| task.has_changed || task.finished_now);
+        !has_tasks && self.links.is_empty() && self.new_preferences.is_empty()
+    }
+}
+
 /// A task after a run.
 #[derive(Clone, Debug)]
 pub struct TaskDraft {

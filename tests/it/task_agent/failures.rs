@@ -1,5 +1,6 @@
 //! Failures of the model, of a message and of the database.
 
+use acontextd::jobs::periodic;
 use serde_json::json;
 use tracing::Level;
 
@@ -31,7 +32,6 @@ async fn a_request_to_an_unavailable_model_is_repeated_with_backoff() {
 }
 
 #[tokio::test]
-#[tokio::test]
 async fn a_long_delay_that_the_provider_requests_is_the_backoff_of_the_job() {
     in_both_formats(&[], async |s| {
         s.store(&["A"]).await;
@@ -44,6 +44,7 @@ async fn a_long_delay_that_the_provider_requests_is_the_backoff_of_the_job() {
     .await;
 }
 
+#[tokio::test]
 async fn messages_fail_when_the_attempts_are_used_up() {
     in_both_formats(&[], async |s| {
         s.store(&["A"]).await;
@@ -58,6 +59,69 @@ async fn messages_fail_when_the_attempts_are_used_up() {
         s.script([finish()]);
         assert_eq!(s.while_jobs_run(s.flush()).await, super::flushed());
         assert_eq!(s.counts().await, [0, 0, 1]);
+        assert!(s.jobs().await.is_empty(), "the new job has replaced the failed one");
+    })
+    .await;
+}
+
+/// The state of a job whose process has died during its last attempt, and of its message.
+const LOSE_LAST_ATTEMPT: &str = "with job as (
+        update jobs set state = 'running', attempt = 5, worker_id = gen_random_uuid(),
+                        lease_expires_at = now() - interval '1 second' where kind = 'observe')
+    update messages set session_task_process_status = 'running' where session_task_process_status = 'pending'";
+
+#[tokio::test]
+async fn messages_fail_together_with_a_job_whose_worker_is_lost() {
+    in_both_formats(&[(TTL, "1h")], async |s| {
+        s.store(&["A"]).await;
+        s.app.execute(LOSE_LAST_ATTEMPT).await;
+        periodic::reclaim_expired(s.app.runner()).await.unwrap();
+        assert_eq!(s.message_statuses().await, ["failed"]);
+        let states = async || s.jobs().await.iter().map(|job| job["state"].clone()).collect::<Vec<_>>();
+        assert_eq!(states().await, ["failed"], "nothing is left to observe");
+        s.script([Step::text("ok")]);
+        assert_eq!(s.while_jobs_run(s.flush()).await, super::flushed());
+        // A message that was pending in the meantime gets a new job.
+        s.store(&["B"]).await;
+        s.app.execute(LOSE_LAST_ATTEMPT).await;
+        s.store(&["C"]).await;
+        periodic::reclaim_expired(s.app.runner()).await.unwrap();
+        assert_eq!(s.message_statuses().await, ["success", "failed", "pending"]);
+        assert_eq!(states().await, ["failed", "ready"]);
+        let requests = s.observe([Step::text("ok")]).await;
+        assert_eq!(batch_texts(requests.last().unwrap()), ["C"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_without_a_valid_call_fails() {
+    in_both_formats(&[(TTL, "1h")], async |s| {
+        let unknown = || Step::call("create_task", json!({"name": "A"}));
+        for (steps, reason) in [
+            ((0..3).map(|_| unknown()).collect::<Vec<_>>(), "the model test-model made only invalid tool calls"),
+            (vec![Step::refusal("I cannot help with that.")], "withheld the response of the model test-model"),
+        ] {
+            s.store(&["A"]).await;
+            s.script(steps);
+            let flushed = s.while_jobs_run(s.flush()).await;
+            let errmsg = flushed["errmsg"].as_str().unwrap();
+            assert!(flushed["status"] == 502 && errmsg.starts_with("LLM complete failed"), "{flushed}");
+            assert!(errmsg.contains(reason) && errmsg.contains("LLM_SIMPLE_MODEL"), "{flushed}");
+            let job = s.jobs().await.remove(0);
+            assert_eq!((&job["state"], &job["error"]["class"]), (&json!("failed"), &json!("model")));
+            assert_eq!(s.message_statuses().await.last().unwrap(), "failed");
+        }
+        // A model that calls no tool may be right.
+        let (log, _guard) = CapturedLog::start(Level::WARN);
+        s.script([Step::text("There is no task.")]);
+        assert_eq!(s.while_jobs_run(s.flush()).await, super::flushed());
+        assert!(log.text().contains("the model called no tool") && log.text().contains("test-model"), "{}", log.text());
+        // The edits before a refusal are stored.
+        s.store(&["B"]).await;
+        s.script([insert(0, "B").link(1, &[0, 0]), Step::refusal("no")]);
+        assert_eq!(s.while_jobs_run(s.flush()).await, super::flushed());
+        assert_eq!(s.task_lines().await, ["1 B running"]);
     })
     .await;
 }
