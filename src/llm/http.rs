@@ -18,8 +18,11 @@ use super::{LlmError, RetryAfter};
 use crate::config::Model;
 use crate::json;
 
-/// The maximum size of a response.
-const MAX_RESPONSE_BYTES: usize = 16 << 20;
+/// The maximum size of a response. The following requests of the conversation repeat it.
+const MAX_RESPONSE_BYTES: usize = 2 << 20;
+
+/// The maximum number of characters of a content type in an error text.
+const MAX_CONTENT_TYPE_CHARS: usize = 100;
 
 /// The minimum interval between two log lines about wrong settings, because every job that uses the model fails with them.
 const LOG_INTERVAL: Duration = Duration::from_mins(1);
@@ -79,14 +82,14 @@ impl ProviderApi {
     ) -> Result<T, LlmError> {
         let body = Bytes::from(json::to_vec(body));
         let mut attempt = 1;
-        loop {
-            let Failure { error, is_transient, retry_after } = match self.attempt(body.clone(), deadline, &parse).await
         if !self.has_time(Duration::ZERO, deadline) {
             return Err(LlmError::Unavailable(anyhow!(
                 "no request was sent to {}, because the time of the job is used up",
                 self.info.host
             )));
         }
+        loop {
+            let Failure { error, is_transient, retry_after } = match self.attempt(body.clone(), deadline, &parse).await
             {
                 Ok(response) => return Ok(response),
                 Err(failure) => failure,
@@ -108,14 +111,14 @@ impl ProviderApi {
         }
     }
 
-    /// Returns the failure for a response that is not usable.
-    pub(super) fn failure(&self, response: InvalidResponse) -> Failure {
-        match response {
     /// Returns `true` if an attempt that begins after `delay` has at least half of its timeout until `deadline`.
     fn has_time(&self, delay: Duration, deadline: Instant) -> bool {
         deadline.saturating_duration_since(Instant::now() + delay) >= self.timeout / 2
     }
 
+    /// Returns the failure for a response that is not usable.
+    pub(super) fn failure(&self, response: InvalidResponse) -> Failure {
+        match response {
             InvalidResponse::Error(reported) => self.info.failure_in_success(&reported),
             InvalidResponse::Incomplete(problem) => {
                 Failure::transient(anyhow!("{} returned a response that {problem}", self.info.host))
@@ -171,7 +174,7 @@ impl ProviderApi {
         while let Some(chunk) = response.chunk().await.map_err(|err| self.connection_failure(err))? {
             if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
                 return Err(Failure::permanent(LlmError::Unavailable(anyhow!(
-                    "{} returned more than {} MiB",
+                    "{} returned a response of more than {} MiB: reduce ACONTEXTD_LLM_MAX_TOKENS",
                     self.info.host,
                     MAX_RESPONSE_BYTES >> 20
                 ))));

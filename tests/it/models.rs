@@ -503,9 +503,9 @@ async fn redirects_are_not_followed() {
 async fn responses_have_a_maximum_size() {
     for wire in Wire::ALL {
         let model = Model::start(wire).await;
-        model.script([Step::body(&" ".repeat((16 << 20) + 1))]);
+        model.script([Step::body(&" ".repeat((2 << 20) + 1))]);
         let error = model.ask().await.unwrap_err();
-        assert!(matches!(error, LlmError::Unavailable(_)) && error.to_string().contains("more than 16 MiB"), "{error}");
+        assert!(matches!(error, LlmError::Unavailable(_)) && error.to_string().contains("more than 2 MiB"), "{error}");
         model.assert_requests(1);
     }
 }

@@ -26,6 +26,11 @@ use crate::text_enum::text_enum;
 /// response; the third such response shows that the model cannot use the tools.
 const MAX_ERROR_RESPONSES: u32 = 3;
 
+/// The maximum number of calls of one response that are executed.
+const MAX_CALLS: usize = 128;
+
+const TOO_MANY_CALLS: &str = "This call was not executed, because there are too many tool calls in one response. \
+     Send it again in the next response.";
 const TRUNCATED_CALL: &str = "This call was not executed, because the response was cut off by the token limit. \
      Send it again, with less text in one call and fewer calls in one response.";
 const TRUNCATED_TEXT: &str = "Your last response was cut off by the token limit before it called a tool. \
@@ -181,12 +186,14 @@ struct CallResults {
     has_finished: bool,
 }
 
-/// Executes the tool calls of a response. The last call of a truncated response is not executed, because its arguments may be
+/// Executes the tool calls of a response, up to [`MAX_CALLS`]. The last call of a truncated response is not executed, because its arguments may be
 /// incomplete although they are valid: some providers leave out the fields that were cut off.
 async fn execute_calls<T: Toolbox>(toolbox: &mut T, calls: &[ToolCall], is_truncated: bool) -> CallResults {
     let mut results = CallResults { results: Vec::with_capacity(calls.len()), has_finished: false };
     for (index, call) in calls.iter().enumerate() {
-        let reply = if is_truncated && index + 1 == calls.len() {
+        let reply = if index >= MAX_CALLS {
+            ToolReply::Error(TOO_MANY_CALLS.into())
+        } else if is_truncated && index + 1 == calls.len() {
             ToolReply::Error(TRUNCATED_CALL.into())
         } else {
             execute_call(toolbox, call).await

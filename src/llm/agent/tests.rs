@@ -118,6 +118,16 @@ async fn all_calls_of_a_response_are_executed_in_their_order_and_answered() {
 }
 
 #[tokio::test]
+async fn the_calls_of_one_response_are_limited() {
+    let many = vec![("silent", "{}"); MAX_CALLS + 2];
+    let run = run(vec![calls(&many), text("done")]).await;
+    assert_eq!(run.executed.len(), MAX_CALLS);
+    let results = run.results();
+    assert_eq!((results.len(), results[MAX_CALLS - 1]), (MAX_CALLS + 2, ("[empty]", false)));
+    assert_eq!(results[MAX_CALLS..], [(TOO_MANY_CALLS, true); 2]);
+}
+
+#[tokio::test]
 async fn a_response_without_calls_ends_the_run() {
     let run = run(vec![calls(&[("echo", r#"{"count":1}"#)]), text("done")]).await;
     assert_eq!(run.outcome(), (AgentOutcome::NoToolCalls, 2));
