@@ -172,7 +172,7 @@ fn read_response(body: Value, model: &str, used_ids: &HashSet<String>) -> Result
         message,
         stop_reason,
         usage: read_usage(body.get("usage").unwrap_or(&Value::Null)),
-        model: body.get("model").and_then(Value::as_str).filter(|name| !name.is_empty()).unwrap_or(model).to_owned(),
+        model: echo::model_name(body.get("model"), model),
     })
 }
 

@@ -12,6 +12,9 @@ use crate::json;
 /// The maximum length of the name of a tool: that of `OpenAI`, which is the shortest.
 const MAX_NAME_LEN: usize = 64;
 
+/// The maximum number of characters of the name of a model. A report of the model usage contains each name.
+const MAX_MODEL_NAME_CHARS: usize = 200;
+
 /// Returns the ids of all tool calls of a conversation.
 pub(super) fn call_ids(messages: &[ChatMessage]) -> HashSet<String> {
     let calls = messages.iter().flat_map(|message| match message {
@@ -60,6 +63,14 @@ pub(super) fn tool_name(name: &str) -> String {
     if name.is_empty() { "unknown".into() } else { name }
 }
 
+/// Returns the name of the model that a response reports, without control characters and cut to [`MAX_MODEL_NAME_CHARS`], or that
+/// of the requested model if the response reports none.
+pub(super) fn model_name(reported: Option<&Value>, requested: &str) -> String {
+    let reported = reported.and_then(Value::as_str).unwrap_or_default();
+    let name: String = reported.chars().filter(|c| !c.is_control()).take(MAX_MODEL_NAME_CHARS).collect();
+    if name.trim().is_empty() { requested.to_owned() } else { name }
+}
+
 /// Returns a value as [`super::AssistantMessage::raw`].
 pub(super) fn to_raw(value: &Value) -> Option<Box<RawValue>> {
     to_raw_value(value).ok()
@@ -94,6 +105,18 @@ mod tests {
         assert_eq!(tool_name("functions.insert task"), "functions_insert_task");
         assert_eq!(tool_name(""), "unknown");
         assert_eq!(tool_name(&"é".repeat(100)).len(), 64);
+    }
+
+    #[test]
+    fn reported_models_can_be_stored() {
+        for (reported, name) in [
+            (json!("gpt\u{0}-4\n"), "gpt-4"),
+            (json!("\u{0}"), "requested"),
+            (json!(7), "requested"),
+            (json!("é".repeat(300)), "é".repeat(200).as_str()),
+        ] {
+            assert_eq!(model_name(Some(&reported), "requested"), name);
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub(super) fn read(body: &Value, model: &str, used_ids: &HashSet<String>) -> Res
         message: result,
         stop_reason,
         usage: read_usage(body.get("usage").unwrap_or(&Value::Null)),
-        model: body.get("model").and_then(Value::as_str).filter(|name| !name.is_empty()).unwrap_or(model).to_owned(),
+        model: echo::model_name(body.get("model"), model),
     })
 }
 
