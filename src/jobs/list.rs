@@ -1,4 +1,4 @@
-//! SQL of the list of jobs, and of the retry of failed ones, for clients.
+//! SQL of the list of jobs, and of the retry and deletion of failed ones, for clients.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -107,4 +107,34 @@ pub async fn retry(
     )
     .fetch_optional(conn)
     .await
+}
+
+/// Deletes the failed jobs of a project with this kind and dedupe key.
+pub async fn delete_failed(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    kind: &str,
+    dedupe_key: Option<&str>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "delete from jobs where project_id = $1 and kind = $2 and dedupe_key = $3 and state = 'failed'",
+        project as _,
+        kind,
+        dedupe_key
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Deletes the ready and failed jobs of a session that is being deleted. A running job ends when it finds no session.
+pub async fn delete_of_session(conn: &mut PgConnection, project: ProjectId, session: SessionId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "delete from jobs where project_id = $1 and payload ->> 'session' = $2 and state in ('ready', 'failed')",
+        project as _,
+        session.to_string()
+    )
+    .execute(conn)
+    .await
+    .map(drop)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 
 use super::store::{self, UnfinishedJob};
-use super::{Job, WaitReason};
+use super::{Job, WaitReason, list};
 use crate::db::{Db, Tx};
 use crate::encryption::job_keys::JobKeyWrapper;
 use crate::encryption::{Kek, ProjectEncryption, StorageFormat};
@@ -160,6 +160,19 @@ impl JobQueue {
     /// Returns an error if the database fails.
     pub async fn find<J: Job>(&self, conn: &mut PgConnection, job: &J) -> sqlx::Result<Option<UnfinishedJob>> {
         store::find_unfinished(conn, J::KIND, job.dedupe_key().as_deref()).await
+    }
+
+    /// Deletes the failed jobs of a project with the kind and dedupe key of `job`, because a new job replaces them.
+    ///
+    /// # Errors
+    /// Returns an error if the database fails.
+    pub async fn delete_failed<J: Job>(
+        &self,
+        conn: &mut PgConnection,
+        project: ProjectId,
+        job: &J,
+    ) -> sqlx::Result<()> {
+        list::delete_failed(conn, project, J::KIND, job.dedupe_key().as_deref()).await
     }
 
     /// Returns the error of the newest failed job with the kind and dedupe key of `job`; `None` if there is no such job.

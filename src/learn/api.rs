@@ -99,9 +99,11 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
     let mut locked = locked.ok_or(sessions::SESSION_NOT_FOUND)?;
     let last_message_at = locked.last_message_at;
     ctx.queue.provide_key(&mut locked, &caller.encryption).await?;
-    for unobserved in [ProcessStatus::Failed, ProcessStatus::LimitExceeded] {
-        observing::set_status(&mut locked, None, unobserved, ProcessStatus::Pending).await?;
+    let job = Observe { session };
+    if observing::set_status(&mut locked, None, ProcessStatus::Failed, ProcessStatus::Pending).await? > 0 {
+        ctx.queue.delete_failed(&mut locked, caller.project, &job).await?;
     }
+    observing::set_status(&mut locked, None, ProcessStatus::LimitExceeded, ProcessStatus::Pending).await?;
     let pending = observing::count_unobserved_messages(&mut locked, session, None).await?;
     if pending == 0 {
         tx.commit().await?;
@@ -114,7 +116,6 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
         tx.commit().await?;
         return Ok(flush_result(503, format!("{}; {pending} messages are pending", LlmError::NotConfigured)));
     }
-    let job = Observe { session };
     // Unlike `enqueue_job`, `make_due` also makes a job in backoff due. A running job will observe the pending messages, too.
     if !ctx.queue.make_due(&mut locked, &job).await? && ctx.queue.find(&mut locked, &job).await?.is_none() {
         observing::enqueue_job(&mut locked, &ctx.queue, &caller.encryption, Delay::NONE).await?;

@@ -15,6 +15,7 @@ use crate::http::json_fields::{parse_containment_filter, validate_storable};
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, CommandResult, CreatedOrExisting, Empty, PageBody, QueryResult};
 use crate::ids::SessionId;
+use crate::jobs;
 use crate::platform::Platform;
 use crate::users::{self, UserIdentifier};
 
@@ -132,5 +133,6 @@ pub async fn delete_session(
     let mut tx = idempotency.begin().await?;
     store::ensure_owned(&mut tx, caller.project, session).await?;
     let deleted = store::delete(&mut tx, caller.project, session).await?;
+    jobs::list::delete_of_session(&mut tx, caller.project, session).await?;
     if deleted { tx.commit(response::ok_empty()).await } else { Err(SESSION_NOT_FOUND.into()) }
 }
