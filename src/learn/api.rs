@@ -161,6 +161,9 @@ async fn describe_outcome(
     ctx: &Learn,
     conn: &mut PgConnection,
     project: ProjectId,
+///
+/// # Errors
+/// Returns an error if the session was deleted in the meantime, or if the database fails.
     session: SessionId,
     last_message_at: Option<DateTime<Utc>>,
 ) -> Result<FlushResult> {
@@ -168,6 +171,7 @@ async fn describe_outcome(
     if failed > 0 {
         let error = ctx.queue.find_last_error(conn, project, &Observe { session }).await?;
         // The job that has failed was deleted, or retried by a client.
+    sessions::store::ensure_owned(conn, project, session).await?;
         let error = error
             .unwrap_or_else(|| format!("{MODEL_FAILURE}: the observation has failed, and its error is not stored"));
         return Ok(flush_result(502, format!("{error}; {failed} messages have failed: flush again to retry them")));

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::{TTL, batch_texts, flushed, in_both_formats, numbered};
 use crate::support::model_server::{Latch, Step};
 
@@ -51,6 +53,43 @@ async fn a_flush_waits_for_a_running_batch_until_its_deadline() {
         .await;
         assert_eq!(s.counts().await, [0, 0, 2]);
         assert_eq!(s.model.take_requests().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flush_of_a_session_that_is_deleted_is_not_found() {
+    in_both_formats(&[], async |s| {
+        let latch = Latch::new();
+        s.script([Step::text("ok").after(&latch)]);
+        s.store_numbered(1).await;
+        let path = format!("/api/v1/session/{}", s.session);
+        let flush_path = format!("{path}/flush");
+        let delete = async {
+            latch.wait_for_requests(1).await;
+            s.client.delete(&path).await.assert_status(200);
+            latch.release();
+        };
+        let flush_and_delete = async { tokio::join!(s.client.post(&flush_path, json!({})), delete) };
+        let (flushed, ()) = s.while_jobs_run(flush_and_delete).await;
+        flushed.assert_status(404);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deleted_session_has_no_jobs() {
+    in_both_formats(&[(TTL, "1h")], async |s| {
+        s.store_numbered(1).await;
+        let other = s.client.new_session().await;
+        s.client.store_text(&other, "m").await;
+        s.script([Step::status(400)]);
+        s.while_jobs_run(s.flush()).await;
+        s.store_numbered(1).await;
+        assert_eq!(s.jobs().await.len(), 2, "a failed job and a ready one");
+        s.client.delete(&format!("/api/v1/session/{}", s.session)).await.assert_status(200);
+        let sessions = "select string_agg(payload ->> 'session', ' ') from jobs";
+        assert_eq!(s.app.fetch_scalar::<String>(sessions).await, other);
     })
     .await;
 }
