@@ -2,17 +2,24 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::Value;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::http::host_and_port;
-use super::{CallOrigin, ChatMessage, ChatRequest, ChatResponse, Llm, LlmError, Purpose, Tool, ToolChoice, echo};
+use super::{CallOrigin, ChatMessage, ChatRequest, ChatResponse, Llm, LlmError, Purpose, StopReason, Tool, ToolChoice};
 use crate::config::{Model, Provider};
 use crate::ids::ProjectId;
+use crate::json;
 
 /// The time that the deadline adds to the timeout of an attempt, so that an attempt that fails early can be repeated.
 const RETRY_TIME: Duration = Duration::from_secs(10);
+
+/// The name of the tool that the model is instructed to call.
+const TOOL_NAME: &str = "report_status";
+
+/// What to do if the model cannot call tools.
+const OTHER_MODEL: &str = "set LLM_SIMPLE_MODEL to a model that supports tool calls";
 
 /// The arguments that the model is instructed to send.
 const EXPECTED_TEXT: &str = "ready";
@@ -37,6 +44,11 @@ pub async fn check_model(settings: &Model, llm: &dyn Llm) -> CheckReport {
             let started_at = Instant::now();
             match send_request(settings, llm).await {
                 Ok((response, is_forced)) => report.add_response(&response, is_forced, started_at.elapsed()),
+                Err(error @ LlmError::Unavailable(_)) if error.to_string().contains("returned 429") => {
+                    report.problem = Some(format!(
+                        "{error}: wait and run the check again, or check the rate limits and the billing of the account"
+                    ));
+                }
                 Err(error @ LlmError::Unavailable(_)) => {
                     report.problem = Some(format!("{error}: check LLM_BASE_URL, and whether the server works"));
                 }
@@ -61,15 +73,15 @@ pub fn describe_provider(settings: &Model) -> String {
 /// it without this requirement, which not every server supports.
 async fn send_request(settings: &Model, llm: &dyn Llm) -> Result<(ChatResponse, bool), LlmError> {
     let tools = [Tool {
-        name: "report_status",
+        name: TOOL_NAME,
         description: "Reports that you can call tools.",
-        parameters: json!({
+        parameters: serde_json::json!({
             "type": "object",
             "properties": {"status": {"type": "string", "description": "The status to report."}},
             "required": ["status"],
         }),
     }];
-    let user = format!("Call the tool report_status with the status \"{EXPECTED_TEXT}\". Write nothing else.");
+    let user = format!("Call the tool {TOOL_NAME} with the status \"{EXPECTED_TEXT}\". Write nothing else.");
     let request = ChatRequest {
         system: "You check whether an application can use you. Follow the user's instruction exactly.",
         messages: &[ChatMessage::User(user)],
@@ -106,24 +118,43 @@ impl CheckReport {
             },
         );
         let forced_text = if is_forced { "" } else { "; the server does not support tool_choice" };
-        match response.message.tool_calls.first() {
-            None => {
-                add("tool call", format!("missing{forced_text}"));
-                self.problem = Some(
-                    "the model responded without the tool call that it was instructed to make: set LLM_SIMPLE_MODEL \
-                     to a model that supports tool calls"
-                        .into(),
-                );
+        let (result, problem) = check_tool_call(response);
+        add("tool call", format!("{result}{forced_text}"));
+        self.problem = problem;
+    }
+}
+
+/// Checks the tool call in a response. Returns the result for the report, and what to correct if the call is not as instructed.
+fn check_tool_call(response: &ChatResponse) -> (&'static str, Option<String>) {
+    let cut_off = response.stop_reason == StopReason::MaxTokens;
+    match response.message.tool_calls.first() {
+        None if cut_off => (
+            "missing",
+            Some("the response was cut off before the tool call: increase ACONTEXTD_LLM_MAX_TOKENS".to_owned()),
+        ),
+        None => (
+            "missing",
+            Some(format!("the model responded without the tool call that it was instructed to make: {OTHER_MODEL}")),
+        ),
+        Some(call) if call.name != TOOL_NAME => (
+            "has a wrong name",
+            Some(format!("the model called a tool of another name than {TOOL_NAME}: {OTHER_MODEL}")),
+        ),
+        Some(call) => match json::parse(call.arguments.as_bytes()) {
+            Ok(Value::Object(arguments)) if arguments.get("status").is_some_and(Value::is_string) => {
+                ("works, with valid arguments", None)
             }
-            Some(call) if !echo::is_json_object(&call.arguments) => {
-                add("tool call", format!("has invalid arguments{forced_text}"));
-                self.problem = Some(
-                    "the model called the tool with arguments that are not a JSON object: set LLM_SIMPLE_MODEL to a \
-                     model that supports tool calls, or increase ACONTEXTD_LLM_MAX_TOKENS"
-                        .into(),
-                );
-            }
-            Some(_) => add("tool call", format!("works, with valid arguments{forced_text}")),
-        }
+            Ok(Value::Object(_)) if !cut_off => (
+                "has invalid arguments",
+                Some(format!("the model called the tool without the text `status` in the arguments: {OTHER_MODEL}")),
+            ),
+            _ => (
+                "has invalid arguments",
+                Some(format!(
+                    "the model called the tool with arguments that are incomplete or not a JSON object: \
+                     {OTHER_MODEL}, or increase ACONTEXTD_LLM_MAX_TOKENS"
+                )),
+            ),
+        },
     }
 }

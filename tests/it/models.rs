@@ -681,6 +681,9 @@ async fn check_model_names_what_to_correct() {
             vec![("LLM_BASE_URL", "http://127.0.0.1:1".to_owned()), ("LLM_SIMPLE_MODEL", "x".to_owned())],
             "Connection refused (os error 111): check LLM_BASE_URL",
         ),
+        (Step::call("report_status", json!({"status": 1})), "without the text `status`"),
+        (Step::call("other_tool", json!({"status": "ready"})), "another name than report_status"),
+        (Step::text("Let me").with_stop_reason("length"), "increase ACONTEXTD_LLM_MAX_TOKENS"),
     ] {
         let (succeeded, output, error) = check_model(&settings).await;
         assert!(!succeeded && error.contains(text), "{text}: {output}{error}");
