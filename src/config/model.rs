@@ -92,6 +92,7 @@ pub struct Model {
         long = "llm-openai-kwargs",
         env = "LLM_OPENAI_COMPLETION_KWARGS",
         value_name = "JSON",
+        hide_env_values = true,
         value_parser = parse_completion_kwargs
     )]
     openai_kwargs: Option<JsonObject>,

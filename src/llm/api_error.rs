@@ -11,8 +11,10 @@ use crate::json;
 /// The maximum number of characters of a provider's message in an error text.
 const MAX_MESSAGE_CHARS: usize = 500;
 
-/// The minimum length of a secret that is removed from messages. A shorter text may be part of ordinary words.
-const MIN_SECRET_LEN: usize = 6;
+/// The minimum length of a secret that is removed from messages wherever it occurs. A shorter text may be part of ordinary words.
+const MIN_SECRET_LEN: usize = 7;
+/// The minimum length of a secret that is removed from messages where it is a word.
+const MIN_SECRET_WORD_LEN: usize = 3;
 
 /// Texts in error responses about requests that exceed the context length, in lower case: codes and messages of `OpenAI`,
 /// Anthropic, Gemini, Bedrock, vLLM, llama.cpp, Ollama, `LiteLLM` and Groq.
@@ -155,12 +157,17 @@ impl ProviderInfo {
         )))
     }
 
-    /// Returns a message of the provider without control characters and secrets, and not longer than [`MAX_MESSAGE_CHARS`].
+    /// Returns a message of the provider without control characters (also those of the text direction) and secrets, and not longer
+    /// than [`MAX_MESSAGE_CHARS`].
     /// `OpenAI` repeats the beginning and the end of a wrong key, with asterisks in between; such words are removed too.
-    fn clean_message(&self, message: &str) -> String {
-        let mut message = message.to_owned();
-        for secret in self.secrets.iter().filter(|secret| secret.len() >= MIN_SECRET_LEN) {
-            message = message.replace(secret.as_str(), "[secret]");
+    pub(super) fn clean_message(&self, message: &str) -> String {
+        let mut message: String = message.chars().filter(|c| !is_direction_control(*c)).collect();
+        for secret in &self.secrets {
+            if secret.len() >= MIN_SECRET_LEN {
+                message = message.replace(secret.as_str(), "[secret]");
+            } else if secret.len() >= MIN_SECRET_WORD_LEN {
+                message = replace_word(&message, secret, "[secret]");
+            }
         }
         let words = message.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
         let words = words.map(|word| if word.contains("***") { "[secret]" } else { word });
@@ -170,6 +177,28 @@ impl ProviderInfo {
         }
         message.chars().take(MAX_MESSAGE_CHARS - 1).chain(['…']).collect()
     }
+}
+
+/// Returns `true` for the characters that change the direction of the text after them, which would hide parts of a log line.
+fn is_direction_control(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Replaces a text where no letter or digit precedes or follows it.
+fn replace_word(message: &str, word: &str, replacement: &str) -> String {
+    let (mut replaced, mut copied) = (String::new(), 0);
+    for (start, _) in message.match_indices(word) {
+        let end = start + word.len();
+        let is_inside =
+            message[..start].ends_with(char::is_alphanumeric) || message[end..].starts_with(char::is_alphanumeric);
+        if !is_inside {
+            replaced.push_str(&message[copied..start]);
+            replaced.push_str(replacement);
+            copied = end;
+        }
+    }
+    replaced.push_str(&message[copied..]);
+    replaced
 }
 
 fn misconfigured(text: String) -> Failure {

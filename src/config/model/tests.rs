@@ -100,6 +100,7 @@ fn invalid_values_are_rejected_with_a_hint_and_without_secrets() {
         ("LLM_OPENAI_DEFAULT_HEADER", r#"{"a": "hunter2\n"}"#, "control characters"),
         ("LLM_OPENAI_DEFAULT_HEADER", r#"{"Content-Length": "1"}"#, "the server sets itself"),
         ("LLM_OPENAI_COMPLETION_KWARGS", "[]", "JSON object"),
+        ("LLM_OPENAI_COMPLETION_KWARGS", "{hunter2", "JSON object"),
         ("LLM_OPENAI_COMPLETION_KWARGS", r#"{"model": "x"}"#, "set LLM_SIMPLE_MODEL"),
         ("LLM_OPENAI_COMPLETION_KWARGS", r#"{"messages": []}"#, "must not contain messages"),
         ("LLM_OPENAI_COMPLETION_KWARGS", r#"{"tools": []}"#, "must not contain tools"),

@@ -118,8 +118,16 @@ fn messages_are_cut_and_contain_no_secrets_or_control_characters() {
     };
     let error = text("key sk-0123456789 and sk-01***89\u{1b}[31m\r\nnext a");
     assert!(error.contains("key [secret] and [secret] [31m next a"), "{error}");
+    let error = text("\u{202e}left\u{2066} and\u{200f} right");
+    assert!(error.contains("left and right"), "{error}");
     let error = text(&"é ".repeat(400));
     assert!(error.contains('…') && error.chars().count() < MAX_MESSAGE_CHARS + 60, "{error}");
+}
+
+#[test]
+fn short_secrets_are_replaced_where_they_are_words() {
+    assert_eq!(replace_word("key=abc: abc, 'abc' abcd xabc abc", "abc", "*"), "key=*: *, '*' abcd xabc *");
+    assert_eq!(replace_word("é abcé", "abc", "*"), "é abcé");
 }
 
 #[test]
