@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use bytes::Bytes;
 use chrono::Utc;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, USER_AGENT};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, USER_AGENT};
 use reqwest::{Client, Response, Url};
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -135,16 +135,16 @@ impl ProviderApi {
     ) -> Result<T, Failure> {
         let host = &self.info.host;
         let timeout = self.timeout.min(deadline.saturating_duration_since(Instant::now()));
-        if timeout.is_zero() {
-            return Err(Failure::transient(anyhow!("the request to {host} was not sent before its deadline")));
-        }
-        let body = tokio::time::timeout(timeout, self.send(body)).await;
-        let body = body.unwrap_or_else(|_| {
+        let response = tokio::time::timeout(timeout, self.send(body)).await;
+        let (body, content_type) = response.unwrap_or_else(|_| {
             Err(Failure::transient(anyhow!("{host} did not respond within {:.1} s", timeout.as_secs_f64())))
         })?;
         match json::parse(&body) {
             Ok(value) => parse(value),
-            Err(err) => Err(Failure::transient(anyhow!("{host} returned an invalid response: {err}"))),
+            Err(err) => Err(Failure::transient(anyhow!(
+                "{host} returned an invalid response of the content type {content_type}, which must be JSON ({err}): if this \
+                 persists, LLM_BASE_URL may be wrong"
+            ))),
         }
     }
 
@@ -154,7 +154,8 @@ impl ProviderApi {
         let response = request.send().await.map_err(|err| self.connection_failure(err))?;
         let status = response.status();
         if status.is_success() {
-            return self.read_body(response).await;
+            let content_type = self.describe_content_type(response.headers());
+            return Ok((self.read_body(response).await?, content_type));
         }
         let retry_after = retry::retry_after(response.headers(), Utc::now());
         if status.is_redirection() {
@@ -167,6 +168,13 @@ impl ProviderApi {
         // A body that cannot be read counts as empty, because the status determines most kinds of errors.
         let body = self.read_body(response).await.unwrap_or_default();
         Err(Failure { retry_after, ..self.info.failure_for(status.as_u16(), &body) })
+    }
+
+    fn describe_content_type(&self, headers: &HeaderMap) -> String {
+        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("(none)");
+        let encoding = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
+        let encoding = encoding.map(|encoding| format!(" with the encoding {encoding}")).unwrap_or_default();
+        self.info.clean_message(&format!("{content_type}{encoding}")).chars().take(MAX_CONTENT_TYPE_CHARS).collect()
     }
 
     async fn read_body(&self, mut response: Response) -> Result<Vec<u8>, Failure> {

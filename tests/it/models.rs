@@ -185,6 +185,20 @@ async fn unreadable_responses_are_repeated() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_not_json_is_described() {
+    for wire in Wire::ALL {
+        let model = Model::start(wire).await;
+        model.script((0..3).map(|_| Step::invalid_json()));
+        let error = model.ask().await.unwrap_err().to_string();
+        assert!(
+            error.contains("content type application/json") && error.contains("LLM_BASE_URL may be wrong"),
+            "{error}"
+        );
+        model.assert_requests(3);
+    }
+}
+
+#[tokio::test]
 async fn attempts_are_bounded() {
     for wire in Wire::ALL {
         let model = Model::start(wire).await;
@@ -667,6 +681,9 @@ async fn check_model_names_what_to_correct() {
         (Step::error(404, "no such model"), "LLM_SIMPLE_MODEL"),
         (Step::text("Hello!"), "LLM_SIMPLE_MODEL"),
         (Step::call("report_status", json!("oops")), "ACONTEXTD_LLM_MAX_TOKENS"),
+        (Step::call("report_status", json!({"status": 1})), "without the text `status`"),
+        (Step::call("other_tool", json!({"status": "ready"})), "another name than report_status"),
+        (Step::text("Let me").with_stop_reason("length"), "increase ACONTEXTD_LLM_MAX_TOKENS"),
     ] {
         model.server.script(Lane::Other, "", [step]);
         let (succeeded, output, error) = check_model(&model.settings).await;
@@ -681,9 +698,6 @@ async fn check_model_names_what_to_correct() {
             vec![("LLM_BASE_URL", "http://127.0.0.1:1".to_owned()), ("LLM_SIMPLE_MODEL", "x".to_owned())],
             "Connection refused (os error 111): check LLM_BASE_URL",
         ),
-        (Step::call("report_status", json!({"status": 1})), "without the text `status`"),
-        (Step::call("other_tool", json!({"status": "ready"})), "another name than report_status"),
-        (Step::text("Let me").with_stop_reason("length"), "increase ACONTEXTD_LLM_MAX_TOKENS"),
     ] {
         let (succeeded, output, error) = check_model(&settings).await;
         assert!(!succeeded && error.contains(text), "{text}: {output}{error}");
