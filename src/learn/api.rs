@@ -114,7 +114,10 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
         let delay = Delay::from_duration(ctx.config.learning.buffer_ttl);
         observing::enqueue_job(&mut locked, &ctx.queue, &caller.encryption, delay).await?;
         tx.commit().await?;
-        return Ok(flush_result(503, format!("{}; {pending} messages are pending", LlmError::NotConfigured)));
+        return Ok(flush_result(
+            503,
+            format!("{}; {}", LlmError::NotConfigured, with_count(pending, "is pending", "are pending")),
+        ));
     }
     // Unlike `enqueue_job`, `make_due` also makes a job in backoff due. A running job will observe the pending messages, too.
     if !ctx.queue.make_due(&mut locked, &job).await? && ctx.queue.find(&mut locked, &job).await?.is_none() {
@@ -144,44 +147,56 @@ async fn wait_until_observed(
         let job = ctx.queue.find(&mut conn, &Observe { session }).await?;
         drop(conn);
         if let Some(UnfinishedJob { last_error: Some(last_error) }) = job {
-            return Ok(flush_result(502, format!("{last_error}; {pending} messages are still pending")));
+            return Ok(flush_result(
+                502,
+                format!("{last_error}; {}", with_count(pending, "is still pending", "are still pending")),
+            ));
         }
         if changes.is_timed_out() {
-            return Ok(flush_result(
-                504,
-                format!("timed out; {pending} messages are still pending and will be processed in the background"),
-            ));
+            let pending = with_count(pending, "is still pending", "are still pending");
+            return Ok(flush_result(504, format!("timed out; {pending} and will be processed in the background")));
         }
         change.await;
     }
 }
 
 /// Returns the result of a flush after which no message is pending.
+///
+/// # Errors
+/// Returns an error if the session was deleted in the meantime, or if the database fails.
 async fn describe_outcome(
     ctx: &Learn,
     conn: &mut PgConnection,
     project: ProjectId,
-///
-/// # Errors
-/// Returns an error if the session was deleted in the meantime, or if the database fails.
     session: SessionId,
     last_message_at: Option<DateTime<Utc>>,
 ) -> Result<FlushResult> {
+    sessions::store::ensure_owned(conn, project, session).await?;
     let failed = observing::count_messages(conn, session, ProcessStatus::Failed, last_message_at).await?;
     if failed > 0 {
         let error = ctx.queue.find_last_error(conn, project, &Observe { session }).await?;
         // The job that has failed was deleted, or retried by a client.
-    sessions::store::ensure_owned(conn, project, session).await?;
         let error = error
             .unwrap_or_else(|| format!("{MODEL_FAILURE}: the observation has failed, and its error is not stored"));
-        return Ok(flush_result(502, format!("{error}; {failed} messages have failed: flush again to retry them")));
+        let failed =
+            with_count(failed, "has failed: flush again to retry it", "have failed: flush again to retry them");
+        return Ok(flush_result(502, format!("{error}; {failed}")));
     }
     let excess = observing::count_messages(conn, session, ProcessStatus::LimitExceeded, last_message_at).await?;
     if excess > 0 {
-        let errmsg = format!("the project has exceeded its quota of tasks; {excess} messages were not observed");
+        let excess = with_count(excess, "was not observed", "were not observed");
+        let errmsg = format!("the project has exceeded its quota of tasks; {excess}");
         return Ok(flush_result(200, errmsg));
     }
     Ok(flush_result(200, String::new()))
+}
+
+/// Returns a clause about a number of messages, with the verb in the singular or plural.
+fn with_count(messages: i64, singular: &str, plural: &str) -> String {
+    match messages {
+        1 => format!("1 message {singular}"),
+        _ => format!("{messages} messages {plural}"),
+    }
 }
 
 fn flush_result(status: u16, errmsg: String) -> FlushResult {

@@ -398,7 +398,7 @@ async fn without_a_model_messages_stay_pending_with_a_reason() {
         assert_eq!(app.fetch_scalar::<i32>("select attempt from jobs").await, 0, "waiting is not an attempt");
         let flushed = flush(&client, &session).await;
         assert_eq!(flushed["status"], 503);
-        assert!(flushed["errmsg"].as_str().unwrap().contains("1 messages are pending"), "{flushed}");
+        assert!(flushed["errmsg"].as_str().unwrap().contains("1 message is pending"), "{flushed}");
         // A process with a model starts. It finds the job by its wait reason, not by the text of the error.
         app.execute("update jobs set last_error = 'another text'").await;
         let second_process = app.second_process(with_model()).await;
@@ -421,7 +421,7 @@ async fn a_flush_without_a_model_makes_failed_messages_pending() {
         app.execute("update sessions set has_observe_job = false").await;
         let flushed = flush(&client, &session).await;
         assert_eq!(flushed["status"], 503);
-        assert!(flushed["errmsg"].as_str().unwrap().contains("1 messages are pending"), "{flushed}");
+        assert!(flushed["errmsg"].as_str().unwrap().contains("1 message is pending"), "{flushed}");
         assert_eq!(status(&client, &session).await, (json!(0), json!(0), json!(1)));
         assert_eq!(count_jobs(&app).await, 1);
         assert!(app.fetch_scalar::<bool>("select has_observe_job from sessions").await);

@@ -138,7 +138,7 @@ async fn a_rejected_request_fails_immediately() {
         assert_eq!(flushed["status"], 502, "{flushed}");
         assert!(flushed["errmsg"].as_str().unwrap().starts_with("LLM complete failed"), "{flushed}");
         let errmsg = flushed["errmsg"].as_str().unwrap();
-        assert!(errmsg.contains("1 messages have failed"), "{flushed}");
+        assert!(errmsg.contains("1 message has failed: flush again to retry it"), "{flushed}");
         assert!(errmsg.contains("400"), "the reason is missing: {flushed}");
         assert_eq!(s.message_statuses().await, ["failed"]);
         let job = s.jobs().await.remove(0);
@@ -297,10 +297,7 @@ async fn messages_wait_until_a_wrong_key_is_corrected() {
         let flushed = s.while_jobs_run(s.flush()).await;
         assert_eq!(flushed["status"], 502, "{flushed}");
         let reason = flushed["errmsg"].as_str().unwrap();
-        assert!(
-            reason.starts_with("LLM complete failed") && reason.contains("1 messages are still pending"),
-            "{reason}"
-        );
+        assert!(reason.starts_with("LLM complete failed") && reason.contains("1 message is still pending"), "{reason}");
         // The key is valid again.
         s.end_backoff().await;
         let requests = s.observe([Step::text("ok")]).await;
