@@ -51,7 +51,7 @@ pub struct ProjectConfigs {
     project_session_message_buffer_max_turns: Option<u32>,
     /// Maximum number of additional messages that are observed in the same batch.
     project_session_message_buffer_max_overflow: Option<u32>,
-    /// Maximum number of model calls that extract tasks from one batch of messages.
+    /// Maximum number of model calls that extract tasks from one batch of messages. A value above 50 counts as 50.
     default_task_agent_max_iterations: Option<u32>,
     /// Number of progress notes of each task that the model receives.
     default_task_agent_previous_progress_num: Option<u32>,

@@ -59,7 +59,8 @@ pub struct TaskData {
     /// Steps that were done, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub progresses: Vec<String>,
-    /// The user's preferences for the task.
+    /// The user's preferences. Those that the task agent extracts are preferences of the session; they are kept on its planning
+    /// task, which the list of tasks does not contain.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub user_preferences: Vec<String>,
 }
