@@ -97,10 +97,10 @@ fn cached(mut block: Value) -> Value {
     block
 }
 
-/// Converts a conversation to messages. The last block is marked too, because each request of an agent repeats the conversation
-/// of the preceding one.
+/// Converts a conversation to messages. A user message becomes a part of the message before it if that has tool results or is a
+/// user message. The last block is marked too, because each request of an agent repeats the conversation of the preceding one.
 fn write_messages(conversation: &[ChatMessage]) -> Value {
-    let mut messages = Vec::new();
+    let mut messages: Vec<(&str, Vec<Value>)> = Vec::new();
     for message in conversation {
         let (role, mut content) = match message {
             ChatMessage::User(text) => ("user", vec![json!({"type": "text", "text": text})]),
@@ -111,12 +111,14 @@ fn write_messages(conversation: &[ChatMessage]) -> Value {
             let last = content.pop();
             content.extend(last.map(cached));
         }
-        // Providers reject empty messages.
-        if !content.is_empty() {
-            messages.push(json!({"role": role, "content": content}));
+        match messages.last_mut() {
+            // Providers reject empty messages.
+            _ if content.is_empty() => {}
+            Some(("user", blocks)) if matches!(message, ChatMessage::User(_)) => blocks.append(&mut content),
+            _ => messages.push((role, content)),
         }
     }
-    Value::Array(messages)
+    messages.into_iter().map(|(role, content)| json!({"role": role, "content": content})).collect()
 }
 
 /// Converts a message of the model to blocks.

@@ -19,6 +19,10 @@ use crate::json;
 const TOKEN_LIMIT: &str = "max_tokens";
 const OPENAI_TOKEN_LIMIT: &str = "max_completion_tokens";
 
+/// The message of the model between tool results and a user message. `OpenAI` does not need it, but Mistral and the chat
+/// templates of its models reject a user message that follows tool results directly.
+const MESSAGE_AFTER_RESULTS: &str = "Done.";
+
 /// A model that is used with the API of `OpenAI`.
 pub(super) struct OpenAi {
     api: ProviderApi,
@@ -108,7 +112,12 @@ fn write_messages(request: &ChatRequest<'_>) -> Value {
     }
     for message in request.messages {
         match message {
-            ChatMessage::User(text) => messages.push(json!({"role": "user", "content": text})),
+            ChatMessage::User(text) => {
+                if messages.last().is_some_and(|last| last["role"] == "tool") {
+                    messages.push(json!({"role": "assistant", "content": MESSAGE_AFTER_RESULTS}));
+                }
+                messages.push(json!({"role": "user", "content": text}));
+            }
             ChatMessage::Assistant(message) => messages.extend(write_assistant(message)),
             ChatMessage::ToolResults(results) => messages.extend(results.iter().map(write_result)),
         }

@@ -591,6 +591,22 @@ async fn the_scripted_model_rejects_what_providers_reject() {
 }
 
 #[tokio::test]
+async fn a_user_message_may_follow_tool_results_and_texts() {
+    for wire in Wire::ALL {
+        let model = Model::start(wire).await;
+        model.script([insert("one"), Step::text("I am done."), Step::text("Done.")]);
+        let message = model.ask().await.unwrap().message;
+        let result = |id: &str| ToolResult { call_id: id.into(), text: "x".into(), is_error: false };
+        let results = message.tool_calls.iter().map(|call| result(&call.id)).collect();
+        let mut messages = vec![user(), ChatMessage::Assistant(message), ChatMessage::ToolResults(results), user()];
+        let text = model.chat(&messages).await.unwrap().message;
+        messages.extend([ChatMessage::Assistant(text), user()]);
+        assert_eq!(model.chat(&messages).await.unwrap().message.text, "Done.");
+        model.server.assert_nothing_rejected();
+    }
+}
+
+#[tokio::test]
 async fn hooks_choose_the_response_to_a_request() {
     for wire in Wire::ALL {
         let model = Model::start(wire).await;

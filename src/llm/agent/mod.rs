@@ -3,12 +3,14 @@
 //!
 //! Every tool call is answered, because providers reject a conversation with an unanswered call. A mistake of the model does not
 //! end the run: the result of the call describes the mistake, so that the model can correct it. The tools of an agent are a
-//! [`Toolbox`].
+//! [`Toolbox`]. When a run is about to end, its toolbox can continue it with another message.
 
 pub mod arguments;
 mod history;
 #[cfg(test)]
 mod tests;
+
+use std::num::NonZeroU32;
 
 use serde_json::{Map, Value};
 use tokio::time::Instant;
@@ -36,6 +38,8 @@ const TRUNCATED_CALL: &str = "This call was not executed, because the response w
 const TRUNCATED_TEXT: &str = "Your last response was cut off by the token limit before it called a tool. \
      Call the tools now, with less text in one response.";
 const CUT_OFF_RESPONSE: &str = "[The response was cut off.]";
+/// What a message without text and calls is replaced with, because providers reject empty messages.
+const EMPTY_RESPONSE: &str = "[The response was empty.]";
 const FINISHED: &str = "Finished.";
 /// The text of an empty tool result, which some providers reject.
 const EMPTY_RESULT: &str = "[empty]";
@@ -46,6 +50,21 @@ pub trait Toolbox: Send {
 
     /// Executes a call of one of the [`tools`](Self::tools). The arguments may not match the tool's schema.
     fn call(&mut self, name: &str, arguments: Map<String, Value>) -> impl Future<Output = ToolReply> + Send;
+
+    /// Returns the message with which a run continues that is about to end, or `None` if it ends. The outcome is `Finished`,
+    /// `NoToolCalls` or `MaxIterations`; a run with another outcome always ends. By default, every run ends.
+    fn next_message(&mut self, outcome: AgentOutcome) -> impl Future<Output = Option<NextMessage>> + Send {
+        let _ = outcome;
+        std::future::ready(None)
+    }
+}
+
+/// A message with which a run continues. It is appended to the conversation as a message of the user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextMessage {
+    pub text: String,
+    /// The number of responses by which the limit of the run increases, at least 1.
+    pub extra_iterations: NonZeroU32,
 }
 
 /// The reply of a tool to a call.
@@ -54,7 +73,7 @@ pub enum ToolReply {
     Text(String),
     /// A mistake of the model: what is wrong, and what to do instead.
     Error(String),
-    /// The run ends after the other calls of the response.
+    /// The run ends after the other calls of the response, unless the toolbox continues it.
     Finish,
 }
 
@@ -69,7 +88,7 @@ pub struct AgentRequest<'a> {
     pub first_message_tokens: usize,
     /// The length in tokens above which old tool results are shortened. It does not include the first message.
     pub history_tokens: usize,
-    /// The maximum number of responses.
+    /// The maximum number of responses, without the extra ones of the messages with which the run continues.
     pub max_iterations: u32,
     /// The maximum length of a response, in tokens.
     pub max_tokens: u32,
@@ -99,7 +118,8 @@ pub struct AgentRun {
     pub iterations: u32,
 }
 
-/// Runs an agent until its model calls a tool that replies with [`ToolReply::Finish`], calls no tool, or reaches a limit.
+/// Runs an agent until its model calls a tool that replies with [`ToolReply::Finish`], calls no tool, or reaches a limit, and
+/// [`Toolbox::next_message`] returns no message.
 ///
 /// The calls of a response are executed one after another, in their order. If the request is too long for the model, it is sent
 /// again with half of the first message, once per run.
@@ -113,36 +133,74 @@ pub async fn run_agent<T: Toolbox>(
 ) -> Result<AgentRun, LlmError> {
     let mut history = History::new((request.first_message)(request.first_message_tokens), request.history_tokens);
     let (mut is_halved, mut error_responses) = (false, 0);
-    for iterations in 1..=request.max_iterations {
-        let response = chat(llm, request, toolbox.tools(), &mut history, &mut is_halved).await?;
-        let has_calls = !response.message.tool_calls.is_empty();
-        let (has_finished, has_success) = match (response.stop_reason, has_calls) {
-            (StopReason::ContentFilter, false) => {
-                return Ok(AgentRun { outcome: AgentOutcome::ContentFilter, iterations });
+    let (mut iterations, mut max_iterations) = (0, request.max_iterations);
+    loop {
+        let step = if iterations == max_iterations {
+            Step::End(AgentOutcome::MaxIterations)
+        } else {
+            iterations += 1;
+            let response = chat(llm, request, toolbox.tools(), &mut history, &mut is_halved).await?;
+            process_response(toolbox, &mut history, response).await
+        };
+        let outcome = match step {
+            Step::End(outcome) => outcome,
+            Step::Success => {
+                error_responses = 0;
+                continue;
             }
-            (StopReason::MaxTokens, false) => {
-                push_truncated_text(&mut history, response.message);
-                (false, false)
+            Step::Errors if error_responses + 1 < MAX_ERROR_RESPONSES => {
+                error_responses += 1;
+                continue;
             }
-            (_, false) => return Ok(AgentRun { outcome: AgentOutcome::NoToolCalls, iterations }),
-            (stop_reason, true) => {
-                let is_truncated = stop_reason == StopReason::MaxTokens;
-                let results = execute_calls(toolbox, &response.message.tool_calls, is_truncated).await;
-                history.push(ChatMessage::Assistant(replace_invalid_arguments(response.message)));
-                let has_success = results.results.iter().any(|result| !result.is_error);
-                history.push(ChatMessage::ToolResults(results.results));
-                (results.has_finished, has_success)
+            Step::Errors => AgentOutcome::OnlyErrors,
+        };
+        let next = match outcome {
+            AgentOutcome::OnlyErrors | AgentOutcome::ContentFilter => None,
+            _ => toolbox.next_message(outcome).await,
+        };
+        let Some(next) = next else { return Ok(AgentRun { outcome, iterations }) };
+        history.push(ChatMessage::User(next.text));
+        max_iterations = max_iterations.saturating_add(next.extra_iterations.get());
+        error_responses = 0;
+    }
+}
+
+/// The effect of a response on the run.
+enum Step {
+    /// The run ends with this outcome, unless the toolbox continues it.
+    End(AgentOutcome),
+    /// At least one call has succeeded.
+    Success,
+    /// No call has succeeded.
+    Errors,
+}
+
+/// Executes the calls of a response, and appends the response and their results to the conversation.
+async fn process_response<T: Toolbox>(toolbox: &mut T, history: &mut History, response: ChatResponse) -> Step {
+    let ChatResponse { message, stop_reason, .. } = response;
+    if message.tool_calls.is_empty() {
+        return match stop_reason {
+            StopReason::ContentFilter => Step::End(AgentOutcome::ContentFilter),
+            StopReason::MaxTokens => {
+                push_text(history, message, CUT_OFF_RESPONSE);
+                history.push(ChatMessage::User(TRUNCATED_TEXT.into()));
+                Step::Errors
+            }
+            _ => {
+                push_text(history, message, EMPTY_RESPONSE);
+                Step::End(AgentOutcome::NoToolCalls)
             }
         };
-        if has_finished {
-            return Ok(AgentRun { outcome: AgentOutcome::Finished, iterations });
-        }
-        error_responses = if has_success { 0 } else { error_responses + 1 };
-        if error_responses == MAX_ERROR_RESPONSES {
-            return Ok(AgentRun { outcome: AgentOutcome::OnlyErrors, iterations });
-        }
     }
-    Ok(AgentRun { outcome: AgentOutcome::MaxIterations, iterations: request.max_iterations })
+    let results = execute_calls(toolbox, &message.tool_calls, stop_reason == StopReason::MaxTokens).await;
+    history.push(ChatMessage::Assistant(replace_invalid_arguments(message)));
+    let has_success = results.results.iter().any(|result| !result.is_error);
+    history.push(ChatMessage::ToolResults(results.results));
+    match (results.has_finished, has_success) {
+        (true, _) => Step::End(AgentOutcome::Finished),
+        (false, true) => Step::Success,
+        (false, false) => Step::Errors,
+    }
 }
 
 /// Sends the conversation to the model. If it is too long, halves it and sends it again, unless it was halved before.
@@ -236,16 +294,14 @@ fn replace_invalid_arguments(mut message: AssistantMessage) -> AssistantMessage 
     message
 }
 
-/// Appends a truncated text and a message that informs the model. An empty text is replaced, because providers reject empty
-/// messages.
-fn push_truncated_text(history: &mut History, message: AssistantMessage) {
+/// Appends a message of the model without calls. A blank text is replaced, because providers reject empty messages.
+fn push_text(history: &mut History, message: AssistantMessage, replacement: &str) {
     let message = if message.text.trim().is_empty() {
-        AssistantMessage { text: CUT_OFF_RESPONSE.into(), ..AssistantMessage::default() }
+        AssistantMessage { text: replacement.into(), ..AssistantMessage::default() }
     } else {
         message
     };
     history.push(ChatMessage::Assistant(message));
-    history.push(ChatMessage::User(TRUNCATED_TEXT.into()));
 }
 
 /// Estimates the number of tokens of a message. The estimate uses the encoding of `OpenAI` for all models.

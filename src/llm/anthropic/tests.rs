@@ -86,20 +86,49 @@ fn results_of_a_round_are_one_message_without_blank_contents() {
     let result = |id: &str, text: &str, is_error| ToolResult { call_id: id.into(), text: text.into(), is_error };
     let results =
         vec![result("a", "done", false), result("b", " ", false), result("c", "", true), result("d", "no", true)];
-    let messages = write_messages(&[user("Hello"), ChatMessage::ToolResults(results), user("Continue")]);
+    let call = ToolCall { id: "a".into(), name: "report".into(), arguments: "{}".into() };
+    let assistant =
+        || ChatMessage::Assistant(AssistantMessage { tool_calls: vec![call.clone()], ..AssistantMessage::default() });
+    let messages = write_messages(&[user("Hello"), assistant(), ChatMessage::ToolResults(results), assistant()]);
     let expected = json!([
         {"type": "tool_result", "tool_use_id": "a", "content": "done"},
         {"type": "tool_result", "tool_use_id": "b"},
         {"type": "tool_result", "tool_use_id": "c", "content": "The tool call failed.", "is_error": true},
         {"type": "tool_result", "tool_use_id": "d", "content": "no", "is_error": true},
     ]);
-    assert_eq!(messages[1], json!({"role": "user", "content": expected}));
+    assert_eq!(messages[2], json!({"role": "user", "content": expected}));
+}
+
+#[test]
+fn a_user_message_after_results_is_in_the_same_message() {
+    let call = ToolCall { id: "a".into(), name: "report".into(), arguments: "{}".into() };
+    let called = AssistantMessage { tool_calls: vec![call], ..AssistantMessage::default() };
+    let result = ToolResult { call_id: "a".into(), text: "done".into(), is_error: false };
+    let text = AssistantMessage { text: "I am done.".into(), ..AssistantMessage::default() };
+    let messages = [
+        user("Hello"),
+        ChatMessage::Assistant(called),
+        ChatMessage::ToolResults(vec![result]),
+        user("Continue"),
+        ChatMessage::Assistant(text),
+        user("More"),
+    ];
+    let block = |text: &str| json!({"type": "text", "text": text});
+    let written = write_messages(&messages);
+    assert_eq!(written.as_array().unwrap().len(), 5);
+    let result = json!({"type": "tool_result", "tool_use_id": "a", "content": "done"});
+    assert_eq!(written[2], json!({"role": "user", "content": [result, block("Continue")]}));
+    assert_eq!(written[3], json!({"role": "assistant", "content": [block("I am done.")]}));
+    assert_eq!(written[4], json!({"role": "user", "content": [cached(block("More"))]}));
+    let written = write_messages(&messages[..4]);
+    assert_eq!(written[2], json!({"role": "user", "content": [result, cached(block("Continue"))]}));
 }
 
 #[test]
 fn empty_messages_are_left_out() {
     let messages = [user("Hello"), ChatMessage::Assistant(AssistantMessage::default()), user("Continue")];
-    assert_eq!(write_messages(&messages).as_array().unwrap().len(), 2);
+    let content = json!([{"type": "text", "text": "Hello"}, cached(json!({"type": "text", "text": "Continue"}))]);
+    assert_eq!(write_messages(&messages), json!([{"role": "user", "content": content}]));
     let empty = read(json!({"content": [{"type": "text", "text": ""}], "stop_reason": "end_turn"})).message;
     assert!(write_assistant(&empty).is_empty());
 }

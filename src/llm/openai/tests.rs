@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use super::*;
 use crate::llm::http::InvalidResponse;
 use crate::llm::tests::{request, settings, tool};
-use crate::llm::{StopReason, TokenUsage};
+use crate::llm::{StopReason, TokenUsage, ToolCall};
 
 const OPENAI: &[(&str, &str)] = &[("LLM_API_KEY", "a-key")];
 const OTHER: &[(&str, &str)] = &[("LLM_BASE_URL", "http://localhost:1/v1"), ("LLM_SIMPLE_MODEL", "qwen3")];
@@ -99,6 +99,31 @@ fn a_conversation_is_written_without_null_and_empty_messages() {
         {"role": "tool", "tool_call_id": "a", "content": "done"},
     ]);
     assert_eq!(written, expected);
+}
+
+#[test]
+fn a_user_message_may_follow_results_and_texts() {
+    let call = ToolCall { id: "a".into(), name: "report".into(), arguments: "{}".into() };
+    let called = AssistantMessage { tool_calls: vec![call], ..AssistantMessage::default() };
+    let result = ToolResult { call_id: "a".into(), text: "done".into(), is_error: false };
+    let text = AssistantMessage { text: "I am done.".into(), ..AssistantMessage::default() };
+    let messages = [
+        ChatMessage::User("Hello".into()),
+        ChatMessage::Assistant(called),
+        ChatMessage::ToolResults(vec![result]),
+        ChatMessage::User("Continue".into()),
+        ChatMessage::Assistant(text),
+        ChatMessage::User("More".into()),
+    ];
+    let written = write_messages(&ChatRequest { system: "", ..request(&messages) });
+    let expected = json!([
+        {"role": "tool", "tool_call_id": "a", "content": "done"},
+        {"role": "assistant", "content": MESSAGE_AFTER_RESULTS},
+        {"role": "user", "content": "Continue"},
+        {"role": "assistant", "content": "I am done."},
+        {"role": "user", "content": "More"},
+    ]);
+    assert_eq!(written.as_array().unwrap()[2..], *expected.as_array().unwrap());
 }
 
 #[test]

@@ -43,6 +43,9 @@ fn check_openai(messages: &[Value]) -> Result<(), String> {
         require(null.is_none(), "a message must not contain null")?;
         message.retain(|name, _| !REASONING_FIELDS.contains(&name.as_str()));
     }
+    // Mistral: "Unexpected role 'user' after role 'tool'".
+    let has_user_after_tool = messages.windows(2).any(|pair| pair[0]["role"] == "tool" && pair[1]["role"] == "user");
+    require(!has_user_after_tool, "a user message must not follow a tool message directly")?;
     acceptors::check("openai", &messages)
 }
 
@@ -56,7 +59,10 @@ fn check_anthropic(body: &Value) -> Result<(), String> {
     )?;
     let breakpoints = body.to_string().matches(r#""cache_control":{"#).count();
     require(breakpoints <= 4, "there must not be more than 4 blocks with cache_control")?;
-    acceptors::check("anthropic", messages)
+    acceptors::check("anthropic", messages)?;
+    // The API combines such messages, but servers that convert to other APIs may not.
+    let has_equal_roles = messages.windows(2).any(|pair| pair[0]["role"] == pair[1]["role"]);
+    require(!has_equal_roles, "the roles of consecutive messages must differ")
 }
 
 /// Checks the schema of the arguments of a tool, and the schemas of objects in it.
