@@ -26,9 +26,10 @@ use crate::job_control::JobControl;
 use crate::jobs::JobRegistry;
 use crate::jobs::periodic::{self, PeriodicTask};
 use crate::jobs::runner::Runner;
-use crate::learn::jobs::{Distill, FinalizeSession, Observe};
+use crate::learn::jobs::{Distill, FinalizeSession, Observe, WriteLesson};
 use crate::learn::{self, Learn};
 use crate::learning_spaces::{self, LearningSpaces};
+use crate::lessons::convert::LessonConverter;
 use crate::llm::recording::RecordingLlm;
 use crate::llm::{self, LimitedLlm, Llm};
 use crate::messages::convert::MessageEncryptionConverter;
@@ -136,7 +137,11 @@ impl Deref for App {
 
 /// Returns the kinds of content that an encryption conversion rewrites.
 fn encrypted_content(platform: &Platform) -> Vec<Arc<dyn EncryptableContent>> {
-    vec![Arc::new(MessageEncryptionConverter { db: platform.db.clone() }), Arc::new(platform.blobs.clone())]
+    vec![
+        Arc::new(MessageEncryptionConverter { db: platform.db.clone() }),
+        Arc::new(LessonConverter { db: platform.db.clone() }),
+        Arc::new(platform.blobs.clone()),
+    ]
 }
 
 /// Returns the router of each feature with the name of its module.
@@ -220,6 +225,7 @@ pub fn job_registry(app: &App) -> JobRegistry {
         .register::<Observe>(app.learn.clone())
         .register::<FinalizeSession>(app.learn.clone())
         .register::<Distill>(app.learn.clone())
+        .register::<WriteLesson>(app.learn.clone())
         .register::<ConvertProject>(app.projects.clone())
 }
 

@@ -110,6 +110,18 @@ define_id!(
     BlobId
 );
 define_id!(
+    /// The id of a change of files.
+    ChangeId
+);
+define_id!(
+    /// The id of an artifact version.
+    VersionId
+);
+define_id!(
+    /// The id of a lesson, which a learning space learns from a session.
+    LessonId
+);
+define_id!(
     /// The id of a job.
     JobId
 );

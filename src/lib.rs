@@ -39,6 +39,7 @@ pub mod auth;
 pub mod disks;
 pub mod learn;
 pub mod learning_spaces;
+pub mod lessons;
 pub mod material;
 pub mod messages;
 pub mod projects;

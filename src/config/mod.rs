@@ -251,6 +251,33 @@ pub struct Learning {
         value_parser = values::parse_overflow
     )]
     pub buffer_overflow: u16,
+    /// Maximum number of model calls with which the skill agent writes a lesson
+    #[arg(
+        long = "skill-agent-iterations",
+        env = "SKILL_LEARN_AGENT_MAX_ITERATIONS",
+        value_name = "N",
+        default_value = "24",
+        value_parser = values::parse_iterations
+    )]
+    pub skill_agent_iterations: u32,
+    /// Number of model calls by which SKILL_LEARN_AGENT_MAX_ITERATIONS increases with each further lesson of a run
+    #[arg(
+        long = "skill-agent-extra-iterations",
+        env = "SKILL_LEARN_EXTRA_ITERATIONS_PER_CONTEXT_BATCH",
+        value_name = "N",
+        default_value = "8",
+        value_parser = values::parse_iterations
+    )]
+    pub skill_agent_extra_iterations: u32,
+    /// Number of further lessons that a run of the skill agent may write
+    #[arg(
+        long = "skill-agent-extra-lessons",
+        env = "SKILL_LEARN_MAX_CONTEXTS_PER_AGENT_RUN",
+        value_name = "N",
+        default_value = "4",
+        value_parser = values::parse_overflow
+    )]
+    pub skill_agent_extra_lessons: u16,
     /// How long a flush waits for its result
     #[arg(
         long = "flush-timeout",

@@ -41,7 +41,13 @@ pub(super) fn parse_count(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("must be a whole number from 1 to {MAX_COUNT}, such as 100"))
 }
 
-/// Parses the overflow of the observation buffer.
+/// Parses a maximum number of model calls.
+pub(super) fn parse_iterations(text: &str) -> Result<u32, String> {
+    let number = text.trim().parse().ok().filter(|n| (1..=200).contains(n));
+    number.ok_or_else(|| "must be a whole number from 1 to 200, such as 24".into())
+}
+
+/// Parses a number of further messages or lessons.
 pub(super) fn parse_overflow(text: &str) -> Result<u16, String> {
     text.trim().parse().map_err(|_| "must be a whole number from 0 to 65535, such as 16".into())
 }

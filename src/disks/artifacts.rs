@@ -10,11 +10,12 @@ use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
 use super::api::DISK_NOT_FOUND;
-use super::apply::{self, Cause, Change, FileChange, NewContent};
+use super::apply::{self, Change, FileChange, NewContent};
+use super::changes::Cause;
 use super::file_content::{FileContent, read_content};
 use super::files::{self, ArtifactRow};
 use super::path::FilePath;
-use super::{ARTIFACT_INFO_KEY, Artifact, store};
+use super::{ARTIFACT_INFO_KEY, Artifact, FileMode, store};
 use crate::auth::Caller;
 use crate::blob::content::ContentKey;
 use crate::blob::spool::{Spool, detect_media_type};
@@ -107,7 +108,7 @@ async fn store_file(
         };
         let sha256 = content.sha256.clone();
         let new_content = NewContent { blob: blobs.get(&sha256)?, mime: mime.clone(), size, sha256 };
-        let put = Change::Put { content: new_content, meta: meta.clone() };
+        let put = Change::Put { content: new_content, meta: meta.clone(), mode: Some(FileMode::Regular) };
         let change = FileChange { path: path.clone(), change: put };
         apply::apply(&mut tx, encryption.project, disk, &[change], Cause::REQUEST, ctx.config.limits.max_file_versions)
             .await?

@@ -7,9 +7,10 @@ use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
+use super::FileMode;
 use super::path::{Directory, FilePath};
 use crate::blob::rows::{EncryptionFormat, StoredBlob, stored_blob};
-use crate::ids::{BlobId, DiskId, ProjectId};
+use crate::ids::{BlobId, DiskId, ProjectId, VersionId};
 use crate::time::Timestamp;
 
 /// A row of `current_artifacts`: a file, with the metadata and the blob of its current content.
@@ -28,6 +29,9 @@ pub struct ArtifactRow {
     pub object_key: String,
     pub encryption_format: Option<EncryptionFormat>,
     pub wrapped_key: Option<Vec<u8>>,
+    pub mode: FileMode,
+    /// The current version.
+    pub version_id: VersionId,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
@@ -55,6 +59,7 @@ macro_rules! select_files {
                       c.meta as "meta!: Json<Map<String, Value>>", c.mime as "mime!", c.size as "size!",
                       c.sha256 as "sha256!", c.blob_id as "blob_id!: BlobId", c.object_key as "object_key!",
                       c.encryption_format as "encryption_format: EncryptionFormat", c.wrapped_key,
+                      c.mode as "mode!: FileMode", c.version_id as "version_id!: VersionId",
                       c.created_at as "created_at!: Timestamp", c.updated_at as "updated_at!: Timestamp"
                from "# + $rest,
             $($parameter),*
@@ -132,6 +137,24 @@ pub async fn list_all(conn: &mut PgConnection, disk: DiskId, limit: usize) -> sq
         "current_artifacts c where c.disk_id = $1 order by c.path, c.filename limit $2",
         disk as _,
         i64::try_from(limit).unwrap_or(i64::MAX),
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Returns the files of several disks, ordered by directory and file name. Returns at most `per_disk_limit` files of each disk.
+pub async fn list_on_disks(
+    conn: &mut PgConnection,
+    disks: &[DiskId],
+    per_disk_limit: usize,
+) -> sqlx::Result<Vec<ArtifactRow>> {
+    select_files!(
+        "unnest($1::uuid[]) as disk (id)
+         cross join lateral (select * from current_artifacts a where a.disk_id = disk.id
+                             order by a.path, a.filename limit $2) c
+         order by c.path, c.filename",
+        disks as _,
+        i64::try_from(per_disk_limit).unwrap_or(i64::MAX),
     )
     .fetch_all(conn)
     .await

@@ -2,12 +2,13 @@
 //!
 //! [`api`] has the handlers for disks. [`artifacts`] has the handlers for one file, and [`listing`] has those that return several
 //! files. [`path`] validates the paths of files. [`store`] has the SQL of disks, [`files`] has the SQL that reads files, and
-//! [`apply`] has the SQL that changes files and their versions. [`search`] implements glob and grep, and [`text_kind`] detects
-//! text files.
+//! [`apply`] has the SQL that changes files and their versions. [`changes`] has the causes of these changes. [`search`]
+//! implements glob and grep, and [`text_kind`] detects text files.
 
 pub mod api;
 pub mod apply;
 pub mod artifacts;
+pub mod changes;
 pub mod file_content;
 pub mod files;
 pub mod listing;
@@ -28,6 +29,7 @@ use utoipa_axum::routes;
 use crate::db::page::impl_paged;
 use crate::ids::{DiskId, ProjectId, UserId};
 use crate::platform::{Platform, platform_context};
+use crate::text_enum::text_enum;
 use crate::time::Timestamp;
 
 platform_context! {
@@ -80,6 +82,33 @@ pub struct Disk {
 }
 
 impl_paged!(Disk);
+
+text_enum! {
+    /// The Unix permissions of a file. They are part of its version.
+    pub enum FileMode {
+        Regular = "0644",
+        /// A program that extracts the file may make it executable.
+        Executable = "0755",
+    }
+}
+
+impl FileMode {
+    /// The bits of a Unix mode that permit execution.
+    const EXECUTE_BITS: u32 = 0o111;
+
+    /// Returns the mode of a file with these Unix permissions.
+    pub const fn from_permissions(permissions: u32) -> Self {
+        if permissions & Self::EXECUTE_BITS == 0 { Self::Regular } else { Self::Executable }
+    }
+
+    /// Returns the Unix permissions.
+    pub const fn permissions(self) -> u32 {
+        match self {
+            Self::Regular => 0o644,
+            Self::Executable => 0o755,
+        }
+    }
+}
 
 /// The key in an artifact's `meta` that is reserved for the server.
 pub const ARTIFACT_INFO_KEY: &str = "__artifact_info__";

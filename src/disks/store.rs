@@ -1,5 +1,7 @@
 //! SQL of disks.
 
+use std::collections::HashMap;
+
 use sqlx::PgConnection;
 
 use super::Disk;
@@ -28,6 +30,22 @@ pub async fn track_changes(conn: &mut PgConnection, disk: DiskId) -> sqlx::Resul
         .execute(conn)
         .await
         .map(drop)
+}
+
+/// Locks disks whose changes are tracked, so that no other transaction can change their files until this one ends. Returns the time
+/// of the last change of each. The caller passes the disks in order, so that two transactions cannot deadlock.
+pub async fn lock_tracked(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    disks: &[DiskId],
+) -> sqlx::Result<HashMap<DiskId, Timestamp>> {
+    let locked = sqlx::query!(
+        r#"select id as "id: DiskId", changed_at as "changed_at!: Timestamp" from disks
+           where project_id = $1 and id = any($2) and changed_at is not null order by id for no key update"#,
+        project as _,
+        disks as _,
+    );
+    Ok(locked.fetch_all(conn).await?.into_iter().map(|disk| (disk.id, disk.changed_at)).collect())
 }
 
 /// The filter of a list of disks.

@@ -16,10 +16,10 @@ use crate::jobs::list::{self, ListedJob};
 use crate::jobs::{ErrorClass, Job, JobState, WaitReason};
 use crate::learn::jobs::Observe;
 use crate::messages::{ProcessStatus, observing};
-use crate::sessions;
 use crate::sessions::lock::LockedSession;
 use crate::text_enum::text_enum;
 use crate::time::Timestamp;
+use crate::{lessons, sessions};
 
 const JOB_NOT_FOUND: Error = Error::NotFound("job not found");
 
@@ -131,7 +131,8 @@ pub async fn list_jobs(
 
 /// Retry a failed background job
 ///
-/// Makes the job ready, with no attempt counted. Messages whose observation has failed are observed again. If the same work is
+/// Makes the job ready, with no attempt counted. Messages whose observation has failed are observed again, and a failed lesson is
+/// learned. If the same work is
 /// waiting already, the failed job is removed and the response contains the waiting one. On an encrypted project, the job gets
 /// the project's key from the request.
 #[utoipa::path(post, path = "/api/v1/jobs/{job_id}/retry", tag = "jobs", params(("job_id" = JobId, Path)))]
@@ -147,6 +148,9 @@ pub async fn retry_job(
     if found.state != JobState::Failed {
         let reason = format!("only a failed job can be retried; the state of this job is {}", found.state);
         return Err(Error::Conflict(reason.into()).into());
+    }
+    if let Some(lesson) = found.lesson.and_then(|id| id.parse().ok()) {
+        lessons::store::reopen_failed(&mut tx, caller.project, lesson).await?;
     }
     if let Some(session) = found.session.and_then(|id| id.parse().ok())
         && found.kind == Observe::KIND

@@ -17,6 +17,8 @@ pub struct ListedJob {
     pub session: Option<String>,
     /// The id of the learning space in the payload, as above.
     pub learning_space: Option<String>,
+    /// The id of the lesson in the payload, as above.
+    pub lesson: Option<String>,
     pub state: JobState,
     pub wait_reason: Option<WaitReason>,
     pub attempt: i32,
@@ -34,7 +36,8 @@ macro_rules! select_jobs {
         sqlx::query_as!(
             ListedJob,
             r#"select t.id as "id: JobId", t.kind, t.payload ->> 'session' as session,
-                      t.payload ->> 'learning_space' as learning_space, t.state as "state: JobState",
+                      t.payload ->> 'learning_space' as learning_space, t.payload ->> 'lesson' as lesson,
+                      t.state as "state: JobState",
                       t.wait_reason as "wait_reason: WaitReason", t.attempt, t.run_at as "run_at: Timestamp",
                       t.lease_expires_at, t.last_error, t.error_class as "error_class: ErrorClass",
                       t.created_at as "created_at: Timestamp"

@@ -5,21 +5,20 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::Learn;
-use super::jobs::Distill;
 use super::prompt::messages::PromptMessage;
 use super::settings::ObservationSettings;
 use super::task_agent::edits::{LinkTarget, TaskDraft, TaskEdits};
 use super::task_agent::{ExistingTask, LinkLabel, TaskAgentInput};
 use crate::conversation::format;
 use crate::conversation::parts::{Part, PartKind};
-use crate::encryption::{ProjectEncryption, value};
+use crate::encryption::{ProjectEncryption, StorageFormat, value};
 use crate::error::Result;
 use crate::ids::{MessageId, SessionId, TaskId};
-use crate::jobs::Delay;
+use crate::lessons::create;
 use crate::messages::observing::{self, MessageContent};
 use crate::sessions::lock::LockedSession;
 use crate::tasks::edits::{self, StoredTask, TaskChange};
-use crate::{json, learning_spaces, usage_metrics};
+use crate::{json, usage_metrics};
 
 /// The text that replaces a message that cannot be decrypted or parsed.
 const UNREADABLE: &str = "[this message cannot be read]";
@@ -94,7 +93,7 @@ fn to_previous_message(encryption: &ProjectEncryption, message: MessageContent) 
 ///
 /// # Errors
 /// Returns an error if the message is encrypted and the job has no key.
-fn to_prompt_message(encryption: &ProjectEncryption, message: MessageContent) -> Result<PromptMessage> {
+pub(super) fn to_prompt_message(encryption: &ProjectEncryption, message: MessageContent) -> Result<PromptMessage> {
     let MessageContent { id, role, format, content, encrypted_as, .. } = message;
     let content = match encrypted_as {
         Some(encrypted_as) => value::decrypt(encryption.decryption_key()?, encrypted_as, content),
@@ -129,7 +128,8 @@ fn unreadable_part() -> Part {
 struct TasksChanged;
 
 impl Batch {
-    /// Stores the result of the task agent. If a learning space learns from the session, enqueues a job for each finished task.
+    /// Stores the result of the task agent. If a learning space learns from the session, creates a lesson for each finished task, and
+    /// one for the new preferences. `format` is the storage format of the project, which the transaction has locked.
     ///
     /// # Errors
     /// Returns an error if another transaction has changed the tasks of the session since the batch was loaded, or if the
@@ -137,7 +137,7 @@ impl Batch {
     pub(super) async fn store(
         &self,
         ctx: &Learn,
-        encryption: &ProjectEncryption,
+        (encryption, format): (&ProjectEncryption, StorageFormat),
         session: &mut LockedSession<'_>,
         result: &TaskEdits,
     ) -> anyhow::Result<()> {
@@ -154,12 +154,10 @@ impl Batch {
             let tag = usage_metrics::store::TASKS_CREATED_TAG;
             usage_metrics::store::increment(session, project, tag, i64::try_from(result.created)?).await?;
         }
-        if learning_spaces::store::has_session(session, id).await? {
-            for task in result.tasks.iter().filter(|task| task.finished_now) {
-                let job = Distill { session: id, task: task.id };
-                ctx.queue.enqueue(session, encryption, &job, Delay::NONE).await?;
-            }
-        }
+        let finished: Vec<_> = result.tasks.iter().filter(|task| task.has_ended).map(|task| task.id).collect();
+        create::create_for_tasks(session, &ctx.queue, encryption, &finished).await?;
+        let (preferences, encryption) = (&result.new_preferences, (encryption, format));
+        create::create_for_preferences(session, &ctx.queue, encryption, preferences, &self.messages).await?;
         Ok(())
     }
 
@@ -186,5 +184,11 @@ impl Batch {
 }
 
 fn to_change(task: &TaskDraft) -> TaskChange {
-    TaskChange { id: task.id, order: task.order, status: task.status, data: task.data.clone() }
+    TaskChange {
+        id: task.id,
+        order: task.order,
+        status: task.status,
+        data: task.data.clone(),
+        has_ended: task.has_ended,
+    }
 }

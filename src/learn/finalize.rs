@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use super::Learn;
-use super::jobs::{Distill, FinalizeSession};
-use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
+use super::jobs::FinalizeSession;
+use crate::jobs::{JobError, JobHandler, RunningJob};
 use crate::learning_spaces::progress::{self, NextStep};
+use crate::lessons::create;
 use crate::sessions::lock::LockedSession;
 use crate::{learning_spaces, tasks};
 
@@ -23,16 +24,8 @@ impl JobHandler for FinalizeSession {
             // the job again after these messages have been observed.
             let progress = learning_spaces::store::get_progress(&mut session, self.session).await?;
             if progress.as_ref().and_then(progress::next_step) == Some(NextStep::CompleteOpenTasks) {
-                for task in tasks::store::complete_open(&mut session).await? {
-                    ctx.queue
-                        .enqueue(
-                            &mut session,
-                            &running.encryption,
-                            &Distill { session: self.session, task },
-                            Delay::NONE,
-                        )
-                        .await?;
-                }
+                let completed = tasks::store::complete_open(&mut session).await?;
+                create::create_for_tasks(&mut session, &ctx.queue, &running.encryption, &completed).await?;
             }
         }
         running.complete(&mut tx).await?;

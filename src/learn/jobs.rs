@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{SessionId, TaskId};
+use crate::ids::{LearningSpaceId, LessonId, SessionId, TaskId};
 use crate::jobs::Job;
 
 /// The job that observes the messages of a session. A session has at most one that is ready and one that is running.
@@ -50,13 +50,34 @@ impl Job for FinalizeSession {
 pub struct Distill {
     pub session: SessionId,
     pub task: TaskId,
+    pub lesson: LessonId,
 }
 
 impl Job for Distill {
     const KIND: &'static str = "distill";
 
     fn dedupe_key(&self) -> Option<String> {
-        Some(self.task.to_string())
+        Some(self.lesson.to_string())
+    }
+}
+
+/// The job that writes a lesson to the skills of a learning space. In its run, it may also write other lessons of the space.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WriteLesson {
+    pub session: SessionId,
+    pub learning_space: LearningSpaceId,
+    pub lesson: LessonId,
+}
+
+impl Job for WriteLesson {
+    const KIND: &'static str = "write_lesson";
+
+    fn lane(&self) -> Option<String> {
+        Some(format!("space:{}", self.learning_space))
+    }
+
+    fn dedupe_key(&self) -> Option<String> {
+        Some(self.lesson.to_string())
     }
 }
 

@@ -1,22 +1,28 @@
 //! Observation of sessions, and learning from them, in background jobs. One job per session observes its stored messages in
-//! batches. Distillation is not implemented yet.
+//! batches.
 //!
 //! [`jobs`] contains the payloads of the jobs, for the features that enqueue them. [`api`] contains the routes that return
 //! the observation status of a session and flush it. [`observe`] is the job that observes a session, in the batches of `batch`.
 //! If a learning space learns from a session, [`distill`] is the job for each of its finished tasks, and [`finalize`] the job
 //! that completes its open tasks. [`settings`] reads the project's settings.
 //!
-//! [`task_agent`] is the model that extracts tasks from messages, without I/O of its own. [`prompt`] contains the texts for
-//! models, and renders data so that it is safe in them.
+//! [`task_agent`] is the model that extracts tasks from messages, and [`skill_agent`] the one that writes lessons to skills, both
+//! without I/O of their own. [`prompt`] contains the texts for models, and renders data so that it is safe in them. [`secrets`]
+//! finds passwords and keys in what models write.
 
 pub mod api;
 mod batch;
 pub mod distill;
+pub mod distiller;
 pub mod finalize;
 pub mod jobs;
+mod lesson_jobs;
 pub mod observe;
 pub mod prompt;
+pub mod secrets;
 pub mod settings;
+pub mod skill_agent;
+mod skill_writer;
 pub mod task_agent;
 
 use std::sync::Arc;

@@ -202,18 +202,19 @@ impl BatchError {
 
 impl From<LlmError> for BatchError {
     fn from(err: LlmError) -> Self {
-        let (class, is_permanent) = (error_class(&err), !err.is_retryable());
-        let min_backoff = err.retry_after().unwrap_or_default();
-        let source = ClassifiedError::new(class, anyhow::Error::from(err).context(MODEL_FAILURE));
-        Self { source: source.with_min_backoff(min_backoff).into(), is_permanent }
+        let is_permanent = !err.is_retryable();
+        Self { source: classify_llm_error(err), is_permanent }
     }
 }
 
-fn error_class(err: &LlmError) -> ErrorClass {
-    match err {
+/// Adds the class to an error of the model. Clients recognize such an error by the beginning of its text.
+pub(super) fn classify_llm_error(err: LlmError) -> anyhow::Error {
+    let class = match &err {
         LlmError::NotConfigured | LlmError::Misconfigured(_) => ErrorClass::ModelSettings,
         LlmError::Unavailable(_) | LlmError::ContextTooLong(_) | LlmError::Rejected(_) => ErrorClass::Model,
-    }
+    };
+    let min_backoff = err.retry_after().unwrap_or_default();
+    ClassifiedError::new(class, anyhow::Error::from(err).context(MODEL_FAILURE)).with_min_backoff(min_backoff).into()
 }
 
 /// Stores the result of a batch, or the failure of the batch if there is none or it cannot be stored.
@@ -248,10 +249,9 @@ async fn store_result(
     running: &RunningJob,
 ) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
-    let Some(mut locked) = LockedSession::lock(&mut tx, running.encryption.project, session).await? else {
-        return Ok(());
-    };
-    batch.store(ctx, &running.encryption, &mut locked, &result.edits).await?;
+    let locked = LockedSession::lock_to_store(&mut tx, running.encryption.project, session).await?;
+    let Some((format, mut locked)) = locked else { return Ok(()) };
+    batch.store(ctx, (&running.encryption, format), &mut locked, &result.edits).await?;
     observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, ProcessStatus::Success).await?;
     running.commit_partial_result(tx).await?;
     tracing::info!(

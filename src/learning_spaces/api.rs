@@ -16,6 +16,7 @@ use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, CommandResult, Created, Data, Empty, PageBody, QueryResult};
 use crate::ids::LearningSpaceId;
 use crate::platform::Platform;
+use crate::skills::create::SkillOrigin;
 use crate::users::{self, UserIdentifier};
 
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -63,7 +64,8 @@ pub async fn create_space(
         let space = store::insert(&mut tx, caller.project, user, body.meta.as_ref()).await;
         let space = space.map_constraint_err("learning_spaces_project_id_fkey", || UNAUTHORIZED)?;
         for skill in &skills {
-            let skill = skill.insert(&mut tx, &platform, caller.project, user, None, &blobs).await?;
+            let origin = SkillOrigin::request(caller.project, user, None);
+            let skill = skill.insert(&mut tx, &platform, origin, &blobs).await?;
             store::add_skill(&mut tx, space.id, skill.id, &skill.name).await?;
         }
         return tx.commit(response::created(space)).await;

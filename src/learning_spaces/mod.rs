@@ -1,10 +1,13 @@
 //! Learning spaces: sets of skills, and of the sessions from which these skills are learned.
 //!
-//! [`api`] contains the routes of learning spaces, [`skills`] those of their skills, and [`sessions`] those of their
-//! sessions. [`progress`] determines the learning status of sessions, [`defaults`] uploads the default skills, and
-//! [`store`] contains the SQL. The jobs that learn from sessions are in `learn`.
+//! [`api`] contains the routes of learning spaces, [`skills`] those of their skills, and [`sessions`] those of their sessions,
+//! and [`changes`] the one that lists the changes of the skills. [`progress`] determines the learning status of sessions, and
+//! [`defaults`] uploads the default skills. [`store`] and [`changes_store`] contain the SQL. The jobs that learn from sessions
+//! are in `learn`.
 
 pub mod api;
+pub mod changes;
+pub mod changes_store;
 pub mod defaults;
 pub mod progress;
 pub mod sessions;
@@ -61,6 +64,7 @@ pub fn router() -> OpenApiRouter<LearningSpaces> {
         .routes(routes!(sessions::learn_session))
         .routes(routes!(sessions::list_space_sessions))
         .routes(routes!(sessions::get_space_session))
+        .routes(routes!(changes::list_space_changes))
 }
 
 pub const LEARNING_SPACE_NOT_FOUND: Error = Error::NotFound("learning space not found");
@@ -89,7 +93,10 @@ pub struct LearningSpaceSkill {
 }
 
 text_enum! {
-    /// The learning status of a session. `completed` and `failed` are final. This version uses only these two and `pending`.
+    /// The learning status of a session: the latest status that one of its lessons has had. It never goes back. `pending`: no
+    /// task is finished, or its distillation has not begun. `distilling`: a lesson is being distilled from a task. `queued`: a
+    /// lesson waits until the lessons of other sessions are written. `skill_writing`: a lesson is being written to the skills.
+    /// `completed` and `failed` are final.
     pub enum LearningStatus {
         Pending = "pending",
         Distilling = "distilling",
@@ -97,6 +104,24 @@ text_enum! {
         SkillWriting = "skill_writing",
         Completed = "completed",
         Failed = "failed",
+    }
+}
+
+impl LearningStatus {
+    /// Returns `true` for a status that never changes.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed)
+    }
+
+    /// Returns the number of statuses that come before this one. The final ones have the same rank.
+    pub fn rank(self) -> usize {
+        match self {
+            Self::Pending => 0,
+            Self::Distilling => 1,
+            Self::Queued => 2,
+            Self::SkillWriting => 3,
+            Self::Completed | Self::Failed => 4,
+        }
     }
 }
 
@@ -109,8 +134,8 @@ pub struct LearningSpaceSession {
     pub status: LearningStatus,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
-    /// The reason why pending messages of the session wait for a language model. Absent if no message is pending or a model is
-    /// configured.
+    /// The reason why the learning waits, for example for a language model or for the project's key, or why it has failed. Absent if
+    /// it does neither.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

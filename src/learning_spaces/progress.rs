@@ -1,6 +1,7 @@
-//! Determines when the learning of a session is finished: when all its messages have been observed and nothing is left to
-//! learn. If the session still has open tasks after all its messages have been observed, a job sets their status to `success`.
-//! The learning fails if the observation of a message has failed, or was omitted, and no task is finished.
+//! Determines when the learning of a session is finished: when all its messages have been observed, and each of its lessons is
+//! written or was skipped. If nothing has been learned and the session still has open tasks after all its messages have been
+//! observed, a job sets their status to `success`. The learning fails if a lesson has failed. It also fails if the observation of a
+//! message has failed, or was omitted, and there is no lesson.
 
 use std::collections::HashMap;
 
@@ -30,48 +31,52 @@ pub enum NextStep {
 pub fn next_step(progress: &LearningProgress) -> Option<NextStep> {
     match progress {
         LearningProgress { has_pending_messages: true, .. } => None,
-        LearningProgress { has_failed: true, has_finished_tasks: false, .. } => {
+        LearningProgress { has_failed_messages: true, has_lessons: false, .. } => {
             Some(NextStep::Finish(LearningStatus::Failed))
         }
-        LearningProgress { has_open_tasks: true, .. } => Some(NextStep::CompleteOpenTasks),
-        // The learning is finished when the jobs that distill these tasks have completed.
-        LearningProgress { has_finished_tasks: true, .. } => None,
+        LearningProgress { has_open_tasks: true, status: LearningStatus::Pending, .. } => {
+            Some(NextStep::CompleteOpenTasks)
+        }
+        LearningProgress { has_open_lessons: true, .. } => None,
+        LearningProgress { has_failed_lessons: true, .. } => Some(NextStep::Finish(LearningStatus::Failed)),
         _ => Some(NextStep::Finish(LearningStatus::Completed)),
     }
 }
 
-/// Returns the reason why the learning of a session waits for a model; `None` if it does not.
+/// Returns the reason why the learning of a session waits or has failed; `None` if it does neither.
 ///
 /// # Errors
 /// Returns an error if the database fails.
-pub async fn waiting_reason(
-    llm: &dyn Llm,
-    conn: &mut PgConnection,
-    session: SessionId,
-) -> sqlx::Result<Option<String>> {
-    if llm.is_configured() {
-        return Ok(None);
+pub async fn find_reason(llm: &dyn Llm, conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<String>> {
+    if !llm.is_configured() {
+        let progress = store::get_progress(conn, session).await?;
+        let has_pending_messages = progress.is_some_and(|progress| progress.has_pending_messages);
+        if let Some(reason) = llm::waiting_reason(llm, has_pending_messages) {
+            return Ok(Some(reason));
+        }
     }
-    let progress = store::get_progress(conn, session).await?;
-    Ok(llm::waiting_reason(llm, progress.is_some_and(|progress| progress.has_pending_messages)))
+    store::find_reason(conn, session).await
 }
 
-/// Returns the sessions of a learning space whose learning waits for a model, with the reason.
+/// Returns the sessions of a learning space whose learning waits or has failed, with the reason.
 ///
 /// # Errors
 /// Returns an error if the database fails.
-pub async fn list_waiting_reasons(
+pub async fn list_reasons(
     llm: &dyn Llm,
     conn: &mut PgConnection,
     space: LearningSpaceId,
 ) -> sqlx::Result<HashMap<SessionId, String>> {
-    if llm.is_configured() {
-        return Ok(HashMap::new());
+    let mut reasons = store::list_reasons(conn, space).await?;
+    if !llm.is_configured() {
+        let pending = store::list_progress(conn, space).await?.into_iter();
+        reasons.extend(
+            pending.filter_map(|progress| {
+                Some((progress.session, llm::waiting_reason(llm, progress.has_pending_messages)?))
+            }),
+        );
     }
-    let pending = store::list_progress(conn, space).await?.into_iter();
-    let with_reason = pending
-        .filter_map(|progress| Some((progress.session, llm::waiting_reason(llm, progress.has_pending_messages)?)));
-    Ok(with_reason.collect())
+    Ok(reasons)
 }
 
 /// Lists up to `limit` sessions of a learning space that have a next step.
@@ -103,7 +108,7 @@ pub async fn perform_next_step(
     match progress.as_ref().and_then(next_step) {
         None => return Ok(false),
         Some(NextStep::Finish(status)) => {
-            store::set_session_status(&mut locked, status).await?;
+            store::advance_session_status(&mut locked, status).await?;
             tx.commit().await?;
             return Ok(true);
         }
@@ -115,39 +120,77 @@ pub async fn perform_next_step(
     Ok(false)
 }
 
+/// Advances the learning status of a session whose lesson has ended: to a final status if nothing is left to do. Called in the
+/// transaction that ends the lesson.
+///
+/// # Errors
+/// Returns an error if the database fails.
+pub async fn finish_if_done(session: &mut LockedSession<'_>) -> sqlx::Result<()> {
+    let id = session.id;
+    let progress = store::get_progress(session, id).await?;
+    // The open tasks of a session are completed only if a client asks for the status and no lesson has been learned.
+    if let Some(NextStep::Finish(status)) = progress.as_ref().and_then(next_step) {
+        store::advance_session_status(session, status).await?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const PENDING: LearningProgress = LearningProgress {
         session: SessionId(uuid::Uuid::nil()),
+        status: LearningStatus::Pending,
         has_pending_messages: false,
-        has_failed: false,
+        has_failed_messages: false,
         has_open_tasks: false,
-        has_finished_tasks: false,
+        has_lessons: false,
+        has_open_lessons: false,
+        has_failed_lessons: false,
     };
+    const WITH_LESSONS: LearningProgress =
+        LearningProgress { has_lessons: true, has_open_lessons: true, status: LearningStatus::Distilling, ..PENDING };
+    const COMPLETED: Option<NextStep> = Some(NextStep::Finish(LearningStatus::Completed));
+    const FAILED: Option<NextStep> = Some(NextStep::Finish(LearningStatus::Failed));
 
     #[test]
     fn learning_finishes_when_nothing_is_left_to_learn() {
-        assert_eq!(next_step(&PENDING), Some(NextStep::Finish(LearningStatus::Completed)));
-        assert_eq!(
-            next_step(&LearningProgress { has_failed: true, ..PENDING }),
-            Some(NextStep::Finish(LearningStatus::Failed))
-        );
-        assert_eq!(next_step(&LearningProgress { has_open_tasks: true, ..PENDING }), Some(NextStep::CompleteOpenTasks));
-        assert_eq!(next_step(&LearningProgress { has_finished_tasks: true, ..PENDING }), None);
-        let both = LearningProgress { has_open_tasks: true, has_finished_tasks: true, ..PENDING };
-        assert_eq!(next_step(&both), Some(NextStep::CompleteOpenTasks));
-        // Some messages were observed, so their tasks are learned.
-        assert_eq!(next_step(&LearningProgress { has_failed: true, ..both }), Some(NextStep::CompleteOpenTasks));
+        assert_eq!(next_step(&PENDING), COMPLETED);
+        assert_eq!(next_step(&LearningProgress { has_failed_messages: true, ..PENDING }), FAILED);
+        assert_eq!(next_step(&WITH_LESSONS), None);
+        let written = LearningProgress { has_open_lessons: false, ..WITH_LESSONS };
+        assert_eq!(next_step(&written), COMPLETED);
+        assert_eq!(next_step(&LearningProgress { has_failed_lessons: true, ..written }), FAILED);
+        // Some messages were observed, and their tasks were learned.
+        assert_eq!(next_step(&LearningProgress { has_failed_messages: true, ..written }), COMPLETED);
+        assert_eq!(next_step(&LearningProgress { has_failed_lessons: true, ..WITH_LESSONS }), None);
+    }
+
+    #[test]
+    fn open_tasks_are_completed_before_anything_is_learned() {
+        let open = LearningProgress { has_open_tasks: true, ..PENDING };
+        assert_eq!(next_step(&open), Some(NextStep::CompleteOpenTasks));
+        let with_lesson = LearningProgress { has_lessons: true, has_open_lessons: true, ..open };
+        assert_eq!(next_step(&with_lesson), Some(NextStep::CompleteOpenTasks));
+        assert_eq!(next_step(&LearningProgress { status: LearningStatus::Distilling, ..with_lesson }), None);
+        let written = LearningProgress { has_open_lessons: false, status: LearningStatus::SkillWriting, ..with_lesson };
+        assert_eq!(next_step(&written), COMPLETED);
     }
 
     #[test]
     fn no_step_while_messages_are_pending() {
         for has_open_tasks in [false, true] {
-            for has_failed in [false, true] {
-                let pending = LearningProgress { has_pending_messages: true, has_open_tasks, has_failed, ..PENDING };
-                assert_eq!(next_step(&pending), None);
+            for has_failed_messages in [false, true] {
+                for progress in [PENDING, WITH_LESSONS] {
+                    let pending = LearningProgress {
+                        has_pending_messages: true,
+                        has_open_tasks,
+                        has_failed_messages,
+                        ..progress
+                    };
+                    assert_eq!(next_step(&pending), None);
+                }
             }
         }
     }

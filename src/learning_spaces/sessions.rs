@@ -3,18 +3,15 @@
 use axum::extract::State;
 use serde::Deserialize;
 
-use super::{
-    LEARNING_SPACE_NOT_FOUND, LearningSpaceSession, LearningSpaceSessionRow, LearningSpaces, LearningStatus, progress,
-    store,
-};
+use super::{LEARNING_SPACE_NOT_FOUND, LearningSpaceSession, LearningSpaceSessionRow, LearningSpaces, progress, store};
 use crate::auth::Caller;
-use crate::error::Error;
+use crate::encryption::StorageFormat;
+use crate::error::{Error, UNAUTHORIZED};
 use crate::http::extract::{Path, QueryAndBody, RequestBody};
 use crate::http::idempotency::Idempotency;
 use crate::http::response::{self, CommandResult, Created, Data, ListOf, QueryResult};
 use crate::ids::{LearningSpaceId, SessionId};
-use crate::jobs::Delay;
-use crate::learn::jobs::Distill;
+use crate::lessons::create;
 use crate::sessions::lock::LockedSession;
 use crate::{sessions, tasks};
 
@@ -36,8 +33,9 @@ impl RequestBody for LearnSessionRequest {
 
 /// Learn from a session
 ///
-/// Enqueues a job for each finished task of the session, and for each task that finishes later. This version does not execute
-/// these jobs; they wait for a later version. Only one learning space can learn from a session.
+/// Learns from each finished task of the session, and from each task that finishes later, in background jobs. They distill a lesson
+/// from the task and its messages, and write it to the skills of the learning space. Only one learning space can learn from a
+/// session.
 #[utoipa::path(post, path = "/api/v1/learning_spaces/{space_id}/learn", tag = "learning_spaces",
     params(("space_id" = LearningSpaceId, Path)), request_body = LearnSessionRequest)]
 pub async fn learn_session(
@@ -53,6 +51,7 @@ pub async fn learn_session(
     }
     .map_err(|reason| Error::invalid_field("session_id", reason))?;
     let mut tx = idempotency.begin().await?;
+    let format = StorageFormat::lock_for_share(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
     if !store::lock_for_share(&mut tx, caller.project, space).await? {
         return Err(LEARNING_SPACE_NOT_FOUND.into());
     }
@@ -64,10 +63,11 @@ pub async fn learn_session(
     let space_session = store::add_session(&mut locked, space).await?;
     let space_session = space_session.ok_or(Error::Conflict("session already learned by another space".into()))?;
     let finished = tasks::store::list_finished(&mut locked).await?;
-    for task in &finished {
-        ctx.queue.enqueue(&mut locked, &caller.encryption, &Distill { session, task: *task }, Delay::NONE).await?;
-    }
-    let reason = progress::waiting_reason(&*ctx.llm, &mut tx, session).await?;
+    create::create_for_tasks(&mut locked, &ctx.queue, &caller.encryption, &finished).await?;
+    let preferences = tasks::edits::list_preferences(&mut locked).await?;
+    let encryption = (&caller.encryption, format);
+    create::create_for_preferences(&mut locked, &ctx.queue, encryption, &preferences, &[]).await?;
+    let reason = progress::find_reason(&*ctx.llm, &mut tx, session).await?;
     tx.commit(response::created(LearningSpaceSession::new(space_session, reason))).await
 }
 
@@ -99,7 +99,7 @@ pub async fn list_space_sessions(
             "the learning space has more than {limit} sessions; request them individually"
         )));
     }
-    let mut reasons = progress::list_waiting_reasons(&*ctx.llm, &mut conn, space).await?;
+    let mut reasons = progress::list_reasons(&*ctx.llm, &mut conn, space).await?;
     let with_reason = |row: LearningSpaceSessionRow| {
         let reason = reasons.remove(&row.session_id);
         LearningSpaceSession::new(row, reason)
@@ -124,14 +124,12 @@ pub async fn get_space_session(
     let mut space_session = found.ok_or(SESSION_NOT_FOUND_IN_SPACE)?;
     drop(conn);
     ctx.queue.provide_key_autocommit(&ctx.db, &caller.encryption).await?;
-    if space_session.status == LearningStatus::Pending
-        && progress::perform_next_step(&ctx, &caller.encryption, session).await?
-    {
+    if !space_session.status.is_final() && progress::perform_next_step(&ctx, &caller.encryption, session).await? {
         let mut conn = ctx.db.acquire().await?;
         let found = store::get_session(&mut conn, space, session).await?;
         space_session = found.ok_or(SESSION_NOT_FOUND_IN_SPACE)?;
     }
     let mut conn = ctx.db.acquire().await?;
-    let reason = progress::waiting_reason(&*ctx.llm, &mut conn, session).await?;
+    let reason = progress::find_reason(&*ctx.llm, &mut conn, session).await?;
     Ok(response::ok(LearningSpaceSession::new(space_session, reason)))
 }

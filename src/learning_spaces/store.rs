@@ -1,5 +1,7 @@
 //! SQL of learning spaces.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use sqlx::types::Json;
@@ -104,16 +106,6 @@ pub async fn exists(conn: &mut PgConnection, project: ProjectId, space: Learning
         project as _,
     );
     Ok(row.fetch_optional(conn).await?.is_some())
-}
-
-/// Returns `true` if a learning space learns from the session.
-pub async fn has_session(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(
-        r#"select exists (select 1 from learning_space_sessions where session_id = $1) as "exists!""#,
-        session as _
-    )
-    .fetch_one(conn)
-    .await
 }
 
 /// Locks a learning space against deletion until the transaction ends. Returns `false` if the project has no such space.
@@ -273,53 +265,82 @@ pub async fn list_sessions(
     .await
 }
 
-/// The facts that determine the next step in the learning of a session whose status is pending.
+/// The facts that determine the next step in the learning of a session that is not finished.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "the facts are independent")]
 pub struct LearningProgress {
     pub session: SessionId,
+    pub status: LearningStatus,
     pub has_pending_messages: bool,
     /// `true` if the observation of a message has failed, or was omitted because the project was over its quota.
-    pub has_failed: bool,
+    pub has_failed_messages: bool,
     pub has_open_tasks: bool,
-    pub has_finished_tasks: bool,
+    pub has_lessons: bool,
+    /// `true` if a lesson of the session is being distilled or written, or waits for it.
+    pub has_open_lessons: bool,
+    pub has_failed_lessons: bool,
 }
 
-/// Returns the learning progress of a session; `None` if its learning status is not pending or no learning space learns from
-/// it.
+/// Returns the learning progress of a session; `None` if its learning is finished or no learning space learns from it.
 pub async fn get_progress(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<LearningProgress>> {
     sqlx::query_as!(
         LearningProgress,
-        r#"select session_id as "session!: SessionId", has_pending_messages as "has_pending_messages!",
-                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!",
-                  has_finished_tasks as "has_finished_tasks!"
-           from pending_learning_sessions where session_id = $1"#,
+        r#"select session_id as "session!: SessionId", status as "status!: LearningStatus",
+                  has_pending_messages as "has_pending_messages!", has_failed_messages as "has_failed_messages!",
+                  has_open_tasks as "has_open_tasks!", has_lessons as "has_lessons!",
+                  has_open_lessons as "has_open_lessons!", has_failed_lessons as "has_failed_lessons!"
+           from learning_progress where session_id = $1"#,
         session as _
     )
     .fetch_optional(conn)
     .await
 }
 
-/// Lists the learning progress of a learning space's sessions whose status is pending, oldest first.
+/// Lists the learning progress of a learning space's sessions whose learning is not finished, oldest first.
 pub async fn list_progress(conn: &mut PgConnection, space: LearningSpaceId) -> sqlx::Result<Vec<LearningProgress>> {
     sqlx::query_as!(
         LearningProgress,
-        r#"select session_id as "session!: SessionId", has_pending_messages as "has_pending_messages!",
-                  has_failed as "has_failed!", has_open_tasks as "has_open_tasks!",
-                  has_finished_tasks as "has_finished_tasks!"
-           from pending_learning_sessions where learning_space_id = $1 order by created_at, id"#,
+        r#"select session_id as "session!: SessionId", status as "status!: LearningStatus",
+                  has_pending_messages as "has_pending_messages!", has_failed_messages as "has_failed_messages!",
+                  has_open_tasks as "has_open_tasks!", has_lessons as "has_lessons!",
+                  has_open_lessons as "has_open_lessons!", has_failed_lessons as "has_failed_lessons!"
+           from learning_progress where learning_space_id = $1 order by created_at, id"#,
         space as _
     )
     .fetch_all(conn)
     .await
 }
 
-/// Sets the learning status of a session.
-pub async fn set_session_status(session: &mut LockedSession<'_>, status: LearningStatus) -> sqlx::Result<()> {
+/// Returns the reason why the learning of a session waits or has failed: the last error of a lesson's job, or else the reason of a
+/// failed lesson.
+pub async fn find_reason(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<String>> {
+    let reason = sqlx::query_scalar!(
+        r#"select reason as "reason!" from learning_reasons where session_id = $1 order by is_final, updated_at desc limit 1"#,
+        session as _
+    );
+    reason.fetch_optional(conn).await
+}
+
+/// Returns the reasons as [`find_reason`] does, for all sessions of a learning space.
+pub async fn list_reasons(conn: &mut PgConnection, space: LearningSpaceId) -> sqlx::Result<HashMap<SessionId, String>> {
+    let reasons = sqlx::query!(
+        r#"select distinct on (session_id) session_id as "session!: SessionId", reason as "reason!" from learning_reasons
+           where learning_space_id = $1 order by session_id, is_final, updated_at desc"#,
+        space as _
+    );
+    Ok(reasons.fetch_all(conn).await?.into_iter().map(|row| (row.session, row.reason)).collect())
+}
+
+/// Advances the learning status of a session. Has no effect if the present status is the same or a later one, because the status
+/// never goes back.
+pub async fn advance_session_status(session: &mut LockedSession<'_>, status: LearningStatus) -> sqlx::Result<()> {
+    let earlier: Vec<String> =
+        LearningStatus::VALUES.iter().take(status.rank()).map(|status| (*status).to_owned()).collect();
     sqlx::query!(
-        "update learning_space_sessions set status = $2, updated_at = now() where session_id = $1",
+        "update learning_space_sessions set status = $2, updated_at = now() where session_id = $1 and status = any($3)",
         session.id as _,
-        status as _
+        status as _,
+        &earlier
     )
     .execute(&mut ***session)
     .await

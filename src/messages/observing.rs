@@ -14,6 +14,7 @@ use crate::jobs::{Delay, JobQueue};
 use crate::learn::jobs::Observe;
 use crate::sessions;
 use crate::sessions::lock::LockedSession;
+use crate::time::Timestamp;
 
 /// The number of messages of a session by processing status.
 pub struct ObservationCounts {
@@ -194,6 +195,28 @@ pub async fn load_messages(conn: &mut PgConnection, ids: &[Uuid]) -> sqlx::Resul
     )
     .fetch_all(conn)
     .await
+}
+
+/// Loads the last `limit` messages that are linked to a task, oldest first. With `until`, loads only messages up to this time.
+pub async fn load_task_messages(
+    conn: &mut PgConnection,
+    task: TaskId,
+    until: Option<Timestamp>,
+    limit: i64,
+) -> sqlx::Result<Vec<MessageContent>> {
+    let messages = sqlx::query_as!(
+        MessageContent,
+        r#"select id as "id: MessageId", task_id as "task: TaskId", role as "role: Role", format as "format: Format",
+                  content, encrypted_as
+           from messages where task_id = $1 and ($2::timestamptz is null or created_at <= $2)
+           order by created_at desc limit $3"#,
+        task as _,
+        until as _,
+        limit
+    );
+    let mut messages = messages.fetch_all(conn).await?;
+    messages.reverse();
+    Ok(messages)
 }
 
 /// Loads the last `limit` messages of a session before a message, oldest first.

@@ -106,8 +106,8 @@ async fn copy_content(
         r#"with task_ids as materialized (select id as old, gen_random_uuid() as new from tasks where session_id = $1),
            message_ids as materialized (select id as old, gen_random_uuid() as new from messages where session_id = $1),
            new_tasks as (
-               insert into tasks (id, session_id, project_id, "order", data, status, is_planning, created_at, updated_at)
-               select i.new, $2, t.project_id, t."order", t.data, t.status, t.is_planning, t.created_at, t.updated_at
+               insert into tasks (id, session_id, project_id, "order", data, status, is_planning, ended_at, created_at, updated_at)
+               select i.new, $2, t.project_id, t."order", t.data, t.status, t.is_planning, t.ended_at, t.created_at, t.updated_at
                from tasks t join task_ids i on i.old = t.id
            ),
            new_messages as (

@@ -130,6 +130,13 @@ pub async fn get_configs(session: &mut LockedSession<'_>) -> sqlx::Result<Map<St
     Ok(configs.fetch_one(&mut ***session).await?.map(|configs| configs.0).unwrap_or_default())
 }
 
+/// Returns the text at the key `original_date` of a session's configs: the date of a conversation that was imported.
+pub async fn get_original_date(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<String>> {
+    let date =
+        sqlx::query_scalar!("select configs ->> 'original_date' as date from sessions where id = $1", session as _);
+    Ok(date.fetch_optional(conn).await?.flatten())
+}
+
 pub async fn set_configs(
     conn: &mut PgConnection,
     project: ProjectId,

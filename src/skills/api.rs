@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
+use super::create::SkillOrigin;
 use super::store::{self, SkillRow};
 use super::{FileEntry, Skill, upload};
 use crate::auth::Caller;
@@ -88,7 +89,8 @@ pub async fn create_skill(
             continue;
         };
         let user = users::resolve_or_create(&mut tx, caller.project, user.as_ref()).await?;
-        let skill = prepared.insert(&mut tx, &platform, caller.project, user, meta.clone(), &blobs).await?;
+        let origin = SkillOrigin::request(caller.project, user, meta.clone());
+        let skill = prepared.insert(&mut tx, &platform, origin, &blobs).await?;
         return tx.commit(response::created(skill)).await;
     }
 }

@@ -13,6 +13,7 @@ use zip::unstable::read::ZipIterable;
 use zip::{CompressionMethod, ZipReadOptions};
 
 use super::front_matter::FrontMatter;
+use crate::disks::FileMode;
 use crate::disks::path::FilePath;
 use crate::error::storage::temp_file_error;
 use crate::error::{Error, Result};
@@ -130,7 +131,8 @@ impl<R: Read + Seek> SkillArchive<R> {
         FrontMatter::parse(&text)
     }
 
-    /// Extracts the files in the order of the archive. `spool_from_reader` must read a file to its end.
+    /// Extracts the files in the order of the archive. `spool_from_reader` must read a file to its end. A file is executable if
+    /// its entry has any execute bit.
     ///
     /// # Errors
     /// Returns 400 if a file is corrupt or its size differs from that in the central directory, 413 if the extracted bytes exceed
@@ -138,7 +140,7 @@ impl<R: Read + Seek> SkillArchive<R> {
     pub fn extract<T>(
         &mut self,
         mut spool_from_reader: impl FnMut(&mut dyn Read) -> io::Result<T>,
-        mut on_file: impl FnMut(&FilePath, T) -> Result<()>,
+        mut on_file: impl FnMut(&FilePath, FileMode, T) -> Result<()>,
     ) -> Result<()> {
         let mut remaining = self.limits.max_unpacked_bytes;
         for file in &self.files {
@@ -158,7 +160,8 @@ impl<R: Read + Seek> SkillArchive<R> {
                 return Err(entry_error(&name, "is corrupt"));
             }
             remaining -= size;
-            on_file(&file.path, content)?;
+            let mode = FileMode::from_permissions(file.entry.as_ref().unix_mode().unwrap_or_default());
+            on_file(&file.path, mode, content)?;
         }
         Ok(())
     }

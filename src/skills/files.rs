@@ -237,7 +237,8 @@ impl ZipStream {
         let (_permit, bytes) = self.platform.blobs.read_within_budget(key, &file.blob()).await?;
         let compress = move || -> anyhow::Result<_> {
             let name = path::join_relative(&file.path, &file.filename);
-            writer.start_file(name, SimpleFileOptions::default().last_modified_time(zip_mtime(&file)))?;
+            let options = SimpleFileOptions::default().unix_permissions(file.mode.permissions());
+            writer.start_file(name, options.last_modified_time(zip_mtime(&file)))?;
             writer.write_all(&bytes)?;
             Ok(writer)
         };

@@ -192,3 +192,21 @@ pub async fn get_disk(conn: &mut PgConnection, project: ProjectId, skill: SkillI
     .fetch_optional(conn)
     .await
 }
+
+/// Sets the description of a skill, which is that of its SKILL.md.
+pub async fn set_description(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    skill: SkillId,
+    description: &str,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update agent_skills set description = $3 where id = $1 and project_id = $2",
+        skill as _,
+        project as _,
+        description,
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

@@ -11,6 +11,7 @@ use super::create::{PreparedFile, PreparedSkill};
 use super::front_matter::FrontMatter;
 use crate::blob::ingest::Ingest;
 use crate::blob::spool::Spool;
+use crate::disks::FileMode;
 use crate::disks::path::FilePath;
 use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
@@ -45,14 +46,14 @@ pub async fn ingest_archive(
         let receiver_dropped = |_| Error::unavailable("the object store failed to store the files");
         archive.extract(
             |file| spool.spool_from_reader(file),
-            |path, content| sender.blocking_send((path.clone(), content)).map_err(receiver_dropped),
+            |path, mode, content| sender.blocking_send((path.clone(), mode, content)).map_err(receiver_dropped),
         )?;
         Ok(front_matter)
     });
     let mut files = Vec::new();
     let extracted = stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|file| (file, receiver)));
-    let contents = extracted.map(|(path, content): (FilePath, Spool)| {
-        files.push(PreparedFile::new(path, &content));
+    let contents = extracted.map(|(path, mode, content): (FilePath, FileMode, Spool)| {
+        files.push(PreparedFile::new(path, &content).with_mode(mode));
         content
     });
     let (front_matter, ingest) = tokio::join!(extraction, platform.blobs.ingest(encryption, contents));

@@ -29,6 +29,8 @@ pub struct TaskChange {
     pub order: i64,
     pub status: TaskStatus,
     pub data: TaskData,
+    /// `true` if the task is finished and ends with this change, even if it was finished before.
+    pub has_ended: bool,
 }
 
 /// Returns the tasks of a session in their order, with the planning task.
@@ -54,6 +56,7 @@ pub async fn apply_changes(session: &mut LockedSession<'_>, changes: &[TaskChang
     let orders: Vec<_> = changes.iter().map(|change| change.order).collect();
     let statuses: Vec<_> = changes.iter().map(|change| change.status.as_str().to_owned()).collect();
     let data: Vec<_> = changes.iter().map(|change| serde_json::json!(change.data)).collect();
+    let have_ended: Vec<_> = changes.iter().map(|change| change.has_ended).collect();
     // The orders are unique at every moment, so that the changed tasks give up theirs first.
     sqlx::query!(
         r#"update tasks t set "order" = -c.ordinal from unnest($3::uuid[]) with ordinality as c(id, ordinal)
@@ -66,11 +69,14 @@ pub async fn apply_changes(session: &mut LockedSession<'_>, changes: &[TaskChang
     .await?;
     // Keys of `data` that this version does not know are kept.
     sqlx::query!(
-        r#"insert into tasks as t (id, project_id, session_id, "order", status, data)
-           select c.id, $1, $2, c."order", c.status, c.data
-           from unnest($3::uuid[], $4::bigint[], $5::text[], $6::jsonb[]) as c(id, "order", status, data)
+        r#"insert into tasks as t (id, project_id, session_id, "order", status, data, ended_at)
+           select c.id, $1, $2, c."order", c.status, c.data, case when c.has_ended then now() end
+           from unnest($3::uuid[], $4::bigint[], $5::text[], $6::jsonb[], $7::boolean[])
+               as c(id, "order", status, data, has_ended)
            on conflict (id) do update
-               set "order" = excluded."order", status = excluded.status, data = t.data || excluded.data, updated_at = now()
+               set "order" = excluded."order", status = excluded.status, data = t.data || excluded.data,
+                   ended_at = case when excluded.status in ('success', 'failed') then coalesce(excluded.ended_at, t.ended_at) end,
+                   updated_at = now()
                where t.project_id = $1 and t.session_id = $2"#,
         session.project as _,
         session.id as _,
@@ -78,10 +84,22 @@ pub async fn apply_changes(session: &mut LockedSession<'_>, changes: &[TaskChang
         &orders,
         &statuses,
         &data,
+        &have_ended,
     )
     .execute(&mut ***session)
     .await
     .map(drop)
+}
+
+/// Returns the preferences of the user that are known from a session, oldest first.
+pub async fn list_preferences(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<String>> {
+    let data = sqlx::query_scalar!(
+        r#"select data as "data: Json<TaskData>" from tasks where project_id = $1 and session_id = $2 and is_planning"#,
+        session.project as _,
+        session.id as _,
+    );
+    let data = data.fetch_all(&mut ***session).await?;
+    Ok(data.into_iter().flat_map(|data| data.0.user_preferences).collect())
 }
 
 /// Appends preferences to the planning task of a session, which is created if the session has none. Returns its id.

@@ -32,6 +32,13 @@ text_enum! {
     }
 }
 
+impl TaskStatus {
+    /// Returns `true` for the status of a task that has ended.
+    pub fn is_finished(self) -> bool {
+        matches!(self, Self::Success | Self::Failed)
+    }
+}
+
 /// A unit of an agent's work, extracted from the messages of a session.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Task {

@@ -57,7 +57,7 @@ pub async fn list_finished(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<
 /// Sets the status of the open tasks of a session to `success`, and returns their ids.
 pub async fn complete_open(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<TaskId>> {
     sqlx::query_scalar!(
-        r#"update tasks set status = 'success', updated_at = now()
+        r#"update tasks set status = 'success', ended_at = now(), updated_at = now()
            where project_id = $1 and session_id = $2 and not is_planning and status in ('pending', 'running')
            returning id as "id: TaskId""#,
         session.project as _,

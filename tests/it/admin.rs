@@ -25,7 +25,7 @@ async fn a_project_is_created_used_and_deleted() {
         let deleted = app.admin().delete(&format!("/admin/v1/project/{}", id.as_str().unwrap())).await;
         assert_eq!(deleted.json(), json!({"code": 0, "msg": "project deleted"}));
         client.get("/api/v1/ping").await.assert_error(401, "Unauthorized");
-        for table in ["disks", "artifacts", "artifact_versions"] {
+        for table in ["disks", "artifacts", "artifact_versions", "changes", "change_files"] {
             let count = format!("select count(*) from {table}");
             let count: i64 = sqlx::query_scalar(&count).fetch_one(&*app.app.db).await.unwrap();
             assert_eq!(count, 0, "{table}");

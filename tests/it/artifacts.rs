@@ -1,6 +1,7 @@
 //! Artifacts: storing, reading, listing, replacing and deleting them, their versions, and downloads.
 
-use acontextd::disks::apply::{self, Cause, Change, FileChange};
+use acontextd::disks::apply::{self, Change, FileChange};
+use acontextd::disks::changes::Cause;
 use acontextd::disks::path::FilePath;
 use acontextd::ids::{DiskId, ProjectId};
 use axum::http::{Method, StatusCode};
@@ -117,10 +118,10 @@ async fn a_replaced_file_keeps_its_row_and_the_latest_versions() {
         assert_eq!(app.fetch_scalar::<i64>("select count(*) from artifacts").await, 1);
         let versions = "select count(*) from artifact_versions v join blobs b on b.id = v.blob_id";
         assert_eq!(app.fetch_scalar::<i64>(versions).await, 3);
-        // Each version ends where the next one begins, only the last one is current, and all of them name their author.
-        let chain = "select bool_and(to_revision is not distinct from next) and bool_and(author = 'key') from (
-                         select to_revision, author, lead(from_revision) over (order by from_revision) as next
-                         from artifact_versions) v";
+        // Each version ends where the next one begins, only the last one is current, and all of them name their change.
+        let chain = "select bool_and(to_revision is not distinct from next) and bool_and(actor = 'key') from (
+                         select to_revision, actor, lead(from_revision) over (order by from_revision) as next
+                         from artifact_versions v left join changes c on c.id = v.change_id) v";
         assert!(app.fetch_scalar::<bool>(chain).await);
     })
     .await;

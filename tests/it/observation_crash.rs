@@ -1,7 +1,7 @@
 //! The server is killed or stopped while it observes messages, and started again. The tasks are those of an observation that
 //! nothing has interrupted, and nothing is left half done.
 
-mod deployment;
+pub mod deployment;
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use crate::support::model_server::{Lane, Latch, ModelRequest, Step, Wire};
 use crate::support::server_process::data_dir;
 use deployment::{Deployment, MARK, MARKER, MESSAGES};
 
-const KEY: &str = "sk-ac-your-root-api-bearer-token";
+pub const KEY: &str = "sk-ac-your-root-api-bearer-token";
 
 /// The answers of the model for one session: three calls, so that there are boundaries between them.
 fn script() -> [Step; 3] {

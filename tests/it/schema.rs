@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use acontextd::blob::rows::EncryptionFormat;
 use acontextd::conversation::format::Format;
 use acontextd::conversation::parts::Role;
-use acontextd::disks::apply::Author;
+use acontextd::disks::FileMode;
+use acontextd::disks::changes::{Actor, FileOperation};
 use acontextd::jobs::{ErrorClass, JobState, WaitReason};
 use acontextd::learning_spaces::LearningStatus;
+use acontextd::lessons::{LessonKind, LessonState};
 use acontextd::llm::Purpose;
 use acontextd::llm::usage::CallOutcome;
 use acontextd::messages::ProcessStatus;
@@ -50,15 +52,20 @@ async fn every_table_that_refers_to_blobs_is_known_to_the_sweep() {
 
 /// The columns with a fixed set of texts, and the values of the enum of each.
 const TEXT_ENUMS: &[(&str, &[&str])] = &[
-    ("artifact_versions.author", Author::VALUES),
+    ("artifact_versions.mode", FileMode::VALUES),
     ("blobs.encryption_format", EncryptionFormat::VALUES),
     // Blob states are used only in SQL.
     ("blobs.state", &["pending", "live", "dead"]),
+    ("change_files.op", FileOperation::VALUES),
+    ("changes.actor", Actor::VALUES),
     ("jobs.state", JobState::VALUES),
     ("jobs.wait_reason", WaitReason::VALUES),
     ("learning_space_sessions.status", LearningStatus::VALUES),
     ("messages.format", Format::VALUES),
     ("messages.role", Role::VALUES),
+    ("lessons.kind", LessonKind::VALUES),
+    ("lessons.state", LessonState::VALUES),
+    ("lessons.task_status", TaskStatus::VALUES),
     ("messages.session_task_process_status", ProcessStatus::VALUES),
     ("model_calls.outcome", CallOutcome::VALUES),
     ("model_calls.purpose", Purpose::VALUES),

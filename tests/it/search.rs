@@ -73,8 +73,8 @@ async fn glob_finds_names_over_batches_and_stops_at_the_limit() {
                   n as (select '/many/' as path, 'f' || n || '.txt' as filename from generate_series(1, 12000) n),
                   a as (insert into artifacts (disk_id, path, filename) select $1, path, filename from n)
              insert into artifact_versions
-                 (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
-             select $1, path, filename, 1, b.id, '{}', 'text/plain', 1, '', 'key' from n, b",
+                 (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256)
+             select $1, path, filename, 1, b.id, '{}', 'text/plain', 1, '' from n, b",
         )
         .bind(disk.parse::<uuid::Uuid>().unwrap())
         .execute(&*app.app.db)

@@ -1,11 +1,14 @@
 //! Skills: their archives, their files, and their disks.
 
+use std::io::Cursor;
+
 use axum::http::StatusCode;
 use serde_json::{Value, json};
+use zip::ZipArchive;
 
 use crate::support::client::{Client, Form};
 use crate::support::samples::skill_md;
-use crate::support::zip::zip_archive;
+use crate::support::zip::{self as raw_zip, Entry, zip_archive};
 use crate::support::{TestApp, TestConfig, run, run_with, statements};
 
 /// The paths in a skill's `file_index`.
@@ -41,6 +44,32 @@ async fn a_skill_is_created_from_an_archive() {
         assert!(listed["items"][0].get("disk_id").is_none() && fetched["disk_id"].is_string());
         let disk = skill["disk_id"].as_str().unwrap();
         assert_eq!(client.download(disk, "/z/run.py").await.unwrap(), b"print(1)\n");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn executable_files_of_an_archive_stay_executable() {
+    run(async |app| {
+        let client = app.project().await;
+        let unix = |name: &str, mode: u32| Entry {
+            version_made_by: raw_zip::UNIX,
+            mode: 0o100_000 | mode,
+            ..raw_zip::deflated(name, name)
+        };
+        let modes = [("all.sh", 0o755, 0o755), ("owner.sh", 0o744, 0o755), ("group.sh", 0o610, 0o755)];
+        let modes = modes.into_iter().chain([("plain.md", 0o644, 0o644), ("secret.md", 0o600, 0o644)]);
+        let modes: Vec<_> = modes.collect();
+        let mut entries = vec![raw_zip::stored("SKILL.md", skill_md("kit")), raw_zip::stored("dos.md", "no Unix mode")];
+        entries.extend(modes.iter().map(|(name, mode, _)| unix(name, *mode)));
+        let form = Form::new().file("file", "skill.zip", raw_zip::archive(&entries));
+        let skill = client.upload_skill_form(form).await.data();
+        let url = format!("/api/v1/agent_skills/{}/download_zip", skill["id"].as_str().unwrap());
+        let mut downloaded = ZipArchive::new(Cursor::new(client.get(&url).await.bytes)).unwrap();
+        let mut mode_of = |name: &str| downloaded.by_name(name).unwrap().unix_mode().unwrap();
+        for (name, _, expected) in modes.into_iter().chain([("SKILL.md", 0, 0o644), ("dos.md", 0, 0o644)]) {
+            assert_eq!(mode_of(name), 0o100_000 | expected, "{name}");
+        }
     })
     .await;
 }
@@ -272,8 +301,8 @@ async fn insert_skills(app: &TestApp, client: &Client, skills: i32) {
         "with disk as (insert into disks (project_id, changed_at)
                        select $1, now() from generate_series(1, $2) returning id),
               file as (insert into artifact_versions
-                           (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
-                       select d.id, '/', f || '.md', f, b.id, '{}', 'text/markdown', 1, '', 'key'
+                           (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256)
+                       select d.id, '/', f || '.md', f, b.id, '{}', 'text/markdown', 1, ''
                        from disk d, generate_series(1, 3) f, (select id from blobs limit 1) b)
          insert into agent_skills (id, project_id, disk_id, name, description)
          select gen_random_uuid(), $1, id, 'filled', 'd' from disk",
@@ -324,8 +353,8 @@ async fn a_page_with_very_many_files_has_fewer_skills() {
             "with disk as (insert into disks (project_id, changed_at)
                            select $1, now() from generate_series(1, 12) returning id),
                   file as (insert into artifact_versions
-                               (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
-                           select d.id, '/', f::text, f, b.id, '{}', 'text/plain', 1, '', 'key'
+                               (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256)
+                           select d.id, '/', f::text, f, b.id, '{}', 'text/plain', 1, ''
                            from disk d, generate_series(1, 9000) f, (select id from blobs limit 1) b)
              insert into agent_skills (id, project_id, disk_id, name, description)
              select gen_random_uuid(), $1, id, 'vast', 'd' from disk",

@@ -123,8 +123,8 @@ async fn blob_of_a_new_reference_is_not_deleted() {
         assert!(finished.is_err(), "the sweep did not wait");
         sqlx::query(
             "insert into artifact_versions
-                 (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256, author)
-             select $1, '/', 'b.txt', 99, id, '{}', '', 5, '', 'key' from blobs",
+                 (disk_id, path, filename, from_revision, blob_id, meta, mime, size, sha256)
+             select $1, '/', 'b.txt', 99, id, '{}', '', 5, '' from blobs",
         )
         .bind(disk.parse::<uuid::Uuid>().unwrap())
         .execute(&mut *tx)

@@ -21,21 +21,21 @@ use crate::support::client::Client;
 use crate::support::model_server::{Lane, ModelRequest, ModelServer, Step, Wire};
 use crate::support::{TestApp, run_with, wait_until};
 
-const TTL: &str = "SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS";
+pub const TTL: &str = "SESSION_MESSAGE_BUFFER_DEFAULT_TTL_SECONDS";
 
 /// An app with the scripted model, and a session of a project.
-struct Scenario {
-    app: TestApp,
-    model: ModelServer,
-    wire: Wire,
-    client: Client,
-    session: String,
+pub struct Scenario {
+    pub app: TestApp,
+    pub model: ModelServer,
+    pub wire: Wire,
+    pub client: Client,
+    pub session: String,
 }
 
 /// Runs a scenario with each API. Messages are due immediately, unless the settings say otherwise. Afterwards, the script must
 /// have ended, and the model must not have rejected a request.
 #[expect(clippy::print_stdout, reason = "the output of a failed test names the API")]
-async fn in_both_formats(settings: &[(&'static str, &str)], scenario: impl AsyncFn(&Scenario)) {
+pub async fn in_both_formats(settings: &[(&'static str, &str)], scenario: impl AsyncFn(&Scenario)) {
     for wire in Wire::ALL {
         println!("with {wire:?}:");
         let model = ModelServer::start().await;
@@ -56,58 +56,58 @@ async fn in_both_formats(settings: &[(&'static str, &str)], scenario: impl Async
 
 impl Scenario {
     /// Appends steps to the script of the task agent.
-    fn script(&self, steps: impl IntoIterator<Item = Step>) {
+    pub fn script(&self, steps: impl IntoIterator<Item = Step>) {
         self.model.script(Lane::Task, "", steps);
     }
 
     /// Stores texts as messages of the user.
-    async fn store(&self, texts: &[&str]) {
+    pub async fn store(&self, texts: &[&str]) {
         for text in texts {
             self.client.store_text(&self.session, text).await;
         }
     }
 
     /// Stores the texts `m0`, `m1` and so on.
-    async fn store_numbered(&self, count: usize) {
+    pub async fn store_numbered(&self, count: usize) {
         for text in numbered(count) {
             self.client.store_text(&self.session, &text).await;
         }
     }
 
     /// Observes the pending messages with these steps, and returns the requests.
-    async fn observe(&self, steps: impl IntoIterator<Item = Step>) -> Vec<ModelRequest> {
+    pub async fn observe(&self, steps: impl IntoIterator<Item = Step>) -> Vec<ModelRequest> {
         self.script(steps);
         self.app.drain_jobs().await;
         self.model.take_requests()
     }
 
     /// Returns the numbers of messages that are pending, being observed, and observed.
-    async fn counts(&self) -> [u64; 3] {
+    pub async fn counts(&self) -> [u64; 3] {
         self.counts_of(&self.session).await
     }
 
-    async fn counts_of(&self, session: &str) -> [u64; 3] {
+    pub async fn counts_of(&self, session: &str) -> [u64; 3] {
         let status = self.client.get(&format!("/api/v1/session/{session}/observing_status")).await.data();
         ["pending", "in_process", "observed"].map(|key| status[key].as_u64().unwrap())
     }
 
-    async fn wait_for_counts(&self, counts: [u64; 3]) {
+    pub async fn wait_for_counts(&self, counts: [u64; 3]) {
         wait_until(&format!("the counts are {counts:?}"), async || self.counts().await == counts).await;
     }
 
     /// Returns the status of each message, oldest first.
-    async fn message_statuses(&self) -> Vec<String> {
+    pub async fn message_statuses(&self) -> Vec<String> {
         let page = self.client.messages(&self.session, "format=acontext&limit=200").await;
         let items = page["items"].as_array().unwrap().iter();
         items.map(|item| item["session_task_process_status"].as_str().unwrap().to_owned()).collect()
     }
 
-    async fn flush(&self) -> Value {
+    pub async fn flush(&self) -> Value {
         flush(&self.client, &self.session).await
     }
 
     /// Returns the tasks of the session by their order.
-    async fn tasks(&self) -> Vec<Value> {
+    pub async fn tasks(&self) -> Vec<Value> {
         let response = self.client.get(&format!("/api/v1/session/{}/task?limit=200", self.session)).await;
         response.assert_status(200);
         let mut tasks = response.data()["items"].as_array().unwrap().clone();
@@ -116,7 +116,7 @@ impl Scenario {
     }
 
     /// Returns the order, description and status of each task.
-    async fn task_lines(&self) -> Vec<String> {
+    pub async fn task_lines(&self) -> Vec<String> {
         let line = |task: &Value| {
             let [description, status] =
                 [&task["data"]["task_description"], &task["status"]].map(|text| text.as_str().unwrap());
@@ -126,19 +126,19 @@ impl Scenario {
     }
 
     /// Returns the jobs of the session, oldest first.
-    async fn jobs(&self) -> Vec<Value> {
+    pub async fn jobs(&self) -> Vec<Value> {
         let response = self.client.get(&format!("/api/v1/jobs?session_id={}", self.session)).await;
         response.assert_status(200);
         response.data()["items"].as_array().unwrap().clone()
     }
 
     /// Ends the backoff of all jobs.
-    async fn end_backoff(&self) {
+    pub async fn end_backoff(&self) {
         self.app.execute("update jobs set run_at = now() where state = 'ready'").await;
     }
 
     /// Runs jobs until a future is complete, and returns its output.
-    async fn while_jobs_run<T>(&self, work: impl Future<Output = T>) -> T {
+    pub async fn while_jobs_run<T>(&self, work: impl Future<Output = T>) -> T {
         tokio::select! {
             ended = self.app.run_jobs() => panic!("the runner ended: {ended:?}"),
             output = work => output,
@@ -146,7 +146,7 @@ impl Scenario {
     }
 
     /// Returns the order of the task to which each message is linked, oldest message first. 0 is the planning task.
-    async fn links(&self) -> Vec<Option<i64>> {
+    pub async fn links(&self) -> Vec<Option<i64>> {
         let links = sqlx::query_scalar(
             r#"select t."order" from messages m left join tasks t on t.id = m.task_id where m.session_id = $1::uuid
                order by m.created_at"#,
@@ -155,7 +155,7 @@ impl Scenario {
     }
 
     /// Returns the number of created tasks in the usage metrics of the project.
-    async fn created_tasks(&self) -> i64 {
+    pub async fn created_tasks(&self) -> i64 {
         let count = sqlx::query_scalar(
             "select coalesce(sum(increment), 0)::bigint from metrics where project_id = $1 and tag = 'task.created'",
         );
@@ -169,7 +169,7 @@ async fn flush(client: &Client, session: &str) -> Value {
     response.data()
 }
 
-fn flushed() -> Value {
+pub fn flushed() -> Value {
     json!({"status": 200, "errmsg": ""})
 }
 
@@ -177,15 +177,15 @@ fn numbered(count: usize) -> Vec<String> {
     (0..count).map(|n| format!("m{n}")).collect()
 }
 
-fn finish() -> Step {
+pub fn finish() -> Step {
     Step::call("finish", json!({}))
 }
 
-fn insert(after: i64, description: &str) -> Step {
+pub fn insert(after: i64, description: &str) -> Step {
     Step::call("insert_task", json!({"after_task_order": after, "task_description": description}))
 }
 
-trait Calls {
+pub trait Calls {
     fn insert(self, after: i64, description: &str) -> Self;
     fn link(self, task: i64, range: &[i64]) -> Self;
     fn progress(self, task: i64, text: &str) -> Self;
@@ -216,12 +216,12 @@ impl Calls for Step {
 }
 
 /// Returns an answer with no call yet.
-fn calls() -> Step {
+pub fn calls() -> Step {
     Step::text("")
 }
 
 /// Returns the lines of a section of the first message; empty if the request has no such section.
-fn section(request: &ModelRequest, tag: &str) -> String {
+pub fn section(request: &ModelRequest, tag: &str) -> String {
     let text = &request.user_texts()[0];
     let lines = text.split_once(&format!("<{tag}>\n")).and_then(|(_, rest)| rest.split_once(&format!("\n</{tag}>\n")));
     lines.map(|(lines, _)| lines.to_owned()).unwrap_or_default()

@@ -516,7 +516,7 @@ def test_tasks_that_finished_before_learning_are_distilled(server, client, space
         add_task(server, session, order, status)
     learn_session(client, space, session)
     task_ids = f"select id::text from tasks where session_id = '{session.id}'"
-    assert server.psql(f"select count(*) from jobs where kind = 'distill' and dedupe_key in ({task_ids})") == "2"
+    assert server.psql(f"select count(*) from jobs where kind = 'distill' and payload ->> 'task' in ({task_ids})") == "2"
 
 
 def test_a_deleted_session_is_removed_from_its_space(client, space, session):

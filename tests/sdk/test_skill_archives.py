@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import stat
 import struct
 import zipfile
@@ -326,6 +327,22 @@ def test_only_regular_files_are_accepted(empty_client, file_type):
 def test_the_mode_of_a_regular_file_is_accepted(client):
     archive = pack(SKILL_MD, (entry_of_type(stat.S_IFREG), "x"), (entry_of_type(0, "bare"), "x"))
     assert skill_paths(send_archive(client, archive)) == ["SKILL.md", "odd", "bare"]
+
+
+def test_scripts_stay_executable(client, tmp_path):
+    """The archive is made from real files, as a user makes it. Only whether a file is executable is kept of its mode."""
+    source = tmp_path / "kit"
+    modes = {"SKILL.md": 0o644, "scripts/run.sh": 0o755, "scripts/own.sh": 0o700, "notes.md": 0o600}
+    for name, mode in modes.items():
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(skill_md() if name == "SKILL.md" else name)
+        path.chmod(mode)
+    archive = shutil.make_archive(str(tmp_path / "kit"), "zip", source)
+    skill = send_archive(client, open(archive, "rb").read())
+    with zipfile.ZipFile(io.BytesIO(client.skills.download_zip(skill.id))) as downloaded:
+        found = {entry.filename: stat.S_IMODE(entry.external_attr >> 16) for entry in downloaded.infolist()}
+    assert found == {"SKILL.md": 0o644, "scripts/run.sh": 0o755, "scripts/own.sh": 0o755, "notes.md": 0o644}
 
 
 def test_an_encrypted_file_is_rejected(empty_client):

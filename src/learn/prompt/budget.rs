@@ -27,7 +27,7 @@ pub enum OmitFrom {
 }
 
 /// The number of tokens of the line that replaces omitted entries.
-pub(super) const OMISSION_TOKENS: usize = 10;
+pub const OMISSION_TOKENS: usize = 10;
 
 /// The tokens that an entry needs in addition to the empty one, so that it contains anything.
 const MIN_TEXT_TOKENS: usize = 8;
@@ -81,7 +81,7 @@ fn omit_entries<T: Shrink>(
 }
 
 /// Returns the line that replaces omitted entries.
-pub(super) fn omission(count: usize) -> String {
+pub fn omission(count: usize) -> String {
     format!("<omitted count=\"{count}\"/>")
 }
 

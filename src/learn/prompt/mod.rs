@@ -16,3 +16,9 @@ pub mod text;
 
 /// The system prompt of the task agent.
 pub const TASK_AGENT_SYSTEM: &str = include_str!("task_agent.md");
+/// The system prompt of the distillation of a successful task.
+pub const DISTILL_SUCCESS_SYSTEM: &str = include_str!("distill_success.md");
+/// The system prompt of the distillation of a failed task.
+pub const DISTILL_FAILURE_SYSTEM: &str = include_str!("distill_failure.md");
+/// The system prompt of the skill agent.
+pub const SKILL_AGENT_SYSTEM: &str = include_str!("skill_agent.md");

@@ -27,6 +27,11 @@ pub fn clean(text: &str) -> String {
     visible_chars(text).collect()
 }
 
+/// Returns `true` if [`clean()`] would remove characters other than those of line breaks.
+pub fn has_invisible_chars(text: &str) -> bool {
+    text.chars().count() - text.matches("\r\n").count() != visible_chars(text).count()
+}
+
 /// Cleans a text like [`clean()`] and returns its first `max_chars` characters. Does not read more of the text than necessary.
 pub fn cut(text: &str, max_chars: usize) -> CutText {
     let mut chars = visible_chars(text);
@@ -170,7 +175,18 @@ mod tests {
     fn scripts_and_emoji_are_preserved() {
         for text in ["می‌خواهم", "क्‍ष", "👨‍👩‍👧", "❤️‍🔥", "1️⃣", "שלום", "寿司 naïve e\u{301}", "a  b"]
         {
+            assert!(!has_invisible_chars(text));
             assert_eq!(clean(text), text);
+        }
+    }
+
+    #[test]
+    fn line_breaks_are_not_invisible() {
+        for text in ["", "a\r\nb\rc\nd\te", "a\u{2028}b\u{85}\u{b}\u{c}", "\r\r\n"] {
+            assert!(!has_invisible_chars(text), "{text:?}");
+        }
+        for text in ["\u{feff}a", "a\u{200b}b", "a\u{0}", "x\u{e0041}", "\r\n\u{202e}"] {
+            assert!(has_invisible_chars(text), "{text:?}");
         }
     }
 

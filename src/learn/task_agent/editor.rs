@@ -94,8 +94,7 @@ impl<'a> TaskEditor<'a> {
         }
         let task = &mut self.tasks[index];
         if let Some(status) = status {
-            task.status = status;
-            task.has_written_status = true;
+            task.set_status(status);
         }
         if let Some(description) = description {
             task.data.task_description = description;

@@ -20,7 +20,7 @@ pub struct TaskEdits {
 impl TaskEdits {
     /// Returns `true` if nothing is to be stored.
     pub fn is_empty(&self) -> bool {
-        let has_tasks = self.tasks.iter().any(|task| task.has_changed || task.finished_now);
+        let has_tasks = self.tasks.iter().any(|task| task.has_changed || task.has_ended);
         !has_tasks && self.links.is_empty() && self.new_preferences.is_empty()
     }
 }
@@ -37,8 +37,8 @@ pub struct TaskDraft {
     pub order: i64,
     /// `true` if the stored task differs from this one, or does not exist.
     pub has_changed: bool,
-    /// `true` if the task is finished and the run has written its status, even if it was the same before.
-    pub finished_now: bool,
+    /// `true` if the task is finished and was not before with this status, or was reopened by the run.
+    pub has_ended: bool,
 }
 
 /// The task to which a run has linked a message.
@@ -55,28 +55,27 @@ pub(super) struct Draft<'a> {
     pub(super) id: TaskId,
     pub(super) status: TaskStatus,
     pub(super) data: TaskData,
-    /// `true` if the run has written the status with `update_task`.
-    pub(super) has_written_status: bool,
+    /// As [`TaskDraft::has_ended`].
+    has_ended: bool,
 }
 
 impl<'a> Draft<'a> {
     pub(super) fn from_stored(task: &'a ExistingTask) -> Self {
-        Self {
-            stored: Some(task),
-            id: task.id,
-            status: task.status,
-            data: task.data.clone(),
-            has_written_status: false,
-        }
+        Self { stored: Some(task), id: task.id, status: task.status, data: task.data.clone(), has_ended: false }
     }
 
     pub(super) fn new(description: String) -> Self {
         let data = TaskData { task_description: description, ..TaskData::default() };
-        Self { stored: None, id: TaskId::new(), status: TaskStatus::Pending, data, has_written_status: false }
+        Self { stored: None, id: TaskId::new(), status: TaskStatus::Pending, data, has_ended: false }
     }
 
     pub(super) fn is_finished(&self) -> bool {
-        matches!(self.status, TaskStatus::Success | TaskStatus::Failed)
+        self.status.is_finished()
+    }
+
+    pub(super) fn set_status(&mut self, status: TaskStatus) {
+        self.has_ended = status.is_finished() && (self.has_ended || self.status != status);
+        self.status = status;
     }
 
     /// Returns the task as it must be stored at a position, which starts at 1.
@@ -87,11 +86,12 @@ impl<'a> Draft<'a> {
                 || stored.status != self.status
                 || stored.data.task_description != self.data.task_description
                 || stored.data.progresses.len() != self.data.progresses.len()
+                || self.has_ended
         });
         TaskDraft {
             id: self.id,
             is_new: self.stored.is_none(),
-            finished_now: self.has_written_status && self.is_finished(),
+            has_ended: self.has_ended,
             status: self.status,
             data: self.data,
             order,

@@ -41,6 +41,8 @@ const CUT_OFF_RESPONSE: &str = "[The response was cut off.]";
 /// What a message without text and calls is replaced with, because providers reject empty messages.
 const EMPTY_RESPONSE: &str = "[The response was empty.]";
 const FINISHED: &str = "Finished.";
+const NOT_FINISHED: &str = "Not finished, because another call of the same response has failed. Correct that call if it is \
+     needed, and then finish.";
 /// The text of an empty tool result, which some providers reject.
 const EMPTY_RESULT: &str = "[empty]";
 
@@ -134,13 +136,14 @@ pub async fn run_agent<T: Toolbox>(
     let mut history = History::new((request.first_message)(request.first_message_tokens), request.history_tokens);
     let (mut is_halved, mut error_responses) = (false, 0);
     let (mut iterations, mut max_iterations) = (0, request.max_iterations);
+    let mut accepts_errors = false;
     loop {
         let step = if iterations == max_iterations {
             Step::End(AgentOutcome::MaxIterations)
         } else {
             iterations += 1;
             let response = chat(llm, request, toolbox.tools(), &mut history, &mut is_halved).await?;
-            process_response(toolbox, &mut history, response).await
+            process_response(toolbox, &mut history, response, &mut accepts_errors).await
         };
         let outcome = match step {
             Step::End(outcome) => outcome,
@@ -161,7 +164,7 @@ pub async fn run_agent<T: Toolbox>(
         let Some(next) = next else { return Ok(AgentRun { outcome, iterations }) };
         history.push(ChatMessage::User(next.text));
         max_iterations = max_iterations.saturating_add(next.extra_iterations.get());
-        error_responses = 0;
+        (error_responses, accepts_errors) = (0, false);
     }
 }
 
@@ -176,7 +179,15 @@ enum Step {
 }
 
 /// Executes the calls of a response, and appends the response and their results to the conversation.
-async fn process_response<T: Toolbox>(toolbox: &mut T, history: &mut History, response: ChatResponse) -> Step {
+///
+/// If the response ends the run although another of its calls has failed, the run continues, so that the model can correct the
+/// call. `accepts_errors` is set then: the next response that ends the run does so in any case.
+async fn process_response<T: Toolbox>(
+    toolbox: &mut T,
+    history: &mut History,
+    response: ChatResponse,
+    accepts_errors: &mut bool,
+) -> Step {
     let ChatResponse { message, stop_reason, .. } = response;
     if message.tool_calls.is_empty() {
         return match stop_reason {
@@ -192,11 +203,19 @@ async fn process_response<T: Toolbox>(toolbox: &mut T, history: &mut History, re
             }
         };
     }
-    let results = execute_calls(toolbox, &message.tool_calls, stop_reason == StopReason::MaxTokens).await;
+    let mut results = execute_calls(toolbox, &message.tool_calls, stop_reason == StopReason::MaxTokens).await;
     history.push(ChatMessage::Assistant(replace_invalid_arguments(message)));
+    let has_finished = !results.finish_calls.is_empty();
+    let must_correct = has_finished && !*accepts_errors && results.results.iter().any(|result| result.is_error);
+    if must_correct {
+        *accepts_errors = true;
+        for index in results.finish_calls {
+            results.results[index].text = NOT_FINISHED.into();
+        }
+    }
     let has_success = results.results.iter().any(|result| !result.is_error);
     history.push(ChatMessage::ToolResults(results.results));
-    match (results.has_finished, has_success) {
+    match (has_finished && !must_correct, has_success) {
         (true, _) => Step::End(AgentOutcome::Finished),
         (false, true) => Step::Success,
         (false, false) => Step::Errors,
@@ -240,14 +259,14 @@ fn chat_request<'a>(request: &'a AgentRequest<'_>, tools: &'a [Tool], history: &
 struct CallResults {
     /// One result for each call, in the same order.
     results: Vec<ToolResult>,
-    /// `true` if a tool replied with [`ToolReply::Finish`].
-    has_finished: bool,
+    /// The indexes of the calls to which a tool replied with [`ToolReply::Finish`].
+    finish_calls: Vec<usize>,
 }
 
 /// Executes the tool calls of a response, up to [`MAX_CALLS`]. The last call of a truncated response is not executed, because its arguments may be
 /// incomplete although they are valid: some providers leave out the fields that were cut off.
 async fn execute_calls<T: Toolbox>(toolbox: &mut T, calls: &[ToolCall], is_truncated: bool) -> CallResults {
-    let mut results = CallResults { results: Vec::with_capacity(calls.len()), has_finished: false };
+    let mut results = CallResults { results: Vec::with_capacity(calls.len()), finish_calls: Vec::new() };
     for (index, call) in calls.iter().enumerate() {
         let reply = if index >= MAX_CALLS {
             ToolReply::Error(TOO_MANY_CALLS.into())
@@ -260,7 +279,7 @@ async fn execute_calls<T: Toolbox>(toolbox: &mut T, calls: &[ToolCall], is_trunc
             ToolReply::Text(text) => (text, false),
             ToolReply::Error(text) => (text, true),
             ToolReply::Finish => {
-                results.has_finished = true;
+                results.finish_calls.push(index);
                 (FINISHED.into(), false)
             }
         };

@@ -406,3 +406,15 @@ fn arguments_are_parsed_with_readable_errors() {
     let error = parse(json!({"count": "x".repeat(100_000)})).unwrap_err();
     assert!(error.len() < 600, "{}", error.len());
 }
+
+#[tokio::test]
+async fn a_run_does_not_finish_with_an_error_that_the_model_can_correct() {
+    let mistake = || calls(&[("stop", "{}"), ("echo", r#"{"count":0}"#)]);
+    let run = run_and_continue(vec![mistake(), calls(&[("stop", "{}")])], &[], 9, 10_000).await;
+    assert_eq!(run.outcome(), (AgentOutcome::Finished, 2));
+    let results = run.requests[1].results();
+    assert!(results[0].text.starts_with("Not finished") && results[1].is_error, "{results:?}");
+    // A model that repeats the mistake ends the run.
+    let run = run_and_continue(vec![mistake(), mistake(), mistake()], &[], 9, 10_000).await;
+    assert_eq!(run.outcome(), (AgentOutcome::Finished, 2));
+}

@@ -29,7 +29,7 @@ fn extract_with_limits(limits: ArchiveLimits, reader: impl Read + Seek) -> Resul
         let mut content = Vec::new();
         file.read_to_end(&mut content).map(|_| content)
     };
-    archive.extract(spool_from_reader, |path, content| {
+    archive.extract(spool_from_reader, |path, _, content| {
         files.push((path.relative(), content));
         Ok(())
     })?;

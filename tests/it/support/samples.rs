@@ -235,6 +235,7 @@ fn other_request(fixtures: &Fixtures, operation: &str) -> Option<Request> {
         "POST …/{space_id}/learn" => json_request(format!("{space}/learn"), &json!({"session_id": other_session})),
         "GET …/{space_id}/sessions" => empty_request(format!("{space}/sessions")),
         "GET …/{space_id}/sessions/{session_id}" => empty_request(format!("{space}/sessions/{session}")),
+        "GET …/{space_id}/changes" => empty_request(format!("{space}/changes")),
         "GET …/{space_id}/skills" => empty_request(format!("{space}/skills")),
         "POST …/{space_id}/skills" => json_request(format!("{space}/skills"), &json!({"skill_id": other_skill})),
         "DELETE …/{space_id}/skills/{skill_id}" => empty_request(format!("{space}/skills/{skill}")),

@@ -31,7 +31,7 @@ fn tasks_are_inserted_at_their_place_without_gaps() {
     let edits = editor.into_edits();
     assert_eq!(descriptions(&edits), [(1, "First"), (2, "A"), (3, "X"), (4, "B"), (5, "Last"), (6, "After")]);
     assert_eq!(edits.created, 4);
-    let flags: Vec<_> = edits.tasks.iter().map(|task| (task.is_new, task.has_changed, task.finished_now)).collect();
+    let flags: Vec<_> = edits.tasks.iter().map(|task| (task.is_new, task.has_changed, task.has_ended)).collect();
     let (new, moved) = ((true, true, false), (false, true, false));
     assert_eq!(flags, [new, moved, new, moved, new, new]);
     assert!(edits.tasks.iter().all(|task| task.status == TaskStatus::Pending));
@@ -105,7 +105,7 @@ fn updates_are_validated_before_they_have_an_effect() {
     assert_error(editor.update_task(1, None, None), &["Task 1 was not changed", "neither"]);
     assert_error(editor.update_task(1, None, Some(" ")), &["Task 1 was not changed", "neither"]);
     let edits = editor.into_edits();
-    assert!(!edits.tasks[0].has_changed && !edits.tasks[0].finished_now);
+    assert!(!edits.tasks[0].has_changed && !edits.tasks[0].has_ended);
     // A blank description keeps the present one.
     let mut editor = TaskEditor::new(&stored, &[], 0);
     assert_eq!(
@@ -116,36 +116,38 @@ fn updates_are_validated_before_they_have_an_effect() {
 }
 
 #[test]
-fn a_task_is_finished_now_if_its_final_status_is() {
-    let finished_now = |status, written: &[TaskStatus]| {
+fn a_task_has_ended_if_it_was_not_finished_before() {
+    let has_ended = |status, written: &[TaskStatus]| {
         let stored = [task(1, status, "A", &[])];
         let mut editor = TaskEditor::new(&stored, &[], 1);
         for status in written {
             editor.update_task(1, Some(*status), None).unwrap();
         }
-        editor.into_edits().tasks[0].finished_now
+        editor.into_edits().tasks[0].has_ended
     };
-    assert!(finished_now(Running, &[Success]));
-    assert!(finished_now(Running, &[Failed, Running, Success]));
-    assert!(finished_now(Success, &[Success]), "the status was written again");
-    assert!(!finished_now(Running, &[Success, Running]));
-    assert!(!finished_now(Success, &[]));
+    assert!(has_ended(Running, &[Success]));
+    assert!(has_ended(Running, &[Failed, Running, Success]));
+    assert!(has_ended(Success, &[Running, Success]), "the task was reopened");
+    assert!(has_ended(Success, &[Failed]));
+    assert!(!has_ended(Success, &[Success]), "the status was written again");
+    assert!(!has_ended(Running, &[Success, Running]));
+    assert!(!has_ended(Success, &[]));
     // A change of the description does not finish a task.
     let stored = [task(1, Success, "A", &[])];
     let mut editor = TaskEditor::new(&stored, &[], 0);
     editor.update_task(1, None, Some("B")).unwrap();
-    let TaskDraft { finished_now, has_changed, .. } = editor.into_edits().tasks[0];
-    assert_eq!((finished_now, has_changed), (false, true));
-    assert!(!finished_now_of_pending(&[Pending]));
+    let TaskDraft { has_ended, has_changed, .. } = editor.into_edits().tasks[0];
+    assert_eq!((has_ended, has_changed), (false, true));
+    assert!(!has_ended_of_pending(&[Pending]));
 }
 
-fn finished_now_of_pending(written: &[TaskStatus]) -> bool {
+fn has_ended_of_pending(written: &[TaskStatus]) -> bool {
     let mut editor = TaskEditor::new(&[], &[], 0);
     editor.insert_task(0, "A").unwrap();
     for status in written {
         editor.update_task(1, Some(*status), None).unwrap();
     }
-    editor.into_edits().tasks[0].finished_now
+    editor.into_edits().tasks[0].has_ended
 }
 
 #[test]
@@ -211,7 +213,7 @@ fn finished_tasks_must_be_running_before_links_and_progress() {
         let edits = editor.into_edits();
         assert_eq!((edits.links.len(), edits.tasks[0].data.progresses.len()), (1, 1));
         assert_eq!(edits.tasks[0].status, TaskStatus::Running);
-        assert!(!edits.tasks[0].finished_now);
+        assert!(!edits.tasks[0].has_ended);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Random tool calls, compared with a reference model of the rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -31,7 +31,16 @@ struct ReferenceTask {
     status: String,
     description: String,
     progresses: Vec<String>,
-    is_written: bool,
+    /// The statuses before those that `update_task` has written.
+    replaced_statuses: BTreeSet<String>,
+}
+
+impl ReferenceTask {
+    /// A task has ended if it has a final status, and had another status before.
+    fn has_ended(&self) -> bool {
+        let is_final = matches!(self.status.as_str(), "success" | "failed");
+        is_final && self.replaced_statuses.iter().any(|status| *status != self.status)
+    }
 }
 
 /// The reference model: the rules of the editor, written as directly as possible.
@@ -76,7 +85,8 @@ impl Reference {
         let index = usize::try_from(after).unwrap().min(self.tasks.len());
         let (key, status) = (self.next_key, "pending".to_owned());
         self.next_key += 1;
-        let task = ReferenceTask { key, status, description, progresses: Vec::new(), is_written: false };
+        let (progresses, replaced_statuses) = (Vec::new(), BTreeSet::new());
+        let task = ReferenceTask { key, status, description, progresses, replaced_statuses };
         self.tasks.insert(index, task);
         Some(())
     }
@@ -92,8 +102,7 @@ impl Reference {
         };
         let task = self.task(number)?;
         if let Some(status) = status {
-            task.status = status.into();
-            task.is_written = true;
+            task.replaced_statuses.insert(std::mem::replace(&mut task.status, status.into()));
         }
         if let Some(description) = description {
             task.description = description.into();
@@ -227,11 +236,12 @@ fn assert_same(toolbox: TaskToolbox<'_>, reference: &Reference, stored: &[Existi
         assert_eq!(draft.data.task_description, task.description);
         assert_eq!(draft.data.progresses, task.progresses);
         assert_eq!(draft.is_new, task.key >= stored.len());
-        assert_eq!(draft.finished_now, task.is_written && matches!(task.status.as_str(), "success" | "failed"));
+        assert_eq!(draft.has_ended, task.has_ended());
         let has_changed = stored.get(task.key).is_none_or(|stored| {
             assert_eq!(stored.id, draft.id);
             (stored.order, stored.status.as_str(), &stored.data.task_description, &stored.data.progresses)
                 != (order, task.status.as_str(), &task.description, &task.progresses)
+                || task.has_ended()
         });
         assert_eq!(draft.has_changed, has_changed);
     }
@@ -261,7 +271,7 @@ proptest! {
             status: task.status.as_str().into(),
             description: task.data.task_description.clone(),
             progresses: task.data.progresses.clone(),
-            is_written: false,
+            replaced_statuses: BTreeSet::new(),
         }).collect();
         let mut toolbox = TaskToolbox::new(TaskEditor::new(&stored, &known, usize::try_from(MESSAGES).unwrap()));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

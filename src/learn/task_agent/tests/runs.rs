@@ -46,7 +46,7 @@ async fn one_response_can_record_a_complete_task() {
     assert_eq!(errors(&results), [false; 5]);
     assert_eq!(statuses(&result), [("A", TaskStatus::Success)]);
     let task = &result.edits.tasks[0];
-    assert!(task.is_new && task.finished_now && result.edits.created == 1);
+    assert!(task.is_new && task.has_ended && result.edits.created == 1);
     assert_eq!(task.data.progresses, ["p"]);
     let target = LinkTarget::Task(task.id);
     assert_eq!(result.edits.links, [(0, target), (1, target), (2, target)]);

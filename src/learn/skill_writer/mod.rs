@@ -1,0 +1,208 @@
+//! The job that writes a lesson to the skills of a learning space.
+//!
+//! The jobs of a space run one after the other. A job runs the skill agent with its own lesson. When the agent has finished a
+//! lesson, its edits are stored in one transaction ([`storage`]), together with the state of the lesson. The agent then gets the
+//! next lesson that waits in the space, in the same conversation, up to a maximum number of lessons. The job of such a lesson finds
+//! it written, and completes.
+
+mod snapshot;
+mod source;
+mod storage;
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::snapshot::Snapshot;
+use self::source::RunLessons;
+use super::Learn;
+use super::jobs::WriteLesson;
+use super::lesson_jobs::{self, LessonFailure};
+use super::skill_agent::draft::SkillLimits;
+use super::skill_agent::{self, SkillAgentError, SkillAgentInput, SkillAgentResult};
+use super::task_agent::CallParameters;
+use crate::db::Tx;
+use crate::encryption::ProjectEncryption;
+use crate::jobs::{JobError, JobHandler, RunningJob, WaitReason};
+use crate::learning_spaces::{self, LearningStatus};
+use crate::lessons::LessonState;
+use crate::lessons::store::{self, LessonRow};
+use crate::llm::agent::AgentOutcome;
+use crate::llm::{CallOrigin, LlmError, Purpose};
+use crate::sessions::lock::LockedSession;
+
+/// The time for the calls of the model of a run, with their retries.
+const RUN_TIMEOUT: Duration = Duration::from_mins(20);
+/// The time after which a run gets no further lesson.
+const TIME_SLICE: Duration = Duration::from_mins(8);
+/// The number of times that an attempt begins again because the files have changed so that the edits do not fit.
+const MAX_CONFLICTS: usize = 2;
+/// The delay before the next attempt if no model is configured.
+const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
+
+impl JobHandler for WriteLesson {
+    type Context = Learn;
+
+    const TIMEOUT: Duration = Duration::from_mins(25);
+    const MAX_ATTEMPTS: i32 = 5;
+    const CALLS_MODEL: bool = true;
+
+    async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
+        let mut conflicts = 0;
+        loop {
+            let Some(lesson) = begin_lesson(ctx, &self, running).await? else { return Ok(()) };
+            let (lesson, failure) = match write_lessons(ctx, lesson, running).await {
+                Ok(RunEnd::Done) => return Ok(()),
+                Ok(RunEnd::Failed { lesson, .. }) if lesson.id != self.lesson => {
+                    // The lesson of this job is written. The other lesson has a job of its own.
+                    return reset_lessons(ctx, &self, running).await;
+                }
+                Ok(RunEnd::Failed { is_conflict: true, .. }) if conflicts < MAX_CONFLICTS => {
+                    conflicts += 1;
+                    continue;
+                }
+                Ok(RunEnd::Failed { lesson, failure, .. }) => (lesson, failure),
+                Err(err) => {
+                    reset_lessons(ctx, &self, running).await?;
+                    return Err(err);
+                }
+            };
+            let recorded = lesson_jobs::record_failure(ctx, &lesson, failure, Self::MAX_ATTEMPTS, running).await;
+            if !matches!(recorded, Err(JobError::Permanent(_))) {
+                // Until the next attempt, the lesson waits.
+                reset_lessons(ctx, &self, running).await?;
+            }
+            return recorded;
+        }
+    }
+
+    async fn undo(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
+        reset_lessons(ctx, &self, running).await
+    }
+
+    async fn abandon(self, _: &Learn, encryption: &ProjectEncryption, tx: &mut Tx) -> Result<(), JobError> {
+        lesson_jobs::abandon_lesson(tx, encryption.project, self.lesson).await
+    }
+}
+
+fn skill_limits(ctx: &Learn) -> SkillLimits {
+    let limits = &ctx.config.limits;
+    let max_skill_md_bytes = usize::try_from(limits.max_skill_md_bytes).unwrap_or(usize::MAX);
+    SkillLimits { max_files: limits.max_skill_files, max_skill_md_bytes }
+}
+
+/// The end of a run of the agent.
+enum RunEnd {
+    /// All lessons that the run has begun are written, or their work has ended because they do not exist anymore.
+    Done,
+    /// This lesson, the last one of the run, is not written.
+    Failed {
+        lesson: Box<LessonRow>,
+        failure: LessonFailure,
+        /// `true` if the edits did not fit the present files.
+        is_conflict: bool,
+    },
+}
+
+/// Resets the lessons of the space that this or an earlier attempt has left unfinished. The lane ensures that no other job is
+/// writing lessons of the space.
+async fn reset_lessons(ctx: &Learn, job: &WriteLesson, running: &RunningJob) -> Result<(), JobError> {
+    let mut tx = ctx.db.begin().await?;
+    store::reset_writing(&mut tx, running.encryption.project, job.learning_space).await?;
+    running.ensure_owned(&mut tx).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Begins to write the lesson of the job. Returns `None` if the lesson does not exist anymore, or was written before.
+///
+/// # Errors
+/// Returns [`JobError::Snooze`] if the master key for an encrypted lesson is missing, or if no model is configured.
+async fn begin_lesson(ctx: &Learn, job: &WriteLesson, running: &RunningJob) -> Result<Option<LessonRow>, JobError> {
+    let project = running.encryption.project;
+    reset_lessons(ctx, job, running).await?;
+    let mut tx = ctx.db.begin().await?;
+    let locked = lesson_jobs::lock_lesson(&mut tx, project, job.lesson).await?;
+    let pending = |(_, lesson): &(LockedSession<'_>, LessonRow)| lesson.state == LessonState::Pending;
+    let Some((mut session, lesson)) = locked.filter(pending) else { return Ok(None) };
+    if !ctx.llm.is_configured() {
+        return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), RECHECK_INTERVAL));
+    }
+    if running.encryption.kek.is_none() && lesson.encrypted_as.is_some() {
+        return Err(JobError::awaiting_key());
+    }
+    store::set_state(&mut session, lesson.id, &[LessonState::Pending], LessonState::Writing, None).await?;
+    learning_spaces::store::advance_session_status(&mut session, LearningStatus::SkillWriting).await?;
+    running.ensure_owned(&mut session).await?;
+    tx.commit().await?;
+    Ok(Some(lesson))
+}
+
+/// Runs the skill agent with a lesson, and with further lessons of the space.
+///
+/// # Errors
+/// Returns an error that does not concern a lesson: of the database, or a lost lease.
+async fn write_lessons(ctx: &Learn, lesson: LessonRow, running: &RunningJob) -> Result<RunEnd, JobError> {
+    let encryption = &running.encryption;
+    let mut conn = ctx.db.acquire().await?;
+    let snapshot = Snapshot::load(&mut conn, ctx, encryption, lesson.learning_space).await?;
+    let first = source::to_agent_lesson(&mut conn, encryption, &lesson).await;
+    drop(conn);
+    let first = match first {
+        Ok(first) => first,
+        Err(failure) => {
+            return Ok(RunEnd::Failed { lesson: Box::new(lesson), failure: failure.into(), is_conflict: false });
+        }
+    };
+    let learning = &ctx.config.learning;
+    let input = SkillAgentInput {
+        lesson: first,
+        skills: snapshot.stored_skills(),
+        limits: skill_limits(ctx),
+        max_iterations: learning.skill_agent_iterations,
+        extra_iterations: NonZeroU32::new(learning.skill_agent_extra_iterations).unwrap_or(NonZeroU32::MIN),
+    };
+    let parameters = CallParameters {
+        max_tokens: ctx.config.model.max_tokens,
+        deadline: Instant::now() + RUN_TIMEOUT,
+        origin: CallOrigin {
+            project: encryption.project,
+            purpose: Purpose::SkillAgent,
+            learning_space: Some(lesson.learning_space),
+        },
+    };
+    let mut lessons = RunLessons::new(ctx, running, lesson, snapshot);
+    let result = skill_agent::run_skill_agent(&*ctx.llm, &input, parameters, &mut lessons).await;
+    if let Ok(run) = &result {
+        ctx.model_metrics.record_run(Purpose::SkillAgent, run.outcome);
+    }
+    to_run_end(result, lessons)
+}
+
+fn to_run_end(result: Result<SkillAgentResult, SkillAgentError>, lessons: RunLessons<'_>) -> Result<RunEnd, JobError> {
+    let (failure, is_conflict) = match result {
+        Ok(SkillAgentResult {
+            outcome: outcome @ (AgentOutcome::OnlyErrors | AgentOutcome::ContentFilter), ..
+        }) => {
+            let error = anyhow::anyhow!("the model has not written the lesson (outcome: {outcome})");
+            (LessonFailure::permanent(error), false)
+        }
+        Ok(_) => return Ok(RunEnd::Done),
+        Err(SkillAgentError::Llm(err)) => (err.into(), false),
+        Err(SkillAgentError::Store(err)) => match err.downcast::<storage::StorageError>() {
+            Ok(storage::StorageError::LessonDeleted) => return Ok(RunEnd::Done),
+            Ok(storage::StorageError::Conflict(reason)) => {
+                (LessonFailure::transient(storage::StorageError::Conflict(reason).into()), true)
+            }
+            Ok(storage::StorageError::Failure(failure)) => (failure, false),
+            Err(err) => (LessonFailure::transient(err), false),
+        },
+    };
+    match failure {
+        LessonFailure::Job(err) => Err(err),
+        failure @ LessonFailure::Work { .. } => {
+            Ok(RunEnd::Failed { lesson: Box::new(lessons.into_current()), failure, is_conflict })
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! SQL of lessons.
+
+use sqlx::PgConnection;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use super::text::StoredText;
+use super::{LessonKind, LessonState};
+use crate::ids::{LearningSpaceId, LessonId, MessageId, ProjectId, SessionId, TaskId};
+use crate::sessions::lock::LockedSession;
+use crate::tasks::{TaskData, TaskStatus};
+use crate::time::Timestamp;
+
+/// Returns the learning space that learns from a session.
+pub async fn find_learning_space(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<LearningSpaceId>> {
+    sqlx::query_scalar!(
+        r#"select learning_space_id as "id: LearningSpaceId" from learning_space_sessions where session_id = $1"#,
+        session as _
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Inserts a lesson for each of these tasks that is finished, with the task's present status and data. Skips a task if the learning
+/// space has a lesson for the same end of it. Returns the lessons with their tasks, in the order of `tasks`.
+pub async fn insert_for_tasks(
+    session: &mut LockedSession<'_>,
+    tasks: &[TaskId],
+) -> sqlx::Result<Vec<(LessonId, TaskId)>> {
+    let ids: Vec<Uuid> = tasks.iter().map(|_| LessonId::new().0).collect();
+    let tasks: Vec<Uuid> = tasks.iter().map(|task| task.0).collect();
+    let inserted = sqlx::query!(
+        r#"insert into lessons (id, project_id, learning_space_id, session_id, task_id, ended_at, task_status, task_data, state)
+           select n.id, t.project_id, l.learning_space_id, t.session_id, t.id, coalesce(t.ended_at, t.updated_at), t.status,
+                  t.data, 'distilling'
+           from unnest($3::uuid[], $4::uuid[]) with ordinality as n (id, task, ordinal)
+           join tasks t on t.id = n.task and t.project_id = $1 and t.session_id = $2
+           join learning_space_sessions l on l.session_id = t.session_id
+           where t.status in ('success', 'failed') and not t.is_planning
+           order by n.ordinal
+           on conflict (learning_space_id, task_id, ended_at) do nothing
+           returning id as "id: LessonId", task_id as "task!: TaskId""#,
+        session.project as _,
+        session.id as _,
+        &ids,
+        &tasks,
+    );
+    Ok(inserted.fetch_all(&mut ***session).await?.into_iter().map(|row| (row.id, row.task)).collect())
+}
+
+/// Inserts a lesson that consists of preferences, and waits to be written.
+pub async fn insert_preferences(
+    session: &mut LockedSession<'_>,
+    space: LearningSpaceId,
+    lesson: LessonId,
+    text: &StoredText,
+    messages: &[MessageId],
+) -> sqlx::Result<()> {
+    let messages: Vec<Uuid> = messages.iter().map(|message| message.0).collect();
+    sqlx::query!(
+        "insert into lessons (id, project_id, learning_space_id, session_id, state, kind, content, encrypted_as, message_ids,
+                              distilled_at)
+         values ($1, $2, $3, $4, 'pending', 'preferences', $5, $6, $7, clock_timestamp())",
+        lesson as _,
+        session.project as _,
+        space as _,
+        session.id as _,
+        text.content,
+        text.encrypted_as as _,
+        &messages,
+    )
+    .execute(&mut ***session)
+    .await
+    .map(drop)
+}
+
+/// A row of `lessons`.
+#[derive(Debug)]
+pub struct LessonRow {
+    pub id: LessonId,
+    pub learning_space: LearningSpaceId,
+    pub session: SessionId,
+    pub task: Option<TaskId>,
+    /// The end of the task.
+    pub ended_at: Option<Timestamp>,
+    /// The status of the task at that end.
+    pub task_status: Option<TaskStatus>,
+    /// The data of the task at that end.
+    pub task_data: Option<Json<TaskData>>,
+    pub state: LessonState,
+    pub kind: Option<LessonKind>,
+    pub content: Option<Vec<u8>>,
+    pub encrypted_as: Option<LessonId>,
+    pub message_ids: Vec<Uuid>,
+}
+
+macro_rules! select_lessons {
+    ($rest:literal, $($parameter:expr),* $(,)?) => {
+        sqlx::query_as!(
+            LessonRow,
+            r#"select t.id as "id: LessonId", t.learning_space_id as "learning_space: LearningSpaceId",
+                      t.session_id as "session: SessionId", t.task_id as "task: TaskId",
+                      t.ended_at as "ended_at: Timestamp", t.task_status as "task_status: TaskStatus",
+                      t.task_data as "task_data: Json<TaskData>", t.state as "state: LessonState",
+                      t.kind as "kind: LessonKind", t.content, t.encrypted_as as "encrypted_as: LessonId", t.message_ids
+               from lessons t "# + $rest,
+            $($parameter),*
+        )
+    };
+}
+
+/// Returns a lesson of a project.
+pub async fn get(conn: &mut PgConnection, project: ProjectId, lesson: LessonId) -> sqlx::Result<Option<LessonRow>> {
+    select_lessons!("where t.id = $1 and t.project_id = $2", lesson as _, project as _).fetch_optional(conn).await
+}
+
+/// Returns the oldest lesson of a learning space that waits to be written and has a job that is ready.
+pub async fn find_next_pending(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    space: LearningSpaceId,
+) -> sqlx::Result<Option<LessonRow>> {
+    select_lessons!(
+        "where t.learning_space_id = $1 and t.project_id = $2 and t.state = 'pending' and exists (
+             select 1 from jobs j
+             where j.kind = 'write_lesson' and j.dedupe_key = t.id::text and j.state = 'ready' and j.attempt = 0)
+         order by t.distilled_at, t.id limit 1",
+        space as _,
+        project as _
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Stores the text of a lesson that was being distilled, so that it can be written. Returns `false` if the lesson does not exist or
+/// is not being distilled.
+pub async fn set_distilled(
+    conn: &mut PgConnection,
+    lesson: LessonId,
+    kind: LessonKind,
+    text: &StoredText,
+    messages: &[MessageId],
+) -> sqlx::Result<bool> {
+    let messages: Vec<Uuid> = messages.iter().map(|message| message.0).collect();
+    let update = sqlx::query!(
+        "update lessons set state = 'pending', kind = $2, content = $3, encrypted_as = $4, message_ids = $5, reason = null,
+                            distilled_at = clock_timestamp(), updated_at = now()
+         where id = $1 and state = 'distilling'",
+        lesson as _,
+        kind as _,
+        text.content,
+        text.encrypted_as as _,
+        &messages,
+    );
+    Ok(update.execute(conn).await?.rows_affected() == 1)
+}
+
+/// Sets the state of a lesson whose state is one of `from`. Returns `false` if the lesson does not exist or has another state.
+pub async fn set_state(
+    conn: &mut PgConnection,
+    lesson: LessonId,
+    from: &[LessonState],
+    to: LessonState,
+    reason: Option<&str>,
+) -> sqlx::Result<bool> {
+    let from: Vec<String> = from.iter().map(|state| state.as_str().to_owned()).collect();
+    let update = sqlx::query!(
+        "update lessons set state = $3, reason = $4, updated_at = now() where id = $1 and state = any($2)",
+        lesson as _,
+        &from,
+        to as _,
+        reason
+    );
+    Ok(update.execute(conn).await?.rows_affected() == 1)
+}
+
+/// Makes the lessons of a learning space pending again that are being written.
+pub async fn reset_writing(conn: &mut PgConnection, project: ProjectId, space: LearningSpaceId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update lessons set state = 'pending', updated_at = now()
+         where learning_space_id = $1 and project_id = $2 and state = 'writing'",
+        space as _,
+        project as _
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Opens a failed lesson again, whose job is retried: it is distilled if it has no text yet, and otherwise waits to be written.
+pub async fn reopen_failed(conn: &mut PgConnection, project: ProjectId, lesson: LessonId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update lessons set state = case when kind is null then 'distilling' else 'pending' end, reason = null, updated_at = now()
+         where id = $1 and project_id = $2 and state = 'failed'",
+        lesson as _,
+        project as _
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Returns `true` if the skill agent is working on another lesson of the learning space.
+pub async fn is_writing_other(conn: &mut PgConnection, space: LearningSpaceId, lesson: LessonId) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select 1 from lessons where learning_space_id = $1 and state = 'writing' and id <> $2
+                          and lesson_has_job(id)) as "exists!""#,
+        space as _,
+        lesson as _
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Returns the number of lessons of a project whose storage format is not the given one.
+pub async fn count_remaining(conn: &mut PgConnection, project: ProjectId, encrypted: bool) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "count!" from lessons
+           where project_id = $1 and content is not null and (encrypted_as is null) = $2"#,
+        project as _,
+        encrypted
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// A lesson whose text is not stored in the storage format of its project.
+pub struct StaleText {
+    pub id: LessonId,
+    pub content: Vec<u8>,
+    pub encrypted_as: Option<LessonId>,
+}
+
+/// Locks up to `limit` lessons after `after` whose storage format is not the given one, in the order of their ids.
+pub async fn lock_remaining(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    encrypted: bool,
+    after: LessonId,
+    limit: i64,
+) -> sqlx::Result<Vec<StaleText>> {
+    sqlx::query_as!(
+        StaleText,
+        r#"select id as "id: LessonId", content as "content!", encrypted_as as "encrypted_as: LessonId" from lessons
+           where project_id = $1 and content is not null and (encrypted_as is null) = $2 and id > $3
+           order by id limit $4 for no key update"#,
+        project as _,
+        encrypted,
+        after as _,
+        limit
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Replaces the stored form of a lesson's text.
+pub async fn set_text(conn: &mut PgConnection, lesson: LessonId, text: &StoredText) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update lessons set content = $2, encrypted_as = $3 where id = $1",
+        lesson as _,
+        text.content,
+        text.encrypted_as as _
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

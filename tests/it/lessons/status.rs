@@ -1,0 +1,187 @@
+//! The learning status of a session: never early, never backwards, never stuck, and with a reason.
+
+use serde_json::json;
+
+use super::{Learning, success_report, think};
+use crate::support::model_server::{Lane, Latch, Step};
+use crate::support::wait_until;
+use crate::task_agent::{Calls, TTL, finish, in_both_formats, insert};
+
+#[tokio::test]
+async fn the_status_follows_the_steps() {
+    in_both_formats(&[], async |s| {
+        let learning = Learning::start(s).await;
+        let (distillation, learner) = (Latch::new(), Latch::new());
+        learning.script_distillation([success_report().after(&distillation)]);
+        learning.script_learner([think().after(&learner), finish()]);
+        assert_eq!(learning.s.message_statuses().await.len(), 0);
+        learning.script_finished_task().await;
+        s.while_jobs_run(async {
+            distillation.wait_for_requests(1).await;
+            assert_eq!(learning.status().await, "distilling");
+            distillation.release();
+            learner.wait_for_requests(1).await;
+            assert_eq!(learning.status().await, "skill_writing");
+            learner.release();
+            learning.wait_for_status(&s.session, "completed").await;
+        })
+        .await;
+        assert!(learning.get(&s.session).await.get("reason").is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_status_is_not_final_before_all_tasks_are_learned() {
+    in_both_formats(&[], async |s| {
+        let learning = Learning::start(s).await;
+        s.store(&["do A, B and C"]).await;
+        let tasks = ["A", "B", "C"].iter().enumerate().fold(Step::text(""), |step, (index, task)| {
+            let order = i64::try_from(index).unwrap();
+            step.insert(order, task).status(order + 1, "success")
+        });
+        s.script([tasks.finish()]);
+        let latches = [Latch::new(), Latch::new(), Latch::new()];
+        learning.script_distillation(latches.each_ref().map(|latch| success_report().after(latch)));
+        learning.script_learner([finish(), finish(), finish()]);
+        s.while_jobs_run(async {
+            for (index, latch) in latches.iter().enumerate() {
+                latch.wait_for_requests(1).await;
+                assert!(!["completed", "failed"].contains(&learning.status().await.as_str()));
+                latch.release();
+                wait_until("another lesson is written", async || {
+                    let lessons = learning.lessons().await;
+                    lessons.iter().filter(|lesson| lesson.starts_with("written")).count() == index + 1
+                })
+                .await;
+            }
+        })
+        .await;
+        assert_eq!(learning.status().await, "completed");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn open_tasks_are_closed_and_learned_when_a_client_asks() {
+    in_both_formats(&[], async |s| {
+        let learning = Learning::start(s).await;
+        s.store(&["do A"]).await;
+        s.script([insert(0, "A").link(1, &[0, 0]).status(1, "running").finish()]);
+        s.app.drain_jobs().await;
+        assert_eq!(learning.take_requests(Lane::DistillSuccess).len(), 0);
+        learning.script_distillation([success_report()]);
+        learning.script_learner([finish()]);
+        for _ in 0..3 {
+            assert_eq!(learning.status().await, "pending");
+        }
+        assert_eq!(s.task_lines().await, ["1 A running"], "asking changes no task");
+        s.app.drain_jobs().await;
+        assert_eq!(s.task_lines().await, ["1 A success"]);
+        assert_eq!(
+            (learning.status().await.as_str(), learning.lessons().await),
+            ("completed", vec!["written success".into()])
+        );
+        assert_eq!(learning.take_requests(Lane::DistillSuccess).len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn errors_of_the_model_are_retried_and_then_have_a_reason() {
+    in_both_formats(&[], async |s| {
+        let learning = Learning::start(s).await;
+        learning.script_finished_task().await;
+        // A wrong key: the client does not repeat the request.
+        learning.script_distillation([Step::status(401)]);
+        s.app.drain_jobs().await;
+        assert_eq!(learning.status().await, "distilling");
+        let reason = learning.get(&s.session).await["reason"].as_str().unwrap().to_owned();
+        assert!(reason.starts_with("LLM complete failed") && reason.contains("LLM_API_KEY"), "{reason}");
+        let job = s.jobs().await.remove(0);
+        assert_eq!((&job["kind"], &job["state"], &job["attempt"]), (&json!("distill"), &json!("ready"), &json!(1)));
+        // The key is corrected, and the model rejects the request of the skill agent.
+        learning.script_distillation([success_report()]);
+        learning.script_learner([Step::status(400)]);
+        s.end_backoff().await;
+        s.app.drain_jobs().await;
+        assert_eq!(learning.status().await, "failed");
+        let reason = learning.get(&s.session).await["reason"].as_str().unwrap().to_owned();
+        assert!(reason.contains("400"), "{reason}");
+        let listed = s.client.get(&format!("/api/v1/learning_spaces/{}/sessions", learning.space)).await.data();
+        assert_eq!(listed[0]["reason"], reason);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_failed_lesson_is_learned_when_its_job_is_retried() {
+    in_both_formats(&[], async |s| {
+        let learning = Learning::start(s).await;
+        learning.script_finished_task().await;
+        learning.script_distillation([Step::status(400)]);
+        s.app.drain_jobs().await;
+        assert_eq!(learning.status().await, "failed");
+        learning.script_distillation([success_report()]);
+        learning.script_learner([Step::status(400), finish()]);
+        for expected in ["failed success", "written success"] {
+            let job = s.jobs().await.remove(0);
+            assert_eq!(job["state"], "failed", "{job}");
+            let retry = format!("/api/v1/jobs/{}/retry", job["id"].as_str().unwrap());
+            s.client.post(&retry, json!({})).await.assert_status(200);
+            s.app.drain_jobs().await;
+            let lessons = learning.lessons().await;
+            assert!(lessons[0].starts_with(expected), "{lessons:?}");
+        }
+        assert_eq!(learning.status().await, "failed", "a final status never changes");
+        assert_eq!(s.jobs().await.len(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn later_messages_are_learned_after_the_final_status() {
+    in_both_formats(&[(TTL, "0")], async |s| {
+        let learning = Learning::start(s).await;
+        assert_eq!(learning.status().await, "completed", "the session has no message");
+        learning.script_finished_task().await;
+        learning.script_distillation([success_report()]);
+        learning.script_learner([finish()]);
+        s.app.drain_jobs().await;
+        assert_eq!(learning.lessons().await, ["written success"]);
+        assert_eq!(learning.status().await, "completed");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deleted_session_or_space_ends_the_work() {
+    for deletes_space in [false, true] {
+        in_both_formats(&[], async |s| {
+            let learning = Learning::start(s).await;
+            let latch = Latch::new();
+            learning.script_finished_task().await;
+            learning.script_distillation([success_report()]);
+            let skill = "---\nname: orphan\ndescription: none\n---\n";
+            let create = think().and_call("create_skill", json!({"skill_md_content": skill}));
+            learning.script_learner([create.after(&latch), finish()]);
+            s.while_jobs_run(async {
+                latch.wait_for_requests(1).await;
+                let path = if deletes_space {
+                    format!("/api/v1/learning_spaces/{}", learning.space)
+                } else {
+                    format!("/api/v1/session/{}", s.session)
+                };
+                s.client.delete(&path).await.assert_status(200);
+                latch.release();
+                s.app.until_idle().await;
+            })
+            .await;
+            let count = "select count(*) from jobs where kind in ('distill', 'write_lesson')";
+            assert_eq!(s.app.fetch_scalar::<i64>(count).await, 0);
+            let orphans = "select count(*) from agent_skills where name = 'orphan'";
+            assert_eq!(s.app.fetch_scalar::<i64>(orphans).await, 0);
+        })
+        .await;
+    }
+}
