@@ -73,7 +73,7 @@ async fn the_model_is_logged_once() {
         (&[][..], "messages stay pending: no model is configured: set LLM_API_KEY"),
         (&[("LLM_SDK", "mock")], "a mock model, which extracts no tasks"),
         (&[key], "openai at api.openai.com, model gpt-4.1"),
-        (&[url, model], "openai at localhost, model my-model"),
+        (&[url, model], "openai at localhost:11434, model my-model"),
         (&[anthropic, key, model], "anthropic at api.anthropic.com, model my-model"),
     ] {
         let base_settings = [("DATABASE_URL", database.as_str()), PEPPER];

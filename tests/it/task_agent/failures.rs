@@ -57,7 +57,12 @@ async fn messages_fail_when_the_attempts_are_used_up() {
         let job = s.jobs().await.remove(0);
         assert_eq!((&job["state"], &job["attempt"]), (&json!("failed"), &json!(5)));
         s.script([finish()]);
-        assert_eq!(s.while_jobs_run(s.flush()).await, super::flushed());
+        s.while_jobs_run(async {
+            assert_eq!(s.flush().await, super::flushed());
+            // The job completes after the flush has returned.
+            s.app.until_idle().await;
+        })
+        .await;
         assert_eq!(s.counts().await, [0, 0, 1]);
         assert!(s.jobs().await.is_empty(), "the new job has replaced the failed one");
     })
