@@ -32,8 +32,8 @@ pub async fn track_changes(conn: &mut PgConnection, disk: DiskId) -> sqlx::Resul
         .map(drop)
 }
 
-/// Locks disks whose changes are tracked, so that no other transaction can change their files until this one ends. Returns the time
-/// of the last change of each. The caller passes the disks in order, so that two transactions cannot deadlock.
+/// Locks disks whose changes are tracked, so that no other transaction can change their files until this one ends. Returns the
+/// time of the last change of each. Locks them in the order of their ids, so that two transactions cannot deadlock.
 pub async fn lock_tracked(
     conn: &mut PgConnection,
     project: ProjectId,

@@ -3,11 +3,14 @@
 //!
 //! [`jobs`] contains the payloads of the jobs, for the features that enqueue them. [`api`] contains the routes that return
 //! the observation status of a session and flush it. [`observe`] is the job that observes a session, in the batches of `batch`.
-//! If a learning space learns from a session, [`distill`] is the job for each of its finished tasks, and [`finalize`] the job
-//! that completes its open tasks. [`settings`] reads the project's settings.
+//! [`settings`] reads the project's settings.
 //!
-//! [`task_agent`] is the model that extracts tasks from messages, and [`skill_agent`] the one that writes lessons to skills, both
-//! without I/O of their own. [`prompt`] contains the texts for models, and renders data so that it is safe in them. [`secrets`]
+//! If a learning space learns from a session, [`distill`] is the job that distills a lesson from each of its finished tasks,
+//! `skill_writer` the job that writes the lesson to the skills of the space, and [`finalize`] the job that completes the open tasks.
+//! `lesson_jobs` contains what the first two have in common.
+//!
+//! Three models have no I/O of their own: [`task_agent`] extracts tasks from messages, [`distiller`] derives a lesson from a task,
+//! and [`skill_agent`] writes lessons to skills. [`prompt`] contains the texts for models, and renders data so that it is safe in them. [`secrets`]
 //! finds passwords and keys in what models write.
 
 pub mod api;
