@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::call_references;
 use super::decode::{self, DecodedMessage};
+use super::earlier_calls::load_earlier_calls;
 use super::json_writer::ChunkedJson;
 use super::list_params::GetMessagesParams;
 use super::load_page::{LoadedPage, load_page};
@@ -152,12 +153,13 @@ pub async fn get_messages(
     let cost =
         if is_passthrough { encryption::decrypt_cost(&rows) } else { rows.iter().map(MessageRow::text_len).sum() };
     let rows = decrypt_page(&ctx, &reservations, caller.encryption.clone(), rows, is_passthrough).await?;
-    let earlier_calls = call_references::load_earlier_calls(&ctx, &caller.encryption, session, &rows, target).await?;
+    let earlier_calls = load_earlier_calls(&ctx, &caller.encryption, session, &rows, target).await?;
     let unanswered_calls =
         call_references::load_unanswered_calls(&ctx, &caller.encryption, session, &rows, target).await?;
     let public_urls = BTreeMap::new();
-    let page_fields = PageFields { session, next_cursor, edit_at_message_id, events, public_urls, unanswered_calls };
-    let render_ctx = RenderContext { options, earlier_calls, ..RenderContext::default() };
+    let page_fields =
+        PageFields { session, next_cursor, edit_at_message_id, events, public_urls, earlier_calls, unanswered_calls };
+    let render_ctx = RenderContext { options, ..RenderContext::default() };
     let outcome = run_conversion(&ctx, cost, move || {
         if strategies.is_empty() && (is_passthrough || render::is_streamable(&rows)) {
             return render::write_streamed(rows, target, &render_ctx, &page_fields).map(RenderOutcome::Done);
@@ -165,7 +167,7 @@ pub async fn get_messages(
         let messages = if strategies.is_empty() {
             decode::decode(rows, target)?
         } else {
-            decode::edit_and_decode(rows, target, &strategies, pin, &render_ctx)?
+            decode::edit_and_decode(rows, target, &strategies, pin, &page_fields.earlier_calls)?
         };
         if messages.iter().flat_map(DecodedMessage::parts).any(|part| part.asset.is_some()) {
             return Ok(RenderOutcome::NeedsFiles(Box::new(DecodedPage { messages, target, render_ctx, page_fields })));

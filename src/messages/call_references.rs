@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::encryption;
 use super::page::MessageRow;
 use crate::conversation::format::Format;
-use crate::conversation::history::{all_ids, generate_call_id};
+use crate::conversation::history::all_ids;
 use crate::conversation::parts::{Part, PartKind, Role};
 use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
@@ -85,7 +85,7 @@ pub async fn list(
 }
 
 /// Lists messages like [`list`], but leaves out those whose references are corrupt, so that the other messages can still be read.
-async fn list_readable(
+pub(super) async fn list_readable(
     conn: &mut PgConnection,
     encryption: &ProjectEncryption,
     session: SessionId,
@@ -144,37 +144,6 @@ fn decode(
         None => references,
     };
     serde_json::from_value(references).map_err(Error::internal)
-}
-
-/// Loads the ids and function names of the calls that precede a page, if a message of the page is converted to the target and may
-/// refer to them. What a message says thus never depends on where the page begins.
-///
-/// # Errors
-/// Returns 403 if a message is encrypted and `encryption` has no master key.
-pub async fn load_earlier_calls(
-    ctx: &Messages,
-    encryption: &ProjectEncryption,
-    session: SessionId,
-    rows: &[MessageRow],
-    target: Format,
-) -> Result<HashMap<String, String>> {
-    let is_converted = |row: &MessageRow| row.format != target && row.call_references.is_some();
-    let first = match rows.first() {
-        Some(first) if first.parent_id.is_some() && target != Format::Acontext && rows.iter().any(is_converted) => {
-            first
-        }
-        _ => return Ok(HashMap::new()),
-    };
-    let mut conn = ctx.db.acquire().await?;
-    let mut names = HashMap::new();
-    for message in list_readable(&mut conn, encryption, session, None, Some(first.created_at)).await? {
-        for (index, reference) in message.references.into_iter().enumerate() {
-            if let CallReference::Call { id, name } = reference {
-                names.insert(if id.is_empty() { generate_call_id(message.id.0, index) } else { id }, name);
-            }
-        }
-    }
-    Ok(names)
 }
 
 /// Loads the calls of Gemini messages in the page that no message of the session has answered. Only `acontext` messages list

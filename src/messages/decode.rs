@@ -1,11 +1,13 @@
 //! Decodes the messages of a page for a response, and applies edit strategies to them.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::page::MessageRow;
 use crate::conversation::edit::{self, EditedMessage, Strategy};
-use crate::conversation::format::{self, Format, RenderContext};
-use crate::conversation::history::CallResolver;
+use crate::conversation::format::{self, Format};
+use crate::conversation::history::{CallResolver, EarlierCalls};
 use crate::conversation::parts::Part;
 use crate::error::{Error, Result};
 use crate::json;
@@ -51,13 +53,13 @@ pub fn edit_and_decode(
     target: Format,
     strategies: &[Strategy],
     pin: Option<usize>,
-    ctx: &RenderContext,
+    earlier_calls: &Arc<EarlierCalls>,
 ) -> Result<Vec<DecodedMessage>> {
     let mut messages = Vec::with_capacity(rows.len());
     let mut memory = ValueMemory::default();
     // In one format, each result names its call as the call is stored.
     let is_mixed = target != Format::Acontext && rows.iter().any(|row| row.format != target);
-    let mut resolver = is_mixed.then(|| CallResolver::new(&ctx.earlier_calls));
+    let mut resolver = is_mixed.then(|| CallResolver::new(Arc::clone(earlier_calls)));
     for row in &rows {
         let body = json::parse_trusted(&row.content).map_err(|err| unreadable_message_error(row, &err))?;
         let tokens = usize::try_from(row.tokens).unwrap_or_default();

@@ -60,10 +60,10 @@ pub(super) async fn load_page(
         if rows.is_empty() && !sessions::store::exists(&mut conn, project, session).await? {
             return Err(sessions::SESSION_NOT_FOUND);
         }
-        let mut limit = page.limit;
         let extension = find_extension(&mut conn, session, page, &rows).await?;
-        if extension > 0 {
-            limit += extension;
+        let limit = page.limit + extension;
+        // Usually, these messages are loaded already, and the one that shows that there is another page.
+        if extension > 0 && limit >= rows.len() {
             rows = page::list(&mut conn, project, session, &MessagePageRequest { limit, ..*page }).await?;
         }
         drop(conn);

@@ -5,7 +5,7 @@
 //!   commits many messages together. [`call_references`] are the calls and results of a message; [`function_results`] matches
 //!   results that do not name their calls.
 //! - Listing: [`list_params`] are the parameters of the request. [`page`] reads a page of messages, [`encryption`] decrypts it,
-//!   and [`render`] writes the response as JSON ([`json_writer`]).
+//!   [`earlier_calls`] finds the calls before it, and [`render`] writes the response as JSON ([`json_writer`]).
 //! - SQL: [`store`], [`page`], [`file_store`] and [`observing`]. [`new_message`] has the types of the insert statement.
 //! - [`convert`] encrypts and decrypts stored messages after the storage format of their project has changed.
 //!
@@ -17,6 +17,7 @@ mod batch_columns;
 pub mod call_references;
 pub mod convert;
 pub mod decode;
+mod earlier_calls;
 pub mod encryption;
 pub mod file_store;
 pub mod files;
@@ -47,6 +48,7 @@ use crate::http::idempotency::IdempotentTx;
 use crate::platform::{Platform, platform_context};
 use crate::text_enum::text_enum;
 use crate::time::Timestamp;
+use earlier_calls::EarlierCallCache;
 use new_message::InsertedMessage;
 use request::PreparedMessage;
 use writer::MessageWriter;
@@ -75,6 +77,7 @@ pub struct MessagesInner {
     /// The pool of the connections that read pages of messages, with `page::PLANNER_SETTINGS`.
     pub page_pool: PgPool,
     pub writer: MessageWriter,
+    earlier_calls: EarlierCallCache,
     /// One permit for each KiB of text that blocking threads may process concurrently. See [`request::run_blocking`].
     blocking_budget: Semaphore,
     /// One permit for each transaction that stores a message and may wait for the lock of its session.
@@ -87,6 +90,7 @@ impl Messages {
         Self(Arc::new(MessagesInner {
             page_pool: platform.db.open_pool("message_pages", settings.page_connections(), page::PLANNER_SETTINGS),
             writer: MessageWriter::default(),
+            earlier_calls: EarlierCallCache::default(),
             blocking_budget: Semaphore::new(request::BLOCKING_BUDGET_KIB as usize),
             lock_wait_permits: Arc::new(Semaphore::new((settings.connections / 4).max(1))),
             platform,

@@ -49,8 +49,8 @@ pub struct MessageRow {
     pub status: ProcessStatus,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
-    /// Number of messages that match the request, but at most one more than its limit. Includes messages that are left out
-    /// because the page would become too large.
+    /// Number of messages that match the request, but at most [`MessagePageRequest::lookahead`] more than its limit. Includes
+    /// messages that are left out because the page would become too large.
     pub total_in_page: i64,
 }
 
@@ -82,6 +82,14 @@ pub struct MessagePageRequest {
     pub target: Format,
 }
 
+impl MessagePageRequest {
+    /// Returns the number of messages after the limit that are read with the page. The first one shows that there is another page.
+    /// Two usually suffice to know where the tool turn of the page's last message ends.
+    pub fn lookahead(&self) -> usize {
+        if self.target == Format::Acontext { 1 } else { 2 }
+    }
+}
+
 /// Maximum size of a page whose contents are returned by the same query, in bytes.
 const MAX_SINGLE_QUERY_BYTES: i64 = 1 << 20;
 
@@ -94,8 +102,9 @@ macro_rules! select_page {
             r#"with page as (
                    select m.created_at,
                           octet_length(m.content) + pg_column_size(m.meta) + pg_column_size(m.user_meta) as size
-                   from messages m join sessions s on s.id = m.session_id and s.project_id = $1
-                   where m.session_id = $2 and (m.created_at, m.id) "# + $after + r#"
+                   from messages m
+                   where exists (select 1 from sessions where id = $2 and project_id = $1)
+                     and m.session_id = $2 and (m.created_at, m.id) "# + $after + r#"
                    order by m.created_at "# + $order + r#" limit $5
                ),
                summed as (
@@ -123,8 +132,8 @@ macro_rules! select_page {
     };
 }
 
-/// Lists messages of a session in the requested order. Returns at most one message more than the limit, and fewer if their size
-/// exceeds the maximum. [`MessageRow::total_in_page`] shows if there are more messages.
+/// Lists messages of a session in the requested order. Returns up to [`MessagePageRequest::lookahead`] messages more than the
+/// limit, and fewer if their size exceeds the maximum. [`MessageRow::total_in_page`] shows if there are more messages.
 ///
 /// The query finds the end of the page from the sizes alone, because a running sum over whole rows would copy the contents.
 pub async fn list(
@@ -134,7 +143,7 @@ pub async fn list(
     page: &MessagePageRequest,
 ) -> sqlx::Result<Vec<MessageRow>> {
     let (time, id) = (page.after.map(|after| after.created_at), page.after.map(|after| after.id));
-    let limit = i64::try_from(page.limit).unwrap_or(i64::MAX).saturating_add(1);
+    let limit = i64::try_from(page.limit.saturating_add(page.lookahead())).unwrap_or(i64::MAX);
     let max_bytes = i64::try_from(page.max_bytes).unwrap_or(i64::MAX);
     let slice_bytes = i32::try_from(SLICE_BYTES).unwrap_or(i32::MAX);
     if page.newest_first {

@@ -12,13 +12,15 @@ use crate::ids::SessionId;
 const MAX_EXTENSION: usize = 64;
 
 /// A message of the page, or one that follows it.
+#[derive(Clone, Copy)]
 struct TurnMessage {
     shape: MessageShape,
-    format: Format,
+    /// `true` if the message is stored in the format of the response.
+    is_own: bool,
 }
 
 impl TurnMessage {
-    fn new(role: Role, format: Format, has_references: bool) -> Self {
+    fn new(role: Role, has_references: bool, is_own: bool) -> Self {
         // The references of an assistant's message are calls, and those of a user's message are results.
         let is_assistant = role == Role::Assistant;
         let shape = MessageShape {
@@ -26,12 +28,12 @@ impl TurnMessage {
             has_calls: is_assistant && has_references,
             has_results: !is_assistant && has_references,
         };
-        Self { shape, format }
+        Self { shape, is_own }
     }
 }
 
 /// Returns the number of messages after the page's limit that belong to the tool turn of its last message, in the order of the
-/// page. `rows` is the page, and at least one message more.
+/// page. `rows` is the page, and up to [`MessagePageRequest::lookahead`] messages after it.
 ///
 /// It is 0 if the turn is not joined, see [`ToolTurn::is_joined`].
 pub(super) async fn find_extension(
@@ -41,38 +43,67 @@ pub(super) async fn find_extension(
     rows: &[MessageRow],
 ) -> sqlx::Result<usize> {
     let (page, following) = rows.split_at(request.limit.min(rows.len()));
-    let (Some(last), Some(next)) = (page.last(), following.first()) else { return Ok(0) };
-    // Without tools and consecutive messages of the assistant, the last message belongs to no turn.
-    let is_assistant = |row: &MessageRow| row.role == Role::Assistant;
-    let may_have_turn =
-        page.iter().any(|row| row.call_references.is_some()) || is_assistant(last) && is_assistant(next);
-    if !may_have_turn || request.target == Format::Acontext {
+    let Some(last) = page.last().filter(|_| !following.is_empty() && request.target != Format::Acontext) else {
         return Ok(0);
+    };
+    let new_message =
+        |row: &MessageRow| TurnMessage::new(row.role, row.call_references.is_some(), row.format == request.target);
+    // A page is cut if it would become too large.
+    let is_cut = usize::try_from(last.total_in_page).is_ok_and(|total| total > rows.len());
+    let page_boundary = PageBoundary {
+        page: page.iter().map(new_message).collect(),
+        neighbors: following.iter().map(new_message).collect(),
+        newest_first: request.newest_first,
+        has_more: following.len() == request.lookahead() || is_cut,
+    };
+    if let Some(extension) = page_boundary.count_extension() {
+        return Ok(extension);
     }
     let limit = i64::try_from(MAX_EXTENSION).unwrap_or(i64::MAX);
     let neighbors = page::list_neighbors(conn, session, last.cursor(), request.newest_first, limit).await?;
-    let page = page.iter().map(|row| TurnMessage::new(row.role, row.format, row.call_references.is_some()));
-    let neighbors = neighbors
-        .into_iter()
-        .map(|NeighborRow { role, format, has_references }| TurnMessage::new(role, format, has_references));
-    Ok(count_extension(page.collect(), neighbors.collect(), request.newest_first, request.target))
+    let neighbors = neighbors.into_iter().map(|NeighborRow { role, format, has_references }| {
+        TurnMessage::new(role, has_references, format == request.target)
+    });
+    let page_boundary = PageBoundary { neighbors: neighbors.collect(), has_more: false, ..page_boundary };
+    Ok(page_boundary.count_extension().unwrap_or_default())
 }
 
-/// Returns the number of `neighbors` that belong to the turn of the last message of `page`. Both are in the order of the page.
-fn count_extension(page: Vec<TurnMessage>, neighbors: Vec<TurnMessage>, newest_first: bool, target: Format) -> usize {
-    let page_len = page.len();
-    let mut messages: Vec<_> = page.into_iter().chain(neighbors).collect();
-    if newest_first {
-        messages.reverse();
+/// The messages before and after the end of a page, both in the order of the page.
+struct PageBoundary {
+    page: Vec<TurnMessage>,
+    neighbors: Vec<TurnMessage>,
+    newest_first: bool,
+    /// `true` if more messages follow the neighbors.
+    has_more: bool,
+}
+
+impl PageBoundary {
+    /// Returns the number of neighbors that belong to the turn of the page's last message. `None` if it depends on messages after
+    /// the neighbors.
+    fn count_extension(&self) -> Option<usize> {
+        let mut messages: Vec<_> = self.page.iter().chain(&self.neighbors).copied().collect();
+        if self.newest_first {
+            messages.reverse();
+        }
+        let boundary = if self.newest_first { self.neighbors.len() } else { self.page.len() };
+        if self.has_more && !self.ends_turn(&messages, boundary) {
+            return None;
+        }
+        let turns = find_turns(messages.iter().map(|message| message.shape));
+        let is_own = |index: usize| messages[index].is_own;
+        let contains_boundary = |turn: &ToolTurn| turn.range().start < boundary && boundary < turn.range().end;
+        Some(match turns.into_iter().find(contains_boundary).filter(|turn| turn.is_joined(is_own)) {
+            Some(turn) if self.newest_first => boundary - turn.range().start,
+            Some(turn) => turn.range().end - boundary,
+            None => 0,
+        })
     }
-    let boundary = if newest_first { messages.len() - page_len } else { page_len };
-    let turns = find_turns(messages.iter().map(|message| message.shape));
-    let is_own = |index: usize| messages[index].format == target;
-    let contains_boundary = |turn: &ToolTurn| turn.range().start < boundary && boundary < turn.range().end;
-    match turns.into_iter().find(contains_boundary).filter(|turn| turn.is_joined(is_own)) {
-        Some(turn) if newest_first => boundary - turn.range().start,
-        Some(turn) => turn.range().end - boundary,
-        None => 0,
+
+    /// Returns `true` if no turn contains both the last message of the page and a message after the neighbors: a turn never
+    /// contains a message of the user and then one of the assistant.
+    fn ends_turn(&self, messages: &[TurnMessage], boundary: usize) -> bool {
+        let between = if self.newest_first { &messages[..=boundary] } else { &messages[boundary - 1..] };
+        between.windows(2).any(|pair| !pair[0].shape.is_assistant && pair[1].shape.is_assistant)
     }
 }
 
@@ -80,24 +111,29 @@ fn count_extension(page: Vec<TurnMessage>, neighbors: Vec<TurnMessage>, newest_f
 mod tests {
     use super::*;
 
-    /// Parses a text with a character for each message: `c` a call, `r` a result, `u` and `a` other messages of the user and the
+    /// Parses a text with a letter for each message: `c` a call, `r` a result, `u` and `a` other messages of the user and the
     /// assistant. Capital letters are messages in the target format.
-    fn messages(text: &str) -> Vec<TurnMessage> {
-        let message = |c: char| {
-            let role = if matches!(c.to_ascii_lowercase(), 'c' | 'a') { Role::Assistant } else { Role::User };
-            let format = if c.is_ascii_uppercase() { Format::Gemini } else { Format::OpenAi };
-            TurnMessage::new(role, format, matches!(c.to_ascii_lowercase(), 'c' | 'r'))
+    fn messages(letters: &str) -> Vec<TurnMessage> {
+        let message = |letter: char| {
+            let lowercase = letter.to_ascii_lowercase();
+            let role = if matches!(lowercase, 'c' | 'a') { Role::Assistant } else { Role::User };
+            TurnMessage::new(role, matches!(lowercase, 'c' | 'r'), letter.is_ascii_uppercase())
         };
-        text.chars().map(message).collect()
+        letters.chars().map(message).collect()
+    }
+
+    fn count(page: &str, neighbors: &str, newest_first: bool, has_more: bool) -> Option<usize> {
+        let (page, neighbors) = (messages(page), messages(neighbors));
+        PageBoundary { page, neighbors, newest_first, has_more }.count_extension()
     }
 
     fn forward(page: &str, neighbors: &str) -> usize {
-        count_extension(messages(page), messages(neighbors), false, Format::Gemini)
+        count(page, neighbors, false, false).unwrap()
     }
 
     fn backward(page: &str, neighbors: &str) -> usize {
         let reversed = |text: &str| text.chars().rev().collect::<String>();
-        count_extension(messages(&reversed(page)), messages(&reversed(neighbors)), true, Format::Gemini)
+        count(&reversed(page), &reversed(neighbors), true, false).unwrap()
     }
 
     #[test]
@@ -117,5 +153,29 @@ mod tests {
         assert_eq!(forward("UC", "RRA"), 0);
         assert_eq!(forward("UC", "RrA"), 2);
         assert_eq!(backward("RA", "UCR"), 0);
+    }
+
+    #[test]
+    fn a_turn_that_may_continue_after_the_neighbors_is_undetermined() {
+        for (page, neighbors, expected) in [
+            ("uc", "r", None),
+            ("uc", "rra", Some(2)),
+            ("uc", "ur", None),
+            ("ua", "aa", None),
+            ("ua", "u", None),
+            ("ua", "ua", Some(0)),
+        ] {
+            assert_eq!(count(page, neighbors, false, true), expected, "{page} {neighbors}");
+        }
+        for (page, neighbors, expected) in [
+            ("r", "c", None),
+            ("r", "cu", Some(1)),
+            ("r", "uc", None),
+            ("ar", "c", None),
+            ("a", "u", Some(0)),
+            ("a", "aa", None),
+        ] {
+            assert_eq!(count(page, neighbors, true, true), expected, "{page} {neighbors}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! from the database. Any other message is converted to parts and from them to the requested format.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -16,7 +17,7 @@ use super::json_writer::{CHUNK_THRESHOLD, ChunkedJson};
 use super::page::MessageRow;
 use super::{ProcessStatus, PublicUrl};
 use crate::conversation::format::{Format, RenderContext, RenderOptions};
-use crate::conversation::history::{HistoryBody, HistoryConverter, HistoryMessage, Item};
+use crate::conversation::history::{EarlierCalls, HistoryBody, HistoryConverter, HistoryMessage, Item};
 use crate::conversation::parts::{PENDING_CALLS_KEY, Part, Role, USER_META_KEY};
 use crate::error::{Error, Result};
 use crate::ids::{MessageId, SessionId};
@@ -56,7 +57,7 @@ fn estimate_len(row: &MessageRow, text_len: usize) -> usize {
     text_len + text_len / 32 + row.user_meta.len() + 128
 }
 
-/// The fields of the response that follow the messages.
+/// The fields of the response that follow the messages, and the calls to which the messages refer.
 pub struct PageFields {
     /// The session of the messages. It is not a field of its own: each `acontext` message contains it.
     pub session: SessionId,
@@ -65,6 +66,8 @@ pub struct PageFields {
     pub edit_at_message_id: Option<MessageId>,
     pub events: Vec<Event>,
     pub public_urls: BTreeMap<String, PublicUrl>,
+    /// The calls that precede the page; empty if no message of the page may refer to them.
+    pub earlier_calls: Arc<EarlierCalls>,
     /// In the format `acontext`: the calls of Gemini messages that no message has answered.
     pub unanswered_calls: HashMap<MessageId, Vec<UnansweredCall>>,
 }
@@ -109,6 +112,23 @@ impl ItemWriter {
     }
 }
 
+/// Parses the metas of messages. Most messages of a session have the same one, which is parsed only once.
+#[derive(Default)]
+struct MetaParser {
+    text: String,
+    meta: Map<String, Value>,
+}
+
+impl MetaParser {
+    fn parse(&mut self, text: String) -> Result<&Map<String, Value>> {
+        if text != self.text {
+            self.meta = serde_json::from_str(&text).map_err(Error::internal)?;
+            self.text = text;
+        }
+        Ok(&self.meta)
+    }
+}
+
 /// Writes the response. `is_passthrough` means that all messages are written as they are stored.
 fn write_messages(
     messages: impl Iterator<Item = Result<DecodedMessage>>,
@@ -120,7 +140,8 @@ fn write_messages(
 ) -> Result<ChunkedJson> {
     let out = ChunkedJson::with_capacity(capacity + 1024);
     let mut writer = ItemWriter { out, item_messages: Vec::new(), messages: Vec::new() };
-    let mut history = HistoryConverter::new(target, ctx);
+    let mut history = HistoryConverter::new(target, ctx, Arc::clone(&page_fields.earlier_calls));
+    let mut metas = MetaParser::default();
     let mut tokens = 0;
     writer.out.push_str("{\"code\":0,\"data\":{\"items\":[");
     for message in messages {
@@ -144,7 +165,7 @@ fn write_messages(
             }
             DecodedBody::Parts(parts) => HistoryBody::Parts(parts),
         };
-        let meta = serde_json::from_str(&row.meta).map_err(Error::internal)?;
+        let meta = metas.parse(row.meta)?;
         writer.write_items(history.push(HistoryMessage { id: row.id.0, role: row.role, meta, body, follows_gap }));
     }
     writer.write_items(history.finish());

@@ -2,13 +2,13 @@
 //!
 //! The environment variable `HISTORY_CASES` sets the number of cases of each law, and `HISTORY_SEED` the seed of the first one.
 
-use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use acontextd::conversation::edit::{self, EditedMessage, Strategy as EditStrategy};
 use acontextd::conversation::format::{self, Format, NormalizedMessage, RenderContext, RenderOptions};
 use acontextd::conversation::history::{
-    CallResolver, HistoryBody, HistoryConverter, HistoryMessage, all_ids, generate_call_id,
+    CallResolver, EarlierCalls, HistoryBody, HistoryConverter, HistoryMessage, all_ids, generate_call_id,
 };
 use acontextd::conversation::parts::{Part, PartKind, Role};
 use acontextd::conversation::tokens;
@@ -49,13 +49,13 @@ fn render(history: &[(Format, Value)], target: Format, options: &Options) -> Vec
     let page = options.page.clone().unwrap_or(0..stored.len());
     let Options { with_repair, with_placeholder_signatures, .. } = *options;
     let render_options = RenderOptions { with_repair, with_placeholder_signatures, ..RenderOptions::default() };
-    let earlier_calls = call_names(&stored[..page.start]);
-    let ctx = RenderContext { options: render_options, earlier_calls, ..RenderContext::default() };
-    let mut converter = HistoryConverter::new(target, &ctx);
+    let earlier_calls = Arc::new(earlier_calls(&stored[..page.start]));
+    let ctx = RenderContext { options: render_options, ..RenderContext::default() };
+    let mut converter = HistoryConverter::new(target, &ctx, Arc::clone(&earlier_calls));
     let mut items = Vec::new();
     let mut to_edit = to_edit(&stored[page.clone()]);
     if target != Format::Acontext && !options.strategies.is_empty() {
-        let mut resolver = CallResolver::new(&ctx.earlier_calls);
+        let mut resolver = CallResolver::new(earlier_calls);
         for (index, message) in to_edit.iter_mut().enumerate() {
             resolver.resolve(message_id(page.start + index), message.role, &mut message.parts);
         }
@@ -78,7 +78,7 @@ fn render(history: &[(Format, Value)], target: Format, options: &Options) -> Vec
         } else {
             HistoryBody::Parts(parts)
         };
-        let message = HistoryMessage { id: message_id(index), role: *role, meta: meta.clone(), body, follows_gap };
+        let message = HistoryMessage { id: message_id(index), role: *role, meta, body, follows_gap };
         items.extend(converter.push(message).into_iter().map(|item| item.value));
     }
     items.extend(converter.finish().into_iter().map(|item| item.value));
@@ -104,8 +104,14 @@ fn calls(index: usize, message: &NormalizedMessage) -> Vec<(String, String)> {
     calls.enumerate().map(call).collect()
 }
 
-fn call_names(stored: &[NormalizedMessage]) -> HashMap<String, String> {
-    stored.iter().enumerate().flat_map(|(index, message)| calls(index, message)).collect()
+fn earlier_calls(stored: &[NormalizedMessage]) -> EarlierCalls {
+    let mut earlier = EarlierCalls::default();
+    for (index, message) in stored.iter().enumerate() {
+        for (id, name) in calls(index, message) {
+            earlier.add(id, name);
+        }
+    }
+    earlier
 }
 
 fn to_edit(stored: &[NormalizedMessage]) -> Vec<edit::Message> {

@@ -1,9 +1,13 @@
 //! Histories with tool calls that are stored in one format and read in another one.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::run;
+
+const SESSIONS: &str = "/api/v1/session";
 
 fn openai_calls(ids: &[&str]) -> Value {
     let call = |id: &&str| json!({"id": id, "type": "function", "function": {"name": "look", "arguments": "{}"}});
@@ -55,39 +59,97 @@ async fn a_call_id_of_8_kib_is_stored_with_its_result() {
     .await;
 }
 
+/// Reads a session page by page. Returns the items of all pages, oldest first.
+async fn paged_items(client: &Client, session: &str, format: &str, limit: usize, newest_first: bool) -> Vec<Value> {
+    let mut pages: Vec<Vec<Value>> = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let query = format!("format={format}&limit={limit}&time_desc={newest_first}&cursor={cursor}");
+        let page = client.messages(session, &query).await;
+        pages.push(page["items"].as_array().unwrap().clone());
+        match page["next_cursor"].as_str() {
+            Some(next) => next.clone_into(&mut cursor),
+            None => break,
+        }
+    }
+    if newest_first {
+        pages.reverse();
+    }
+    pages.concat()
+}
+
 #[tokio::test]
 async fn a_page_is_extended_to_the_end_of_its_turn() {
     run(async |app| {
         let client = app.project().await;
-        let session = client.new_session().await;
-        let mut history = vec![json!({"role": "user", "content": "look"}), openai_calls(&["a", "b", "c"])];
-        history.extend(["a", "b", "c"].map(openai_result));
-        history.push(json!({"role": "assistant", "content": "done"}));
-        store(&client, &session, "openai", &history).await;
-        for format in ["anthropic", "gemini"] {
-            let whole = items(&client, &session, &format!("format={format}")).await;
-            assert_eq!(whole.len(), 4);
-            for (limit, newest_first) in [(1, false), (2, false), (3, false), (1, true), (2, true), (4, true)] {
-                let mut pages: Vec<Vec<Value>> = Vec::new();
-                let mut cursor = String::new();
-                loop {
-                    let query = format!("format={format}&limit={limit}&time_desc={newest_first}&cursor={cursor}");
-                    let page = client.messages(&session, &query).await;
-                    pages.push(page["items"].as_array().unwrap().clone());
-                    match page["next_cursor"].as_str() {
-                        Some(next) => cursor = next.to_owned(),
-                        None => break,
+        // The shapes of a few messages after a page are read with it. The results of many calls need another query.
+        for count in [3, 14] {
+            let session = client.new_session().await;
+            let ids: Vec<_> = (0..count).map(|number| format!("call{number}")).collect();
+            let ids: Vec<_> = ids.iter().map(String::as_str).collect();
+            let mut history = vec![json!({"role": "user", "content": "look"}), openai_calls(&ids)];
+            history.extend(ids.iter().map(|id| openai_result(id)));
+            history.push(json!({"role": "assistant", "content": "done"}));
+            store(&client, &session, "openai", &history).await;
+            for format in ["anthropic", "gemini"] {
+                let whole = items(&client, &session, &format!("format={format}")).await;
+                assert_eq!(whole.len(), 4);
+                for limit in [1, 2, 3, count, count + 1, count + 2] {
+                    for newest_first in [false, true] {
+                        let paged = paged_items(&client, &session, format, limit, newest_first).await;
+                        assert_eq!(paged, whole, "{count} calls, {format}, limit {limit}, newest first {newest_first}");
                     }
                 }
-                if newest_first {
-                    pages.reverse();
-                }
-                assert_eq!(pages.concat(), whole, "{format}, limit {limit}, newest first {newest_first}");
+            }
+            // In its own format, a page has as many messages as requested.
+            assert_eq!(items(&client, &session, "format=openai&limit=3").await.len(), 3);
+            assert_eq!(items(&client, &session, "format=acontext&limit=3").await.len(), 3);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pages_of_a_growing_session_equal_its_whole_history() {
+    run(async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        for round in 0..4 {
+            // Some servers number the calls of each response. Providers require different ids.
+            let text = json!({"role": "user", "content": format!("round {round}")});
+            store(&client, &session, "openai", &[text, openai_calls(&["call_0"]), openai_result("call_0")]).await;
+            let whole = items(&client, &session, "format=anthropic").await;
+            let ids: HashSet<_> = whole.iter().filter_map(|item| item["content"][0]["id"].as_str()).collect();
+            assert_eq!(ids.len(), round + 1, "{whole:?}");
+            let newest = items(&client, &session, "format=anthropic&limit=2&time_desc=true").await;
+            assert_eq!(newest, whole[whole.len() - 2..]);
+            for newest_first in [true, false] {
+                let paged = paged_items(&client, &session, "anthropic", 2, newest_first).await;
+                assert_eq!(paged, whole, "round {round}, newest first {newest_first}");
             }
         }
-        // In its own format, a page has as many messages as requested.
-        assert_eq!(items(&client, &session, "format=openai&limit=3").await.len(), 3);
-        assert_eq!(items(&client, &session, "format=acontext&limit=3").await.len(), 3);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_of_a_deleted_session_do_not_precede_a_new_one_with_its_id() {
+    run(async |app| {
+        let client = app.project().await;
+        let id = uuid::Uuid::new_v4().to_string();
+        let text = json!({"role": "user", "content": "look"});
+        let newest_call_id = async |history: &[Value]| {
+            store(&client, &id, "openai", history).await;
+            let newest = items(&client, &id, "format=anthropic&limit=2&time_desc=true").await;
+            newest[0]["content"][0]["id"].clone()
+        };
+        let round = |id: &str| [text.clone(), openai_calls(&[id]), openai_result(id)];
+        client.post(SESSIONS, json!({"use_uuid": id})).await.assert_status(201);
+        assert_eq!(newest_call_id(&round("a")).await, "a");
+        assert_eq!(newest_call_id(&round("b")).await, "b");
+        client.delete(&format!("{SESSIONS}/{id}")).await.assert_status(200);
+        client.post(SESSIONS, json!({"use_uuid": id})).await.assert_status(201);
+        assert_eq!(newest_call_id(&round("a")).await, "a");
     })
     .await;
 }

@@ -15,6 +15,9 @@ pub(super) fn split_documents(parts: Vec<Part>, target: Format, role: Role) -> V
         Format::Anthropic if role == Role::User => return parts,
         Format::OpenAi | Format::Anthropic | Format::Gemini => {}
     }
+    if !parts.iter().any(|part| part.kind == PartKind::File) {
+        return parts;
+    }
     parts.into_iter().flat_map(split_document).collect()
 }
 

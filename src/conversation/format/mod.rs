@@ -188,9 +188,6 @@ pub struct RenderContext {
     pub asset_urls: HashMap<String, String>,
     /// Contents of the assets that were loaded, in standard base64, by SHA-256.
     pub asset_contents: HashMap<String, String>,
-    /// Function names of the tool calls that precede the first message, by call id. Only
-    /// [`HistoryConverter`](crate::conversation::history::HistoryConverter) uses them.
-    pub earlier_calls: HashMap<String, String>,
     /// Number of JSON values that may still be parsed from the tool call arguments and tool results of the current message.
     pub value_budget: ValueBudget,
 }

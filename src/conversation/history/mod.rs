@@ -9,17 +9,19 @@
 //! they are repaired.
 
 mod call_ids;
+mod earlier_calls;
 mod join;
 mod pairing;
 mod repair;
 pub mod turns;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
 pub use self::call_ids::{all_ids, generate_call_id};
+pub use self::earlier_calls::EarlierCalls;
 pub use self::join::Item;
 use self::join::{join_assistant, join_user};
 use self::pairing::CallPairing;
@@ -29,10 +31,10 @@ use crate::conversation::format::{self, Format, RenderContext};
 use crate::conversation::parts::{Part, PartKind, Role};
 
 /// A message of a history.
-pub struct HistoryMessage {
+pub struct HistoryMessage<'a> {
     pub id: Uuid,
     pub role: Role,
-    pub meta: Map<String, Value>,
+    pub meta: &'a Map<String, Value>,
     pub body: HistoryBody,
     /// `true` if an edit strategy has removed the message before this one.
     pub follows_gap: bool,
@@ -48,12 +50,12 @@ pub enum HistoryBody {
 /// Pairs the calls and results of stored messages, which may name a call by the id that another format has for it. Afterwards,
 /// each call has an id, no two calls have the same id, and each result that belongs to a call has the id of the call.
 ///
-/// Edit strategies need this to keep calls and results together. `earlier_calls` are the calls that precede the first message, as
-/// in [`RenderContext::earlier_calls`].
+/// Edit strategies need this to keep calls and results together.
 pub struct CallResolver(CallPairing);
 
 impl CallResolver {
-    pub fn new(earlier_calls: &HashMap<String, String>) -> Self {
+    /// Begins a history. `earlier_calls` are the calls that precede its first message.
+    pub fn new(earlier_calls: Arc<EarlierCalls>) -> Self {
         Self(CallPairing::new(Format::Acontext, earlier_calls))
     }
 
@@ -84,8 +86,9 @@ struct ConvertedMessage {
 }
 
 impl<'a> HistoryConverter<'a> {
-    pub fn new(target: Format, ctx: &'a RenderContext) -> Self {
-        let pairing = CallPairing::new(target, &ctx.earlier_calls);
+    /// Begins a history. `earlier_calls` are the calls that precede its first message.
+    pub fn new(target: Format, ctx: &'a RenderContext, earlier_calls: Arc<EarlierCalls>) -> Self {
+        let pairing = CallPairing::new(target, earlier_calls);
         Self {
             target,
             ctx,
@@ -98,7 +101,7 @@ impl<'a> HistoryConverter<'a> {
     }
 
     /// Adds the next message. Returns the items of the messages that are complete.
-    pub fn push(&mut self, message: HistoryMessage) -> Vec<Item> {
+    pub fn push(&mut self, message: HistoryMessage<'_>) -> Vec<Item> {
         let HistoryMessage { id, role, meta, body, follows_gap } = message;
         let (shape, converted) = match body {
             HistoryBody::Own(value) => {
@@ -108,7 +111,7 @@ impl<'a> HistoryConverter<'a> {
             HistoryBody::Parts(mut parts) => {
                 let shape = self.pair(id, role, false, &mut parts);
                 self.ctx.value_budget.reset();
-                let items = format::from_parts(self.target, role, &meta, parts, self.ctx);
+                let items = format::from_parts(self.target, role, meta, parts, self.ctx);
                 (shape, ConvertedMessage { is_own: false, follows_gap, items })
             }
         };

@@ -1,11 +1,13 @@
 //! Pairs tool results with their calls, and converts the ids of both to ids that the target accepts.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::call_ids::{all_ids, convert_call_id, generate_call_id};
+use super::earlier_calls::EarlierCalls;
 use crate::conversation::format::Format;
 use crate::conversation::parts::{Part, PartKind, Role};
 
@@ -22,6 +24,7 @@ struct KnownCall {
 /// The calls of the messages so far. Messages must be added in their order.
 pub(super) struct CallPairing {
     target: Format,
+    earlier_calls: Arc<EarlierCalls>,
     /// The number of messages so far.
     message_count: usize,
     /// The calls by their ids. A client that has read a call in another format may name it by its id in that format, so each call
@@ -32,14 +35,18 @@ pub(super) struct CallPairing {
 }
 
 impl CallPairing {
-    /// Begins with the calls that precede the first message: their function names by their ids.
-    pub(super) fn new(target: Format, earlier_calls: &HashMap<String, String>) -> Self {
-        let mut calls = HashMap::with_capacity(earlier_calls.len());
-        for (id, name) in earlier_calls {
-            let call = KnownCall { id: convert_call_id(target, id).into_owned(), name: name.clone(), message: None };
-            calls.extend(all_ids(id).map(|id| (id.into_owned(), call.clone())));
-        }
-        Self { target, message_count: 0, calls, calls_without_id: VecDeque::new() }
+    /// Begins with the calls that precede the first message.
+    pub(super) fn new(target: Format, earlier_calls: Arc<EarlierCalls>) -> Self {
+        Self { target, earlier_calls, message_count: 0, calls: HashMap::new(), calls_without_id: VecDeque::new() }
+    }
+
+    /// Returns the last call with the given id.
+    fn find_call(&self, id: &str) -> Option<KnownCall> {
+        self.calls.get(id).cloned().or_else(|| {
+            let call = self.earlier_calls.find(id)?;
+            let id = convert_call_id(self.target, &call.id).into_owned();
+            Some(KnownCall { id, name: call.name.clone(), message: None })
+        })
     }
 
     /// Adds the calls of a message, and pairs its results. Sets the ids of both, and the function name of each result whose call
@@ -78,7 +85,7 @@ impl CallPairing {
         let stored_id = string_at(&part.meta, "id").to_owned();
         let name = string_at(&part.meta, "name").to_owned();
         // Some servers number the calls of each response, but providers require different ids.
-        let is_repeated = self.calls.contains_key(&stored_id);
+        let is_repeated = self.calls.contains_key(&stored_id) || self.earlier_calls.find(&stored_id).is_some();
         let new_id = (stored_id.is_empty() || is_repeated).then(|| generate_call_id(message, index));
         let original_id = new_id.as_ref().unwrap_or(&stored_id);
         let id = if is_own { stored_id.clone() } else { convert_call_id(self.target, original_id).into_owned() };
@@ -100,7 +107,7 @@ impl CallPairing {
         let call = if original_id.is_empty() {
             self.take_call_without_id(&function)
         } else {
-            let call = self.calls.get(&original_id).cloned();
+            let call = self.find_call(&original_id);
             call.or_else(|| {
                 let id = convert_call_id(self.target, &original_id).into_owned();
                 Some(KnownCall { id, name: String::new(), message: None })
@@ -157,8 +164,7 @@ mod tests {
     use crate::conversation::format::to_parts;
 
     fn pair(target: Format, messages: &[(Format, Value)]) -> Vec<Vec<Part>> {
-        let names = HashMap::new();
-        let mut pairing = CallPairing::new(target, &names);
+        let mut pairing = CallPairing::new(target, Arc::default());
         let add = |(index, (format, body)): (usize, &(Format, Value))| {
             let role = match body["role"].as_str() {
                 Some("assistant" | "model") => Role::Assistant,

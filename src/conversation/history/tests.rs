@@ -5,7 +5,17 @@ use crate::conversation::format::{NormalizedMessage, normalize};
 
 /// Converts messages that are stored in these formats.
 fn convert_with(messages: &[(Format, Value)], target: Format, ctx: &RenderContext) -> Vec<Item> {
-    let mut converter = HistoryConverter::new(target, ctx);
+    convert_page(messages, target, ctx, EarlierCalls::default())
+}
+
+/// Converts messages that follow the given calls.
+fn convert_page(
+    messages: &[(Format, Value)],
+    target: Format,
+    ctx: &RenderContext,
+    earlier_calls: EarlierCalls,
+) -> Vec<Item> {
+    let mut converter = HistoryConverter::new(target, ctx, Arc::new(earlier_calls));
     let mut items = Vec::new();
     for (index, (format, blob)) in messages.iter().enumerate() {
         let mut call_count = 0;
@@ -20,7 +30,7 @@ fn convert_with(messages: &[(Format, Value)], target: Format, ctx: &RenderContex
             HistoryBody::Parts(format::to_parts(*format, body))
         };
         let id = Uuid::from_u128(index as u128);
-        items.extend(converter.push(HistoryMessage { id, role, meta, body, follows_gap: false }));
+        items.extend(converter.push(HistoryMessage { id, role, meta: &meta, body, follows_gap: false }));
     }
     items.extend(converter.finish());
     items
@@ -125,7 +135,8 @@ fn results_precede_texts_of_the_same_turn() {
 
 #[test]
 fn the_name_of_a_call_on_an_earlier_page_is_used() {
-    let ctx = RenderContext { earlier_calls: [("a".into(), "look".into())].into(), ..RenderContext::default() };
-    let items = convert_with(&openai(&parallel_calls()[2..3]), Format::Gemini, &ctx);
+    let earlier_calls = [("a", "look")].into_iter().collect();
+    let history = openai(&parallel_calls()[2..3]);
+    let items = convert_page(&history, Format::Gemini, &RenderContext::default(), earlier_calls);
     assert_eq!(items[0].value["parts"][0]["functionResponse"]["name"], "look");
 }
