@@ -23,6 +23,7 @@ mod growth;
 mod http;
 mod json_memory;
 mod key_check;
+mod learning;
 mod load;
 mod long_message;
 mod machine;
@@ -65,7 +66,7 @@ struct Args {
     #[arg(long)]
     quick: bool,
     /// The program to measure
-    #[arg(long, value_name = "FILE", default_value = "target/release/acontextd")]
+    #[arg(long, value_name = "FILE", default_value = "target/dist/acontextd")]
     server: PathBuf,
     /// The directory for data, which is removed at the end
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
@@ -108,7 +109,7 @@ impl Bench {
 /// A benchmark: its name, the title of its report, and its function.
 type Benchmark = (&'static str, &'static str, fn(&Bench, &mut Report) -> anyhow::Result<()>);
 
-const BENCHMARKS: [Benchmark; 24] = [
+const BENCHMARKS: [Benchmark; 25] = [
     ("artifacts", "Storing and reading files", artifacts::run),
     ("upload-memory", "Memory during uploads of large files", memory::uploads),
     ("json-memory", "Memory during requests with JSON of many values", json_memory::run),
@@ -121,6 +122,7 @@ const BENCHMARKS: [Benchmark; 24] = [
     ("key-check", "The longest request of 200 clients with one key", key_check::run),
     ("slow-readers", "Memory while clients do not read", slow_readers::run),
     ("observation", "Observation with a model that takes 1 s", observation::run),
+    ("learning", "Learning with a model that responds immediately", learning::run),
     ("queue", "Background jobs", queue::run),
     ("messages", "Storing messages", messages::run),
     ("conversation", "Reading a conversation", conversation::run),
@@ -148,7 +150,7 @@ fn main() -> anyhow::Result<()> {
     }
     // Some benchmarks run the program in another working directory.
     let server = fs::canonicalize(&args.server)
-        .with_context(|| format!("{} does not exist: build it with cargo build --release", args.server.display()))?;
+        .with_context(|| format!("{} does not exist: build it with cargo build --profile dist", args.server.display()))?;
     fs::create_dir_all(&args.dir)?;
     let bench = Bench { server, dir: fs::canonicalize(&args.dir)?, quick: args.quick };
     let outcome = run_all(&bench, &args, selected);

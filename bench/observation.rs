@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 use crate::http::{Client, Request};
-use crate::model::{Behavior, Model};
+use crate::model::{Behavior, Model, Script};
 use crate::project::Project;
 use crate::report::{Report, Table, number};
 use crate::server::Server;
@@ -111,7 +111,14 @@ const COLUMNS: [&str; 5] = ["what", "count", "p50 ms", "p99 ms", "longest ms"];
 /// The time from the response to a message until its call arrives at the model, without the TTL.
 async fn measure_delay_after_ttl(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let sessions = bench.full_or_quick(200, 5);
-    let mut setup = Setup::start(bench, Behavior { latency: Duration::ZERO, tool_calls: 0 }, 1, TTL, TURNS).await?;
+    let mut setup = Setup::start(
+        bench,
+        Behavior { latency: Duration::ZERO, script: Script::Think { tool_calls: 0 } },
+        1,
+        TTL,
+        TURNS,
+    )
+    .await?;
     let mut stored = Vec::new();
     for session in 0..sessions {
         stored.push(setup.store(0, session, 1).await?);
@@ -134,7 +141,7 @@ async fn measure_delay_after_ttl(bench: &Bench, report: &mut Report) -> anyhow::
 async fn measure_steps(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     const STEPS: usize = 5;
     let sessions = bench.full_or_quick(100, 5);
-    let behavior = Behavior { latency: Duration::from_millis(20), tool_calls: STEPS };
+    let behavior = Behavior { latency: Duration::from_millis(20), script: Script::Think { tool_calls: STEPS } };
     let mut setup = Setup::start(bench, behavior, PROJECTS, TTL, TURNS).await?;
     for session in 0..sessions {
         setup.store(session % PROJECTS, session, MESSAGES / 2).await?;
@@ -156,7 +163,8 @@ async fn measure_steps(bench: &Bench, report: &mut Report) -> anyhow::Result<()>
 async fn measure_delay_by_busy_project(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let sessions = bench.full_or_quick(200, 5);
     let latency = Duration::from_secs(1);
-    let mut setup = Setup::start(bench, Behavior { latency, tool_calls: 0 }, 2, TTL, TURNS).await?;
+    let mut setup =
+        Setup::start(bench, Behavior { latency, script: Script::Think { tool_calls: 0 } }, 2, TTL, TURNS).await?;
     for session in 0..sessions {
         setup.store(0, session, 1).await?;
     }
@@ -193,7 +201,9 @@ async fn measure_throughput(bench: &Bench, report: &mut Report) -> anyhow::Resul
     let latency = bench.full_or_quick(Duration::from_secs(1), Duration::from_millis(50));
     // A session is observed when it is complete.
     let ttl = Duration::from_hours(1);
-    let mut setup = Setup::start(bench, Behavior { latency, tool_calls: 0 }, PROJECTS, ttl, MESSAGES).await?;
+    let mut setup =
+        Setup::start(bench, Behavior { latency, script: Script::Think { tool_calls: 0 } }, PROJECTS, ttl, MESSAGES)
+            .await?;
     let begin = Instant::now();
     for session in 0..sessions {
         setup.store(session % PROJECTS, session, MESSAGES).await?;
