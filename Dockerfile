@@ -18,8 +18,8 @@ COPY tests/it tests/it
 RUN --mount=type=cache,sharing=locked,target=/usr/local/cargo/registry \
     --mount=type=cache,sharing=locked,target=/build/target \
     touch src/lib.rs src/main.rs \
-    && cargo build --release --locked \
-    && cp target/release/acontextd /acontextd
+    && cargo build --profile dist --locked \
+    && cp target/dist/acontextd /acontextd
 
 FROM debian:bookworm-slim
 # For TLS to the database, the object store and model providers.

@@ -48,8 +48,7 @@ openapi: ## regenerate openapi/openapi.json after a change of the API
 .PHONY: bench
 bench: ## run the benchmarks; select them with ARGS="..."
 	@scripts/setup run
-	cargo build --release --locked
-	ACONTEXTD_BIN=$(CARGO_OUT)/release/acontextd bench/run $(ARGS)
+	bench/run $(ARGS)
 
 .PHONY: acceptors
 acceptors: ## check the laws of message histories for about an hour; set the number of cases with CASES=...
