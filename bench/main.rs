@@ -149,8 +149,9 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     // Some benchmarks run the program in another working directory.
-    let server = fs::canonicalize(&args.server)
-        .with_context(|| format!("{} does not exist: build it with cargo build --profile dist", args.server.display()))?;
+    let server = fs::canonicalize(&args.server).with_context(|| {
+        format!("{} does not exist: build it with cargo build --profile dist", args.server.display())
+    })?;
     fs::create_dir_all(&args.dir)?;
     let bench = Bench { server, dir: fs::canonicalize(&args.dir)?, quick: args.quick };
     let outcome = run_all(&bench, &args, selected);

@@ -12,7 +12,7 @@ use secrecy::ExposeSecret;
 use super::keys::{Authenticator, bearer_token};
 use crate::crypto::constant_time_eq;
 use crate::error::{Error, Result, UNAUTHORIZED};
-use crate::http::middleware::LoggedProject;
+use crate::http::middleware::{LoggedProject, RequestId};
 use crate::http::openapi::ApiDocument;
 use crate::http::{ROUTE_NOT_FOUND, idempotency};
 
@@ -77,7 +77,8 @@ pub async fn authenticate_request(
         caller => caller,
     };
     match caller {
-        Ok(caller) => {
+        Ok(mut caller) => {
+            caller.request_id = request.extensions().get::<RequestId>().cloned();
             if let Some(logged) = request.extensions().get::<LoggedProject>() {
                 let _ = logged.0.set(caller.project);
             }

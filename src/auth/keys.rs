@@ -71,7 +71,14 @@ impl Authenticator {
             return Err(Error::Unauthorized("invalid API key: wrong master key for this project"));
         }
         let encryption = ProjectEncryption { project, format, kek };
-        Ok(Caller { project, key_lookup_hash: lookup_hash.into(), is_rotated: false, max_buffer_turns, encryption })
+        Ok(Caller {
+            project,
+            key_lookup_hash: lookup_hash.into(),
+            is_rotated: false,
+            max_buffer_turns,
+            request_id: None,
+            encryption,
+        })
     }
 
     /// Authenticates a request by a key that was rotated less than [`store::ROTATED_KEY_RETENTION`] ago. Returns `None` if the
@@ -92,7 +99,14 @@ impl Authenticator {
         }
         let encryption = ProjectEncryption { project, format, kek: unwrap_kek(&key, pepper, project)? };
         let key_lookup_hash = lookup_hash.into();
-        Ok(Some(Caller { project, key_lookup_hash, is_rotated: true, max_buffer_turns: None, encryption }))
+        Ok(Some(Caller {
+            project,
+            key_lookup_hash,
+            is_rotated: true,
+            max_buffer_turns: None,
+            request_id: None,
+            encryption,
+        }))
     }
 
     /// Finds the project of a key in the database, and verifies the key's hash if that is enabled.

@@ -13,6 +13,7 @@ use axum::http::request::Parts;
 
 use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
+use crate::http::middleware::RequestId;
 use crate::ids::ProjectId;
 
 /// The authenticated project of a request.
@@ -26,6 +27,8 @@ pub struct Caller {
     /// The project's limit of the observation buffer, if it has one: a session is observed as soon as this many messages are
     /// pending.
     pub max_buffer_turns: Option<i64>,
+    /// The id of the request.
+    pub request_id: Option<RequestId>,
     /// The storage format of the project's content, and the master key if the project key is a compact key.
     pub encryption: ProjectEncryption,
 }

@@ -20,7 +20,6 @@ use crate::auth::Caller;
 use crate::blob::content::ContentKey;
 use crate::blob::spool::{Spool, detect_media_type};
 use crate::disks::Disks;
-use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::http::download::{self, FileInfo, FileResponse};
 use crate::http::extract::{LenientBool, LenientInt, Path, Query, QueryAndBody, RequestBody};
@@ -82,7 +81,7 @@ pub async fn upsert_artifact(
     let text_field = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
     let path = FilePath::from_upload(text_field("file_path"), &file.name)?;
     let meta = parse_user_meta(&ctx, &reservations, meta).await?;
-    store_file(&ctx, &idempotency, &caller.encryption, disk, path, &file.content, meta).await
+    store_file(&ctx, &idempotency, &caller, disk, path, &file.content, meta).await
 }
 
 /// Stores the content in the object store, and then the file on its disk in a short transaction. Begins again if the blob cannot
@@ -90,7 +89,7 @@ pub async fn upsert_artifact(
 async fn store_file(
     ctx: &Disks,
     idempotency: &Idempotency,
-    encryption: &ProjectEncryption,
+    caller: &Caller,
     disk: DiskId,
     path: FilePath,
     content: &Spool,
@@ -100,7 +99,7 @@ async fn store_file(
     let size = i64::try_from(content.size).map_err(Error::internal)?;
     let mut attempts = idempotency.tx_attempts();
     loop {
-        let ingest = ctx.blobs.ingest(encryption, stream::iter([content.clone()])).await?;
+        let ingest = ctx.blobs.ingest(&caller.encryption, stream::iter([content.clone()])).await?;
         let mut tx = attempts.begin().await?;
         let Some(blobs) = ingest.make_live(&mut tx).await? else {
             tx.rollback().await?;
@@ -110,10 +109,11 @@ async fn store_file(
         let new_content = NewContent { blob: blobs.get(&sha256)?, mime: mime.clone(), size, sha256 };
         let put = Change::Put { content: new_content, meta: meta.clone(), mode: Some(FileMode::Regular) };
         let change = FileChange { path: path.clone(), change: put };
-        apply::apply(&mut tx, encryption.project, disk, &[change], Cause::REQUEST, ctx.config.limits.max_file_versions)
+        let cause = Cause::request(caller.request_id.as_ref());
+        apply::apply(&mut tx, caller.project, disk, &[change], cause, ctx.config.limits.max_file_versions)
             .await?
             .map_err(|_| DISK_NOT_FOUND)?;
-        let file = files::get(&mut tx, encryption.project, disk, &path).await?;
+        let file = files::get(&mut tx, caller.project, disk, &path).await?;
         let file =
             file.ok_or_else(|| Error::internal(anyhow::anyhow!("a file that was just stored does not exist")))?;
         return tx.commit(response::created(Artifact::from(file))).await;
@@ -322,7 +322,8 @@ pub async fn update_artifact(
     let (path, meta) = check_access_before_error(&ctx, &caller, disk, parsed.await).await?;
     let mut tx = idempotency.begin().await?;
     let change = FileChange { path: path.clone(), change: Change::SetMeta(meta) };
-    apply::apply(&mut tx, caller.project, disk, &[change], Cause::REQUEST, ctx.config.limits.max_file_versions)
+    let cause = Cause::request(caller.request_id.as_ref());
+    apply::apply(&mut tx, caller.project, disk, &[change], cause, ctx.config.limits.max_file_versions)
         .await?
         .map_err(|_| DISK_ACCESS_DENIED)?;
     let file = files::get(&mut tx, caller.project, disk, &path).await?.ok_or(ARTIFACT_NOT_FOUND)?;
@@ -365,7 +366,8 @@ pub async fn delete_artifact(
     let mut tx = idempotency.begin().await?;
     find_artifact(&mut tx, &caller, disk, &path).await?;
     let change = FileChange { path, change: Change::Delete };
-    apply::apply(&mut tx, caller.project, disk, &[change], Cause::REQUEST, ctx.config.limits.max_file_versions)
+    let cause = Cause::request(caller.request_id.as_ref());
+    apply::apply(&mut tx, caller.project, disk, &[change], cause, ctx.config.limits.max_file_versions)
         .await?
         .map_err(|_| DISK_ACCESS_DENIED)?;
     tx.commit(response::ok_empty()).await

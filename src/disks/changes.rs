@@ -3,6 +3,7 @@
 
 use sqlx::PgConnection;
 
+use crate::http::middleware::RequestId;
 use crate::ids::{ChangeId, DiskId, JobId, LearningSpaceId, LessonId, MessageId, ProjectId, SessionId, TaskId};
 use crate::text_enum::text_enum;
 
@@ -50,8 +51,13 @@ pub struct Cause<'a> {
     pub note: Option<&'a str>,
 }
 
-impl Cause<'_> {
-    /// The cause of a change that a request with a project key makes.
+impl<'a> Cause<'a> {
+    /// Returns the cause of a change that a request with a project key makes.
+    pub fn request(request_id: Option<&'a RequestId>) -> Self {
+        Self { request_id: request_id.map(RequestId::as_str), ..Self::REQUEST }
+    }
+
+    /// The cause of a change that a request without an id makes.
     pub const REQUEST: Self = Self {
         actor: Actor::Key,
         request_id: None,

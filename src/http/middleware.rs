@@ -48,6 +48,16 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Default)]
 pub struct LoggedProject(pub Arc<OnceLock<ProjectId>>);
 
+/// The id of a request: `X-Request-Id`, or a new id.
+#[derive(Clone, Debug)]
+pub struct RequestId(HeaderValue);
+
+impl RequestId {
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
 /// Assigns the request id, opens the span, counts the request and writes the access log.
 pub async fn record_telemetry(
     State(http_metrics): State<Arc<HttpMetrics>>,
@@ -68,6 +78,7 @@ pub async fn record_telemetry(
 
     let project = LoggedProject::default();
     request.extensions_mut().insert(project.clone());
+    request.extensions_mut().insert(RequestId(id.clone()));
     let mut log_entry = AccessLogEntry {
         http_metrics,
         id: id.clone(),

@@ -64,7 +64,7 @@ pub async fn create_space(
         let space = store::insert(&mut tx, caller.project, user, body.meta.as_ref()).await;
         let space = space.map_constraint_err("learning_spaces_project_id_fkey", || UNAUTHORIZED)?;
         for skill in &skills {
-            let origin = SkillOrigin::request(caller.project, user, None);
+            let origin = SkillOrigin::request(&caller, user, None);
             let skill = skill.insert(&mut tx, &platform, origin, &blobs).await?;
             store::add_skill(&mut tx, space.id, skill.id, &skill.name).await?;
         }

@@ -89,7 +89,7 @@ pub async fn create_skill(
             continue;
         };
         let user = users::resolve_or_create(&mut tx, caller.project, user.as_ref()).await?;
-        let origin = SkillOrigin::request(caller.project, user, meta.clone());
+        let origin = SkillOrigin::request(&caller, user, meta.clone());
         let skill = prepared.insert(&mut tx, &platform, origin, &blobs).await?;
         return tx.commit(response::created(skill)).await;
     }

@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use super::front_matter::FrontMatter;
 use super::store::{self, NewSkill};
 use super::{FileEntry, Skill};
+use crate::auth::Caller;
 use crate::blob::ingest::LiveBlobs;
 use crate::blob::spool::{Spool, detect_media_type};
 use crate::disks;
@@ -41,10 +42,10 @@ pub struct SkillOrigin<'a> {
     pub cause: Cause<'a>,
 }
 
-impl SkillOrigin<'_> {
+impl<'a> SkillOrigin<'a> {
     /// Returns the origin of a skill that a request with a project key creates.
-    pub const fn request(project: ProjectId, user: Option<UserId>, meta: Option<Map<String, Value>>) -> Self {
-        Self { project, user, meta, cause: Cause::REQUEST }
+    pub fn request(caller: &'a Caller, user: Option<UserId>, meta: Option<Map<String, Value>>) -> Self {
+        Self { project: caller.project, user, meta, cause: Cause::request(caller.request_id.as_ref()) }
     }
 }
 

@@ -10,6 +10,8 @@ use acontextd::disks::changes::{Actor, Cause, MAX_MESSAGES, MAX_NOTE_CHARS};
 use acontextd::disks::path::FilePath;
 use acontextd::encryption::ProjectEncryption;
 use acontextd::ids::{ChangeId, DiskId, MessageId, ProjectId};
+use axum::body::Body;
+use axum::http::Method;
 use bytes::Bytes;
 use futures_util::stream;
 use serde_json::{Map, json};
@@ -130,7 +132,9 @@ async fn each_request_that_changes_a_content_is_recorded() {
         client.upload(&disk, "/d/", "a.txt", "second").await;
         client.upload(&disk, "/", "b.txt", "b").await;
         client.put(&artifact, json!({"file_path": "/b.txt", "meta": "{\"v\": 2}"})).await.assert_status(200);
-        client.delete(&format!("{artifact}?file_path=/d/a.txt")).await.assert_status(200);
+        let delete = client.request(Method::DELETE, &format!("{artifact}?file_path=/d/a.txt"));
+        let delete = delete.header("x-request-id", "the-deletion").body(Body::empty()).unwrap();
+        client.send(delete).await.assert_status(200);
         client.delete(&format!("{artifact}?file_path=/d/a.txt")).await.assert_status(404);
         let files = recorded_files(&app).await;
         let expected = [
@@ -141,8 +145,13 @@ async fn each_request_that_changes_a_content_is_recorded() {
         ];
         assert_eq!(files, expected, "a change of metadata alone is not recorded");
         let causes = "select count(*) from changes where actor = 'key' and at <= now() and message_ids = '{}'
-                        and num_nulls(request_id, job_id, model, learning_space_id, session_id, task_id, lesson_id, note) = 8";
+                        and num_nulls(job_id, model, learning_space_id, session_id, task_id, lesson_id, note) = 7";
         assert_eq!(app.fetch_scalar::<i64>(causes).await, 4, "each change has a row");
+        let requests = "select count(distinct request_id) from changes";
+        assert_eq!(app.fetch_scalar::<i64>(requests).await, 4, "each change names its request");
+        let deletion =
+            "select op from change_files f join changes c on c.id = f.change_id where request_id = 'the-deletion'";
+        assert_eq!(app.fetch_scalar::<String>(deletion).await, "delete");
         let with_version = "select count(*) from change_files f join artifact_versions v
                             on v.id = f.version_id and v.change_id = f.change_id and v.filename = f.filename";
         assert_eq!(app.fetch_scalar::<i64>(with_version).await, 1);
