@@ -1,5 +1,5 @@
 //! Determines when the learning of a session is finished: when all its messages have been observed, and each of its lessons is
-//! written or was skipped. If nothing has been learned and the session still has open tasks after all its messages have been
+//! written or was skipped. If no task has been learned and the session still has open tasks after all its messages have been
 //! observed, a job sets their status to `success`. The learning fails if a lesson has failed. It also fails if the observation of a
 //! message has failed, or was omitted, and there is no lesson.
 
@@ -34,9 +34,7 @@ pub fn next_step(progress: &LearningProgress) -> Option<NextStep> {
         LearningProgress { has_failed_messages: true, has_lessons: false, .. } => {
             Some(NextStep::Finish(LearningStatus::Failed))
         }
-        LearningProgress { has_open_tasks: true, status: LearningStatus::Pending, .. } => {
-            Some(NextStep::CompleteOpenTasks)
-        }
+        LearningProgress { has_open_tasks: true, has_task_lessons: false, .. } => Some(NextStep::CompleteOpenTasks),
         LearningProgress { has_open_lessons: true, .. } => None,
         LearningProgress { has_failed_lessons: true, .. } => Some(NextStep::Finish(LearningStatus::Failed)),
         _ => Some(NextStep::Finish(LearningStatus::Completed)),
@@ -128,7 +126,7 @@ pub async fn perform_next_step(
 pub async fn finish_if_done(session: &mut LockedSession<'_>) -> sqlx::Result<()> {
     let id = session.id;
     let progress = store::get_progress(session, id).await?;
-    // The open tasks of a session are completed only if a client asks for the status and no lesson has been learned.
+    // The open tasks of a session are completed only if a client asks for the status and no task has been learned.
     if let Some(NextStep::Finish(status)) = progress.as_ref().and_then(next_step) {
         store::advance_session_status(session, status).await?;
     }
@@ -146,11 +144,17 @@ mod tests {
         has_failed_messages: false,
         has_open_tasks: false,
         has_lessons: false,
+        has_task_lessons: false,
         has_open_lessons: false,
         has_failed_lessons: false,
     };
-    const WITH_LESSONS: LearningProgress =
-        LearningProgress { has_lessons: true, has_open_lessons: true, status: LearningStatus::Distilling, ..PENDING };
+    const WITH_LESSONS: LearningProgress = LearningProgress {
+        has_lessons: true,
+        has_task_lessons: true,
+        has_open_lessons: true,
+        status: LearningStatus::Distilling,
+        ..PENDING
+    };
     const COMPLETED: Option<NextStep> = Some(NextStep::Finish(LearningStatus::Completed));
     const FAILED: Option<NextStep> = Some(NextStep::Finish(LearningStatus::Failed));
 
@@ -168,14 +172,19 @@ mod tests {
     }
 
     #[test]
-    fn open_tasks_are_completed_before_anything_is_learned() {
+    fn open_tasks_are_completed_unless_a_task_has_been_learned() {
         let open = LearningProgress { has_open_tasks: true, ..PENDING };
         assert_eq!(next_step(&open), Some(NextStep::CompleteOpenTasks));
-        let with_lesson = LearningProgress { has_lessons: true, has_open_lessons: true, ..open };
-        assert_eq!(next_step(&with_lesson), Some(NextStep::CompleteOpenTasks));
-        assert_eq!(next_step(&LearningProgress { status: LearningStatus::Distilling, ..with_lesson }), None);
-        let written = LearningProgress { has_open_lessons: false, status: LearningStatus::SkillWriting, ..with_lesson };
-        assert_eq!(next_step(&written), COMPLETED);
+        // The lesson of another task is not distilled yet.
+        let learning = LearningProgress { status: LearningStatus::Pending, has_open_tasks: true, ..WITH_LESSONS };
+        assert_eq!(next_step(&learning), None);
+        let learned = LearningProgress { status: LearningStatus::SkillWriting, has_open_lessons: false, ..learning };
+        assert_eq!(next_step(&learned), COMPLETED);
+        // Preferences are learned, and that says nothing about the open tasks.
+        for has_open_lessons in [false, true] {
+            let preferences = LearningProgress { has_task_lessons: false, has_open_lessons, ..learned };
+            assert_eq!(next_step(&preferences), Some(NextStep::CompleteOpenTasks));
+        }
     }
 
     #[test]

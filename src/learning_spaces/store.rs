@@ -276,6 +276,8 @@ pub struct LearningProgress {
     pub has_failed_messages: bool,
     pub has_open_tasks: bool,
     pub has_lessons: bool,
+    /// `true` if a lesson of the session comes from a task, and does not consist of preferences.
+    pub has_task_lessons: bool,
     /// `true` if a lesson of the session is being distilled or written, or waits for it.
     pub has_open_lessons: bool,
     pub has_failed_lessons: bool,
@@ -288,7 +290,8 @@ pub async fn get_progress(conn: &mut PgConnection, session: SessionId) -> sqlx::
         r#"select session_id as "session!: SessionId", status as "status!: LearningStatus",
                   has_pending_messages as "has_pending_messages!", has_failed_messages as "has_failed_messages!",
                   has_open_tasks as "has_open_tasks!", has_lessons as "has_lessons!",
-                  has_open_lessons as "has_open_lessons!", has_failed_lessons as "has_failed_lessons!"
+                  has_task_lessons as "has_task_lessons!", has_open_lessons as "has_open_lessons!",
+                  has_failed_lessons as "has_failed_lessons!"
            from learning_progress where session_id = $1"#,
         session as _
     )
@@ -303,7 +306,8 @@ pub async fn list_progress(conn: &mut PgConnection, space: LearningSpaceId) -> s
         r#"select session_id as "session!: SessionId", status as "status!: LearningStatus",
                   has_pending_messages as "has_pending_messages!", has_failed_messages as "has_failed_messages!",
                   has_open_tasks as "has_open_tasks!", has_lessons as "has_lessons!",
-                  has_open_lessons as "has_open_lessons!", has_failed_lessons as "has_failed_lessons!"
+                  has_task_lessons as "has_task_lessons!", has_open_lessons as "has_open_lessons!",
+                  has_failed_lessons as "has_failed_lessons!"
            from learning_progress where learning_space_id = $1 order by created_at, id"#,
         space as _
     )

@@ -90,6 +90,54 @@ async fn open_tasks_are_closed_and_learned_when_a_client_asks() {
 #[tokio::test]
 async fn errors_of_the_model_are_retried_and_then_have_a_reason() {
     in_both_formats(&[], async |s| {
+#[tokio::test]
+async fn open_tasks_are_learned_although_preferences_were_learned_first() {
+    in_both_formats(&[], async |s| {
+        let learning = Learning::start(s).await;
+        s.store(&["do A, and I like tea"]).await;
+        let preference = json!({"preference": "The user likes tea."});
+        let running = insert(0, "A").link(1, &[0, 0]).status(1, "running");
+        s.script([running.and_call("submit_user_preference", preference).finish()]);
+        let latch = Latch::new();
+        learning.script_learner([finish().after(&latch), finish()]);
+        learning.script_distillation([success_report()]);
+        s.while_jobs_run(async {
+            latch.wait_for_requests(1).await;
+            // The request enqueues the job that completes the task, although a lesson is being written.
+            assert_eq!(learning.status().await, "skill_writing");
+            wait_until("the task is completed", async || s.task_lines().await == ["1 A success"]).await;
+            latch.release();
+            learning.wait_for_status(&s.session, "completed").await;
+        })
+        .await;
+        assert_eq!(learning.lessons().await, ["written preferences", "written success"]);
+        let message_ids = "select cardinality(message_ids)::bigint from lessons where kind = 'preferences'";
+        assert_eq!(s.app.fetch_scalar::<i64>(message_ids).await, 1, "the message of the batch");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_preference_lesson_leaves_open_tasks_to_be_learned() {
+    in_both_formats(&[], async |s| {
+        let learning = Learning::start(s).await;
+        s.store(&["do A, and I like tea"]).await;
+        let preference = json!({"preference": "The user likes tea."});
+        let running = insert(0, "A").link(1, &[0, 0]).status(1, "running");
+        s.script([running.and_call("submit_user_preference", preference).finish()]);
+        learning.script_learner([finish(), finish()]);
+        learning.script_distillation([success_report()]);
+        s.app.drain_jobs().await;
+        let lessons = learning.lessons().await;
+        assert_eq!((lessons, s.task_lines().await), (vec!["written preferences".into()], vec!["1 A running".into()]));
+        assert_eq!(learning.status().await, "skill_writing", "nothing is final while the task is open");
+        s.app.drain_jobs().await;
+        assert_eq!(learning.status().await, "completed");
+        assert_eq!(learning.lessons().await, ["written preferences", "written success"]);
+    })
+    .await;
+}
+
         let learning = Learning::start(s).await;
         learning.script_finished_task().await;
         // A wrong key: the client does not repeat the request.
