@@ -315,11 +315,11 @@ pub async fn list_progress(conn: &mut PgConnection, space: LearningSpaceId) -> s
     .await
 }
 
-/// Returns the reason why the learning of a session waits or has failed: the last error of a lesson's job, or else the reason of a
-/// failed lesson.
+/// Returns the reason why the learning of a session waits or has failed: the last error of the job for which it waits, or else
+/// why a lesson or the observation has failed.
 pub async fn find_reason(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<String>> {
     let reason = sqlx::query_scalar!(
-        r#"select reason as "reason!" from learning_reasons where session_id = $1 order by is_final, updated_at desc limit 1"#,
+        r#"select reason as "reason!" from learning_reasons where session_id = $1 order by priority, updated_at desc limit 1"#,
         session as _
     );
     reason.fetch_optional(conn).await
@@ -329,7 +329,7 @@ pub async fn find_reason(conn: &mut PgConnection, session: SessionId) -> sqlx::R
 pub async fn list_reasons(conn: &mut PgConnection, space: LearningSpaceId) -> sqlx::Result<HashMap<SessionId, String>> {
     let reasons = sqlx::query!(
         r#"select distinct on (session_id) session_id as "session!: SessionId", reason as "reason!" from learning_reasons
-           where learning_space_id = $1 order by session_id, is_final, updated_at desc"#,
+           where learning_space_id = $1 order by session_id, priority, updated_at desc"#,
         space as _
     );
     Ok(reasons.fetch_all(conn).await?.into_iter().map(|row| (row.session, row.reason)).collect())

@@ -241,9 +241,12 @@ async fn a_session_whose_messages_could_not_be_observed_has_failed() {
     run_with(observing_config(), async |app| {
         let client = app.project().await;
         let space = client.new_space().await;
-        for (process_status, expected) in
-            [("failed", "failed"), ("limit_exceed", "failed"), ("disable_tracking", "completed")]
-        {
+        let (earlier, quota) = ("an earlier attempt", "the project has exceeded its quota of tasks");
+        for (process_status, expected, reason) in [
+            ("failed", "failed", Some(earlier)),
+            ("limit_exceed", "failed", Some(quota)),
+            ("disable_tracking", "completed", None),
+        ] {
             let session = client.new_session().await;
             client.store_text(&session, "hello").await;
             learn(&client, &space, &session).await.assert_status(201);
@@ -253,7 +256,11 @@ async fn a_session_whose_messages_could_not_be_observed_has_failed() {
                 .execute(&*app.app.db)
                 .await
                 .unwrap();
-            assert_eq!(status(&client, &space, &session).await, expected, "{process_status}");
+            let found = get_space_session(&client, &space, &session).await;
+            assert_eq!(found["status"], expected, "{process_status}");
+            let found = found.get("reason").map(|reason| reason.as_str().unwrap());
+            assert_eq!(found.is_some(), reason.is_some(), "{process_status}: {found:?}");
+            assert!(found.unwrap_or_default().starts_with(reason.unwrap_or_default()), "{process_status}: {found:?}");
         }
     })
     .await;

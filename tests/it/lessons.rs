@@ -61,6 +61,12 @@ impl<'a> Learning<'a> {
     }
 
     async fn wait_for_status(&self, session: &str, status: &str) {
+    /// Returns the sessions of the space.
+    async fn list(&self) -> Vec<Value> {
+        let path = format!("/api/v1/learning_spaces/{}/sessions", self.space);
+        self.s.client.get(&path).await.data().as_array().unwrap().clone()
+    }
+
         wait_until(&format!("the status is {status}"), async || self.status_of(session).await == status).await;
     }
 

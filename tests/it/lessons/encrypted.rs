@@ -1,10 +1,12 @@
 //! Learning in encrypted projects.
 
+use acontextd::crypto::ProjectKey;
 use serde_json::json;
 use tracing::Level;
 
 use super::{Learning, SkillCalls, facts_report, think};
 use crate::encryption::{MARK, decrypt, encrypt};
+use crate::support::PEPPER;
 use crate::support::captured_log::CapturedLog;
 use crate::support::model_server::{Lane, Latch};
 use crate::task_agent::{Calls, finish, flushed, in_both_formats, insert};
@@ -53,6 +55,43 @@ async fn an_encrypted_project_learns_without_leaving_plaintext() {
     .await;
 }
 
+/// Reads the learning status with a key that has no master key. A request with the project's own key would provide the master
+/// key.
+async fn assert_waits_for_key(learning: &Learning<'_>, status: &str) {
+    let app = &learning.s.app;
+    let replace_hash = async |hash: &str| {
+        sqlx::query("update projects set secret_key_hmac = $1").bind(hash).execute(&*app.app.db).await.unwrap();
+        app.clear_key_cache();
+    };
+    let own_hash = app.fetch_scalar::<String>("select secret_key_hmac from projects").await;
+    replace_hash(&ProjectKey::parse("a-legacy-key").lookup_hash(PEPPER)).await;
+    let keyless = learning.s.client.with_key("sk-ac-a-legacy-key");
+    let sessions = format!("/api/v1/learning_spaces/{}/sessions", learning.space);
+    let found = keyless.get(&format!("{sessions}/{}", learning.s.session)).await.data();
+    assert_eq!(found["status"], status, "{found}");
+    assert!(found["reason"].as_str().is_some_and(|reason| reason.contains("the project's API key")), "{found}");
+    assert_eq!(keyless.get(&sessions).await.data()[0], found);
+    replace_hash(&own_hash).await;
+}
+
+#[tokio::test]
+async fn messages_that_wait_for_the_key_are_a_reason() {
+    in_both_formats(&[], async |s| {
+        encrypt(&s.app, &s.client).await;
+        let learning = Learning::start(s).await;
+        s.store(&["hello"]).await;
+        s.app.execute("update jobs set encrypted_kek = null").await;
+        s.app.drain_jobs().await;
+        assert_waits_for_key(&learning, "pending").await;
+        // A request with the key provides it.
+        assert!(learning.get(&s.session).await.get("reason").is_none());
+        s.script([finish()]);
+        s.app.drain_jobs().await;
+        assert_eq!(learning.status().await, "completed");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_lesson_waits_for_the_key_and_is_converted_with_the_project() {
     in_both_formats(&[], async |s| {
@@ -79,6 +118,7 @@ async fn a_lesson_waits_for_the_key_and_is_converted_with_the_project() {
         assert_eq!(found, ["pending facts"], "the lesson waits for the key");
         let job = s.jobs().await.remove(0);
         assert_eq!((&job["kind"], &job["wait_reason"]), (&json!("write_lesson"), &json!("key")));
+        assert_waits_for_key(&learning, "skill_writing").await;
         // A request for the status provides it.
         learning.script_learner([finish()]);
         let status = learning.get(&s.session).await;

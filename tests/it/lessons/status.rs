@@ -5,7 +5,10 @@ use serde_json::json;
 use super::{Learning, success_report, think};
 use crate::support::model_server::{Lane, Latch, Step};
 use crate::support::wait_until;
-use crate::task_agent::{Calls, TTL, finish, in_both_formats, insert};
+use crate::task_agent::{Calls, TTL, finish, flushed, in_both_formats, insert};
+
+/// The reason of a failed status if its cause has been corrected since.
+const EARLIER_FAILURE: &str = "an earlier attempt to learn from the session has failed";
 
 #[tokio::test]
 async fn the_status_follows_the_steps() {
@@ -88,9 +91,6 @@ async fn open_tasks_are_closed_and_learned_when_a_client_asks() {
 }
 
 #[tokio::test]
-async fn errors_of_the_model_are_retried_and_then_have_a_reason() {
-    in_both_formats(&[], async |s| {
-#[tokio::test]
 async fn open_tasks_are_learned_although_preferences_were_learned_first() {
     in_both_formats(&[], async |s| {
         let learning = Learning::start(s).await;
@@ -138,6 +138,9 @@ async fn the_end_of_a_preference_lesson_leaves_open_tasks_to_be_learned() {
     .await;
 }
 
+#[tokio::test]
+async fn errors_of_the_model_are_retried_and_then_have_a_reason() {
+    in_both_formats(&[], async |s| {
         let learning = Learning::start(s).await;
         learning.script_finished_task().await;
         // A wrong key: the client does not repeat the request.
@@ -156,8 +159,52 @@ async fn the_end_of_a_preference_lesson_leaves_open_tasks_to_be_learned() {
         assert_eq!(learning.status().await, "failed");
         let reason = learning.get(&s.session).await["reason"].as_str().unwrap().to_owned();
         assert!(reason.contains("400"), "{reason}");
-        let listed = s.client.get(&format!("/api/v1/learning_spaces/{}/sessions", learning.space)).await.data();
-        assert_eq!(listed[0]["reason"], reason);
+        assert_eq!(learning.list().await[0]["reason"], reason);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_observed_has_a_reason() {
+    in_both_formats(&[], async |s| {
+        let learning = Learning::start(s).await;
+        s.store(&["do A"]).await;
+        // A wrong key: the job is retried.
+        s.script([Step::status(401)]);
+        s.app.drain_jobs().await;
+        let found = learning.get(&s.session).await;
+        assert_eq!(found["status"], "pending");
+        assert!(found["reason"].as_str().is_some_and(|reason| reason.contains("LLM_API_KEY")), "{found}");
+        assert_eq!(learning.list().await[0], found);
+        // The model rejects the request: the job fails.
+        s.script([Step::status(400)]);
+        s.end_backoff().await;
+        s.app.drain_jobs().await;
+        let found = learning.get(&s.session).await;
+        assert_eq!(found["status"], "failed");
+        assert!(found["reason"].as_str().is_some_and(|reason| reason.contains("400")), "{found}");
+        assert_eq!(learning.list().await[0], found);
+        // The messages are observed later, which deletes the job. The status is final.
+        s.script([finish()]);
+        assert_eq!(s.while_jobs_run(s.flush()).await, flushed());
+        let found = learning.get(&s.session).await;
+        assert_eq!((&found["status"], &found["reason"]), (&json!("failed"), &json!(EARLIER_FAILURE)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_over_the_quota_of_tasks_has_a_reason() {
+    in_both_formats(&[], async |s| {
+        let learning = Learning::start(s).await;
+        let exceed = "insert into metrics (project_id, tag, increment) values ($1, 'excess.task.created', 1)";
+        sqlx::query(exceed).bind(s.client.project()).execute(&*s.app.app.db).await.unwrap();
+        s.store(&["do A"]).await;
+        s.app.drain_jobs().await;
+        let found = learning.get(&s.session).await;
+        let reason = json!("the project has exceeded its quota of tasks");
+        assert_eq!((&found["status"], &found["reason"]), (&json!("failed"), &reason));
+        assert_eq!(learning.list().await[0], found);
     })
     .await;
 }
@@ -181,7 +228,9 @@ async fn a_failed_lesson_is_learned_when_its_job_is_retried() {
             let lessons = learning.lessons().await;
             assert!(lessons[0].starts_with(expected), "{lessons:?}");
         }
-        assert_eq!(learning.status().await, "failed", "a final status never changes");
+        let found = learning.get(&s.session).await;
+        assert_eq!(found["status"], "failed", "a final status never changes");
+        assert_eq!(found["reason"], EARLIER_FAILURE);
         assert_eq!(s.jobs().await.len(), 0);
     })
     .await;
