@@ -3,6 +3,7 @@
 //! Only what is very likely a secret is found, because a text may explain where a password is configured, and may name variables
 //! and placeholders. The prompts instruct the models to write no secrets at all.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -19,6 +20,14 @@ struct SecretPattern {
 /// The words before a value that is a secret.
 const SECRET_NAMES: &str =
     "(passwords?|passwd|pwd|passphrase|secret([_-]?access)?([_-]?key)?|api[ _-]?key|access[_-]?key|token)";
+
+impl SecretPattern {
+    /// Returns the secrets of this kind in a text.
+    fn find_all<'a>(&'a self, text: &'a str) -> impl Iterator<Item = &'a str> {
+        let values = self.regex.captures_iter(text).filter_map(|found| Some(found.name("value")?.as_str()));
+        values.filter(move |value| (self.is_secret)(value))
+    }
+}
 
 static PATTERNS: LazyLock<Vec<SecretPattern>> = LazyLock::new(|| {
     let any: fn(&str) -> bool = |_| true;
@@ -65,9 +74,17 @@ static REFERENCE: LazyLock<Regex> = LazyLock::new(|| {
 
 /// Returns the kind of the first secret that a text contains, such as "a private key".
 pub fn find_secret(text: &str) -> Option<&'static str> {
-    let has_secret =
-        |pattern: &&SecretPattern| pattern.regex.captures_iter(text).any(|found| (pattern.is_secret)(&found["value"]));
-    PATTERNS.iter().find(has_secret).map(|pattern| pattern.name)
+    PATTERNS.iter().find(|pattern| pattern.find_all(text).next().is_some()).map(|pattern| pattern.name)
+}
+
+/// Returns the kind of the first secret that an edit of a text adds: one that `edited` contains and `previous` does not. The edit
+/// alone does not show it, because a value may be a secret only after a word such as `password:` in the text around it.
+pub fn find_added_secret(previous: &str, edited: &str) -> Option<&'static str> {
+    let is_added = |pattern: &&SecretPattern| {
+        let found: HashSet<&str> = pattern.find_all(edited).collect();
+        !found.is_empty() && !found.is_subset(&pattern.find_all(previous).collect())
+    };
+    PATTERNS.iter().find(is_added).map(|pattern| pattern.name)
 }
 
 /// Returns `true` if a value is a secret, and not a placeholder, an expression, a path or the name of something.
@@ -162,8 +179,23 @@ mod tests {
     }
 
     #[test]
+    fn secrets_of_the_previous_text_are_not_added() {
+        let kind = Some("a password or key");
+        for (previous, edited, expected) in [
+            ("password: see-vault", "password: hunter2x", kind),
+            ("password: hunter2x", "password: hunter3x", kind),
+            ("user: bob", "user: bob\npassword: hunter2x", kind),
+            ("a\npassword: hunter2x", "b\npassword: hunter2x", None),
+            ("password: hunter2x", "password: see-vault", None),
+        ] {
+            assert_eq!(find_added_secret(previous, edited), expected, "{previous} -> {edited}");
+        }
+    }
+
+    #[test]
     fn long_texts_are_searched_quickly() {
         let text = "password: ".repeat(50_000) + &"a://".repeat(50_000) + &"sk-".repeat(50_000);
         assert_eq!(find_secret(&text), None);
+        assert_eq!(find_added_secret(&text, &text), None);
     }
 }

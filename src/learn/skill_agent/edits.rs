@@ -116,9 +116,12 @@ fn replace(draft: &mut SpaceDraft, label: &str, path: &FilePath, old: &str, new:
     let unknown = skill.unknown_file(path);
     // `apply_edit` has loaded the text.
     let file = skill.files.get_mut(path).ok_or(unknown)?;
-    let (text, name) = (file.text().unwrap_or_default(), names::quote(&path.relative()));
+    let (previous, name) = (file.text().unwrap_or_default(), names::quote(&path.relative()));
     check_text("new_string", new)?;
-    let text = replace_once(text, old, new).map_err(|reason| format!("`old_string` {reason} in `{name}`."))?;
+    let text = replace_once(previous, old, new).map_err(|reason| format!("`old_string` {reason} in `{name}`."))?;
+    if let Some(kind) = secrets::find_added_secret(previous, &text) {
+        return Err(secret_mistake(&format!("With this change, `{name}`"), kind));
+    }
     if text.len() > MAX_FILE_BYTES {
         return Err(format!(
             "`{name}` would have {} bytes. The maximum is {MAX_FILE_BYTES}, so nothing was changed. Put the text into \
@@ -263,13 +266,14 @@ fn check_text(argument: &str, text: &str) -> Result<(), String> {
              them."
         ));
     }
-    if let Some(kind) = secrets::find_secret(text) {
-        return Err(format!(
-            "`{argument}` contains what looks like {kind}, so nothing was changed. Skills must not contain secrets. \
-             Write where the secret is configured instead of its value."
-        ));
-    }
-    Ok(())
+    secrets::find_secret(text).map_or(Ok(()), |kind| Err(secret_mistake(&format!("`{argument}`"), kind)))
+}
+
+fn secret_mistake(subject: &str, kind: &str) -> String {
+    format!(
+        "{subject} contains what looks like {kind}, so nothing was changed. Skills must not contain secrets. Write where \
+         the secret is configured instead of its value."
+    )
 }
 
 fn check_skill_md_size(text: &str, max_bytes: usize) -> Result<(), String> {

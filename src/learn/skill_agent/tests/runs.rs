@@ -221,7 +221,8 @@ async fn texts_are_returned_unchanged_and_binaries_are_mistakes() {
 #[tokio::test]
 async fn secrets_are_not_written() {
     let key = ["AKIA", "IOSFODNN7EXAMPLE"].concat();
-    let mut space = space(&[skill("a", &[("n.md", "keys:\n")])]);
+    let files = [("n.md", "keys:\n"), ("db.md", "password: see-vault\nport: 5432\n")];
+    let mut space = space(&[skill("a", &files)]);
     let with_key = format!("The key is {key}.");
     let results = run_calls(
         &mut space,
@@ -231,10 +232,15 @@ async fn secrets_are_not_written() {
             replace("a", "n.md", "keys:", &with_key),
             create_skill(&(skill_md("keys") + &with_key)),
             create("a", "keys.md", "The key is in the variable `AWS_ACCESS_KEY_ID`."),
+            // The new text is a secret only because of the text before it.
+            replace("a", "db.md", "see-vault", "hunter2x"),
+            replace("a", "db.md", "5432", "5433"),
         ],
     )
     .await;
-    assert_eq!(errors(&results), [false, true, true, true, false]);
+    assert_eq!(errors(&results), [false, true, true, true, false, true, false]);
+    assert!(results[5].0.contains("`db.md` contains what looks like a password or key"), "{}", results[5].0);
+    assert_eq!(space.text("a", "db.md"), Some("password: see-vault\nport: 5433\n"));
     for (text, _) in &results[1..4] {
         assert!(text.contains("contains what looks like an access key of AWS") && !text.contains(&key), "{text}");
     }
