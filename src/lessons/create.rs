@@ -11,6 +11,9 @@ use crate::sessions::lock::LockedSession;
 
 /// The maximum number of messages that a lesson names.
 const MAX_MESSAGES: usize = 200;
+/// The maximum length of a lesson that consists of several preferences, in bytes. The prompts of the skill agent have room for
+/// it, so that it is never cut.
+const MAX_PREFERENCES_BYTES: usize = 8_000;
 
 /// Creates a lesson for each of these tasks that is finished, unless the learning space has one for the same end of the task. Does
 /// nothing if no learning space learns from the session.
@@ -30,9 +33,10 @@ pub async fn create_for_tasks(
     Ok(())
 }
 
-/// Creates a lesson from preferences of the user, which needs no distillation. Does nothing if there are no preferences, or if no
-/// learning space learns from the session. `messages` are those in which the user has stated them. `format` is the project's
-/// storage format, which the transaction has locked.
+/// Creates lessons from preferences of the user, which need no distillation: one lesson, or several if the preferences are
+/// long. Does nothing if there are no preferences, or if no learning space learns from the session. `messages` are those of the
+/// batch in which the user has stated the preferences; empty if they are not known. `format` is the project's storage format,
+/// which the transaction has locked.
 ///
 /// # Errors
 /// Returns 403 if the lesson must be encrypted and the key is missing, and an error if the database fails.
@@ -48,11 +52,50 @@ pub async fn create_for_preferences(
     }
     let id = session.id;
     let Some(learning_space) = store::find_learning_space(session, id).await? else { return Ok(()) };
-    let lesson = LessonId::new();
-    let text = preferences.iter().map(|preference| format!("- {preference}")).collect::<Vec<_>>().join("\n");
-    let content = StoredText::new(encryption, format, lesson, &text)?;
     let messages = &messages[..messages.len().min(MAX_MESSAGES)];
-    store::insert_preferences(session, learning_space, lesson, &content, messages).await?;
-    let job = WriteLesson { session: session.id, learning_space, lesson };
-    queue.enqueue(session, encryption, &job, Delay::NONE).await
+    for text in to_lists(preferences) {
+        let lesson = LessonId::new();
+        let content = StoredText::new(encryption, format, lesson, &text)?;
+        store::insert_preferences(session, learning_space, lesson, &content, messages).await?;
+        let job = WriteLesson { session: id, learning_space, lesson };
+        queue.enqueue(session, encryption, &job, Delay::NONE).await?;
+    }
+    Ok(())
+}
+
+/// Returns preferences as lists of at most [`MAX_PREFERENCES_BYTES`]. A longer preference is a list of its own.
+fn to_lists(preferences: &[String]) -> Vec<String> {
+    let mut lists: Vec<String> = Vec::new();
+    for preference in preferences {
+        let entry = format!("- {preference}");
+        match lists.last_mut() {
+            Some(list) if list.len() + 1 + entry.len() <= MAX_PREFERENCES_BYTES => {
+                list.push('\n');
+                list.push_str(&entry);
+            }
+            _ => lists.push(entry),
+        }
+    }
+    lists
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_preferences_are_several_lists() {
+        let preferences: Vec<String> = (0..20).map(|n| format!("{n:02} {}", "x".repeat(995))).collect();
+        let lists = to_lists(&preferences);
+        assert_eq!(lists.iter().map(|list| list.lines().count()).collect::<Vec<_>>(), [7, 7, 6]);
+        assert!(lists.iter().all(|list| list.len() <= MAX_PREFERENCES_BYTES));
+        let entries: Vec<String> = preferences.iter().map(|preference| format!("- {preference}")).collect();
+        assert_eq!(lists.join("\n"), entries.join("\n"), "nothing is lost, and the order is kept");
+        let long = "x".repeat(9_000);
+        assert_eq!(
+            to_lists(&["a".into(), long.clone(), "b".into()]),
+            ["- a".into(), format!("- {long}"), "- b".into()]
+        );
+        assert!(to_lists(&[]).is_empty());
+    }
 }

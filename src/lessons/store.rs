@@ -114,19 +114,26 @@ pub async fn get(conn: &mut PgConnection, project: ProjectId, lesson: LessonId) 
     select_lessons!("where t.id = $1 and t.project_id = $2", lesson as _, project as _).fetch_optional(conn).await
 }
 
-/// Returns the oldest lesson of a learning space that waits to be written and has a job that is ready.
+/// The maximum stored length of a lesson that continues a run of the skill agent, in bytes. The message with such a lesson has
+/// room for about 4 000 tokens.
+const MAX_NEXT_BYTES: i32 = 8_192;
+
+/// Returns the oldest lesson of a learning space that waits to be written and has a job that is ready. Skips lessons that are
+/// longer than [`MAX_NEXT_BYTES`]: their own jobs write them, in a message with more room.
 pub async fn find_next_pending(
     conn: &mut PgConnection,
     project: ProjectId,
     space: LearningSpaceId,
 ) -> sqlx::Result<Option<LessonRow>> {
     select_lessons!(
-        "where t.learning_space_id = $1 and t.project_id = $2 and t.state = 'pending' and exists (
+        "where t.learning_space_id = $1 and t.project_id = $2 and t.state = 'pending' and octet_length(t.content) <= $3
+           and exists (
              select 1 from jobs j
              where j.kind = 'write_lesson' and j.dedupe_key = t.id::text and j.state = 'ready' and j.attempt = 0)
          order by t.distilled_at, t.id limit 1",
         space as _,
-        project as _
+        project as _,
+        MAX_NEXT_BYTES
     )
     .fetch_optional(conn)
     .await

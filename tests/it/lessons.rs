@@ -4,6 +4,7 @@
 mod concurrency;
 mod distillation;
 mod encrypted;
+mod long_lessons;
 mod status;
 mod writing;
 
@@ -60,13 +61,13 @@ impl<'a> Learning<'a> {
         self.s.client.get(&path).await.data()
     }
 
-    async fn wait_for_status(&self, session: &str, status: &str) {
     /// Returns the sessions of the space.
     async fn list(&self) -> Vec<Value> {
         let path = format!("/api/v1/learning_spaces/{}/sessions", self.space);
         self.s.client.get(&path).await.data().as_array().unwrap().clone()
     }
 
+    async fn wait_for_status(&self, session: &str, status: &str) {
         wait_until(&format!("the status is {status}"), async || self.status_of(session).await == status).await;
     }
 

@@ -17,7 +17,8 @@ pub const FIRST_MESSAGE_TOKENS: usize = 16_000;
 /// has one such message for each lesson.
 pub(super) const NEXT_MESSAGE_TOKENS: usize = 8_000;
 
-/// The maximum length of the text of a lesson, in characters. It is not less than the length of a response of the model.
+/// The maximum length of the text of a lesson, in characters. A response of the distiller is usually shorter, unless the
+/// operator has raised `ACONTEXTD_LLM_MAX_TOKENS` above its default. Of a longer text, the model gets only the beginning.
 const LESSON_CHARS: usize = 20_000;
 /// The maximum length of the description of a task in characters, which is also the limit for storing it.
 const TASK_CHARS: usize = 2_000;
