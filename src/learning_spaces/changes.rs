@@ -77,7 +77,7 @@ pub struct SkillChange {
     task_id: Option<TaskId>,
     /// The session from which the lesson was learned.
     session_id: Option<SessionId>,
-    /// The messages on which the lesson is based, at most 200.
+    /// The messages on which the lesson is based, at most 200; empty for preferences that were stated before `learn`.
     message_ids: Vec<MessageId>,
     /// The language model that has written the lesson into the skill.
     model: Option<String>,
