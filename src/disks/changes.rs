@@ -13,7 +13,8 @@ pub const MAX_MESSAGES: usize = 200;
 pub const MAX_NOTE_CHARS: usize = 500;
 
 text_enum! {
-    /// What has made a change: `key` is a request with a project key, and `learner` a job that learns from sessions.
+    /// What has made a change: `key` is a request with a project key, and `learner` a job that learns from sessions. `import` and
+    /// `operator` are reserved.
     pub enum Actor {
         Key = "key",
         Learner = "learner",

@@ -132,9 +132,8 @@ pub async fn list_jobs(
 /// Retry a failed background job
 ///
 /// Makes the job ready, with no attempt counted. Messages whose observation has failed are observed again, and a failed lesson is
-/// learned. If the same work is
-/// waiting already, the failed job is removed and the response contains the waiting one. On an encrypted project, the job gets
-/// the project's key from the request.
+/// distilled or written again. If a duplicate of the job is ready, the failed job is deleted, and the response contains the
+/// duplicate. On an encrypted project, the job gets the project's key from the request.
 #[utoipa::path(post, path = "/api/v1/jobs/{job_id}/retry", tag = "jobs", params(("job_id" = JobId, Path)))]
 pub async fn retry_job(
     State(ctx): State<JobControl>,

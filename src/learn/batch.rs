@@ -129,7 +129,7 @@ struct TasksChanged;
 
 impl Batch {
     /// Stores the result of the task agent. If a learning space learns from the session, creates a lesson for each finished task, and
-    /// one for the new preferences. `format` is the storage format of the project, which the transaction has locked.
+    /// one or several for the new preferences. `format` is the storage format of the project, which the transaction has locked.
     ///
     /// # Errors
     /// Returns an error if another transaction has changed the tasks of the session since the batch was loaded, or if the

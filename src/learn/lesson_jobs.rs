@@ -114,7 +114,7 @@ pub(super) async fn end_lesson(
     progress::finish_if_done(session).await
 }
 
-/// Marks a lesson as failed whose job has lost its last attempt, because it timed out or the process of its worker died.
+/// Marks as failed a lesson whose job has lost its last attempt, because it timed out or the process of its worker died.
 ///
 /// # Errors
 /// Returns an error if the database fails.

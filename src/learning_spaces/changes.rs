@@ -31,11 +31,11 @@ pub struct ListChangesParams {
     #[serde(default, rename = "skill_id")]
     #[param(value_type = Option<SkillId>)]
     skill: Option<String>,
-    /// Only changes that were learned from this session.
+    /// Only changes that a lesson from this session has caused.
     #[serde(default, rename = "session_id")]
     #[param(value_type = Option<SessionId>)]
     session: Option<String>,
-    /// Only changes that were learned from this task.
+    /// Only changes that a lesson from this task has caused.
     #[serde(default, rename = "task_id")]
     #[param(value_type = Option<TaskId>)]
     task: Option<String>,
@@ -66,12 +66,12 @@ pub struct SkillChange {
     at: Timestamp,
     actor: Actor,
     skill_id: SkillId,
-    /// The present name of the skill.
+    /// The current name of the skill.
     skill_name: String,
     /// What the change has done to each file.
     files: Vec<ChangedFile>,
-    /// The lesson that was written into the skill. Null if the change was not learned, or if the session from which it was
-    /// learned has been deleted.
+    /// The lesson that has caused the change. Null if a request has made the change, or if the session of the lesson has been
+    /// deleted.
     lesson: Option<ChangeLesson>,
     /// The task from which the lesson was learned.
     task_id: Option<TaskId>,
@@ -97,7 +97,7 @@ pub struct ChangedFile {
     version_id: Option<VersionId>,
 }
 
-/// A lesson that was learned from a session.
+/// The lesson that has caused a change.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ChangeLesson {
     id: LessonId,
@@ -108,8 +108,8 @@ pub struct ChangeLesson {
 
 /// List the changes of a learning space's skills
 ///
-/// Returns the changes that were learned for the space, with the lesson, the task, the session and the messages on which they are
-/// based, and the changes that requests have made to its skills. Changes of `meta` alone are not recorded. The newest changes are
+/// Returns the changes that lessons of the space have caused, with the lesson, its task, its session and its messages, and the
+/// changes that requests have made to the skills of the space. Changes of `meta` alone are not recorded. The newest changes are
 /// first, unless `time_desc` is false. If the project is encrypted, its key is required. A page has fewer changes than `limit` if
 /// the changes have more than 100 000 files in total.
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/changes", tag = "learning_spaces",

@@ -93,10 +93,10 @@ pub struct LearningSpaceSkill {
 }
 
 text_enum! {
-    /// The learning status of a session: the latest status that one of its lessons has had. It never goes back. `pending`: no
-    /// task is finished, or its distillation has not begun. `distilling`: a lesson is being distilled from a task. `queued`: a
-    /// lesson waits until the lessons of other sessions are written. `skill_writing`: a lesson is being written to the skills.
-    /// `completed` and `failed` are final.
+    /// The learning status of a session. It never goes back. `pending`: no lesson is being distilled or written yet.
+    /// `distilling`: a lesson is being distilled from a task. `queued`: a lesson waits until another lesson of the space is
+    /// written. `skill_writing`: a lesson is being written to the skills, or is about to be. `completed` and `failed` are
+    /// final.
     pub enum LearningStatus {
         Pending = "pending",
         Distilling = "distilling",

@@ -33,9 +33,9 @@ impl RequestBody for LearnSessionRequest {
 
 /// Learn from a session
 ///
-/// Learns from each finished task of the session, and from each task that finishes later, in background jobs. They distill a lesson
-/// from the task and its messages, and write it to the skills of the learning space. Only one learning space can learn from a
-/// session.
+/// Learns from each finished task of the session, and from each task that finishes later, in background jobs. They distill a
+/// lesson from the task and its messages, and write it to the skills of the learning space. Also learns the preferences that
+/// the user has stated. Only one learning space can learn from a session.
 #[utoipa::path(post, path = "/api/v1/learning_spaces/{space_id}/learn", tag = "learning_spaces",
     params(("space_id" = LearningSpaceId, Path)), request_body = LearnSessionRequest)]
 pub async fn learn_session(
@@ -73,7 +73,9 @@ pub async fn learn_session(
 
 /// List a learning space's sessions
 ///
-/// Returns all sessions, oldest first.
+/// Returns all sessions, oldest first. If all messages of a session are observed, no task has been learned and tasks are still
+/// open, enqueues a job that completes these tasks, so that they are learned. On an encrypted project, provides the key to the
+/// jobs that wait for it.
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/sessions", tag = "learning_spaces",
     params(("space_id" = LearningSpaceId, Path)))]
 pub async fn list_space_sessions(
@@ -108,6 +110,9 @@ pub async fn list_space_sessions(
 }
 
 /// Get the learning status of a session
+///
+/// If all messages of a session are observed, no task has been learned and tasks are still open, enqueues a job that completes
+/// these tasks, so that they are learned. On an encrypted project, provides the key to the jobs that wait for it.
 #[utoipa::path(get, path = "/api/v1/learning_spaces/{space_id}/sessions/{session_id}", tag = "learning_spaces",
     params(("space_id" = LearningSpaceId, Path), ("session_id" = SessionId, Path)))]
 pub async fn get_space_session(

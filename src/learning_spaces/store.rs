@@ -335,7 +335,7 @@ pub async fn list_reasons(conn: &mut PgConnection, space: LearningSpaceId) -> sq
     Ok(reasons.fetch_all(conn).await?.into_iter().map(|row| (row.session, row.reason)).collect())
 }
 
-/// Advances the learning status of a session. Has no effect if the present status is the same or a later one, because the status
+/// Advances the learning status of a session. Has no effect if the current status is the same or a later one, because the status
 /// never goes back.
 pub async fn advance_session_status(session: &mut LockedSession<'_>, status: LearningStatus) -> sqlx::Result<()> {
     let earlier: Vec<String> =

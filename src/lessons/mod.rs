@@ -13,7 +13,7 @@ pub mod text;
 use crate::text_enum::text_enum;
 
 text_enum! {
-    /// The state of a lesson. The first three are those of a lesson with a job.
+    /// The state of a lesson. The first three are open: a job will distill or write the lesson.
     pub enum LessonState {
         /// The lesson is being distilled from its task, or waits for it.
         Distilling = "distilling",

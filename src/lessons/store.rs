@@ -21,8 +21,8 @@ pub async fn find_learning_space(conn: &mut PgConnection, session: SessionId) ->
     .await
 }
 
-/// Inserts a lesson for each of these tasks that is finished, with the task's present status and data. Skips a task if the learning
-/// space has a lesson for the same end of it. Returns the lessons with their tasks, in the order of `tasks`.
+/// Inserts a lesson for each of these tasks that is finished, with the task's current status and data. Skips a task if the
+/// learning space has a lesson for the same end of it. Returns the lessons with their tasks, in the order of `tasks`.
 pub async fn insert_for_tasks(
     session: &mut LockedSession<'_>,
     tasks: &[TaskId],
@@ -48,7 +48,7 @@ pub async fn insert_for_tasks(
     Ok(inserted.fetch_all(&mut ***session).await?.into_iter().map(|row| (row.id, row.task)).collect())
 }
 
-/// Inserts a lesson that consists of preferences, and waits to be written.
+/// Inserts a pending lesson that consists of preferences.
 pub async fn insert_preferences(
     session: &mut LockedSession<'_>,
     space: LearningSpaceId,
@@ -181,7 +181,7 @@ pub async fn set_state(
     Ok(update.execute(conn).await?.rows_affected() == 1)
 }
 
-/// Makes the lessons of a learning space pending again that are being written.
+/// Makes the lessons of a learning space that are being written pending again.
 pub async fn reset_writing(conn: &mut PgConnection, project: ProjectId, space: LearningSpaceId) -> sqlx::Result<()> {
     sqlx::query!(
         "update lessons set state = 'pending', updated_at = now()
@@ -194,7 +194,7 @@ pub async fn reset_writing(conn: &mut PgConnection, project: ProjectId, space: L
     .map(drop)
 }
 
-/// Opens a failed lesson again, whose job is retried: it is distilled if it has no text yet, and otherwise waits to be written.
+/// Reopens a failed lesson whose job is retried: it is distilled if it has no text yet, and otherwise pending.
 pub async fn reopen_failed(conn: &mut PgConnection, project: ProjectId, lesson: LessonId) -> sqlx::Result<()> {
     sqlx::query!(
         "update lessons set state = case when kind is null then 'distilling' else 'pending' end, reason = null, updated_at = now()

@@ -172,7 +172,7 @@ async fn a_session_stays_pending_until_its_messages_are_observed() {
 }
 
 #[tokio::test]
-async fn open_tasks_are_closed_and_learned_once_by_a_job() {
+async fn open_tasks_are_completed_and_learned_once_by_a_job() {
     run_with(observing_config(), async |app| {
         let client = app.project().await;
         let (space, session) = (client.new_space().await, client.new_session().await);

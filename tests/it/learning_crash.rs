@@ -12,11 +12,11 @@ use crate::support::wait_until;
 /// The call of the model, or the transaction, during which the server is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum KillAt {
-    /// While the call that distills the lesson is not answered.
+    /// While the call that distills the lesson has no response.
     Distillation,
     /// After that call, when the transaction that stores the lesson begins.
     DistillationCommit,
-    /// While the call of the skill agent with this number, from 0, is not answered.
+    /// While the call of the skill agent with this number, from 0, has no response.
     Call(usize),
     /// After the last call, when the transaction that stores the edits begins.
     Commit,
@@ -47,7 +47,7 @@ fn lesson() -> Step {
     Step::call("report_factual_content", json!({"task_goal": "The report", "facts": ["It has two pages."]}))
 }
 
-/// The answers of the skill agent: an edit, another one, and the end.
+/// The responses of the skill agent: an edit, another one, and the end.
 fn skill_steps() -> [Step; 3] {
     let create = json!({"skill_name": "daily-logs", "file_path": "log.md", "content": "# Log\n"});
     let replace = json!({"skill_name": "daily-logs", "file_path": "log.md", "old_string": "# Log\n",
@@ -59,7 +59,8 @@ fn skill_steps() -> [Step; 3] {
     ]
 }
 
-/// Scripts the answers until the kill. The call during which the server is killed, or after which it is killed, waits at the latch.
+/// Scripts the responses until the kill. The call during which the server is killed, or after which it is killed, waits at the
+/// latch.
 fn script_until(deployment: &Deployment, kill_at: KillAt, latch: &Latch) {
     deployment.model.script(Lane::Task, MARKER, [task()]);
     let calls = match kill_at {
@@ -76,7 +77,7 @@ fn script_until(deployment: &Deployment, kill_at: KillAt, latch: &Latch) {
     deployment.model.script(Lane::Learner, "", steps);
 }
 
-/// Scripts the answers that the next process needs.
+/// Scripts the responses that the next process needs.
 fn script_rest(deployment: &Deployment, kill_at: KillAt) {
     if matches!(kill_at, KillAt::Distillation | KillAt::DistillationCommit) {
         deployment.model.script(Lane::DistillSuccess, "", [lesson()]);

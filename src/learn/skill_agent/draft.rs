@@ -32,7 +32,7 @@ pub struct StoredFile {
 /// The contents of stored files.
 #[async_trait]
 pub trait SkillFiles: Send + Sync {
-    /// Reads the present content of a file. It is not called for files that are larger than [`MAX_FILE_BYTES`].
+    /// Reads the current content of a file. It is not called for files that are larger than [`MAX_FILE_BYTES`].
     ///
     /// # Errors
     /// Returns an error if the content cannot be read. The run ends then.
@@ -250,7 +250,7 @@ impl FileDraft {
         }
     }
 
-    /// Returns the present text. `None` if it is not loaded.
+    /// Returns the current text. `None` if it is not loaded.
     pub(super) fn text(&self) -> Option<&str> {
         self.written_text.as_deref().or(self.stored_text.as_deref())
     }

@@ -1,5 +1,5 @@
 //! The edits of skills: their rules, which are the same for the tools of the agent and for the edits that are applied to the
-//! present skills when a lesson is stored.
+//! current skills when a lesson is stored.
 
 use super::draft::{FileDraft, MAX_FILE_BYTES, Reply, SkillDraft, SkillFiles, SpaceDraft};
 use super::names;

@@ -1,7 +1,7 @@
 //! The skill agent: a model that writes lessons to the skills of a learning space.
 //!
 //! The agent's tools change no stored data. They edit a draft of the skills ([`draft`]), and record the edits ([`edits`]). When
-//! the agent has finished a lesson, a [`LessonSource`] stores its edits. For this, it applies them to the present skills and
+//! the agent has finished a lesson, a [`LessonSource`] stores its edits. For this, it applies them to the current skills and
 //! stores the difference ([`changes`]). It then returns the next lesson, which the agent gets in the same conversation.
 
 pub mod changes;
@@ -53,7 +53,7 @@ pub struct SkillAgentInput {
 /// The lessons of a run, and the storage of their edits. It also reads the files of the skills.
 #[async_trait]
 pub trait LessonSource: SkillFiles {
-    /// Stores the edits of the present lesson, which the agent has finished, and returns the next lesson. Without edits, the
+    /// Stores the edits of the current lesson, which the agent has finished, and returns the next lesson. Without edits, the
     /// agent has decided that the lesson adds nothing.
     ///
     /// The outcome is `Finished`, `NoToolCalls` or `MaxIterations`. After `MaxIterations` the run ends, and a returned lesson is
@@ -80,7 +80,7 @@ pub struct SkillAgentResult {
     pub iterations: u32,
 }
 
-/// An error that has ended a run. The edits of the present lesson are lost; those of earlier lessons are stored.
+/// An error that has ended a run. The edits of the current lesson are lost; those of earlier lessons are stored.
 #[derive(Debug, thiserror::Error)]
 pub enum SkillAgentError {
     /// A request to the model has failed.

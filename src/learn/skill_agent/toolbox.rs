@@ -16,11 +16,11 @@ use crate::llm::agent::{AgentOutcome, NextMessage, ToolReply, Toolbox, arguments
 const THINK_FIRST: &str = "Nothing was changed, because `report_thinking` was not called in this run. Call it first, and \
      then repeat this call.";
 
-/// The tools of the skill agent, with the draft and the edits of the present lesson.
+/// The tools of the skill agent, with the draft and the edits of the current lesson.
 pub(super) struct SkillToolbox<'a, S> {
     tools: Vec<Tool>,
     draft: SpaceDraft,
-    /// The edits of the present lesson that have been applied to the draft.
+    /// The edits of the current lesson that have been applied to the draft.
     edits: Vec<SkillEdit>,
     /// `true` once `report_thinking` was called in this run.
     has_thought: bool,
@@ -129,7 +129,7 @@ impl<'a, S: LessonSource> SkillToolbox<'a, S> {
         Ok(reply)
     }
 
-    /// Stores the edits of the present lesson. Returns the message for the next lesson, whose draft begins with its skills.
+    /// Stores the edits of the current lesson. Returns the message for the next lesson, whose draft begins with its skills.
     async fn store_lesson(&mut self, outcome: AgentOutcome) -> anyhow::Result<Option<NextMessage>> {
         let edits = std::mem::take(&mut self.edits);
         let Some(next) = self.source.store(outcome, &edits).await? else { return Ok(None) };

@@ -29,7 +29,7 @@ pub(super) fn skill_tools() -> Vec<Tool> {
         mv_skill_file(),
         tool(
             "finish",
-            "Ends the work on the present lesson. Call it when the skills contain what is worth keeping of it.",
+            "Ends the work on the current lesson. Call it when the skills contain what is worth keeping of it.",
             &[],
         ),
         tool(
@@ -79,7 +79,7 @@ fn mv_skill_file() -> Tool {
          `report_thinking`.",
         &[
             SKILL_NAME,
-            ("source_path", "Present path of the file. Example: notes.md."),
+            ("source_path", "Current path of the file. Example: notes.md."),
             ("destination_path", "New path of the file. Example: archive/notes-2025.md."),
         ],
     )

@@ -36,7 +36,7 @@ use crate::sessions::lock::LockedSession;
 const RUN_TIMEOUT: Duration = Duration::from_mins(20);
 /// The time after which a run gets no further lesson.
 const TIME_SLICE: Duration = Duration::from_mins(8);
-/// The number of times that an attempt begins again because the files have changed so that the edits do not fit.
+/// The maximum number of times that an attempt repeats a lesson because its edits no longer fit the files.
 const MAX_CONFLICTS: usize = 2;
 /// The delay before the next attempt if no model is configured.
 const RECHECK_INTERVAL: Duration = Duration::from_hours(24);

@@ -50,7 +50,7 @@ fn update_task() -> Tool {
         "enum": ["pending", "running", "success", "failed"],
         "description": "The new status. Leave it out to keep the status.",
     });
-    let description = "The new description, which replaces the present one. At most 2000 characters. Leave it out to \
+    let description = "The new description, which replaces the current one. At most 2000 characters. Leave it out to \
         keep the description.";
     Tool {
         name: "update_task",
@@ -114,7 +114,7 @@ fn submit_user_preference() -> Tool {
         TypeScript and prefers pnpm to npm.";
     Tool {
         name: "submit_user_preference",
-        description: "Records one preference, habit or fact of the user that is useful beyond the present tasks.",
+        description: "Records one preference, habit or fact of the user that is useful beyond the current tasks.",
         parameters: schema(&json!({"preference": string(preference)}), &["preference"]),
     }
 }

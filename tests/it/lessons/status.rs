@@ -66,7 +66,7 @@ async fn the_status_is_not_final_before_all_tasks_are_learned() {
 }
 
 #[tokio::test]
-async fn open_tasks_are_closed_and_learned_when_a_client_asks() {
+async fn open_tasks_are_completed_and_learned_when_the_status_is_read() {
     in_both_formats(&[], async |s| {
         let learning = Learning::start(s).await;
         s.store(&["do A"]).await;
@@ -78,7 +78,7 @@ async fn open_tasks_are_closed_and_learned_when_a_client_asks() {
         for _ in 0..3 {
             assert_eq!(learning.status().await, "pending");
         }
-        assert_eq!(s.task_lines().await, ["1 A running"], "asking changes no task");
+        assert_eq!(s.task_lines().await, ["1 A running"], "reading changes no task");
         s.app.drain_jobs().await;
         assert_eq!(s.task_lines().await, ["1 A success"]);
         assert_eq!(

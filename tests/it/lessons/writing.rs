@@ -191,7 +191,7 @@ async fn a_known_lesson_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_run_that_never_ends_is_ended() {
+async fn a_run_ends_after_its_maximum_number_of_calls() {
     in_both_formats(&[], async |s| {
         let learning = Learning::start(s).await;
         learning.script_finished_task().await;
@@ -209,7 +209,7 @@ async fn a_run_that_never_ends_is_ended() {
     .await;
 }
 
-/// Files change while the model works: by a request with the project's key.
+/// A request with the project's key changes a file while the model works.
 #[tokio::test]
 async fn edits_are_applied_to_a_changed_file_or_repeated() {
     in_both_formats(&[], async |s| {

@@ -109,7 +109,7 @@ fn to_tool_call(call: &Call) -> (&'static str, Value) {
 #[derive(Clone, Debug, Default)]
 struct Reference {
     skills: BTreeMap<String, BTreeMap<String, String>>,
-    /// The path at the start of the lesson for each file that existed then, by skill and present path.
+    /// The path at the start of the lesson for each file that existed then, by skill and current path.
     origins: BTreeMap<(String, String), String>,
     has_thought: bool,
 }

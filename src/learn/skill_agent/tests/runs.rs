@@ -320,7 +320,7 @@ async fn the_next_lesson_is_a_message_of_the_same_conversation() {
     for (text, lesson) in users.iter().zip(lessons) {
         assert!(text.contains(&format!("date=\"2026-03-14\">{lesson}</text>")), "{text}");
     }
-    assert!(users[2].contains("<file>1.md</file>\n<file>2.md</file>"), "the skills are the present ones: {}", users[2]);
+    assert!(users[2].contains("<file>1.md</file>\n<file>2.md</file>"), "the skills are the current ones: {}", users[2]);
     let counts: Vec<_> = space.stored.iter().map(|(outcome, edits)| (*outcome, edits.len())).collect();
     let finished = AgentOutcome::Finished;
     assert_eq!(counts, [(finished, 1), (finished, 1), (AgentOutcome::NoToolCalls, 0)]);

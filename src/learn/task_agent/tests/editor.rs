@@ -106,7 +106,7 @@ fn updates_are_validated_before_they_have_an_effect() {
     assert_error(editor.update_task(1, None, Some(" ")), &["Task 1 was not changed", "neither"]);
     let edits = editor.into_edits();
     assert!(!edits.tasks[0].has_changed && !edits.tasks[0].has_ended);
-    // A blank description keeps the present one.
+    // A blank description keeps the current one.
     let mut editor = TaskEditor::new(&stored, &[], 0);
     assert_eq!(
         editor.update_task(1, Some(TaskStatus::Failed), Some("")).unwrap(),
