@@ -97,7 +97,7 @@ impl JobControl {
             wait_reason: match job.wait_reason {
                 Some(WaitReason::Key) => Some(JobWaitReason::Key),
                 Some(WaitReason::Model) => Some(JobWaitReason::Model),
-                Some(WaitReason::TimeSlice | WaitReason::Upgrade) | None => None,
+                Some(WaitReason::TimeSlice) | None => None,
             },
             attempt: job.attempt,
             run_at: job.run_at,

@@ -64,8 +64,6 @@ text_enum! {
         Model = "model",
         /// The job has used its time slice. It continues with its next attempt.
         TimeSlice = "time_slice",
-        /// This version of the server cannot do the work.
-        Upgrade = "upgrade",
     }
 }
 
@@ -82,8 +80,6 @@ text_enum! {
         Database = "database",
         /// An attempt took too long, or its process died.
         Timeout = "timeout",
-        /// This version of the server cannot do the work.
-        Upgrade = "upgrade",
         /// Any other error.
         Internal = "internal",
     }
@@ -219,7 +215,6 @@ impl WaitReason {
             Self::Key => Some(ErrorClass::Key),
             Self::Model => Some(ErrorClass::ModelSettings),
             Self::TimeSlice => None,
-            Self::Upgrade => Some(ErrorClass::Upgrade),
         }
     }
 }
