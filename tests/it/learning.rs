@@ -291,3 +291,19 @@ async fn a_learning_that_waits_for_a_model_has_a_reason() {
         .await;
     }
 }
+
+#[tokio::test]
+async fn a_lesson_that_waits_for_a_model_is_a_reason() {
+    run_with(TestConfig::default().with("LLM_SDK", "none"), async |app| {
+        let client = app.project().await;
+        let (space, session) = (client.new_space().await, client.new_session().await);
+        insert_task(&app.app, &session, 1, "success").await;
+        learn(&client, &space, &session).await.assert_status(201);
+        app.drain_jobs().await;
+        let found = get_space_session(&client, &space, &session).await;
+        assert_eq!(found["status"], "pending");
+        assert!(found["reason"].as_str().is_some_and(|reason| reason.contains("LLM_SDK")), "{found}");
+        assert_eq!(client.get(&format!("/api/v1/learning_spaces/{space}/sessions")).await.data()[0], found);
+    })
+    .await;
+}

@@ -82,6 +82,14 @@ impl Deployment {
         body["data"].clone()
     }
 
+    /// Sends a GET request, and returns `data` of the response.
+    pub async fn get(&self, server: &ServerProcess, key: &str, path: &str) -> Value {
+        let response = self.http.get(format!("{}{path}", server.url)).bearer_auth(key).send().await.unwrap();
+        let (status, body) = (response.status(), response.json::<Value>().await.unwrap());
+        assert!(status.is_success(), "{status}: {body}");
+        body["data"].clone()
+    }
+
     /// Creates a session with [`MESSAGES`] messages, so that its observation is due.
     pub async fn store_messages(&self, server: &ServerProcess, key: &str) {
         let session = self.new_session(server, key).await;
@@ -146,10 +154,21 @@ impl Deployment {
     /// Takes a lock in the database, answers the call that waits at the latch, and waits until the server waits for the lock with a
     /// statement that contains `blocked`. Then kills the server and releases the lock.
     pub async fn kill_at_lock(&self, server: ServerProcess, latch: &Latch, lock: &str, blocked: &str) {
+        self.kill_at_lock_after(server, lock, blocked, async |_| latch.release()).await;
+    }
+
+    /// As [`Self::kill_at_lock`], with another cause of the statement.
+    pub async fn kill_at_lock_after(
+        &self,
+        server: ServerProcess,
+        lock: &str,
+        blocked: &str,
+        cause: impl AsyncFnOnce(&ServerProcess),
+    ) {
         let (mut holder, mut observer) = (self.connect().await, self.connect().await);
         let mut tx = holder.begin().await.unwrap();
         sqlx::query(lock).fetch_one(&mut *tx).await.unwrap();
-        latch.release();
+        cause(&server).await;
         let waiting = "select count(*) from pg_stat_activity
                        where datname = current_database() and wait_event_type = 'Lock' and strpos(query, $1) > 0";
         wait_until("the server waits for the lock", async || {
