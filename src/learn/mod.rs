@@ -22,6 +22,7 @@ pub mod jobs;
 mod lesson_jobs;
 pub mod observe;
 pub mod prompt;
+mod report_thinking;
 pub mod secrets;
 pub mod settings;
 pub mod skill_agent;

@@ -2,7 +2,6 @@
 
 use std::num::NonZeroU32;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
@@ -12,7 +11,7 @@ use super::tools;
 use crate::learn::secrets;
 use crate::lessons::LessonKind;
 use crate::llm::Tool;
-use crate::llm::agent::{AgentOutcome, NextMessage, ToolReply, Toolbox, arguments};
+use crate::llm::agent::{AgentOutcome, NextMessage, ToolReply, Toolbox};
 use crate::tasks::TaskStatus;
 
 const REMINDER: &str = "Your last response called no tool. Call exactly one of the tools now, without any other text.";
@@ -31,11 +30,6 @@ impl DistillationToolbox {
 
     pub(super) fn into_result(self) -> Option<Distillation> {
         self.result
-    }
-
-    fn parse<T: DeserializeOwned>(&self, name: &str, arguments: Map<String, Value>) -> Result<T, String> {
-        let tool = self.tools.iter().find(|tool| tool.name == name).ok_or("There is no tool of this name.")?;
-        arguments::parse_arguments(tool, arguments)
     }
 
     fn report(&self, name: &str, arguments: Map<String, Value>) -> Result<Distillation, String> {

@@ -3,15 +3,15 @@
 use std::num::NonZeroU32;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::draft::{Reply, SpaceDraft};
 use super::edits::{self, SkillEdit};
 use super::{LessonSource, SkillAgentInput, excerpt, first_message, names, tools};
 use crate::disks::path::FilePath;
+use crate::learn::report_thinking::{self, ReportThinking};
 use crate::llm::Tool;
-use crate::llm::agent::{AgentOutcome, NextMessage, ToolReply, Toolbox, arguments};
+use crate::llm::agent::{AgentOutcome, NextMessage, ToolReply, Toolbox};
 
 const THINK_FIRST: &str = "Nothing was changed, because `report_thinking` was not called in this run. Call it first, and \
      then repeat this call.";
@@ -48,18 +48,13 @@ impl<'a, S: LessonSource> SkillToolbox<'a, S> {
         self.error
     }
 
-    fn parse<T: DeserializeOwned>(&self, name: &str, arguments: Map<String, Value>) -> Result<T, String> {
-        let tool = self.tools.iter().find(|tool| tool.name == name).ok_or("There is no tool of this name.")?;
-        arguments::parse_arguments(tool, arguments)
-    }
-
     async fn execute(&mut self, name: &str, arguments: Map<String, Value>) -> anyhow::Result<Reply> {
         match name {
             "get_skill" => Ok(self.get_skill(name, arguments)),
             "get_skill_file" => self.get_skill_file(name, arguments).await,
             "report_thinking" => Ok(self.parse(name, arguments).map(|ReportThinking { .. }| {
                 self.has_thought = true;
-                "Continue with the next step.".into()
+                report_thinking::REPLY.into()
             })),
             _ if !self.has_thought => Ok(Err(THINK_FIRST.into())),
             _ => match self.to_edit(name, arguments) {
@@ -221,10 +216,4 @@ struct MvSkillFile {
     skill_name: String,
     source_path: String,
     destination_path: String,
-}
-
-#[derive(Deserialize)]
-struct ReportThinking {
-    #[serde(rename = "thinking")]
-    _thinking: String,
 }

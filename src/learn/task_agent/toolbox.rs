@@ -1,18 +1,16 @@
 //! The task agent's tools as calls of the [`TaskEditor`].
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::editor::{Reply, TaskEditor};
 use super::edits::TaskEdits;
 use super::tools;
+use crate::learn::report_thinking::{self, ReportThinking};
 use crate::llm::Tool;
-use crate::llm::agent::arguments::{self, Integer};
+use crate::llm::agent::arguments::Integer;
 use crate::llm::agent::{ToolReply, Toolbox};
 use crate::tasks::TaskStatus;
-
-const UNKNOWN_TOOL: &str = "There is no tool of this name.";
 
 /// The tools of the task agent.
 pub(super) struct TaskToolbox<'a> {
@@ -27,11 +25,6 @@ impl<'a> TaskToolbox<'a> {
 
     pub(super) fn into_edits(self) -> TaskEdits {
         self.editor.into_edits()
-    }
-
-    fn parse<T: DeserializeOwned>(&self, name: &str, arguments: Map<String, Value>) -> Result<T, String> {
-        let tool = self.tools.iter().find(|tool| tool.name == name).ok_or(UNKNOWN_TOOL)?;
-        arguments::parse_arguments(tool, arguments)
     }
 
     fn edit(&mut self, name: &str, arguments: Map<String, Value>) -> Reply {
@@ -60,12 +53,11 @@ impl<'a> TaskToolbox<'a> {
                 let SubmitUserPreference { preference } = self.parse(name, arguments)?;
                 self.editor.submit_user_preference(&preference)
             }
-            "report_thinking" => {
-                // The notes are only for the model itself.
+            // Any other tool is `report_thinking`.
+            _ => {
                 let ReportThinking { .. } = self.parse(name, arguments)?;
-                Ok("Continue with the next step.".into())
+                Ok(report_thinking::REPLY.into())
             }
-            _ => Err(UNKNOWN_TOOL.into()),
         }
     }
 }
@@ -124,10 +116,4 @@ struct AppendTaskProgress {
 #[derive(Deserialize)]
 struct SubmitUserPreference {
     preference: String,
-}
-
-#[derive(Deserialize)]
-struct ReportThinking {
-    #[serde(rename = "thinking")]
-    _thinking: String,
 }

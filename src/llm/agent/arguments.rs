@@ -30,7 +30,7 @@ pub(super) fn parse_object(arguments: &str) -> Result<Map<String, Value>, String
 ///
 /// # Errors
 /// Returns a text for the model that names the argument, what is wrong with it, and the expected arguments.
-pub fn parse_arguments<T: DeserializeOwned>(tool: &Tool, arguments: Map<String, Value>) -> Result<T, String> {
+pub(super) fn parse_arguments<T: DeserializeOwned>(tool: &Tool, arguments: Map<String, Value>) -> Result<T, String> {
     serde_path_to_error::deserialize(Value::Object(arguments)).map_err(|err| {
         let reason = shorten(&err.inner().to_string());
         let path = err.path().to_string();

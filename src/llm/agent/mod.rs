@@ -12,10 +12,11 @@ mod tests;
 
 use std::num::NonZeroU32;
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use self::arguments::{expected_arguments, parse_object};
+use self::arguments::{expected_arguments, parse_arguments, parse_object};
 use self::history::History;
 use super::{
     AssistantMessage, CallOrigin, ChatMessage, ChatRequest, ChatResponse, Llm, LlmError, StopReason, Tool, ToolCall,
@@ -49,6 +50,15 @@ const EMPTY_RESULT: &str = "[empty]";
 /// The tools of an agent, with their state.
 pub trait Toolbox: Send {
     fn tools(&self) -> &[Tool];
+
+    /// Parses the arguments of a call as a type with the parameters of the called tool. Unknown arguments are ignored.
+    ///
+    /// # Errors
+    /// Returns a text for the model if the arguments are not valid, or if there is no such tool.
+    fn parse<T: DeserializeOwned>(&self, name: &str, arguments: Map<String, Value>) -> Result<T, String> {
+        let tool = self.tools().iter().find(|tool| tool.name == name).ok_or("There is no tool of this name.")?;
+        parse_arguments(tool, arguments)
+    }
 
     /// Executes a call of one of the [`tools`](Self::tools). The arguments may not match the tool's schema.
     fn call(&mut self, name: &str, arguments: Map<String, Value>) -> impl Future<Output = ToolReply> + Send;
