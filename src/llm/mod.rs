@@ -6,7 +6,7 @@
 //! `openai` and `anthropic` convert requests and responses. Both use `http` for the requests themselves, with the delays of
 //! `retry` and the errors of `api_error`. `limits` limits the number of concurrent requests. [`recording`] records each model
 //! call, which is a request with its repeated attempts: in the database ([`usage`]) and in [`metrics`]. [`agent`] is the tool
-//! loop of all agents.
+//! loop of all agents, and [`schema`] describes the parameters of their tools.
 
 pub mod agent;
 mod anthropic;
@@ -20,6 +20,7 @@ mod mock;
 mod openai;
 pub mod recording;
 mod retry;
+pub mod schema;
 #[cfg(test)]
 pub(crate) mod scripted;
 pub mod usage;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::llm::Tool;
+use crate::llm::{Tool, schema};
 use crate::tasks::TaskStatus;
 
 /// Returns the tools for a task that has ended with this status, always in the same order. A failure cannot be skipped.
@@ -14,7 +14,10 @@ pub(super) fn distillation_tools(status: TaskStatus) -> Vec<Tool> {
         Tool {
             name: "skip_learning",
             description: "Reports that nothing useful can be learned from the task.",
-            parameters: strings(&[("reason", "Why nothing remains useful, in one sentence. Example: Small talk.")]),
+            parameters: schema::strings(&[(
+                "reason",
+                "Why nothing remains useful, in one sentence. Example: Small talk.",
+            )]),
         },
         report_success_analysis(),
         report_factual_content(),
@@ -22,7 +25,7 @@ pub(super) fn distillation_tools(status: TaskStatus) -> Vec<Tool> {
 }
 
 fn report_success_analysis() -> Tool {
-    let mut parameters = strings(&[
+    let mut parameters = schema::strings(&[
         ("task_goal", "What was to be achieved, in one sentence."),
         ("approach", "What worked, in two or three sentences."),
         ("generalizable_pattern", "The reusable procedure, in two or three sentences."),
@@ -39,7 +42,7 @@ fn report_success_analysis() -> Tool {
 }
 
 fn report_factual_content() -> Tool {
-    let mut parameters = strings(&[("task_goal", "The subject of the conversation, in one sentence.")]);
+    let mut parameters = schema::strings(&[("task_goal", "The subject of the conversation, in one sentence.")]);
     parameters["properties"]["facts"] =
         string_list("Facts that remain useful. One complete sentence in the third person each, at most 50.");
     parameters["required"] = json!(["task_goal", "facts"]);
@@ -54,7 +57,7 @@ fn report_failure_analysis() -> Tool {
     Tool {
         name: "report_failure_analysis",
         description: "Reports why the task has failed, as a lesson that prevents the same failure.",
-        parameters: strings(&[
+        parameters: schema::strings(&[
             ("task_goal", "What was to be achieved, in one sentence."),
             ("failure_point", "The action or moment at which it went wrong, in two or three sentences."),
             ("flawed_reasoning", "The assumption that led there, in two or three sentences."),
@@ -63,16 +66,6 @@ fn report_failure_analysis() -> Tool {
             ("applies_when", "The conditions under which the rule applies, in one or two sentences."),
         ]),
     }
-}
-
-/// Returns the schema of an object with these required strings, given with their descriptions.
-fn strings(fields: &[(&str, &str)]) -> Value {
-    let property = |(name, description): &(&str, &str)| {
-        ((*name).to_owned(), json!({"type": "string", "description": description}))
-    };
-    let properties: serde_json::Map<_, _> = fields.iter().map(property).collect();
-    let required: Vec<_> = fields.iter().map(|(name, _)| *name).collect();
-    json!({"type": "object", "properties": properties, "required": required})
 }
 
 fn string_list(description: &str) -> Value {

@@ -1,8 +1,6 @@
 //! The tools of the skill agent. Their names and arguments are those of upstream.
 
-use serde_json::{Map, Value, json};
-
-use crate::llm::Tool;
+use crate::llm::{Tool, schema};
 
 const SKILL_NAME: (&str, &str) =
     ("skill_name", "Name of the skill, as in the list of skills. Example: travel-planning.");
@@ -87,15 +85,13 @@ fn mv_skill_file() -> Tool {
 
 /// Returns a tool whose parameters are strings and required.
 fn tool(name: &'static str, description: &'static str, parameters: &[(&str, &str)]) -> Tool {
-    let string = |(name, text): &(&str, &str)| ((*name).to_owned(), json!({"type": "string", "description": text}));
-    let properties: Map<String, Value> = parameters.iter().map(string).collect();
-    let required: Vec<&str> = parameters.iter().map(|(name, _)| *name).collect();
-    let parameters = json!({"type": "object", "properties": properties, "required": required});
-    Tool { name, description, parameters }
+    Tool { name, description, parameters: schema::strings(parameters) }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, Value, json};
+
     use super::*;
 
     #[test]

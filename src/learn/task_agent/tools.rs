@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::llm::Tool;
+use crate::llm::{Tool, schema};
 
 /// Returns the tools, always in the same order: they are a part of the prompt, which providers cache.
 pub(super) fn task_tools() -> Vec<Tool> {
@@ -16,15 +16,15 @@ pub(super) fn task_tools() -> Vec<Tool> {
         Tool {
             name: "finish",
             description: "Ends the run. Call it when the tasks cover all messages.",
-            parameters: schema(&json!({}), &[]),
+            parameters: schema::strings(&[]),
         },
         Tool {
             name: "report_thinking",
             description: "Takes notes of your reasoning before you change anything. It changes nothing.",
-            parameters: schema(
-                &json!({"thinking": string("Your reasoning about the messages and the tasks, in a few sentences.")}),
-                &["thinking"],
-            ),
+            parameters: schema::strings(&[(
+                "thinking",
+                "Your reasoning about the messages and the tasks, in a few sentences.",
+            )]),
         },
     ]
 }
@@ -37,8 +37,8 @@ fn insert_task() -> Tool {
     Tool {
         name: "insert_task",
         description: "Creates a task with the status `pending`. The numbers of the tasks after it increase by one.",
-        parameters: schema(
-            &json!({"after_task_order": integer(after), "task_description": string(description)}),
+        parameters: schema::object(
+            &json!({"after_task_order": integer(after), "task_description": schema::string(description)}),
             &["after_task_order", "task_description"],
         ),
     }
@@ -56,8 +56,8 @@ fn update_task() -> Tool {
         name: "update_task",
         description: "Changes the status or the description of a task, or both. A finished task (`success` or \
             `failed`) that continues must be set to `running` before messages or progress are added to it.",
-        parameters: schema(
-            &json!({"task_order": task_order(), "task_status": status, "task_description": string(description)}),
+        parameters: schema::object(
+            &json!({"task_order": task_order(), "task_status": status, "task_description": schema::string(description)}),
             &["task_order"],
         ),
     }
@@ -73,7 +73,7 @@ fn append_messages_to_planning_section() -> Tool {
         name: "append_messages_to_planning_section",
         description: "Links messages to the planning section instead of a task: messages in which the user and the \
             agent discuss what to do and how, before it is done.",
-        parameters: schema(&json!({"message_ids": ids}), &["message_ids"]),
+        parameters: schema::object(&json!({"message_ids": ids}), &["message_ids"]),
     }
 }
 
@@ -89,7 +89,7 @@ fn append_messages_to_task() -> Tool {
         name: "append_messages_to_task",
         description: "Links consecutive messages to a task that is not finished. A `pending` task becomes `running`. A \
             message is linked to one task only: linking it again moves it.",
-        parameters: schema(
+        parameters: schema::object(
             &json!({"task_order": task_order(), "message_id_range": range}),
             &["task_order", "message_id_range"],
         ),
@@ -102,8 +102,8 @@ fn append_task_progress() -> Tool {
     Tool {
         name: "append_task_progress",
         description: "Adds a progress entry to a task that is not finished.",
-        parameters: schema(
-            &json!({"task_order": task_order(), "progress": string(progress)}),
+        parameters: schema::object(
+            &json!({"task_order": task_order(), "progress": schema::string(progress)}),
             &["task_order", "progress"],
         ),
     }
@@ -115,20 +115,12 @@ fn submit_user_preference() -> Tool {
     Tool {
         name: "submit_user_preference",
         description: "Records one preference, habit or fact of the user that is useful beyond the current tasks.",
-        parameters: schema(&json!({"preference": string(preference)}), &["preference"]),
+        parameters: schema::strings(&[("preference", preference)]),
     }
 }
 
 fn task_order() -> Value {
     integer("Number of the task, from 1 to the number of tasks. Example: 1.")
-}
-
-fn schema(properties: &Value, required: &[&str]) -> Value {
-    json!({"type": "object", "properties": properties, "required": required})
-}
-
-fn string(description: &str) -> Value {
-    json!({"type": "string", "description": description})
 }
 
 fn integer(description: &str) -> Value {
