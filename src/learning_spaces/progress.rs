@@ -102,20 +102,12 @@ pub async fn perform_next_step(
 ) -> Result<bool> {
     let mut tx = platform.db.begin().await?;
     let Some(mut locked) = LockedSession::lock(&mut tx, encryption.project, session).await? else { return Ok(false) };
-    let progress = store::get_progress(&mut locked, session).await?;
-    match progress.as_ref().and_then(next_step) {
-        None => return Ok(false),
-        Some(NextStep::Finish(status)) => {
-            store::advance_session_status(&mut locked, status).await?;
-            tx.commit().await?;
-            return Ok(true);
-        }
-        Some(NextStep::CompleteOpenTasks) => {
-            platform.queue.enqueue(&mut locked, encryption, &FinalizeSession { session }, Delay::NONE).await?;
-        }
+    let Some(step) = finish_or_find_step(&mut locked).await? else { return Ok(false) };
+    if step == NextStep::CompleteOpenTasks {
+        platform.queue.enqueue(&mut locked, encryption, &FinalizeSession { session }, Delay::NONE).await?;
     }
     tx.commit().await?;
-    Ok(false)
+    Ok(matches!(step, NextStep::Finish(_)))
 }
 
 /// Advances the learning status of a session whose lesson has ended: to a final status if nothing is left to do. Called in the
@@ -124,13 +116,19 @@ pub async fn perform_next_step(
 /// # Errors
 /// Returns an error if the database fails.
 pub async fn finish_if_done(session: &mut LockedSession<'_>) -> sqlx::Result<()> {
-    let id = session.id;
-    let progress = store::get_progress(session, id).await?;
     // The open tasks of a session are completed only if a client asks for the status and no task has been learned.
-    if let Some(NextStep::Finish(status)) = progress.as_ref().and_then(next_step) {
+    finish_or_find_step(session).await.map(drop)
+}
+
+/// Sets the final status of a session if nothing is left to do. Returns the step: this one, or the one that the caller must
+/// perform.
+async fn finish_or_find_step(session: &mut LockedSession<'_>) -> sqlx::Result<Option<NextStep>> {
+    let id = session.id;
+    let step = store::get_progress(session, id).await?.as_ref().and_then(next_step);
+    if let Some(NextStep::Finish(status)) = step {
         store::advance_session_status(session, status).await?;
     }
-    Ok(())
+    Ok(step)
 }
 
 #[cfg(test)]
