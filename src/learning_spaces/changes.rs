@@ -5,18 +5,19 @@ use std::collections::HashMap;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 
-use super::changes_store::{self, ChangeFilter, ChangeRow, ChangedFileRow};
+use super::changes_store::{self, ChangeFilter, ChangeLessonRow, ChangeRow, ChangedFileRow};
 use super::{LEARNING_SPACE_NOT_FOUND, store};
 use crate::auth::Caller;
 use crate::db::page::PageRequest;
 use crate::disks::changes::{Actor, FileOperation};
 use crate::disks::path::join_relative;
-use crate::encryption::{ProjectEncryption, value};
+use crate::encryption::ProjectEncryption;
 use crate::error::{Error, Result};
 use crate::http::extract::{LenientBool, Path, Query};
 use crate::http::page::{Page, PageParams};
 use crate::http::response::{self, PageBody, QueryResult};
 use crate::ids::{ChangeId, LearningSpaceId, LessonId, MessageId, SessionId, SkillId, TaskId, VersionId};
+use crate::lessons::LessonKind;
 use crate::platform::Platform;
 use crate::skills::api::MAX_FILES_PER_RESPONSE;
 use crate::time::Timestamp;
@@ -101,8 +102,7 @@ pub struct ChangedFile {
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct ChangeLesson {
     id: LessonId,
-    /// `success`, `failure`, `facts` or `preferences`.
-    kind: String,
+    kind: LessonKind,
     text: String,
 }
 
@@ -169,20 +169,24 @@ fn group_by_change(changes: &[ChangeId], rows: Vec<ChangedFileRow>) -> Vec<Vec<C
 /// # Errors
 /// Returns 403 if the lesson is encrypted and the request has no key.
 fn to_body(encryption: &ProjectEncryption, row: ChangeRow, files: Vec<ChangedFile>) -> Result<SkillChange> {
-    let lesson = match (row.lesson_id, row.lesson_kind, row.lesson_content) {
-        (Some(id), Some(kind), Some(content)) => {
-            let text = match row.lesson_encrypted_as {
-                None => content,
-                Some(encrypted_as) => value::decrypt(encryption.decryption_key()?, encrypted_as, content)
-                    .unwrap_or_else(|err| {
-                        tracing::error!(lesson.id = %id, error = %err, "failed to decrypt lesson; returned a placeholder");
-                        CORRUPT_PLACEHOLDER.into()
-                    }),
-            };
-            Some(ChangeLesson { id, kind, text: String::from_utf8_lossy(&text).into_owned() })
-        }
-        _ => None,
-    };
+    let lesson = row.lesson.map(|lesson| to_lesson(encryption, lesson)).transpose()?;
     let ChangeRow { id, at, actor, skill_id, skill_name, task_id, session_id, message_ids, model, .. } = row;
     Ok(SkillChange { id, at, actor, skill_id, skill_name, files, lesson, task_id, session_id, message_ids, model })
+}
+
+/// Decrypts a lesson. Returns a placeholder in place of a text that is corrupt.
+///
+/// # Errors
+/// Returns 403 if the lesson is encrypted and the request has no key.
+fn to_lesson(encryption: &ProjectEncryption, lesson: ChangeLessonRow) -> Result<ChangeLesson> {
+    let ChangeLessonRow { id, kind, text } = lesson;
+    let text = match text.decrypt(encryption) {
+        Err(Error::KeyRequired) => return Err(Error::KeyRequired),
+        Err(err) => {
+            tracing::error!(lesson.id = %id, error = %err, "failed to decrypt lesson; returned a placeholder");
+            CORRUPT_PLACEHOLDER.into()
+        }
+        Ok(text) => text,
+    };
+    Ok(ChangeLesson { id, kind, text })
 }

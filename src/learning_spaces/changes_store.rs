@@ -1,11 +1,12 @@
 //! SQL that reads the changes of the skills of a learning space.
 
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use crate::db::page::{Cursor, PageRequest, Paged};
 use crate::disks::changes::{Actor, FileOperation};
 use crate::ids::{ChangeId, LearningSpaceId, LessonId, MessageId, ProjectId, SessionId, SkillId, TaskId, VersionId};
+use crate::lessons::LessonKind;
+use crate::lessons::text::StoredText;
 use crate::time::Timestamp;
 
 /// The filter of a list of changes.
@@ -24,16 +25,20 @@ pub struct ChangeRow {
     pub actor: Actor,
     pub skill_id: SkillId,
     pub skill_name: String,
-    /// Null if no lesson has caused the change, or if the lesson has been deleted.
-    pub lesson_id: Option<LessonId>,
-    pub lesson_kind: Option<String>,
-    pub lesson_content: Option<Vec<u8>>,
-    /// The id in the associated data of an encrypted content.
-    pub lesson_encrypted_as: Option<Uuid>,
+    /// `None` if no lesson has caused the change, or if the lesson has been deleted.
+    pub lesson: Option<ChangeLessonRow>,
     pub task_id: Option<TaskId>,
     pub session_id: Option<SessionId>,
     pub message_ids: Vec<MessageId>,
     pub model: Option<String>,
+}
+
+/// The lesson that has caused a change.
+#[derive(Debug)]
+pub struct ChangeLessonRow {
+    pub id: LessonId,
+    pub kind: LessonKind,
+    pub text: StoredText,
 }
 
 impl Paged for ChangeRow {
@@ -49,12 +54,11 @@ impl Paged for ChangeRow {
 /// made for no space, such as those of requests. Only the former have a session or a task.
 macro_rules! fetch_changes {
     ($is_after:literal, $order:literal, $conn:expr, $($parameter:expr),* $(,)?) => {
-        sqlx::query_as!(
-            ChangeRow,
+        sqlx::query!(
             r#"select c.id as "id!: ChangeId", c.at as "at!: Timestamp", c.actor as "actor!: Actor",
                       k.id as "skill_id!: SkillId", k.name as "skill_name!",
-                      l.id as "lesson_id?: LessonId", l.kind as "lesson_kind?", l.content as "lesson_content?",
-                      l.encrypted_as as "lesson_encrypted_as?", c.task_id as "task_id?: TaskId",
+                      l.id as "lesson_id?: LessonId", l.kind as "lesson_kind?: LessonKind", l.content as "lesson_content?",
+                      l.encrypted_as as "lesson_encrypted_as?: LessonId", c.task_id as "task_id?: TaskId",
                       c.session_id as "session_id?: SessionId", c.message_ids as "message_ids!: Vec<MessageId>",
                       c.model as "model?"
                from (
@@ -81,6 +85,24 @@ macro_rules! fetch_changes {
                order by c.at "# + $order + ", c.id " + $order + " limit $8",
             $($parameter),*
         )
+        .map(|row| ChangeRow {
+            id: row.id,
+            at: row.at,
+            actor: row.actor,
+            skill_id: row.skill_id,
+            skill_name: row.skill_name,
+            lesson: match (row.lesson_id, row.lesson_kind, row.lesson_content) {
+                (Some(id), Some(kind), Some(content)) => {
+                    let text = StoredText { content, encrypted_as: row.lesson_encrypted_as };
+                    Some(ChangeLessonRow { id, kind, text })
+                }
+                _ => None,
+            },
+            task_id: row.task_id,
+            session_id: row.session_id,
+            message_ids: row.message_ids,
+            model: row.model,
+        })
         .fetch_all($conn)
         .await
     };

@@ -46,8 +46,8 @@ impl EncryptableContent for LessonConverter {
             let Some(last) = lessons.last() else { return Ok(()) };
             after = last.id;
             let (mut converted, mut corrupt) = (0, Vec::new());
-            for store::StaleText { id, content, encrypted_as } in lessons {
-                match (StoredText { content, encrypted_as }).decrypt(encryption) {
+            for store::StaleText { id, text } in lessons {
+                match text.decrypt(encryption) {
                     Ok(text) => {
                         let text = StoredText::new(encryption, format, id, &text)?;
                         store::set_text(&mut tx, id, &text).await?;

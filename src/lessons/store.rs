@@ -89,15 +89,21 @@ pub struct LessonRow {
     pub task_data: Option<Json<TaskData>>,
     pub state: LessonState,
     pub kind: Option<LessonKind>,
-    pub content: Option<Vec<u8>>,
-    pub encrypted_as: Option<LessonId>,
+    /// `None` until the lesson is distilled.
+    pub text: Option<StoredText>,
     pub message_ids: Vec<Uuid>,
+}
+
+impl LessonRow {
+    /// Returns `true` if the lesson has a text that is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.text.as_ref().is_some_and(|text| text.encrypted_as.is_some())
+    }
 }
 
 macro_rules! select_lessons {
     ($rest:literal, $($parameter:expr),* $(,)?) => {
-        sqlx::query_as!(
-            LessonRow,
+        sqlx::query!(
             r#"select t.id as "id: LessonId", t.learning_space_id as "learning_space: LearningSpaceId",
                       t.session_id as "session: SessionId", t.task_id as "task: TaskId",
                       t.ended_at as "ended_at: Timestamp", t.task_status as "task_status: TaskStatus",
@@ -106,6 +112,19 @@ macro_rules! select_lessons {
                from lessons t "# + $rest,
             $($parameter),*
         )
+        .map(|row| LessonRow {
+            id: row.id,
+            learning_space: row.learning_space,
+            session: row.session,
+            task: row.task,
+            ended_at: row.ended_at,
+            task_status: row.task_status,
+            task_data: row.task_data,
+            state: row.state,
+            kind: row.kind,
+            text: row.content.map(|content| StoredText { content, encrypted_as: row.encrypted_as }),
+            message_ids: row.message_ids,
+        })
     };
 }
 
@@ -234,8 +253,7 @@ pub async fn count_remaining(conn: &mut PgConnection, project: ProjectId, encryp
 /// A lesson whose text is not stored in the storage format of its project.
 pub struct StaleText {
     pub id: LessonId,
-    pub content: Vec<u8>,
-    pub encrypted_as: Option<LessonId>,
+    pub text: StoredText,
 }
 
 /// Locks up to `limit` lessons after `after` whose storage format is not the given one, in the order of their ids.
@@ -246,8 +264,7 @@ pub async fn lock_remaining(
     after: LessonId,
     limit: i64,
 ) -> sqlx::Result<Vec<StaleText>> {
-    sqlx::query_as!(
-        StaleText,
+    let texts = sqlx::query!(
         r#"select id as "id: LessonId", content as "content!", encrypted_as as "encrypted_as: LessonId" from lessons
            where project_id = $1 and content is not null and (encrypted_as is null) = $2 and id > $3
            order by id limit $4 for no key update"#,
@@ -255,9 +272,12 @@ pub async fn lock_remaining(
         encrypted,
         after as _,
         limit
-    )
-    .fetch_all(conn)
-    .await
+    );
+    let texts = texts.map(|row| {
+        let text = StoredText { content: row.content, encrypted_as: row.encrypted_as };
+        StaleText { id: row.id, text }
+    });
+    texts.fetch_all(conn).await
 }
 
 /// Replaces the stored form of a lesson's text.

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::ids::LessonId;
 
 /// The text of a lesson as it is stored.
+#[derive(Clone, Debug)]
 pub struct StoredText {
     pub content: Vec<u8>,
     /// The id in the associated data; `None` if the text is not encrypted.

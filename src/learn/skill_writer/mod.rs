@@ -129,7 +129,7 @@ async fn begin_lesson(ctx: &Learn, job: &WriteLesson, running: &RunningJob) -> R
     if !ctx.llm.is_configured() {
         return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), RECHECK_INTERVAL));
     }
-    if running.encryption.kek.is_none() && lesson.encrypted_as.is_some() {
+    if running.encryption.kek.is_none() && lesson.is_encrypted() {
         return Err(JobError::awaiting_key());
     }
     store::set_state(&mut session, lesson.id, &[LessonState::Pending], LessonState::Writing, None).await?;

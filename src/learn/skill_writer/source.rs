@@ -20,7 +20,6 @@ use crate::learn::skill_agent::{LessonSource, NextLesson};
 use crate::learn::{Learn, lesson_jobs};
 use crate::learning_spaces::{self, LearningStatus};
 use crate::lessons::store::{self, LessonRow};
-use crate::lessons::text::StoredText;
 use crate::lessons::{LessonKind, LessonState};
 use crate::llm::agent::AgentOutcome;
 use crate::sessions;
@@ -53,7 +52,7 @@ impl<'a> RunLessons<'a> {
         let mut tx = self.ctx.db.begin().await?;
         let next = store::find_next_pending(&mut tx, encryption.project, self.current.learning_space).await?;
         let Some(next) = next else { return Ok(None) };
-        if encryption.kek.is_none() && next.encrypted_as.is_some() {
+        if encryption.kek.is_none() && next.is_encrypted() {
             return Ok(None);
         }
         let locked = lesson_jobs::lock_lesson(&mut tx, encryption.project, next.id).await?;
@@ -103,7 +102,7 @@ pub(super) async fn to_agent_lesson(
     encryption: &ProjectEncryption,
     lesson: &LessonRow,
 ) -> Result<Lesson> {
-    let text = StoredText { content: lesson.content.clone().unwrap_or_default(), encrypted_as: lesson.encrypted_as };
+    let text = lesson.text.clone().map(|text| text.decrypt(encryption)).transpose()?;
     let date = sessions::store::get_original_date(conn, lesson.session).await?;
     let original_date = date.as_deref().filter(|date| !date.trim().is_empty());
     let parsed = original_date.and_then(parse_original_date);
@@ -115,7 +114,7 @@ pub(super) async fn to_agent_lesson(
     }
     Ok(Lesson {
         kind: lesson.kind.unwrap_or(LessonKind::Facts),
-        text: text.decrypt(encryption)?,
+        text: text.unwrap_or_default(),
         task_description: lesson.task_data.as_ref().map(|data| data.0.task_description.clone()),
         date: parsed.unwrap_or_else(|| Utc::now().date_naive()),
     })
