@@ -6,7 +6,7 @@ use crate::lessons::LessonKind;
 
 /// A lesson that the agent writes to skills.
 #[derive(Clone, Debug)]
-pub struct Lesson {
+pub struct AgentLesson {
     pub kind: LessonKind,
     pub text: String,
     /// The description of the task from which the lesson was learned.

@@ -2,9 +2,9 @@
 //!
 //! The agent's tools change no stored data. They edit a draft of the skills ([`draft`]), and record the edits ([`edits`]). When
 //! the agent has finished a lesson, a [`LessonSource`] stores its edits. For this, it applies them to the current skills and
-//! stores the difference ([`changes`]). It then returns the next lesson, which the agent gets in the same conversation.
+//! stores the difference ([`diff`]). It then returns the next lesson, which the agent gets in the same conversation.
 
-pub mod changes;
+pub mod diff;
 pub mod draft;
 pub mod edits;
 mod excerpt;
@@ -23,7 +23,7 @@ use async_trait::async_trait;
 
 use self::draft::{SkillFiles, SkillLimits, SpaceDraft, StoredSkill};
 use self::edits::SkillEdit;
-use self::lesson::Lesson;
+use self::lesson::AgentLesson;
 use self::toolbox::SkillToolbox;
 use super::prompt;
 use super::task_agent::CallParameters;
@@ -40,7 +40,7 @@ const HISTORY_TOKENS: usize = 64_000;
 #[derive(Clone, Debug)]
 pub struct SkillAgentInput {
     /// The first lesson.
-    pub lesson: Lesson,
+    pub lesson: AgentLesson,
     /// The skills of the space.
     pub skills: Vec<StoredSkill>,
     pub limits: SkillLimits,
@@ -61,13 +61,14 @@ pub trait LessonSource: SkillFiles {
     ///
     /// # Errors
     /// Returns an error if the edits cannot be stored. The run ends then.
-    async fn store(&mut self, outcome: AgentOutcome, edits: &[SkillEdit]) -> anyhow::Result<Option<NextLesson>>;
+    async fn finish_lesson(&mut self, outcome: AgentOutcome, edits: &[SkillEdit])
+    -> anyhow::Result<Option<NextLesson>>;
 }
 
 /// The next lesson of a run, and the skills of the space after the edits of the previous one were stored.
 #[derive(Clone, Debug)]
 pub struct NextLesson {
-    pub lesson: Lesson,
+    pub lesson: AgentLesson,
     pub skills: Vec<StoredSkill>,
 }
 

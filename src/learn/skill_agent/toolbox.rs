@@ -23,7 +23,7 @@ pub(super) struct SkillToolbox<'a, S> {
     /// The edits of the current lesson that have been applied to the draft.
     edits: Vec<SkillEdit>,
     /// `true` once `report_thinking` was called in this run.
-    has_thought: bool,
+    has_reported_thinking: bool,
     extra_iterations: NonZeroU32,
     source: &'a mut S,
     /// The error that has ended the run.
@@ -36,7 +36,7 @@ impl<'a, S: LessonSource> SkillToolbox<'a, S> {
             tools: tools::skill_tools(),
             draft: SpaceDraft::new(input.skills.clone(), input.limits),
             edits: Vec::new(),
-            has_thought: false,
+            has_reported_thinking: false,
             extra_iterations: input.extra_iterations,
             source,
             error: None,
@@ -53,10 +53,10 @@ impl<'a, S: LessonSource> SkillToolbox<'a, S> {
             "get_skill" => Ok(self.get_skill(name, arguments)),
             "get_skill_file" => self.get_skill_file(name, arguments).await,
             "report_thinking" => Ok(self.parse(name, arguments).map(|ReportThinking { .. }| {
-                self.has_thought = true;
+                self.has_reported_thinking = true;
                 report_thinking::REPLY.into()
             })),
-            _ if !self.has_thought => Ok(Err(THINK_FIRST.into())),
+            _ if !self.has_reported_thinking => Ok(Err(THINK_FIRST.into())),
             _ => match self.to_edit(name, arguments) {
                 Ok(edit) => self.apply(edit).await,
                 Err(mistake) => Ok(Err(mistake)),
@@ -127,7 +127,7 @@ impl<'a, S: LessonSource> SkillToolbox<'a, S> {
     /// Stores the edits of the current lesson. Returns the message for the next lesson, whose draft begins with its skills.
     async fn store_lesson(&mut self, outcome: AgentOutcome) -> anyhow::Result<Option<NextMessage>> {
         let edits = std::mem::take(&mut self.edits);
-        let Some(next) = self.source.store(outcome, &edits).await? else { return Ok(None) };
+        let Some(next) = self.source.finish_lesson(outcome, &edits).await? else { return Ok(None) };
         self.draft = SpaceDraft::new(next.skills, self.draft.limits);
         let text = first_message::render_next(&next.lesson, &self.draft);
         Ok(Some(NextMessage { text, extra_iterations: self.extra_iterations }))

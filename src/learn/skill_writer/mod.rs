@@ -100,7 +100,7 @@ enum RunEnd {
     Failed {
         lesson: Box<LessonRow>,
         failure: LessonFailure,
-        /// `true` if the edits did not fit the present files.
+        /// `true` if the edits did not fit the current files.
         is_conflict: bool,
     },
 }

@@ -15,7 +15,7 @@ use crate::ids::SkillId;
 use crate::jobs::RunningJob;
 use crate::learn::skill_agent::draft::{FileText, SkillFiles};
 use crate::learn::skill_agent::edits::SkillEdit;
-use crate::learn::skill_agent::lesson::{Lesson, parse_original_date};
+use crate::learn::skill_agent::lesson::{AgentLesson, parse_original_date};
 use crate::learn::skill_agent::{LessonSource, NextLesson};
 use crate::learn::{Learn, lesson_jobs};
 use crate::learning_spaces::{self, LearningStatus};
@@ -24,14 +24,14 @@ use crate::lessons::{LessonKind, LessonState};
 use crate::llm::agent::AgentOutcome;
 use crate::sessions;
 
-/// The lessons of a run: it stores the edits of the present lesson, and finds the next one.
+/// The lessons of a run: it stores the edits of the current lesson, and finds the next one.
 pub(super) struct RunLessons<'a> {
     ctx: &'a Learn,
     running: &'a RunningJob,
-    /// The present lesson.
+    /// The current lesson.
     current: LessonRow,
     snapshot: Snapshot,
-    /// The number of lessons of the run, with the present one.
+    /// The number of lessons of the run, with the current one.
     count: usize,
     started_at: Instant,
 }
@@ -83,7 +83,11 @@ impl SkillFiles for RunLessons<'_> {
 
 #[async_trait]
 impl LessonSource for RunLessons<'_> {
-    async fn store(&mut self, outcome: AgentOutcome, edits: &[SkillEdit]) -> anyhow::Result<Option<NextLesson>> {
+    async fn finish_lesson(
+        &mut self,
+        outcome: AgentOutcome,
+        edits: &[SkillEdit],
+    ) -> anyhow::Result<Option<NextLesson>> {
         storage::store_edits(self.ctx, self.running, &self.current, outcome, edits).await?;
         let is_last = outcome == AgentOutcome::MaxIterations
             || self.count > self.ctx.config.learning.skill_agent_extra_lessons.into()
@@ -101,7 +105,7 @@ pub(super) async fn to_agent_lesson(
     conn: &mut PgConnection,
     encryption: &ProjectEncryption,
     lesson: &LessonRow,
-) -> Result<Lesson> {
+) -> Result<AgentLesson> {
     let text = lesson.text.clone().map(|text| text.decrypt(encryption)).transpose()?;
     let date = sessions::store::get_original_date(conn, lesson.session).await?;
     let original_date = date.as_deref().filter(|date| !date.trim().is_empty());
@@ -109,10 +113,10 @@ pub(super) async fn to_agent_lesson(
     if original_date.is_some() && parsed.is_none() {
         tracing::warn!(
             session.id = %lesson.session,
-            "the setting original_date of the session is not a date; its lessons get the present date"
+            "the setting original_date of the session is not a date; its lessons get the current date"
         );
     }
-    Ok(Lesson {
+    Ok(AgentLesson {
         kind: lesson.kind.unwrap_or(LessonKind::Facts),
         text: text.unwrap_or_default(),
         task_description: lesson.task_data.as_ref().map(|data| data.0.task_description.clone()),

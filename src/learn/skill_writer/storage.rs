@@ -1,6 +1,6 @@
 //! Stores the edits of a lesson.
 //!
-//! The edits are applied to the present files, which may have changed since the agent has read them. The new contents are ingested
+//! The edits are applied to the current files, which may have changed since the agent has read them. The new contents are ingested
 //! before the transaction begins, because that takes time. The transaction locks the disks of the changed skills and checks that
 //! their files are still those to which the edits were applied; otherwise everything is repeated. So an edit is never lost, and
 //! never based on a content that does not exist anymore.
@@ -21,7 +21,7 @@ use crate::ids::{DiskId, MessageId};
 use crate::jobs::RunningJob;
 use crate::learn::Learn;
 use crate::learn::lesson_jobs::{self, LessonFailure};
-use crate::learn::skill_agent::changes::{self as draft_changes, ChangedSkill, NewSkill, SpaceChanges};
+use crate::learn::skill_agent::diff::{ChangedSkill, DraftChange, NewSkill, SpaceDiff};
 use crate::learn::skill_agent::draft::SpaceDraft;
 use crate::learn::skill_agent::edits::{self, SkillEdit};
 use crate::learning_spaces;
@@ -41,7 +41,7 @@ pub(super) enum StorageError {
     /// The session, and its lessons with it, or the learning space was deleted.
     #[error("the session or the learning space was deleted")]
     LessonDeleted,
-    /// An edit does not fit the present files.
+    /// An edit does not fit the current files.
     #[error("the skills have changed during the work on the lesson: {0}")]
     Conflict(String),
     #[error("{0}")]
@@ -82,7 +82,7 @@ struct LessonWriter<'a> {
 }
 
 impl LessonWriter<'_> {
-    /// Applies the edits to the present files and stores the result. Returns `false` if the files have changed in between.
+    /// Applies the edits to the current files and stores the result. Returns `false` if the files have changed in between.
     async fn try_store(&self, edits: &[SkillEdit]) -> Result<bool, StorageError> {
         let encryption = &self.running.encryption;
         let mut conn = self.ctx.db.acquire().await?;
@@ -113,12 +113,12 @@ impl LessonWriter<'_> {
     }
 
     /// Applies the edits to the skills of a snapshot, and returns the difference.
-    async fn apply_edits(&self, snapshot: &Snapshot, edits: &[SkillEdit]) -> Result<SpaceChanges, StorageError> {
+    async fn apply_edits(&self, snapshot: &Snapshot, edits: &[SkillEdit]) -> Result<SpaceDiff, StorageError> {
         let mut draft = SpaceDraft::new(snapshot.stored_skills(), super::skill_limits(self.ctx));
         let files = SnapshotFiles { platform: self.ctx, encryption: &self.running.encryption, snapshot };
         let applied = edits::apply_edits(&mut draft, edits, &files).await.map_err(LessonFailure::transient)?;
         applied.map_err(StorageError::Conflict)?;
-        Ok(draft.changes())
+        Ok(draft.diff())
     }
 
     /// Stores the changes of files and skills. Returns `false` if the files are not those of the snapshot anymore, or if the name of
@@ -127,7 +127,7 @@ impl LessonWriter<'_> {
         &self,
         tx: &mut Tx,
         snapshot: &Snapshot,
-        changes: &SpaceChanges,
+        changes: &SpaceDiff,
         blobs: &LiveBlobs,
     ) -> Result<bool, StorageError> {
         let (project, space) = (self.running.encryption.project, self.lesson.learning_space);
@@ -184,7 +184,7 @@ impl LessonWriter<'_> {
     ) -> Result<(), StorageError> {
         let Some(row) = snapshot.find_skill(skill.id) else { return Ok(()) };
         let project = self.running.encryption.project;
-        let to_change = |change: &draft_changes::FileChange| to_file_change(snapshot, skill, change, blobs);
+        let to_change = |change: &DraftChange| to_file_change(snapshot, skill, change, blobs);
         let changes = skill.files.iter().map(to_change).collect::<Result<Vec<_>, Error>>()?;
         let max_versions = self.ctx.config.limits.max_file_versions;
         match apply::apply(tx, project, row.disk_id, &changes, cause, max_versions).await? {
@@ -222,7 +222,7 @@ impl LessonWriter<'_> {
 }
 
 /// Returns the disks of the changed skills, without duplicates and in order, so that two transactions cannot deadlock.
-fn changed_disks(snapshot: &Snapshot, changes: &SpaceChanges) -> Vec<DiskId> {
+fn changed_disks(snapshot: &Snapshot, changes: &SpaceDiff) -> Vec<DiskId> {
     let skills = changes.changed_skills.iter().filter_map(|skill| snapshot.find_skill(skill.id));
     let mut disks: Vec<DiskId> = skills.map(|skill| skill.disk_id).collect();
     disks.sort_unstable();
@@ -231,11 +231,11 @@ fn changed_disks(snapshot: &Snapshot, changes: &SpaceChanges) -> Vec<DiskId> {
 }
 
 /// Returns the texts that must be stored.
-fn texts(changes: &SpaceChanges) -> impl Iterator<Item = &String> {
+fn texts(changes: &SpaceDiff) -> impl Iterator<Item = &String> {
     let new = changes.new_skills.iter().flat_map(|skill| skill.files.iter().map(|(_, text)| text));
     let written = changes.changed_skills.iter().flat_map(|skill| &skill.files).filter_map(|change| match change {
-        draft_changes::FileChange::Replace { text, .. } | draft_changes::FileChange::Create { text, .. } => Some(text),
-        draft_changes::FileChange::Delete { .. } | draft_changes::FileChange::Move { .. } => None,
+        DraftChange::Replace { text, .. } | DraftChange::Create { text, .. } => Some(text),
+        DraftChange::Delete { .. } | DraftChange::Move { .. } => None,
     });
     new.chain(written)
 }
@@ -248,10 +248,9 @@ fn to_spool(text: &String) -> Spool {
 fn to_file_change(
     snapshot: &Snapshot,
     skill: &ChangedSkill,
-    change: &draft_changes::FileChange,
+    change: &DraftChange,
     blobs: &LiveBlobs,
 ) -> Result<FileChange, Error> {
-    use draft_changes::FileChange as DraftChange;
     let put = |path: &FilePath, text: &String, meta| {
         let spool = to_spool(text);
         let content = NewContent {

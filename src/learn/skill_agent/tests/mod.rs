@@ -10,7 +10,7 @@ use chrono::NaiveDate;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::changes::{FileChange, SpaceChanges};
+use super::diff::{DraftChange, SpaceDiff};
 use super::draft::{FileText, StoredFile};
 use super::*;
 use crate::disks::path::FilePath;
@@ -26,8 +26,8 @@ const LIMITS: SkillLimits = SkillLimits { max_files: 20, max_skill_md_bytes: 4_0
 struct TestSpace {
     skills: Vec<TestSkill>,
     /// The lessons after the first one.
-    lessons: VecDeque<Lesson>,
-    /// The arguments of the calls of `store`.
+    lessons: VecDeque<AgentLesson>,
+    /// The arguments of the calls of `finish_lesson`.
     stored: Vec<(AgentOutcome, Vec<SkillEdit>)>,
     /// `true` if edits cannot be stored.
     is_broken: bool,
@@ -61,9 +61,9 @@ fn space(skills: &[TestSkill]) -> TestSpace {
     TestSpace { skills: skills.to_vec(), ..TestSpace::default() }
 }
 
-fn lesson(text: &str) -> Lesson {
+fn lesson(text: &str) -> AgentLesson {
     let date = NaiveDate::from_ymd_opt(2026, 3, 14).unwrap();
-    Lesson { kind: LessonKind::Success, text: text.into(), task_description: Some("the task".into()), date }
+    AgentLesson { kind: LessonKind::Success, text: text.into(), task_description: Some("the task".into()), date }
 }
 
 impl TestSpace {
@@ -99,25 +99,25 @@ impl TestSpace {
     }
 
     /// Applies changes one after another, and panics if one of them does not fit.
-    fn apply(&mut self, changes: SpaceChanges) {
-        for new in changes.new_skills {
+    fn apply(&mut self, diff: SpaceDiff) {
+        for new in diff.new_skills {
             let files = new.files.into_iter().map(|(path, text)| (path, FileText::Text(text))).collect();
             self.skills.push(TestSkill { id: SkillId::new(), name: new.name, description: new.description, files });
         }
-        for changed in changes.changed_skills {
+        for changed in diff.changed_skills {
             let skill = self.skills.iter_mut().find(|skill| skill.id == changed.id).unwrap();
             skill.description = changed.description.unwrap_or(skill.description.clone());
             for change in changed.files {
                 let (path, text, exists) = match change {
-                    FileChange::Delete { path } => {
+                    DraftChange::Delete { path } => {
                         skill.files.remove(&path).expect("a file that is deleted exists");
                         continue;
                     }
-                    FileChange::Move { from, to } => {
+                    DraftChange::Move { from, to } => {
                         (to, skill.files.remove(&from).expect("a file that is moved exists"), false)
                     }
-                    FileChange::Replace { path, text } => (path, FileText::Text(text), true),
-                    FileChange::Create { path, text } => (path, FileText::Text(text), false),
+                    DraftChange::Replace { path, text } => (path, FileText::Text(text), true),
+                    DraftChange::Create { path, text } => (path, FileText::Text(text), false),
                 };
                 assert_eq!(skill.files.insert(path, text).is_some(), exists);
             }
@@ -138,14 +138,18 @@ impl SkillFiles for TestSpace {
 
 #[async_trait]
 impl LessonSource for TestSpace {
-    async fn store(&mut self, outcome: AgentOutcome, edits: &[SkillEdit]) -> anyhow::Result<Option<NextLesson>> {
+    async fn finish_lesson(
+        &mut self,
+        outcome: AgentOutcome,
+        edits: &[SkillEdit],
+    ) -> anyhow::Result<Option<NextLesson>> {
         if self.is_broken {
             anyhow::bail!("the database does not respond");
         }
         self.stored.push((outcome, edits.to_vec()));
         let mut draft = self.draft();
         super::edits::apply_edits(&mut draft, edits, &*self).await?.expect("the edits of a run fit");
-        self.apply(draft.changes());
+        self.apply(draft.diff());
         let skills = self.stored_skills();
         Ok(self.lessons.pop_front().map(|lesson| NextLesson { lesson, skills }))
     }

@@ -22,7 +22,7 @@ fn the_first_message_has_the_skills_and_the_lesson() {
 
 #[test]
 fn a_space_without_skills_is_marked() {
-    let lesson = Lesson { kind: LessonKind::Preferences, task_description: None, ..lesson("x") };
+    let lesson = AgentLesson { kind: LessonKind::Preferences, task_description: None, ..lesson("x") };
     let message = first_message::render(&lesson, &space(&[]).draft(), FIRST_MESSAGE_TOKENS);
     assert!(message.starts_with("<skills>\n<none/>\n</skills>\n\n<lesson>\n<text kind=\"preferences\""), "{message}");
 }
@@ -102,7 +102,7 @@ async fn data_cannot_leave_its_element() {
         if let Ok(path) = FilePath::from_segments(&[injection.replace('/', "_")]) {
             skill.files.insert(path, FileText::Text(injection.into()));
         }
-        let lesson = Lesson { task_description: Some(injection.into()), ..lesson(injection) };
+        let lesson = AgentLesson { task_description: Some(injection.into()), ..lesson(injection) };
         let draft = space(&[skill]).draft();
         let messages = [
             first_message::render(&lesson, &draft, FIRST_MESSAGE_TOKENS),

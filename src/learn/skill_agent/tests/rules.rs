@@ -1,6 +1,6 @@
 //! The rules of edits that need no model.
 
-use super::super::changes::{ChangedSkill, NewSkill};
+use super::super::diff::{ChangedSkill, NewSkill};
 use super::super::edits::{MAX_SKILLS, apply_edit, apply_edits};
 use super::*;
 
@@ -25,14 +25,14 @@ fn create_skill(skill_md: String) -> SkillEdit {
 }
 
 /// Applies edits that all fit, and returns what they change.
-async fn changes(space: &TestSpace, edits: &[SkillEdit]) -> SpaceChanges {
+async fn changes(space: &TestSpace, edits: &[SkillEdit]) -> SpaceDiff {
     let mut draft = space.draft();
     apply_edits(&mut draft, edits, space).await.unwrap().unwrap();
-    draft.changes()
+    draft.diff()
 }
 
 /// Applies edits that all fit, and returns the changes of the files of the only changed skill.
-async fn file_changes(space: &TestSpace, edits: &[SkillEdit]) -> Vec<FileChange> {
+async fn file_changes(space: &TestSpace, edits: &[SkillEdit]) -> Vec<DraftChange> {
     let mut changes = changes(space, edits).await;
     assert!(changes.new_skills.is_empty() && changes.changed_skills.len() == 1, "{changes:?}");
     changes.changed_skills.remove(0).files
@@ -43,9 +43,9 @@ async fn mistake(space: &TestSpace, edits: &[SkillEdit]) -> String {
     let mut draft = space.draft();
     let (last, first) = edits.split_last().unwrap();
     apply_edits(&mut draft, first, space).await.unwrap().unwrap();
-    let before = draft.changes();
+    let before = draft.diff();
     let reply = apply_edit(&mut draft, last, space).await.unwrap().unwrap_err();
-    assert_eq!(draft.changes(), before, "a mistake has no effect");
+    assert_eq!(draft.diff(), before, "a mistake has no effect");
     reply
 }
 
@@ -74,7 +74,7 @@ async fn only_differences_are_changes() {
         replace_text("b", "SKILL.md", "About b", "All about b"),
     ];
     let md = |name: &str| skill_md(name).replace("About", "All about");
-    let expected = SpaceChanges {
+    let expected = SpaceDiff {
         new_skills: vec![NewSkill {
             name: "c".into(),
             description: "All about c".into(),
@@ -84,12 +84,12 @@ async fn only_differences_are_changes() {
             ChangedSkill {
                 id: space.skill("a").id,
                 description: None,
-                files: vec![FileChange::Replace { path: path("n.md"), text: "1".into() }],
+                files: vec![DraftChange::Replace { path: path("n.md"), text: "1".into() }],
             },
             ChangedSkill {
                 id: space.skill("b").id,
                 description: Some("All about b".into()),
-                files: vec![FileChange::Replace { path: path("SKILL.md"), text: md("b") }],
+                files: vec![DraftChange::Replace { path: path("SKILL.md"), text: md("b") }],
             },
         ],
     };
@@ -99,14 +99,14 @@ async fn only_differences_are_changes() {
 #[tokio::test]
 async fn changes_can_be_applied_one_after_another() {
     let space = space(&[skill("a", &[("1.md", "1"), ("2.md", "2"), ("3.md", "3")])]);
-    let mv = |from: &str, to: &str| FileChange::Move { from: path(from), to: path(to) };
-    let delete = |file: &str| FileChange::Delete { path: path(file) };
+    let mv = |from: &str, to: &str| DraftChange::Move { from: path(from), to: path(to) };
+    let delete = |file: &str| DraftChange::Delete { path: path(file) };
     // A chain: each destination is the source of the next move.
     let edits = [move_file("a", "3.md", "4.md"), move_file("a", "2.md", "3.md"), move_file("a", "1.md", "2.md")];
     assert_eq!(file_changes(&space, &edits).await, [mv("3.md", "4.md"), mv("2.md", "3.md"), mv("1.md", "2.md")]);
     // A file that is replaced by another one.
     let edits = [delete_file("a", "2.md"), move_file("a", "1.md", "2.md"), replace_text("a", "2.md", "1", "x")];
-    let replaced = FileChange::Replace { path: path("2.md"), text: "x".into() };
+    let replaced = DraftChange::Replace { path: path("2.md"), text: "x".into() };
     assert_eq!(file_changes(&space, &edits).await, [delete("2.md"), mv("1.md", "2.md"), replaced]);
     // A file that is deleted and created again has a new content; one that has moved makes room for another one.
     let edits = [
@@ -115,8 +115,8 @@ async fn changes_can_be_applied_one_after_another() {
         move_file("a", "1.md", "old/1.md"),
         create_file("a", "1.md", "new"),
     ];
-    let created = FileChange::Create { path: path("1.md"), text: "new".into() };
-    let replaced = FileChange::Replace { path: path("2.md"), text: "new".into() };
+    let created = DraftChange::Create { path: path("1.md"), text: "new".into() };
+    let replaced = DraftChange::Replace { path: path("2.md"), text: "new".into() };
     assert_eq!(file_changes(&space, &edits).await, [mv("1.md", "old/1.md"), created, replaced]);
 }
 
@@ -134,10 +134,10 @@ async fn files_cannot_exchange_their_paths() {
     assert!(mistake(&space, &three).await.contains("cannot exchange their paths"));
     // A new file can take any free path, and a file can change the case of its name.
     let edits = [delete_file("a", "1.md"), create_file("a", "t.md", "t"), move_file("a", "t.md", "1.md")];
-    let replaced = FileChange::Replace { path: path("1.md"), text: "t".into() };
+    let replaced = DraftChange::Replace { path: path("1.md"), text: "t".into() };
     assert_eq!(file_changes(&space, &edits).await, [replaced]);
     let edits = [move_file("a", "1.md", "1.MD")];
-    assert_eq!(file_changes(&space, &edits).await, [FileChange::Move { from: path("1.md"), to: path("1.MD") }]);
+    assert_eq!(file_changes(&space, &edits).await, [DraftChange::Move { from: path("1.md"), to: path("1.MD") }]);
 }
 
 #[tokio::test]
@@ -172,7 +172,7 @@ async fn huge_stored_files_are_not_read() {
     assert!(reply.contains("`n.md` has 1048577 bytes"), "{reply}");
     // It can be moved and deleted.
     let edits = [move_file("a", "n.md", "m.md"), delete_file("a", "m.md")];
-    assert_eq!(file_changes(&space, &edits).await, [FileChange::Delete { path: path("n.md") }]);
+    assert_eq!(file_changes(&space, &edits).await, [DraftChange::Delete { path: path("n.md") }]);
 }
 
 #[tokio::test]

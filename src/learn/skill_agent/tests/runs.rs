@@ -399,7 +399,7 @@ async fn a_deleted_file_is_reported_to_the_model() {
     let edit = SkillEdit::Replace { skill: "a".into(), path: path("gone.md"), old: "x".into(), new: "y".into() };
     let reply = super::super::edits::apply_edit(&mut draft, &edit, &space).await.unwrap();
     assert!(reply.unwrap_err().contains("`gone.md` has just been deleted"));
-    assert!(draft.changes().is_empty());
+    assert!(draft.diff().is_empty());
     space.skills.clear();
     let reply = draft.load_text("a", &path("n.md"), &space).await.unwrap();
     assert!(reply.unwrap_err().contains("`n.md` has just been deleted"));

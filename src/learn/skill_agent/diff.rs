@@ -8,7 +8,7 @@ use crate::ids::SkillId;
 
 /// What a draft changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SpaceChanges {
+pub struct SpaceDiff {
     pub new_skills: Vec<NewSkill>,
     /// The stored skills with changes.
     pub changed_skills: Vec<ChangedSkill>,
@@ -31,12 +31,12 @@ pub struct ChangedSkill {
     pub description: Option<String>,
     /// The changes of the files, in an order in which each of them can be applied to the result of those before it: deletions,
     /// moves, then new contents. A file that is moved and changed has one change of each kind.
-    pub files: Vec<FileChange>,
+    pub files: Vec<DraftChange>,
 }
 
-/// A change of a file.
+/// A change of a draft's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FileChange {
+pub enum DraftChange {
     Delete {
         path: FilePath,
     },
@@ -55,7 +55,7 @@ pub enum FileChange {
     },
 }
 
-impl SpaceChanges {
+impl SpaceDiff {
     pub fn is_empty(&self) -> bool {
         self.new_skills.is_empty() && self.changed_skills.is_empty()
     }
@@ -63,20 +63,20 @@ impl SpaceChanges {
 
 impl SpaceDraft {
     /// Returns what differs from the skills at the start.
-    pub fn changes(&self) -> SpaceChanges {
-        let mut changes = SpaceChanges::default();
+    pub fn diff(&self) -> SpaceDiff {
+        let mut diff = SpaceDiff::default();
         for skill in &self.skills {
             let Some(id) = skill.id else {
-                changes.new_skills.push(new_skill(skill));
+                diff.new_skills.push(new_skill(skill));
                 continue;
             };
             let description = (skill.description != skill.stored_description).then(|| skill.description.clone());
             let files = file_changes(skill);
             if description.is_some() || !files.is_empty() {
-                changes.changed_skills.push(ChangedSkill { id, description, files });
+                diff.changed_skills.push(ChangedSkill { id, description, files });
             }
         }
-        changes
+        diff
     }
 }
 
@@ -85,27 +85,27 @@ fn new_skill(skill: &SkillDraft) -> NewSkill {
     NewSkill { name: skill.name.clone(), description: skill.description.clone(), files: files.collect() }
 }
 
-fn file_changes(skill: &SkillDraft) -> Vec<FileChange> {
-    let present: BTreeSet<&FilePath> = skill.files.values().filter_map(|file| file.stored_path.as_ref()).collect();
-    let deleted: BTreeSet<&FilePath> = skill.stored_paths.iter().filter(|path| !present.contains(path)).collect();
+fn file_changes(skill: &SkillDraft) -> Vec<DraftChange> {
+    let kept: BTreeSet<&FilePath> = skill.files.values().filter_map(|file| file.stored_path.as_ref()).collect();
+    let deleted: BTreeSet<&FilePath> = skill.stored_paths.iter().filter(|path| !kept.contains(path)).collect();
     let is_recreated = |path: &FilePath| skill.files.get(path).is_some_and(|file| file.stored_path.is_none());
     let deletions = deleted.iter().filter(|path| !is_recreated(path));
-    let mut changes: Vec<FileChange> = deletions.map(|path| FileChange::Delete { path: (*path).clone() }).collect();
+    let mut changes: Vec<DraftChange> = deletions.map(|path| DraftChange::Delete { path: (*path).clone() }).collect();
     changes.extend(ordered_moves(skill));
     let written = skill.files.iter().filter_map(|(path, file)| Some((path, file, file.written_text()?)));
     changes.extend(written.map(|(path, file, text)| {
         let (path, text) = (path.clone(), text.to_owned());
         if file.stored_path.is_none() && !deleted.contains(&path) {
-            FileChange::Create { path, text }
+            DraftChange::Create { path, text }
         } else {
-            FileChange::Replace { path, text }
+            DraftChange::Replace { path, text }
         }
     }));
     changes
 }
 
 /// Returns the moves in an order in which each destination is free.
-fn ordered_moves(skill: &SkillDraft) -> Vec<FileChange> {
+fn ordered_moves(skill: &SkillDraft) -> Vec<DraftChange> {
     let to_move = |(to, file): (&FilePath, &FileDraft)| {
         let from = file.stored_path.clone().filter(|from| from != to)?;
         Some((from, to.clone()))
@@ -115,7 +115,7 @@ fn ordered_moves(skill: &SkillDraft) -> Vec<FileChange> {
     // Files never exchange their paths, so one destination is always free.
     while let Some(from) = remaining.iter().find(|(_, to)| !remaining.contains_key(to)).map(|(from, _)| from.clone()) {
         if let Some((from, to)) = remaining.remove_entry(&from) {
-            ordered.push(FileChange::Move { from, to });
+            ordered.push(DraftChange::Move { from, to });
         }
     }
     ordered
