@@ -1,12 +1,20 @@
 """Learning: a session is stored, its task is learned, and the skill is read."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import httpx
 import pytest
 
 from library_support import checker, provider, provider_process  # noqa: F401
 from provider_server import Answer
-from support import store_text
+from support import DEFAULT_KEY, TIMEOUT, store_text
 from test_tasks import model_settings
+
+README = Path(__file__).parents[2] / "README.md"
 
 TASK = Answer(
     calls=[
@@ -30,8 +38,26 @@ LESSON = Answer(
         )
     ]
 )
-SKILL_MD = "---\nname: deployment\ndescription: How the shop is deployed.\n---\n# Deployment\n"
-PROCEDURE = "# Staging\n\n1. Run the smoke tests.\n2. `make deploy ENV=staging`\n3. Run the smoke tests again.\n"
+DESCRIPTION = "How services are deployed, and what to check. Read it before each deployment."
+SKILL_MD = f"""---
+name: deployment
+description: {DESCRIPTION}
+---
+# Deployment
+
+Each environment has a file, such as `staging.md`, with the procedures that have worked. An entry names its date, when the
+procedure applies, and its steps.
+"""
+PROCEDURE = """# Staging
+
+## 2026-03-14: The shop
+
+Applies when the shop is deployed to staging. The user requires the smoke tests before and after each deployment.
+
+1. Run the smoke tests.
+2. Run `make deploy ENV=staging`.
+3. Run the smoke tests again.
+"""
 SKILL = [
     Answer(calls=[("get_skill", {"skill_name": "daily-logs"})]),
     Answer(
@@ -73,7 +99,7 @@ def test_a_finished_task_becomes_a_skill(start_server, provider, format):  # noq
         skills = {skill.name: skill for skill in client.learning_spaces.list_skills(space.id)}
         assert sorted(skills) == ["daily-logs", "deployment", "user-general-facts"]
         skill = skills["deployment"]
-        assert (skill.description, skill.user_id) == ("How the shop is deployed.", space.user_id)
+        assert (skill.description, skill.user_id) == (DESCRIPTION, space.user_id)
         assert [file.path for file in skill.file_index] == ["SKILL.md", "staging.md"]
         texts = [client.skills.get_file(skill_id=skill.id, file_path=file.path) for file in skill.file_index]
         assert [text.content.raw for text in texts] == [SKILL_MD, PROCEDURE]
@@ -109,4 +135,35 @@ def test_a_session_can_be_learned_later(start_server, provider):  # noqa: F811
         learned = client.learning_spaces.wait_for_learning(space.id, session_id=session.id, poll_interval=0.1)
         assert learned.status == "completed"
         assert "deployment" in [skill.name for skill in client.learning_spaces.list_skills(space.id)]
+    server.stop()
+
+
+def readme_example():
+    """Returns the first example of the README, and the parts of its output that the README shows."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    names = [name for name, _ in blocks]
+    first = names.index("python")
+    assert names[first + 1] == "text", "the output follows the example"
+    output = re.split(r"^\.\.\.$", blocks[first + 1][1], flags=re.MULTILINE)
+    return blocks[first][1], [part.strip() for part in output]
+
+
+def test_the_first_example_of_the_readme_prints_what_the_readme_shows(start_server, provider):  # noqa: F811
+    provider.reset(TASK, LESSON, *SKILL)
+    server = start_server(**model_settings(provider, "openai"))
+    example, parts = readme_example()
+    for shown, actual in [("http://127.0.0.1:8029/api/v1", server.base_url), (DEFAULT_KEY, server.key)]:
+        assert shown in example
+        example = example.replace(shown, actual)
+    result = subprocess.run(
+        [sys.executable, "-c", example],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert result.returncode == 0, result.stderr
+    positions = [result.stdout.find(part) for part in parts]
+    assert positions[0] == 0 and positions == sorted(positions), f"{positions}\n{result.stdout}"
+    assert result.stdout.strip().endswith(parts[-1])
     server.stop()
