@@ -7,8 +7,8 @@ use sqlx::PgConnection;
 use tokio::time::Instant;
 
 use super::Learn;
+use super::attempt_error::MODEL_FAILURE;
 use super::jobs::Observe;
-use super::observe::MODEL_FAILURE;
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::Path;

@@ -10,10 +10,11 @@ use sqlx::PgConnection;
 use tokio::time::Instant;
 
 use super::Learn;
+use super::attempt_error::AttemptError;
 use super::batch::to_prompt_message;
 use super::distiller::{self, Distillation, DistillationInput, DistilledTask, Lesson};
 use super::jobs::{Distill, WriteLesson};
-use super::lesson_jobs::{self, LessonFailure};
+use super::lesson_jobs;
 use super::prompt::messages::PromptMessage;
 use super::task_agent::CallParameters;
 use crate::db::Tx;
@@ -72,7 +73,7 @@ impl JobHandler for Distill {
             Ok(Distillation::Lesson(lesson)) => store_lesson(ctx, &loaded, &lesson, running).await,
             Ok(Distillation::Skipped) => skip(ctx, &loaded.lesson, NOTHING_TO_LEARN, running).await,
             Ok(Distillation::Missing(outcome)) => {
-                Err(LessonFailure::permanent(anyhow::anyhow!("the model has reported no lesson (outcome: {outcome})")))
+                Err(AttemptError::permanent(anyhow::anyhow!("the model has reported no lesson (outcome: {outcome})")))
             }
             Err(err) => Err(err.into()),
         };
@@ -159,7 +160,7 @@ async fn store_lesson(
     loaded: &LoadedLesson,
     distilled: &Lesson,
     running: &RunningJob,
-) -> Result<(), LessonFailure> {
+) -> Result<(), AttemptError> {
     let LoadedLesson { lesson, messages, .. } = loaded;
     let project = running.encryption.project;
     let mut tx = ctx.db.begin().await?;
@@ -182,7 +183,7 @@ async fn store_lesson(
 }
 
 /// Marks the lesson as skipped, and completes the job.
-async fn skip(ctx: &Learn, lesson: &LessonRow, reason: &str, running: &RunningJob) -> Result<(), LessonFailure> {
+async fn skip(ctx: &Learn, lesson: &LessonRow, reason: &str, running: &RunningJob) -> Result<(), AttemptError> {
     let mut tx = ctx.db.begin().await?;
     let locked = lesson_jobs::lock_lesson(&mut tx, running.encryption.project, lesson.id).await?;
     let Some((mut session, _)) = locked else { return Ok(()) };

@@ -1,15 +1,14 @@
 //! What the two jobs of a lesson have in common: how they end a lesson, and how they fail.
 
 use super::Learn;
-use super::observe::classify_llm_error;
+use super::attempt_error::AttemptError;
 use crate::db::Tx;
-use crate::error::{self, Error};
+use crate::error;
 use crate::ids::{LessonId, ProjectId};
-use crate::jobs::{JobError, LeaseLost, RunningJob};
+use crate::jobs::{JobError, RunningJob};
 use crate::learning_spaces::{self, progress};
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
-use crate::llm::LlmError;
 use crate::sessions::lock::LockedSession;
 
 /// The states of a lesson that has not ended.
@@ -17,67 +16,6 @@ const OPEN: [LessonState; 3] = [LessonState::Distilling, LessonState::Pending, L
 
 /// The reason of a lesson whose job was abandoned.
 const ABANDONED: &str = "the work on the lesson was interrupted repeatedly: it took too long, or the server stopped";
-
-/// The error of an attempt to distill or write a lesson.
-#[derive(Debug)]
-pub(super) enum LessonFailure {
-    /// The error of the work. It ends the lesson if it is permanent, or if the attempt was the last one.
-    Work { source: anyhow::Error, is_permanent: bool },
-    /// An error that does not concern the lesson, such as a lost lease or a missing key.
-    Job(JobError),
-}
-
-impl std::fmt::Display for LessonFailure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Work { source, .. }
-            | Self::Job(JobError::Retry(source) | JobError::Permanent(source) | JobError::Snooze(_, source, _)) => {
-                write!(f, "{source:#}")
-            }
-        }
-    }
-}
-
-impl LessonFailure {
-    pub(super) fn permanent(source: anyhow::Error) -> Self {
-        Self::Work { source, is_permanent: true }
-    }
-
-    pub(super) fn transient(source: anyhow::Error) -> Self {
-        Self::Work { source, is_permanent: false }
-    }
-}
-
-impl From<JobError> for LessonFailure {
-    fn from(err: JobError) -> Self {
-        match err {
-            JobError::Retry(source) if !source.is::<LeaseLost>() => Self::transient(source),
-            err => Self::Job(err),
-        }
-    }
-}
-
-impl From<Error> for LessonFailure {
-    fn from(err: Error) -> Self {
-        match err {
-            Error::KeyRequired => Self::Job(JobError::awaiting_key()),
-            err => Self::transient(err.into()),
-        }
-    }
-}
-
-impl From<LlmError> for LessonFailure {
-    fn from(err: LlmError) -> Self {
-        let is_permanent = !err.is_retryable();
-        Self::Work { source: classify_llm_error(err), is_permanent }
-    }
-}
-
-impl From<sqlx::Error> for LessonFailure {
-    fn from(err: sqlx::Error) -> Self {
-        Self::transient(err.into())
-    }
-}
 
 /// Locks the learning space of a lesson against deletion, and then its session. Returns `None` if the lesson, and with it the
 /// session or the space, does not exist anymore.
@@ -132,13 +70,13 @@ pub(super) async fn abandon_lesson(tx: &mut Tx, project: ProjectId, lesson: Less
 pub(super) async fn record_failure(
     ctx: &Learn,
     lesson: &LessonRow,
-    failure: LessonFailure,
+    failure: AttemptError,
     max_attempts: i32,
     running: &RunningJob,
 ) -> error::Result<(), JobError> {
     let (source, is_permanent) = match failure {
-        LessonFailure::Job(err) => return Err(err),
-        LessonFailure::Work { source, is_permanent } => (source, is_permanent),
+        AttemptError::Job(err) => return Err(err),
+        AttemptError::Work { source, is_permanent } => (source, is_permanent),
     };
     if !is_permanent && running.attempt() < max_attempts {
         return Err(JobError::Retry(source));

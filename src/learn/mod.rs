@@ -7,13 +7,14 @@
 //!
 //! If a learning space learns from a session, [`distill`] is the job that distills a lesson from each of its finished tasks,
 //! `skill_writer` the job that writes the lesson to the skills of the space, and [`finalize`] the job that completes the open tasks.
-//! `lesson_jobs` contains what the first two have in common.
+//! `lesson_jobs` contains what the first two have in common, and `attempt_error` the errors of the jobs that call a model.
 //!
 //! Three models have no I/O of their own: [`task_agent`] extracts tasks from messages, [`distiller`] derives a lesson from a task,
 //! and [`skill_agent`] writes lessons to skills. [`prompt`] contains the texts for models, and renders data so that it is safe in them. [`secrets`]
 //! finds passwords and keys in what models write.
 
 pub mod api;
+mod attempt_error;
 mod batch;
 pub mod distill;
 pub mod distiller;

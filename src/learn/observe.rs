@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Learn;
+use super::attempt_error::{AttemptError, MODEL_FAILURE};
 use super::batch::{self, Batch};
 use super::jobs::Observe;
 use super::settings::{self, ObservationSettings};
@@ -19,7 +20,7 @@ use crate::db::Tx;
 use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::ids::SessionId;
-use crate::jobs::{ClassifiedError, Delay, ErrorClass, JobError, JobHandler, LeaseLost, RunningJob, WaitReason};
+use crate::jobs::{ClassifiedError, Delay, ErrorClass, JobError, JobHandler, RunningJob, WaitReason};
 use crate::llm::agent::AgentOutcome;
 use crate::llm::{CallOrigin, LlmError, Purpose};
 use crate::messages::ProcessStatus;
@@ -35,9 +36,6 @@ const TIME_SLICE: Duration = Duration::from_mins(4);
 
 /// The delay before the next attempt if no model is configured.
 const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
-
-/// The beginning of the error of an observation that has failed because of the model. Clients recognize such a failure by it.
-pub(super) const MODEL_FAILURE: &str = "LLM complete failed";
 
 impl JobHandler for Observe {
     type Context = Learn;
@@ -141,11 +139,12 @@ async fn observe_batch(
     encryption: &ProjectEncryption,
     session: SessionId,
     claimed: &ClaimedBatch,
-) -> Result<ObservedBatch, BatchError> {
-    let mut conn = ctx.db.acquire().await.map_err(BatchError::transient)?;
+) -> Result<ObservedBatch, AttemptError> {
+    let mut conn = ctx.db.acquire().await?;
     let batch = batch::load(&mut conn, encryption, session, &claimed.messages, &claimed.settings).await;
     drop(conn);
-    let batch = batch.map_err(BatchError::transient)?;
+    // If the key is missing, which the claim of the batch has ruled out, the messages must become pending again, too.
+    let batch = batch.map_err(AttemptError::transient)?;
     let parameters = CallParameters {
         max_tokens: ctx.config.model.max_tokens,
         deadline: Instant::now() + BATCH_TIMEOUT,
@@ -164,7 +163,7 @@ async fn observe_batch(
 ///
 /// # Errors
 /// Returns a permanent error if the model made only mistakes, or if the provider withheld the response.
-fn check_outcome_without_edits(ctx: &Learn, session: SessionId, result: &TaskAgentResult) -> Result<(), BatchError> {
+fn check_outcome_without_edits(ctx: &Learn, session: SessionId, result: &TaskAgentResult) -> Result<(), AttemptError> {
     let model = ctx.llm.model();
     let problem = match result.outcome {
         AgentOutcome::OnlyErrors => format!(
@@ -184,37 +183,7 @@ fn check_outcome_without_edits(ctx: &Learn, session: SessionId, result: &TaskAge
         AgentOutcome::NoToolCalls | AgentOutcome::Finished | AgentOutcome::MaxIterations => return Ok(()),
     };
     let source = anyhow::Error::msg(problem).context(MODEL_FAILURE);
-    Err(BatchError { source: ClassifiedError::new(ErrorClass::Model, source).into(), is_permanent: true })
-}
-
-/// The error of a batch that could not be processed.
-struct BatchError {
-    source: anyhow::Error,
-    /// `true` if another attempt would fail too.
-    is_permanent: bool,
-}
-
-impl BatchError {
-    fn transient(source: impl Into<anyhow::Error>) -> Self {
-        Self { source: source.into(), is_permanent: false }
-    }
-}
-
-impl From<LlmError> for BatchError {
-    fn from(err: LlmError) -> Self {
-        let is_permanent = !err.is_retryable();
-        Self { source: classify_llm_error(err), is_permanent }
-    }
-}
-
-/// Adds the class to an error of the model. Clients recognize such an error by the beginning of its text.
-pub(super) fn classify_llm_error(err: LlmError) -> anyhow::Error {
-    let class = match &err {
-        LlmError::NotConfigured | LlmError::Misconfigured(_) => ErrorClass::ModelSettings,
-        LlmError::Unavailable(_) | LlmError::ContextTooLong(_) | LlmError::Rejected(_) => ErrorClass::Model,
-    };
-    let min_backoff = err.retry_after().unwrap_or_default();
-    ClassifiedError::new(class, anyhow::Error::from(err).context(MODEL_FAILURE)).with_min_backoff(min_backoff).into()
+    Err(AttemptError::permanent(ClassifiedError::new(ErrorClass::Model, source)))
 }
 
 /// Stores the result of a batch, or the failure of the batch if there is none or it cannot be stored.
@@ -225,18 +194,21 @@ async fn record_outcome(
     ctx: &Learn,
     session: SessionId,
     messages: &[Uuid],
-    outcome: Result<ObservedBatch, BatchError>,
+    outcome: Result<ObservedBatch, AttemptError>,
     running: &RunningJob,
 ) -> Result<(), JobError> {
     let error = match outcome {
         Ok(observed) => match store_result(ctx, session, messages, &observed, running).await {
-            Err(JobError::Retry(err)) if !err.is::<LeaseLost>() => BatchError::transient(err),
-            stored => return stored,
+            Ok(()) => return Ok(()),
+            Err(err) => AttemptError::from(err),
         },
         Err(error) => error,
     };
-    record_failure(ctx, session, messages, &error, running).await?;
-    let BatchError { source, is_permanent } = error;
+    let (source, is_permanent) = match error {
+        AttemptError::Job(err) => return Err(err),
+        AttemptError::Work { source, is_permanent } => (source, is_permanent),
+    };
+    record_failure(ctx, session, messages, (&source, is_permanent), running).await?;
     Err(if is_permanent { JobError::Permanent(source) } else { JobError::Retry(source) })
 }
 
@@ -267,20 +239,20 @@ async fn record_failure(
     ctx: &Learn,
     session: SessionId,
     messages: &[Uuid],
-    error: &BatchError,
+    (source, is_permanent): (&anyhow::Error, bool),
     running: &RunningJob,
 ) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
     let Some(mut locked) = LockedSession::lock(&mut tx, running.encryption.project, session).await? else {
         return Ok(());
     };
-    let is_last = error.is_permanent || running.attempt() >= Observe::MAX_ATTEMPTS;
+    let is_last = is_permanent || running.attempt() >= Observe::MAX_ATTEMPTS;
     let status = if is_last { ProcessStatus::Failed } else { ProcessStatus::Pending };
     observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, status).await?;
     if is_last {
         enqueue_successor(ctx, &running.encryption, &mut locked).await?;
         // A flush that retries the messages must not rely on this job.
-        running.fail(&mut locked, &error.source).await?;
+        running.fail(&mut locked, source).await?;
     } else {
         running.ensure_owned(&mut locked).await?;
     }

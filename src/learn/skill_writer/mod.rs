@@ -17,8 +17,9 @@ use tokio::time::Instant;
 use self::snapshot::Snapshot;
 use self::source::RunLessons;
 use super::Learn;
+use super::attempt_error::AttemptError;
 use super::jobs::WriteLesson;
-use super::lesson_jobs::{self, LessonFailure};
+use super::lesson_jobs;
 use super::skill_agent::draft::SkillLimits;
 use super::skill_agent::{self, SkillAgentError, SkillAgentInput, SkillAgentResult};
 use super::task_agent::CallParameters;
@@ -99,7 +100,7 @@ enum RunEnd {
     /// This lesson, the last one of the run, is not written.
     Failed {
         lesson: Box<LessonRow>,
-        failure: LessonFailure,
+        failure: AttemptError,
         /// `true` if the edits did not fit the present files.
         is_conflict: bool,
     },
@@ -186,22 +187,22 @@ fn to_run_end(result: Result<SkillAgentResult, SkillAgentError>, lessons: RunLes
             outcome: outcome @ (AgentOutcome::OnlyErrors | AgentOutcome::ContentFilter), ..
         }) => {
             let error = anyhow::anyhow!("the model has not written the lesson (outcome: {outcome})");
-            (LessonFailure::permanent(error), false)
+            (AttemptError::permanent(error), false)
         }
         Ok(_) => return Ok(RunEnd::Done),
         Err(SkillAgentError::Llm(err)) => (err.into(), false),
         Err(SkillAgentError::Store(err)) => match err.downcast::<storage::StorageError>() {
             Ok(storage::StorageError::LessonDeleted) => return Ok(RunEnd::Done),
             Ok(storage::StorageError::Conflict(reason)) => {
-                (LessonFailure::transient(storage::StorageError::Conflict(reason).into()), true)
+                (AttemptError::transient(storage::StorageError::Conflict(reason)), true)
             }
             Ok(storage::StorageError::Failure(failure)) => (failure, false),
-            Err(err) => (LessonFailure::transient(err), false),
+            Err(err) => (AttemptError::transient(err), false),
         },
     };
     match failure {
-        LessonFailure::Job(err) => Err(err),
-        failure @ LessonFailure::Work { .. } => {
+        AttemptError::Job(err) => Err(err),
+        failure @ AttemptError::Work { .. } => {
             Ok(RunEnd::Failed { lesson: Box::new(lessons.into_current()), failure, is_conflict })
         }
     }

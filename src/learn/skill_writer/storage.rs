@@ -19,11 +19,11 @@ use crate::disks::path::FilePath;
 use crate::error::Error;
 use crate::ids::{DiskId, MessageId};
 use crate::jobs::RunningJob;
-use crate::learn::Learn;
-use crate::learn::lesson_jobs::{self, LessonFailure};
+use crate::learn::attempt_error::AttemptError;
 use crate::learn::skill_agent::changes::{self as draft_changes, ChangedSkill, NewSkill, SpaceChanges};
 use crate::learn::skill_agent::draft::SpaceDraft;
 use crate::learn::skill_agent::edits::{self, SkillEdit};
+use crate::learn::{Learn, lesson_jobs};
 use crate::learning_spaces;
 use crate::lessons::LessonState;
 use crate::lessons::store::LessonRow;
@@ -45,10 +45,10 @@ pub(super) enum StorageError {
     #[error("the skills have changed during the work on the lesson: {0}")]
     Conflict(String),
     #[error("{0}")]
-    Failure(LessonFailure),
+    Failure(AttemptError),
 }
 
-impl<E: Into<LessonFailure>> From<E> for StorageError {
+impl<E: Into<AttemptError>> From<E> for StorageError {
     fn from(err: E) -> Self {
         Self::Failure(err.into())
     }
@@ -116,7 +116,7 @@ impl LessonWriter<'_> {
     async fn apply_edits(&self, snapshot: &Snapshot, edits: &[SkillEdit]) -> Result<SpaceChanges, StorageError> {
         let mut draft = SpaceDraft::new(snapshot.stored_skills(), super::skill_limits(self.ctx));
         let files = SnapshotFiles { platform: self.ctx, encryption: &self.running.encryption, snapshot };
-        let applied = edits::apply_edits(&mut draft, edits, &files).await.map_err(LessonFailure::transient)?;
+        let applied = edits::apply_edits(&mut draft, edits, &files).await.map_err(AttemptError::transient)?;
         applied.map_err(StorageError::Conflict)?;
         Ok(draft.changes())
     }
@@ -191,7 +191,7 @@ impl LessonWriter<'_> {
             Ok(_) => {}
             // The disk is locked, and the files are those of the snapshot.
             Err(err @ (ApplyError::DiskNotFound | ApplyError::CannotMove { .. })) => {
-                return Err(LessonFailure::transient(err.into()).into());
+                return Err(AttemptError::transient(err).into());
             }
         }
         if let Some(description) = &skill.description {
