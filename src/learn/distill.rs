@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 use tokio::time::Instant;
 
 use super::Learn;
-use super::attempt_error::AttemptError;
+use super::attempt_error::{self, AttemptError};
 use super::batch::to_prompt_message;
 use super::distiller::{self, Distillation, DistillationInput, DistilledTask, Lesson};
 use super::jobs::{Distill, WriteLesson};
@@ -21,12 +21,12 @@ use crate::db::Tx;
 use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::error::Result;
 use crate::ids::MessageId;
-use crate::jobs::{Delay, JobError, JobHandler, RunningJob, WaitReason};
+use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
 use crate::learning_spaces::{self, LearningStatus};
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
 use crate::lessons::text::StoredText;
-use crate::llm::{CallOrigin, LlmError, Purpose};
+use crate::llm::{CallOrigin, Purpose};
 use crate::messages::observing;
 use crate::sessions::lock::LockedSession;
 use crate::skills;
@@ -34,8 +34,6 @@ use crate::tasks::{self, TaskStatus};
 
 /// The time for the calls of the model for one lesson, with their retries.
 const DISTILLATION_TIMEOUT: Duration = Duration::from_mins(15);
-/// The delay before the next attempt if no model is configured.
-const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
 /// The maximum number of messages of a task that are loaded, the newest ones. A prompt has no room for more.
 const MAX_MESSAGES: i64 = 200;
 /// The maximum number of skills that the model receives.
@@ -119,7 +117,7 @@ async fn load(ctx: &Learn, job: &Distill, running: &RunningJob) -> Result<Option
         return Ok(None);
     }
     if !ctx.llm.is_configured() {
-        return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), RECHECK_INTERVAL));
+        return Err(attempt_error::awaiting_model());
     }
     let loaded = observing::load_task_messages(&mut session, job.task, lesson.ended_at, MAX_MESSAGES).await?;
     if running.encryption.kek.is_none() && loaded.iter().any(|message| message.encrypted_as.is_some()) {

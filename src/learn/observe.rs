@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Learn;
-use super::attempt_error::{AttemptError, MODEL_FAILURE};
+use super::attempt_error::{self, AttemptError, MODEL_FAILURE};
 use super::batch::{self, Batch};
 use super::jobs::Observe;
 use super::settings::{self, ObservationSettings};
@@ -22,7 +22,7 @@ use crate::error::Result;
 use crate::ids::SessionId;
 use crate::jobs::{ClassifiedError, Delay, ErrorClass, JobError, JobHandler, RunningJob, WaitReason};
 use crate::llm::agent::AgentOutcome;
-use crate::llm::{CallOrigin, LlmError, Purpose};
+use crate::llm::{CallOrigin, Purpose};
 use crate::messages::ProcessStatus;
 use crate::messages::observing;
 use crate::sessions::lock::LockedSession;
@@ -33,9 +33,6 @@ const BATCH_TIMEOUT: Duration = Duration::from_mins(15);
 /// The time after which a job that has observed a batch lets the jobs of other sessions run. Together with the time for another
 /// batch ([`BATCH_TIMEOUT`]) it must be shorter than the timeout of an attempt.
 const TIME_SLICE: Duration = Duration::from_mins(4);
-
-/// The delay before the next attempt if no model is configured.
-const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
 
 impl JobHandler for Observe {
     type Context = Learn;
@@ -121,7 +118,7 @@ async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> R
     }
     if !ctx.llm.is_configured() {
         // The claim is rolled back, as above.
-        return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), RECHECK_INTERVAL));
+        return Err(attempt_error::awaiting_model());
     }
     tx.commit().await?;
     Ok(Some(ClaimedBatch { messages, settings }))

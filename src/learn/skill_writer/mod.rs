@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use self::snapshot::Snapshot;
 use self::source::RunLessons;
 use super::Learn;
-use super::attempt_error::AttemptError;
+use super::attempt_error::{self, AttemptError};
 use super::jobs::WriteLesson;
 use super::lesson_jobs;
 use super::skill_agent::draft::SkillLimits;
@@ -25,12 +25,12 @@ use super::skill_agent::{self, SkillAgentError, SkillAgentInput, SkillAgentResul
 use super::task_agent::CallParameters;
 use crate::db::Tx;
 use crate::encryption::ProjectEncryption;
-use crate::jobs::{JobError, JobHandler, RunningJob, WaitReason};
+use crate::jobs::{JobError, JobHandler, RunningJob};
 use crate::learning_spaces::{self, LearningStatus};
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
 use crate::llm::agent::AgentOutcome;
-use crate::llm::{CallOrigin, LlmError, Purpose};
+use crate::llm::{CallOrigin, Purpose};
 use crate::sessions::lock::LockedSession;
 
 /// The time for the calls of the model of a run, with their retries.
@@ -39,8 +39,6 @@ const RUN_TIMEOUT: Duration = Duration::from_mins(20);
 const TIME_SLICE: Duration = Duration::from_mins(8);
 /// The number of times that an attempt begins again because the files have changed so that the edits do not fit.
 const MAX_CONFLICTS: usize = 2;
-/// The delay before the next attempt if no model is configured.
-const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
 
 impl JobHandler for WriteLesson {
     type Context = Learn;
@@ -128,7 +126,7 @@ async fn begin_lesson(ctx: &Learn, job: &WriteLesson, running: &RunningJob) -> R
     let pending = |(_, lesson): &(LockedSession<'_>, LessonRow)| lesson.state == LessonState::Pending;
     let Some((mut session, lesson)) = locked.filter(pending) else { return Ok(None) };
     if !ctx.llm.is_configured() {
-        return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), RECHECK_INTERVAL));
+        return Err(attempt_error::awaiting_model());
     }
     if running.encryption.kek.is_none() && lesson.encrypted_as.is_some() {
         return Err(JobError::awaiting_key());
