@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use sqlx::PgConnection;
-use tokio::time::Instant;
 
 use super::Learn;
 use super::attempt_error::{self, AttemptError};
@@ -26,7 +25,7 @@ use crate::learning_spaces::{self, LearningStatus};
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
 use crate::lessons::text::StoredText;
-use crate::llm::{CallOrigin, Purpose};
+use crate::llm::Purpose;
 use crate::messages::observing;
 use crate::sessions::lock::LockedSession;
 use crate::skills;
@@ -54,15 +53,8 @@ impl JobHandler for Distill {
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
         let Some(loaded) = load(ctx, &self, running).await? else { return Ok(()) };
-        let parameters = CallParameters {
-            max_tokens: ctx.config.model.max_tokens,
-            deadline: Instant::now() + DISTILLATION_TIMEOUT,
-            origin: CallOrigin {
-                project: running.encryption.project,
-                purpose: Purpose::Distillation,
-                learning_space: Some(loaded.lesson.learning_space),
-            },
-        };
+        let (project, space) = (running.encryption.project, loaded.lesson.learning_space);
+        let parameters = CallParameters::new(ctx, project, Purpose::Distillation, DISTILLATION_TIMEOUT, Some(space));
         let distilled = distiller::distill_lesson(&*ctx.llm, &loaded.input, parameters).await;
         if let Ok(distilled) = &distilled {
             ctx.model_metrics.record_run(Purpose::Distillation, distilled.outcome());

@@ -21,8 +21,8 @@ use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::ids::SessionId;
 use crate::jobs::{ClassifiedError, Delay, ErrorClass, JobError, JobHandler, RunningJob, WaitReason};
+use crate::llm::Purpose;
 use crate::llm::agent::AgentOutcome;
-use crate::llm::{CallOrigin, Purpose};
 use crate::messages::ProcessStatus;
 use crate::messages::observing;
 use crate::sessions::lock::LockedSession;
@@ -142,11 +142,7 @@ async fn observe_batch(
     drop(conn);
     // If the key is missing, which the claim of the batch has ruled out, the messages must become pending again, too.
     let batch = batch.map_err(AttemptError::transient)?;
-    let parameters = CallParameters {
-        max_tokens: ctx.config.model.max_tokens,
-        deadline: Instant::now() + BATCH_TIMEOUT,
-        origin: CallOrigin { project: encryption.project, purpose: Purpose::TaskAgent, learning_space: None },
-    };
+    let parameters = CallParameters::new(ctx, encryption.project, Purpose::TaskAgent, BATCH_TIMEOUT, None);
     let result = task_agent::run_task_agent(&*ctx.llm, &batch.input, parameters).await?;
     ctx.model_metrics.record_run(parameters.origin.purpose, result.outcome);
     if result.edits.is_empty() {

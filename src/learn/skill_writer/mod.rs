@@ -12,8 +12,6 @@ mod storage;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use self::snapshot::Snapshot;
 use self::source::RunLessons;
 use super::Learn;
@@ -29,8 +27,8 @@ use crate::jobs::{JobError, JobHandler, RunningJob};
 use crate::learning_spaces::{self, LearningStatus};
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
+use crate::llm::Purpose;
 use crate::llm::agent::AgentOutcome;
-use crate::llm::{CallOrigin, Purpose};
 use crate::sessions::lock::LockedSession;
 
 /// The time for the calls of the model of a run, with their retries.
@@ -162,15 +160,8 @@ async fn write_lessons(ctx: &Learn, lesson: LessonRow, running: &RunningJob) -> 
         max_iterations: learning.skill_agent_iterations,
         extra_iterations: NonZeroU32::new(learning.skill_agent_extra_iterations).unwrap_or(NonZeroU32::MIN),
     };
-    let parameters = CallParameters {
-        max_tokens: ctx.config.model.max_tokens,
-        deadline: Instant::now() + RUN_TIMEOUT,
-        origin: CallOrigin {
-            project: encryption.project,
-            purpose: Purpose::SkillAgent,
-            learning_space: Some(lesson.learning_space),
-        },
-    };
+    let (project, space) = (encryption.project, lesson.learning_space);
+    let parameters = CallParameters::new(ctx, project, Purpose::SkillAgent, RUN_TIMEOUT, Some(space));
     let mut lessons = RunLessons::new(ctx, running, lesson, snapshot);
     let result = skill_agent::run_skill_agent(&*ctx.llm, &input, parameters, &mut lessons).await;
     if let Ok(run) = &result {
