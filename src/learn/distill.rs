@@ -9,7 +9,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 
 use super::Learn;
-use super::attempt_error::{self, AttemptError};
+use super::attempt_error::AttemptError;
 use super::batch::to_prompt_message;
 use super::distiller::{self, Distillation, DistillationInput, DistilledTask, Lesson};
 use super::jobs::{Distill, WriteLesson};
@@ -95,9 +95,8 @@ struct LoadedLesson {
 async fn load(ctx: &Learn, job: &Distill, running: &RunningJob) -> Result<Option<LoadedLesson>, JobError> {
     let project = running.encryption.project;
     let mut tx = ctx.db.begin().await?;
-    let locked = lesson_jobs::lock_lesson(&mut tx, project, job.lesson).await?;
-    let distilling = |(_, lesson): &(LockedSession<'_>, LessonRow)| lesson.state == LessonState::Distilling;
-    let Some((mut session, lesson)) = locked.filter(distilling) else { return Ok(None) };
+    let locked = lesson_jobs::lock_in_state(&mut tx, project, job.lesson, LessonState::Distilling).await?;
+    let Some((mut session, lesson)) = locked else { return Ok(None) };
     let all_tasks = tasks::edits::list_all(&mut session, project, job.session).await?;
     let task = all_tasks.iter().find(|task| task.id == job.task);
     if task.is_none_or(|task| !task.status.is_finished()) {
@@ -108,16 +107,10 @@ async fn load(ctx: &Learn, job: &Distill, running: &RunningJob) -> Result<Option
         tx.commit().await?;
         return Ok(None);
     }
-    if !ctx.llm.is_configured() {
-        return Err(attempt_error::awaiting_model());
-    }
     let loaded = observing::load_task_messages(&mut session, job.task, lesson.ended_at, MAX_MESSAGES).await?;
-    if running.encryption.kek.is_none() && loaded.iter().any(|message| message.encrypted_as.is_some()) {
-        return Err(JobError::awaiting_key());
-    }
-    learning_spaces::store::advance_session_status(&mut session, LearningStatus::Distilling).await?;
     let skills = list_skills(&mut session, &lesson).await?;
-    running.ensure_owned(&mut session).await?;
+    let is_encrypted = loaded.iter().any(|message| message.encrypted_as.is_some());
+    lesson_jobs::begin(ctx, &mut session, is_encrypted, LearningStatus::Distilling, running).await?;
     tx.commit().await?;
     let messages = loaded.iter().map(|message| message.id).collect();
     let rendered = loaded.into_iter().map(|message| to_prompt_message(&running.encryption, message));

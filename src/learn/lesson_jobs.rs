@@ -1,12 +1,12 @@
-//! What the two jobs of a lesson have in common: how they end a lesson, and how they fail.
+//! What the two jobs of a lesson have in common: how they begin and end their work on a lesson, and how they fail.
 
 use super::Learn;
-use super::attempt_error::AttemptError;
+use super::attempt_error::{self, AttemptError};
 use crate::db::Tx;
 use crate::error;
 use crate::ids::{LessonId, ProjectId};
 use crate::jobs::{JobError, RunningJob};
-use crate::learning_spaces::{self, progress};
+use crate::learning_spaces::{self, LearningStatus, progress};
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
 use crate::sessions::lock::LockedSession;
@@ -36,6 +36,44 @@ pub(super) async fn lock_lesson(
     let Some(mut session) = LockedSession::lock(tx, project, session).await? else { return Ok(None) };
     let lesson = store::get(&mut session, project, lesson).await?;
     Ok(lesson.map(|lesson| (session, lesson)))
+}
+
+/// Locks a lesson as [`lock_lesson`] does. Also returns `None` if the lesson is not in this state, because its work was done by an
+/// earlier attempt or by the job of another lesson.
+///
+/// # Errors
+/// Returns an error if the database fails.
+pub(super) async fn lock_in_state(
+    tx: &mut Tx,
+    project: ProjectId,
+    lesson: LessonId,
+    state: LessonState,
+) -> sqlx::Result<Option<(LockedSession<'_>, LessonRow)>> {
+    let locked = lock_lesson(tx, project, lesson).await?;
+    Ok(locked.filter(|(_, lesson)| lesson.state == state))
+}
+
+/// Checks the conditions of the work on a lesson, and advances the learning status of its session. `is_encrypted` is `true` if the
+/// work requires the project's master key.
+///
+/// # Errors
+/// Returns [`JobError::Snooze`] if no model is configured or the key is missing. Returns another error if the lease is lost or the
+/// database fails.
+pub(super) async fn begin(
+    ctx: &Learn,
+    session: &mut LockedSession<'_>,
+    is_encrypted: bool,
+    status: LearningStatus,
+    running: &RunningJob,
+) -> error::Result<(), JobError> {
+    if !ctx.llm.is_configured() {
+        return Err(attempt_error::awaiting_model());
+    }
+    if is_encrypted && running.encryption.kek.is_none() {
+        return Err(JobError::awaiting_key());
+    }
+    learning_spaces::store::advance_session_status(session, status).await?;
+    running.ensure_owned(session).await
 }
 
 /// Sets the final state of a lesson that has not ended, and finishes the learning of its session if nothing is left to do.

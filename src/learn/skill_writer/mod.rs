@@ -15,7 +15,7 @@ use std::time::Duration;
 use self::snapshot::Snapshot;
 use self::source::RunLessons;
 use super::Learn;
-use super::attempt_error::{self, AttemptError};
+use super::attempt_error::AttemptError;
 use super::jobs::WriteLesson;
 use super::lesson_jobs;
 use super::skill_agent::draft::SkillLimits;
@@ -24,12 +24,11 @@ use super::task_agent::CallParameters;
 use crate::db::Tx;
 use crate::encryption::ProjectEncryption;
 use crate::jobs::{JobError, JobHandler, RunningJob};
-use crate::learning_spaces::{self, LearningStatus};
+use crate::learning_spaces::LearningStatus;
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
 use crate::llm::Purpose;
 use crate::llm::agent::AgentOutcome;
-use crate::sessions::lock::LockedSession;
 
 /// The time for the calls of the model of a run, with their retries.
 const RUN_TIMEOUT: Duration = Duration::from_mins(20);
@@ -120,18 +119,11 @@ async fn begin_lesson(ctx: &Learn, job: &WriteLesson, running: &RunningJob) -> R
     let project = running.encryption.project;
     reset_lessons(ctx, job, running).await?;
     let mut tx = ctx.db.begin().await?;
-    let locked = lesson_jobs::lock_lesson(&mut tx, project, job.lesson).await?;
-    let pending = |(_, lesson): &(LockedSession<'_>, LessonRow)| lesson.state == LessonState::Pending;
-    let Some((mut session, lesson)) = locked.filter(pending) else { return Ok(None) };
-    if !ctx.llm.is_configured() {
-        return Err(attempt_error::awaiting_model());
-    }
-    if running.encryption.kek.is_none() && lesson.encrypted_as.is_some() {
-        return Err(JobError::awaiting_key());
-    }
+    let locked = lesson_jobs::lock_in_state(&mut tx, project, job.lesson, LessonState::Pending).await?;
+    let Some((mut session, lesson)) = locked else { return Ok(None) };
+    let is_encrypted = lesson.encrypted_as.is_some();
     store::set_state(&mut session, lesson.id, &[LessonState::Pending], LessonState::Writing, None).await?;
-    learning_spaces::store::advance_session_status(&mut session, LearningStatus::SkillWriting).await?;
-    running.ensure_owned(&mut session).await?;
+    lesson_jobs::begin(ctx, &mut session, is_encrypted, LearningStatus::SkillWriting, running).await?;
     tx.commit().await?;
     Ok(Some(lesson))
 }
