@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::jobs::{ClassifiedError, ErrorClass, JobError, LeaseLost, WaitReason};
 use crate::llm::LlmError;
+use crate::llm::agent::AgentOutcome;
 
 /// The beginning of the error of work that has failed because of the model. Clients recognize such a failure by it.
 pub(super) const MODEL_FAILURE: &str = "LLM complete failed";
@@ -31,6 +32,25 @@ impl AttemptError {
     /// Returns the error of work for which another attempt may succeed.
     pub(super) fn transient(source: impl Into<anyhow::Error>) -> Self {
         Self::Work { source: source.into(), is_permanent: false }
+    }
+
+    /// Returns the permanent error of a run of a model that has ended with this outcome and without a result.
+    pub(super) fn without_result(model: &str, outcome: AgentOutcome) -> Self {
+        let problem = match outcome {
+            AgentOutcome::OnlyErrors | AgentOutcome::MaxIterations | AgentOutcome::Finished => format!(
+                "the model {model} made only invalid tool calls: set LLM_SIMPLE_MODEL to a model that supports tool calls"
+            ),
+            AgentOutcome::NoToolCalls => format!(
+                "the model {model} has called no tool, although it was reminded: set LLM_SIMPLE_MODEL to a model that \
+                 supports tool calls"
+            ),
+            AgentOutcome::ContentFilter => format!(
+                "the content filter of the provider withheld the response of the model {model}: remove the content that \
+                 it rejects, or set LLM_SIMPLE_MODEL to another model"
+            ),
+        };
+        let source = anyhow::Error::msg(problem).context(MODEL_FAILURE);
+        Self::permanent(ClassifiedError::new(ErrorClass::Model, source))
     }
 }
 

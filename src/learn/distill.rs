@@ -62,9 +62,7 @@ impl JobHandler for Distill {
         let result = match distilled {
             Ok(Distillation::Lesson(lesson)) => store_lesson(ctx, &loaded, &lesson, running).await,
             Ok(Distillation::Skipped) => skip(ctx, &loaded.lesson, NOTHING_TO_LEARN, running).await,
-            Ok(Distillation::Missing(outcome)) => {
-                Err(AttemptError::permanent(anyhow::anyhow!("the model has reported no lesson (outcome: {outcome})")))
-            }
+            Ok(Distillation::Missing(outcome)) => Err(AttemptError::without_result(ctx.llm.model(), outcome)),
             Err(err) => Err(err.into()),
         };
         match result {

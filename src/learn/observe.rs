@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Learn;
-use super::attempt_error::{self, AttemptError, MODEL_FAILURE};
+use super::attempt_error::{self, AttemptError};
 use super::batch::{self, Batch};
 use super::jobs::Observe;
 use super::settings::{self, ObservationSettings};
@@ -20,7 +20,7 @@ use crate::db::Tx;
 use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::ids::SessionId;
-use crate::jobs::{ClassifiedError, Delay, ErrorClass, JobError, JobHandler, RunningJob, WaitReason};
+use crate::jobs::{Delay, JobError, JobHandler, RunningJob, WaitReason};
 use crate::llm::Purpose;
 use crate::llm::agent::AgentOutcome;
 use crate::messages::ProcessStatus;
@@ -158,25 +158,19 @@ async fn observe_batch(
 /// Returns a permanent error if the model made only mistakes, or if the provider withheld the response.
 fn check_outcome_without_edits(ctx: &Learn, session: SessionId, result: &TaskAgentResult) -> Result<(), AttemptError> {
     let model = ctx.llm.model();
-    let problem = match result.outcome {
-        AgentOutcome::OnlyErrors => format!(
-            "the model {model} made only invalid tool calls: set LLM_SIMPLE_MODEL to a model that supports tool calls"
-        ),
-        AgentOutcome::ContentFilter => format!(
-            "the content filter of the provider withheld the response of the model {model}: remove the content that it \
-             rejects, or set LLM_SIMPLE_MODEL to another model"
-        ),
+    match result.outcome {
+        outcome @ (AgentOutcome::OnlyErrors | AgentOutcome::ContentFilter) => {
+            Err(AttemptError::without_result(model, outcome))
+        }
         AgentOutcome::NoToolCalls if result.iterations == 1 => {
             tracing::warn!(
                 session.id = %session, model,
                 "the model called no tool: unless the messages contain no task, use a model that supports tool calls"
             );
-            return Ok(());
+            Ok(())
         }
-        AgentOutcome::NoToolCalls | AgentOutcome::Finished | AgentOutcome::MaxIterations => return Ok(()),
-    };
-    let source = anyhow::Error::msg(problem).context(MODEL_FAILURE);
-    Err(AttemptError::permanent(ClassifiedError::new(ErrorClass::Model, source)))
+        AgentOutcome::NoToolCalls | AgentOutcome::Finished | AgentOutcome::MaxIterations => Ok(()),
+    }
 }
 
 /// Stores the result of a batch, or the failure of the batch if there is none or it cannot be stored.

@@ -4,6 +4,7 @@
 mod concurrency;
 mod distillation;
 mod encrypted;
+mod failures;
 mod status;
 mod writing;
 

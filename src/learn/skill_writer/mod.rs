@@ -166,10 +166,7 @@ fn to_run_end(result: Result<SkillAgentResult, SkillAgentError>, lessons: RunLes
     let (failure, is_conflict) = match result {
         Ok(SkillAgentResult {
             outcome: outcome @ (AgentOutcome::OnlyErrors | AgentOutcome::ContentFilter), ..
-        }) => {
-            let error = anyhow::anyhow!("the model has not written the lesson (outcome: {outcome})");
-            (AttemptError::permanent(error), false)
-        }
+        }) => (AttemptError::without_result(lessons.model(), outcome), false),
         Ok(_) => return Ok(RunEnd::Done),
         Err(SkillAgentError::Llm(err)) => (err.into(), false),
         Err(SkillAgentError::Store(err)) => match err.downcast::<storage::StorageError>() {

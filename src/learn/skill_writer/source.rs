@@ -42,6 +42,11 @@ impl<'a> RunLessons<'a> {
         Self { ctx, running, current: first, snapshot, count: 1, started_at: Instant::now() }
     }
 
+    /// Returns the name of the model of the run.
+    pub(super) fn model(&self) -> &str {
+        self.ctx.llm.model()
+    }
+
     /// Returns the last lesson of the run.
     pub(super) fn into_current(self) -> LessonRow {
         self.current
