@@ -145,7 +145,10 @@ async fn store_lesson(
     let LoadedLesson { lesson, messages, .. } = loaded;
     let project = running.encryption.project;
     let mut tx = ctx.db.begin().await?;
-    let Some(format) = StorageFormat::lock_for_share(&mut tx, project).await? else { return Ok(()) };
+    let Some(format) = StorageFormat::lock_for_share(&mut tx, project).await? else {
+        lesson_jobs::log_discarded(lesson.id);
+        return Ok(());
+    };
     let Some((mut session, _)) = lesson_jobs::lock_lesson(&mut tx, project, lesson.id).await? else { return Ok(()) };
     let text = StoredText::new(&running.encryption, format, lesson.id, &distilled.text)?;
     if store::set_distilled(&mut session, lesson.id, distilled.kind, &text, messages).await? {

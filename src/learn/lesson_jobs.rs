@@ -17,12 +17,24 @@ const OPEN: [LessonState; 3] = [LessonState::Distilling, LessonState::Pending, L
 /// The reason of a lesson whose job was abandoned.
 const ABANDONED: &str = "the work on the lesson was interrupted repeatedly: it took too long, or the server stopped";
 
-/// Locks the learning space of a lesson against deletion, and then its session. Returns `None` if the lesson, and with it the
-/// session or the space, does not exist anymore.
+/// Locks the learning space of a lesson against deletion, and then its session. If the lesson does not exist anymore, because its
+/// session or its space was deleted, logs this and returns `None`: the work on the lesson ends then.
 ///
 /// # Errors
 /// Returns an error if the database fails.
 pub(super) async fn lock_lesson(
+    tx: &mut Tx,
+    project: ProjectId,
+    lesson: LessonId,
+) -> sqlx::Result<Option<(LockedSession<'_>, LessonRow)>> {
+    let locked = try_lock_lesson(tx, project, lesson).await?;
+    if locked.is_none() {
+        log_discarded(lesson);
+    }
+    Ok(locked)
+}
+
+async fn try_lock_lesson(
     tx: &mut Tx,
     project: ProjectId,
     lesson: LessonId,
@@ -36,6 +48,13 @@ pub(super) async fn lock_lesson(
     let Some(mut session) = LockedSession::lock(tx, project, session).await? else { return Ok(None) };
     let lesson = store::get(&mut session, project, lesson).await?;
     Ok(lesson.map(|lesson| (session, lesson)))
+}
+
+/// Logs why the work on a lesson ends without a result.
+pub(super) fn log_discarded(lesson: LessonId) {
+    tracing::info!(
+        lesson.id = %lesson, reason = "the session or the learning space was deleted", "lesson discarded"
+    );
 }
 
 /// Locks a lesson as [`lock_lesson`] does. Also returns `None` if the lesson is not in this state, because its work was done by an
@@ -101,10 +120,11 @@ pub(super) async fn abandon_lesson(tx: &mut Tx, project: ProjectId, lesson: Less
     Ok(())
 }
 
-/// Records the failure of an attempt. If no other attempt follows, marks the lesson and the job as failed in one transaction.
+/// Records the failure of an attempt. If no other attempt follows, marks the lesson and the job as failed in one transaction. If
+/// the lesson does not exist anymore, completes the job instead.
 ///
 /// # Errors
-/// Always returns an error: that of the failure, or that of the database.
+/// Returns the error of the failure, unless the job was completed, or an error if the database fails.
 pub(super) async fn record_failure(
     ctx: &Learn,
     lesson: &LessonRow,
@@ -120,11 +140,13 @@ pub(super) async fn record_failure(
         return Err(JobError::Retry(source));
     }
     let mut tx = ctx.db.begin().await?;
-    if let Some((mut session, _)) = lock_lesson(&mut tx, running.encryption.project, lesson.id).await? {
-        let reason = format!("{source:#}");
-        end_lesson(&mut session, lesson.id, LessonState::Failed, Some(&reason)).await?;
-        running.fail(&mut session, &source).await?;
-    }
+    let Some((mut session, _)) = lock_lesson(&mut tx, running.encryption.project, lesson.id).await? else {
+        running.complete(&mut tx).await?;
+        return Ok(tx.commit().await?);
+    };
+    let reason = format!("{source:#}");
+    end_lesson(&mut session, lesson.id, LessonState::Failed, Some(&reason)).await?;
+    running.fail(&mut session, &source).await?;
     tx.commit().await?;
     Err(JobError::Permanent(source))
 }

@@ -99,6 +99,7 @@ async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> R
     let mut tx = ctx.db.begin().await?;
     let project = running.encryption.project;
     let Some(mut session) = LockedSession::lock(&mut tx, project, session).await? else {
+        tracing::info!(session.id = %session, reason = "the session was deleted", "observation discarded");
         return Ok(None);
     };
     if usage_metrics::store::is_over_quota(&mut session, project, usage_metrics::store::TASK_QUOTA_TAG).await? {
@@ -176,7 +177,8 @@ fn check_outcome_without_edits(ctx: &Learn, session: SessionId, result: &TaskAge
 /// Stores the result of a batch, or the failure of the batch if there is none or it cannot be stored.
 ///
 /// # Errors
-/// Returns the error of the batch after it has been recorded, or another error if the database fails.
+/// Returns the error of the batch after it has been recorded, unless the session was deleted, or another error if the database
+/// fails.
 async fn record_outcome(
     ctx: &Learn,
     session: SessionId,
@@ -195,8 +197,7 @@ async fn record_outcome(
         AttemptError::Job(err) => return Err(err),
         AttemptError::Work { source, is_permanent } => (source, is_permanent),
     };
-    record_failure(ctx, session, messages, (&source, is_permanent), running).await?;
-    Err(if is_permanent { JobError::Permanent(source) } else { JobError::Retry(source) })
+    record_failure(ctx, session, messages, (source, is_permanent), running).await
 }
 
 /// Stores the result of a batch and the status of its messages in one transaction. The attempts for the next batch begin again.
@@ -221,12 +222,16 @@ async fn store_result(
 }
 
 /// Sets the status of the messages of a batch that has failed: `pending`, or `failed` if the last attempt has failed. In the
-/// second case, marks the job as failed, and enqueues a new one for the messages that are still pending.
+/// second case, marks the job as failed, and enqueues a new one for the messages that are still pending. Does nothing if the
+/// session was deleted; the caller then finds no other batch.
+///
+/// # Errors
+/// Returns the error of the batch, unless the session was deleted, or another error if the database fails.
 async fn record_failure(
     ctx: &Learn,
     session: SessionId,
     messages: &[Uuid],
-    (source, is_permanent): (&anyhow::Error, bool),
+    (source, is_permanent): (anyhow::Error, bool),
     running: &RunningJob,
 ) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
@@ -239,13 +244,13 @@ async fn record_failure(
     if is_last {
         enqueue_successor(ctx, &running.encryption, &mut locked).await?;
         // A flush that retries the messages must not rely on this job.
-        running.fail(&mut locked, source).await?;
+        running.fail(&mut locked, &source).await?;
     } else {
         running.ensure_owned(&mut locked).await?;
     }
     tx.commit().await?;
     ctx.observation_finished.notify_waiters();
-    Ok(())
+    Err(if is_permanent { JobError::Permanent(source) } else { JobError::Retry(source) })
 }
 
 /// Enqueues a new job for the messages that are still pending when the job of the session is marked as failed.

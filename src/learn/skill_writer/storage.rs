@@ -135,6 +135,7 @@ impl LessonWriter<'_> {
             return Ok(true);
         }
         if !learning_spaces::store::lock_for_share(tx, project, space).await? {
+            lesson_jobs::log_discarded(self.lesson.id);
             return Err(StorageError::LessonDeleted);
         }
         let disks: Vec<DiskId> = changed_disks(snapshot, changes);

@@ -1,9 +1,11 @@
 //! Lessons that cannot be distilled or written: their errors, their attempts, and how they are tried again.
 
 use serde_json::{Value, json};
+use tracing::Level;
 
-use super::{Learning, success_report};
-use crate::support::model_server::Step;
+use super::{Learning, finished_task, success_report};
+use crate::support::captured_log::CapturedLog;
+use crate::support::model_server::{Latch, Step};
 use crate::task_agent::in_both_formats;
 
 #[tokio::test]
@@ -24,7 +26,7 @@ async fn a_model_that_reports_nothing_usable_is_named_in_the_reason() {
             let learning = Learning { s, space: s.client.new_space().await };
             learning.learn(&session).await;
             s.client.store_text(&session, "do A").await;
-            s.script([super::finished_task("A")]);
+            s.script([finished_task("A")]);
             if kind == "distill" {
                 learning.script_distillation(steps);
             } else {
@@ -43,6 +45,53 @@ async fn a_model_that_reports_nothing_usable_is_named_in_the_reason() {
         }
     })
     .await;
+}
+
+/// The session or the space is deleted while the model works, and then the model rejects the request.
+#[tokio::test]
+async fn a_failure_after_a_deletion_leaves_no_job() {
+    for (kind, deletes_space) in
+        [("observe", false), ("distill", false), ("distill", true), ("write_lesson", false), ("write_lesson", true)]
+    {
+        in_both_formats(&[], async |s| {
+            let learning = Learning::start(s).await;
+            let latch = Latch::new();
+            let rejected = Step::status(400).after(&latch);
+            s.store(&["do A"]).await;
+            match kind {
+                "observe" => s.script([rejected]),
+                "distill" => {
+                    s.script([finished_task("A")]);
+                    learning.script_distillation([rejected]);
+                }
+                _ => {
+                    s.script([finished_task("A")]);
+                    learning.script_distillation([success_report()]);
+                    learning.script_learner([rejected]);
+                }
+            }
+            let (log, _guard) = CapturedLog::start(Level::INFO);
+            s.while_jobs_run(async {
+                latch.wait_for_requests(1).await;
+                let path = if deletes_space {
+                    format!("/api/v1/learning_spaces/{}", learning.space)
+                } else {
+                    format!("/api/v1/session/{}", s.session)
+                };
+                s.client.delete(&path).await.assert_status(200);
+                latch.release();
+                s.app.until_idle().await;
+            })
+            .await;
+            assert_eq!(s.app.fetch_scalar::<i64>("select count(*) from jobs").await, 0, "{kind} {deletes_space}");
+            let (event, reason) = match kind {
+                "observe" => ("observation discarded", "the session was deleted"),
+                _ => ("lesson discarded", "the session or the learning space was deleted"),
+            };
+            assert!(log.text().contains(event) && log.text().contains(reason), "{kind}: {}", log.text());
+        })
+        .await;
+    }
 }
 
 /// Returns the only job of a session.
