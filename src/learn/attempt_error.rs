@@ -34,6 +34,11 @@ impl AttemptError {
         Self::Work { source: source.into(), is_permanent: false }
     }
 
+    /// Returns `true` if the worker does not own the job anymore.
+    pub(super) fn is_lease_lost(&self) -> bool {
+        matches!(self, Self::Job(JobError::Retry(err)) if err.is::<LeaseLost>())
+    }
+
     /// Returns the permanent error of a run of a model that has ended with this outcome and without a result.
     pub(super) fn without_result(model: &str, outcome: AgentOutcome) -> Self {
         let problem = match outcome {

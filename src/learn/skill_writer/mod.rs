@@ -19,6 +19,7 @@ use super::attempt_error::AttemptError;
 use super::jobs::WriteLesson;
 use super::lesson_jobs;
 use super::skill_agent::draft::SkillLimits;
+use super::skill_agent::lesson::Lesson;
 use super::skill_agent::{self, SkillAgentError, SkillAgentInput, SkillAgentResult};
 use super::task_agent::CallParameters;
 use crate::db::Tx;
@@ -49,23 +50,23 @@ impl JobHandler for WriteLesson {
         loop {
             let Some(lesson) = begin_lesson(ctx, &self, running).await? else { return Ok(()) };
             let (lesson, failure) = match write_lessons(ctx, lesson, running).await {
-                Ok(RunEnd::Done) => return Ok(()),
-                Ok(RunEnd::Failed { lesson, .. }) if lesson.id != self.lesson => {
-                    // The lesson of this job is written. The other lesson has a job of its own.
+                RunEnd::Done => return Ok(()),
+                RunEnd::Failed { lesson, failure, .. } if lesson.id != self.lesson => {
+                    // The lesson of this job is written, so this job completes.
+                    tracing::warn!(
+                        lesson.id = %lesson.id, error = %failure,
+                        "failed to write another lesson of the run; the job of that lesson tries again"
+                    );
                     return reset_lessons(ctx, &self, running).await;
                 }
-                Ok(RunEnd::Failed { is_conflict: true, .. }) if conflicts < MAX_CONFLICTS => {
+                RunEnd::Failed { is_conflict: true, .. } if conflicts < MAX_CONFLICTS => {
                     conflicts += 1;
                     continue;
                 }
-                Ok(RunEnd::Failed { lesson, failure, .. }) => (lesson, failure),
-                Err(err) => {
-                    reset_lessons(ctx, &self, running).await?;
-                    return Err(err);
-                }
+                RunEnd::Failed { lesson, failure, .. } => (lesson, failure),
             };
             let recorded = lesson_jobs::record_failure(ctx, &lesson, failure, Self::MAX_ATTEMPTS, running).await;
-            if !matches!(recorded, Err(JobError::Permanent(_))) {
+            if matches!(recorded, Err(JobError::Retry(_) | JobError::Snooze(..))) {
                 // Until the next attempt, the lesson waits.
                 reset_lessons(ctx, &self, running).await?;
             }
@@ -92,7 +93,7 @@ fn skill_limits(ctx: &Learn) -> SkillLimits {
 enum RunEnd {
     /// All lessons that the run has begun are written, or their work has ended because they do not exist anymore.
     Done,
-    /// This lesson, the last one of the run, is not written.
+    /// This lesson, the last one of the run, is not written. Those before it are.
     Failed {
         lesson: Box<LessonRow>,
         failure: AttemptError,
@@ -128,21 +129,23 @@ async fn begin_lesson(ctx: &Learn, job: &WriteLesson, running: &RunningJob) -> R
     Ok(Some(lesson))
 }
 
-/// Runs the skill agent with a lesson, and with further lessons of the space.
-///
-/// # Errors
-/// Returns an error that does not concern a lesson: of the database, or a lost lease.
-async fn write_lessons(ctx: &Learn, lesson: LessonRow, running: &RunningJob) -> Result<RunEnd, JobError> {
-    let encryption = &running.encryption;
+/// Loads the skills of the space, and the lesson as the skill agent gets it.
+async fn load_run(
+    ctx: &Learn,
+    encryption: &ProjectEncryption,
+    lesson: &LessonRow,
+) -> Result<(Snapshot, Lesson), AttemptError> {
     let mut conn = ctx.db.acquire().await?;
     let snapshot = Snapshot::load(&mut conn, ctx, encryption, lesson.learning_space).await?;
-    let first = source::to_agent_lesson(&mut conn, encryption, &lesson).await;
-    drop(conn);
-    let first = match first {
-        Ok(first) => first,
-        Err(failure) => {
-            return Ok(RunEnd::Failed { lesson: Box::new(lesson), failure: failure.into(), is_conflict: false });
-        }
+    Ok((snapshot, source::to_agent_lesson(&mut conn, encryption, lesson).await?))
+}
+
+/// Runs the skill agent with a lesson, and with further lessons of the space.
+async fn write_lessons(ctx: &Learn, lesson: LessonRow, running: &RunningJob) -> RunEnd {
+    let encryption = &running.encryption;
+    let (snapshot, first) = match load_run(ctx, encryption, &lesson).await {
+        Ok(loaded) => loaded,
+        Err(failure) => return RunEnd::Failed { lesson: Box::new(lesson), failure, is_conflict: false },
     };
     let learning = &ctx.config.learning;
     let input = SkillAgentInput {
@@ -162,15 +165,15 @@ async fn write_lessons(ctx: &Learn, lesson: LessonRow, running: &RunningJob) -> 
     to_run_end(result, lessons)
 }
 
-fn to_run_end(result: Result<SkillAgentResult, SkillAgentError>, lessons: RunLessons<'_>) -> Result<RunEnd, JobError> {
+fn to_run_end(result: Result<SkillAgentResult, SkillAgentError>, lessons: RunLessons<'_>) -> RunEnd {
     let (failure, is_conflict) = match result {
         Ok(SkillAgentResult {
             outcome: outcome @ (AgentOutcome::OnlyErrors | AgentOutcome::ContentFilter), ..
         }) => (AttemptError::without_result(lessons.model(), outcome), false),
-        Ok(_) => return Ok(RunEnd::Done),
+        Ok(_) => return RunEnd::Done,
         Err(SkillAgentError::Llm(err)) => (err.into(), false),
         Err(SkillAgentError::Store(err)) => match err.downcast::<storage::StorageError>() {
-            Ok(storage::StorageError::LessonDeleted) => return Ok(RunEnd::Done),
+            Ok(storage::StorageError::LessonDeleted) => return RunEnd::Done,
             Ok(storage::StorageError::Conflict(reason)) => {
                 (AttemptError::transient(storage::StorageError::Conflict(reason)), true)
             }
@@ -178,10 +181,5 @@ fn to_run_end(result: Result<SkillAgentResult, SkillAgentError>, lessons: RunLes
             Err(err) => (AttemptError::transient(err), false),
         },
     };
-    match failure {
-        AttemptError::Job(err) => Err(err),
-        failure @ AttemptError::Work { .. } => {
-            Ok(RunEnd::Failed { lesson: Box::new(lessons.into_current()), failure, is_conflict })
-        }
-    }
+    RunEnd::Failed { lesson: Box::new(lessons.into_current()), failure, is_conflict }
 }
