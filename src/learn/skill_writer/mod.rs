@@ -31,7 +31,7 @@ use crate::lessons::store::{self, LessonRow};
 use crate::llm::Purpose;
 use crate::llm::agent::AgentOutcome;
 
-/// The time for the calls of the model of a run, with their retries.
+/// The time for the calls of the model of an attempt, with their retries.
 const RUN_TIMEOUT: Duration = Duration::from_mins(20);
 /// The time after which a run gets no further lesson.
 const TIME_SLICE: Duration = Duration::from_mins(8);
@@ -46,10 +46,13 @@ impl JobHandler for WriteLesson {
     const CALLS_MODEL: bool = true;
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
+        let (project, space) = (running.encryption.project, self.learning_space);
+        // The runs of an attempt have one deadline, because the attempt has one time limit.
+        let parameters = CallParameters::new(ctx, project, Purpose::SkillAgent, RUN_TIMEOUT, Some(space));
         let mut conflicts = 0;
         loop {
             let Some(lesson) = begin_lesson(ctx, &self, running).await? else { return Ok(()) };
-            let (lesson, failure) = match write_lessons(ctx, lesson, running).await {
+            let (lesson, failure) = match write_lessons(ctx, lesson, parameters, running).await {
                 RunEnd::Done => return Ok(()),
                 RunEnd::Failed { lesson, failure, .. } if lesson.id != self.lesson => {
                     // The lesson of this job is written, so this job completes.
@@ -141,7 +144,7 @@ async fn load_run(
 }
 
 /// Runs the skill agent with a lesson, and with further lessons of the space.
-async fn write_lessons(ctx: &Learn, lesson: LessonRow, running: &RunningJob) -> RunEnd {
+async fn write_lessons(ctx: &Learn, lesson: LessonRow, parameters: CallParameters, running: &RunningJob) -> RunEnd {
     let encryption = &running.encryption;
     let (snapshot, first) = match load_run(ctx, encryption, &lesson).await {
         Ok(loaded) => loaded,
@@ -155,8 +158,6 @@ async fn write_lessons(ctx: &Learn, lesson: LessonRow, running: &RunningJob) -> 
         max_iterations: learning.skill_agent_iterations,
         extra_iterations: NonZeroU32::new(learning.skill_agent_extra_iterations).unwrap_or(NonZeroU32::MIN),
     };
-    let (project, space) = (encryption.project, lesson.learning_space);
-    let parameters = CallParameters::new(ctx, project, Purpose::SkillAgent, RUN_TIMEOUT, Some(space));
     let mut lessons = RunLessons::new(ctx, running, lesson, snapshot);
     let result = skill_agent::run_skill_agent(&*ctx.llm, &input, parameters, &mut lessons).await;
     if let Ok(run) = &result {
@@ -174,9 +175,7 @@ fn to_run_end(result: Result<SkillAgentResult, SkillAgentError>, lessons: RunLes
         Err(SkillAgentError::Llm(err)) => (err.into(), false),
         Err(SkillAgentError::Store(err)) => match err.downcast::<storage::StorageError>() {
             Ok(storage::StorageError::LessonDeleted) => return RunEnd::Done,
-            Ok(storage::StorageError::Conflict(reason)) => {
-                (AttemptError::transient(storage::StorageError::Conflict(reason)), true)
-            }
+            Ok(conflict @ storage::StorageError::Conflict) => (AttemptError::transient(conflict), true),
             Ok(storage::StorageError::Failure(failure)) => (failure, false),
             Err(err) => (AttemptError::transient(err), false),
         },

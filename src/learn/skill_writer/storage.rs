@@ -41,9 +41,9 @@ pub(super) enum StorageError {
     /// The session, and its lessons with it, or the learning space was deleted.
     #[error("the session or the learning space was deleted")]
     LessonDeleted,
-    /// An edit does not fit the present files.
-    #[error("the skills have changed during the work on the lesson: {0}")]
-    Conflict(String),
+    /// An edit does not fit the present files, or the files have changed too often.
+    #[error("other writers have changed the skills while the lesson was being written, so its edits no longer fit")]
+    Conflict,
     #[error("{0}")]
     Failure(AttemptError),
 }
@@ -71,7 +71,7 @@ pub(super) async fn store_edits(
             return Ok(());
         }
     }
-    Err(StorageError::Conflict("other changes were made at the same time".into()))
+    Err(writer.conflict("the files have changed during each of the attempts to store the edits"))
 }
 
 struct LessonWriter<'a> {
@@ -112,12 +112,20 @@ impl LessonWriter<'_> {
         Ok(true)
     }
 
+    /// Logs why the edits do not fit, and returns the error, which clients see. The reason itself is a reply for the model. It may
+    /// contain text of the files, so it is not logged in an encrypted project.
+    fn conflict(&self, reason: &str) -> StorageError {
+        let reason = self.running.encryption.kek.is_none().then_some(reason);
+        tracing::warn!(lesson.id = %self.lesson.id, reason, "the edits of a lesson do not fit the changed files");
+        StorageError::Conflict
+    }
+
     /// Applies the edits to the skills of a snapshot, and returns the difference.
     async fn apply_edits(&self, snapshot: &Snapshot, edits: &[SkillEdit]) -> Result<SpaceChanges, StorageError> {
         let mut draft = SpaceDraft::new(snapshot.stored_skills(), super::skill_limits(self.ctx));
         let files = SnapshotFiles { platform: self.ctx, encryption: &self.running.encryption, snapshot };
         let applied = edits::apply_edits(&mut draft, edits, &files).await.map_err(AttemptError::transient)?;
-        applied.map_err(StorageError::Conflict)?;
+        applied.map_err(|mistake| self.conflict(&mistake))?;
         Ok(draft.changes())
     }
 

@@ -1,12 +1,19 @@
 //! Lessons that cannot be distilled or written: their errors, their attempts, and how they are tried again.
 
+use std::sync::{Arc, Mutex};
+
+use acontextd::llm::{self, ChatRequest, ChatResponse, Llm, LlmError, Purpose};
+use async_trait::async_trait;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tracing::Level;
 
-use super::{Learning, finished_task, success_report};
+use super::{Learning, SkillCalls, finished_task, success_report, think};
 use crate::support::captured_log::CapturedLog;
-use crate::support::model_server::{Latch, Step};
-use crate::task_agent::in_both_formats;
+use crate::support::client::Form;
+use crate::support::model_server::{Latch, ModelServer, Step, Wire};
+use crate::support::{TestConfig, app_config, run_with};
+use crate::task_agent::{Scenario, TTL, finish, in_both_formats};
 
 #[tokio::test]
 async fn a_model_that_reports_nothing_usable_is_named_in_the_reason() {
@@ -91,6 +98,93 @@ async fn a_failure_after_a_deletion_leaves_no_job() {
             assert!(log.text().contains(event) && log.text().contains(reason), "{kind}: {}", log.text());
         })
         .await;
+    }
+}
+
+/// A model that records the deadlines of the requests of the skill agent.
+struct DeadlineRecorder {
+    llm: Arc<dyn Llm>,
+    deadlines: Mutex<Vec<Instant>>,
+}
+
+#[async_trait]
+impl Llm for DeadlineRecorder {
+    fn model(&self) -> &str {
+        self.llm.model()
+    }
+
+    async fn chat(&self, request: &ChatRequest<'_>) -> Result<ChatResponse, LlmError> {
+        if request.origin.purpose == Purpose::SkillAgent {
+            self.deadlines.lock().unwrap().push(request.deadline);
+        }
+        self.llm.chat(request).await
+    }
+}
+
+/// Other writers change a file during each run of the last attempt.
+#[tokio::test]
+async fn a_lesson_fails_if_its_edits_never_fit() {
+    let model = ModelServer::start().await;
+    let config = model.config(Wire::OpenAi).with(TTL, "0");
+    let llm = llm::from_config(&app_config(&config.settings).model, reqwest::Client::new());
+    let recorder = Arc::new(DeadlineRecorder { llm, deadlines: Mutex::default() });
+    let config = TestConfig { llm: Some(Arc::clone(&recorder) as Arc<dyn Llm>), ..config };
+    run_with(config, async |app| {
+        let client = app.project().await;
+        let session = client.new_session().await;
+        let s = &Scenario { app, model, wire: Wire::OpenAi, client, session };
+        let learning = Learning::start(s).await;
+        let disk = learning.skill("daily-logs").await["disk_id"].as_str().unwrap().to_owned();
+        let put = async |text: &str| {
+            let form = Form::new().text("file_path", "/").file("file", "log.md", text);
+            s.client.upload_form(&disk, form).await.assert_status(201);
+        };
+        put("text 0").await;
+        begin_with_last_attempt(s, "write_lesson").await;
+        learning.script_finished_task().await;
+        learning.script_distillation([success_report()]);
+        let latches = [Latch::new(), Latch::new(), Latch::new()];
+        for (run, latch) in latches.iter().enumerate() {
+            let edit = think().replace("daily-logs", "log.md", &format!("text {run}"), "text");
+            learning.script_learner([edit, finish().after(latch)]);
+        }
+        s.while_jobs_run(async {
+            for (run, latch) in latches.iter().enumerate() {
+                latch.wait_for_requests(1).await;
+                put(&format!("text {}", run + 1)).await;
+                latch.release();
+            }
+            s.app.until_idle().await;
+        })
+        .await;
+        let reason =
+            "other writers have changed the skills while the lesson was being written, so its edits no longer fit";
+        assert_eq!(learning.lessons().await, [format!("failed success: {reason}")]);
+        assert_eq!(learning.get(&s.session).await["reason"], reason);
+        let deadlines = recorder.deadlines.lock().unwrap().clone();
+        assert_eq!(deadlines.len(), 6);
+        assert!(deadlines.windows(2).all(|pair| pair[0] == pair[1]), "the runs of an attempt have one deadline");
+        s.model.assert_nothing_rejected();
+    })
+    .await;
+}
+
+/// The maximum number of attempts to distill or write a lesson.
+const MAX_ATTEMPTS: i32 = 5;
+
+/// Lets the next jobs of a kind begin with their last attempt.
+async fn begin_with_last_attempt(s: &Scenario, kind: &str) {
+    let function = format!(
+        "create function begin_with_last_attempt() returns trigger language plpgsql as
+             $$ begin new.attempt = {}; return new; end $$",
+        MAX_ATTEMPTS - 1
+    );
+    let trigger = format!(
+        "create trigger begin_with_last_attempt before insert on jobs for each row when (new.kind = '{kind}')
+         execute function begin_with_last_attempt()"
+    );
+    for statement in [function, trigger] {
+        sqlx::query(&statement).execute(&*s.app.app.db).await.unwrap();
     }
 }
 
