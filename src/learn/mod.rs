@@ -35,6 +35,8 @@ use tokio::sync::Notify;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::error::Result;
+use crate::jobs::WaitReason;
 use crate::llm::Llm;
 use crate::platform::{Platform, platform_context};
 
@@ -55,6 +57,20 @@ impl Learn {
     pub fn new(platform: Platform, llm: Arc<dyn Llm>) -> Self {
         Self(Arc::new(LearnInner { platform, llm, observation_finished: Notify::new() }))
     }
+}
+
+/// Makes due the jobs of all kinds that wait for a model: they were snoozed by a process without one. Does nothing if this process
+/// has no model. A periodic task calls this function.
+///
+/// # Errors
+/// Returns an error if the database fails.
+pub async fn resume_jobs_awaiting_model(ctx: Learn) -> Result<()> {
+    if !ctx.llm.is_configured() {
+        return Ok(());
+    }
+    let mut tx = ctx.db.begin_autocommit().await?;
+    ctx.queue.make_all_due(&mut tx, WaitReason::Model).await?;
+    Ok(tx.commit().await?)
 }
 
 pub fn router() -> OpenApiRouter<Learn> {

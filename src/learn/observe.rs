@@ -269,8 +269,8 @@ async fn enqueue_successor(
     Ok(())
 }
 
-/// Enqueues a job for each session that has pending messages but no job, and makes due the jobs that wait for a model. Does
-/// nothing if no model is configured. A periodic task calls this function.
+/// Enqueues a job for each session that has pending messages but no job. Does nothing if no model is configured. A periodic task
+/// calls this function.
 ///
 /// # Errors
 /// Returns an error if the database fails.
@@ -281,9 +281,6 @@ pub async fn enqueue_missed(ctx: Learn) -> Result<()> {
     let mut conn = ctx.db.acquire().await?;
     let missed = observing::list_unobserved_sessions(&mut conn, 1_000).await?;
     drop(conn);
-    let mut tx = ctx.db.begin_autocommit().await?;
-    ctx.queue.make_all_due::<Observe>(&mut tx, WaitReason::Model).await?;
-    tx.commit().await?;
     for (project, session) in missed {
         let mut tx = ctx.db.begin().await?;
         if let Some(mut session) = LockedSession::lock(&mut tx, project, session).await? {

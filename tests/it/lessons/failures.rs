@@ -11,7 +11,7 @@ use tracing::Level;
 use super::{Learning, SkillCalls, finished_task, success_report, think};
 use crate::support::captured_log::CapturedLog;
 use crate::support::client::Form;
-use crate::support::model_server::{Latch, ModelServer, Step, Wire};
+use crate::support::model_server::{Lane, Latch, ModelServer, Step, Wire};
 use crate::support::{TestConfig, app_config, run_with};
 use crate::task_agent::{Scenario, TTL, finish, in_both_formats};
 
@@ -165,6 +165,50 @@ async fn a_lesson_fails_if_its_edits_never_fit() {
         assert_eq!(deadlines.len(), 6);
         assert!(deadlines.windows(2).all(|pair| pair[0] == pair[1]), "the runs of an attempt have one deadline");
         s.model.assert_nothing_rejected();
+    })
+    .await;
+}
+
+/// The task and the preferences exist before the sessions are learned. Then a process with a model starts.
+#[tokio::test]
+async fn lessons_wait_for_a_model_with_a_reason() {
+    let model = ModelServer::start().await;
+    run_with(TestConfig::default(), async |app| {
+        let client = app.project().await;
+        let sessions = [client.new_session().await, client.new_session().await];
+        for (session, is_planning) in sessions.iter().zip([false, true]) {
+            let task = r#"insert into tasks (session_id, project_id, "order", is_planning, status, data)
+                          select id, project_id, 1, $2, 'success', '{"task_description": "A", "user_preferences": ["tea"]}'
+                          from sessions where id = $1::uuid"#;
+            sqlx::query(task).bind(session).bind(is_planning).execute(&*app.app.db).await.unwrap();
+        }
+        let space = client.new_space().await;
+        for session in &sessions {
+            super::learn(&client, &space, session).await;
+        }
+        app.drain_jobs().await;
+        let learned = async |session: &str| {
+            client.get(&format!("/api/v1/learning_spaces/{space}/sessions/{session}")).await.data()
+        };
+        for (session, kind) in sessions.iter().zip(["distill", "write_lesson"]) {
+            let found = learned(session).await;
+            let reason = found["reason"].as_str().unwrap();
+            assert!(found["status"] == "pending" && reason.contains("no model is configured"), "{found}");
+            let job = client.get(&format!("/api/v1/jobs?session_id={session}")).await.data()["items"][0].clone();
+            assert_eq!((&job["kind"], &job["wait_reason"]), (&json!(kind), &json!("model")));
+            assert_eq!((&job["attempt"], &job["error"]["class"]), (&json!(0), &json!("model_settings")));
+        }
+        let with_model = app.second_process(model.config(Wire::OpenAi)).await;
+        acontextd::learn::resume_jobs_awaiting_model(with_model.app.learn.clone()).await.unwrap();
+        model.script(Lane::DistillSuccess, "", [success_report()]);
+        model.script(Lane::Learner, "", [finish(), finish()]);
+        with_model.drain_jobs().await;
+        for session in &sessions {
+            let found = learned(session).await;
+            assert!(found["status"] == "completed" && found.get("reason").is_none(), "{found}");
+        }
+        assert_eq!(model.remaining_steps(), 0);
+        model.assert_nothing_rejected();
     })
     .await;
 }
