@@ -48,7 +48,7 @@ impl JobHandler for Distill {
     type Context = Learn;
 
     const TIMEOUT: Duration = Duration::from_mins(20);
-    const MAX_ATTEMPTS: i32 = 5;
+    const MAX_ATTEMPTS: i32 = lesson_jobs::MAX_ATTEMPTS;
     const CALLS_MODEL: bool = true;
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
@@ -67,9 +67,7 @@ impl JobHandler for Distill {
         };
         match result {
             Ok(()) => Ok(()),
-            Err(failure) => {
-                lesson_jobs::record_failure(ctx, &loaded.lesson, failure, Self::MAX_ATTEMPTS, running).await
-            }
+            Err(failure) => lesson_jobs::record_failure(ctx, &loaded.lesson, failure, running).await,
         }
     }
 

@@ -2,14 +2,20 @@
 
 use super::Learn;
 use super::attempt_error::{self, AttemptError};
+use super::jobs::{Distill, WriteLesson};
 use crate::db::Tx;
+use crate::encryption::ProjectEncryption;
 use crate::error;
 use crate::ids::{LessonId, ProjectId};
-use crate::jobs::{JobError, RunningJob};
+use crate::jobs::{Delay, Job, JobError, JobQueue, RunningJob};
 use crate::learning_spaces::{self, LearningStatus, progress};
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
 use crate::sessions::lock::LockedSession;
+
+/// The maximum number of attempts to distill or write a lesson. With their backoffs they take about 50 minutes, so that a lesson
+/// survives an outage of the model.
+pub(super) const MAX_ATTEMPTS: i32 = 12;
 
 /// The states of a lesson that has not ended.
 const OPEN: [LessonState; 3] = [LessonState::Distilling, LessonState::Pending, LessonState::Writing];
@@ -129,14 +135,13 @@ pub(super) async fn record_failure(
     ctx: &Learn,
     lesson: &LessonRow,
     failure: AttemptError,
-    max_attempts: i32,
     running: &RunningJob,
 ) -> error::Result<(), JobError> {
     let (source, is_permanent) = match failure {
         AttemptError::Job(err) => return Err(err),
         AttemptError::Work { source, is_permanent } => (source, is_permanent),
     };
-    if !is_permanent && running.attempt() < max_attempts {
+    if !is_permanent && running.attempt() < MAX_ATTEMPTS {
         return Err(JobError::Retry(source));
     }
     let mut tx = ctx.db.begin().await?;
@@ -149,4 +154,39 @@ pub(super) async fn record_failure(
     running.fail(&mut session, &source).await?;
     tx.commit().await?;
     Err(JobError::Permanent(source))
+}
+
+/// Reopens the failed lessons of a session, and those that have lost their job, and enqueues new jobs for them. The learning
+/// status of the session does not change, as when a client retries the job of a lesson: `failed` is final.
+///
+/// # Errors
+/// Returns an error if the database fails.
+pub(super) async fn retry_failed_lessons(
+    session: &mut LockedSession<'_>,
+    queue: &JobQueue,
+    encryption: &ProjectEncryption,
+) -> error::Result<()> {
+    let id = session.id;
+    for lesson in store::reopen_failed_of_session(session).await? {
+        if let Some(task) = lesson.task_to_distill {
+            let job = Distill { session: id, task, lesson: lesson.id };
+            replace_failed_job(session, queue, encryption, &job).await?;
+        } else {
+            let job = WriteLesson { session: id, learning_space: lesson.learning_space, lesson: lesson.id };
+            replace_failed_job(session, queue, encryption, &job).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the failed jobs with the kind and dedupe key of `job`, and enqueues `job`.
+async fn replace_failed_job<J: Job>(
+    session: &mut LockedSession<'_>,
+    queue: &JobQueue,
+    encryption: &ProjectEncryption,
+    job: &J,
+) -> error::Result<()> {
+    let project = session.project;
+    queue.delete_failed(session, project, job).await?;
+    queue.enqueue(session, encryption, job, Delay::NONE).await
 }

@@ -42,7 +42,7 @@ impl JobHandler for WriteLesson {
     type Context = Learn;
 
     const TIMEOUT: Duration = Duration::from_mins(25);
-    const MAX_ATTEMPTS: i32 = 5;
+    const MAX_ATTEMPTS: i32 = lesson_jobs::MAX_ATTEMPTS;
     const CALLS_MODEL: bool = true;
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
@@ -68,7 +68,7 @@ impl JobHandler for WriteLesson {
                 }
                 RunEnd::Failed { lesson, failure, .. } => (lesson, failure),
             };
-            let recorded = lesson_jobs::record_failure(ctx, &lesson, failure, Self::MAX_ATTEMPTS, running).await;
+            let recorded = lesson_jobs::record_failure(ctx, &lesson, failure, running).await;
             if matches!(recorded, Err(JobError::Retry(_) | JobError::Snooze(..))) {
                 // Until the next attempt, the lesson waits.
                 reset_lessons(ctx, &self, running).await?;
