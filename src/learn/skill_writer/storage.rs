@@ -35,6 +35,9 @@ use crate::{disks, skills};
 /// The maximum number of times that edits are applied because the files have changed in between.
 const MAX_ATTEMPTS: usize = 10;
 
+/// The reason of a lesson about which the model has only written a text.
+const NOT_FINISHED: &str = "the model ended its work without calling `finish`";
+
 /// The reason why the edits of a lesson were not stored.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StorageError {
@@ -98,13 +101,21 @@ impl LessonWriter<'_> {
         }
         let locked = lesson_jobs::lock_lesson(&mut tx, encryption.project, self.lesson.id).await?;
         let (mut session, _) = locked.ok_or(StorageError::LessonDeleted)?;
+        let is_unfinished = self.outcome == AgentOutcome::NoToolCalls && edits.is_empty();
         let reason = match self.outcome {
+            _ if is_unfinished => Some(NOT_FINISHED.to_owned()),
             AgentOutcome::Finished | AgentOutcome::NoToolCalls => None,
             outcome => Some(format!("the work of the model was ended (outcome: {outcome})")),
         };
         lesson_jobs::end_lesson(&mut session, self.lesson.id, LessonState::Written, reason.as_deref()).await?;
         self.running.ensure_owned(&mut session).await?;
         tx.commit().await?;
+        if is_unfinished {
+            tracing::warn!(
+                lesson.id = %self.lesson.id, model = self.ctx.llm.model(),
+                "the model called neither `finish` nor a tool that changes a skill, although it was reminded"
+            );
+        }
         tracing::info!(
             session.id = %self.lesson.session, lesson.id = %self.lesson.id, outcome = %self.outcome,
             skills.created = changes.new_skills.len(), skills.changed = changes.changed_skills.len(), "lesson written"
