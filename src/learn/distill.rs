@@ -29,6 +29,7 @@ use crate::llm::Purpose;
 use crate::messages::observing;
 use crate::sessions::lock::LockedSession;
 use crate::skills;
+use crate::tasks::edits::StoredTask;
 use crate::tasks::{self, TaskStatus};
 
 /// The time for the calls of the model for one lesson, with their retries.
@@ -110,19 +111,22 @@ async fn load(ctx: &Learn, job: &Distill, running: &RunningJob) -> Result<Option
     tx.commit().await?;
     let messages = loaded.iter().map(|message| message.id).collect();
     let rendered = loaded.into_iter().map(|message| to_prompt_message(&running.encryption, message));
+    let task = DistilledTask {
+        status: lesson.task_status.unwrap_or(TaskStatus::Success),
+        data: lesson.task_data.as_ref().map(|data| data.0.clone()).unwrap_or_default(),
+    };
+    // The task may have been reopened and have ended again. The model gets it as it was at the end that the lesson is about.
+    let at_that_end = |stored: StoredTask| if stored.id == job.task { task.clone() } else { to_distilled(stored) };
     let input = DistillationInput {
-        task: DistilledTask {
-            status: lesson.task_status.unwrap_or(TaskStatus::Success),
-            data: lesson.task_data.as_ref().map(|data| data.0.clone()).unwrap_or_default(),
-        },
-        all_tasks: all_tasks.into_iter().filter(|task| !task.is_planning).map(to_distilled).collect(),
+        all_tasks: all_tasks.into_iter().filter(|task| !task.is_planning).map(at_that_end).collect(),
+        task,
         messages: rendered.collect::<Result<Vec<PromptMessage>>>()?,
         skills,
     };
     Ok(Some(LoadedLesson { lesson, input, messages }))
 }
 
-fn to_distilled(task: tasks::edits::StoredTask) -> DistilledTask {
+fn to_distilled(task: StoredTask) -> DistilledTask {
     DistilledTask { status: task.status, data: task.data.0 }
 }
 
