@@ -5,6 +5,7 @@ mod concurrency;
 mod distillation;
 mod encrypted;
 mod failures;
+mod interruptions;
 mod status;
 mod writing;
 

@@ -10,7 +10,7 @@ use crate::support::model_server::{Lane, Latch, Step};
 use crate::task_agent::{Calls, Scenario, finish, in_both_formats, insert};
 
 /// Stores a message with a marker in a new session that the space learns from, and scripts its task and its distillation.
-async fn script_session(learning: &Learning<'_>, number: usize) -> String {
+pub(super) async fn script_session(learning: &Learning<'_>, number: usize) -> String {
     let s = learning.s;
     let session = s.client.new_session().await;
     learning.learn(&session).await;
@@ -28,7 +28,7 @@ async fn count_lessons(s: &Scenario, state: &str) -> i64 {
     count.fetch_one(&*s.app.app.db).await.unwrap()
 }
 
-async fn wait_for_lessons(s: &Scenario, state: &str, count: i64) {
+pub(super) async fn wait_for_lessons(s: &Scenario, state: &str, count: i64) {
     crate::support::wait_until(&format!("{count} lessons are {state}"), async || {
         count_lessons(s, state).await == count
     })
