@@ -257,6 +257,12 @@ pub fn periodic_tasks(app: &App, runner: &Arc<Runner>) -> Vec<PeriodicTask> {
             &app.learn,
             learn::observe::enqueue_missed,
         ),
+        PeriodicTask::new(
+            "resume_jobs_awaiting_model",
+            Duration::from_mins(1),
+            &app.learn,
+            learn::resume_jobs_awaiting_model,
+        ),
         PeriodicTask::new("sweep_blobs", settings.sweep_interval, &app.blobs, sweep::enqueue_sweep),
     ]
 }

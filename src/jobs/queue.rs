@@ -143,12 +143,12 @@ impl JobQueue {
         Ok(exists)
     }
 
-    /// Makes due all jobs of the kind `J` that have this wait reason.
+    /// Makes due all jobs, of all kinds and projects, that have this wait reason.
     ///
     /// # Errors
     /// Returns an error if the database fails.
-    pub async fn make_all_due<J: Job>(&self, tx: &mut Tx, reason: WaitReason) -> sqlx::Result<()> {
-        if store::make_all_due(tx, J::KIND, reason).await? > 0 {
+    pub async fn make_all_due(&self, tx: &mut Tx, reason: WaitReason) -> sqlx::Result<()> {
+        if store::make_all_due(tx, reason).await? > 0 {
             tx.wake_on_commit();
         }
         Ok(())

@@ -110,12 +110,11 @@ pub async fn make_due(
     Ok(update.execute(conn).await?.rows_affected() > 0)
 }
 
-/// Makes due all jobs of a kind that have this wait reason. Returns the number of jobs that were not due yet.
-pub async fn make_all_due(conn: &mut PgConnection, kind: &str, reason: WaitReason) -> sqlx::Result<u64> {
+/// Makes due all jobs that have this wait reason. Returns the number of jobs that were not due yet.
+pub async fn make_all_due(conn: &mut PgConnection, reason: WaitReason) -> sqlx::Result<u64> {
     let update = sqlx::query!(
         "update jobs set run_at = now(), updated_at = now()
-         where kind = $1 and state = 'ready' and wait_reason = $2 and run_at > now()",
-        kind,
+         where state = 'ready' and wait_reason = $1 and run_at > now()",
         reason as _
     );
     Ok(update.execute(conn).await?.rows_affected())

@@ -6,9 +6,9 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use tokio::time::Instant;
 
-use super::Learn;
+use super::attempt_error::MODEL_FAILURE;
 use super::jobs::Observe;
-use super::observe::MODEL_FAILURE;
+use super::{Learn, lesson_jobs};
 use crate::auth::Caller;
 use crate::error::Result;
 use crate::http::extract::Path;
@@ -71,9 +71,10 @@ pub struct FlushResult {
 /// Flush a session
 ///
 /// Observes pending and failed messages, and those that exceeded a quota, and waits for the result. The HTTP status is 200 even
-/// if the observation fails; `data.status` contains the outcome. With an `Idempotency-Key`, the response is stored only if
-/// `data.status` is 200, so that a flush with another outcome can be repeated with the same key. Concurrent requests wait for
-/// the same job.
+/// if the observation fails; `data.status` contains the outcome. Also distills or writes the failed lessons of the session again,
+/// in the background: the response does not wait for them, and the learning status of the session stays `failed`. With an
+/// `Idempotency-Key`, the response is stored only if `data.status` is 200, so that a flush with another outcome can be repeated
+/// with the same key. Concurrent requests wait for the same job.
 #[utoipa::path(post, path = "/api/v1/session/{session_id}/flush", tag = "session",
     params(("session_id" = SessionId, Path)))]
 pub async fn flush_session(
@@ -104,6 +105,7 @@ async fn flush(ctx: &Learn, caller: &Caller, session: SessionId) -> Result<Flush
         ctx.queue.delete_failed(&mut locked, caller.project, &job).await?;
     }
     observing::set_status(&mut locked, None, ProcessStatus::LimitExceeded, ProcessStatus::Pending).await?;
+    lesson_jobs::retry_failed_lessons(&mut locked, &ctx.queue, &caller.encryption).await?;
     let pending = observing::count_unobserved_messages(&mut locked, session, None).await?;
     if pending == 0 {
         tx.commit().await?;

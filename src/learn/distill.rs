@@ -7,34 +7,33 @@
 use std::time::Duration;
 
 use sqlx::PgConnection;
-use tokio::time::Instant;
 
 use super::Learn;
+use super::attempt_error::AttemptError;
 use super::batch::to_prompt_message;
 use super::distiller::{self, Distillation, DistillationInput, DistilledTask, Lesson};
 use super::jobs::{Distill, WriteLesson};
-use super::lesson_jobs::{self, LessonFailure};
+use super::lesson_jobs;
 use super::prompt::messages::PromptMessage;
 use super::task_agent::CallParameters;
 use crate::db::Tx;
 use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::error::Result;
 use crate::ids::MessageId;
-use crate::jobs::{Delay, JobError, JobHandler, RunningJob, WaitReason};
+use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
 use crate::learning_spaces::{self, LearningStatus};
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
 use crate::lessons::text::StoredText;
-use crate::llm::{CallOrigin, LlmError, Purpose};
+use crate::llm::Purpose;
 use crate::messages::observing;
 use crate::sessions::lock::LockedSession;
 use crate::skills;
+use crate::tasks::edits::StoredTask;
 use crate::tasks::{self, TaskStatus};
 
 /// The time for the calls of the model for one lesson, with their retries.
 const DISTILLATION_TIMEOUT: Duration = Duration::from_mins(15);
-/// The delay before the next attempt if no model is configured.
-const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
 /// The maximum number of messages of a task that are loaded, the newest ones. A prompt has no room for more.
 const MAX_MESSAGES: i64 = 200;
 /// The maximum number of skills that the model receives.
@@ -50,20 +49,13 @@ impl JobHandler for Distill {
     type Context = Learn;
 
     const TIMEOUT: Duration = Duration::from_mins(20);
-    const MAX_ATTEMPTS: i32 = 5;
+    const MAX_ATTEMPTS: i32 = lesson_jobs::MAX_ATTEMPTS;
     const CALLS_MODEL: bool = true;
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
         let Some(loaded) = load(ctx, &self, running).await? else { return Ok(()) };
-        let parameters = CallParameters {
-            max_tokens: ctx.config.model.max_tokens,
-            deadline: Instant::now() + DISTILLATION_TIMEOUT,
-            origin: CallOrigin {
-                project: running.encryption.project,
-                purpose: Purpose::Distillation,
-                learning_space: Some(loaded.lesson.learning_space),
-            },
-        };
+        let (project, space) = (running.encryption.project, loaded.lesson.learning_space);
+        let parameters = CallParameters::new(ctx, project, Purpose::Distillation, DISTILLATION_TIMEOUT, Some(space));
         let distilled = distiller::distill_lesson(&*ctx.llm, &loaded.input, parameters).await;
         if let Ok(distilled) = &distilled {
             ctx.model_metrics.record_run(Purpose::Distillation, distilled.outcome());
@@ -71,16 +63,12 @@ impl JobHandler for Distill {
         let result = match distilled {
             Ok(Distillation::Lesson(lesson)) => store_lesson(ctx, &loaded, &lesson, running).await,
             Ok(Distillation::Skipped) => skip(ctx, &loaded.lesson, NOTHING_TO_LEARN, running).await,
-            Ok(Distillation::Missing(outcome)) => {
-                Err(LessonFailure::permanent(anyhow::anyhow!("the model has reported no lesson (outcome: {outcome})")))
-            }
+            Ok(Distillation::Missing(outcome)) => Err(AttemptError::without_result(ctx.llm.model(), outcome)),
             Err(err) => Err(err.into()),
         };
         match result {
             Ok(()) => Ok(()),
-            Err(failure) => {
-                lesson_jobs::record_failure(ctx, &loaded.lesson, failure, Self::MAX_ATTEMPTS, running).await
-            }
+            Err(failure) => lesson_jobs::record_failure(ctx, &loaded.lesson, failure, running).await,
         }
     }
 
@@ -104,9 +92,8 @@ struct LoadedLesson {
 async fn load(ctx: &Learn, job: &Distill, running: &RunningJob) -> Result<Option<LoadedLesson>, JobError> {
     let project = running.encryption.project;
     let mut tx = ctx.db.begin().await?;
-    let locked = lesson_jobs::lock_lesson(&mut tx, project, job.lesson).await?;
-    let distilling = |(_, lesson): &(LockedSession<'_>, LessonRow)| lesson.state == LessonState::Distilling;
-    let Some((mut session, lesson)) = locked.filter(distilling) else { return Ok(None) };
+    let locked = lesson_jobs::lock_in_state(&mut tx, project, job.lesson, LessonState::Distilling).await?;
+    let Some((mut session, lesson)) = locked else { return Ok(None) };
     let all_tasks = tasks::edits::list_all(&mut session, project, job.session).await?;
     let task = all_tasks.iter().find(|task| task.id == job.task);
     if task.is_none_or(|task| !task.status.is_finished()) {
@@ -117,32 +104,29 @@ async fn load(ctx: &Learn, job: &Distill, running: &RunningJob) -> Result<Option
         tx.commit().await?;
         return Ok(None);
     }
-    if !ctx.llm.is_configured() {
-        return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), RECHECK_INTERVAL));
-    }
     let loaded = observing::load_task_messages(&mut session, job.task, lesson.ended_at, MAX_MESSAGES).await?;
-    if running.encryption.kek.is_none() && loaded.iter().any(|message| message.encrypted_as.is_some()) {
-        return Err(JobError::awaiting_key());
-    }
-    learning_spaces::store::advance_session_status(&mut session, LearningStatus::Distilling).await?;
     let skills = list_skills(&mut session, &lesson).await?;
-    running.ensure_owned(&mut session).await?;
+    let is_encrypted = loaded.iter().any(|message| message.encrypted_as.is_some());
+    lesson_jobs::begin(ctx, &mut session, is_encrypted, LearningStatus::Distilling, running).await?;
     tx.commit().await?;
     let messages = loaded.iter().map(|message| message.id).collect();
     let rendered = loaded.into_iter().map(|message| to_prompt_message(&running.encryption, message));
+    let task = DistilledTask {
+        status: lesson.task_status.unwrap_or(TaskStatus::Success),
+        data: lesson.task_data.as_ref().map(|data| data.0.clone()).unwrap_or_default(),
+    };
+    // The task may have been reopened and have ended again. The model gets it as it was at the end that the lesson is about.
+    let at_that_end = |stored: StoredTask| if stored.id == job.task { task.clone() } else { to_distilled(stored) };
     let input = DistillationInput {
-        task: DistilledTask {
-            status: lesson.task_status.unwrap_or(TaskStatus::Success),
-            data: lesson.task_data.as_ref().map(|data| data.0.clone()).unwrap_or_default(),
-        },
-        all_tasks: all_tasks.into_iter().filter(|task| !task.is_planning).map(to_distilled).collect(),
+        all_tasks: all_tasks.into_iter().filter(|task| !task.is_planning).map(at_that_end).collect(),
+        task,
         messages: rendered.collect::<Result<Vec<PromptMessage>>>()?,
         skills,
     };
     Ok(Some(LoadedLesson { lesson, input, messages }))
 }
 
-fn to_distilled(task: tasks::edits::StoredTask) -> DistilledTask {
+fn to_distilled(task: StoredTask) -> DistilledTask {
     DistilledTask { status: task.status, data: task.data.0 }
 }
 
@@ -159,11 +143,14 @@ async fn store_lesson(
     loaded: &LoadedLesson,
     distilled: &Lesson,
     running: &RunningJob,
-) -> Result<(), LessonFailure> {
+) -> Result<(), AttemptError> {
     let LoadedLesson { lesson, messages, .. } = loaded;
     let project = running.encryption.project;
     let mut tx = ctx.db.begin().await?;
-    let Some(format) = StorageFormat::lock_for_share(&mut tx, project).await? else { return Ok(()) };
+    let Some(format) = StorageFormat::lock_for_share(&mut tx, project).await? else {
+        lesson_jobs::log_discarded(lesson.id);
+        return Ok(());
+    };
     let Some((mut session, _)) = lesson_jobs::lock_lesson(&mut tx, project, lesson.id).await? else { return Ok(()) };
     let text = StoredText::new(&running.encryption, format, lesson.id, &distilled.text)?;
     if store::set_distilled(&mut session, lesson.id, distilled.kind, &text, messages).await? {
@@ -182,7 +169,7 @@ async fn store_lesson(
 }
 
 /// Marks the lesson as skipped, and completes the job.
-async fn skip(ctx: &Learn, lesson: &LessonRow, reason: &str, running: &RunningJob) -> Result<(), LessonFailure> {
+async fn skip(ctx: &Learn, lesson: &LessonRow, reason: &str, running: &RunningJob) -> Result<(), AttemptError> {
     let mut tx = ctx.db.begin().await?;
     let locked = lesson_jobs::lock_lesson(&mut tx, running.encryption.project, lesson.id).await?;
     let Some((mut session, _)) = locked else { return Ok(()) };

@@ -7,13 +7,14 @@
 //!
 //! If a learning space learns from a session, [`distill`] is the job that distills a lesson from each of its finished tasks,
 //! `skill_writer` the job that writes the lesson to the skills of the space, and [`finalize`] the job that completes the open tasks.
-//! `lesson_jobs` contains what the first two have in common.
+//! `lesson_jobs` contains what the first two have in common, and `attempt_error` the errors of the jobs that call a model.
 //!
 //! Three models have no I/O of their own: [`task_agent`] extracts tasks from messages, [`distiller`] derives a lesson from a task,
 //! and [`skill_agent`] writes lessons to skills. [`prompt`] contains the texts for models, and renders data so that it is safe in them. [`secrets`]
 //! finds passwords and keys in what models write.
 
 pub mod api;
+mod attempt_error;
 mod batch;
 pub mod distill;
 pub mod distiller;
@@ -35,6 +36,8 @@ use tokio::sync::Notify;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::error::Result;
+use crate::jobs::WaitReason;
 use crate::llm::Llm;
 use crate::platform::{Platform, platform_context};
 
@@ -55,6 +58,20 @@ impl Learn {
     pub fn new(platform: Platform, llm: Arc<dyn Llm>) -> Self {
         Self(Arc::new(LearnInner { platform, llm, observation_finished: Notify::new() }))
     }
+}
+
+/// Makes due the jobs of all kinds that wait for a model: they were snoozed by a process without one. Does nothing if this process
+/// has no model. A periodic task calls this function.
+///
+/// # Errors
+/// Returns an error if the database fails.
+pub async fn resume_jobs_awaiting_model(ctx: Learn) -> Result<()> {
+    if !ctx.llm.is_configured() {
+        return Ok(());
+    }
+    let mut tx = ctx.db.begin_autocommit().await?;
+    ctx.queue.make_all_due(&mut tx, WaitReason::Model).await?;
+    Ok(tx.commit().await?)
 }
 
 pub fn router() -> OpenApiRouter<Learn> {

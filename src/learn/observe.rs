@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Learn;
+use super::attempt_error::{self, AttemptError};
 use super::batch::{self, Batch};
 use super::jobs::Observe;
 use super::settings::{self, ObservationSettings};
@@ -19,9 +20,9 @@ use crate::db::Tx;
 use crate::encryption::ProjectEncryption;
 use crate::error::Result;
 use crate::ids::SessionId;
-use crate::jobs::{ClassifiedError, Delay, ErrorClass, JobError, JobHandler, LeaseLost, RunningJob, WaitReason};
+use crate::jobs::{Delay, JobError, JobHandler, RunningJob, WaitReason};
+use crate::llm::Purpose;
 use crate::llm::agent::AgentOutcome;
-use crate::llm::{CallOrigin, LlmError, Purpose};
 use crate::messages::ProcessStatus;
 use crate::messages::observing;
 use crate::sessions::lock::LockedSession;
@@ -32,12 +33,6 @@ const BATCH_TIMEOUT: Duration = Duration::from_mins(15);
 /// The time after which a job that has observed a batch lets the jobs of other sessions run. Together with the time for another
 /// batch ([`BATCH_TIMEOUT`]) it must be shorter than the timeout of an attempt.
 const TIME_SLICE: Duration = Duration::from_mins(4);
-
-/// The delay before the next attempt if no model is configured.
-const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
-
-/// The beginning of the error of an observation that has failed because of the model. Clients recognize such a failure by it.
-pub(super) const MODEL_FAILURE: &str = "LLM complete failed";
 
 impl JobHandler for Observe {
     type Context = Learn;
@@ -104,6 +99,7 @@ async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> R
     let mut tx = ctx.db.begin().await?;
     let project = running.encryption.project;
     let Some(mut session) = LockedSession::lock(&mut tx, project, session).await? else {
+        tracing::info!(session.id = %session, reason = "the session was deleted", "observation discarded");
         return Ok(None);
     };
     if usage_metrics::store::is_over_quota(&mut session, project, usage_metrics::store::TASK_QUOTA_TAG).await? {
@@ -123,7 +119,7 @@ async fn claim_batch(ctx: &Learn, session: SessionId, running: &RunningJob) -> R
     }
     if !ctx.llm.is_configured() {
         // The claim is rolled back, as above.
-        return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), RECHECK_INTERVAL));
+        return Err(attempt_error::awaiting_model());
     }
     tx.commit().await?;
     Ok(Some(ClaimedBatch { messages, settings }))
@@ -141,16 +137,13 @@ async fn observe_batch(
     encryption: &ProjectEncryption,
     session: SessionId,
     claimed: &ClaimedBatch,
-) -> Result<ObservedBatch, BatchError> {
-    let mut conn = ctx.db.acquire().await.map_err(BatchError::transient)?;
+) -> Result<ObservedBatch, AttemptError> {
+    let mut conn = ctx.db.acquire().await?;
     let batch = batch::load(&mut conn, encryption, session, &claimed.messages, &claimed.settings).await;
     drop(conn);
-    let batch = batch.map_err(BatchError::transient)?;
-    let parameters = CallParameters {
-        max_tokens: ctx.config.model.max_tokens,
-        deadline: Instant::now() + BATCH_TIMEOUT,
-        origin: CallOrigin { project: encryption.project, purpose: Purpose::TaskAgent, learning_space: None },
-    };
+    // If the key is missing, which the claim of the batch has ruled out, the messages must become pending again, too.
+    let batch = batch.map_err(AttemptError::transient)?;
+    let parameters = CallParameters::new(ctx, encryption.project, Purpose::TaskAgent, BATCH_TIMEOUT, None);
     let result = task_agent::run_task_agent(&*ctx.llm, &batch.input, parameters).await?;
     ctx.model_metrics.record_run(parameters.origin.purpose, result.outcome);
     if result.edits.is_empty() {
@@ -164,80 +157,47 @@ async fn observe_batch(
 ///
 /// # Errors
 /// Returns a permanent error if the model made only mistakes, or if the provider withheld the response.
-fn check_outcome_without_edits(ctx: &Learn, session: SessionId, result: &TaskAgentResult) -> Result<(), BatchError> {
+fn check_outcome_without_edits(ctx: &Learn, session: SessionId, result: &TaskAgentResult) -> Result<(), AttemptError> {
     let model = ctx.llm.model();
-    let problem = match result.outcome {
-        AgentOutcome::OnlyErrors => format!(
-            "the model {model} made only invalid tool calls: set LLM_SIMPLE_MODEL to a model that supports tool calls"
-        ),
-        AgentOutcome::ContentFilter => format!(
-            "the content filter of the provider withheld the response of the model {model}: remove the content that it \
-             rejects, or set LLM_SIMPLE_MODEL to another model"
-        ),
+    match result.outcome {
+        outcome @ (AgentOutcome::OnlyErrors | AgentOutcome::ContentFilter) => {
+            Err(AttemptError::without_result(model, outcome))
+        }
         AgentOutcome::NoToolCalls if result.iterations == 1 => {
             tracing::warn!(
                 session.id = %session, model,
                 "the model called no tool: unless the messages contain no task, use a model that supports tool calls"
             );
-            return Ok(());
+            Ok(())
         }
-        AgentOutcome::NoToolCalls | AgentOutcome::Finished | AgentOutcome::MaxIterations => return Ok(()),
-    };
-    let source = anyhow::Error::msg(problem).context(MODEL_FAILURE);
-    Err(BatchError { source: ClassifiedError::new(ErrorClass::Model, source).into(), is_permanent: true })
-}
-
-/// The error of a batch that could not be processed.
-struct BatchError {
-    source: anyhow::Error,
-    /// `true` if another attempt would fail too.
-    is_permanent: bool,
-}
-
-impl BatchError {
-    fn transient(source: impl Into<anyhow::Error>) -> Self {
-        Self { source: source.into(), is_permanent: false }
+        AgentOutcome::NoToolCalls | AgentOutcome::Finished | AgentOutcome::MaxIterations => Ok(()),
     }
-}
-
-impl From<LlmError> for BatchError {
-    fn from(err: LlmError) -> Self {
-        let is_permanent = !err.is_retryable();
-        Self { source: classify_llm_error(err), is_permanent }
-    }
-}
-
-/// Adds the class to an error of the model. Clients recognize such an error by the beginning of its text.
-pub(super) fn classify_llm_error(err: LlmError) -> anyhow::Error {
-    let class = match &err {
-        LlmError::NotConfigured | LlmError::Misconfigured(_) => ErrorClass::ModelSettings,
-        LlmError::Unavailable(_) | LlmError::ContextTooLong(_) | LlmError::Rejected(_) => ErrorClass::Model,
-    };
-    let min_backoff = err.retry_after().unwrap_or_default();
-    ClassifiedError::new(class, anyhow::Error::from(err).context(MODEL_FAILURE)).with_min_backoff(min_backoff).into()
 }
 
 /// Stores the result of a batch, or the failure of the batch if there is none or it cannot be stored.
 ///
 /// # Errors
-/// Returns the error of the batch after it has been recorded, or another error if the database fails.
+/// Returns the error of the batch after it has been recorded, unless the session was deleted, or another error if the database
+/// fails.
 async fn record_outcome(
     ctx: &Learn,
     session: SessionId,
     messages: &[Uuid],
-    outcome: Result<ObservedBatch, BatchError>,
+    outcome: Result<ObservedBatch, AttemptError>,
     running: &RunningJob,
 ) -> Result<(), JobError> {
     let error = match outcome {
         Ok(observed) => match store_result(ctx, session, messages, &observed, running).await {
-            Err(JobError::Retry(err)) if !err.is::<LeaseLost>() => BatchError::transient(err),
-            stored => return stored,
+            Ok(()) => return Ok(()),
+            Err(err) => AttemptError::from(err),
         },
         Err(error) => error,
     };
-    record_failure(ctx, session, messages, &error, running).await?;
-    let BatchError { source, is_permanent } = error;
-    Err(if is_permanent { JobError::Permanent(source) } else { JobError::Retry(source) })
+    let (source, is_permanent) = match error {
+        AttemptError::Job(err) => return Err(err),
+        AttemptError::Work { source, is_permanent } => (source, is_permanent),
+    };
+    record_failure(ctx, session, messages, (source, is_permanent), running).await
 }
 
 /// Stores the result of a batch and the status of its messages in one transaction. The attempts for the next batch begin again.
@@ -262,31 +222,35 @@ async fn store_result(
 }
 
 /// Sets the status of the messages of a batch that has failed: `pending`, or `failed` if the last attempt has failed. In the
-/// second case, marks the job as failed, and enqueues a new one for the messages that are still pending.
+/// second case, marks the job as failed, and enqueues a new one for the messages that are still pending. Does nothing if the
+/// session was deleted; the caller then finds no other batch.
+///
+/// # Errors
+/// Returns the error of the batch, unless the session was deleted, or another error if the database fails.
 async fn record_failure(
     ctx: &Learn,
     session: SessionId,
     messages: &[Uuid],
-    error: &BatchError,
+    (source, is_permanent): (anyhow::Error, bool),
     running: &RunningJob,
 ) -> Result<(), JobError> {
     let mut tx = ctx.db.begin().await?;
     let Some(mut locked) = LockedSession::lock(&mut tx, running.encryption.project, session).await? else {
         return Ok(());
     };
-    let is_last = error.is_permanent || running.attempt() >= Observe::MAX_ATTEMPTS;
+    let is_last = is_permanent || running.attempt() >= Observe::MAX_ATTEMPTS;
     let status = if is_last { ProcessStatus::Failed } else { ProcessStatus::Pending };
     observing::set_status(&mut locked, Some(messages), ProcessStatus::Running, status).await?;
     if is_last {
         enqueue_successor(ctx, &running.encryption, &mut locked).await?;
         // A flush that retries the messages must not rely on this job.
-        running.fail(&mut locked, &error.source).await?;
+        running.fail(&mut locked, &source).await?;
     } else {
         running.ensure_owned(&mut locked).await?;
     }
     tx.commit().await?;
     ctx.observation_finished.notify_waiters();
-    Ok(())
+    Err(if is_permanent { JobError::Permanent(source) } else { JobError::Retry(source) })
 }
 
 /// Enqueues a new job for the messages that are still pending when the job of the session is marked as failed.
@@ -305,8 +269,8 @@ async fn enqueue_successor(
     Ok(())
 }
 
-/// Enqueues a job for each session that has pending messages but no job, and makes due the jobs that wait for a model. Does
-/// nothing if no model is configured. A periodic task calls this function.
+/// Enqueues a job for each session that has pending messages but no job. Does nothing if no model is configured. A periodic task
+/// calls this function.
 ///
 /// # Errors
 /// Returns an error if the database fails.
@@ -317,9 +281,6 @@ pub async fn enqueue_missed(ctx: Learn) -> Result<()> {
     let mut conn = ctx.db.acquire().await?;
     let missed = observing::list_unobserved_sessions(&mut conn, 1_000).await?;
     drop(conn);
-    let mut tx = ctx.db.begin_autocommit().await?;
-    ctx.queue.make_all_due::<Observe>(&mut tx, WaitReason::Model).await?;
-    tx.commit().await?;
     for (project, session) in missed {
         let mut tx = ctx.db.begin().await?;
         if let Some(mut session) = LockedSession::lock(&mut tx, project, session).await? {

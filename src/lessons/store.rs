@@ -213,7 +213,8 @@ pub async fn reset_writing(conn: &mut PgConnection, project: ProjectId, space: L
     .map(drop)
 }
 
-/// Reopens a failed lesson whose job is retried: it is distilled if it has no text yet, and otherwise pending.
+/// Reopens a failed lesson whose job is retried: it is distilled if it has no text yet, and otherwise pending. The learning status
+/// of the session does not change, because it is final.
 pub async fn reopen_failed(conn: &mut PgConnection, project: ProjectId, lesson: LessonId) -> sqlx::Result<()> {
     sqlx::query!(
         "update lessons set state = case when kind is null then 'distilling' else 'pending' end, reason = null, updated_at = now()
@@ -224,6 +225,35 @@ pub async fn reopen_failed(conn: &mut PgConnection, project: ProjectId, lesson: 
     .execute(conn)
     .await
     .map(drop)
+}
+
+/// A lesson that was reopened.
+pub struct ReopenedLesson {
+    pub id: LessonId,
+    pub learning_space: LearningSpaceId,
+    /// The task if the lesson must be distilled; `None` if it must be written.
+    pub task_to_distill: Option<TaskId>,
+}
+
+/// Reopens the failed lessons of a session as [`reopen_failed`] does, and resets those that are open but have no job. The caller
+/// must enqueue the jobs of the returned lessons, which are ordered by their ids.
+pub async fn reopen_failed_of_session(session: &mut LockedSession<'_>) -> sqlx::Result<Vec<ReopenedLesson>> {
+    sqlx::query_as!(
+        ReopenedLesson,
+        r#"with reopened as (
+               update lessons set state = case when kind is null then 'distilling' else 'pending' end, reason = null,
+                                  updated_at = now()
+               where project_id = $1 and session_id = $2
+                 and (state = 'failed' or state in ('distilling', 'pending', 'writing') and not lesson_has_job(id))
+               returning id, learning_space_id, task_id, kind)
+           select id as "id!: LessonId", learning_space_id as "learning_space!: LearningSpaceId",
+                  case when kind is null then task_id end as "task_to_distill: TaskId"
+           from reopened order by id"#,
+        session.project as _,
+        session.id as _
+    )
+    .fetch_all(&mut ***session)
+    .await
 }
 
 /// Returns `true` if the skill agent is working on another lesson of the learning space.

@@ -4,6 +4,8 @@
 mod concurrency;
 mod distillation;
 mod encrypted;
+mod failures;
+mod interruptions;
 mod long_lessons;
 mod status;
 mod writing;

@@ -402,7 +402,7 @@ async fn without_a_model_messages_stay_pending_with_a_reason() {
         // A process with a model starts. It finds the job by its wait reason, not by the text of the error.
         app.execute("update jobs set last_error = 'another text'").await;
         let second_process = app.second_process(with_model()).await;
-        acontextd::learn::observe::enqueue_missed(second_process.app.learn.clone()).await.unwrap();
+        acontextd::learn::resume_jobs_awaiting_model(second_process.app.learn.clone()).await.unwrap();
         second_process.drain_jobs().await;
         assert_eq!(status(&client, &session).await, (json!(1), json!(0), json!(0)));
     })

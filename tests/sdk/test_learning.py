@@ -152,9 +152,9 @@ def test_the_first_example_of_the_readme_prints_what_the_readme_shows(start_serv
     provider.reset(TASK, LESSON, *SKILL)
     server = start_server(**model_settings(provider, "openai"))
     example, parts = readme_example()
-    for shown, actual in [("http://127.0.0.1:8029/api/v1", server.base_url), (DEFAULT_KEY, server.key)]:
-        assert shown in example
-        example = example.replace(shown, actual)
+    for documented, actual in [("http://127.0.0.1:8029/api/v1", server.base_url), (DEFAULT_KEY, server.key)]:
+        assert documented in example
+        example = example.replace(documented, actual)
     result = subprocess.run(
         [sys.executable, "-c", example],
         env={"PATH": os.environ["PATH"]},

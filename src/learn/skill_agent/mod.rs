@@ -56,7 +56,8 @@ pub trait LessonSource: SkillFiles {
     /// Stores the edits of the current lesson, which the agent has finished, and returns the next lesson. Without edits, the
     /// agent has decided that the lesson adds nothing.
     ///
-    /// The outcome is `Finished`, `NoToolCalls` or `MaxIterations`. After `MaxIterations` the run ends, and a returned lesson is
+    /// The outcome is `Finished`, `NoToolCalls` or `MaxIterations`. If it is `NoToolCalls` without edits, the model was reminded to
+    /// call a tool, and has called none nevertheless. After `MaxIterations` the run ends, and a returned lesson is
     /// ignored.
     ///
     /// # Errors

@@ -16,6 +16,9 @@ use crate::llm::agent::{AgentOutcome, NextMessage, ToolReply, Toolbox};
 const THINK_FIRST: &str = "Nothing was changed, because `report_thinking` was not called in this run. Call it first, and \
      then repeat this call.";
 
+const REMINDER: &str = "Your last response called no tool, and nothing was changed for this lesson. Call the tools that write \
+     it, or call `finish` if there is nothing to change.";
+
 /// The tools of the skill agent, with the draft and the edits of the current lesson.
 pub(super) struct SkillToolbox<'a, S> {
     tools: Vec<Tool>,
@@ -24,6 +27,8 @@ pub(super) struct SkillToolbox<'a, S> {
     edits: Vec<SkillEdit>,
     /// `true` once `report_thinking` was called in this run.
     has_reported_thinking: bool,
+    /// `true` once the model was reminded to call a tool for the current lesson.
+    was_reminded: bool,
     extra_iterations: NonZeroU32,
     source: &'a mut S,
     /// The error that has ended the run.
@@ -37,6 +42,7 @@ impl<'a, S: LessonSource> SkillToolbox<'a, S> {
             draft: SpaceDraft::new(input.skills.clone(), input.limits),
             edits: Vec::new(),
             has_reported_thinking: false,
+            was_reminded: false,
             extra_iterations: input.extra_iterations,
             source,
             error: None,
@@ -127,6 +133,7 @@ impl<'a, S: LessonSource> SkillToolbox<'a, S> {
     /// Stores the edits of the current lesson. Returns the message for the next lesson, whose draft begins with its skills.
     async fn store_lesson(&mut self, outcome: AgentOutcome) -> anyhow::Result<Option<NextMessage>> {
         let edits = std::mem::take(&mut self.edits);
+        self.was_reminded = false;
         let Some(next) = self.source.finish_lesson(outcome, &edits).await? else { return Ok(None) };
         self.draft = SpaceDraft::new(next.skills, self.draft.limits);
         let text = first_message::render_next(&next.lesson, &self.draft);
@@ -156,6 +163,10 @@ impl<S: LessonSource> Toolbox for SkillToolbox<'_, S> {
     async fn next_message(&mut self, outcome: AgentOutcome) -> Option<NextMessage> {
         if self.error.is_some() {
             return None;
+        }
+        if outcome == AgentOutcome::NoToolCalls && self.edits.is_empty() && !self.was_reminded {
+            self.was_reminded = true;
+            return Some(NextMessage { text: REMINDER.into(), extra_iterations: NonZeroU32::MIN });
         }
         match self.store_lesson(outcome).await {
             Ok(next) => next.filter(|_| outcome != AgentOutcome::MaxIterations),

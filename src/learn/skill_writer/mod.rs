@@ -12,64 +12,64 @@ mod storage;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use self::snapshot::Snapshot;
 use self::source::RunLessons;
 use super::Learn;
+use super::attempt_error::AttemptError;
 use super::jobs::WriteLesson;
-use super::lesson_jobs::{self, LessonFailure};
+use super::lesson_jobs;
 use super::skill_agent::draft::SkillLimits;
+use super::skill_agent::lesson::AgentLesson;
 use super::skill_agent::{self, SkillAgentError, SkillAgentInput, SkillAgentResult};
 use super::task_agent::CallParameters;
 use crate::db::Tx;
 use crate::encryption::ProjectEncryption;
-use crate::jobs::{JobError, JobHandler, RunningJob, WaitReason};
-use crate::learning_spaces::{self, LearningStatus};
+use crate::jobs::{JobError, JobHandler, RunningJob};
+use crate::learning_spaces::LearningStatus;
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
+use crate::llm::Purpose;
 use crate::llm::agent::AgentOutcome;
-use crate::llm::{CallOrigin, LlmError, Purpose};
-use crate::sessions::lock::LockedSession;
 
-/// The time for the calls of the model of a run, with their retries.
+/// The time for the calls of the model of an attempt, with their retries.
 const RUN_TIMEOUT: Duration = Duration::from_mins(20);
 /// The time after which a run gets no further lesson.
 const TIME_SLICE: Duration = Duration::from_mins(8);
 /// The maximum number of times that an attempt repeats a lesson because its edits no longer fit the files.
 const MAX_CONFLICTS: usize = 2;
-/// The delay before the next attempt if no model is configured.
-const RECHECK_INTERVAL: Duration = Duration::from_hours(24);
 
 impl JobHandler for WriteLesson {
     type Context = Learn;
 
     const TIMEOUT: Duration = Duration::from_mins(25);
-    const MAX_ATTEMPTS: i32 = 5;
+    const MAX_ATTEMPTS: i32 = lesson_jobs::MAX_ATTEMPTS;
     const CALLS_MODEL: bool = true;
 
     async fn run(self, ctx: &Learn, running: &RunningJob) -> Result<(), JobError> {
+        let (project, space) = (running.encryption.project, self.learning_space);
+        // The runs of an attempt have one deadline, because the attempt has one time limit.
+        let parameters = CallParameters::new(ctx, project, Purpose::SkillAgent, RUN_TIMEOUT, Some(space));
         let mut conflicts = 0;
         loop {
             let Some(lesson) = begin_lesson(ctx, &self, running).await? else { return Ok(()) };
-            let (lesson, failure) = match write_lessons(ctx, lesson, running).await {
-                Ok(RunEnd::Done) => return Ok(()),
-                Ok(RunEnd::Failed { lesson, .. }) if lesson.id != self.lesson => {
-                    // The lesson of this job is written. The other lesson has a job of its own.
+            let (lesson, failure) = match write_lessons(ctx, lesson, parameters, running).await {
+                RunEnd::Done => return Ok(()),
+                RunEnd::Failed { lesson, failure, .. } if lesson.id != self.lesson => {
+                    // The lesson of this job is written, so this job completes.
+                    tracing::warn!(
+                        lesson.id = %lesson.id, error = %failure,
+                        "failed to write another lesson of the run; the job of that lesson tries again"
+                    );
                     return reset_lessons(ctx, &self, running).await;
                 }
-                Ok(RunEnd::Failed { is_conflict: true, .. }) if conflicts < MAX_CONFLICTS => {
+                RunEnd::Failed { is_conflict: true, .. } if conflicts < MAX_CONFLICTS => {
                     conflicts += 1;
                     continue;
                 }
-                Ok(RunEnd::Failed { lesson, failure, .. }) => (lesson, failure),
-                Err(err) => {
-                    reset_lessons(ctx, &self, running).await?;
-                    return Err(err);
-                }
+                RunEnd::Failed { lesson, failure, .. } => (lesson, failure),
             };
-            let recorded = lesson_jobs::record_failure(ctx, &lesson, failure, Self::MAX_ATTEMPTS, running).await;
-            if !matches!(recorded, Err(JobError::Permanent(_))) {
+            let recorded = lesson_jobs::record_failure(ctx, &lesson, failure, running).await;
+            if matches!(recorded, Err(JobError::Retry(_) | JobError::Snooze(..))) {
                 // Until the next attempt, the lesson waits.
                 reset_lessons(ctx, &self, running).await?;
             }
@@ -96,10 +96,10 @@ fn skill_limits(ctx: &Learn) -> SkillLimits {
 enum RunEnd {
     /// All lessons that the run has begun are written, or their work has ended because they do not exist anymore.
     Done,
-    /// This lesson, the last one of the run, is not written.
+    /// This lesson, the last one of the run, is not written. Those before it are.
     Failed {
         lesson: Box<LessonRow>,
-        failure: LessonFailure,
+        failure: AttemptError,
         /// `true` if the edits did not fit the current files.
         is_conflict: bool,
     },
@@ -123,37 +123,32 @@ async fn begin_lesson(ctx: &Learn, job: &WriteLesson, running: &RunningJob) -> R
     let project = running.encryption.project;
     reset_lessons(ctx, job, running).await?;
     let mut tx = ctx.db.begin().await?;
-    let locked = lesson_jobs::lock_lesson(&mut tx, project, job.lesson).await?;
-    let pending = |(_, lesson): &(LockedSession<'_>, LessonRow)| lesson.state == LessonState::Pending;
-    let Some((mut session, lesson)) = locked.filter(pending) else { return Ok(None) };
-    if !ctx.llm.is_configured() {
-        return Err(JobError::Snooze(WaitReason::Model, LlmError::NotConfigured.into(), RECHECK_INTERVAL));
-    }
-    if running.encryption.kek.is_none() && lesson.is_encrypted() {
-        return Err(JobError::awaiting_key());
-    }
+    let locked = lesson_jobs::lock_in_state(&mut tx, project, job.lesson, LessonState::Pending).await?;
+    let Some((mut session, lesson)) = locked else { return Ok(None) };
+    let is_encrypted = lesson.is_encrypted();
     store::set_state(&mut session, lesson.id, &[LessonState::Pending], LessonState::Writing, None).await?;
-    learning_spaces::store::advance_session_status(&mut session, LearningStatus::SkillWriting).await?;
-    running.ensure_owned(&mut session).await?;
+    lesson_jobs::begin(ctx, &mut session, is_encrypted, LearningStatus::SkillWriting, running).await?;
     tx.commit().await?;
     Ok(Some(lesson))
 }
 
-/// Runs the skill agent with a lesson, and with further lessons of the space.
-///
-/// # Errors
-/// Returns an error that does not concern a lesson: of the database, or a lost lease.
-async fn write_lessons(ctx: &Learn, lesson: LessonRow, running: &RunningJob) -> Result<RunEnd, JobError> {
-    let encryption = &running.encryption;
+/// Loads the skills of the space, and the lesson as the skill agent gets it.
+async fn load_run(
+    ctx: &Learn,
+    encryption: &ProjectEncryption,
+    lesson: &LessonRow,
+) -> Result<(Snapshot, AgentLesson), AttemptError> {
     let mut conn = ctx.db.acquire().await?;
     let snapshot = Snapshot::load(&mut conn, ctx, encryption, lesson.learning_space).await?;
-    let first = source::to_agent_lesson(&mut conn, encryption, &lesson).await;
-    drop(conn);
-    let first = match first {
-        Ok(first) => first,
-        Err(failure) => {
-            return Ok(RunEnd::Failed { lesson: Box::new(lesson), failure: failure.into(), is_conflict: false });
-        }
+    Ok((snapshot, source::to_agent_lesson(&mut conn, encryption, lesson).await?))
+}
+
+/// Runs the skill agent with a lesson, and with further lessons of the space.
+async fn write_lessons(ctx: &Learn, lesson: LessonRow, parameters: CallParameters, running: &RunningJob) -> RunEnd {
+    let encryption = &running.encryption;
+    let (snapshot, first) = match load_run(ctx, encryption, &lesson).await {
+        Ok(loaded) => loaded,
+        Err(failure) => return RunEnd::Failed { lesson: Box::new(lesson), failure, is_conflict: false },
     };
     let learning = &ctx.config.learning;
     let input = SkillAgentInput {
@@ -163,15 +158,6 @@ async fn write_lessons(ctx: &Learn, lesson: LessonRow, running: &RunningJob) -> 
         max_iterations: learning.skill_agent_iterations,
         extra_iterations: NonZeroU32::new(learning.skill_agent_extra_iterations).unwrap_or(NonZeroU32::MIN),
     };
-    let parameters = CallParameters {
-        max_tokens: ctx.config.model.max_tokens,
-        deadline: Instant::now() + RUN_TIMEOUT,
-        origin: CallOrigin {
-            project: encryption.project,
-            purpose: Purpose::SkillAgent,
-            learning_space: Some(lesson.learning_space),
-        },
-    };
     let mut lessons = RunLessons::new(ctx, running, lesson, snapshot);
     let result = skill_agent::run_skill_agent(&*ctx.llm, &input, parameters, &mut lessons).await;
     if let Ok(run) = &result {
@@ -180,29 +166,19 @@ async fn write_lessons(ctx: &Learn, lesson: LessonRow, running: &RunningJob) -> 
     to_run_end(result, lessons)
 }
 
-fn to_run_end(result: Result<SkillAgentResult, SkillAgentError>, lessons: RunLessons<'_>) -> Result<RunEnd, JobError> {
+fn to_run_end(result: Result<SkillAgentResult, SkillAgentError>, lessons: RunLessons<'_>) -> RunEnd {
     let (failure, is_conflict) = match result {
         Ok(SkillAgentResult {
             outcome: outcome @ (AgentOutcome::OnlyErrors | AgentOutcome::ContentFilter), ..
-        }) => {
-            let error = anyhow::anyhow!("the model has not written the lesson (outcome: {outcome})");
-            (LessonFailure::permanent(error), false)
-        }
-        Ok(_) => return Ok(RunEnd::Done),
+        }) => (AttemptError::without_result(lessons.model(), outcome), false),
+        Ok(_) => return RunEnd::Done,
         Err(SkillAgentError::Llm(err)) => (err.into(), false),
         Err(SkillAgentError::Store(err)) => match err.downcast::<storage::StorageError>() {
-            Ok(storage::StorageError::LessonDeleted) => return Ok(RunEnd::Done),
-            Ok(storage::StorageError::Conflict(reason)) => {
-                (LessonFailure::transient(storage::StorageError::Conflict(reason).into()), true)
-            }
+            Ok(storage::StorageError::LessonDeleted) => return RunEnd::Done,
+            Ok(conflict @ storage::StorageError::Conflict) => (AttemptError::transient(conflict), true),
             Ok(storage::StorageError::Failure(failure)) => (failure, false),
-            Err(err) => (LessonFailure::transient(err), false),
+            Err(err) => (AttemptError::transient(err), false),
         },
     };
-    match failure {
-        LessonFailure::Job(err) => Err(err),
-        failure @ LessonFailure::Work { .. } => {
-            Ok(RunEnd::Failed { lesson: Box::new(lessons.into_current()), failure, is_conflict })
-        }
-    }
+    RunEnd::Failed { lesson: Box::new(lessons.into_current()), failure, is_conflict }
 }

@@ -41,9 +41,32 @@ impl<'a> RunLessons<'a> {
         Self { ctx, running, current: first, snapshot, count: 1, started_at: Instant::now() }
     }
 
+    /// Returns the name of the model of the run.
+    pub(super) fn model(&self) -> &str {
+        self.ctx.llm.model()
+    }
+
     /// Returns the last lesson of the run.
     pub(super) fn into_current(self) -> LessonRow {
         self.current
+    }
+
+    /// Claims the next lesson as [`claim_next`](Self::claim_next) does. If this fails, logs the error and returns `None`: the
+    /// current lesson is stored, and the next one has a job of its own.
+    ///
+    /// # Errors
+    /// Returns an error only if the lease is lost.
+    async fn claim_next_or_end(&mut self) -> Result<Option<NextLesson>, StorageError> {
+        match self.claim_next().await {
+            Err(StorageError::Failure(failure)) if !failure.is_lease_lost() => {
+                tracing::warn!(
+                    learning_space.id = %self.current.learning_space, error = %failure,
+                    "failed to continue a run with the next lesson; the job of that lesson tries again"
+                );
+                Ok(None)
+            }
+            result => result,
+        }
     }
 
     /// Claims the oldest lesson that waits in the space. Returns `None` if there is none.
@@ -93,7 +116,7 @@ impl LessonSource for RunLessons<'_> {
             || self.count > self.ctx.config.learning.skill_agent_extra_lessons.into()
             || self.started_at.elapsed() > TIME_SLICE
             || self.ctx.process.shutdown.is_cancelled();
-        if is_last { Ok(None) } else { Ok(self.claim_next().await?) }
+        if is_last { Ok(None) } else { Ok(self.claim_next_or_end().await?) }
     }
 }
 

@@ -19,11 +19,11 @@ use crate::disks::path::FilePath;
 use crate::error::Error;
 use crate::ids::{DiskId, MessageId};
 use crate::jobs::RunningJob;
-use crate::learn::Learn;
-use crate::learn::lesson_jobs::{self, LessonFailure};
+use crate::learn::attempt_error::AttemptError;
 use crate::learn::skill_agent::diff::{ChangedSkill, DraftChange, NewSkill, SpaceDiff};
 use crate::learn::skill_agent::draft::SpaceDraft;
 use crate::learn::skill_agent::edits::{self, SkillEdit};
+use crate::learn::{Learn, lesson_jobs};
 use crate::learning_spaces;
 use crate::lessons::LessonState;
 use crate::lessons::store::LessonRow;
@@ -35,20 +35,23 @@ use crate::{disks, skills};
 /// The maximum number of times that edits are applied because the files have changed in between.
 const MAX_ATTEMPTS: usize = 10;
 
+/// The reason of a lesson about which the model has only written a text.
+const NOT_FINISHED: &str = "the model ended its work without calling `finish`";
+
 /// The reason why the edits of a lesson were not stored.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StorageError {
     /// The session, and its lessons with it, or the learning space was deleted.
     #[error("the session or the learning space was deleted")]
     LessonDeleted,
-    /// An edit does not fit the current files.
-    #[error("the skills have changed during the work on the lesson: {0}")]
-    Conflict(String),
+    /// An edit does not fit the current files, or the files have changed too often.
+    #[error("other writers have changed the skills while the lesson was being written, so its edits no longer fit")]
+    Conflict,
     #[error("{0}")]
-    Failure(LessonFailure),
+    Failure(AttemptError),
 }
 
-impl<E: Into<LessonFailure>> From<E> for StorageError {
+impl<E: Into<AttemptError>> From<E> for StorageError {
     fn from(err: E) -> Self {
         Self::Failure(err.into())
     }
@@ -71,7 +74,7 @@ pub(super) async fn store_edits(
             return Ok(());
         }
     }
-    Err(StorageError::Conflict("other changes were made at the same time".into()))
+    Err(writer.conflict("the files have changed during each of the attempts to store the edits"))
 }
 
 struct LessonWriter<'a> {
@@ -98,13 +101,21 @@ impl LessonWriter<'_> {
         }
         let locked = lesson_jobs::lock_lesson(&mut tx, encryption.project, self.lesson.id).await?;
         let (mut session, _) = locked.ok_or(StorageError::LessonDeleted)?;
+        let is_unfinished = self.outcome == AgentOutcome::NoToolCalls && edits.is_empty();
         let reason = match self.outcome {
+            _ if is_unfinished => Some(NOT_FINISHED.to_owned()),
             AgentOutcome::Finished | AgentOutcome::NoToolCalls => None,
             outcome => Some(format!("the work of the model was ended (outcome: {outcome})")),
         };
         lesson_jobs::end_lesson(&mut session, self.lesson.id, LessonState::Written, reason.as_deref()).await?;
         self.running.ensure_owned(&mut session).await?;
         tx.commit().await?;
+        if is_unfinished {
+            tracing::warn!(
+                lesson.id = %self.lesson.id, model = self.ctx.llm.model(),
+                "the model called neither `finish` nor a tool that changes a skill, although it was reminded"
+            );
+        }
         tracing::info!(
             session.id = %self.lesson.session, lesson.id = %self.lesson.id, outcome = %self.outcome,
             skills.created = changes.new_skills.len(), skills.changed = changes.changed_skills.len(), "lesson written"
@@ -112,12 +123,20 @@ impl LessonWriter<'_> {
         Ok(true)
     }
 
+    /// Logs why the edits do not fit, and returns the error, which clients see. The reason itself is a reply for the model. It may
+    /// contain text of the files, so it is not logged in an encrypted project.
+    fn conflict(&self, reason: &str) -> StorageError {
+        let reason = self.running.encryption.kek.is_none().then_some(reason);
+        tracing::warn!(lesson.id = %self.lesson.id, reason, "the edits of a lesson do not fit the changed files");
+        StorageError::Conflict
+    }
+
     /// Applies the edits to the skills of a snapshot, and returns the difference.
     async fn apply_edits(&self, snapshot: &Snapshot, edits: &[SkillEdit]) -> Result<SpaceDiff, StorageError> {
         let mut draft = SpaceDraft::new(snapshot.stored_skills(), super::skill_limits(self.ctx));
         let files = SnapshotFiles { platform: self.ctx, encryption: &self.running.encryption, snapshot };
-        let applied = edits::apply_edits(&mut draft, edits, &files).await.map_err(LessonFailure::transient)?;
-        applied.map_err(StorageError::Conflict)?;
+        let applied = edits::apply_edits(&mut draft, edits, &files).await.map_err(AttemptError::transient)?;
+        applied.map_err(|mistake| self.conflict(&mistake))?;
         Ok(draft.diff())
     }
 
@@ -135,6 +154,7 @@ impl LessonWriter<'_> {
             return Ok(true);
         }
         if !learning_spaces::store::lock_for_share(tx, project, space).await? {
+            lesson_jobs::log_discarded(self.lesson.id);
             return Err(StorageError::LessonDeleted);
         }
         let disks: Vec<DiskId> = changed_disks(snapshot, changes);
@@ -191,7 +211,7 @@ impl LessonWriter<'_> {
             Ok(_) => {}
             // The disk is locked, and the files are those of the snapshot.
             Err(err @ (ApplyError::DiskNotFound | ApplyError::CannotMove { .. })) => {
-                return Err(LessonFailure::transient(err.into()).into());
+                return Err(AttemptError::transient(err).into());
             }
         }
         if let Some(description) = &skill.description {

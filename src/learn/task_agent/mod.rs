@@ -12,16 +12,18 @@ mod tools;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use self::editor::TaskEditor;
 use self::edits::TaskEdits;
 use self::toolbox::TaskToolbox;
-use super::prompt;
 use super::prompt::messages::PromptMessage;
-use crate::ids::TaskId;
+use super::{Learn, prompt};
+use crate::ids::{LearningSpaceId, ProjectId, TaskId};
 use crate::llm::agent::{self, AgentOutcome, AgentRequest};
-use crate::llm::{CallOrigin, Llm, LlmError};
+use crate::llm::{CallOrigin, Llm, LlmError, Purpose};
 use crate::tasks::{TaskData, TaskStatus};
 
 pub use first_message::FIRST_MESSAGE_TOKENS;
@@ -76,6 +78,23 @@ pub struct CallParameters {
     /// The deadline of the run.
     pub deadline: Instant,
     pub origin: CallOrigin,
+}
+
+impl CallParameters {
+    /// Returns the parameters of a run that begins now and takes at most `timeout`, with the configured length of responses.
+    pub fn new(
+        ctx: &Learn,
+        project: ProjectId,
+        purpose: Purpose,
+        timeout: Duration,
+        learning_space: Option<LearningSpaceId>,
+    ) -> Self {
+        Self {
+            max_tokens: ctx.config.model.max_tokens,
+            deadline: Instant::now() + timeout,
+            origin: CallOrigin { project, purpose, learning_space },
+        }
+    }
 }
 
 /// The result of a run.

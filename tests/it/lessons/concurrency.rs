@@ -1,14 +1,16 @@
 //! Several lessons for one space, and several spaces with one skill.
 
 use serde_json::json;
+use tracing::Level;
 
 use super::{Learning, SkillCalls, learn, success_report, success_report_about, think};
+use crate::support::captured_log::CapturedLog;
 use crate::support::client::Form;
 use crate::support::model_server::{Lane, Latch, Step};
 use crate::task_agent::{Calls, Scenario, finish, in_both_formats, insert};
 
 /// Stores a message with a marker in a new session that the space learns from, and scripts its task and its distillation.
-async fn script_session(learning: &Learning<'_>, number: usize) -> String {
+pub(super) async fn script_session(learning: &Learning<'_>, number: usize) -> String {
     let s = learning.s;
     let session = s.client.new_session().await;
     learning.learn(&session).await;
@@ -26,7 +28,7 @@ async fn count_lessons(s: &Scenario, state: &str) -> i64 {
     count.fetch_one(&*s.app.app.db).await.unwrap()
 }
 
-async fn wait_for_lessons(s: &Scenario, state: &str, count: i64) {
+pub(super) async fn wait_for_lessons(s: &Scenario, state: &str, count: i64) {
     crate::support::wait_until(&format!("{count} lessons are {state}"), async || {
         count_lessons(s, state).await == count
     })
@@ -124,6 +126,55 @@ async fn a_rejected_lesson_does_not_affect_the_others() {
             statuses.push(learning.status_of(session).await);
         }
         assert_eq!(statuses, ["failed", "completed", "completed"]);
+    })
+    .await;
+}
+
+/// The next lesson cannot be read, or the model rejects it. Then the job of the first lesson completes nevertheless, and the next
+/// lesson is written by its own job.
+#[tokio::test]
+async fn a_failure_of_the_next_lesson_does_not_affect_a_written_one() {
+    in_both_formats(&[], async |s| {
+        for is_readable in [false, true] {
+            let learning = Learning { s, space: s.client.new_space().await };
+            let latch = Latch::new();
+            learning.script_learner([finish().after(&latch)]);
+            if is_readable {
+                learning.script_learner([Step::status(400)]);
+            }
+            let first = script_session(&learning, 1).await;
+            let (log, _guard) = CapturedLog::start(Level::WARN);
+            let second = s
+                .while_jobs_run(async {
+                    latch.wait_for_requests(1).await;
+                    let second = script_session(&learning, 2).await;
+                    wait_for_lessons(s, "pending", 1).await;
+                    if is_readable {
+                        learning.script_learner([finish()]);
+                    } else {
+                        s.app.execute("update lessons set content = '\\xff' where state = 'pending'").await;
+                    }
+                    latch.release();
+                    s.app.until_idle().await;
+                    second
+                })
+                .await;
+            let count = "select count(*) from jobs where payload ->> 'session' = $1";
+            let count = sqlx::query_scalar::<_, i64>(count).bind(&first).fetch_one(&*s.app.app.db);
+            assert_eq!(count.await.unwrap(), 0, "the job of the first lesson has completed");
+            assert_eq!(learning.status_of(&first).await, "completed");
+            if is_readable {
+                assert!(log.text().contains("failed to write another lesson of the run"), "{}", log.text());
+            } else {
+                assert!(log.text().contains("failed to continue a run with the next lesson"), "{}", log.text());
+                assert_eq!(learning.status_of(&second).await, "skill_writing");
+                s.app.execute("update lessons set content = 'readable' where state = 'pending'").await;
+                learning.script_learner([finish()]);
+                s.end_backoff().await;
+                s.app.drain_jobs().await;
+            }
+            assert_eq!(learning.status_of(&second).await, "completed");
+        }
     })
     .await;
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Learning, facts_report, failure_report, finished_task, success_report, think};
 use crate::support::model_server::{Lane, Step};
-use crate::task_agent::{Calls, calls, finish, in_both_formats, insert, section};
+use crate::task_agent::{Calls, Scenario, calls, finish, in_both_formats, insert, section};
 
 #[tokio::test]
 async fn a_skipped_task_leaves_no_trace_in_the_skills() {
@@ -68,7 +68,7 @@ async fn an_unusable_response_is_repaired_once() {
         learning.script_distillation([Step::text("one"), Step::text("two")]);
         s.app.drain_jobs().await;
         let lessons = learning.lessons().await;
-        assert!(lessons[1].starts_with("failed -: the model has reported no lesson"), "{lessons:?}");
+        assert!(lessons[1].starts_with("failed -") && lessons[1].contains("called no tool"), "{lessons:?}");
         assert_eq!(learning.take_requests(Lane::Learner).len(), 0);
         assert_eq!(learning.status().await, "completed", "the status does not go back");
     })
@@ -85,7 +85,7 @@ async fn a_report_without_a_field_fails_after_a_repair() {
         s.app.drain_jobs().await;
         assert_eq!(learning.status().await, "failed");
         let reason = learning.get(&s.session).await["reason"].as_str().unwrap().to_owned();
-        assert!(reason.contains("no lesson"), "{reason}");
+        assert!(reason.contains("the model test-model made only invalid tool calls"), "{reason}");
         let job = s.jobs().await.remove(0);
         assert_eq!((&job["kind"], &job["state"]), (&json!("distill"), &json!("failed")));
     })
@@ -122,25 +122,13 @@ async fn a_task_that_ends_several_times_in_a_run_is_distilled_once() {
 async fn a_task_that_is_reopened_before_its_distillation_is_skipped() {
     in_both_formats(&[], async |s| {
         let learning = Learning::start(s).await;
-        s.app
-            .execute(
-                "create function delay_distillation() returns trigger language plpgsql as
-                     $$ begin new.run_at = now() + interval '1 hour'; return new; end $$",
-            )
-            .await;
-        s.app
-            .execute(
-                "create trigger delay_distillation before insert on jobs for each row when (new.kind = 'distill')
-                 execute function delay_distillation()",
-            )
-            .await;
+        delay_distillations(s).await;
         learning.script_finished_task().await;
         s.app.drain_jobs().await;
         s.store(&["not yet"]).await;
         s.model.script(Lane::Task, "", [calls().status(1, "running").finish()]);
         s.app.drain_jobs().await;
-        s.app.execute("drop trigger delay_distillation on jobs").await;
-        s.end_backoff().await;
+        resume_distillations(s).await;
         s.app.drain_jobs().await;
         assert_eq!(learning.take_requests(Lane::DistillSuccess).len(), 0);
         assert_eq!(learning.lessons().await, ["skipped -: the task was reopened before it was distilled"]);
@@ -152,6 +140,75 @@ async fn a_task_that_is_reopened_before_its_distillation_is_skipped() {
         learning.script_learner([finish()]);
         s.app.drain_jobs().await;
         assert_eq!(learning.lessons().await[1], "written success");
+    })
+    .await;
+}
+
+/// Lets new distillations wait for an hour, as if other jobs ran before them.
+async fn delay_distillations(s: &Scenario) {
+    s.app
+        .execute(
+            "create function delay_distillation() returns trigger language plpgsql as
+                 $$ begin new.run_at = now() + interval '1 hour'; return new; end $$",
+        )
+        .await;
+    s.app
+        .execute(
+            "create trigger delay_distillation before insert on jobs for each row when (new.kind = 'distill')
+             execute function delay_distillation()",
+        )
+        .await;
+}
+
+async fn resume_distillations(s: &Scenario) {
+    s.app.execute("drop trigger delay_distillation on jobs").await;
+    s.end_backoff().await;
+}
+
+/// The task fails, is reopened and succeeds before anything is distilled.
+#[tokio::test]
+async fn each_end_of_a_task_is_distilled_with_its_state_at_that_end() {
+    in_both_formats(&[], async |s| {
+        let learning = Learning::start(s).await;
+        delay_distillations(s).await;
+        s.store(&["do A", "that failed"]).await;
+        s.script([insert(0, "A").link(1, &[0, 1]).progress(1, "tried it").status(1, "failed").finish()]);
+        s.app.drain_jobs().await;
+        s.store(&["again", "now it works"]).await;
+        let succeed = calls()
+            .status(1, "running")
+            .and_call("update_task", json!({"task_order": 1, "task_description": "A with care"}))
+            .link(1, &[0, 1])
+            .progress(1, "did it")
+            .status(1, "success");
+        s.script([succeed.finish()]);
+        s.app.drain_jobs().await;
+        assert_eq!(s.task_lines().await, ["1 A with care success"]);
+        resume_distillations(s).await;
+        s.model.script(Lane::DistillFailure, "", [failure_report()]);
+        learning.script_distillation([success_report()]);
+        learning.script_learner([finish(), finish()]);
+        s.app.drain_jobs().await;
+        assert_eq!(learning.lessons().await, ["written failure", "written success"]);
+
+        let requests = s.model.take_requests();
+        let find = |lane| requests.iter().find(|request| request.lane == lane).unwrap();
+        let first = find(Lane::DistillFailure);
+        assert_eq!(first.tool_names(), ["report_failure_analysis"]);
+        assert_eq!(section(first, "finished-task"), "<task status=\"failed\">A</task>\n<progress>tried it</progress>");
+        assert_eq!(section(first, "all-tasks"), "<task order=\"1\" status=\"failed\">A</task>");
+        let messages = section(first, "messages");
+        assert!(messages.contains("do A") && messages.contains("that failed"), "{messages}");
+        assert!(!messages.contains("again") && !messages.contains("now it works"), "{messages}");
+        let second = find(Lane::DistillSuccess);
+        assert_eq!(
+            section(second, "finished-task"),
+            "<task status=\"success\">A with care</task>\n<progress>tried it</progress>\n<progress>did it</progress>"
+        );
+        let messages = section(second, "messages");
+        for text in ["do A", "that failed", "again", "now it works"] {
+            assert!(messages.contains(text), "{text}: {messages}");
+        }
     })
     .await;
 }

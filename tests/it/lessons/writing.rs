@@ -1,8 +1,10 @@
 //! The skill agent: what it reads, and what is stored.
 
 use serde_json::json;
+use tracing::Level;
 
 use super::{Learning, SkillCalls, facts_report, success_report, success_report_about, think};
+use crate::support::captured_log::CapturedLog;
 use crate::support::client::Form;
 use crate::support::model_server::{Lane, Latch, Step};
 use crate::support::zip::zip_archive;
@@ -205,6 +207,36 @@ async fn a_run_ends_after_its_maximum_number_of_calls() {
         assert_eq!(learning.file("daily-logs", "a.md").await.as_deref(), Some("a"));
         let lessons = learning.lessons().await;
         assert!(lessons[0].starts_with("written success: ") && lessons[0].contains("max_iterations"), "{lessons:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_model_that_calls_no_tool_is_reminded_once() {
+    in_both_formats(&[], async |s| {
+        let learning = Learning::start(s).await;
+        learning.script_finished_task().await;
+        learning.script_distillation([success_report()]);
+        let question = || Step::text("Which skill do you mean?");
+        learning.script_learner([question(), think().create_file("daily-logs", "a.md", "a"), Step::text("Done.")]);
+        s.app.drain_jobs().await;
+        let requests = learning.take_requests(Lane::Learner);
+        assert_eq!(requests.len(), 3, "after an edit, a text ends the lesson");
+        let texts = requests[1].user_texts();
+        assert!(texts.len() == 2 && texts[1].contains("called no tool") && texts[1].contains("`finish`"), "{texts:?}");
+        assert_eq!(learning.file("daily-logs", "a.md").await.as_deref(), Some("a"));
+        assert_eq!(learning.lessons().await, ["written success"]);
+
+        s.store(&["do B"]).await;
+        s.script([insert(1, "B").link(2, &[0, 0]).status(2, "success").finish()]);
+        learning.script_distillation([success_report()]);
+        learning.script_learner([question(), question()]);
+        let (log, _guard) = CapturedLog::start(Level::WARN);
+        s.app.drain_jobs().await;
+        assert_eq!(learning.take_requests(Lane::Learner).len(), 2, "the model is reminded once");
+        let reason = "the model ended its work without calling `finish`";
+        assert_eq!(learning.lessons().await[1], format!("written success: {reason}"));
+        assert!(log.text().contains("although it was reminded") && log.text().contains("test-model"), "{}", log.text());
     })
     .await;
 }

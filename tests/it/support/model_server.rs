@@ -138,6 +138,11 @@ impl ModelServer {
         lock(&self.shared.scripts).values().map(VecDeque::len).sum()
     }
 
+    /// Removes the steps of a lane and a marker that no request has used yet.
+    pub fn clear_script(&self, lane: Lane, marker: &str) {
+        lock(&self.shared.scripts).remove(&(lane, marker.to_owned()));
+    }
+
     /// Returns the requests since the last call, including the rejected ones.
     pub fn take_requests(&self) -> Vec<ModelRequest> {
         std::mem::take(&mut *lock(&self.shared.requests))
