@@ -138,7 +138,7 @@ pub async fn get(conn: &mut PgConnection, project: ProjectId, lesson: LessonId) 
 const MAX_NEXT_BYTES: i32 = 8_192;
 
 /// Returns the oldest lesson of a learning space that waits to be written and has a job that is ready. Skips lessons that are
-/// longer than [`MAX_NEXT_BYTES`]: their own jobs write them, in a message with more room.
+/// longer than `MAX_NEXT_BYTES`: their own jobs write them, in a message with more room.
 pub async fn find_next_pending(
     conn: &mut PgConnection,
     project: ProjectId,

@@ -5,7 +5,7 @@
 //!   commits many messages together. [`call_references`] are the calls and results of a message; [`function_results`] matches
 //!   results that do not name their calls.
 //! - Listing: [`list_params`] are the parameters of the request. [`page`] reads a page of messages, [`encryption`] decrypts it,
-//!   [`earlier_calls`] finds the calls before it, and [`render`] writes the response as JSON ([`json_writer`]).
+//!   `earlier_calls` finds the calls before it, and [`render`] writes the response as JSON ([`json_writer`]).
 //! - SQL: [`store`], [`page`], [`file_store`] and [`observing`]. [`new_message`] has the types of the insert statement.
 //! - [`convert`] encrypts and decrypts stored messages after the storage format of their project has changed.
 //!
