@@ -34,7 +34,9 @@ pub fn next_step(progress: &LearningProgress) -> Option<NextStep> {
         LearningProgress { has_failed_messages: true, has_lessons: false, .. } => {
             Some(NextStep::Finish(LearningStatus::Failed))
         }
-        LearningProgress { has_open_tasks: true, has_task_lessons: false, .. } => Some(NextStep::CompleteOpenTasks),
+        // Lessons of preferences advance the status too, but say nothing about the tasks.
+        LearningProgress { has_open_tasks: true, status: LearningStatus::Pending, .. }
+        | LearningProgress { has_open_tasks: true, has_task_lessons: false, .. } => Some(NextStep::CompleteOpenTasks),
         LearningProgress { has_open_lessons: true, .. } => None,
         LearningProgress { has_failed_lessons: true, .. } => Some(NextStep::Finish(LearningStatus::Failed)),
         _ => Some(NextStep::Finish(LearningStatus::Completed)),
@@ -170,12 +172,13 @@ mod tests {
     }
 
     #[test]
-    fn open_tasks_are_completed_unless_a_task_has_been_learned() {
+    fn open_tasks_are_completed_unless_a_task_is_being_learned() {
         let open = LearningProgress { has_open_tasks: true, ..PENDING };
         assert_eq!(next_step(&open), Some(NextStep::CompleteOpenTasks));
         // The lesson of another task is not distilled yet.
         let learning = LearningProgress { status: LearningStatus::Pending, has_open_tasks: true, ..WITH_LESSONS };
-        assert_eq!(next_step(&learning), None);
+        assert_eq!(next_step(&learning), Some(NextStep::CompleteOpenTasks));
+        assert_eq!(next_step(&LearningProgress { status: LearningStatus::Distilling, ..learning }), None);
         let learned = LearningProgress { status: LearningStatus::SkillWriting, has_open_lessons: false, ..learning };
         assert_eq!(next_step(&learned), COMPLETED);
         // Preferences are learned, and that says nothing about the open tasks.
