@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use super::Learn;
 use super::attempt_error::AttemptError;
 use super::batch::to_prompt_message;
-use super::distiller::{self, Distillation, DistillationInput, DistilledTask, Lesson};
+use super::distiller::{self, Distillation, DistillationInput, DistilledLesson, DistilledTask};
 use super::jobs::{Distill, WriteLesson};
 use super::lesson_jobs;
 use super::prompt::messages::PromptMessage;
@@ -141,7 +141,7 @@ async fn list_skills(session: &mut LockedSession<'_>, lesson: &LessonRow) -> sql
 async fn store_lesson(
     ctx: &Learn,
     loaded: &LoadedLesson,
-    distilled: &Lesson,
+    distilled: &DistilledLesson,
     running: &RunningJob,
 ) -> Result<(), AttemptError> {
     let LoadedLesson { lesson, messages, .. } = loaded;

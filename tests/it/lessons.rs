@@ -50,6 +50,24 @@ impl<'a> Learning<'a> {
         self.s.script([finished_task("A")]);
     }
 
+    /// Stores a message, and lets the task agent begin the task `A` with it and submit a preference. Does not run the jobs.
+    async fn script_running_task_with_preference(&self) {
+        self.s.store(&["do A, and I like tea"]).await;
+        let preference = json!({"preference": "The user likes tea."});
+        let running = insert(0, "A").link(1, &[0, 0]).status(1, "running");
+        self.s.script([running.and_call("submit_user_preference", preference).finish()]);
+    }
+
+    /// Deletes the space, or else the session.
+    async fn delete(&self, deletes_space: bool) {
+        let path = if deletes_space {
+            format!("/api/v1/learning_spaces/{}", self.space)
+        } else {
+            format!("/api/v1/session/{}", self.s.session)
+        };
+        self.s.client.delete(&path).await.assert_status(200);
+    }
+
     async fn status(&self) -> String {
         self.status_of(&self.s.session).await
     }

@@ -10,7 +10,7 @@ const MAX_ENTRIES: usize = 50;
 
 /// A lesson that was distilled from a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lesson {
+pub struct DistilledLesson {
     pub kind: LessonKind,
     /// A title, and a line for each field or a list.
     pub text: String,
@@ -54,8 +54,8 @@ impl LessonText {
         Ok(())
     }
 
-    pub(super) fn finish(self, kind: LessonKind) -> Lesson {
-        Lesson { kind, text: self.lines.join("\n") }
+    pub(super) fn finish(self, kind: LessonKind) -> DistilledLesson {
+        DistilledLesson { kind, text: self.lines.join("\n") }
     }
 }
 

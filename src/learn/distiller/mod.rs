@@ -16,7 +16,7 @@ use crate::llm::agent::{self, AgentOutcome, AgentRequest};
 use crate::llm::{Llm, LlmError};
 use crate::tasks::{TaskData, TaskStatus};
 
-pub use lesson::Lesson;
+pub use lesson::DistilledLesson;
 
 /// The maximum number of responses. The second and third allow the model to correct a mistake.
 const MAX_ITERATIONS: u32 = 3;
@@ -47,7 +47,7 @@ pub struct DistilledTask {
 /// The result of a distillation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Distillation {
-    Lesson(Lesson),
+    Lesson(DistilledLesson),
     /// The model has found nothing to learn.
     Skipped,
     /// The model has not reported anything that can be used.

@@ -67,7 +67,7 @@ async fn a_successful_task_becomes_a_lesson() {
         distill(&input(TaskStatus::Success), vec![calls(&[("report_success_analysis", &report)])]).await;
     let text = "Successful task\nGoal: Do A.\nApproach: Step by step.\nKey decisions:\n  - First X.\n\
                 Pattern: X, then Y.\nApplies when: Always.";
-    assert_eq!(result, Distillation::Lesson(Lesson { kind: LessonKind::Success, text: text.into() }));
+    assert_eq!(result, Distillation::Lesson(DistilledLesson { kind: LessonKind::Success, text: text.into() }));
     assert_eq!(requests.len(), 1);
     assert_eq!(requests[0].system, prompt::DISTILL_SUCCESS_SYSTEM);
     let message = requests[0].first_message();
@@ -88,7 +88,9 @@ async fn a_failed_task_becomes_a_lesson_and_cannot_be_skipped() {
     let responses =
         vec![calls(&[("skip_learning", "{\"reason\":\"x\"}")]), calls(&[("report_failure_analysis", &report)])];
     let (result, requests) = distill(&input(TaskStatus::Failed), responses).await;
-    let Distillation::Lesson(Lesson { kind: LessonKind::Failure, text }) = result else { panic!("{result:?}") };
+    let Distillation::Lesson(DistilledLesson { kind: LessonKind::Failure, text }) = result else {
+        panic!("{result:?}")
+    };
     let labels: Vec<_> = text.lines().map(|line| line.split(':').next().unwrap()).collect();
     let expected = ["Failed task", "Goal", "Failure", "Flawed reasoning", "Better way", "Prevention", "Applies when"];
     assert_eq!(labels, expected);
@@ -103,7 +105,9 @@ async fn facts_need_no_goal() {
         let report = json!({"facts": facts}).to_string();
         let (result, _) =
             distill(&input(TaskStatus::Success), vec![calls(&[("report_factual_content", &report)])]).await;
-        let Distillation::Lesson(Lesson { kind: LessonKind::Facts, text }) = result else { panic!("{result:?}") };
+        let Distillation::Lesson(DistilledLesson { kind: LessonKind::Facts, text }) = result else {
+            panic!("{result:?}")
+        };
         assert_eq!(text.lines().filter(|line| line.starts_with("  - ")).count(), lines);
         assert!(!text.contains("Subject"));
     }
@@ -169,7 +173,7 @@ async fn long_texts_are_cut() {
     );
     long.messages = vec![PromptMessage { role: Role::User, parts }; 300];
     let (result, requests) = distill(&long, vec![calls(&[("report_success_analysis", &report)])]).await;
-    let Distillation::Lesson(Lesson { text, .. }) = result else { panic!("{result:?}") };
+    let Distillation::Lesson(DistilledLesson { text, .. }) = result else { panic!("{result:?}") };
     assert!(text.len() < 3_000, "{}", text.len());
     let tokens = crate::conversation::tokens::count_text(requests[0].first_message());
     assert!(

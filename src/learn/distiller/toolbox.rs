@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::Distillation;
-use super::lesson::{Lesson, LessonText};
+use super::lesson::{DistilledLesson, LessonText};
 use super::tools;
 use crate::learn::secrets;
 use crate::lessons::LessonKind;
@@ -122,7 +122,7 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-fn success_lesson(report: &SuccessAnalysis) -> Result<Lesson, String> {
+fn success_lesson(report: &SuccessAnalysis) -> Result<DistilledLesson, String> {
     let mut text = LessonText::new("Successful task");
     text.field("task_goal", "Goal", &report.task_goal)?;
     text.field("approach", "Approach", &report.approach)?;
@@ -132,7 +132,7 @@ fn success_lesson(report: &SuccessAnalysis) -> Result<Lesson, String> {
     Ok(text.finish(LessonKind::Success))
 }
 
-fn facts_lesson(report: &FactualContent) -> Result<Lesson, String> {
+fn facts_lesson(report: &FactualContent) -> Result<DistilledLesson, String> {
     let mut text = LessonText::new("Facts");
     if !report.task_goal.trim().is_empty() {
         text.field("task_goal", "Subject", &report.task_goal)?;
@@ -141,7 +141,7 @@ fn facts_lesson(report: &FactualContent) -> Result<Lesson, String> {
     Ok(text.finish(LessonKind::Facts))
 }
 
-fn failure_lesson(report: &FailureAnalysis) -> Result<Lesson, String> {
+fn failure_lesson(report: &FailureAnalysis) -> Result<DistilledLesson, String> {
     let mut text = LessonText::new("Failed task");
     text.field("task_goal", "Goal", &report.task_goal)?;
     text.field("failure_point", "Failure", &report.failure_point)?;

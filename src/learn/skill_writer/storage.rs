@@ -38,6 +38,10 @@ const MAX_ATTEMPTS: usize = 10;
 /// The reason of a lesson about which the model has only written a text.
 const NOT_FINISHED: &str = "the model ended its work without calling `finish`";
 
+/// The reason of a lesson that the model has not finished within its calls.
+const OUT_OF_CALLS: &str = "the model has used all its calls (SKILL_LEARN_AGENT_MAX_ITERATIONS) before it finished the lesson; \
+     its edits until then are stored";
+
 /// The reason why the edits of a lesson were not stored.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StorageError {
@@ -105,6 +109,7 @@ impl LessonWriter<'_> {
         let reason = match self.outcome {
             _ if is_unfinished => Some(NOT_FINISHED.to_owned()),
             AgentOutcome::Finished | AgentOutcome::NoToolCalls => None,
+            AgentOutcome::MaxIterations => Some(OUT_OF_CALLS.to_owned()),
             outcome => Some(format!("the work of the model was ended (outcome: {outcome})")),
         };
         lesson_jobs::end_lesson(&mut session, self.lesson.id, LessonState::Written, reason.as_deref()).await?;

@@ -80,12 +80,7 @@ async fn a_failure_after_a_deletion_leaves_no_job() {
             let (log, _guard) = CapturedLog::start(Level::INFO);
             s.while_jobs_run(async {
                 latch.wait_for_requests(1).await;
-                let path = if deletes_space {
-                    format!("/api/v1/learning_spaces/{}", learning.space)
-                } else {
-                    format!("/api/v1/session/{}", s.session)
-                };
-                s.client.delete(&path).await.assert_status(200);
+                learning.delete(deletes_space).await;
                 latch.release();
                 s.app.until_idle().await;
             })

@@ -94,10 +94,7 @@ async fn open_tasks_are_completed_and_learned_when_the_status_is_read() {
 async fn open_tasks_are_learned_although_preferences_were_learned_first() {
     in_both_formats(&[], async |s| {
         let learning = Learning::start(s).await;
-        s.store(&["do A, and I like tea"]).await;
-        let preference = json!({"preference": "The user likes tea."});
-        let running = insert(0, "A").link(1, &[0, 0]).status(1, "running");
-        s.script([running.and_call("submit_user_preference", preference).finish()]);
+        learning.script_running_task_with_preference().await;
         let latch = Latch::new();
         learning.script_learner([finish().after(&latch), finish()]);
         learning.script_distillation([success_report()]);
@@ -121,10 +118,7 @@ async fn open_tasks_are_learned_although_preferences_were_learned_first() {
 async fn the_end_of_a_preference_lesson_leaves_open_tasks_to_be_learned() {
     in_both_formats(&[], async |s| {
         let learning = Learning::start(s).await;
-        s.store(&["do A, and I like tea"]).await;
-        let preference = json!({"preference": "The user likes tea."});
-        let running = insert(0, "A").link(1, &[0, 0]).status(1, "running");
-        s.script([running.and_call("submit_user_preference", preference).finish()]);
+        learning.script_running_task_with_preference().await;
         learning.script_learner([finish(), finish()]);
         learning.script_distillation([success_report()]);
         s.app.drain_jobs().await;
@@ -264,12 +258,7 @@ async fn a_deleted_session_or_space_ends_the_work() {
             learning.script_learner([create.after(&latch), finish()]);
             s.while_jobs_run(async {
                 latch.wait_for_requests(1).await;
-                let path = if deletes_space {
-                    format!("/api/v1/learning_spaces/{}", learning.space)
-                } else {
-                    format!("/api/v1/session/{}", s.session)
-                };
-                s.client.delete(&path).await.assert_status(200);
+                learning.delete(deletes_space).await;
                 latch.release();
                 s.app.until_idle().await;
             })

@@ -206,7 +206,10 @@ async fn a_run_ends_after_its_maximum_number_of_calls() {
         assert_eq!(learning.status().await, "completed");
         assert_eq!(learning.file("daily-logs", "a.md").await.as_deref(), Some("a"));
         let lessons = learning.lessons().await;
-        assert!(lessons[0].starts_with("written success: ") && lessons[0].contains("max_iterations"), "{lessons:?}");
+        assert!(
+            lessons[0].starts_with("written success: ") && lessons[0].contains("SKILL_LEARN_AGENT_MAX_ITERATIONS"),
+            "{lessons:?}"
+        );
     })
     .await;
 }

@@ -2,6 +2,7 @@ mod prompts;
 mod proptests;
 mod rules;
 mod runs;
+mod tool_calls;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
