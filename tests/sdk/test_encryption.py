@@ -729,22 +729,26 @@ def test_a_killed_conversion_continues_and_loses_nothing(start_server):
     with project.client() as client:
         shared = client.sessions.create()
     writers = [Writer(project, shared, number) for number in range(3)]
-    hits = {True: 0, False: 0}
-    for encrypt, kills in [(True, 2), (False, 1), (True, 1), (False, 2)]:
-        shares = sorted(rng.random() * 0.9 for _ in range(kills))
+    kills = {True: 0, False: 0}
+    # A slow machine may notice the progress only after the conversion has ended. Such a conversion does not count.
+    for encrypt in itertools.islice(itertools.cycle([True, False]), 20):
+        shares = sorted(rng.random() * 0.9 for _ in range(2))
         with writing(writers):
             project.request_conversion(ENCRYPT if encrypt else DECRYPT)
             for share in shares:
-                hits[encrypt] += wait_for_progress(project, share)
+                if not wait_for_progress(project, share):
+                    break
                 server.kill()
+                kills[encrypt] += 1
                 server = project.server = start_server(**FAST_RECOVERY, **same_port(server))
             project.wait_until_idle()
         assert project.encryption() | {"done": 0, "total": 0} == {"enabled": encrypt, "done": 0, "total": 0} | IDLE
         assert_storage_format(server, project, encrypt)
         for writer in writers:
             writer.assert_nothing_is_lost_or_duplicated()
-    # At least two of three kills occurred during the conversion.
-    assert min(hits.values()) >= 2, hits
+        if min(kills.values()) >= 2:
+            break
+    assert min(kills.values()) >= 2, kills
     with project.client() as client:
         for session in sessions:
             items = client.sessions.get_messages(session.id).items
