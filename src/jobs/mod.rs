@@ -169,14 +169,17 @@ pub trait JobHandler: Job {
     /// Stores in `tx` that the job has failed, for example as the status of the rows that the last attempt was processing. The same
     /// transaction then marks the job as failed, unless the handler has done so with [`RunningJob::fail`]. Also called for jobs
     /// whose process has died, and not after [`undo`](Self::undo). The changes are rolled back if the job is not marked as failed.
+    ///
+    /// Returns `false` if what the job works on has been deleted. The job is then completed instead, because a retry could do
+    /// nothing.
     fn abandon(
         self,
         context: &Self::Context,
         encryption: &ProjectEncryption,
         tx: &mut Tx,
-    ) -> impl Future<Output = Result<(), JobError>> + Send {
+    ) -> impl Future<Output = Result<bool, JobError>> + Send {
         let _ = (context, encryption, tx);
-        std::future::ready(Ok(()))
+        std::future::ready(Ok(true))
     }
 }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::registry::RegisteredHandler;
 use super::requeue::{self, JobFailure, Requeue};
-use super::{ErrorClass, JobError, class_of, min_backoff_of};
+use super::{ErrorClass, JobError, class_of, min_backoff_of, store};
 use crate::db::Db;
 use crate::encryption::ProjectEncryption;
 use crate::ids::JobId;
@@ -72,8 +72,9 @@ pub(super) async fn log_and_record_failure(
     }
 }
 
-/// Marks a job as failed, and calls [`JobHandler::abandon`](super::JobHandler::abandon), in one transaction. Has no effect if the
-/// worker does not own the job, or if `only_expired` is set and the job has a lease.
+/// Marks a job as failed, and calls [`JobHandler::abandon`](super::JobHandler::abandon), in one transaction. Completes the job
+/// instead if the handler says that its work no longer exists. Has no effect if the worker does not own the job, or if
+/// `only_expired` is set and the job has a lease.
 ///
 /// # Errors
 /// Returns an error if the database fails.
@@ -87,7 +88,8 @@ pub(super) async fn mark_as_failed(
     let &FailedAttempt { job, payload, encryption, worker_id, .. } = failed;
     let mut tx = db.begin().await?;
     // The job is locked after the rows that the handler locks, as when an attempt stores its result.
-    (handler.abandon)(payload.clone(), encryption, &mut tx).await.map_err(|error| match error {
+    let abandoned = (handler.abandon)(payload.clone(), encryption, &mut tx).await;
+    let work_exists = abandoned.map_err(|error| match error {
         JobError::Retry(error) | JobError::Permanent(error) | JobError::Snooze(_, error, _) => error,
     })?;
     let is_owned = if only_expired {
@@ -95,11 +97,16 @@ pub(super) async fn mark_as_failed(
     } else {
         requeue::lock(&mut tx, job, worker_id).await?
     };
-    if is_owned {
-        requeue::fail(&mut tx, job, worker_id, None, failure).await?;
-        tx.wake_on_commit();
-        tx.commit().await?;
+    if !is_owned {
+        return Ok(());
     }
+    if work_exists {
+        requeue::fail(&mut tx, job, worker_id, None, failure).await?;
+    } else {
+        store::complete(&mut tx, job, worker_id).await?;
+    }
+    tx.wake_on_commit();
+    tx.commit().await?;
     Ok(())
 }
 

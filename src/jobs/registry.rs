@@ -13,8 +13,9 @@ use crate::encryption::ProjectEncryption;
 
 type RunFn = Arc<dyn Fn(Value, Arc<RunningJob>) -> BoxFuture<'static, Result<(), JobError>> + Send + Sync>;
 
-type AbandonFn =
-    Arc<dyn for<'a> Fn(Value, &'a ProjectEncryption, &'a mut Tx) -> BoxFuture<'a, Result<(), JobError>> + Send + Sync>;
+type AbandonFn = Arc<
+    dyn for<'a> Fn(Value, &'a ProjectEncryption, &'a mut Tx) -> BoxFuture<'a, Result<bool, JobError>> + Send + Sync,
+>;
 
 /// The handler of a job kind, bound to its context, with the settings of the kind.
 #[derive(Clone)]
@@ -66,7 +67,7 @@ impl JobRegistry {
             let context = abandon_context.clone();
             Box::pin(async move {
                 // A job with an invalid payload has stored nothing.
-                let Ok(job) = serde_json::from_value::<J>(payload) else { return Ok(()) };
+                let Ok(job) = serde_json::from_value::<J>(payload) else { return Ok(true) };
                 job.abandon(&context, encryption, tx).await
             })
         });

@@ -72,7 +72,7 @@ impl JobHandler for Distill {
         }
     }
 
-    async fn abandon(self, _: &Learn, encryption: &ProjectEncryption, tx: &mut Tx) -> Result<(), JobError> {
+    async fn abandon(self, _: &Learn, encryption: &ProjectEncryption, tx: &mut Tx) -> Result<bool, JobError> {
         lesson_jobs::abandon_lesson(tx, encryption.project, self.lesson).await
     }
 }

@@ -115,15 +115,15 @@ pub(super) async fn end_lesson(
     progress::finish_if_done(session).await
 }
 
-/// Marks as failed a lesson whose job has lost its last attempt, because it timed out or the process of its worker died.
+/// Marks as failed a lesson whose job has lost its last attempt, because it timed out or the process of its worker died. Returns
+/// `false` if the lesson does not exist anymore.
 ///
 /// # Errors
 /// Returns an error if the database fails.
-pub(super) async fn abandon_lesson(tx: &mut Tx, project: ProjectId, lesson: LessonId) -> error::Result<(), JobError> {
-    if let Some((mut session, _)) = lock_lesson(tx, project, lesson).await? {
-        end_lesson(&mut session, lesson, LessonState::Failed, Some(ABANDONED)).await?;
-    }
-    Ok(())
+pub(super) async fn abandon_lesson(tx: &mut Tx, project: ProjectId, lesson: LessonId) -> error::Result<bool, JobError> {
+    let Some((mut session, _)) = lock_lesson(tx, project, lesson).await? else { return Ok(false) };
+    end_lesson(&mut session, lesson, LessonState::Failed, Some(ABANDONED)).await?;
+    Ok(true)
 }
 
 /// Records the failure of an attempt. If no other attempt follows, marks the lesson and the job as failed in one transaction. If

@@ -62,12 +62,13 @@ impl JobHandler for Observe {
         reset_claimed_messages(ctx, self.session, running).await
     }
 
-    async fn abandon(self, ctx: &Learn, encryption: &ProjectEncryption, tx: &mut Tx) -> Result<(), JobError> {
+    async fn abandon(self, ctx: &Learn, encryption: &ProjectEncryption, tx: &mut Tx) -> Result<bool, JobError> {
         let Some(mut session) = LockedSession::lock(tx, encryption.project, self.session).await? else {
-            return Ok(());
+            return Ok(false);
         };
         observing::set_status(&mut session, None, ProcessStatus::Running, ProcessStatus::Failed).await?;
-        enqueue_successor(ctx, encryption, &mut session).await
+        enqueue_successor(ctx, encryption, &mut session).await?;
+        Ok(true)
     }
 }
 

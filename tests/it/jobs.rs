@@ -155,10 +155,10 @@ impl JobHandler for ScriptedJob {
         }
     }
 
-    async fn abandon(self, _: &Platform, _: &ProjectEncryption, tx: &mut Tx) -> Result<(), JobError> {
+    async fn abandon(self, _: &Platform, _: &ProjectEncryption, tx: &mut Tx) -> Result<bool, JobError> {
         let insert = "insert into server_state (name, value) values ($1, 'abandoned') on conflict do nothing";
         sqlx::query(insert).bind(&self.name).execute(&mut **tx).await?;
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -81,7 +81,7 @@ impl JobHandler for WriteLesson {
         reset_lessons(ctx, &self, running).await
     }
 
-    async fn abandon(self, _: &Learn, encryption: &ProjectEncryption, tx: &mut Tx) -> Result<(), JobError> {
+    async fn abandon(self, _: &Learn, encryption: &ProjectEncryption, tx: &mut Tx) -> Result<bool, JobError> {
         lesson_jobs::abandon_lesson(tx, encryption.project, self.lesson).await
     }
 }

@@ -49,7 +49,7 @@ impl<J: JobHandler<Context = Learn>> JobHandler for Short<J> {
         self.0.undo(ctx, running).await
     }
 
-    async fn abandon(self, ctx: &Learn, encryption: &ProjectEncryption, tx: &mut Tx) -> Result<(), JobError> {
+    async fn abandon(self, ctx: &Learn, encryption: &ProjectEncryption, tx: &mut Tx) -> Result<bool, JobError> {
         self.0.abandon(ctx, encryption, tx).await
     }
 }

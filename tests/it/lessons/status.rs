@@ -1,11 +1,19 @@
 //! The learning status of a session: never early, never backwards, never stuck, and with a reason.
 
+use acontextd::jobs::periodic;
 use serde_json::json;
 
 use super::{Learning, success_report, think};
 use crate::support::model_server::{Lane, Latch, Step};
 use crate::support::wait_until;
 use crate::task_agent::{Calls, TTL, finish, flushed, in_both_formats, insert};
+
+/// Makes the jobs look as if their processes had died during the last attempt. Returns their kinds.
+const LOSE_LAST_ATTEMPT: &str = "with lost as (
+        update jobs set state = 'running', attempt = 12, worker_id = gen_random_uuid(),
+                        lease_expires_at = now() - interval '1 second'
+        where kind in ('observe', 'distill', 'write_lesson') returning kind)
+    select string_agg(kind, ' ') from lost";
 
 /// The reason of a failed status if its cause has been corrected since.
 const EARLIER_FAILURE: &str = "an earlier attempt to learn from the session has failed";
@@ -267,6 +275,36 @@ async fn a_deleted_session_or_space_ends_the_work() {
             assert_eq!(s.app.fetch_scalar::<i64>(count).await, 0);
             let orphans = "select count(*) from agent_skills where name = 'orphan'";
             assert_eq!(s.app.fetch_scalar::<i64>(orphans).await, 0);
+        })
+        .await;
+    }
+}
+
+/// A job that is running survives the deletion of what it works on. Its process dies during the last attempt.
+#[tokio::test]
+async fn a_lost_job_of_a_deleted_session_or_space_is_completed() {
+    for (kind, deletes_space) in
+        [("observe", false), ("distill", false), ("distill", true), ("write_lesson", false), ("write_lesson", true)]
+    {
+        in_both_formats(&[], async |s| {
+            let learning = Learning::start(s).await;
+            let unavailable = || (0..3).map(|_| Step::status(500));
+            if kind == "observe" {
+                s.store(&["do A"]).await;
+            } else {
+                learning.script_finished_task().await;
+                if kind == "distill" {
+                    learning.script_distillation(unavailable());
+                } else {
+                    learning.script_distillation([success_report()]);
+                    learning.script_learner(unavailable());
+                }
+                s.app.drain_jobs().await;
+            }
+            assert_eq!(s.app.fetch_scalar::<String>(LOSE_LAST_ATTEMPT).await, kind);
+            learning.delete(deletes_space).await;
+            periodic::reclaim_expired(s.app.runner()).await.unwrap();
+            assert_eq!(s.app.fetch_scalar::<i64>("select count(*) from jobs where attempt > 0").await, 0, "{kind}");
         })
         .await;
     }
