@@ -22,9 +22,9 @@ RUN --mount=type=cache,sharing=locked,target=/usr/local/cargo/registry \
     && cp target/dist/acontextd /acontextd
 
 FROM debian:bookworm-slim
-# For TLS to the database, the object store and model providers.
+# Certificates are for TLS to the database, the object store and model providers; the other packages are for sandboxes.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates \
+    && apt-get install --yes --no-install-recommends bash bubblewrap ca-certificates procps python3 \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/acontextd --shell /usr/sbin/nologin acontextd \
     && install --directory --owner=acontextd --group=acontextd --mode=0700 /var/lib/acontextd

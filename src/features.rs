@@ -19,6 +19,7 @@ use crate::blob::sweep::{self, SweepBlobs};
 use crate::db::notify::NotificationHandler;
 use crate::disks::Disks;
 use crate::encryption::conversion::EncryptableContent;
+use crate::encryption::text_converter::TextConverter;
 use crate::http::idempotency;
 use crate::http::openapi::{self, ApiDocument};
 use crate::http::{host, middleware, route_not_found};
@@ -29,7 +30,7 @@ use crate::jobs::runner::Runner;
 use crate::learn::jobs::{Distill, FinalizeSession, Observe, WriteLesson};
 use crate::learn::{self, Learn};
 use crate::learning_spaces::{self, LearningSpaces};
-use crate::lessons::convert::LessonConverter;
+use crate::lessons::convert::LessonTexts;
 use crate::llm::recording::RecordingLlm;
 use crate::llm::{self, LimitedLlm, Llm};
 use crate::messages::convert::MessageEncryptionConverter;
@@ -37,6 +38,9 @@ use crate::messages::{self, Messages};
 use crate::platform::Platform;
 use crate::projects::conversion::convert::ConvertProject;
 use crate::projects::{self, Projects};
+use crate::sandboxes::convert::CommandTexts;
+use crate::sandboxes::provider::SandboxProvider;
+use crate::sandboxes::{self, Sandboxes};
 use crate::status::{self, Status};
 use crate::{disks, job_control, material, sessions, skills, tasks, usage_metrics, users};
 
@@ -63,6 +67,7 @@ pub const ROUTE_OWNERS: &[(&str, &str)] = &[
     ("/api/v1/agent_skills", "skills"),
     ("/api/v1/learning_spaces", "learning_spaces"),
     ("/api/v1/user", "users"),
+    ("/api/v1/sandbox", "sandboxes"),
     ("/api/v1/jobs", "job_control"),
 ];
 
@@ -91,6 +96,7 @@ const ROTATE_KEY_ROUTE: &str = "/admin/v1/project/secret_key";
 pub struct App {
     pub platform: Platform,
     pub authenticator: Authenticator,
+    pub sandboxes: Sandboxes,
     pub messages: Messages,
     pub disks: Disks,
     pub learning_spaces: LearningSpaces,
@@ -100,14 +106,16 @@ pub struct App {
 }
 
 impl App {
-    /// Creates the contexts of all features, which use the configured LLM.
+    /// Creates the contexts of all features, which use the configured services.
     pub fn new(platform: Platform) -> Self {
-        let llm = llm::from_config(&platform.config.model, platform.http_client.clone());
-        Self::with_llm(platform, llm)
+        let services = ExternalServices::from_config(&platform);
+        Self::with_services(platform, services)
     }
 
-    /// Creates the contexts of all features, which use `llm` instead of the configured LLM.
-    pub fn with_llm(platform: Platform, llm: Arc<dyn Llm>) -> Self {
+    /// Creates the contexts of all features, which use `services` instead of the configured ones.
+    pub fn with_services(platform: Platform, services: ExternalServices) -> Self {
+        let ExternalServices { llm, sandbox_provider } = services;
+        let sandboxes = Sandboxes::new(platform.clone(), sandbox_provider);
         let (db, process) = (platform.db.clone(), platform.process.clone());
         let metrics = Arc::clone(&platform.model_metrics);
         let llm = Arc::new(RecordingLlm::new(llm, db, process, metrics));
@@ -116,13 +124,32 @@ impl App {
         let authenticator = Authenticator::new(platform.clone(), KeyCacheTimes::default());
         Self {
             messages: Messages::new(platform.clone()),
-            disks: Disks::new(platform.clone()),
+            disks: Disks::new(platform.clone(), sandboxes.clone()),
+            sandboxes,
             learning_spaces: LearningSpaces::new(platform.clone(), Arc::clone(&llm)),
             learn: Learn::new(platform.clone(), llm),
             projects: Projects::new(platform.clone(), authenticator.clone(), encrypted_content(&platform)),
             status: Status::new(platform.clone()),
             authenticator,
             platform,
+        }
+    }
+}
+
+/// The services outside of the server that features use, other than the database and the object store.
+pub struct ExternalServices {
+    pub llm: Arc<dyn Llm>,
+    /// `None` if sandboxes are disabled.
+    pub sandbox_provider: Option<Arc<dyn SandboxProvider>>,
+}
+
+impl ExternalServices {
+    /// Returns the configured services.
+    pub fn from_config(platform: &Platform) -> Self {
+        let (spool, abort) = (platform.request_context.spool.clone(), platform.process.abort.clone());
+        Self {
+            llm: llm::from_config(&platform.config.model, platform.http_client.clone()),
+            sandbox_provider: sandboxes::provider::from_config(&platform.config, spool, abort),
         }
     }
 }
@@ -139,7 +166,8 @@ impl Deref for App {
 fn encrypted_content(platform: &Platform) -> Vec<Arc<dyn EncryptableContent>> {
     vec![
         Arc::new(MessageEncryptionConverter { db: platform.db.clone() }),
-        Arc::new(LessonConverter { db: platform.db.clone() }),
+        Arc::new(TextConverter { db: platform.db.clone(), table: LessonTexts }),
+        Arc::new(TextConverter { db: platform.db.clone(), table: CommandTexts }),
         Arc::new(platform.blobs.clone()),
     ]
 }
@@ -156,7 +184,11 @@ fn routers(app: &App) -> Vec<(&'static str, OpenApiRouter)> {
         ("tasks", tasks::router().with_state(platform())),
         ("learn", learn::router().with_state(app.learn.clone())),
         ("disks", disks::router().with_state(app.disks.clone())),
-        ("skills", skills::router().with_state(platform())),
+        (
+            "skills",
+            skills::router().with_state(platform()).merge(skills::sandbox_router().with_state(app.sandboxes.clone())),
+        ),
+        ("sandboxes", sandboxes::router().with_state(app.sandboxes.clone())),
         ("learning_spaces", learning_spaces::router().with_state(app.learning_spaces.clone())),
         ("job_control", job_control::router().with_state(JobControl::new(app.platform.clone(), job_registry(app)))),
         ("users", users::router().with_state(platform())),
@@ -242,6 +274,9 @@ pub fn runner(app: &App, registry: JobRegistry) -> Arc<Runner> {
     })
 }
 
+/// How often expired sandboxes are ended.
+const SANDBOX_EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Returns the periodic tasks.
 pub fn periodic_tasks(app: &App, runner: &Arc<Runner>) -> Vec<PeriodicTask> {
     let (settings, hour) = (&app.config.jobs, Duration::from_hours(1));
@@ -262,6 +297,12 @@ pub fn periodic_tasks(app: &App, runner: &Arc<Runner>) -> Vec<PeriodicTask> {
             Duration::from_mins(1),
             &app.learn,
             learn::resume_jobs_awaiting_model,
+        ),
+        PeriodicTask::new(
+            "end_expired_sandboxes",
+            SANDBOX_EXPIRY_INTERVAL,
+            &app.sandboxes,
+            sandboxes::expiry::end_expired,
         ),
         PeriodicTask::new("sweep_blobs", settings.sweep_interval, &app.blobs, sweep::enqueue_sweep),
     ]

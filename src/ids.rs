@@ -121,6 +121,16 @@ define_id!(
     /// The id of a lesson, which a learning space learns from a session.
     LessonId
 );
+// Random, because it is the only secret that a client of another service may need to guess.
+define_id!(
+    /// The id of a sandbox.
+    SandboxId,
+    random
+);
+define_id!(
+    /// The id of a command that runs in a sandbox.
+    SandboxCommandId
+);
 define_id!(
     /// The id of a job.
     JobId

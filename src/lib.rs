@@ -20,6 +20,7 @@ pub mod time;
 
 // The platform.
 pub mod blob;
+pub mod confine;
 pub mod db;
 pub mod embedded;
 pub mod encryption;
@@ -43,6 +44,7 @@ pub mod lessons;
 pub mod material;
 pub mod messages;
 pub mod projects;
+pub mod sandboxes;
 pub mod sessions;
 pub mod skills;
 pub mod status;

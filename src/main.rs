@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use acontextd::config::{Command, Config, EarlyExit};
 use acontextd::startup::{Server, Signals};
-use acontextd::{http, llm, platform, telemetry};
+use acontextd::{confine, http, llm, platform, telemetry};
 
 // Messages consist of many small strings. With jemalloc, the conversion of a page of messages is a fifth faster, and unused
 // memory is returned to the system.
@@ -14,6 +14,9 @@ use acontextd::{http, llm, platform, telemetry};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    if let Some(err) = confine::run_if_requested(std::env::args_os()) {
+        return exit_with_error(&format!("{err:#}"));
+    }
     let config = match Config::load() {
         Ok(config) => config,
         Err(EarlyExit::Help(text)) => {

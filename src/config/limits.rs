@@ -36,6 +36,15 @@ pub struct Limits {
         value_parser = parse_bytes
     )]
     pub max_artifact_bytes: u64,
+    /// Maximum size of a command for a sandbox
+    #[arg(
+        long = "command-limit",
+        env = "ACONTEXTD_COMMAND_LIMIT",
+        value_name = "BYTES",
+        default_value = "1MiB",
+        value_parser = parse_bytes
+    )]
+    pub max_command_bytes: u64,
     /// Maximum size of a text field in a multipart form, except the field payload of a message, for which
     /// ACONTEXTD_JSON_LIMIT applies
     #[arg(

@@ -11,12 +11,14 @@ mod limits;
 mod load;
 mod model;
 mod s3;
+mod sandbox;
 mod values;
 
 pub use limits::Limits;
 pub use load::EarlyExit;
 pub use model::{Model, Provider};
 pub use s3::S3;
+pub use sandbox::{Sandbox, SandboxType};
 pub use values::{MIN_EXPOSED_SECRET_LEN, is_short_secret};
 
 use std::net::{IpAddr, SocketAddr};
@@ -54,6 +56,8 @@ pub struct Config {
     pub model: Model,
     #[command(flatten, next_help_heading = "Learning")]
     pub learning: Learning,
+    #[command(flatten, next_help_heading = "Sandboxes")]
+    pub sandbox: Sandbox,
     #[command(flatten, next_help_heading = "Logging and tracing")]
     pub telemetry: Telemetry,
 }

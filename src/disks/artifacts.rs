@@ -33,8 +33,8 @@ use crate::material::signed_urls::{self, SignedUrl, wrap_dek_for_link};
 use crate::platform::Platform;
 
 /// The error for a disk that does not exist or belongs to another project, on routes where upstream returns 403.
-const DISK_ACCESS_DENIED: Error = Error::Forbidden("access denied: disk does not belong to this project");
-const ARTIFACT_NOT_FOUND: Error = Error::NotFound("artifact not found");
+pub const DISK_ACCESS_DENIED: Error = Error::Forbidden("access denied: disk does not belong to this project");
+pub const ARTIFACT_NOT_FOUND: Error = Error::NotFound("artifact not found");
 
 /// The multipart form of an upload.
 #[derive(utoipa::ToSchema)]
@@ -81,17 +81,17 @@ pub async fn upsert_artifact(
     let text_field = |name: &str| form.fields.get(name).and_then(Value::as_str).unwrap_or_default();
     let path = FilePath::from_upload(text_field("file_path"), &file.name)?;
     let meta = parse_user_meta(&ctx, &reservations, meta).await?;
-    store_file(&ctx, &idempotency, &caller, disk, path, &file.content, meta).await
+    store_file(&ctx, &idempotency, &caller, disk, (path, FileMode::Regular), &file.content, meta).await
 }
 
 /// Stores the content in the object store, and then the file on its disk in a short transaction. Begins again if the blob cannot
 /// be made live because of a concurrent change.
-async fn store_file(
+pub async fn store_file(
     ctx: &Disks,
     idempotency: &Idempotency,
     caller: &Caller,
     disk: DiskId,
-    path: FilePath,
+    (path, mode): (FilePath, FileMode),
     content: &Spool,
     meta: Map<String, Value>,
 ) -> CommandResult<Created<Artifact>> {
@@ -107,7 +107,7 @@ async fn store_file(
         };
         let sha256 = content.sha256.clone();
         let new_content = NewContent { blob: blobs.get(&sha256)?, mime: mime.clone(), size, sha256 };
-        let put = Change::Put { content: new_content, meta: meta.clone(), mode: Some(FileMode::Regular) };
+        let put = Change::Put { content: new_content, meta: meta.clone(), mode: Some(mode) };
         let change = FileChange { path: path.clone(), change: put };
         let cause = Cause::request(caller.request_id.as_ref());
         apply::apply(&mut tx, caller.project, disk, &[change], cause, ctx.config.limits.max_file_versions)

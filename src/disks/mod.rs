@@ -14,6 +14,7 @@ pub mod files;
 pub mod listing;
 pub mod path;
 pub mod pattern;
+pub mod sandbox;
 pub mod search;
 pub mod store;
 pub mod text_kind;
@@ -29,6 +30,7 @@ use utoipa_axum::routes;
 use crate::db::page::impl_paged;
 use crate::ids::{DiskId, ProjectId, UserId};
 use crate::platform::{Platform, platform_context};
+use crate::sandboxes::Sandboxes;
 use crate::text_enum::text_enum;
 use crate::time::Timestamp;
 
@@ -40,6 +42,7 @@ platform_context! {
 /// The fields of [`Disks`].
 pub struct DisksInner {
     platform: Platform,
+    pub sandboxes: Sandboxes,
     /// Has one permit for each grep that may run concurrently.
     pub grep_limiter: Arc<Semaphore>,
     /// Has one permit for each glob that may run concurrently.
@@ -47,11 +50,11 @@ pub struct DisksInner {
 }
 
 impl Disks {
-    pub fn new(platform: Platform) -> Self {
+    pub fn new(platform: Platform, sandboxes: Sandboxes) -> Self {
         let limiter = |permits| Arc::new(Semaphore::new(permits));
         let grep_limiter = limiter(search::MAX_CONCURRENT_GREPS);
         let glob_limiter = limiter(search::MAX_CONCURRENT_GLOBS);
-        Self(Arc::new(DisksInner { platform, grep_limiter, glob_limiter }))
+        Self(Arc::new(DisksInner { platform, sandboxes, grep_limiter, glob_limiter }))
     }
 }
 
@@ -66,6 +69,8 @@ pub fn router() -> OpenApiRouter<Disks> {
             artifacts::delete_artifact
         ))
         .routes(routes!(artifacts::download_artifact))
+        .routes(routes!(sandbox::download_to_sandbox))
+        .routes(routes!(sandbox::upload_from_sandbox))
         .routes(routes!(listing::list_artifacts))
         .routes(routes!(listing::grep_artifacts))
         .routes(routes!(listing::glob_artifacts))

@@ -6,7 +6,7 @@
 //! byte layout of Acontext. In contrast to Acontext, data keys and values are bound to associated data (AAD): the project id with
 //! the message id or the content hash. A ciphertext fails to decrypt with any other project id, message id or content hash.
 //!
-//! [`value`] encrypts values in the database, [`object`] objects in the object store, and [`job_keys`] the master keys that jobs
+//! [`value`] encrypts values in the database, [`stored_text`] the texts of some tables, which [`text_converter`] converts, [`object`] objects in the object store, and [`job_keys`] the master keys that jobs
 //! need. [`ProjectEncryption`] combines a project with its master key, [`StorageFormat`] distinguishes plaintext from encrypted
 //! content, and [`conversion`] has the trait of content that can be converted from one storage format to the other.
 
@@ -15,6 +15,8 @@ pub mod job_keys;
 pub mod object;
 mod project;
 mod storage_format;
+pub mod stored_text;
+pub mod text_converter;
 pub mod value;
 
 pub use project::ProjectEncryption;

@@ -162,6 +162,7 @@ id_params!(
     JobId "job_id",
     MessageId "message_id",
     ProjectId "project_id",
+    SandboxId "sandbox_id",
     SessionId "session_id",
     SkillId "skill_id",
     LearningSpaceId "space_id",

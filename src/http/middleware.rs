@@ -20,6 +20,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use opentelemetry::global;
 use opentelemetry::propagation::Extractor;
 use opentelemetry::trace::TraceContextExt;
+use tokio::sync::watch;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
@@ -228,6 +229,36 @@ pub async fn run_writes_to_completion(State(process): State<Process>, request: R
     }
 }
 
+/// The maximum duration of a request. A handler whose work has a limit of its own can extend it.
+#[derive(Clone)]
+pub struct TimeLimit {
+    started_at: tokio::time::Instant,
+    limit: Arc<watch::Sender<Duration>>,
+}
+
+impl TimeLimit {
+    fn new(limit: Duration) -> Self {
+        Self { started_at: tokio::time::Instant::now(), limit: Arc::new(watch::Sender::new(limit)) }
+    }
+
+    /// Extends the limit by a duration.
+    pub fn extend(&self, by: Duration) {
+        self.limit.send_modify(|limit| *limit = limit.saturating_add(by));
+    }
+
+    /// Waits until the limit has passed, and returns it.
+    async fn wait(&self) -> Duration {
+        let mut changes = self.limit.subscribe();
+        loop {
+            let limit = *changes.borrow_and_update();
+            tokio::select! {
+                () = tokio::time::sleep_until(self.started_at + limit) => return limit,
+                _ = changes.changed() => {}
+            }
+        }
+    }
+}
+
 /// Limits the duration of a request, holds the memory reservations of the request until the response is ready, and then reserves
 /// memory for the response.
 pub async fn limit_time_and_memory(State(ctx): State<RequestContext>, mut request: Request, next: Next) -> Response {
@@ -236,10 +267,15 @@ pub async fn limit_time_and_memory(State(ctx): State<RequestContext>, mut reques
     request.extensions_mut().insert(reservations.clone());
     let is_upload = media_type(request.headers()) == "multipart/form-data";
     let limit = if is_upload { ctx.limits.upload_timeout } else { ctx.limits.request_timeout };
-    let response = tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
-        let msg = format!("the request took longer than {} seconds; retry later", limit.as_secs());
-        Error::unavailable(msg).into_response()
-    });
+    let time_limit = TimeLimit::new(limit);
+    request.extensions_mut().insert(time_limit.clone());
+    let response = tokio::select! {
+        response = next.run(request) => response,
+        limit = time_limit.wait() => {
+            let msg = format!("the request took longer than {} seconds; retry later", limit.as_secs());
+            Error::unavailable(msg).into_response()
+        }
+    };
     drop(reservations);
     response_memory::reserve_memory(&ctx.response_memory, response, is_read_only).await
 }

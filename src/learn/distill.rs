@@ -17,6 +17,7 @@ use super::lesson_jobs;
 use super::prompt::messages::PromptMessage;
 use super::task_agent::CallParameters;
 use crate::db::Tx;
+use crate::encryption::stored_text::StoredText;
 use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::error::Result;
 use crate::ids::MessageId;
@@ -24,7 +25,6 @@ use crate::jobs::{Delay, JobError, JobHandler, RunningJob};
 use crate::learning_spaces::{self, LearningStatus};
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
-use crate::lessons::text::StoredText;
 use crate::llm::Purpose;
 use crate::messages::observing;
 use crate::sessions::lock::LockedSession;
@@ -152,7 +152,7 @@ async fn store_lesson(
         return Ok(());
     };
     let Some((mut session, _)) = lesson_jobs::lock_lesson(&mut tx, project, lesson.id).await? else { return Ok(()) };
-    let text = StoredText::new(&running.encryption, format, lesson.id, &distilled.text)?;
+    let text = StoredText::new(&running.encryption, format, lesson.id.0, &distilled.text)?;
     if store::set_distilled(&mut session, lesson.id, distilled.kind, &text, messages).await? {
         let must_wait = store::is_writing_other(&mut session, lesson.learning_space, lesson.id).await?;
         let status = if must_wait { LearningStatus::Queued } else { LearningStatus::SkillWriting };

@@ -4,9 +4,9 @@ use sqlx::PgConnection;
 
 use crate::db::page::{Cursor, PageRequest, Paged};
 use crate::disks::changes::{Actor, FileOperation};
+use crate::encryption::stored_text::StoredText;
 use crate::ids::{ChangeId, LearningSpaceId, LessonId, MessageId, ProjectId, SessionId, SkillId, TaskId, VersionId};
 use crate::lessons::LessonKind;
-use crate::lessons::text::StoredText;
 use crate::time::Timestamp;
 
 /// The filter of a list of changes.
@@ -58,7 +58,7 @@ macro_rules! fetch_changes {
             r#"select c.id as "id!: ChangeId", c.at as "at!: Timestamp", c.actor as "actor!: Actor",
                       k.id as "skill_id!: SkillId", k.name as "skill_name!",
                       l.id as "lesson_id?: LessonId", l.kind as "lesson_kind?: LessonKind", l.content as "lesson_content?",
-                      l.encrypted_as as "lesson_encrypted_as?: LessonId", c.task_id as "task_id?: TaskId",
+                      l.encrypted_as as "lesson_encrypted_as?", c.task_id as "task_id?: TaskId",
                       c.session_id as "session_id?: SessionId", c.message_ids as "message_ids!: Vec<MessageId>",
                       c.model as "model?"
                from (

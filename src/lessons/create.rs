@@ -1,7 +1,7 @@
 //! Creates lessons and the jobs that process them, in the transaction that makes them necessary.
 
 use super::store;
-use super::text::StoredText;
+use crate::encryption::stored_text::StoredText;
 use crate::encryption::{ProjectEncryption, StorageFormat};
 use crate::error::Result;
 use crate::ids::{LessonId, MessageId, TaskId};
@@ -55,7 +55,7 @@ pub async fn create_for_preferences(
     let messages = &messages[..messages.len().min(MAX_MESSAGES)];
     for text in to_lists(preferences) {
         let lesson = LessonId::new();
-        let content = StoredText::new(encryption, format, lesson, &text)?;
+        let content = StoredText::new(encryption, format, lesson.0, &text)?;
         store::insert_preferences(session, learning_space, lesson, &content, messages).await?;
         let job = WriteLesson { session: id, learning_space, lesson };
         queue.enqueue(session, encryption, &job, Delay::NONE).await?;

@@ -8,7 +8,6 @@
 pub mod convert;
 pub mod create;
 pub mod store;
-pub mod text;
 
 use crate::text_enum::text_enum;
 

@@ -4,8 +4,8 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::text::StoredText;
 use super::{LessonKind, LessonState};
+use crate::encryption::stored_text::{StaleText, StoredText};
 use crate::ids::{LearningSpaceId, LessonId, MessageId, ProjectId, SessionId, TaskId};
 use crate::sessions::lock::LockedSession;
 use crate::tasks::{TaskData, TaskStatus};
@@ -66,7 +66,7 @@ pub async fn insert_preferences(
         space as _,
         session.id as _,
         text.content,
-        text.encrypted_as as _,
+        text.encrypted_as,
         &messages,
     )
     .execute(&mut ***session)
@@ -108,7 +108,7 @@ macro_rules! select_lessons {
                       t.session_id as "session: SessionId", t.task_id as "task: TaskId",
                       t.ended_at as "ended_at: Timestamp", t.task_status as "task_status: TaskStatus",
                       t.task_data as "task_data: Json<TaskData>", t.state as "state: LessonState",
-                      t.kind as "kind: LessonKind", t.content, t.encrypted_as as "encrypted_as: LessonId", t.message_ids
+                      t.kind as "kind: LessonKind", t.content, t.encrypted_as, t.message_ids
                from lessons t "# + $rest,
             $($parameter),*
         )
@@ -175,7 +175,7 @@ pub async fn set_distilled(
         lesson as _,
         kind as _,
         text.content,
-        text.encrypted_as as _,
+        text.encrypted_as,
         &messages,
     );
     Ok(update.execute(conn).await?.rows_affected() == 1)
@@ -280,27 +280,21 @@ pub async fn count_remaining(conn: &mut PgConnection, project: ProjectId, encryp
     .await
 }
 
-/// A lesson whose text is not stored in the storage format of its project.
-pub struct StaleText {
-    pub id: LessonId,
-    pub text: StoredText,
-}
-
 /// Locks up to `limit` lessons after `after` whose storage format is not the given one, in the order of their ids.
 pub async fn lock_remaining(
     conn: &mut PgConnection,
     project: ProjectId,
     encrypted: bool,
-    after: LessonId,
+    after: Uuid,
     limit: i64,
 ) -> sqlx::Result<Vec<StaleText>> {
     let texts = sqlx::query!(
-        r#"select id as "id: LessonId", content as "content!", encrypted_as as "encrypted_as: LessonId" from lessons
+        r#"select id, content as "content!", encrypted_as from lessons
            where project_id = $1 and content is not null and (encrypted_as is null) = $2 and id > $3
            order by id limit $4 for no key update"#,
         project as _,
         encrypted,
-        after as _,
+        after,
         limit
     );
     let texts = texts.map(|row| {
@@ -311,12 +305,12 @@ pub async fn lock_remaining(
 }
 
 /// Replaces the stored form of a lesson's text.
-pub async fn set_text(conn: &mut PgConnection, lesson: LessonId, text: &StoredText) -> sqlx::Result<()> {
+pub async fn set_text(conn: &mut PgConnection, lesson: Uuid, text: &StoredText) -> sqlx::Result<()> {
     sqlx::query!(
         "update lessons set content = $2, encrypted_as = $3 where id = $1",
-        lesson as _,
+        lesson,
         text.content,
-        text.encrypted_as as _
+        text.encrypted_as
     )
     .execute(conn)
     .await

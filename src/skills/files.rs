@@ -112,6 +112,12 @@ fn resolve_path(path: &str) -> Option<FilePath> {
 /// A skill id that is not validated. On this route, clients expect another error for an invalid id than on other routes.
 pub struct RawSkillId(String);
 
+impl RawSkillId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl PathParam for RawSkillId {
     const NAME: &'static str = "skill_id";
 

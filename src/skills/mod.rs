@@ -12,6 +12,7 @@ pub mod archive;
 pub mod create;
 pub mod files;
 pub mod front_matter;
+pub mod sandbox;
 pub mod store;
 pub mod upload;
 
@@ -23,6 +24,7 @@ use utoipa_axum::routes;
 
 use crate::ids::{DiskId, SkillId, UserId};
 use crate::platform::Platform;
+use crate::sandboxes::Sandboxes;
 use crate::time::Timestamp;
 
 pub fn router() -> OpenApiRouter<Platform> {
@@ -31,6 +33,11 @@ pub fn router() -> OpenApiRouter<Platform> {
         .routes(routes!(api::get_skill, api::delete_skill))
         .routes(routes!(files::get_skill_file))
         .routes(routes!(files::download_skill))
+}
+
+/// The routes that need a provider of sandboxes.
+pub fn sandbox_router() -> OpenApiRouter<Sandboxes> {
+    OpenApiRouter::new().routes(routes!(sandbox::download_skill_to_sandbox))
 }
 
 /// A skill.

@@ -11,6 +11,8 @@ use crate::time::Timestamp;
 pub const STORAGE_QUOTA_TAG: &str = "excess.storage.usage";
 /// The tag of the counters of tasks that observations have created.
 pub const TASKS_CREATED_TAG: &str = "task.created";
+/// The tag of the counters of the seconds that sandboxes live.
+pub const SANDBOX_ALIVE_TAG: &str = "sandbox.alive";
 /// The tag of the rows that mark a project as over its task quota.
 pub const TASK_QUOTA_TAG: &str = "excess.task.created";
 

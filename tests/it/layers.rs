@@ -34,6 +34,8 @@ const LAYERS: &[&str] = &[
     "platform",
     // Authentication.
     "auth",
+    // The subcommand that the local sandbox provider starts.
+    "confine",
     // The features.
     "status",
     "material",
@@ -46,6 +48,7 @@ const LAYERS: &[&str] = &[
     "tasks",
     // Copies a session with the rows of the features above.
     "sessions/copy",
+    "sandboxes",
     "disks",
     "skills",
     "lessons",
@@ -94,6 +97,8 @@ const TABLE_OWNERS: &[(&str, &str)] = &[
     ("blob_releases", "blob"),
     ("rotated_keys", "projects"),
     ("server_state", "db"),
+    ("sandbox_commands", "sandboxes"),
+    ("sandboxes", "sandboxes"),
     ("session_events", "sessions"),
     ("sessions", "sessions"),
     ("tasks", "tasks"),

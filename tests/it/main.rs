@@ -53,6 +53,7 @@ mod project_configs;
 mod responses;
 mod s3;
 mod s3_credentials;
+mod sandboxes;
 mod schema;
 mod search;
 mod sessions;

@@ -13,6 +13,8 @@ use acontextd::lessons::{LessonKind, LessonState};
 use acontextd::llm::Purpose;
 use acontextd::llm::usage::CallOutcome;
 use acontextd::messages::ProcessStatus;
+use acontextd::sandboxes::provider::{CommandEnd, ProviderName};
+use acontextd::sandboxes::store::SandboxState;
 use acontextd::tasks::TaskStatus;
 use serde_json::json;
 
@@ -66,6 +68,9 @@ const TEXT_ENUMS: &[(&str, &[&str])] = &[
     ("lessons.kind", LessonKind::VALUES),
     ("lessons.state", LessonState::VALUES),
     ("lessons.task_status", TaskStatus::VALUES),
+    ("sandbox_commands.end_reason", CommandEnd::VALUES),
+    ("sandboxes.provider", ProviderName::VALUES),
+    ("sandboxes.state", SandboxState::VALUES),
     ("messages.session_task_process_status", ProcessStatus::VALUES),
     ("model_calls.outcome", CallOutcome::VALUES),
     ("model_calls.purpose", Purpose::VALUES),

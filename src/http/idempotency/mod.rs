@@ -116,6 +116,12 @@ where
 }
 
 impl Idempotency {
+    /// Returns the hash of the project, the method, the path and the key, which identifies requests with the same key. `None` for
+    /// a request without a key.
+    pub fn request_hash(&self) -> Option<&[u8]> {
+        self.request.as_ref().map(|request| &request.record_id[..])
+    }
+
     /// Returns `true` if the request has a key.
     pub fn has_key(&self) -> bool {
         self.request.is_some()

@@ -107,6 +107,13 @@ impl Client {
         response.data()["id"].as_str().unwrap().to_owned()
     }
 
+    /// Creates a sandbox and returns its id.
+    pub async fn new_sandbox(&self) -> String {
+        let response = self.post("/api/v1/sandbox", serde_json::json!({})).await;
+        assert_eq!(response.status, StatusCode::CREATED, "{}", response.text());
+        response.data()["sandbox_id"].as_str().unwrap().to_owned()
+    }
+
     /// Creates a session and returns its id.
     pub async fn new_session(&self) -> String {
         let response = self.post("/api/v1/session", serde_json::json!({})).await;

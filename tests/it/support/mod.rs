@@ -3,6 +3,7 @@
 pub mod captured_log;
 pub mod client;
 pub mod fake_postgres;
+pub mod fake_sandboxes;
 pub mod llm;
 pub mod memory;
 pub mod mock_http;
@@ -28,10 +29,11 @@ use acontextd::config::Config;
 use acontextd::crypto::ProjectKey;
 use acontextd::db::notify::{self, NotificationHandler};
 use acontextd::db::pooler::PoolerCheck;
-use acontextd::features::{self, App};
+use acontextd::features::{self, App, ExternalServices};
 use acontextd::jobs::{JobRegistry, runner};
 use acontextd::llm::Llm;
 use acontextd::platform::{Platform, PlatformDependencies};
+use acontextd::sandboxes::provider::SandboxProvider;
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
 use tempfile::TempDir;
@@ -40,6 +42,7 @@ use utoipa::openapi::OpenApi;
 use uuid::Uuid;
 
 pub use client::Client;
+use fake_sandboxes::FakeSandboxes;
 use memory::MemoryObjectStore;
 
 pub const PEPPER: &str = "a pepper for tests";
@@ -70,13 +73,16 @@ pub struct TestConfig {
     pub registry: fn(&App) -> JobRegistry,
     /// The model, if it differs from the one in the settings.
     pub llm: Option<Arc<dyn Llm>>,
+    /// The provider of sandboxes. None of them runs commands by default.
+    pub sandbox_provider: Arc<dyn SandboxProvider>,
     /// The database of another app, for a second process on it.
     pub database: Option<PgConnectOptions>,
 }
 
 impl Default for TestConfig {
     fn default() -> Self {
-        Self { settings: Vec::new(), registry: features::job_registry, llm: None, database: None }
+        let sandbox_provider = Arc::<FakeSandboxes>::default();
+        Self { settings: Vec::new(), registry: features::job_registry, llm: None, sandbox_provider, database: None }
     }
 }
 
@@ -109,7 +115,14 @@ impl TestApp {
             Some(database) => database,
             None => postgres::new_database().await,
         };
-        let app = build_app(app_config(&config.settings), database.clone(), store, dir.path(), config.llm);
+        let app = build_app(
+            app_config(&config.settings),
+            database.clone(),
+            store,
+            dir.path(),
+            config.llm,
+            config.sandbox_provider,
+        );
         let mut writer = JoinSet::new();
         writer.spawn(acontextd::messages::writer::run(app.messages.clone()));
         Self { app, blobs, database, registry: config.registry, dir, _writer: writer }
@@ -259,14 +272,17 @@ fn build_app(
     object_store: Arc<dyn ObjectStore>,
     dir: &Path,
     llm: Option<Arc<dyn Llm>>,
+    sandbox_provider: Arc<dyn SandboxProvider>,
 ) -> App {
     let (pooler_check, spool) = (PoolerCheck::default(), SpoolDir::open(dir).unwrap());
     let dependencies = PlatformDependencies { config, database_options, pooler_check, object_store, spool, port: 8029 };
     let platform = Platform::new(dependencies).unwrap();
-    match llm {
-        Some(llm) => App::with_llm(platform, llm),
-        None => App::new(platform),
+    let mut services = ExternalServices::from_config(&platform);
+    services.sandbox_provider = Some(sandbox_provider);
+    if let Some(llm) = llm {
+        services.llm = llm;
     }
+    App::with_services(platform, services)
 }
 
 /// Returns the API description.
@@ -276,7 +292,14 @@ pub fn document() -> OpenApi {
         // The pools of this app never connect, but require a runtime.
         let database = PgConnectOptions::new_without_pgpass();
         let object_store = Arc::new(MemoryObjectStore::default());
-        features::openapi_document(&build_app(app_config(&[]), database, object_store, dir.path(), None))
+        features::openapi_document(&build_app(
+            app_config(&[]),
+            database,
+            object_store,
+            dir.path(),
+            None,
+            Arc::<FakeSandboxes>::default(),
+        ))
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     // This is another thread, because a runtime cannot block inside another runtime.

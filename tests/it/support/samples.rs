@@ -60,6 +60,7 @@ struct Fixtures {
     /// A session that no space learns.
     other_session: String,
     user: String,
+    sandbox: String,
 }
 
 impl Fixtures {
@@ -91,6 +92,7 @@ impl Fixtures {
             other_skill,
             other_session: client.new_session().await,
             user: acontextd::percent::encode(user.as_bytes(), b""),
+            sandbox: client.new_sandbox().await,
         }
     }
 }
@@ -195,6 +197,7 @@ fn session_request(fixtures: &Fixtures, operation: &str) -> Option<Request> {
 fn file_request(fixtures: &Fixtures, operation: &str) -> Option<Request> {
     let Fixtures { disk, skill, .. } = fixtures;
     let artifact = format!("/api/v1/disk/{disk}/artifact");
+    let sandbox_id = &fixtures.sandbox;
     let skill = format!("/api/v1/agent_skills/{skill}");
     Some(match operation {
         "GET /api/v1/disk" => empty_request("/api/v1/disk"),
@@ -212,6 +215,17 @@ fn file_request(fixtures: &Fixtures, operation: &str) -> Option<Request> {
         "GET /api/v1/disk/{disk_id}/artifact/ls" => empty_request(format!("{artifact}/ls")),
         "GET /api/v1/disk/{disk_id}/artifact/glob" => empty_request(format!("{artifact}/glob?query=*")),
         "GET /api/v1/disk/{disk_id}/artifact/grep" => empty_request(format!("{artifact}/grep?query=old")),
+        "POST /api/v1/disk/{disk_id}/artifact/download_to_sandbox" => json_request(
+            format!("{artifact}/download_to_sandbox"),
+            &json!({"file_path": "/", "filename": "old.txt", "sandbox_id": sandbox_id, "sandbox_path": "/workspace"}),
+        ),
+        "POST /api/v1/disk/{disk_id}/artifact/upload_from_sandbox" => json_request(
+            format!("{artifact}/upload_from_sandbox"),
+            &json!({"file_path": "/", "sandbox_filename": "old.txt", "sandbox_id": sandbox_id, "sandbox_path": "/tmp"}),
+        ),
+        "POST /api/v1/agent_skills/{skill_id}/download_to_sandbox" => {
+            json_request(format!("{skill}/download_to_sandbox"), &json!({"sandbox_id": sandbox_id}))
+        }
         "GET /api/v1/agent_skills" => empty_request("/api/v1/agent_skills"),
         "POST /api/v1/agent_skills" => {
             let archive = zip_archive(&[("SKILL.md", skill_md("uploaded").as_str()), ("a.txt", "a")]);
@@ -225,7 +239,7 @@ fn file_request(fixtures: &Fixtures, operation: &str) -> Option<Request> {
 }
 
 fn other_request(fixtures: &Fixtures, operation: &str) -> Option<Request> {
-    let Fixtures { session, skill, other_skill, other_session, user, .. } = fixtures;
+    let Fixtures { session, skill, other_skill, other_session, user, sandbox, .. } = fixtures;
     let space = format!("/api/v1/learning_spaces/{}", fixtures.space);
     Some(match operation.replace("/api/v1/learning_spaces", "…").as_str() {
         "GET …" => empty_request("/api/v1/learning_spaces"),
@@ -251,6 +265,12 @@ fn other_request(fixtures: &Fixtures, operation: &str) -> Option<Request> {
         "GET /api/v1/project/encryption" => empty_request("/api/v1/project/encryption"),
         "POST /api/v1/project/encrypt" => empty_request("/api/v1/project/encrypt"),
         "POST /api/v1/project/decrypt" => empty_request("/api/v1/project/decrypt"),
+        "POST /api/v1/sandbox" => empty_request("/api/v1/sandbox"),
+        "GET /api/v1/sandbox/logs" => empty_request("/api/v1/sandbox/logs"),
+        "DELETE /api/v1/sandbox/{sandbox_id}" => empty_request(format!("/api/v1/sandbox/{sandbox}")),
+        "POST /api/v1/sandbox/{sandbox_id}/exec" => {
+            json_request(format!("/api/v1/sandbox/{sandbox}/exec"), &json!({"command": "true"}))
+        }
         "GET /api/v1/ping" => empty_request("/api/v1/ping"),
         _ => return None,
     })

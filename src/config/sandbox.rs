@@ -1,0 +1,136 @@
+//! The settings of sandboxes.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::values::{parse_bool, parse_bytes, parse_count, parse_nonzero_duration};
+
+/// Where sandboxes run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SandboxType {
+    /// On this machine.
+    Local,
+    /// Nowhere: requests for a sandbox fail.
+    Disabled,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Sandbox {
+    /// Where sandboxes run: local (on this machine, isolated by bubblewrap) or disabled
+    /// [default: local if the server listens on loopback, otherwise disabled]
+    #[arg(long = "sandbox-type", env = "SANDBOX_TYPE", value_name = "TYPE", value_parser = parse_sandbox_type)]
+    pub kind: Option<SandboxType>,
+    /// Let commands in local sandboxes use the network of this machine, with everything that it can reach, including services
+    /// on loopback
+    #[arg(
+        long = "sandbox-network",
+        env = "ACONTEXTD_SANDBOX_NETWORK",
+        value_name = "BOOL",
+        default_value = "false",
+        action = clap::ArgAction::Set,
+        value_parser = parse_bool
+    )]
+    pub allows_network: bool,
+    /// How long a sandbox lives after its last call
+    #[arg(
+        long = "sandbox-keepalive",
+        env = "SANDBOX_DEFAULT_KEEPALIVE_SECONDS",
+        value_name = "SECONDS",
+        default_value = "600",
+        value_parser = parse_nonzero_duration
+    )]
+    pub keepalive: Duration,
+    /// Maximum number of sandboxes of a project that live at the same time
+    #[arg(
+        long = "sandboxes",
+        env = "ACONTEXTD_SANDBOXES",
+        value_name = "N",
+        default_value = "200",
+        value_parser = parse_count
+    )]
+    pub max_live: usize,
+    /// Timeout of a command in a sandbox
+    #[arg(
+        long = "sandbox-command-timeout",
+        env = "ACONTEXTD_SANDBOX_COMMAND_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "120s",
+        value_parser = parse_nonzero_duration
+    )]
+    pub command_timeout: Duration,
+    /// Maximum size of the standard output of a command, and of its standard error. Of a longer output, the first and the last
+    /// half of this size are returned
+    #[arg(
+        long = "sandbox-output",
+        env = "ACONTEXTD_SANDBOX_OUTPUT",
+        value_name = "BYTES",
+        default_value = "1MiB",
+        value_parser = parse_bytes
+    )]
+    pub max_output_bytes: u64,
+    /// Maximum memory of the processes of a command in a local sandbox
+    #[arg(
+        long = "sandbox-memory",
+        env = "ACONTEXTD_SANDBOX_MEMORY",
+        value_name = "BYTES",
+        default_value = "1GiB",
+        value_parser = parse_bytes
+    )]
+    pub max_memory_bytes: u64,
+    /// Maximum size of the files of a local sandbox
+    #[arg(
+        long = "sandbox-disk",
+        env = "ACONTEXTD_SANDBOX_DISK",
+        value_name = "BYTES",
+        default_value = "1GiB",
+        value_parser = parse_bytes
+    )]
+    pub max_disk_bytes: u64,
+    /// Maximum number of files and directories of a local sandbox
+    #[arg(
+        long = "sandbox-files",
+        env = "ACONTEXTD_SANDBOX_FILES",
+        value_name = "N",
+        default_value = "100000",
+        value_parser = parse_count
+    )]
+    pub max_files: usize,
+    /// Maximum number of processes and threads of a command in a local sandbox
+    #[arg(
+        long = "sandbox-processes",
+        env = "ACONTEXTD_SANDBOX_PROCESSES",
+        value_name = "N",
+        default_value = "128",
+        value_parser = parse_count
+    )]
+    pub max_processes: usize,
+    /// Maximum number of open files of a process in a local sandbox
+    #[arg(
+        long = "sandbox-open-files",
+        env = "ACONTEXTD_SANDBOX_OPEN_FILES",
+        value_name = "N",
+        default_value = "256",
+        value_parser = parse_count
+    )]
+    pub max_open_files: usize,
+}
+
+impl Sandbox {
+    /// Returns where sandboxes run. `is_exposed` is `true` if other machines can reach the server: then commands run only if the
+    /// operator has decided so, because everyone with a project key can send them.
+    pub fn kind(&self, is_exposed: bool) -> SandboxType {
+        self.kind.unwrap_or(if is_exposed { SandboxType::Disabled } else { SandboxType::Local })
+    }
+}
+
+fn parse_sandbox_type(text: &str) -> Result<SandboxType, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "local" => Ok(SandboxType::Local),
+        "disabled" => Ok(SandboxType::Disabled),
+        "novita" | "aws_agentcore" => {
+            Err(format!("this server does not support the sandboxes of {text}; use local or disabled"))
+        }
+        _ => Err("must be local or disabled".into()),
+    }
+}

@@ -1,0 +1,114 @@
+//! The hidden subcommand `confine`, which the local sandbox provider starts for each command. It limits its own resources, gives
+//! up its privileges, prepares the filter of system calls, and then executes bubblewrap.
+//!
+//! It is a process of its own, because these steps must happen between `fork` and `exec`, where safe Rust cannot run code. It has
+//! a single thread, inherits no environment, and does not return if it succeeds.
+
+pub mod syscalls;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use rustix::fs::{MemfdFlags, Mode};
+use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
+use serde::{Deserialize, Serialize};
+
+/// The first argument of the process.
+pub const SUBCOMMAND: &str = "confine";
+
+/// What to execute, and with which limits. Passed as JSON in the second argument.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Confinement {
+    /// The user and group id to switch to. `None` keeps those of the server.
+    pub user: Option<u32>,
+    pub limits: ResourceLimits,
+    /// bubblewrap with its arguments, without those that name file descriptors.
+    pub program: Vec<String>,
+}
+
+/// Limits that the kernel enforces for each process.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ResourceLimits {
+    pub cpu_seconds: u64,
+    /// The size of private writable memory in bytes.
+    pub memory_bytes: u64,
+    pub file_bytes: u64,
+    pub open_files: u64,
+    /// The number of processes of the user. `None` if other programs run as the same user.
+    pub processes: Option<u64>,
+}
+
+/// Executes the confinement if the process was started with the subcommand. Returns `None` if it was not, and the reason if the
+/// program could not be executed.
+pub fn run_if_requested(mut args: impl Iterator<Item = OsString>) -> Option<anyhow::Error> {
+    let _program = args.next();
+    if args.next()? != SUBCOMMAND {
+        return None;
+    }
+    let parsed = args.next().context("confine: the argument is missing").and_then(|json| {
+        serde_json::from_slice::<Confinement>(json.as_encoded_bytes()).context("confine: invalid argument")
+    });
+    Some(match parsed.and_then(|confinement| execute(&confinement)) {
+        Ok(never) => match never {},
+        Err(err) => err,
+    })
+}
+
+/// Executes the program. Returns only if that fails.
+fn execute(confinement: &Confinement) -> anyhow::Result<std::convert::Infallible> {
+    // If memory runs out, the kernel ends a sandbox before the server. A process may always raise its own score.
+    fs::write("/proc/self/oom_score_adj", "1000").context("cannot set the OOM score")?;
+    // Files that a command creates have the usual modes. The server's own umask is stricter.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    // Before the resources are limited, because the limit of the size of a file may be 0.
+    let filter = create_filter_file()?;
+    limit_resources(&confinement.limits)?;
+    if let Some(user) = confinement.user {
+        drop_privileges(user)?;
+    }
+    let [program, arguments @ ..] = confinement.program.as_slice() else { bail!("confine: no program") };
+    let error = Command::new(program).args(["--seccomp", &filter.as_raw_fd().to_string()]).args(arguments).exec();
+    Err(error).with_context(|| format!("cannot execute {program}"))
+}
+
+fn limit_resources(limits: &ResourceLimits) -> anyhow::Result<()> {
+    let values = [
+        (Resource::Core, 0),
+        (Resource::Cpu, limits.cpu_seconds),
+        (Resource::Data, limits.memory_bytes),
+        (Resource::Fsize, limits.file_bytes),
+        (Resource::Nofile, limits.open_files),
+    ];
+    let processes = limits.processes.map(|processes| (Resource::Nproc, processes));
+    for (resource, limit) in values.into_iter().chain(processes) {
+        // A hard limit that is lower already stays in effect.
+        let maximum = rustix::process::getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
+        setrlimit(resource, Rlimit { current: Some(maximum), maximum: Some(maximum) })
+            .with_context(|| format!("cannot set the limit {resource:?}"))?;
+    }
+    Ok(())
+}
+
+/// Switches to an unprivileged user and gives up all supplementary groups.
+fn drop_privileges(user: u32) -> anyhow::Result<()> {
+    let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+    rustix::thread::set_thread_groups(&[]).context("cannot give up the supplementary groups")?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).context("cannot switch the group")?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).context("cannot switch the user")
+}
+
+/// Writes the filter of system calls to a file that the executed program inherits.
+fn create_filter_file() -> anyhow::Result<OwnedFd> {
+    // Without `CLOEXEC`, so that the file stays open.
+    let descriptor =
+        rustix::fs::memfd_create("seccomp", MemfdFlags::empty()).context("cannot create a file in memory")?;
+    let mut file = File::from(descriptor);
+    file.write_all(&syscalls::filter_bytes()?)?;
+    file.rewind()?;
+    Ok(file.into())
+}

@@ -1,0 +1,188 @@
+//! The directories of sandboxes, also those that a server that was killed has left behind.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process};
+use uuid::Uuid;
+
+use crate::ids::SandboxId;
+
+/// The home directory in a sandbox.
+pub(super) const HOME: &str = "/home/user";
+/// The directory in which commands start.
+pub(super) const WORKSPACE: &str = "/workspace";
+/// The directories that commands can write to: the name in the directory of the sandbox, and the path in the sandbox.
+const WRITABLE: [(&str, &str); 4] = [("workspace", WORKSPACE), ("skills", "/skills"), ("tmp", "/tmp"), ("home", HOME)];
+/// The prefix of the directories of sandboxes that are being deleted.
+const TRASH_PREFIX: &str = "ended-";
+/// The file with the id of the directory.
+const HOST_FILE: &str = "host-id";
+
+/// The directory of all sandboxes of a server.
+#[derive(Clone, Debug)]
+pub(super) struct SandboxesDir(pub(super) PathBuf);
+
+/// The directory of a sandbox.
+#[derive(Clone, Debug)]
+pub(super) struct SandboxDir(pub(super) PathBuf);
+
+impl SandboxDir {
+    /// Returns the writable directories with their paths in the sandbox.
+    pub(super) fn writable(&self) -> impl Iterator<Item = (PathBuf, &'static str)> {
+        WRITABLE.into_iter().map(|(name, path)| (self.0.join(name), path))
+    }
+
+    /// Creates the directories. `user` is the user of the sandbox, if the server runs as root.
+    ///
+    /// # Errors
+    /// Returns an error if a directory exists or cannot be created.
+    pub(super) fn create(&self, user: Option<u32>) -> io::Result<()> {
+        create_dir(&self.0, 0o711)?;
+        for (path, _) in self.writable() {
+            create_dir(&path, 0o700)?;
+            if let Some(user) = user {
+                chown(&path, Some(user), Some(user))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Creates a directory with a mode that does not depend on the umask.
+fn create_dir(path: &Path, mode: u32) -> io::Result<()> {
+    fs::create_dir(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// What is in the directory of the sandboxes.
+#[derive(Default)]
+pub(super) struct FoundDirs {
+    /// The sandboxes, with the owner of their files.
+    pub(super) sandboxes: HashMap<SandboxId, u32>,
+    /// Directories to delete.
+    pub(super) trash: Vec<PathBuf>,
+}
+
+impl SandboxesDir {
+    /// Creates the directory if it does not exist. Other users must be able to traverse it, because the sandboxes may have users of
+    /// their own.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be created.
+    pub(super) fn create(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.0)?;
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o711))
+    }
+
+    /// Returns the id of this directory. Rows of the database refer to it, because only a server with this directory has the files
+    /// of its sandboxes.
+    ///
+    /// # Errors
+    /// Returns an error if the file with the id can be neither read nor created.
+    pub(super) fn host_id(&self) -> anyhow::Result<Uuid> {
+        let path = self.0.join(HOST_FILE);
+        match fs::read_to_string(&path) {
+            Ok(id) => id.trim().parse().with_context(|| format!("{} has no valid id", path.display())),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                let id = Uuid::new_v4();
+                // Renamed, so that an interruption leaves no empty file.
+                let new = self.0.join(format!("{HOST_FILE}.new"));
+                fs::write(&new, id.to_string())?;
+                fs::rename(&new, &path)?;
+                Ok(id)
+            }
+            Err(err) => Err(err).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    pub(super) fn sandbox(&self, sandbox: SandboxId) -> SandboxDir {
+        SandboxDir(self.0.join(sandbox.to_string()))
+    }
+
+    /// Lists the directories.
+    ///
+    /// # Errors
+    /// Returns an error if they cannot be read.
+    pub(super) fn find(&self) -> io::Result<FoundDirs> {
+        let mut found = FoundDirs::default();
+        for entry in fs::read_dir(&self.0)? {
+            let path = entry?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            if name.starts_with(TRASH_PREFIX) {
+                found.trash.push(path);
+            } else if let Ok(sandbox) = name.parse::<SandboxId>() {
+                // The last directory that `SandboxDir::create` creates.
+                match fs::symlink_metadata(path.join("home")) {
+                    Ok(metadata) => drop(found.sandboxes.insert(sandbox, metadata.uid())),
+                    Err(_) => found.trash.push(path),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Deletes the directory of a sandbox. Has no effect if it does not exist.
+    ///
+    /// # Errors
+    /// Returns an error if something is left.
+    pub(super) async fn remove(&self, sandbox: SandboxId) -> anyhow::Result<()> {
+        let root = self.sandbox(sandbox).0;
+        // The sandbox ends with the renaming. If the deletion is interrupted, the next start continues it.
+        let trash = self.0.join(format!("{TRASH_PREFIX}{sandbox}"));
+        match fs::rename(&root, &trash) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed.with_context(|| format!("cannot rename {}", root.display()))?,
+        }
+        delete_tree(&trash).await
+    }
+
+    /// Kills the processes that a killed server has started in the directory of the sandboxes. bubblewrap ends with the server, but not
+    /// if the server is killed while bubblewrap is starting.
+    ///
+    /// # Errors
+    /// Returns an error if the processes cannot be listed.
+    pub(super) fn kill_orphans(&self) -> io::Result<()> {
+        let needle = self.0.as_os_str().as_encoded_bytes();
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let Ok(command_line) = fs::read(entry.path().join("cmdline")) else { continue };
+            let mut arguments = command_line.split(|byte| *byte == 0);
+            let program = arguments.next().unwrap_or_default();
+            let is_sandbox =
+                program.ends_with(b"/bwrap") || arguments.next() == Some(crate::confine::SUBCOMMAND.as_bytes());
+            if is_sandbox
+                && memchr::memmem::find(&command_line, needle).is_some()
+                && let Some(pid) = Pid::from_raw(pid)
+            {
+                // An error means that it has ended.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Deletes a directory with all its files, also those that their owner may not read.
+///
+/// # Errors
+/// Returns an error with what `rm` has written if something is left.
+pub(super) async fn delete_tree(dir: &Path) -> anyhow::Result<()> {
+    // Not `std::fs::remove_dir_all`, which needs a file descriptor for each level of directories.
+    let remove = || tokio::process::Command::new("rm").args(["-rf", "--"]).arg(dir).output();
+    let mut output = remove().await.context("cannot run rm")?;
+    if !output.status.success() {
+        let mut chmod = tokio::process::Command::new("chmod");
+        chmod.args(["-R", "u+rwX", "--"]).arg(dir).output().await.context("cannot run chmod")?;
+        output = remove().await.context("cannot run rm")?;
+    }
+    if output.status.success() {
+        return Ok(());
+    }
+    let reason = String::from_utf8_lossy(&output.stderr);
+    anyhow::bail!("cannot delete {}: {}", dir.display(), reason.lines().next().unwrap_or("unknown reason"))
+}

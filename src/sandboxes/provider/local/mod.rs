@@ -1,0 +1,449 @@
+//! The local provider: runs commands on this machine, each in a new bubblewrap sandbox over the same directories.
+//!
+//! A sandbox is a directory. Its processes exist only while a command runs, so a sandbox survives a restart of the server.
+//! `docs/security.md` describes the layers of the isolation.
+//!
+//! [`bubblewrap`] has what a program can see, `confine` (a subcommand of the server) what it can do, and [`process`] what it can use.
+//! [`transfer`] copies files, and [`dirs`] creates and deletes the directories.
+
+mod bubblewrap;
+mod dirs;
+mod output;
+mod process;
+mod spawner;
+mod transfer;
+mod usage;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use async_trait::async_trait;
+use rand::Rng;
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::sync::OnceCell;
+use tokio_util::io::SyncIoBridge;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use self::bubblewrap::{Bubblewrap, ENVIRONMENT};
+use self::dirs::SandboxesDir;
+use self::output::read_excerpt;
+use self::process::{ProgramEnd, Supervision};
+use self::spawner::Spawner;
+use self::transfer::{ArchiveError, EXISTS, EXTRACT, NO_INPUT, READ_FILE, read_content, write_archive};
+use self::usage::{DiskMeter, DiskUsage};
+use super::{
+    CommandEnd, CommandOutput, CommandStream, FileToWrite, ProviderError, ProviderName, SandboxFile, SandboxProvider,
+};
+use crate::blob::spool::SpoolDir;
+use crate::config::Config;
+use crate::confine::{self, Confinement, ResourceLimits};
+use crate::ids::SandboxId;
+
+/// The users of sandboxes if the server runs as root: each sandbox has a user of its own. systemd lists this range as unused.
+const USERS: std::ops::Range<u32> = 2_000_000_000..2_001_000_000;
+/// The part of the output of file transfers and of the self-test that is kept.
+const MAX_MESSAGE_LEN: usize = 4096;
+/// How long the transfer of a file may take.
+const TRANSFER_TIMEOUT: Duration = Duration::from_mins(5);
+/// How long the self-test may take.
+const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// The script that runs a shell command. It reads the command from its standard input, because a command line is limited to 128
+/// KiB, and other users of the machine could read it. `$1` is the maximum number of processes. Without the signal `XFSZ`, a program
+/// that writes more than it may gets an error.
+const RUN_COMMAND: &str = r#"trap '' XFSZ; ulimit -u "$1" && eval -- "$(cat)" </dev/null"#;
+/// The command of the self-test. Clients of sandboxes expect these programs.
+const SELF_TEST: &str = "command -v sh sed nl head wc base64 mkdir tar stat mv >/dev/null && test -w /workspace";
+
+/// The settings of the local provider.
+#[derive(Clone, Debug)]
+pub struct LocalSettings {
+    /// The directory of all sandboxes.
+    pub dir: PathBuf,
+    /// The program with the subcommand `confine`: the server's own executable.
+    pub executable: PathBuf,
+    pub allows_network: bool,
+    pub command_timeout: Duration,
+    pub max_output_bytes: usize,
+    /// The maximum memory of a process, and of all processes of a command together.
+    pub max_memory_bytes: u64,
+    /// The maximum size of a file, and of all files of a sandbox together.
+    pub max_disk_bytes: u64,
+    pub max_files: u64,
+    pub max_processes: u64,
+    pub max_open_files: u64,
+}
+
+impl LocalSettings {
+    pub fn from_config(config: &Config) -> Self {
+        let sandbox = &config.sandbox;
+        Self {
+            dir: config.server.data_dir().join("sandboxes"),
+            // The program that is running, even if an upgrade has replaced the file.
+            executable: "/proc/self/exe".into(),
+            allows_network: sandbox.allows_network,
+            command_timeout: sandbox.command_timeout,
+            max_output_bytes: usize::try_from(sandbox.max_output_bytes).unwrap_or(usize::MAX),
+            max_memory_bytes: sandbox.max_memory_bytes,
+            max_disk_bytes: sandbox.max_disk_bytes,
+            max_files: sandbox.max_files as u64,
+            max_processes: sandbox.max_processes as u64,
+            max_open_files: sandbox.max_open_files as u64,
+        }
+    }
+}
+
+/// See the [module](self).
+pub struct LocalProvider {
+    settings: LocalSettings,
+    spool: SpoolDir,
+    /// Canceled when running commands must end, because the server is shutting down.
+    abort: CancellationToken,
+    dir: SandboxesDir,
+    prepared: OnceCell<Prepared>,
+}
+
+/// The machine, when it has been found able to isolate programs.
+struct Prepared {
+    bubblewrap: Bubblewrap,
+    spawner: Spawner,
+    host: Uuid,
+    /// `true` if the server runs as root, so that each sandbox has a user of its own.
+    is_root: bool,
+    sandboxes: Mutex<HashMap<SandboxId, LocalSandbox>>,
+}
+
+/// What this process knows about a sandbox.
+#[derive(Clone)]
+struct LocalSandbox {
+    id: SandboxId,
+    /// The user of its processes, if the server runs as root.
+    user: Option<u32>,
+    /// Canceled when the sandbox ends.
+    cancel: CancellationToken,
+    /// The programs that run in the sandbox.
+    running: TaskTracker,
+    disk: Arc<DiskMeter>,
+}
+
+impl LocalProvider {
+    /// Creates the provider. `abort` is canceled when running commands must end.
+    pub fn new(settings: LocalSettings, spool: SpoolDir, abort: CancellationToken) -> Self {
+        let dir = SandboxesDir(settings.dir.clone());
+        Self { settings, spool, abort, dir, prepared: OnceCell::new() }
+    }
+
+    /// Prepares the machine, and runs a program in a sandbox to find out whether the machine can isolate it. After a failure, the
+    /// next call tries again.
+    async fn prepare(&self) -> Result<&Prepared, ProviderError> {
+        let prepared = self.prepared.get_or_try_init(async || {
+            let prepared = self.set_up().await?;
+            self.self_test(&prepared).await?;
+            anyhow::Ok(prepared)
+        });
+        prepared.await.map_err(|err| ProviderError::Unavailable {
+            msg: format!("this machine cannot run sandboxes: {err:#}"),
+            cause: None,
+        })
+    }
+
+    /// Creates the directory of the sandboxes, finds the existing ones, and removes what a killed server has left behind.
+    async fn set_up(&self) -> anyhow::Result<Prepared> {
+        let is_root = rustix::process::geteuid().is_root();
+        let name = self.dir.0.display();
+        let etc_dir = self.dir.0.join("etc");
+        let found = self.dir.create().and_then(|()| {
+            bubblewrap::write_etc_files(&etc_dir)?;
+            self.dir.kill_orphans()?;
+            self.dir.find()
+        });
+        let found = found.with_context(|| format!("cannot read and write the directory {name}"))?;
+        let host = self.dir.host_id()?;
+        for trash in &found.trash {
+            dirs::delete_tree(trash).await?;
+        }
+        let sandboxes = found.sandboxes.into_iter().map(|(id, owner)| {
+            let sandbox = self.new_sandbox(id, is_root.then_some(owner));
+            (id, sandbox)
+        });
+        Ok(Prepared {
+            bubblewrap: Bubblewrap::new(etc_dir, self.settings.allows_network)?,
+            spawner: Spawner::start().context("cannot start a thread")?,
+            host,
+            is_root,
+            sandboxes: Mutex::new(sandboxes.collect()),
+        })
+    }
+
+    fn new_sandbox(&self, id: SandboxId, user: Option<u32>) -> LocalSandbox {
+        let (cancel, running) = (self.abort.child_token(), TaskTracker::new());
+        let dirs = self.dir.sandbox(id).writable().map(|(path, _)| path).collect();
+        LocalSandbox { id, user, cancel, running, disk: Arc::new(DiskMeter::new(dirs)) }
+    }
+
+    async fn self_test(&self, prepared: &Prepared) -> anyhow::Result<()> {
+        let sandbox = self.create_sandbox(prepared, SandboxId::new())?;
+        let test = async {
+            let mut child = self.spawn(prepared, &sandbox, &self.command_program()).await?;
+            let supervision = Supervision { timeout: SELF_TEST_TIMEOUT, ..self.supervision(&sandbox) };
+            let (end, stdout, stderr) = run_to_end(&mut child, supervision, SELF_TEST, MAX_MESSAGE_LEN).await?;
+            if end.exit_code == 0 {
+                return Ok(());
+            }
+            let message = format!("{}\n{}", stderr.text.trim(), stdout.text.trim());
+            bail!("a test program in bubblewrap has failed with exit code {}: {}", end.exit_code, message.trim())
+        };
+        let result = test.await;
+        self.dir.remove(sandbox.id).await?;
+        result
+    }
+
+    /// Creates the directories of a sandbox.
+    fn create_sandbox(&self, prepared: &Prepared, id: SandboxId) -> anyhow::Result<LocalSandbox> {
+        let sandbox = self.new_sandbox(id, prepared.is_root.then(|| prepared.choose_user()));
+        let dir = self.dir.sandbox(id);
+        dir.create(sandbox.user).with_context(|| format!("cannot create the directory {}", dir.0.display()))?;
+        Ok(sandbox)
+    }
+
+    /// Returns the program that runs a shell command.
+    fn command_program(&self) -> [String; 5] {
+        let max_processes = self.settings.max_processes.to_string();
+        ["/bin/bash", "-c", RUN_COMMAND, "bash", &max_processes].map(str::to_owned)
+    }
+
+    /// Starts a program in a sandbox.
+    async fn spawn(&self, prepared: &Prepared, sandbox: &LocalSandbox, program: &[String]) -> anyhow::Result<Child> {
+        let settings = &self.settings;
+        let confinement = Confinement {
+            user: sandbox.user,
+            limits: ResourceLimits {
+                cpu_seconds: settings.command_timeout.as_secs().max(1),
+                memory_bytes: settings.max_memory_bytes,
+                // The kernel counts this for each file.
+                file_bytes: settings.max_disk_bytes.saturating_sub(sandbox.disk.usage().bytes),
+                open_files: settings.max_open_files,
+                // If the server does not run as root, its own processes count for this limit, so only `RUN_COMMAND` sets it.
+                processes: sandbox.user.map(|_| settings.max_processes),
+            },
+            program: prepared.bubblewrap.command_line(&self.dir.sandbox(sandbox.id), program),
+        };
+        let mut command = Command::new(&settings.executable);
+        command.arg(confine::SUBCOMMAND).arg(serde_json::to_string(&confinement)?);
+        // In a process group of its own, because a terminal sends the signal of Ctrl+C to the whole group of the server, which waits
+        // for commands when it is shut down.
+        command.env_clear().envs(ENVIRONMENT).current_dir("/").process_group(0);
+        prepared.spawner.spawn(command).await
+    }
+
+    fn max_disk(&self) -> DiskUsage {
+        DiskUsage { bytes: self.settings.max_disk_bytes, files: self.settings.max_files }
+    }
+
+    fn supervision(&self, sandbox: &LocalSandbox) -> Supervision {
+        let settings = &self.settings;
+        Supervision {
+            timeout: settings.command_timeout,
+            max_memory_bytes: settings.max_memory_bytes,
+            max_disk: self.max_disk(),
+            disk: Arc::clone(&sandbox.disk),
+            cancel: sandbox.cancel.clone(),
+        }
+    }
+
+    /// Copies files into a sandbox. All are below the entry `name` of the directory `dir`, which appears when they are complete.
+    async fn extract(
+        &self,
+        id: &str,
+        [dir, name, mode]: [&str; 3],
+        files: Vec<FileToWrite>,
+    ) -> Result<(), ProviderError> {
+        let (prepared, sandbox) = self.find(id).await?;
+        let _running = sandbox.running.token();
+        let size: u64 = files.iter().map(|file| file.size).sum();
+        let usage = sandbox.disk.usage();
+        if (DiskUsage { bytes: usage.bytes.saturating_add(size), ..usage }).exceeds(self.max_disk()) {
+            return Err(ProviderError::FileRejected("the disk of the sandbox is full".into()));
+        }
+        let program = ["/bin/bash", "-c", EXTRACT, "bash", dir, name, mode].map(str::to_owned);
+        let mut child = self.spawn(prepared, &sandbox, &program).await?;
+        let (stdin, (stdout, stderr)) = (child.stdin.take().context("no standard input")?, take_output(&mut child)?);
+        let supervision = Supervision { timeout: TRANSFER_TIMEOUT, ..self.supervision(&sandbox) };
+        let write = tokio::task::spawn_blocking(move || write_archive(SyncIoBridge::new(stdin), files));
+        let io = async {
+            let stdout = read_excerpt(stdout, MAX_MESSAGE_LEN);
+            tokio::join!(write, stdout, read_excerpt(stderr, MAX_MESSAGE_LEN))
+        };
+        let (end, (written, _, stderr)) = supervision.wait(&mut child, io).await?;
+        self.end_if_far_over_limit(prepared, &sandbox).await?;
+        match (end.exit_code, written.context("cannot write an archive")?) {
+            (_, Err(ArchiveError::Content(err))) => Err(ProviderError::Content(err)),
+            (0, Ok(())) => Ok(()),
+            (EXISTS, _) => Err(ProviderError::AlreadyExists),
+            _ => Err(self.rejected(&end, &stderr.context("cannot read the standard error")?)),
+        }
+    }
+
+    /// Ends a sandbox that has used twice its disk, because its commands are killed only after they have used it.
+    async fn end_if_far_over_limit(&self, prepared: &Prepared, sandbox: &LocalSandbox) -> anyhow::Result<()> {
+        if !sandbox.disk.usage().exceeds(self.max_disk().twice()) {
+            return Ok(());
+        }
+        tracing::warn!(sandbox.id = %sandbox.id, "a sandbox has used twice the disk that it may use, and was ended");
+        prepared.sandboxes().remove(&sandbox.id);
+        sandbox.cancel.cancel();
+        self.dir.remove(sandbox.id).await
+    }
+
+    async fn find(&self, id: &str) -> Result<(&Prepared, LocalSandbox), ProviderError> {
+        let prepared = self.prepare().await?;
+        let id: SandboxId = id.parse().map_err(|_| ProviderError::Ended)?;
+        let sandbox = prepared.sandboxes().get(&id).cloned().ok_or(ProviderError::Ended)?;
+        Ok((prepared, sandbox))
+    }
+
+    /// Returns the reason why a command was killed; `None` if it has ended by itself.
+    fn describe_end(&self, end: CommandEnd) -> Option<String> {
+        let settings = &self.settings;
+        Some(match end {
+            CommandEnd::Exited | CommandEnd::Interrupted => return None,
+            CommandEnd::TimedOut => format!("it took longer than {} s", settings.command_timeout.as_secs()),
+            CommandEnd::OutOfMemory => format!("it used more than {} MiB of memory", settings.max_memory_bytes >> 20),
+            CommandEnd::OutOfDisk => {
+                let (mib, files) = (settings.max_disk_bytes >> 20, settings.max_files);
+                format!("the files of the sandbox exceed {mib} MiB or {files} files")
+            }
+            CommandEnd::Killed => "the sandbox was ended, or the server was shut down".to_owned(),
+        })
+    }
+
+    /// Returns the error for a failed file transfer.
+    fn rejected(&self, end: &ProgramEnd, stderr: &CommandStream) -> ProviderError {
+        let reason = self.describe_end(end.end).unwrap_or_else(|| stderr.text.trim().to_owned());
+        ProviderError::FileRejected(reason)
+    }
+}
+
+impl Prepared {
+    fn sandboxes(&self) -> MutexGuard<'_, HashMap<SandboxId, LocalSandbox>> {
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns a user that no other sandbox has.
+    fn choose_user(&self) -> u32 {
+        let sandboxes = self.sandboxes();
+        loop {
+            let user = rand::rng().random_range(USERS);
+            if sandboxes.values().all(|sandbox| sandbox.user != Some(user)) {
+                return user;
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl SandboxProvider for LocalProvider {
+    fn name(&self) -> ProviderName {
+        ProviderName::Local
+    }
+
+    async fn host(&self) -> Result<Option<Uuid>, ProviderError> {
+        Ok(Some(self.prepare().await?.host))
+    }
+
+    async fn sandboxes(&self) -> Result<Vec<SandboxId>, ProviderError> {
+        Ok(self.prepare().await?.sandboxes().keys().copied().collect())
+    }
+
+    async fn create(&self, id: SandboxId, _: Duration) -> Result<String, ProviderError> {
+        let prepared = self.prepare().await?;
+        let sandbox = self.create_sandbox(prepared, id)?;
+        prepared.sandboxes().insert(id, sandbox);
+        Ok(id.to_string())
+    }
+
+    async fn run_command(&self, id: &str, command: &str, _: Duration) -> Result<CommandOutput, ProviderError> {
+        let (prepared, sandbox) = self.find(id).await?;
+        let _running = sandbox.running.token();
+        let mut child = self.spawn(prepared, &sandbox, &self.command_program()).await?;
+        let (end, stdout, mut stderr) =
+            run_to_end(&mut child, self.supervision(&sandbox), command, self.settings.max_output_bytes).await?;
+        self.end_if_far_over_limit(prepared, &sandbox).await?;
+        if let Some(reason) = self.describe_end(end.end) {
+            let separator = if stderr.text.is_empty() || stderr.text.ends_with('\n') { "" } else { "\n" };
+            stderr.text = format!("{}{separator}The command was killed: {reason}.\n", stderr.text);
+        }
+        Ok(CommandOutput { stdout, stderr, exit_code: end.exit_code, end: end.end })
+    }
+
+    async fn read_file(&self, id: &str, path: &str, max_bytes: u64) -> Result<SandboxFile, ProviderError> {
+        let (prepared, sandbox) = self.find(id).await?;
+        let _running = sandbox.running.token();
+        let program = ["/bin/bash", "-c", READ_FILE, "bash", path].map(str::to_owned);
+        let mut child = self.spawn(prepared, &sandbox, &program).await?;
+        let (stdout, stderr) = take_output(&mut child)?;
+        let cancel = sandbox.cancel.child_token();
+        let supervision =
+            Supervision { timeout: TRANSFER_TIMEOUT, cancel: cancel.clone(), ..self.supervision(&sandbox) };
+        // A program whose output is not read to its end would wait.
+        let read = async { read_content(stdout, &self.spool, max_bytes).await.inspect_err(|_| cancel.cancel()) };
+        let io = async { tokio::join!(read, read_excerpt(stderr, MAX_MESSAGE_LEN)) };
+        let (end, (content, stderr)) = supervision.wait(&mut child, io).await?;
+        match (end.exit_code, content?) {
+            (0, Some(file)) => Ok(file),
+            (NO_INPUT, _) => Err(ProviderError::FileNotFound(path.to_owned())),
+            _ => Err(self.rejected(&end, &stderr.context("cannot read the standard error")?)),
+        }
+    }
+
+    async fn write_file(&self, id: &str, dir: &str, file: FileToWrite) -> Result<(), ProviderError> {
+        let name = file.path.clone();
+        self.extract(id, [dir, &name, "replace"], vec![file]).await
+    }
+
+    async fn write_dir(&self, id: &str, dir: &str, name: &str, files: Vec<FileToWrite>) -> Result<(), ProviderError> {
+        let below_name = |file: FileToWrite| FileToWrite { path: format!("{name}/{}", file.path), ..file };
+        self.extract(id, [dir, name, "new"], files.into_iter().map(below_name).collect()).await
+    }
+
+    async fn end(&self, id: &str) -> Result<(), ProviderError> {
+        let Ok(id) = id.parse::<SandboxId>() else { return Ok(()) };
+        let sandbox = self.prepare().await?.sandboxes().remove(&id);
+        if let Some(sandbox) = sandbox {
+            sandbox.cancel.cancel();
+            sandbox.running.close();
+            sandbox.running.wait().await;
+        }
+        Ok(self.dir.remove(id).await?)
+    }
+}
+
+fn take_output(child: &mut Child) -> anyhow::Result<(ChildStdout, ChildStderr)> {
+    let stdout = child.stdout.take().context("no standard output")?;
+    Ok((stdout, child.stderr.take().context("no standard error")?))
+}
+
+/// Runs a program that reads `input`, and returns how it has ended, its standard output, and its standard error.
+async fn run_to_end(
+    child: &mut Child,
+    supervision: Supervision,
+    input: &str,
+    max_output_bytes: usize,
+) -> anyhow::Result<(ProgramEnd, CommandStream, CommandStream)> {
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    let (stdout, stderr) = take_output(child)?;
+    let io = async {
+        let write = async move {
+            // A program may end before it has read its input.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        };
+        tokio::join!(write, read_excerpt(stdout, max_output_bytes), read_excerpt(stderr, max_output_bytes))
+    };
+    let (end, ((), stdout, stderr)) = supervision.wait(child, io).await?;
+    Ok((end, stdout.context("cannot read the output")?, stderr.context("cannot read the output")?))
+}

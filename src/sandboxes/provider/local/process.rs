@@ -1,0 +1,128 @@
+//! Runs a program in a sandbox to its end, and enforces the limits that the kernel does not: the duration, the memory of all
+//! processes together, and the disk space of the sandbox.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::process::Child;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::usage::{DiskMeter, DiskUsage, measure_memory};
+use crate::sandboxes::provider::CommandEnd;
+
+/// How often the usage is checked. A command that ends earlier is never checked.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// How long to wait for the end of the output of a process that was killed.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The exit code of a command that was killed because it took too long, as that of the program `timeout`.
+const TIMED_OUT_EXIT_CODE: i32 = 124;
+/// The exit code of a command that was killed for another reason.
+const KILLED_EXIT_CODE: i32 = 128 + 9;
+
+/// What a program may use.
+pub(super) struct Supervision {
+    pub(super) timeout: Duration,
+    pub(super) max_memory_bytes: u64,
+    pub(super) max_disk: DiskUsage,
+    pub(super) disk: Arc<DiskMeter>,
+    /// Canceled when the sandbox ends, or the server is shut down.
+    pub(super) cancel: CancellationToken,
+}
+
+/// How a program has ended.
+pub(super) struct ProgramEnd {
+    pub(super) end: CommandEnd,
+    pub(super) exit_code: i32,
+}
+
+impl Supervision {
+    /// Waits until the program ends while it runs `io`, which must read the output. If the program exceeds a limit, kills it
+    /// and all its descendants.
+    ///
+    /// # Errors
+    /// Returns an error if the program cannot be waited for, or if its output does not end with it.
+    pub(super) async fn wait<T>(
+        self,
+        child: &mut Child,
+        io: impl Future<Output = T>,
+    ) -> anyhow::Result<(ProgramEnd, T)> {
+        let disk = Arc::clone(&self.disk);
+        tokio::pin!(io);
+        let supervised = self.supervise(child);
+        tokio::pin!(supervised);
+        let (end, output) = tokio::select! {
+            end = &mut supervised => (end?, None),
+            output = &mut io => (supervised.await?, Some(output)),
+        };
+        // The output ends when no process of the sandbox is left.
+        let output = match output {
+            Some(output) => output,
+            None => tokio::time::timeout(OUTPUT_TIMEOUT, io).await.context("the output of a sandbox does not end")?,
+        };
+        let is_out_of_disk = end.end == CommandEnd::OutOfDisk;
+        // Short programs, one after the other, must not fill the disk unnoticed. After a violation, the next program is compared with
+        // what this one has written until it was killed.
+        let measure = move || if is_out_of_disk { disk.measure() } else { disk.measure_if_due() };
+        tokio::task::spawn_blocking(measure).await?;
+        Ok((end, output))
+    }
+
+    async fn supervise(self, child: &mut Child) -> anyhow::Result<ProgramEnd> {
+        let deadline = Instant::now() + self.timeout;
+        let cancel = self.cancel.clone();
+        // A program may run, and free space, although the sandbox exceeds its limit.
+        let watcher = Arc::new(Watcher { pid: child.id(), initial_disk: self.disk.usage(), supervision: self });
+        let mut checks = tokio::time::interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let end = loop {
+            tokio::select! {
+                status = child.wait() => {
+                    return Ok(ProgramEnd { end: CommandEnd::Exited, exit_code: exit_code(status?) });
+                }
+                () = cancel.cancelled() => break CommandEnd::Killed,
+                () = tokio::time::sleep_until(deadline) => break CommandEnd::TimedOut,
+                _ = checks.tick() => {
+                    let watcher = Arc::clone(&watcher);
+                    if let Some(end) = tokio::task::spawn_blocking(move || watcher.check()).await? {
+                        break end;
+                    }
+                }
+            }
+        };
+        // bubblewrap is the parent of the first process of the sandbox, whose end ends all others.
+        child.kill().await?;
+        let exit_code = if end == CommandEnd::TimedOut { TIMED_OUT_EXIT_CODE } else { KILLED_EXIT_CODE };
+        Ok(ProgramEnd { end, exit_code })
+    }
+}
+
+/// Checks the usage of a running program.
+struct Watcher {
+    /// The process of bubblewrap.
+    pid: Option<u32>,
+    initial_disk: DiskUsage,
+    supervision: Supervision,
+}
+
+impl Watcher {
+    /// Returns the reason why the program must be killed, if there is one.
+    fn check(&self) -> Option<CommandEnd> {
+        let Supervision { max_memory_bytes, max_disk, disk, .. } = &self.supervision;
+        if self.pid.is_some_and(|pid| measure_memory(pid, *max_memory_bytes) > *max_memory_bytes) {
+            return Some(CommandEnd::OutOfMemory);
+        }
+        let usage = disk.measure_if_due();
+        let is_violation = usage.exceeds(*max_disk) && usage.exceeds(self.initial_disk);
+        (is_violation || usage.exceeds(max_disk.twice())).then_some(CommandEnd::OutOfDisk)
+    }
+}
+
+/// Returns the exit code of a shell: that of the program, or 128 and the number of the signal that has killed it.
+fn exit_code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(KILLED_EXIT_CODE)
+}

@@ -1,0 +1,150 @@
+//! The providers of sandboxes: the trait that each implements, and what they exchange with the rest of the feature.
+
+pub mod local;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use self::local::{LocalProvider, LocalSettings};
+use crate::blob::ByteStream;
+use crate::blob::spool::{Spool, SpoolDir};
+use crate::config::{Config, SandboxType};
+use crate::ids::SandboxId;
+use crate::text_enum::text_enum;
+
+text_enum! {
+    /// The name of a provider, as it is configured and as clients see it.
+    pub enum ProviderName {
+        Local = "local",
+        E2b = "e2b",
+        Cloudflare = "cloudflare",
+    }
+}
+
+/// Returns the provider that the settings select; `None` if sandboxes are disabled.
+pub fn from_config(config: &Config, spool: SpoolDir, abort: CancellationToken) -> Option<Arc<dyn SandboxProvider>> {
+    match config.sandbox.kind(config.server.is_exposed()) {
+        SandboxType::Local => {
+            let settings = LocalSettings::from_config(config);
+            Some(Arc::new(LocalProvider::new(settings, spool, abort)))
+        }
+        SandboxType::Disabled => None,
+    }
+}
+
+/// A service that runs commands in sandboxes. The methods may be called concurrently, also for the same sandbox.
+#[async_trait]
+pub trait SandboxProvider: Send + Sync {
+    fn name(&self) -> ProviderName;
+
+    /// Returns the id of the directory on this machine that has the files of the sandboxes. `None` for a remote service.
+    async fn host(&self) -> Result<Option<Uuid>, ProviderError> {
+        Ok(None)
+    }
+
+    /// Returns the sandboxes on this machine. None for a remote service, which ends sandboxes by itself.
+    async fn sandboxes(&self) -> Result<Vec<SandboxId>, ProviderError> {
+        Ok(Vec::new())
+    }
+
+    /// Creates a sandbox that ends after `keepalive` without a call. Returns the id by which the provider knows it.
+    async fn create(&self, sandbox: SandboxId, keepalive: Duration) -> Result<String, ProviderError>;
+
+    /// Runs a shell command to its end.
+    async fn run_command(&self, id: &str, command: &str, keepalive: Duration) -> Result<CommandOutput, ProviderError>;
+
+    /// Reads a file. Its content may have at most `max_bytes`.
+    async fn read_file(&self, id: &str, path: &str, max_bytes: u64) -> Result<SandboxFile, ProviderError>;
+
+    /// Writes a file in the directory `dir`, which is created if it does not exist. Replaces an existing file.
+    async fn write_file(&self, id: &str, dir: &str, file: FileToWrite) -> Result<(), ProviderError>;
+
+    /// Writes files below a new directory `name` in the directory `dir`. If the call fails, the directory does not exist.
+    async fn write_dir(&self, id: &str, dir: &str, name: &str, files: Vec<FileToWrite>) -> Result<(), ProviderError>;
+
+    /// Ends a sandbox: its processes, and its files. Has no effect if it has already ended.
+    async fn end(&self, id: &str) -> Result<(), ProviderError>;
+}
+
+/// The reason why a call of a provider failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderError {
+    /// The sandbox has ended.
+    #[error("the sandbox has ended")]
+    Ended,
+    /// The file does not exist, or is not a regular file.
+    #[error("no such file in the sandbox: {0}")]
+    FileNotFound(String),
+    /// The file cannot be read or written, for the reason that the text says.
+    #[error("{0}")]
+    FileRejected(String),
+    /// The file is larger than the limit in bytes.
+    #[error("the file has more than {0} bytes")]
+    FileTooLarge(u64),
+    /// The content of a file that was to be written could not be read.
+    #[error("the content of a file cannot be read or stored")]
+    Content(#[source] std::io::Error),
+    /// The directory to create exists.
+    #[error("the directory exists")]
+    AlreadyExists,
+    /// No sandbox is to be had, or the provider does not respond.
+    #[error("{msg}")]
+    Unavailable { msg: String, cause: Option<anyhow::Error> },
+    /// The provider has responded with something else than its interface says.
+    #[error("{msg}")]
+    BadResponse { msg: String, cause: Option<anyhow::Error> },
+    #[error(transparent)]
+    Internal(#[from] anyhow::Error),
+}
+
+/// How a command has ended, and what it has written.
+#[derive(Debug)]
+pub struct CommandOutput {
+    pub stdout: CommandStream,
+    pub stderr: CommandStream,
+    pub exit_code: i32,
+    pub end: CommandEnd,
+}
+
+text_enum! {
+    /// Why a command has ended.
+    pub enum CommandEnd {
+        Exited = "exited",
+        TimedOut = "timed_out",
+        OutOfMemory = "out_of_memory",
+        OutOfDisk = "out_of_disk",
+        /// The sandbox was ended while the command ran, or the server was shut down.
+        Killed = "killed",
+        /// The server was killed while the command ran.
+        Interrupted = "interrupted",
+    }
+}
+
+/// What a command has written to one of its output streams.
+#[derive(Debug)]
+pub struct CommandStream {
+    /// The output. If it was too long, the middle is replaced with a line that says how much was omitted.
+    pub text: String,
+    /// The number of bytes that the command has written.
+    pub total_bytes: u64,
+    pub omitted_bytes: u64,
+}
+
+/// A file that was read from a sandbox.
+pub struct SandboxFile {
+    pub content: Spool,
+    pub is_executable: bool,
+}
+
+/// A file to write to a sandbox.
+pub struct FileToWrite {
+    /// The path relative to the directory, without `.` and `..`.
+    pub path: String,
+    pub size: u64,
+    pub is_executable: bool,
+    pub content: ByteStream,
+}

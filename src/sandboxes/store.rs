@@ -1,0 +1,432 @@
+//! SQL of sandboxes and their commands.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::provider::{CommandEnd, CommandOutput, ProviderName};
+use crate::db::page::{PageRequest, fetch_page, impl_paged};
+use crate::encryption::stored_text::{StaleText, StoredText};
+use crate::ids::{ProjectId, SandboxCommandId, SandboxId};
+use crate::text_enum::text_enum;
+use crate::time::Timestamp;
+
+text_enum! {
+    /// The state of a sandbox. A sandbox that is starting does not exist for clients yet.
+    pub enum SandboxState {
+        Starting = "starting",
+        Running = "running",
+        Ended = "ended",
+    }
+}
+
+/// A sandbox that is to be created.
+pub struct NewSandbox {
+    pub id: SandboxId,
+    pub project: ProjectId,
+    pub provider: ProviderName,
+    pub host: Option<Uuid>,
+    pub keepalive: Duration,
+}
+
+/// Inserts a sandbox that is starting. Returns `false` if the project has `max_live` sandboxes.
+pub async fn insert(conn: &mut PgConnection, sandbox: &NewSandbox, max_live: i64) -> sqlx::Result<bool> {
+    // Two concurrent requests must not both create the last sandbox.
+    sqlx::query!(
+        "select pg_advisory_xact_lock(hashtext('acontextd sandboxes'), hashtext($1::text))",
+        sandbox.project.to_string()
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    let insert = sqlx::query!(
+        "insert into sandboxes (id, project_id, provider, host_id, alive_seconds, expires_at)
+         select $1, $2, $3, $4, round($5::float8)::bigint, now() + make_interval(secs => $5::float8)
+         where (select count(*) from sandboxes where project_id = $2 and state <> 'ended') < $6",
+        sandbox.id as _,
+        sandbox.project as _,
+        sandbox.provider as _,
+        sandbox.host,
+        seconds(sandbox.keepalive),
+        max_live,
+    );
+    Ok(insert.execute(conn).await?.rows_affected() == 1)
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+/// Deletes a sandbox that could not be created.
+pub async fn delete_starting(conn: &mut PgConnection, sandbox: SandboxId) -> sqlx::Result<()> {
+    sqlx::query!("delete from sandboxes where id = $1 and state = 'starting'", sandbox as _)
+        .execute(conn)
+        .await
+        .map(drop)
+}
+
+/// A sandbox that exists.
+#[derive(Debug)]
+pub struct LiveSandbox {
+    pub id: SandboxId,
+    pub provider: ProviderName,
+    /// The id by which the provider knows it.
+    pub provider_sandbox_id: String,
+    /// The data directory that has its files.
+    pub host: Option<Uuid>,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+}
+
+/// Marks a sandbox as running. Returns `None` if it has been ended in the meantime.
+pub async fn mark_running(
+    conn: &mut PgConnection,
+    sandbox: SandboxId,
+    provider_sandbox_id: &str,
+) -> sqlx::Result<Option<LiveSandbox>> {
+    sqlx::query_as!(
+        LiveSandbox,
+        r#"update sandboxes set state = 'running', provider_sandbox_id = $2, updated_at = now()
+           where id = $1 and state = 'starting'
+           returning id as "id: SandboxId", provider as "provider: ProviderName",
+                     provider_sandbox_id as "provider_sandbox_id!", host_id as host, created_at as "created_at: Timestamp",
+                     expires_at as "expires_at: Timestamp""#,
+        sandbox as _,
+        provider_sandbox_id,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Returns a sandbox of a project that is running and has not expired.
+pub async fn get(conn: &mut PgConnection, project: ProjectId, sandbox: SandboxId) -> sqlx::Result<Option<LiveSandbox>> {
+    sqlx::query_as!(
+        LiveSandbox,
+        r#"select id as "id: SandboxId", provider as "provider: ProviderName",
+                  provider_sandbox_id as "provider_sandbox_id!", host_id as host, created_at as "created_at: Timestamp",
+                  expires_at as "expires_at: Timestamp"
+           from sandboxes where id = $1 and project_id = $2 and state = 'running' and expires_at > now()"#,
+        sandbox as _,
+        project as _,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Ensures that a sandbox lives at least until `lifetime` from now, and returns it. Returns `None` if it is not running.
+pub async fn begin_call(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    sandbox: SandboxId,
+    lifetime: Duration,
+) -> sqlx::Result<Option<LiveSandbox>> {
+    sqlx::query_as!(
+        LiveSandbox,
+        r#"update sandboxes set expires_at = greatest(expires_at, now() + make_interval(secs => $3)), updated_at = now()
+           where id = $1 and project_id = $2 and state = 'running' and expires_at > now()
+           returning id as "id: SandboxId", provider as "provider: ProviderName",
+                     provider_sandbox_id as "provider_sandbox_id!", host_id as host, created_at as "created_at: Timestamp",
+                     expires_at as "expires_at: Timestamp""#,
+        sandbox as _,
+        project as _,
+        seconds(lifetime),
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Lets a sandbox live until `lifetime` from now, unless a call that is in progress needs it for longer. Returns by how many
+/// seconds its counted life has grown, or `None` if it is not running.
+pub async fn set_lifetime(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    sandbox: SandboxId,
+    lifetime: Duration,
+) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar!(
+        r#"with old as (
+               select id, alive_seconds from sandboxes
+               where id = $1 and project_id = $2 and state = 'running' and expires_at > now() for no key update
+           )
+           update sandboxes s
+           set expires_at = case when exists (select 1 from sandbox_commands c where c.sandbox_id = s.id and c.ended_at is null)
+                                 then s.expires_at else now() + make_interval(secs => $3) end,
+               updated_at = now(),
+               alive_seconds = greatest(s.alive_seconds, round($3 + extract(epoch from now() - s.created_at))::bigint)
+           from old where s.id = old.id
+           returning s.alive_seconds - old.alive_seconds as "grown!""#,
+        sandbox as _,
+        project as _,
+        seconds(lifetime),
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// A sandbox that was marked as ended.
+#[derive(Debug)]
+pub struct EndedSandbox {
+    pub id: SandboxId,
+    pub project: ProjectId,
+    pub provider: ProviderName,
+    /// `None` if it had not been created.
+    pub provider_sandbox_id: Option<String>,
+    /// By how many seconds its counted life has grown; negative, because it ends early.
+    pub grown: i64,
+}
+
+/// Marks a running sandbox of a project as ended. Returns `None` if it is not running.
+pub async fn end(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    sandbox: SandboxId,
+) -> sqlx::Result<Option<EndedSandbox>> {
+    sqlx::query_as!(
+        EndedSandbox,
+        r#"with old as (
+               select id, alive_seconds, provider_sandbox_id from sandboxes
+               where id = $1 and project_id = $2 and state = 'running' for no key update
+           )
+           update sandboxes s
+           set state = 'ended', provider_sandbox_id = null, ended_at = now(), updated_at = now(),
+               alive_seconds = round(extract(epoch from now() - s.created_at))::bigint
+           from old where s.id = old.id
+           returning s.id as "id: SandboxId", s.project_id as "project: ProjectId", s.provider as "provider: ProviderName",
+                     old.provider_sandbox_id, s.alive_seconds - old.alive_seconds as "grown!""#,
+        sandbox as _,
+        project as _,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Marks up to `limit` sandboxes as ended whose time is over: those of remote providers, those of `host`, and those of other hosts
+/// that have not ended them for an hour.
+pub async fn end_expired(conn: &mut PgConnection, host: Option<Uuid>, limit: i64) -> sqlx::Result<Vec<EndedSandbox>> {
+    sqlx::query_as!(
+        EndedSandbox,
+        r#"with old as (
+               select id, alive_seconds, provider_sandbox_id from sandboxes
+               where state <> 'ended' and expires_at <= now()
+                 and (host_id is null or host_id = $1 or expires_at <= now() - interval '1 hour')
+               order by expires_at limit $2 for no key update skip locked
+           )
+           update sandboxes s
+           set state = 'ended', provider_sandbox_id = null, ended_at = now(), updated_at = now(),
+               alive_seconds = round(extract(epoch from now() - s.created_at))::bigint
+           from old where s.id = old.id
+           returning s.id as "id: SandboxId", s.project_id as "project: ProjectId", s.provider as "provider: ProviderName",
+                     old.provider_sandbox_id, s.alive_seconds - old.alive_seconds as "grown!""#,
+        host,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Returns those of `sandboxes` that have ended, or whose project was deleted.
+pub async fn list_ended(conn: &mut PgConnection, sandboxes: &[SandboxId]) -> sqlx::Result<Vec<SandboxId>> {
+    sqlx::query_scalar!(
+        r#"select c.id as "id!: SandboxId" from unnest($1::uuid[]) as c (id)
+           where not exists (select 1 from sandboxes s where s.id = c.id and s.state <> 'ended')"#,
+        sandboxes as _,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Records the path of a file that was copied out of a sandbox.
+pub async fn add_generated_file(conn: &mut PgConnection, sandbox: SandboxId, path: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update sandboxes set generated_files = generated_files || $2::text where id = $1 and cardinality(generated_files) < 1000",
+        sandbox as _,
+        path
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Inserts a command that is about to run. Returns `false` if a command of the same request exists.
+pub async fn insert_command(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    sandbox: SandboxId,
+    id: SandboxCommandId,
+    command: &StoredText,
+    request_hash: Option<&[u8]>,
+) -> sqlx::Result<bool> {
+    let insert = sqlx::query!(
+        "insert into sandbox_commands (id, sandbox_id, project_id, command, encrypted_as, request_hash)
+         values ($1, $2, $3, $4, $5, $6) on conflict (request_hash) do nothing",
+        id as _,
+        sandbox as _,
+        project as _,
+        command.content,
+        command.encrypted_as,
+        request_hash,
+    );
+    Ok(insert.execute(conn).await?.rows_affected() == 1)
+}
+
+/// Records how a command has ended.
+pub async fn finish_command(conn: &mut PgConnection, id: SandboxCommandId, output: &CommandOutput) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update sandbox_commands
+         set ended_at = clock_timestamp(), exit_code = $2, end_reason = $3, stdout_bytes = $4, stderr_bytes = $5
+         where id = $1 and ended_at is null",
+        id as _,
+        output.exit_code,
+        output.end as _,
+        i64::try_from(output.stdout.total_bytes).unwrap_or(i64::MAX),
+        i64::try_from(output.stderr.total_bytes).unwrap_or(i64::MAX),
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Deletes a command that could not be run.
+pub async fn delete_command(conn: &mut PgConnection, id: SandboxCommandId) -> sqlx::Result<()> {
+    sqlx::query!("delete from sandbox_commands where id = $1", id as _).execute(conn).await.map(drop)
+}
+
+/// Marks commands as interrupted that started before `before` and have not ended: those of sandboxes on `host`, or of remote
+/// providers if `host` is `None`.
+pub async fn interrupt_commands(conn: &mut PgConnection, host: Option<Uuid>, before: Timestamp) -> sqlx::Result<u64> {
+    let update = sqlx::query!(
+        "update sandbox_commands c set ended_at = now(), exit_code = 137, end_reason = 'interrupted'
+         from sandboxes s
+         where s.id = c.sandbox_id and c.ended_at is null and c.started_at < $2 and s.host_id is not distinct from $1",
+        host,
+        before.0,
+    );
+    Ok(update.execute(conn).await?.rows_affected())
+}
+
+/// A sandbox with what was done in it, without its commands.
+#[derive(Debug)]
+pub struct SandboxLogRow {
+    pub id: SandboxId,
+    pub project_id: ProjectId,
+    pub provider: ProviderName,
+    pub provider_sandbox_id: Option<String>,
+    pub alive_seconds: i64,
+    pub generated_files: Vec<String>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub ended_at: Option<Timestamp>,
+}
+
+impl_paged!(SandboxLogRow);
+
+macro_rules! select_logs {
+    ($($rest:literal)+; $($parameter:expr),* $(,)?) => {
+        sqlx::query_as!(
+            SandboxLogRow,
+            r#"select t.id as "id: SandboxId", t.project_id as "project_id: ProjectId", t.provider as "provider: ProviderName",
+                      t.provider_sandbox_id, t.alive_seconds, t.generated_files, t.created_at as "created_at: Timestamp",
+                      t.updated_at as "updated_at: Timestamp", t.ended_at as "ended_at: Timestamp"
+               from "# $(+ $rest)+,
+            $($parameter),*
+        )
+    };
+}
+
+/// Lists the sandboxes of a project that have been created.
+pub async fn list_logs(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    page: &PageRequest,
+) -> sqlx::Result<Vec<SandboxLogRow>> {
+    fetch_page!(select_logs!("sandboxes t where t.project_id = $4 and t.state <> 'starting'"; project as _), conn, page)
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct CommandRow {
+    pub sandbox: SandboxId,
+    pub command: StoredText,
+    pub exit_code: i32,
+    pub end_reason: CommandEnd,
+    pub started_at: Timestamp,
+    pub ended_at: Timestamp,
+    pub stdout_bytes: i64,
+    pub stderr_bytes: i64,
+}
+
+/// Lists the last `limit` commands of each of these sandboxes that have ended, in the order in which they started.
+pub async fn list_commands(
+    conn: &mut PgConnection,
+    sandboxes: &[SandboxId],
+    limit: i64,
+) -> sqlx::Result<Vec<CommandRow>> {
+    let rows = sqlx::query!(
+        r#"select c.sandbox_id as "sandbox_id: SandboxId", c.command, c.encrypted_as, c.exit_code as "exit_code!",
+                  c.end_reason as "end_reason!: CommandEnd", c.started_at as "started_at: Timestamp",
+                  c.ended_at as "ended_at!: Timestamp", coalesce(c.stdout_bytes, 0) as "stdout_bytes!",
+                  coalesce(c.stderr_bytes, 0) as "stderr_bytes!"
+           from unnest($1::uuid[]) as s (id)
+           cross join lateral (select * from sandbox_commands c where c.sandbox_id = s.id and c.ended_at is not null
+                               order by c.id desc limit $2) c
+           order by c.sandbox_id, c.id"#,
+        sandboxes as _,
+        limit,
+    );
+    let rows = rows.map(|row| CommandRow {
+        sandbox: row.sandbox_id,
+        command: StoredText { content: row.command, encrypted_as: row.encrypted_as },
+        exit_code: row.exit_code,
+        end_reason: row.end_reason,
+        started_at: row.started_at,
+        ended_at: row.ended_at,
+        stdout_bytes: row.stdout_bytes,
+        stderr_bytes: row.stderr_bytes,
+    });
+    rows.fetch_all(conn).await
+}
+
+/// Counts the commands of a project that are not stored in the given storage format.
+pub async fn count_remaining(conn: &mut PgConnection, project: ProjectId, encrypted: bool) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "count!" from sandbox_commands where project_id = $1 and (encrypted_as is null) = $2"#,
+        project as _,
+        encrypted
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Locks up to `limit` commands after `after` whose storage format is not the given one, in the order of their ids.
+pub async fn lock_remaining(
+    conn: &mut PgConnection,
+    project: ProjectId,
+    encrypted: bool,
+    after: Uuid,
+    limit: i64,
+) -> sqlx::Result<Vec<StaleText>> {
+    let texts = sqlx::query!(
+        "select id, command, encrypted_as from sandbox_commands
+         where project_id = $1 and (encrypted_as is null) = $2 and id > $3 order by id limit $4 for no key update",
+        project as _,
+        encrypted,
+        after,
+        limit
+    );
+    let texts = texts
+        .map(|row| StaleText { id: row.id, text: StoredText { content: row.command, encrypted_as: row.encrypted_as } });
+    texts.fetch_all(conn).await
+}
+
+/// Replaces the stored form of a command.
+pub async fn set_command(conn: &mut PgConnection, id: Uuid, command: &StoredText) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update sandbox_commands set command = $2, encrypted_as = $3 where id = $1",
+        id,
+        command.content,
+        command.encrypted_as
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}

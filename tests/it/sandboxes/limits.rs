@@ -1,0 +1,137 @@
+//! The limits of a command in a local sandbox.
+
+use std::time::Duration;
+
+use acontextd::sandboxes::provider::CommandEnd;
+
+use super::Local;
+
+#[tokio::test]
+async fn a_command_that_takes_too_long_is_killed_with_its_children() {
+    let local = Local::with(|settings| settings.command_timeout = Duration::from_secs(1));
+    let sandbox = local.create().await;
+    let output = sandbox.run("echo begun; (setsid sleep 1000 &); sleep 1000").await;
+    assert_eq!((output.exit_code, output.end), (124, CommandEnd::TimedOut));
+    assert_eq!(output.stdout.text, "begun\n");
+    assert!(output.stderr.text.contains("longer than 1 s"), "{}", output.stderr.text);
+}
+
+#[tokio::test]
+async fn long_output_is_cut_in_the_middle() {
+    let local = Local::with(|settings| settings.max_output_bytes = 100);
+    let sandbox = local.create().await;
+    let output = sandbox.run("seq -w 1 1000; seq -w 1 1000 >&2").await;
+    for stream in [&output.stdout, &output.stderr] {
+        assert!(stream.text.starts_with("0001\n0002\n") && stream.text.ends_with("\n0999\n1000\n"), "{}", stream.text);
+        assert!(stream.text.contains("4900 bytes omitted"), "{}", stream.text);
+        assert_eq!((stream.total_bytes, stream.omitted_bytes), (5000, 4900));
+    }
+}
+
+#[tokio::test]
+async fn endless_output_ends_with_the_timeout() {
+    let local = Local::with(|settings| settings.command_timeout = Duration::from_secs(1));
+    let sandbox = local.create().await;
+    let output = sandbox.run("yes").await;
+    assert_eq!(output.end, CommandEnd::TimedOut);
+    assert!(output.stdout.omitted_bytes > 0 && output.stdout.text.len() < 1_100_000);
+}
+
+#[tokio::test]
+async fn a_fork_bomb_stays_within_the_limit_of_processes() {
+    let local = Local::with(|settings| {
+        settings.command_timeout = Duration::from_secs(2);
+        settings.max_processes = 20;
+    });
+    let sandbox = local.create().await;
+    let output = sandbox.run("for i in $(seq 100); do sleep 100 & done; jobs -r | wc -l").await;
+    assert!(output.stderr.text.contains("Resource temporarily unavailable"), "{}", output.stderr.text);
+    sandbox.run("bomb() { bomb | bomb & }; bomb; sleep 100").await;
+    assert_eq!(sandbox.output("echo alive").await, "alive\n");
+}
+
+#[tokio::test]
+async fn a_process_cannot_allocate_more_than_the_limit() {
+    let local = Local::with(|settings| settings.max_memory_bytes = 100 << 20);
+    let sandbox = local.create().await;
+    let output = sandbox.run("python3 -c 'x = bytearray(200 << 20)'").await;
+    assert!(output.stderr.text.contains("MemoryError"), "{}", output.stderr.text);
+    sandbox.output("python3 -c 'x = bytearray(20 << 20)'").await;
+}
+
+#[tokio::test]
+async fn processes_together_cannot_use_more_memory_than_the_limit() {
+    let local = Local::with(|settings| settings.max_memory_bytes = 100 << 20);
+    let sandbox = local.create().await;
+    let hold = "python3 -c 'x = bytearray(b\"1\") * (60 << 20); import time; time.sleep(100)'";
+    let output = sandbox.run(&format!("{hold} & {hold} & wait")).await;
+    assert_eq!((output.exit_code, output.end), (137, CommandEnd::OutOfMemory));
+    assert!(output.stderr.text.contains("more than 100 MiB of memory"), "{}", output.stderr.text);
+    // Mapped memory that is shared does not count for the limit of a process.
+    let share = "python3 -c 'import mmap, time; x = mmap.mmap(-1, 200 << 20); [x.write(b\"1\" * (1 << 20)) for _ in range(200)]; time.sleep(100)'";
+    assert_eq!(sandbox.run(share).await.end, CommandEnd::OutOfMemory);
+}
+
+#[tokio::test]
+async fn files_outside_of_the_writable_directories_cannot_be_created() {
+    let local = Local::new();
+    let sandbox = local.create().await;
+    for dir in ["/", "/etc", "/usr", "/dev", "/proc", "/var", "/home", "/run"] {
+        let output = sandbox.run(&format!("mkdir -p {dir}/new && echo created")).await;
+        assert_ne!(output.exit_code, 0, "{dir}");
+    }
+}
+
+#[tokio::test]
+async fn a_disk_filler_is_killed_and_can_be_cleaned_up() {
+    let local = Local::with(|settings| settings.max_disk_bytes = 128 << 20);
+    let sandbox = local.create().await;
+    // No file may be larger than the limit.
+    let output = sandbox.run("head -c 200M /dev/zero > big").await;
+    assert!(output.stderr.text.contains("File too large"), "{}", output.stderr.text);
+    let output = sandbox.run("head -c 50M /dev/zero > more").await;
+    assert!(
+        output.stderr.text.contains("File too large"),
+        "the limit of a file is what is left: {}",
+        output.stderr.text
+    );
+    let fill = "for i in $(seq 20); do head -c 10M /dev/zero > file$i; done; sleep 100";
+    sandbox.output("rm big more; sleep 3").await;
+    let output = sandbox.run(fill).await;
+    assert_eq!((output.exit_code, output.end), (137, CommandEnd::OutOfDisk));
+    assert!(output.stderr.text.contains("exceed 128 MiB"), "{}", output.stderr.text);
+    sandbox.output("sleep 3; rm -f big file*").await;
+    sandbox.output("head -c 10M /dev/zero > file; sleep 3").await;
+}
+
+#[tokio::test]
+async fn an_inode_filler_is_killed() {
+    let local = Local::with(|settings| settings.max_files = 5000);
+    let sandbox = local.create().await;
+    let output = sandbox.run("mkdir d; cd d; for i in $(seq 8000); do : > $i; done; sleep 100").await;
+    assert_eq!(output.end, CommandEnd::OutOfDisk);
+    sandbox.output("rm -rf d; mkdir d").await;
+    // A sandbox that uses far too much is ended, here one whose directories are nested too deeply to be counted.
+    let program = "import os\nfor _ in range(10_000): os.mkdir('n'); os.chdir('n')\nos.system('sleep 100')";
+    let output = sandbox.run(&format!("python3 - <<'END'\n{program}\nEND")).await;
+    assert_eq!(output.end, CommandEnd::OutOfDisk);
+    assert!(!local.dir_of(&sandbox).exists());
+}
+
+#[tokio::test]
+async fn shared_memory_is_limited() {
+    let local = Local::new();
+    let sandbox = local.create().await;
+    let output = sandbox.run("head -c 100M /dev/zero > /dev/shm/file").await;
+    assert!(output.stderr.text.contains("No space left"), "{}", output.stderr.text);
+    let output = sandbox.run("python3 -c 'import os; os.memfd_create(\"x\")'").await;
+    assert!(output.stderr.text.contains("Function not implemented"), "{}", output.stderr.text);
+}
+
+#[tokio::test]
+async fn a_process_cannot_open_more_files_than_the_limit() {
+    let local = Local::new();
+    let sandbox = local.create().await;
+    let output = sandbox.run("python3 -c 'x = [open(\"/dev/null\") for _ in range(300)]'").await;
+    assert!(output.stderr.text.contains("Too many open files"), "{}", output.stderr.text);
+}
