@@ -125,12 +125,12 @@ impl App {
         Self {
             messages: Messages::new(platform.clone()),
             disks: Disks::new(platform.clone(), sandboxes.clone()),
-            sandboxes,
             learning_spaces: LearningSpaces::new(platform.clone(), Arc::clone(&llm)),
             learn: Learn::new(platform.clone(), llm),
             projects: Projects::new(platform.clone(), authenticator.clone(), encrypted_content(&platform)),
-            status: Status::new(platform.clone()),
+            status: Status::new(platform.clone(), sandboxes.clone()),
             authenticator,
+            sandboxes,
             platform,
         }
     }

@@ -67,6 +67,8 @@ fn execute(confinement: &Confinement) -> anyhow::Result<std::convert::Infallible
     rustix::process::umask(Mode::from_raw_mode(0o022));
     // Before the resources are limited, because the limit of the size of a file may be 0.
     let filter = create_filter_file()?;
+    // Files that the server has inherited and does not know may be open.
+    close_fds::set_fds_cloexec(3, &[filter.as_raw_fd()]);
     limit_resources(&confinement.limits)?;
     if let Some(user) = confinement.user {
         drop_privileges(user)?;

@@ -6,6 +6,7 @@ use chrono::Utc;
 use uuid::Uuid;
 
 use super::Sandboxes;
+use super::provider::ProviderError;
 use super::store::{self, EndedSandbox};
 use crate::db::Tx;
 use crate::error::Result;
@@ -45,7 +46,11 @@ pub(super) async fn discard(ctx: &Sandboxes, sandbox: SandboxId) -> Result<()> {
 /// Returns an error if the database fails. A sandbox that the provider cannot end is logged, and ended by a later call.
 pub async fn end_expired(ctx: Sandboxes) -> Result<()> {
     let host = match &ctx.provider {
-        Some(provider) => provider.host().await?,
+        Some(provider) => match provider.host().await {
+            // The provider has logged the reason. Without it, no sandbox of this machine can be ended.
+            Err(ProviderError::Unavailable { .. }) => return Ok(()),
+            host => host?,
+        },
         None => None,
     };
     loop {

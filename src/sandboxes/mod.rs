@@ -29,7 +29,7 @@ use crate::ids::{ProjectId, SandboxId};
 use crate::platform::{Platform, platform_context};
 use crate::time::Timestamp;
 use crate::usage_metrics::store::{SANDBOX_ALIVE_TAG, increment};
-use provider::{ProviderError, SandboxProvider};
+use provider::{ProviderError, ProviderStatus, SandboxProvider};
 use store::LiveSandbox;
 
 /// The error for a sandbox that does not exist, has ended, or belongs to another project.
@@ -57,6 +57,14 @@ impl Sandboxes {
     fn provider(&self) -> Result<&Arc<dyn SandboxProvider>> {
         let msg = "sandboxes are disabled on this server; set SANDBOX_TYPE to local, e2b or cloudflare to enable them";
         self.provider.as_ref().ok_or_else(|| Error::unavailable(msg))
+    }
+
+    /// Returns whether sandboxes can be created; `None` if they are disabled.
+    pub async fn status(&self) -> Option<ProviderStatus> {
+        match &self.provider {
+            Some(provider) => Some(provider.status().await),
+            None => None,
+        }
     }
 
     /// Returns the provider of a sandbox.

@@ -4,14 +4,16 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
+use serde::Serialize;
 
 use crate::auth::Caller;
 use crate::blob::ObjectStoreError;
 use crate::db::pooler::SHARED_SESSIONS;
 use crate::error::Error;
 use crate::error::database::DatabaseOutage;
-use crate::http::response::{self, ApiResponse, Empty, QueryResult};
+use crate::http::response::{self, ApiResponse, Data, Empty, QueryResult};
 use crate::platform::Platform;
+use crate::sandboxes::provider::ProviderStatus;
 use crate::status::Status;
 
 /// How long a dependency may take to respond.
@@ -32,27 +34,38 @@ pub async fn health() -> ApiResponse<Empty> {
 pub struct ReadinessCheck {
     checked_at: Instant,
     /// The reason if the server is not ready.
-    result: Result<(), String>,
+    result: Result<Readiness, String>,
+}
+
+/// What a server that is ready can do.
+#[derive(Clone, Serialize, utoipa::ToSchema)]
+pub struct Readiness {
+    /// Absent if sandboxes are disabled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sandboxes: Option<ProviderStatus>,
 }
 
 /// Readiness probe
 ///
 /// Returns 200 if the database and the object store respond. Returns 503 with the reason if one of them does not respond, or if
-/// a connection pooler shares server sessions. The result can be a second old.
+/// a connection pooler shares server sessions. The data says what enforces the limits of sandboxes; a server that cannot run
+/// sandboxes is ready nevertheless. The result can be a second old.
 #[utoipa::path(get, path = "/ready", tag = "status", security(()))]
-pub async fn ready(State(status): State<Status>) -> QueryResult<Empty> {
+pub async fn ready(State(status): State<Status>) -> QueryResult<Data<Readiness>> {
     let mut last_check = status.last_check.lock().await;
     if let Some(check) = last_check.as_ref().filter(|check| check.checked_at.elapsed() < MAX_CHECK_AGE) {
         return match &check.result {
-            Ok(()) => Ok(response::ok_message("ready")),
+            Ok(readiness) => Ok(response::ok_with_message("ready", readiness.clone())),
             Err(reason) => Err(Error::unavailable(reason.clone())),
         };
     }
-    let result = check_readiness(&status).await;
-    let reason = result.as_ref().map_err(|err| err.public_message().into_owned());
-    *last_check = Some(ReadinessCheck { checked_at: Instant::now(), result: reason.copied() });
-    result?;
-    Ok(response::ok_message("ready"))
+    let result = match check_readiness(&status).await {
+        Ok(()) => Ok(Readiness { sandboxes: status.sandboxes.status().await }),
+        Err(err) => Err(err),
+    };
+    let stored = result.as_ref().map(Readiness::clone).map_err(|err| err.public_message().into_owned());
+    *last_check = Some(ReadinessCheck { checked_at: Instant::now(), result: stored });
+    Ok(response::ok_with_message("ready", result?))
 }
 
 async fn check_readiness(platform: &Platform) -> Result<(), Error> {

@@ -10,6 +10,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::platform::{Platform, platform_context};
+use crate::sandboxes::Sandboxes;
 use health::ReadinessCheck;
 
 platform_context! {
@@ -20,13 +21,14 @@ platform_context! {
 /// The fields of [`Status`].
 pub struct StatusInner {
     platform: Platform,
+    sandboxes: Sandboxes,
     /// The last readiness check. It is locked during a check, so that concurrent requests wait for its result.
     last_check: Mutex<Option<ReadinessCheck>>,
 }
 
 impl Status {
-    pub fn new(platform: Platform) -> Self {
-        Self(Arc::new(StatusInner { platform, last_check: Mutex::default() }))
+    pub fn new(platform: Platform, sandboxes: Sandboxes) -> Self {
+        Self(Arc::new(StatusInner { platform, sandboxes, last_check: Mutex::default() }))
     }
 }
 

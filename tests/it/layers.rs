@@ -37,7 +37,6 @@ const LAYERS: &[&str] = &[
     // The subcommand that the local sandbox provider starts.
     "confine",
     // The features.
-    "status",
     "material",
     "usage_metrics",
     "users",
@@ -56,6 +55,7 @@ const LAYERS: &[&str] = &[
     "learn",
     "job_control",
     "projects",
+    "status",
     // The program.
     "features",
     "startup",

@@ -2,10 +2,12 @@
 
 pub mod local;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -41,6 +43,9 @@ pub fn from_config(config: &Config, spool: SpoolDir, abort: CancellationToken) -
 pub trait SandboxProvider: Send + Sync {
     fn name(&self) -> ProviderName;
 
+    /// Returns whether sandboxes can be created, and how they are isolated.
+    async fn status(&self) -> ProviderStatus;
+
     /// Returns the id of the directory on this machine that has the files of the sandboxes. `None` for a remote service.
     async fn host(&self) -> Result<Option<Uuid>, ProviderError> {
         Ok(None)
@@ -68,6 +73,20 @@ pub trait SandboxProvider: Send + Sync {
 
     /// Ends a sandbox: its processes, and its files. Has no effect if it has already ended.
     async fn end(&self, id: &str) -> Result<(), ProviderError>;
+}
+
+/// Whether sandboxes can be created, and how they are isolated.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct ProviderStatus {
+    pub provider: ProviderName,
+    /// The reason why no sandbox can be created; absent if sandboxes can be created, or if that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// What separates a sandbox from the machine and from other sandboxes.
+    pub isolation: &'static str,
+    /// What enforces each limit.
+    #[schema(value_type = Object)]
+    pub limits: BTreeMap<&'static str, &'static str>,
 }
 
 /// The reason why a call of a provider failed.

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use acontextd::sandboxes::provider::{CommandEnd, SandboxProvider};
+use acontextd::ids::SandboxId;
+use acontextd::sandboxes::provider::{CommandEnd, ProviderError, SandboxProvider};
 
 use super::{KEEPALIVE, Local};
 use crate::support::wait_until;
@@ -82,7 +83,7 @@ async fn a_sandbox_survives_a_restart() {
     // The deletion of the other one was interrupted, and so was the creation of a third one.
     let (dir, trash) = (local.dir_of(&ended), local.settings.dir.join(format!("ended-{}", ended.id)));
     fs::rename(dir, &trash).unwrap();
-    let incomplete = local.settings.dir.join(acontextd::ids::SandboxId::new().to_string());
+    let incomplete = local.settings.dir.join(SandboxId::new().to_string());
     fs::create_dir(&incomplete).unwrap();
     let restarted = local.restart();
     assert_eq!(restarted.host().await.unwrap(), local.provider.host().await.unwrap());
@@ -90,6 +91,20 @@ async fn a_sandbox_survives_a_restart() {
     assert_eq!(output.stdout.text, "kept\n");
     assert!(!trash.exists() && !incomplete.exists());
     assert_eq!(restarted.sandboxes().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_machine_that_cannot_isolate_programs_has_no_sandboxes() {
+    let local = Local::with(|settings| settings.executable = "/usr/bin/false".into());
+    let created = local.provider.create(SandboxId::new(), KEEPALIVE).await;
+    let Err(ProviderError::Unavailable { msg, .. }) = created else { panic!("{created:?}") };
+    assert!(msg.contains("cannot run sandboxes") && msg.contains("exit code 1"), "{msg}");
+    let status = local.provider.status().await;
+    assert_eq!(status.problem.as_ref(), Some(&msg));
+    assert!(status.limits["memory"].contains("kernel") && status.isolation.contains("bubblewrap"));
+    assert!(Local::new().provider.status().await.problem.is_none());
+    let left = fs::read_dir(&local.settings.dir).unwrap().flatten().map(|entry| entry.file_name());
+    assert_eq!(left.filter(|name| name != "etc" && name != "host-id").count(), 0);
 }
 
 #[tokio::test]

@@ -333,6 +333,16 @@ async fn commands_that_a_killed_server_was_running_are_interrupted() {
     .await;
 }
 
+#[tokio::test]
+async fn the_readiness_probe_describes_the_provider() {
+    run(async |app| {
+        let ready = app.client().get("/ready").await;
+        assert_eq!(ready.json()["msg"], "ready");
+        assert_eq!(ready.data()["sandboxes"], json!({"provider": "cloudflare", "isolation": "none", "limits": {}}));
+    })
+    .await;
+}
+
 #[test]
 fn errors_of_providers_have_a_status() {
     use acontextd::error::Error;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use acontextd::blob::spool::Spool;
 use acontextd::ids::SandboxId;
 use acontextd::sandboxes::provider::{
-    CommandEnd, CommandOutput, CommandStream, FileToWrite, ProviderError, ProviderName, SandboxFile, SandboxProvider,
+    CommandEnd, CommandOutput, CommandStream, FileToWrite, ProviderError, ProviderName, ProviderStatus, SandboxFile,
+    SandboxProvider,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -45,6 +46,10 @@ async fn read(file: FileToWrite) -> Result<(Bytes, bool), ProviderError> {
 impl SandboxProvider for FakeSandboxes {
     fn name(&self) -> ProviderName {
         ProviderName::Cloudflare
+    }
+
+    async fn status(&self) -> ProviderStatus {
+        ProviderStatus { provider: self.name(), problem: None, isolation: "none", limits: BTreeMap::new() }
     }
 
     /// The new sandbox has the file `/tmp/old.txt`.

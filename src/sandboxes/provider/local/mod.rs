@@ -9,19 +9,19 @@
 mod bubblewrap;
 mod dirs;
 mod output;
+mod prepare;
 mod process;
 mod spawner;
 mod transfer;
 mod usage;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use async_trait::async_trait;
-use rand::Rng;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::OnceCell;
@@ -30,35 +30,44 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use self::bubblewrap::{Bubblewrap, ENVIRONMENT};
+use self::bubblewrap::ENVIRONMENT;
 use self::dirs::SandboxesDir;
 use self::output::read_excerpt;
+use self::prepare::Prepared;
 use self::process::{ProgramEnd, Supervision};
-use self::spawner::Spawner;
 use self::transfer::{ArchiveError, EXISTS, EXTRACT, NO_INPUT, READ_FILE, read_content, write_archive};
 use self::usage::{DiskMeter, DiskUsage};
 use super::{
-    CommandEnd, CommandOutput, CommandStream, FileToWrite, ProviderError, ProviderName, SandboxFile, SandboxProvider,
+    CommandEnd, CommandOutput, CommandStream, FileToWrite, ProviderError, ProviderName, ProviderStatus, SandboxFile,
+    SandboxProvider,
 };
 use crate::blob::spool::SpoolDir;
 use crate::config::Config;
 use crate::confine::{self, Confinement, ResourceLimits};
 use crate::ids::SandboxId;
 
-/// The users of sandboxes if the server runs as root: each sandbox has a user of its own. systemd lists this range as unused.
-const USERS: std::ops::Range<u32> = 2_000_000_000..2_001_000_000;
 /// The part of the output of file transfers and of the self-test that is kept.
 const MAX_MESSAGE_LEN: usize = 4096;
 /// How long the transfer of a file may take.
 const TRANSFER_TIMEOUT: Duration = Duration::from_mins(5);
-/// How long the self-test may take.
-const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// The script that runs a shell command. It reads the command from its standard input, because a command line is limited to 128
 /// KiB, and other users of the machine could read it. `$1` is the maximum number of processes. Without the signal `XFSZ`, a program
 /// that writes more than it may gets an error.
 const RUN_COMMAND: &str = r#"trap '' XFSZ; ulimit -u "$1" && eval -- "$(cat)" </dev/null"#;
-/// The command of the self-test. Clients of sandboxes expect these programs.
-const SELF_TEST: &str = "command -v sh sed nl head wc base64 mkdir tar stat mv >/dev/null && test -w /workspace";
+/// What separates a sandbox from the machine.
+const ISOLATION: &str = "bubblewrap: namespaces for files, processes, users, IPC, host name and, unless it is allowed, the \
+    network; no capabilities, no new privileges, and a filter of system calls";
+/// What enforces each limit.
+const LIMITS: [(&str, &str); 8] = [
+    ("command_timeout", "the server"),
+    ("cpu_time", "the kernel, for each process"),
+    ("disk", "the server, which measures the files of a sandbox while and after commands run"),
+    ("file_size", "the kernel"),
+    ("files", "the server, which counts the files of a sandbox while and after commands run"),
+    ("memory", "the kernel for each process, and the server for all processes of a command"),
+    ("open_files", "the kernel, for each process"),
+    ("processes", "the kernel"),
+];
 
 /// The settings of the local provider.
 #[derive(Clone, Debug)]
@@ -106,16 +115,8 @@ pub struct LocalProvider {
     abort: CancellationToken,
     dir: SandboxesDir,
     prepared: OnceCell<Prepared>,
-}
-
-/// The machine, when it has been found able to isolate programs.
-struct Prepared {
-    bubblewrap: Bubblewrap,
-    spawner: Spawner,
-    host: Uuid,
-    /// `true` if the server runs as root, so that each sandbox has a user of its own.
-    is_root: bool,
-    sandboxes: Mutex<HashMap<SandboxId, LocalSandbox>>,
+    /// The last reason why [`Self::prepare`] has failed.
+    logged_problem: Mutex<Option<String>>,
 }
 
 /// What this process knows about a sandbox.
@@ -135,72 +136,13 @@ impl LocalProvider {
     /// Creates the provider. `abort` is canceled when running commands must end.
     pub fn new(settings: LocalSettings, spool: SpoolDir, abort: CancellationToken) -> Self {
         let dir = SandboxesDir(settings.dir.clone());
-        Self { settings, spool, abort, dir, prepared: OnceCell::new() }
-    }
-
-    /// Prepares the machine, and runs a program in a sandbox to find out whether the machine can isolate it. After a failure, the
-    /// next call tries again.
-    async fn prepare(&self) -> Result<&Prepared, ProviderError> {
-        let prepared = self.prepared.get_or_try_init(async || {
-            let prepared = self.set_up().await?;
-            self.self_test(&prepared).await?;
-            anyhow::Ok(prepared)
-        });
-        prepared.await.map_err(|err| ProviderError::Unavailable {
-            msg: format!("this machine cannot run sandboxes: {err:#}"),
-            cause: None,
-        })
-    }
-
-    /// Creates the directory of the sandboxes, finds the existing ones, and removes what a killed server has left behind.
-    async fn set_up(&self) -> anyhow::Result<Prepared> {
-        let is_root = rustix::process::geteuid().is_root();
-        let name = self.dir.0.display();
-        let etc_dir = self.dir.0.join("etc");
-        let found = self.dir.create().and_then(|()| {
-            bubblewrap::write_etc_files(&etc_dir)?;
-            self.dir.kill_orphans()?;
-            self.dir.find()
-        });
-        let found = found.with_context(|| format!("cannot read and write the directory {name}"))?;
-        let host = self.dir.host_id()?;
-        for trash in &found.trash {
-            dirs::delete_tree(trash).await?;
-        }
-        let sandboxes = found.sandboxes.into_iter().map(|(id, owner)| {
-            let sandbox = self.new_sandbox(id, is_root.then_some(owner));
-            (id, sandbox)
-        });
-        Ok(Prepared {
-            bubblewrap: Bubblewrap::new(etc_dir, self.settings.allows_network)?,
-            spawner: Spawner::start().context("cannot start a thread")?,
-            host,
-            is_root,
-            sandboxes: Mutex::new(sandboxes.collect()),
-        })
+        Self { settings, spool, abort, dir, prepared: OnceCell::new(), logged_problem: Mutex::new(None) }
     }
 
     fn new_sandbox(&self, id: SandboxId, user: Option<u32>) -> LocalSandbox {
         let (cancel, running) = (self.abort.child_token(), TaskTracker::new());
         let dirs = self.dir.sandbox(id).writable().map(|(path, _)| path).collect();
         LocalSandbox { id, user, cancel, running, disk: Arc::new(DiskMeter::new(dirs)) }
-    }
-
-    async fn self_test(&self, prepared: &Prepared) -> anyhow::Result<()> {
-        let sandbox = self.create_sandbox(prepared, SandboxId::new())?;
-        let test = async {
-            let mut child = self.spawn(prepared, &sandbox, &self.command_program()).await?;
-            let supervision = Supervision { timeout: SELF_TEST_TIMEOUT, ..self.supervision(&sandbox) };
-            let (end, stdout, stderr) = run_to_end(&mut child, supervision, SELF_TEST, MAX_MESSAGE_LEN).await?;
-            if end.exit_code == 0 {
-                return Ok(());
-            }
-            let message = format!("{}\n{}", stderr.text.trim(), stdout.text.trim());
-            bail!("a test program in bubblewrap has failed with exit code {}: {}", end.exit_code, message.trim())
-        };
-        let result = test.await;
-        self.dir.remove(sandbox.id).await?;
-        result
     }
 
     /// Creates the directories of a sandbox.
@@ -329,27 +271,16 @@ impl LocalProvider {
     }
 }
 
-impl Prepared {
-    fn sandboxes(&self) -> MutexGuard<'_, HashMap<SandboxId, LocalSandbox>> {
-        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns a user that no other sandbox has.
-    fn choose_user(&self) -> u32 {
-        let sandboxes = self.sandboxes();
-        loop {
-            let user = rand::rng().random_range(USERS);
-            if sandboxes.values().all(|sandbox| sandbox.user != Some(user)) {
-                return user;
-            }
-        }
-    }
-}
-
 #[async_trait]
 impl SandboxProvider for LocalProvider {
     fn name(&self) -> ProviderName {
         ProviderName::Local
+    }
+
+    async fn status(&self) -> ProviderStatus {
+        let problem = self.prepare().await.err().map(|err| err.to_string());
+        let limits = BTreeMap::from(LIMITS);
+        ProviderStatus { provider: self.name(), problem, isolation: ISOLATION, limits }
     }
 
     async fn host(&self) -> Result<Option<Uuid>, ProviderError> {
