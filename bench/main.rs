@@ -37,6 +37,7 @@ mod project;
 mod queue;
 mod queue_harness;
 mod report;
+mod sandboxes;
 mod search;
 mod server;
 mod skill_list;
@@ -109,7 +110,7 @@ impl Bench {
 /// A benchmark: its name, the title of its report, and its function.
 type Benchmark = (&'static str, &'static str, fn(&Bench, &mut Report) -> anyhow::Result<()>);
 
-const BENCHMARKS: [Benchmark; 25] = [
+const BENCHMARKS: [Benchmark; 26] = [
     ("artifacts", "Storing and reading files", artifacts::run),
     ("upload-memory", "Memory during uploads of large files", memory::uploads),
     ("json-memory", "Memory during requests with JSON of many values", json_memory::run),
@@ -124,6 +125,7 @@ const BENCHMARKS: [Benchmark; 25] = [
     ("observation", "Observation with a model that takes 1 s", observation::run),
     ("learning", "Learning with a model that responds immediately", learning::run),
     ("queue", "Background jobs", queue::run),
+    ("sandboxes", "Sandboxes on this machine", sandboxes::run),
     ("messages", "Storing messages", messages::run),
     ("conversation", "Reading a conversation", conversation::run),
     ("edits", "Reading a conversation with edit strategies", edits::run),

@@ -107,9 +107,12 @@ pub struct App {
 
 impl App {
     /// Creates the contexts of all features, which use the configured services.
-    pub fn new(platform: Platform) -> Self {
-        let services = ExternalServices::from_config(&platform);
-        Self::with_services(platform, services)
+    ///
+    /// # Errors
+    /// Returns the errors of [`ExternalServices::from_config`].
+    pub fn new(platform: Platform) -> anyhow::Result<Self> {
+        let services = ExternalServices::from_config(&platform)?;
+        Ok(Self::with_services(platform, services))
     }
 
     /// Creates the contexts of all features, which use `services` instead of the configured ones.
@@ -145,12 +148,16 @@ pub struct ExternalServices {
 
 impl ExternalServices {
     /// Returns the configured services.
-    pub fn from_config(platform: &Platform) -> Self {
+    ///
+    /// # Errors
+    /// Returns an error if a key contains a character that a header cannot contain.
+    pub fn from_config(platform: &Platform) -> anyhow::Result<Self> {
         let (spool, abort) = (platform.request_context.spool.clone(), platform.process.abort.clone());
-        Self {
-            llm: llm::from_config(&platform.config.model, platform.http_client.clone()),
-            sandbox_provider: sandboxes::provider::from_config(&platform.config, spool, abort),
-        }
+        let client = platform.http_client.clone();
+        Ok(Self {
+            llm: llm::from_config(&platform.config.model, client.clone()),
+            sandbox_provider: sandboxes::provider::from_config(&platform.config, client, spool, abort)?,
+        })
     }
 }
 

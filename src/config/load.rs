@@ -137,6 +137,7 @@ impl Config {
                     .into(),
             );
         }
+        self.sandbox.validate()?;
         self.validate_exposed_secrets()
     }
 

@@ -3,24 +3,33 @@
 use std::time::Duration;
 
 use clap::Args;
+use secrecy::SecretString;
 
-use super::values::{parse_bool, parse_bytes, parse_count, parse_nonzero_duration};
+use super::values::{parse_bool, parse_bytes, parse_count, parse_nonzero_duration, parse_url};
 
 /// Where sandboxes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SandboxType {
     /// On this machine.
     Local,
+    /// In containers of Cloudflare, through a worker.
+    Cloudflare,
     /// Nowhere: requests for a sandbox fail.
     Disabled,
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct Sandbox {
-    /// Where sandboxes run: local (on this machine, isolated by bubblewrap) or disabled
+    /// Where sandboxes run: local (on this machine, isolated by bubblewrap), cloudflare (see CLOUDFLARE_WORKER_URL), or disabled
     /// [default: local if the server listens on loopback, otherwise disabled]
     #[arg(long = "sandbox-type", env = "SANDBOX_TYPE", value_name = "TYPE", value_parser = parse_sandbox_type)]
     pub kind: Option<SandboxType>,
+    /// URL of the Cloudflare worker of Acontext that runs sandboxes; required with SANDBOX_TYPE=cloudflare
+    #[arg(long, env = "CLOUDFLARE_WORKER_URL", value_name = "URL", value_parser = parse_url)]
+    pub cloudflare_worker_url: Option<String>,
+    /// Bearer token for the Cloudflare worker
+    #[arg(long, env = "CLOUDFLARE_WORKER_AUTH_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub cloudflare_auth_token: Option<SecretString>,
     /// Let commands in local sandboxes use the network of this machine, with everything that it can reach, including services
     /// on loopback
     #[arg(
@@ -124,13 +133,33 @@ impl Sandbox {
     }
 }
 
+impl Sandbox {
+    /// Checks that the settings of a provider are set if it is used, and only then.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        let is_cloudflare = self.kind == Some(SandboxType::Cloudflare);
+        match (&self.cloudflare_worker_url, &self.cloudflare_auth_token) {
+            (None, _) if is_cloudflare => {
+                Err("CLOUDFLARE_WORKER_URL is not set, but SANDBOX_TYPE is cloudflare: set it to the URL of the worker".into())
+            }
+            (Some(_), _) if !is_cloudflare => {
+                Err("CLOUDFLARE_WORKER_URL is set, but SANDBOX_TYPE is not cloudflare: set SANDBOX_TYPE=cloudflare, or remove it".into())
+            }
+            (None, Some(_)) => Err(
+                "CLOUDFLARE_WORKER_AUTH_TOKEN is set, but CLOUDFLARE_WORKER_URL is not: set both, or remove the token".into(),
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
 fn parse_sandbox_type(text: &str) -> Result<SandboxType, String> {
     match text.to_ascii_lowercase().as_str() {
         "local" => Ok(SandboxType::Local),
+        "cloudflare" => Ok(SandboxType::Cloudflare),
         "disabled" => Ok(SandboxType::Disabled),
-        "novita" | "aws_agentcore" => {
-            Err(format!("this server does not support the sandboxes of {text}; use local or disabled"))
+        "e2b" | "novita" | "aws_agentcore" => {
+            Err(format!("this server does not support the sandboxes of {text}; use local, cloudflare or disabled"))
         }
-        _ => Err("must be local or disabled".into()),
+        _ => Err("must be local, cloudflare or disabled".into()),
     }
 }

@@ -15,7 +15,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 use rustix::fs::{MemfdFlags, Mode};
-use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
+use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, getppid, set_parent_process_death_signal, setrlimit};
 use serde::{Deserialize, Serialize};
 
 /// The first argument of the process.
@@ -27,6 +27,8 @@ pub struct Confinement {
     /// The user and group id to switch to. `None` keeps those of the server.
     pub user: Option<u32>,
     pub limits: ResourceLimits,
+    /// The process that has started this one. Without it, the program must not run.
+    pub parent: u32,
     /// bubblewrap with its arguments, without those that name file descriptors.
     pub program: Vec<String>,
 }
@@ -73,6 +75,7 @@ fn execute(confinement: &Confinement) -> anyhow::Result<std::convert::Infallible
     if let Some(user) = confinement.user {
         drop_privileges(user)?;
     }
+    end_with_parent(confinement.parent)?;
     let [program, arguments @ ..] = confinement.program.as_slice() else { bail!("confine: no program") };
     let error = Command::new(program).args(["--seccomp", &filter.as_raw_fd().to_string()]).args(arguments).exec();
     Err(error).with_context(|| format!("cannot execute {program}"))
@@ -92,6 +95,17 @@ fn limit_resources(limits: &ResourceLimits) -> anyhow::Result<()> {
         let maximum = rustix::process::getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
         setrlimit(resource, Rlimit { current: Some(maximum), maximum: Some(maximum) })
             .with_context(|| format!("cannot set the limit {resource:?}"))?;
+    }
+    Ok(())
+}
+
+/// Lets the kernel kill this process when the server ends. bubblewrap does the same, but only after a while.
+fn end_with_parent(parent: u32) -> anyhow::Result<()> {
+    // A change of the user would clear the signal, so it must precede.
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot set the signal for the end of the server")?;
+    let current = getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+    if current != Some(parent) {
+        bail!("the server has ended");
     }
     Ok(())
 }

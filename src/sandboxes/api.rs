@@ -243,7 +243,7 @@ pub async fn kill_sandbox(
     let mut conn = ctx.db.acquire().await?;
     let live = store::get(&mut conn, caller.project, sandbox).await?.ok_or(SANDBOX_NOT_FOUND)?;
     drop(conn);
-    match ctx.provider_of(&live).await?.end(&live.provider_sandbox_id).await {
+    match ctx.owner_of(&live).await?.end(&live.provider_sandbox_id).await {
         Ok(()) | Err(ProviderError::Ended) => {}
         Err(err) => {
             tracing::error!(sandbox.id = %sandbox, error = %err, "the provider cannot end a sandbox");

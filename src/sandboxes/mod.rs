@@ -22,6 +22,7 @@ use chrono::Utc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::config::SandboxType;
 use crate::db::Tx;
 use crate::error::storage::temp_file_error;
 use crate::error::{Error, Result};
@@ -43,40 +44,51 @@ platform_context! {
 /// The fields of [`Sandboxes`].
 pub struct SandboxesInner {
     platform: Platform,
-    /// `None` if sandboxes are disabled.
+    /// If sandboxes are disabled, this is `None` or the local provider, which only ends sandboxes then.
     provider: Option<Arc<dyn SandboxProvider>>,
+    is_enabled: bool,
     /// Commands that started earlier were started by another process.
     started_at: Timestamp,
 }
 
 impl Sandboxes {
     pub fn new(platform: Platform, provider: Option<Arc<dyn SandboxProvider>>) -> Self {
-        Self(Arc::new(SandboxesInner { platform, provider, started_at: Timestamp(Utc::now()) }))
+        let config = &platform.config;
+        let is_enabled = config.sandbox.kind(config.server.is_exposed()) != SandboxType::Disabled;
+        Self(Arc::new(SandboxesInner { platform, provider, is_enabled, started_at: Timestamp(Utc::now()) }))
     }
 
     fn provider(&self) -> Result<&Arc<dyn SandboxProvider>> {
-        let msg = "sandboxes are disabled on this server; set SANDBOX_TYPE to local, e2b or cloudflare to enable them";
-        self.provider.as_ref().ok_or_else(|| Error::unavailable(msg))
+        let msg = "sandboxes are disabled on this server; its operator can enable them with SANDBOX_TYPE=local";
+        self.provider.as_ref().filter(|_| self.is_enabled).ok_or_else(|| Error::unavailable(msg))
     }
 
     /// Returns whether sandboxes can be created; `None` if they are disabled.
     pub async fn status(&self) -> Option<ProviderStatus> {
-        match &self.provider {
+        match self.provider.as_ref().filter(|_| self.is_enabled) {
             Some(provider) => Some(provider.status().await),
             None => None,
         }
     }
 
-    /// Returns the provider of a sandbox.
+    /// Returns the provider that runs commands in a sandbox and copies its files.
+    ///
+    /// # Errors
+    /// Returns 503 if sandboxes are disabled, and the errors of [`Self::owner_of`].
+    async fn provider_of(&self, sandbox: &LiveSandbox) -> Result<&Arc<dyn SandboxProvider>> {
+        self.provider()?;
+        self.owner_of(sandbox).await
+    }
+
+    /// Returns the provider that can end a sandbox.
     ///
     /// # Errors
     /// Returns 503 if another provider is configured now, or if the files of the sandbox are on another machine.
-    async fn provider_of(&self, sandbox: &LiveSandbox) -> Result<&Arc<dyn SandboxProvider>> {
-        let provider = self.provider()?;
-        if provider.name() != sandbox.provider {
+    async fn owner_of(&self, sandbox: &LiveSandbox) -> Result<&Arc<dyn SandboxProvider>> {
+        let Some(provider) = self.provider.as_ref().filter(|provider| provider.name() == sandbox.provider) else {
             let msg = format!("the sandbox belongs to the provider {}, which is not configured", sandbox.provider);
             return Err(Error::unavailable(msg));
-        }
+        };
         if sandbox.host != provider.host().await? {
             let msg =
                 "the sandbox runs on another server; send the requests of a sandbox to the server that created it";

@@ -59,7 +59,7 @@ impl OpenedApp {
         let object_store = open_object_store(&config, &data_dir.path, &spool).await?;
         let explain_options = database_options.clone();
         let dependencies = PlatformDependencies { config, database_options, pooler_check, object_store, spool, port };
-        let app = App::new(Platform::new(dependencies)?);
+        let app = App::new(Platform::new(dependencies)?)?;
         let default_project = tokio::select! {
             default_project = initialize(&app) => {
                 default_project.map_err(|error| privileges::explain(error, &explain_options))?

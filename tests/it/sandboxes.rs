@@ -1,5 +1,6 @@
 //! Sandboxes: the routes, with a provider that runs nothing, and the local provider.
 
+mod cloudflare;
 mod escapes;
 mod limits;
 mod local;

@@ -144,6 +144,11 @@ fn incomplete_settings_are_rejected() {
     assert!(error(&[("DATABASE_URL", "postgres://db/a")]).contains("ROOT_SECRET_PEPPER"));
     assert!(error(&[("DATABASE_URL", "postgres://db/a"), ("DATABASE_HOST", "db"), pepper]).contains("DATABASE_HOST"));
     assert!(error(&[("S3_ENDPOINT", "http://s3")]).contains("S3_BUCKET"));
+    assert!(error(&[("SANDBOX_TYPE", "cloudflare")]).contains("CLOUDFLARE_WORKER_URL"));
+    let worker = ("CLOUDFLARE_WORKER_URL", "https://worker");
+    assert!(error(&[worker]).contains("SANDBOX_TYPE=cloudflare"));
+    assert!(error(&[("CLOUDFLARE_WORKER_AUTH_TOKEN", "t")]).contains("CLOUDFLARE_WORKER_URL"));
+    loaded(&[("SANDBOX_TYPE", "cloudflare"), worker], &[]);
     let (bucket, access, secret) = (("S3_BUCKET", "assets"), ("S3_ACCESS_KEY", "a"), ("S3_SECRET_KEY", "b"));
     assert!(error(&[bucket, access]).contains("S3_SECRET_KEY is not"));
     assert!(error(&[bucket, secret]).contains("S3_ACCESS_KEY is not"));

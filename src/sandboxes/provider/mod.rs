@@ -1,6 +1,10 @@
 //! The providers of sandboxes: the trait that each implements, and what they exchange with the rest of the feature.
 
+pub mod cloudflare;
+mod http;
 pub mod local;
+mod output;
+mod shell;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +15,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::cloudflare::{Cloudflare, CloudflareSettings};
 use self::local::{LocalProvider, LocalSettings};
 use crate::blob::ByteStream;
 use crate::blob::spool::{Spool, SpoolDir};
@@ -27,15 +32,29 @@ text_enum! {
     }
 }
 
-/// Returns the provider that the settings select; `None` if sandboxes are disabled.
-pub fn from_config(config: &Config, spool: SpoolDir, abort: CancellationToken) -> Option<Arc<dyn SandboxProvider>> {
-    match config.sandbox.kind(config.server.is_exposed()) {
-        SandboxType::Local => {
+/// Returns the provider that the settings select. If sandboxes are disabled, returns the local provider if it has been used, so that
+/// its sandboxes end. `client` must follow no redirects. `abort` is
+/// canceled when running commands must end.
+///
+/// # Errors
+/// Returns an error if the key of a provider contains a character that a header cannot contain.
+pub fn from_config(
+    config: &Config,
+    client: reqwest::Client,
+    spool: SpoolDir,
+    abort: CancellationToken,
+) -> anyhow::Result<Option<Arc<dyn SandboxProvider>>> {
+    Ok(match config.sandbox.kind(config.server.is_exposed()) {
+        SandboxType::Local => Some(Arc::new(LocalProvider::new(LocalSettings::from_config(config), spool, abort))),
+        SandboxType::Cloudflare => Some(Arc::new(Cloudflare::new(CloudflareSettings::from_config(config), client)?)),
+        SandboxType::Disabled => {
             let settings = LocalSettings::from_config(config);
-            Some(Arc::new(LocalProvider::new(settings, spool, abort)))
+            settings
+                .dir
+                .exists()
+                .then(|| Arc::new(LocalProvider::new(settings, spool, abort)) as Arc<dyn SandboxProvider>)
         }
-        SandboxType::Disabled => None,
-    }
+    })
 }
 
 /// A service that runs commands in sandboxes. The methods may be called concurrently, also for the same sandbox.
@@ -87,6 +106,14 @@ pub struct ProviderStatus {
     /// What enforces each limit.
     #[schema(value_type = Object)]
     pub limits: BTreeMap<&'static str, &'static str>,
+}
+
+impl ProviderStatus {
+    /// Returns the status of a service that is not contacted to find out whether it works.
+    fn remote(provider: ProviderName, isolation: &'static str) -> Self {
+        let limits = BTreeMap::from([("command_timeout", "the server"), ("others", "the provider")]);
+        Self { provider, problem: None, isolation, limits }
+    }
 }
 
 /// The reason why a call of a provider failed.

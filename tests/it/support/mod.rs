@@ -277,7 +277,7 @@ fn build_app(
     let (pooler_check, spool) = (PoolerCheck::default(), SpoolDir::open(dir).unwrap());
     let dependencies = PlatformDependencies { config, database_options, pooler_check, object_store, spool, port: 8029 };
     let platform = Platform::new(dependencies).unwrap();
-    let mut services = ExternalServices::from_config(&platform);
+    let mut services = ExternalServices::from_config(&platform).unwrap();
     services.sandbox_provider = Some(sandbox_provider);
     if let Some(llm) = llm {
         services.llm = llm;

@@ -3,12 +3,11 @@
 //! A sandbox is a directory. Its processes exist only while a command runs, so a sandbox survives a restart of the server.
 //! `docs/security.md` describes the layers of the isolation.
 //!
-//! [`bubblewrap`] has what a program can see, `confine` (a subcommand of the server) what it can do, and [`process`] what it can use.
-//! [`transfer`] copies files, and [`dirs`] creates and deletes the directories.
+//! `bubblewrap` has what a program can see, `confine` (a subcommand of the server) what it can do, and `process` what it can use.
+//! `transfer` copies files, and `dirs` creates and deletes the directories.
 
 mod bubblewrap;
 mod dirs;
-mod output;
 mod prepare;
 mod process;
 mod spawner;
@@ -30,13 +29,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use self::bubblewrap::ENVIRONMENT;
+use self::bubblewrap::{Bubblewrap, ENVIRONMENT};
 use self::dirs::SandboxesDir;
-use self::output::read_excerpt;
 use self::prepare::Prepared;
 use self::process::{ProgramEnd, Supervision};
 use self::transfer::{ArchiveError, EXISTS, EXTRACT, NO_INPUT, READ_FILE, read_content, write_archive};
 use self::usage::{DiskMeter, DiskUsage};
+use super::output::read_excerpt;
 use super::{
     CommandEnd, CommandOutput, CommandStream, FileToWrite, ProviderError, ProviderName, ProviderStatus, SandboxFile,
     SandboxProvider,
@@ -53,7 +52,7 @@ const TRANSFER_TIMEOUT: Duration = Duration::from_mins(5);
 /// The script that runs a shell command. It reads the command from its standard input, because a command line is limited to 128
 /// KiB, and other users of the machine could read it. `$1` is the maximum number of processes. Without the signal `XFSZ`, a program
 /// that writes more than it may gets an error.
-const RUN_COMMAND: &str = r#"trap '' XFSZ; ulimit -u "$1" && eval -- "$(cat)" </dev/null"#;
+const RUN_COMMAND: &str = r#"trap '' XFSZ; ulimit -u "$1" && set -- && eval -- "$(cat)" </dev/null"#;
 /// What separates a sandbox from the machine.
 const ISOLATION: &str = "bubblewrap: namespaces for files, processes, users, IPC, host name and, unless it is allowed, the \
     network; no capabilities, no new privileges, and a filter of system calls";
@@ -115,7 +114,8 @@ pub struct LocalProvider {
     abort: CancellationToken,
     dir: SandboxesDir,
     prepared: OnceCell<Prepared>,
-    /// The last reason why [`Self::prepare`] has failed.
+    bubblewrap: OnceCell<Bubblewrap>,
+    /// The last reason why no sandbox could be created.
     logged_problem: Mutex<Option<String>>,
 }
 
@@ -136,7 +136,8 @@ impl LocalProvider {
     /// Creates the provider. `abort` is canceled when running commands must end.
     pub fn new(settings: LocalSettings, spool: SpoolDir, abort: CancellationToken) -> Self {
         let dir = SandboxesDir(settings.dir.clone());
-        Self { settings, spool, abort, dir, prepared: OnceCell::new(), logged_problem: Mutex::new(None) }
+        let (prepared, bubblewrap) = (OnceCell::new(), OnceCell::new());
+        Self { settings, spool, abort, dir, prepared, bubblewrap, logged_problem: Mutex::new(None) }
     }
 
     fn new_sandbox(&self, id: SandboxId, user: Option<u32>) -> LocalSandbox {
@@ -160,10 +161,16 @@ impl LocalProvider {
     }
 
     /// Starts a program in a sandbox.
-    async fn spawn(&self, prepared: &Prepared, sandbox: &LocalSandbox, program: &[String]) -> anyhow::Result<Child> {
+    async fn spawn(
+        &self,
+        (prepared, bubblewrap): (&Prepared, &Bubblewrap),
+        sandbox: &LocalSandbox,
+        program: &[String],
+    ) -> anyhow::Result<Child> {
         let settings = &self.settings;
         let confinement = Confinement {
             user: sandbox.user,
+            parent: std::process::id(),
             limits: ResourceLimits {
                 cpu_seconds: settings.command_timeout.as_secs().max(1),
                 memory_bytes: settings.max_memory_bytes,
@@ -173,7 +180,7 @@ impl LocalProvider {
                 // If the server does not run as root, its own processes count for this limit, so only `RUN_COMMAND` sets it.
                 processes: sandbox.user.map(|_| settings.max_processes),
             },
-            program: prepared.bubblewrap.command_line(&self.dir.sandbox(sandbox.id), program),
+            program: bubblewrap.command_line(&self.dir.sandbox(sandbox.id), program),
         };
         let mut command = Command::new(&settings.executable);
         command.arg(confine::SUBCOMMAND).arg(serde_json::to_string(&confinement)?);
@@ -205,7 +212,7 @@ impl LocalProvider {
         [dir, name, mode]: [&str; 3],
         files: Vec<FileToWrite>,
     ) -> Result<(), ProviderError> {
-        let (prepared, sandbox) = self.find(id).await?;
+        let (machine, sandbox) = self.find(id).await?;
         let _running = sandbox.running.token();
         let size: u64 = files.iter().map(|file| file.size).sum();
         let usage = sandbox.disk.usage();
@@ -213,7 +220,7 @@ impl LocalProvider {
             return Err(ProviderError::FileRejected("the disk of the sandbox is full".into()));
         }
         let program = ["/bin/bash", "-c", EXTRACT, "bash", dir, name, mode].map(str::to_owned);
-        let mut child = self.spawn(prepared, &sandbox, &program).await?;
+        let mut child = self.spawn(machine, &sandbox, &program).await?;
         let (stdin, (stdout, stderr)) = (child.stdin.take().context("no standard input")?, take_output(&mut child)?);
         let supervision = Supervision { timeout: TRANSFER_TIMEOUT, ..self.supervision(&sandbox) };
         let write = tokio::task::spawn_blocking(move || write_archive(SyncIoBridge::new(stdin), files));
@@ -222,7 +229,7 @@ impl LocalProvider {
             tokio::join!(write, stdout, read_excerpt(stderr, MAX_MESSAGE_LEN))
         };
         let (end, (written, _, stderr)) = supervision.wait(&mut child, io).await?;
-        self.end_if_far_over_limit(prepared, &sandbox).await?;
+        self.end_if_far_over_limit(machine.0, &sandbox).await?;
         match (end.exit_code, written.context("cannot write an archive")?) {
             (_, Err(ArchiveError::Content(err))) => Err(ProviderError::Content(err)),
             (0, Ok(())) => Ok(()),
@@ -242,11 +249,12 @@ impl LocalProvider {
         self.dir.remove(sandbox.id).await
     }
 
-    async fn find(&self, id: &str) -> Result<(&Prepared, LocalSandbox), ProviderError> {
-        let prepared = self.prepare().await?;
+    /// Returns the sandbox with this id, and what is necessary to run a program in it.
+    async fn find(&self, id: &str) -> Result<((&Prepared, &Bubblewrap), LocalSandbox), ProviderError> {
+        let (prepared, bubblewrap) = (self.prepare().await?, self.find_bubblewrap().await?);
         let id: SandboxId = id.parse().map_err(|_| ProviderError::Ended)?;
         let sandbox = prepared.sandboxes().get(&id).cloned().ok_or(ProviderError::Ended)?;
-        Ok((prepared, sandbox))
+        Ok(((prepared, bubblewrap), sandbox))
     }
 
     /// Returns the reason why a command was killed; `None` if it has ended by itself.
@@ -278,7 +286,7 @@ impl SandboxProvider for LocalProvider {
     }
 
     async fn status(&self) -> ProviderStatus {
-        let problem = self.prepare().await.err().map(|err| err.to_string());
+        let problem = self.find_bubblewrap().await.err().map(|err| err.to_string());
         let limits = BTreeMap::from(LIMITS);
         ProviderStatus { provider: self.name(), problem, isolation: ISOLATION, limits }
     }
@@ -292,6 +300,7 @@ impl SandboxProvider for LocalProvider {
     }
 
     async fn create(&self, id: SandboxId, _: Duration) -> Result<String, ProviderError> {
+        self.find_bubblewrap().await?;
         let prepared = self.prepare().await?;
         let sandbox = self.create_sandbox(prepared, id)?;
         prepared.sandboxes().insert(id, sandbox);
@@ -299,12 +308,12 @@ impl SandboxProvider for LocalProvider {
     }
 
     async fn run_command(&self, id: &str, command: &str, _: Duration) -> Result<CommandOutput, ProviderError> {
-        let (prepared, sandbox) = self.find(id).await?;
+        let (machine, sandbox) = self.find(id).await?;
         let _running = sandbox.running.token();
-        let mut child = self.spawn(prepared, &sandbox, &self.command_program()).await?;
+        let mut child = self.spawn(machine, &sandbox, &self.command_program()).await?;
         let (end, stdout, mut stderr) =
             run_to_end(&mut child, self.supervision(&sandbox), command, self.settings.max_output_bytes).await?;
-        self.end_if_far_over_limit(prepared, &sandbox).await?;
+        self.end_if_far_over_limit(machine.0, &sandbox).await?;
         if let Some(reason) = self.describe_end(end.end) {
             let separator = if stderr.text.is_empty() || stderr.text.ends_with('\n') { "" } else { "\n" };
             stderr.text = format!("{}{separator}The command was killed: {reason}.\n", stderr.text);
@@ -313,10 +322,10 @@ impl SandboxProvider for LocalProvider {
     }
 
     async fn read_file(&self, id: &str, path: &str, max_bytes: u64) -> Result<SandboxFile, ProviderError> {
-        let (prepared, sandbox) = self.find(id).await?;
+        let (machine, sandbox) = self.find(id).await?;
         let _running = sandbox.running.token();
         let program = ["/bin/bash", "-c", READ_FILE, "bash", path].map(str::to_owned);
-        let mut child = self.spawn(prepared, &sandbox, &program).await?;
+        let mut child = self.spawn(machine, &sandbox, &program).await?;
         let (stdout, stderr) = take_output(&mut child)?;
         let cancel = sandbox.cancel.child_token();
         let supervision =

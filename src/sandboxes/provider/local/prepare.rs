@@ -2,6 +2,7 @@
 //! a sandbox to find out whether the machine can isolate it.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,9 +24,8 @@ const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// The command of the self-test. Clients of sandboxes expect these programs.
 const SELF_TEST: &str = "command -v sh sed nl head wc base64 mkdir tar stat mv >/dev/null && test -w /workspace";
 
-/// The machine, when it has been found able to isolate programs.
+/// The directory of the sandboxes and what is in it.
 pub(super) struct Prepared {
-    pub(super) bubblewrap: Bubblewrap,
     pub(super) spawner: Spawner,
     pub(super) host: Uuid,
     /// `true` if the server runs as root, so that each sandbox has a user of its own.
@@ -51,32 +51,44 @@ impl Prepared {
 }
 
 impl LocalProvider {
-    /// Prepares the machine, and runs a program in a sandbox to find out whether the machine can isolate it. After a failure, the
-    /// next call tries again.
+    /// Creates the directory of the sandboxes, and removes what a killed server has left behind. After a failure, the next call tries
+    /// again.
     pub(super) async fn prepare(&self) -> Result<&Prepared, ProviderError> {
-        let prepared = self.prepared.get_or_try_init(async || {
-            let prepared = self.set_up().await?;
-            self.self_test(&prepared).await?;
-            anyhow::Ok(prepared)
-        });
-        prepared.await.map_err(|err| {
-            let msg = format!("this machine cannot run sandboxes: {err:#}");
-            let mut logged = self.logged_problem.lock().unwrap_or_else(PoisonError::into_inner);
-            if logged.as_ref() != Some(&msg) {
-                tracing::warn!(sandbox.problem = msg, "no sandboxes can be created");
-                *logged = Some(msg.clone());
-            }
-            ProviderError::Unavailable { msg, cause: None }
-        })
+        let prepared = self.prepared.get_or_try_init(async || self.set_up().await);
+        prepared.await.map_err(|err| self.unavailable(&err))
     }
 
-    /// Creates the directory of the sandboxes, finds the existing ones, and removes what a killed server has left behind.
+    /// Runs a program in a sandbox to find out whether this machine can isolate programs. After a failure, the next call tries again.
+    pub(super) async fn find_bubblewrap(&self) -> Result<&Bubblewrap, ProviderError> {
+        let prepared = self.prepare().await?;
+        let bubblewrap = self.bubblewrap.get_or_try_init(async || {
+            let bubblewrap = Bubblewrap::new(self.etc_dir(), self.settings.allows_network)?;
+            self.self_test(prepared, &bubblewrap).await?;
+            anyhow::Ok(bubblewrap)
+        });
+        bubblewrap.await.map_err(|err| self.unavailable(&err))
+    }
+
+    /// Returns the error for a machine that cannot run sandboxes, and logs it if it is not the last one.
+    fn unavailable(&self, err: &anyhow::Error) -> ProviderError {
+        let msg = format!("this machine cannot run sandboxes: {err:#}");
+        let mut logged = self.logged_problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.as_ref() != Some(&msg) {
+            tracing::warn!(sandbox.problem = msg, "no sandboxes can be created");
+            *logged = Some(msg.clone());
+        }
+        ProviderError::Unavailable { msg, cause: None }
+    }
+
+    fn etc_dir(&self) -> PathBuf {
+        self.dir.0.join("etc")
+    }
+
     async fn set_up(&self) -> anyhow::Result<Prepared> {
         let is_root = rustix::process::geteuid().is_root();
         let name = self.dir.0.display();
-        let etc_dir = self.dir.0.join("etc");
         let found = self.dir.create().and_then(|()| {
-            bubblewrap::write_etc_files(&etc_dir)?;
+            bubblewrap::write_etc_files(&self.etc_dir())?;
             self.dir.kill_orphans()?;
             self.dir.find()
         });
@@ -90,7 +102,6 @@ impl LocalProvider {
             (id, sandbox)
         });
         Ok(Prepared {
-            bubblewrap: Bubblewrap::new(etc_dir, self.settings.allows_network)?,
             spawner: Spawner::start().context("cannot start a thread")?,
             host,
             is_root,
@@ -98,10 +109,10 @@ impl LocalProvider {
         })
     }
 
-    async fn self_test(&self, prepared: &Prepared) -> anyhow::Result<()> {
+    async fn self_test(&self, prepared: &Prepared, bubblewrap: &Bubblewrap) -> anyhow::Result<()> {
         let sandbox = self.create_sandbox(prepared, SandboxId::new())?;
         let test = async {
-            let mut child = self.spawn(prepared, &sandbox, &self.command_program()).await?;
+            let mut child = self.spawn((prepared, bubblewrap), &sandbox, &self.command_program()).await?;
             let supervision = Supervision { timeout: SELF_TEST_TIMEOUT, ..self.supervision(&sandbox) };
             let (end, stdout, stderr) = run_to_end(&mut child, supervision, SELF_TEST, MAX_MESSAGE_LEN).await?;
             if end.exit_code == 0 {

@@ -5,7 +5,7 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::sandboxes::provider::CommandStream;
+use super::CommandStream;
 
 /// The size of the buffer for reading.
 const BUFFER_LEN: usize = 64 * 1024;
@@ -48,6 +48,13 @@ impl Excerpt {
     }
 }
 
+/// Keeps the first and the last half of `max_len` bytes of a text.
+pub(super) fn excerpt(text: &str, max_len: usize) -> CommandStream {
+    let mut excerpt = Excerpt::new(max_len);
+    excerpt.push(text.as_bytes());
+    excerpt.finish()
+}
+
 /// Reads a stream to its end, and keeps the first and the last half of `max_len` bytes.
 ///
 /// # Errors
@@ -69,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    fn excerpt(chunks: &[Vec<u8>], max_len: usize) -> CommandStream {
+    fn excerpt_of(chunks: &[Vec<u8>], max_len: usize) -> CommandStream {
         let mut excerpt = Excerpt::new(max_len);
         for chunk in chunks {
             excerpt.push(chunk);
@@ -79,13 +86,13 @@ mod tests {
 
     #[test]
     fn short_output_is_kept() {
-        let stream = excerpt(&[b"one ".to_vec(), b"two".to_vec()], 8);
+        let stream = excerpt_of(&[b"one ".to_vec(), b"two".to_vec()], 8);
         assert_eq!((stream.text.as_str(), stream.total_bytes, stream.omitted_bytes), ("one two", 7, 0));
     }
 
     #[test]
     fn the_middle_of_long_output_is_omitted() {
-        let stream = excerpt(&[b"0123456789".to_vec()], 4);
+        let stream = excerpt_of(&[b"0123456789".to_vec()], 4);
         assert_eq!(stream.text, "01\n[… 6 bytes omitted …]\n89");
     }
 
@@ -96,7 +103,7 @@ mod tests {
             max_len in (0_usize..20).prop_map(|half| half * 2),
         ) {
             let whole = chunks.concat();
-            let stream = excerpt(&chunks, max_len);
+            let stream = excerpt_of(&chunks, max_len);
             prop_assert_eq!(stream.total_bytes, whole.len() as u64);
             if whole.len() <= max_len {
                 prop_assert_eq!(stream.text.as_bytes(), &whole[..]);
