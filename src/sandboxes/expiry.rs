@@ -87,7 +87,7 @@ async fn end_in_provider(ctx: &Sandboxes, ended: &EndedSandbox) {
 /// Ends the sandboxes that the provider has, but the database has not, or not any more.
 async fn end_orphaned(ctx: &Sandboxes) -> Result<()> {
     let Some(provider) = &ctx.provider else { return Ok(()) };
-    let sandboxes = provider.sandboxes().await?;
+    let sandboxes = provider.sweep().await?;
     if sandboxes.is_empty() {
         return Ok(());
     }

@@ -279,7 +279,7 @@ async fn concurrent_requests_with_a_key_cause_one_check() {
         let conn = lock_projects(&app).await;
         let requests = join_all((0..50).map(|_| client.get("/api/v1/ping")));
         let unlock = async {
-            let waiting = "select count(*) from pg_locks where relation = 'projects'::regclass and not granted\
+            let waiting = "select count(*) from pg_locks where relation = 'projects'::regclass and not granted \
                        and database = (select oid from pg_database where datname = current_database())";
             wait_until("a check waits", async || app.fetch_scalar::<i64>(waiting).await > 0).await;
             conn.close().await.unwrap();
@@ -325,7 +325,7 @@ async fn a_check_that_began_before_a_change_is_not_used_after_it() {
     run(async |app| {
         let client = app.project().await;
         let conn = lock_projects(&app).await;
-        let waiting = "select count(*) from pg_locks where relation = 'projects'::regclass and not granted\
+        let waiting = "select count(*) from pg_locks where relation = 'projects'::regclass and not granted \
                        and database = (select oid from pg_database where datname = current_database())";
         let first = client.get("/api/v1/ping");
         let second = async {
@@ -347,7 +347,7 @@ async fn changes_of_other_projects_do_not_prevent_caching() {
     run(async |app| {
         let (client, other) = (app.project().await, app.project().await);
         let conn = lock_projects(&app).await;
-        let waiting = "select count(*) from pg_locks where relation = 'projects'::regclass and not granted\
+        let waiting = "select count(*) from pg_locks where relation = 'projects'::regclass and not granted \
                        and database = (select oid from pg_database where datname = current_database())";
         let change = async {
             wait_until("the check waits", async || app.fetch_scalar::<i64>(waiting).await == 1).await;

@@ -70,8 +70,9 @@ pub trait SandboxProvider: Send + Sync {
         Ok(None)
     }
 
-    /// Returns the sandboxes on this machine. None for a remote service, which ends sandboxes by itself.
-    async fn sandboxes(&self) -> Result<Vec<SandboxId>, ProviderError> {
+    /// Deletes what is left of sandboxes that have ended, and returns the sandboxes on this machine. None for a remote service, which
+    /// ends sandboxes by itself.
+    async fn sweep(&self) -> Result<Vec<SandboxId>, ProviderError> {
         Ok(Vec::new())
     }
 

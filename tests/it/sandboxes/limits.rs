@@ -118,6 +118,21 @@ async fn an_inode_filler_is_killed() {
     assert!(!local.dir_of(&sandbox).exists());
 }
 
+/// The measurement of a directory that grows all the time would never end.
+#[tokio::test]
+async fn a_fast_inode_filler_is_killed_in_time() {
+    let local = Local::with(|settings| {
+        settings.max_files = 5000;
+        settings.command_timeout = Duration::from_secs(20);
+    });
+    let sandbox = local.create().await;
+    let program = "import os, itertools\nfor i in itertools.count(): os.makedirs(f'{os.getpid()}/{i % 50}/{i}')";
+    let fill = format!("for i in 1 2 3; do python3 - <<'END' &\n{program}\nEND\ndone; wait");
+    let output = sandbox.run(&fill).await;
+    assert_eq!(output.end, CommandEnd::OutOfDisk);
+    assert!(!local.dir_of(&sandbox).exists());
+}
+
 #[tokio::test]
 async fn shared_memory_is_limited() {
     let local = Local::new();

@@ -64,6 +64,8 @@ fn create_dir(path: &Path, mode: u32) -> io::Result<()> {
 pub(super) struct FoundDirs {
     /// The sandboxes, with the owner of their files.
     pub(super) sandboxes: HashMap<SandboxId, u32>,
+    /// Sandboxes that are being created, or whose creation was interrupted.
+    pub(super) incomplete: Vec<SandboxId>,
     /// Directories to delete.
     pub(super) trash: Vec<PathBuf>,
 }
@@ -119,11 +121,25 @@ impl SandboxesDir {
                 // The last directory that `SandboxDir::create` creates.
                 match fs::symlink_metadata(path.join("home")) {
                     Ok(metadata) => drop(found.sandboxes.insert(sandbox, metadata.uid())),
-                    Err(_) => found.trash.push(path),
+                    Err(_) => found.incomplete.push(sandbox),
                 }
             }
         }
         Ok(found)
+    }
+
+    /// Renames the directory of a sandbox, which ends with that. Returns the new path; `None` if the directory does not exist.
+    ///
+    /// # Errors
+    /// Returns an error if the directory cannot be renamed.
+    pub(super) fn move_to_trash(&self, sandbox: SandboxId) -> anyhow::Result<Option<PathBuf>> {
+        let root = self.sandbox(sandbox).0;
+        let trash = self.0.join(format!("{TRASH_PREFIX}{sandbox}"));
+        match fs::rename(&root, &trash) {
+            Ok(()) => Ok(Some(trash)),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(err) => Err(err).with_context(|| format!("cannot rename {}", root.display())),
+        }
     }
 
     /// Deletes the directory of a sandbox. Has no effect if it does not exist.
@@ -131,14 +147,23 @@ impl SandboxesDir {
     /// # Errors
     /// Returns an error if something is left.
     pub(super) async fn remove(&self, sandbox: SandboxId) -> anyhow::Result<()> {
-        let root = self.sandbox(sandbox).0;
-        // The sandbox ends with the renaming. If the deletion is interrupted, the next start continues it.
-        let trash = self.0.join(format!("{TRASH_PREFIX}{sandbox}"));
-        match fs::rename(&root, &trash) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
-            renamed => renamed.with_context(|| format!("cannot rename {}", root.display()))?,
+        match self.move_to_trash(sandbox)? {
+            // If this is interrupted, `delete_trash` continues it.
+            Some(trash) => delete_tree(&trash).await,
+            None => Ok(()),
         }
-        delete_tree(&trash).await
+    }
+
+    /// Deletes the directories of sandboxes that have ended.
+    ///
+    /// # Errors
+    /// Returns an error if something is left.
+    pub(super) async fn delete_trash(&self) -> anyhow::Result<()> {
+        let found = self.find().with_context(|| format!("cannot read {}", self.0.display()))?;
+        for trash in &found.trash {
+            delete_tree(trash).await?;
+        }
+        Ok(())
     }
 
     /// Kills the processes that a killed server has started in the directory of the sandboxes. bubblewrap ends with the server, but not

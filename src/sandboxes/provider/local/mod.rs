@@ -143,7 +143,7 @@ impl LocalProvider {
     fn new_sandbox(&self, id: SandboxId, user: Option<u32>) -> LocalSandbox {
         let (cancel, running) = (self.abort.child_token(), TaskTracker::new());
         let dirs = self.dir.sandbox(id).writable().map(|(path, _)| path).collect();
-        LocalSandbox { id, user, cancel, running, disk: Arc::new(DiskMeter::new(dirs)) }
+        LocalSandbox { id, user, cancel, running, disk: Arc::new(DiskMeter::new(dirs, self.max_disk().twice())) }
     }
 
     /// Creates the directories of a sandbox.
@@ -229,7 +229,7 @@ impl LocalProvider {
             tokio::join!(write, stdout, read_excerpt(stderr, MAX_MESSAGE_LEN))
         };
         let (end, (written, _, stderr)) = supervision.wait(&mut child, io).await?;
-        self.end_if_far_over_limit(machine.0, &sandbox).await?;
+        self.end_if_far_over_limit(machine.0, &sandbox)?;
         match (end.exit_code, written.context("cannot write an archive")?) {
             (_, Err(ArchiveError::Content(err))) => Err(ProviderError::Content(err)),
             (0, Ok(())) => Ok(()),
@@ -239,14 +239,17 @@ impl LocalProvider {
     }
 
     /// Ends a sandbox that has used twice its disk, because its commands are killed only after they have used it.
-    async fn end_if_far_over_limit(&self, prepared: &Prepared, sandbox: &LocalSandbox) -> anyhow::Result<()> {
+    fn end_if_far_over_limit(&self, prepared: &Prepared, sandbox: &LocalSandbox) -> anyhow::Result<()> {
         if !sandbox.disk.usage().exceeds(self.max_disk().twice()) {
             return Ok(());
         }
-        tracing::warn!(sandbox.id = %sandbox.id, "a sandbox has used twice the disk that it may use, and was ended");
-        prepared.sandboxes().remove(&sandbox.id);
-        sandbox.cancel.cancel();
-        self.dir.remove(sandbox.id).await
+        if prepared.sandboxes().remove(&sandbox.id).is_some() {
+            tracing::warn!(sandbox.id = %sandbox.id, "a sandbox has used twice the disk that it may use, and was ended");
+            sandbox.cancel.cancel();
+            // The deletion of its files can take longer than this request may wait.
+            self.dir.move_to_trash(sandbox.id)?;
+        }
+        Ok(())
     }
 
     /// Returns the sandbox with this id, and what is necessary to run a program in it.
@@ -295,8 +298,10 @@ impl SandboxProvider for LocalProvider {
         Ok(Some(self.prepare().await?.host))
     }
 
-    async fn sandboxes(&self) -> Result<Vec<SandboxId>, ProviderError> {
-        Ok(self.prepare().await?.sandboxes().keys().copied().collect())
+    async fn sweep(&self) -> Result<Vec<SandboxId>, ProviderError> {
+        let prepared = self.prepare().await?;
+        self.dir.delete_trash().await?;
+        Ok(prepared.sandboxes().keys().copied().collect())
     }
 
     async fn create(&self, id: SandboxId, _: Duration) -> Result<String, ProviderError> {
@@ -313,7 +318,7 @@ impl SandboxProvider for LocalProvider {
         let mut child = self.spawn(machine, &sandbox, &self.command_program()).await?;
         let (end, stdout, mut stderr) =
             run_to_end(&mut child, self.supervision(&sandbox), command, self.settings.max_output_bytes).await?;
-        self.end_if_far_over_limit(machine.0, &sandbox).await?;
+        self.end_if_far_over_limit(machine.0, &sandbox)?;
         if let Some(reason) = self.describe_end(end.end) {
             let separator = if stderr.text.is_empty() || stderr.text.ends_with('\n') { "" } else { "\n" };
             stderr.text = format!("{}{separator}The command was killed: {reason}.\n", stderr.text);

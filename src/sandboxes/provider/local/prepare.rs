@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::bubblewrap::{self, Bubblewrap};
 use super::process::Supervision;
 use super::spawner::Spawner;
-use super::{LocalProvider, LocalSandbox, MAX_MESSAGE_LEN, dirs, run_to_end};
+use super::{LocalProvider, LocalSandbox, MAX_MESSAGE_LEN, run_to_end};
 use crate::ids::SandboxId;
 use crate::sandboxes::provider::ProviderError;
 
@@ -54,7 +54,7 @@ impl LocalProvider {
     /// Creates the directory of the sandboxes, and removes what a killed server has left behind. After a failure, the next call tries
     /// again.
     pub(super) async fn prepare(&self) -> Result<&Prepared, ProviderError> {
-        let prepared = self.prepared.get_or_try_init(async || self.set_up().await);
+        let prepared = self.prepared.get_or_try_init(async || self.set_up());
         prepared.await.map_err(|err| self.unavailable(&err))
     }
 
@@ -84,7 +84,7 @@ impl LocalProvider {
         self.dir.0.join("etc")
     }
 
-    async fn set_up(&self) -> anyhow::Result<Prepared> {
+    fn set_up(&self) -> anyhow::Result<Prepared> {
         let is_root = rustix::process::geteuid().is_root();
         let name = self.dir.0.display();
         let found = self.dir.create().and_then(|()| {
@@ -94,8 +94,8 @@ impl LocalProvider {
         });
         let found = found.with_context(|| format!("cannot read and write the directory {name}"))?;
         let host = self.dir.host_id()?;
-        for trash in &found.trash {
-            dirs::delete_tree(trash).await?;
+        for incomplete in found.incomplete {
+            self.dir.move_to_trash(incomplete)?;
         }
         let sandboxes = found.sandboxes.into_iter().map(|(id, owner)| {
             let sandbox = self.new_sandbox(id, is_root.then_some(owner));

@@ -79,18 +79,29 @@ impl Supervision {
         let watcher = Arc::new(Watcher { pid: child.id(), initial_disk: self.disk.usage(), supervision: self });
         let mut checks = tokio::time::interval_at(Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut check = None;
         let end = loop {
+            let is_checking = check.is_some();
+            let checked = async {
+                match &mut check {
+                    Some(check) => check.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 status = child.wait() => {
                     return Ok(ProgramEnd { end: CommandEnd::Exited, exit_code: exit_code(status?) });
                 }
                 () = cancel.cancelled() => break CommandEnd::Killed,
                 () = tokio::time::sleep_until(deadline) => break CommandEnd::TimedOut,
-                _ = checks.tick() => {
+                violation = checked => match violation? {
+                    Some(end) => break end,
+                    None => check = None,
+                },
+                // A check can take longer than the interval.
+                _ = checks.tick(), if !is_checking => {
                     let watcher = Arc::clone(&watcher);
-                    if let Some(end) = tokio::task::spawn_blocking(move || watcher.check()).await? {
-                        break end;
-                    }
+                    check = Some(tokio::task::spawn_blocking(move || watcher.check()));
                 }
             }
         };

@@ -48,6 +48,8 @@ impl DiskUsage {
 pub(super) struct DiskMeter {
     /// The directories of the sandbox.
     dirs: Vec<PathBuf>,
+    /// A measurement ends when it exceeds this, so that its duration is limited.
+    max: DiskUsage,
     last: Mutex<Measurement>,
 }
 
@@ -61,8 +63,12 @@ struct Measurement {
 
 impl DiskMeter {
     /// Creates the meter of a new sandbox.
-    pub(super) fn new(dirs: Vec<PathBuf>) -> Self {
-        Self { dirs, last: Mutex::new(Measurement { usage: DiskUsage::default(), free: None, at: Instant::now() }) }
+    pub(super) fn new(dirs: Vec<PathBuf>, max: DiskUsage) -> Self {
+        Self {
+            dirs,
+            max,
+            last: Mutex::new(Measurement { usage: DiskUsage::default(), free: None, at: Instant::now() }),
+        }
     }
 
     fn last(&self) -> MutexGuard<'_, Measurement> {
@@ -90,12 +96,11 @@ impl DiskMeter {
         if has_shrunk || last.at.elapsed() >= DISK_INTERVAL { self.measure() } else { last.usage }
     }
 
-    /// Measures the usage. Files that disappear in the meantime do not count.
+    /// Measures the usage, up to the maximum of the meter. Files that disappear in the meantime do not count.
     pub(super) fn measure(&self) -> DiskUsage {
         let free = free_space(&self.dirs);
-        let usage =
-            self.dirs.iter().try_fold(DiskUsage::default(), |mut usage, dir| add_tree(dir, &mut usage).map(|()| usage));
-        let usage = usage.unwrap_or(DiskUsage::UNKNOWN);
+        let add = |mut usage, dir: &PathBuf| add_tree(dir, &mut usage, self.max).map(|()| usage);
+        let usage = self.dirs.iter().try_fold(DiskUsage::default(), add).unwrap_or(DiskUsage::UNKNOWN);
         *self.last() = Measurement { usage, free, at: Instant::now() };
         usage
     }
@@ -107,11 +112,11 @@ fn free_space(dirs: &[PathBuf]) -> Option<DiskUsage> {
     Some(DiskUsage { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), files: stat.f_favail })
 }
 
-/// Adds the files below a directory to the usage.
+/// Adds the files below a directory to the usage, until it exceeds `max`.
 ///
 /// # Errors
 /// Returns an error if a directory cannot be read, for example because it is nested too deeply.
-fn add_tree(root: &Path, usage: &mut DiskUsage) -> io::Result<()> {
+fn add_tree(root: &Path, usage: &mut DiskUsage, max: DiskUsage) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, root, flags | OFlags::NOFOLLOW, Mode::empty())?;
     let mut pending = vec![PathBuf::from(".")];
@@ -130,6 +135,9 @@ fn add_tree(root: &Path, usage: &mut DiskUsage) -> io::Result<()> {
                 Err(Errno::NOENT) => continue,
                 stat => stat?,
             };
+            if usage.exceeds(max) {
+                return Ok(());
+            }
             usage.files += 1;
             usage.bytes = usage.bytes.saturating_add(stat.st_blocks.cast_unsigned() * BLOCK_BYTES);
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
