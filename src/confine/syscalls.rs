@@ -6,6 +6,7 @@
 //! - create namespaces or enter those of others (`unshare`, `setns`, `clone3`, whose flags a filter cannot read, and the flags of
 //!   `clone`);
 //! - inspect or change other processes (`ptrace`, `process_vm_readv`, `pidfd_getfd`, …);
+//! - prevent that the program ends with the server (`prctl` with `PR_SET_PDEATHSIG`);
 //! - have had many vulnerabilities in the kernel and are rarely used (`io_uring_setup`, `userfaultfd`, `keyctl`, …);
 //! - allocate memory that belongs to no process, so that the limits of processes do not count it (`memfd_create`, `shmget`,
 //!   `semget`, `msgget`, `io_setup`).
@@ -46,7 +47,7 @@ const ALLOWED: &[i64] = &numbers! {
     SYS_shutdown SYS_getsockname SYS_getpeername SYS_setsockopt SYS_getsockopt
     // Processes and threads. `clone` has conditions.
     SYS_execve SYS_execveat SYS_exit SYS_exit_group SYS_wait4 SYS_waitid SYS_getpid SYS_getppid SYS_gettid SYS_setpgid SYS_getpgid
-    SYS_setsid SYS_getsid SYS_set_tid_address SYS_set_robust_list SYS_get_robust_list SYS_futex SYS_rseq SYS_prctl SYS_prlimit64
+    SYS_setsid SYS_getsid SYS_set_tid_address SYS_set_robust_list SYS_get_robust_list SYS_futex SYS_rseq SYS_prlimit64
     SYS_getrlimit SYS_setrlimit SYS_getrusage SYS_times SYS_getpriority SYS_setpriority SYS_sched_yield SYS_sched_setparam
     SYS_sched_getparam SYS_sched_setscheduler SYS_sched_getscheduler SYS_sched_get_priority_max SYS_sched_get_priority_min
     SYS_sched_rr_get_interval SYS_sched_setaffinity SYS_sched_getaffinity SYS_sched_setattr SYS_sched_getattr SYS_ioprio_get
@@ -112,6 +113,7 @@ fn rules() -> anyhow::Result<Rules> {
     let [insert_input, select_input] = TERMINAL_INPUT_OPERATIONS;
     let (input, selection) = (differs(1, insert_input)?, differs(1, select_input)?);
     rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![input, selection])?]);
+    rules.insert(libc::SYS_prctl, vec![rule(0, SeccompCmpOp::Ne, constant(libc::PR_SET_PDEATHSIG))?]);
     rules.insert(libc::SYS_clone, vec![rule(0, SeccompCmpOp::MaskedEq(NAMESPACE_FLAGS), 0)?]);
     rules.insert(libc::SYS_socketpair, vec![rule(0, SeccompCmpOp::Eq, constant(libc::AF_UNIX))?]);
     rules.insert(libc::SYS_socket, socket_rules()?);

@@ -4,7 +4,7 @@ use axum::Extension;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 
-use super::provider::{CommandEnd, CommandOutput, ProviderError};
+use super::provider::{CommandEnd, CommandOutput, ProviderError, ProviderName};
 use super::store::{self, NewSandbox};
 use super::{SANDBOX_NOT_FOUND, Sandboxes, expiry};
 use crate::auth::Caller;
@@ -23,8 +23,8 @@ use crate::usage_metrics::store::{SANDBOX_ALIVE_TAG, increment};
 
 /// The part of a command that is stored, in bytes. Commands can contain whole files.
 const MAX_STORED_COMMAND_LEN: usize = 4096;
-const COMMAND_IN_USE: &str = "Idempotency-Key: a command with this key was started, and has not ended or was interrupted; \
-    it is not run again";
+const COMMAND_IN_USE: &str =
+    "Idempotency-Key: a command with this key is still running or was interrupted, so it is not run again";
 
 text_enum! {
     /// The status of a sandbox.
@@ -39,7 +39,7 @@ pub struct CreateSandboxResponse {
     sandbox_id: SandboxId,
     sandbox_status: SandboxStatus,
     sandbox_created_at: Timestamp,
-    /// When the sandbox ends unless it is called before. Each call extends its life.
+    /// When the sandbox ends if it gets no further call.
     sandbox_expires_at: Timestamp,
 }
 
@@ -128,7 +128,7 @@ pub struct RunCommandResponse {
     stdout: String,
     /// The standard error, in the same form. If the command was killed, the last line says why.
     stderr: String,
-    /// 0 if the command succeeded. 124 if it took too long, and 137 if it was killed for another reason.
+    /// 0 if the command succeeded. If `end_reason` is not `exited`, 124 or 137.
     exit_code: i32,
     end_reason: CommandEnd,
     /// The number of bytes that were omitted from `stdout`.
@@ -180,7 +180,17 @@ pub async fn run_command(
         }
         Err(err) => {
             let mut conn = ctx.db.acquire().await?;
-            store::delete_command(&mut conn, id).await?;
+            // The local provider is only unavailable before it starts a command.
+            let was_started = match &err {
+                ProviderError::Ended => false,
+                ProviderError::Unavailable { .. } => live.provider != ProviderName::Local,
+                _ => true,
+            };
+            if was_started {
+                store::interrupt_command(&mut conn, id).await?;
+            } else {
+                store::delete_command(&mut conn, id).await?;
+            }
             drop(conn);
             Err(ctx.provider_error(caller.project, sandbox, err).await.into())
         }

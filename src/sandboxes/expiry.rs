@@ -21,8 +21,8 @@ const INTERRUPTION_MARGIN: chrono::Duration = chrono::Duration::minutes(10);
 
 /// Marks a running sandbox as ended, and corrects the metric of its life. Has no effect if it is not running.
 pub(super) async fn mark_ended(tx: &mut Tx, project: ProjectId, sandbox: SandboxId) -> Result<()> {
-    if let Some(ended) = store::end(tx, project, sandbox).await? {
-        increment(tx, ended.project, SANDBOX_ALIVE_TAG, ended.grown).await?;
+    if let Some(grown) = store::end(tx, project, sandbox).await? {
+        increment(tx, project, SANDBOX_ALIVE_TAG, grown).await?;
     }
     Ok(())
 }

@@ -135,6 +135,18 @@ pub async fn begin_call(
     .await
 }
 
+/// Locks a running sandbox, and returns its counted life in seconds. A statement of its own, because a statement that locks a row
+/// and changes it can deadlock with another one.
+async fn lock(conn: &mut PgConnection, project: ProjectId, sandbox: SandboxId) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar!(
+        "select alive_seconds from sandboxes where id = $1 and project_id = $2 and state = 'running' for no key update",
+        sandbox as _,
+        project as _,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
 /// Lets a sandbox live until `lifetime` from now, unless a call that is in progress needs it for longer. Returns by how many
 /// seconds its counted life has grown, or `None` if it is not running.
 pub async fn set_lifetime(
@@ -143,27 +155,35 @@ pub async fn set_lifetime(
     sandbox: SandboxId,
     lifetime: Duration,
 ) -> sqlx::Result<Option<i64>> {
-    sqlx::query_scalar!(
-        r#"with old as (
-               select id, alive_seconds from sandboxes
-               where id = $1 and project_id = $2 and state = 'running' and expires_at > now() for no key update
-           )
-           update sandboxes s
-           set expires_at = case when exists (select 1 from sandbox_commands c where c.sandbox_id = s.id and c.ended_at is null)
-                                 then s.expires_at else now() + make_interval(secs => $3) end,
-               updated_at = now(),
-               alive_seconds = greatest(s.alive_seconds, round($3 + extract(epoch from now() - s.created_at))::bigint)
-           from old where s.id = old.id
-           returning s.alive_seconds - old.alive_seconds as "grown!""#,
+    let Some(before) = lock(conn, project, sandbox).await? else { return Ok(None) };
+    let after = sqlx::query_scalar!(
+        "update sandboxes s
+         set expires_at = case when exists (select 1 from sandbox_commands c where c.sandbox_id = s.id and c.ended_at is null)
+                               then s.expires_at else now() + make_interval(secs => $2) end,
+             updated_at = now(),
+             alive_seconds = greatest(s.alive_seconds, round($2 + extract(epoch from now() - s.created_at))::bigint)
+         where s.id = $1 returning s.alive_seconds",
         sandbox as _,
-        project as _,
         seconds(lifetime),
-    )
-    .fetch_optional(conn)
-    .await
+    );
+    Ok(Some(after.fetch_one(conn).await? - before))
 }
 
-/// A sandbox that was marked as ended.
+/// Marks a running sandbox of a project as ended. Returns by how many seconds its counted life has grown, which is negative, because
+/// it ends early, or `None` if it is not running.
+pub async fn end(conn: &mut PgConnection, project: ProjectId, sandbox: SandboxId) -> sqlx::Result<Option<i64>> {
+    let Some(before) = lock(conn, project, sandbox).await? else { return Ok(None) };
+    let after = sqlx::query_scalar!(
+        "update sandboxes s
+         set state = 'ended', provider_sandbox_id = null, ended_at = now(), updated_at = now(),
+             alive_seconds = round(extract(epoch from now() - s.created_at))::bigint
+         where s.id = $1 returning s.alive_seconds",
+        sandbox as _,
+    );
+    Ok(Some(after.fetch_one(conn).await? - before))
+}
+
+/// A sandbox that was marked as ended, because its time was over.
 #[derive(Debug)]
 pub struct EndedSandbox {
     pub id: SandboxId,
@@ -171,33 +191,8 @@ pub struct EndedSandbox {
     pub provider: ProviderName,
     /// `None` if it had not been created.
     pub provider_sandbox_id: Option<String>,
-    /// By how many seconds its counted life has grown; negative, because it ends early.
+    /// By how many seconds its counted life has grown.
     pub grown: i64,
-}
-
-/// Marks a running sandbox of a project as ended. Returns `None` if it is not running.
-pub async fn end(
-    conn: &mut PgConnection,
-    project: ProjectId,
-    sandbox: SandboxId,
-) -> sqlx::Result<Option<EndedSandbox>> {
-    sqlx::query_as!(
-        EndedSandbox,
-        r#"with old as (
-               select id, alive_seconds, provider_sandbox_id from sandboxes
-               where id = $1 and project_id = $2 and state = 'running' for no key update
-           )
-           update sandboxes s
-           set state = 'ended', provider_sandbox_id = null, ended_at = now(), updated_at = now(),
-               alive_seconds = round(extract(epoch from now() - s.created_at))::bigint
-           from old where s.id = old.id
-           returning s.id as "id: SandboxId", s.project_id as "project: ProjectId", s.provider as "provider: ProviderName",
-                     old.provider_sandbox_id, s.alive_seconds - old.alive_seconds as "grown!""#,
-        sandbox as _,
-        project as _,
-    )
-    .fetch_optional(conn)
-    .await
 }
 
 /// Marks up to `limit` sandboxes as ended whose time is over: those of remote providers, those of `host`, and those of other hosts
@@ -280,6 +275,18 @@ pub async fn finish_command(conn: &mut PgConnection, id: SandboxCommandId, outpu
         output.end as _,
         i64::try_from(output.stdout.total_bytes).unwrap_or(i64::MAX),
         i64::try_from(output.stderr.total_bytes).unwrap_or(i64::MAX),
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
+/// Records that a command was started, and that it is not known how it has ended.
+pub async fn interrupt_command(conn: &mut PgConnection, id: SandboxCommandId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update sandbox_commands set ended_at = clock_timestamp(), exit_code = 137, end_reason = 'interrupted'
+         where id = $1 and ended_at is null",
+        id as _,
     )
     .execute(conn)
     .await

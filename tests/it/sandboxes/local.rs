@@ -17,6 +17,8 @@ async fn a_command_returns_its_output_and_exit_code() {
     assert_eq!((output.exit_code, output.end), (3, CommandEnd::Exited));
     assert_eq!(sandbox.run("no-such-program").await.exit_code, 127);
     assert_eq!(sandbox.run("kill -9 $$").await.exit_code, 137);
+    let output = sandbox.run("kill -TERM $$").await;
+    assert_eq!((output.exit_code, output.stderr.text.as_str()), (143, ""));
     assert_eq!(sandbox.run("echo 'unterminated").await.exit_code, 2);
     assert_eq!(sandbox.output("printf 'a\\nb'").await, "a\nb");
 }

@@ -43,6 +43,7 @@ async fn a_file_is_copied_in_and_out_with_its_mode() {
         assert_eq!(sandbox.read(&format!("/workspace/new/dir/{name}")).await.unwrap(), (content, is_executable));
     }
     assert_eq!(sandbox.output("stat -c '%a %U' new/dir/*").await, "644 user\n644 user\n755 user\n");
+    assert_eq!(sandbox.output("find new -type f ! -newermt 2020-01-01").await, "");
     sandbox.write("/workspace/new/dir", file("plain", "replaced", false)).await.unwrap();
     assert_eq!(sandbox.read("new/dir/plain").await.unwrap().0, "replaced");
 }
@@ -57,6 +58,18 @@ async fn unusual_names_are_copied() {
         assert_eq!(sandbox.read(&format!("/tmp/-d d/{name}")).await.unwrap().0, name.as_bytes(), "{name}");
     }
     assert_eq!(sandbox.output("ls -A /tmp/-d\\ d | wc -l; ls /workspace").await, "10\n");
+}
+
+#[tokio::test]
+async fn programs_of_the_sandbox_do_not_replace_those_that_copy() {
+    let local = Local::new();
+    let sandbox = local.create().await;
+    let fake = "mkdir -p ~/.local/bin; for name in stat cat tar mv mkdir mktemp rm; do printf '#!/bin/sh\\necho fake' > \
+                ~/.local/bin/$name; /bin/chmod +x ~/.local/bin/$name; done";
+    sandbox.output(fake).await;
+    sandbox.write("/workspace", file("file", "content", false)).await.unwrap();
+    assert_eq!(sandbox.read("file").await.unwrap().0, "content");
+    assert_eq!(sandbox.output("echo command; stat").await, "command\nfake\n");
 }
 
 #[tokio::test]

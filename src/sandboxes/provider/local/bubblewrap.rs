@@ -75,7 +75,9 @@ impl Bubblewrap {
         if !self.allows_network {
             line.add(&["--unshare-net"]);
         }
-        line.add(&["--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]);
+        // The program is the first process of its namespace. Otherwise that would be a process of bubblewrap without the filter, to
+        // whose memory the program could write.
+        line.add(&["--as-pid-1", "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]);
         line.add(&["--uid", USER, "--gid", USER, "--hostname", "sandbox"]);
         line.add(&["--ro-bind", "/usr", "/usr"]);
         for dir in SYSTEM_DIRS {

@@ -160,10 +160,11 @@ impl SandboxesDir {
     /// Returns an error if something is left.
     pub(super) async fn delete_trash(&self) -> anyhow::Result<()> {
         let found = self.find().with_context(|| format!("cannot read {}", self.0.display()))?;
+        let mut result = Ok(());
         for trash in &found.trash {
-            delete_tree(trash).await?;
+            result = delete_tree(trash).await.and(result);
         }
-        Ok(())
+        result
     }
 
     /// Kills the processes that a killed server has started in the directory of the sandboxes. bubblewrap ends with the server, but not

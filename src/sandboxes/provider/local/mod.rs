@@ -23,16 +23,17 @@ use anyhow::Context;
 use async_trait::async_trait;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::io::SyncIoBridge;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 
 use self::bubblewrap::{Bubblewrap, ENVIRONMENT};
 use self::dirs::SandboxesDir;
 use self::prepare::Prepared;
-use self::process::{ProgramEnd, Supervision};
+use self::process::{KILLED_EXIT_CODE, ProgramEnd, Supervision};
 use self::transfer::{ArchiveError, EXISTS, EXTRACT, NO_INPUT, READ_FILE, read_content, write_archive};
 use self::usage::{DiskMeter, DiskUsage};
 use super::output::read_excerpt;
@@ -47,12 +48,21 @@ use crate::ids::SandboxId;
 
 /// The part of the output of file transfers and of the self-test that is kept.
 const MAX_MESSAGE_LEN: usize = 4096;
+/// The number of commands that run concurrently in a sandbox. Others wait.
+const MAX_CONCURRENT_COMMANDS: usize = 8;
 /// How long the transfer of a file may take.
 const TRANSFER_TIMEOUT: Duration = Duration::from_mins(5);
 /// The script that runs a shell command. It reads the command from its standard input, because a command line is limited to 128
 /// KiB, and other users of the machine could read it. `$1` is the maximum number of processes. Without the signal `XFSZ`, a program
 /// that writes more than it may gets an error.
-const RUN_COMMAND: &str = r#"trap '' XFSZ; ulimit -u "$1" && set -- && eval -- "$(cat)" </dev/null"#;
+const RUN_COMMAND: &str = r#"
+    trap '' XFSZ
+    ulimit -u "$1" || exit
+    # The command runs in another process, because the kernel protects this one, the first of its namespace, from its own signals.
+    # Without a standard error, this shell does not report how the other one has ended.
+    exec 3>&2 2>/dev/null
+    /bin/bash -c 'eval -- "$(/bin/cat)" </dev/null' bash 2>&3 3>&-
+    exit $?"#;
 /// What separates a sandbox from the machine.
 const ISOLATION: &str = "bubblewrap: namespaces for files, processes, users, IPC, host name and, unless it is allowed, the \
     network; no capabilities, no new privileges, and a filter of system calls";
@@ -89,9 +99,10 @@ pub struct LocalSettings {
 
 impl LocalSettings {
     pub fn from_config(config: &Config) -> Self {
-        let sandbox = &config.sandbox;
+        let (sandbox, data_dir) = (&config.sandbox, config.server.data_dir().join("sandboxes"));
         Self {
-            dir: config.server.data_dir().join("sandboxes"),
+            // The processes of sandboxes have other working directories.
+            dir: std::path::absolute(&data_dir).unwrap_or(data_dir),
             // The program that is running, even if an upgrade has replaced the file.
             executable: "/proc/self/exe".into(),
             allows_network: sandbox.allows_network,
@@ -129,6 +140,8 @@ struct LocalSandbox {
     cancel: CancellationToken,
     /// The programs that run in the sandbox.
     running: TaskTracker,
+    /// Has one permit for each command that may run concurrently.
+    permits: Arc<Semaphore>,
     disk: Arc<DiskMeter>,
 }
 
@@ -143,7 +156,15 @@ impl LocalProvider {
     fn new_sandbox(&self, id: SandboxId, user: Option<u32>) -> LocalSandbox {
         let (cancel, running) = (self.abort.child_token(), TaskTracker::new());
         let dirs = self.dir.sandbox(id).writable().map(|(path, _)| path).collect();
-        LocalSandbox { id, user, cancel, running, disk: Arc::new(DiskMeter::new(dirs, self.max_disk().twice())) }
+        let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_COMMANDS));
+        LocalSandbox {
+            id,
+            user,
+            cancel,
+            running,
+            permits,
+            disk: Arc::new(DiskMeter::new(dirs, self.max_disk().twice())),
+        }
     }
 
     /// Creates the directories of a sandbox.
@@ -166,7 +187,7 @@ impl LocalProvider {
         (prepared, bubblewrap): (&Prepared, &Bubblewrap),
         sandbox: &LocalSandbox,
         program: &[String],
-    ) -> anyhow::Result<Child> {
+    ) -> Result<Child, ProviderError> {
         let settings = &self.settings;
         let confinement = Confinement {
             user: sandbox.user,
@@ -174,8 +195,7 @@ impl LocalProvider {
             limits: ResourceLimits {
                 cpu_seconds: settings.command_timeout.as_secs().max(1),
                 memory_bytes: settings.max_memory_bytes,
-                // The kernel counts this for each file.
-                file_bytes: settings.max_disk_bytes.saturating_sub(sandbox.disk.usage().bytes),
+                file_bytes: settings.max_disk_bytes,
                 open_files: settings.max_open_files,
                 // If the server does not run as root, its own processes count for this limit, so only `RUN_COMMAND` sets it.
                 processes: sandbox.user.map(|_| settings.max_processes),
@@ -183,7 +203,9 @@ impl LocalProvider {
             program: bubblewrap.command_line(&self.dir.sandbox(sandbox.id), program),
         };
         let mut command = Command::new(&settings.executable);
-        command.arg(confine::SUBCOMMAND).arg(serde_json::to_string(&confinement)?);
+        command
+            .arg(confine::SUBCOMMAND)
+            .arg(serde_json::to_string(&confinement).context("cannot encode a confinement")?);
         // In a process group of its own, because a terminal sends the signal of Ctrl+C to the whole group of the server, which waits
         // for commands when it is shut down.
         command.env_clear().envs(ENVIRONMENT).current_dir("/").process_group(0);
@@ -212,8 +234,7 @@ impl LocalProvider {
         [dir, name, mode]: [&str; 3],
         files: Vec<FileToWrite>,
     ) -> Result<(), ProviderError> {
-        let (machine, sandbox) = self.find(id).await?;
-        let _running = sandbox.running.token();
+        let (machine, sandbox, _running) = self.find(id).await?;
         let size: u64 = files.iter().map(|file| file.size).sum();
         let usage = sandbox.disk.usage();
         if (DiskUsage { bytes: usage.bytes.saturating_add(size), ..usage }).exceeds(self.max_disk()) {
@@ -238,10 +259,11 @@ impl LocalProvider {
         }
     }
 
-    /// Ends a sandbox that has used twice its disk, because its commands are killed only after they have used it.
-    fn end_if_far_over_limit(&self, prepared: &Prepared, sandbox: &LocalSandbox) -> anyhow::Result<()> {
+    /// Ends a sandbox that has used twice its disk, because its commands are killed only after they have used it. Returns whether it
+    /// has done so.
+    fn end_if_far_over_limit(&self, prepared: &Prepared, sandbox: &LocalSandbox) -> anyhow::Result<bool> {
         if !sandbox.disk.usage().exceeds(self.max_disk().twice()) {
-            return Ok(());
+            return Ok(false);
         }
         if prepared.sandboxes().remove(&sandbox.id).is_some() {
             tracing::warn!(sandbox.id = %sandbox.id, "a sandbox has used twice the disk that it may use, and was ended");
@@ -249,15 +271,22 @@ impl LocalProvider {
             // The deletion of its files can take longer than this request may wait.
             self.dir.move_to_trash(sandbox.id)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Returns the sandbox with this id, and what is necessary to run a program in it.
-    async fn find(&self, id: &str) -> Result<((&Prepared, &Bubblewrap), LocalSandbox), ProviderError> {
+    async fn find(
+        &self,
+        id: &str,
+    ) -> Result<((&Prepared, &Bubblewrap), LocalSandbox, TaskTrackerToken), ProviderError> {
         let (prepared, bubblewrap) = (self.prepare().await?, self.find_bubblewrap().await?);
         let id: SandboxId = id.parse().map_err(|_| ProviderError::Ended)?;
-        let sandbox = prepared.sandboxes().get(&id).cloned().ok_or(ProviderError::Ended)?;
-        Ok(((prepared, bubblewrap), sandbox))
+        let sandboxes = prepared.sandboxes();
+        let sandbox = sandboxes.get(&id).filter(|sandbox| !sandbox.cancel.is_cancelled());
+        let sandbox = sandbox.cloned().ok_or(ProviderError::Ended)?;
+        // Under the lock, so that the end of the sandbox waits for the program.
+        let running = sandbox.running.token();
+        Ok(((prepared, bubblewrap), sandbox, running))
     }
 
     /// Returns the reason why a command was killed; `None` if it has ended by itself.
@@ -269,7 +298,7 @@ impl LocalProvider {
             CommandEnd::OutOfMemory => format!("it used more than {} MiB of memory", settings.max_memory_bytes >> 20),
             CommandEnd::OutOfDisk => {
                 let (mib, files) = (settings.max_disk_bytes >> 20, settings.max_files);
-                format!("the files of the sandbox exceed {mib} MiB or {files} files")
+                format!("the sandbox has more than {mib} MiB or {files} files")
             }
             CommandEnd::Killed => "the sandbox was ended, or the server was shut down".to_owned(),
         })
@@ -313,22 +342,28 @@ impl SandboxProvider for LocalProvider {
     }
 
     async fn run_command(&self, id: &str, command: &str, _: Duration) -> Result<CommandOutput, ProviderError> {
-        let (machine, sandbox) = self.find(id).await?;
-        let _running = sandbox.running.token();
+        let (machine, sandbox, _running) = self.find(id).await?;
+        let _permit = tokio::select! {
+            permit = sandbox.permits.acquire() => permit.context("the permits of a sandbox are closed")?,
+            () = sandbox.cancel.cancelled() => return Err(ProviderError::Ended),
+        };
         let mut child = self.spawn(machine, &sandbox, &self.command_program()).await?;
         let (end, stdout, mut stderr) =
             run_to_end(&mut child, self.supervision(&sandbox), command, self.settings.max_output_bytes).await?;
-        self.end_if_far_over_limit(machine.0, &sandbox)?;
-        if let Some(reason) = self.describe_end(end.end) {
+        let has_ended = self.end_if_far_over_limit(machine.0, &sandbox)?;
+        let (end, exit_code) =
+            if has_ended { (CommandEnd::OutOfDisk, KILLED_EXIT_CODE) } else { (end.end, end.exit_code) };
+        if has_ended {
+            stderr.text.push_str("The sandbox was ended, because it has used twice the disk that it may use.\n");
+        } else if let Some(reason) = self.describe_end(end) {
             let separator = if stderr.text.is_empty() || stderr.text.ends_with('\n') { "" } else { "\n" };
             stderr.text = format!("{}{separator}The command was killed: {reason}.\n", stderr.text);
         }
-        Ok(CommandOutput { stdout, stderr, exit_code: end.exit_code, end: end.end })
+        Ok(CommandOutput { stdout, stderr, exit_code, end })
     }
 
     async fn read_file(&self, id: &str, path: &str, max_bytes: u64) -> Result<SandboxFile, ProviderError> {
-        let (machine, sandbox) = self.find(id).await?;
-        let _running = sandbox.running.token();
+        let (machine, sandbox, _running) = self.find(id).await?;
         let program = ["/bin/bash", "-c", READ_FILE, "bash", path].map(str::to_owned);
         let mut child = self.spawn(machine, &sandbox, &program).await?;
         let (stdout, stderr) = take_output(&mut child)?;
@@ -358,13 +393,17 @@ impl SandboxProvider for LocalProvider {
 
     async fn end(&self, id: &str) -> Result<(), ProviderError> {
         let Ok(id) = id.parse::<SandboxId>() else { return Ok(()) };
-        let sandbox = self.prepare().await?.sandboxes().remove(&id);
+        let prepared = self.prepare().await?;
+        let sandbox = prepared.sandboxes().get(&id).cloned();
         if let Some(sandbox) = sandbox {
             sandbox.cancel.cancel();
             sandbox.running.close();
             sandbox.running.wait().await;
         }
-        Ok(self.dir.remove(id).await?)
+        self.dir.remove(id).await?;
+        // Not earlier, so that a concurrent call waits, too.
+        prepared.sandboxes().remove(&id);
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::process::Child;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::usage::{DiskMeter, DiskUsage, measure_memory};
+use super::usage::{DiskMeter, DiskUsage, kill_descendants, measure_memory, measure_unlinked};
 use crate::sandboxes::provider::CommandEnd;
 
 /// How often the usage is checked. A command that ends earlier is never checked.
@@ -22,7 +22,7 @@ const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The exit code of a command that was killed because it took too long, as that of the program `timeout`.
 const TIMED_OUT_EXIT_CODE: i32 = 124;
 /// The exit code of a command that was killed for another reason.
-const KILLED_EXIT_CODE: i32 = 128 + 9;
+pub(super) const KILLED_EXIT_CODE: i32 = 128 + 9;
 
 /// What a program may use.
 pub(super) struct Supervision {
@@ -105,7 +105,10 @@ impl Supervision {
                 }
             }
         };
-        // bubblewrap is the parent of the first process of the sandbox, whose end ends all others.
+        // The end of the first process of the sandbox ends all others. bubblewrap is its parent.
+        if let Some(pid) = child.id() {
+            kill_descendants(pid);
+        }
         child.kill().await?;
         let exit_code = if end == CommandEnd::TimedOut { TIMED_OUT_EXIT_CODE } else { KILLED_EXIT_CODE };
         Ok(ProgramEnd { end, exit_code })
@@ -127,7 +130,9 @@ impl Watcher {
         if self.pid.is_some_and(|pid| measure_memory(pid, *max_memory_bytes) > *max_memory_bytes) {
             return Some(CommandEnd::OutOfMemory);
         }
-        let usage = disk.measure_if_due();
+        let mut usage = disk.measure_if_due();
+        // Files that are open, but have no name any more, need space, too.
+        usage.bytes = usage.bytes.saturating_add(self.pid.map_or(0, measure_unlinked));
         let is_violation = usage.exceeds(*max_disk) && usage.exceeds(self.initial_disk);
         (is_violation || usage.exceeds(max_disk.twice())).then_some(CommandEnd::OutOfDisk)
     }

@@ -7,9 +7,12 @@ use std::process::Stdio;
 use std::sync::mpsc;
 
 use anyhow::{Context, anyhow};
+use rustix::io::Errno;
 use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+
+use crate::sandboxes::provider::ProviderError;
 
 type Request = (Command, Handle, oneshot::Sender<std::io::Result<Child>>);
 
@@ -37,13 +40,20 @@ impl Spawner {
     /// Starts a process whose standard streams are pipes.
     ///
     /// # Errors
-    /// Returns an error if the process cannot be started.
-    pub(super) async fn spawn(&self, mut command: Command) -> anyhow::Result<Child> {
+    /// Returns [`ProviderError::Unavailable`] if the system has no resources for the process, and other errors if it cannot be started.
+    pub(super) async fn spawn(&self, mut command: Command) -> Result<Child, ProviderError> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let (reply, child) = oneshot::channel();
         self.0
             .send((command, Handle::current(), reply))
             .map_err(|_| anyhow!("the thread that starts sandboxes has ended"))?;
-        child.await.context("the thread that starts sandboxes has ended")?.context("cannot start a process")
+        let spawned = child.await.context("the thread that starts sandboxes has ended")?;
+        spawned.map_err(|err| match Errno::from_io_error(&err) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::AGAIN | Errno::NOMEM) => ProviderError::Unavailable {
+                msg: "the server has too many files or processes to start another command; retry later".to_owned(),
+                cause: Some(err.into()),
+            },
+            _ => ProviderError::Internal(anyhow::Error::new(err).context("cannot start a process")),
+        })
     }
 }

@@ -11,12 +11,14 @@ use crate::blob::spool::SpoolDir;
 use crate::sandboxes::provider::{FileToWrite, ProviderError, SandboxFile};
 
 /// The script that reads the file `$1`: it writes a line with the mode and the size, then the content.
-pub(super) const READ_FILE: &str = r#"[ -f "$1" ] || exit 66; stat -Lc '%a %s' -- "$1" && exec cat -- "$1""#;
+pub(super) const READ_FILE: &str =
+    r#"PATH=/usr/bin:/bin; [ -f "$1" ] || exit 66; stat -Lc '%a %s' -- "$1" && exec cat -- "$1""#;
 /// The exit code of [`READ_FILE`] if there is no such file.
 pub(super) const NO_INPUT: i32 = 66;
 /// The script that extracts an archive into a temporary directory in the directory `$1`, and moves the entry `$2` from there to its
 /// place. `$3` is `new` if the entry must not exist.
 pub(super) const EXTRACT: &str = r#"
+    PATH=/usr/bin:/bin
     if [ "$3" = new ] && [ -e "$1/$2" ]; then exit 73; fi
     mkdir -p -- "$1" && incoming=$(mktemp -d -- "$1/.incoming.XXXXXXXX") || exit
     trap 'rm -rf -- "$incoming"' EXIT
@@ -39,10 +41,12 @@ pub(super) enum ArchiveError {
 
 /// Writes an archive of files in the format of `tar`.
 pub(super) fn write_archive(output: impl io::Write, files: Vec<FileToWrite>) -> Result<(), ArchiveError> {
+    let now = u64::try_from(chrono::Utc::now().timestamp()).unwrap_or_default();
     let mut archive = tar::Builder::new(ArchiveOutput(Some(output)));
     for file in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(file.size);
+        header.set_mtime(now);
         header.set_mode(if file.is_executable { 0o755 } else { 0o644 });
         let mut content = ContentReader { reader: SyncIoBridge::new(StreamReader::new(file.content)), error: None };
         let appended = archive.append_data(&mut header, &file.path, &mut content);

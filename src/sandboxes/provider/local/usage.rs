@@ -1,18 +1,19 @@
 //! What a sandbox uses of the disk and of memory. The kernel limits each process and each file. Their sums are measured here.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2, statat, statvfs};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, statat, statvfs};
 use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The unit of `st_blocks`.
 const BLOCK_BYTES: u64 = 512;
@@ -30,8 +31,8 @@ pub(super) struct DiskUsage {
 }
 
 impl DiskUsage {
-    /// More than any limit: for directories that cannot be read.
-    const UNKNOWN: Self = Self { bytes: u64::MAX, files: u64::MAX };
+    /// More than any limit: for directories that are nested so deeply that they cannot be opened.
+    const TOO_DEEP: Self = Self { bytes: u64::MAX, files: u64::MAX };
 
     /// Returns `true` if there are more bytes or more files than in `other`.
     pub(super) fn exceeds(self, other: Self) -> bool {
@@ -50,6 +51,8 @@ pub(super) struct DiskMeter {
     dirs: Vec<PathBuf>,
     /// A measurement ends when it exceeds this, so that its duration is limited.
     max: DiskUsage,
+    /// Held during a measurement.
+    measuring: Mutex<()>,
     last: Mutex<Measurement>,
 }
 
@@ -64,11 +67,8 @@ struct Measurement {
 impl DiskMeter {
     /// Creates the meter of a new sandbox.
     pub(super) fn new(dirs: Vec<PathBuf>, max: DiskUsage) -> Self {
-        Self {
-            dirs,
-            max,
-            last: Mutex::new(Measurement { usage: DiskUsage::default(), free: None, at: Instant::now() }),
-        }
+        let last = Measurement { usage: DiskUsage::default(), free: None, at: Instant::now() };
+        Self { dirs, max, measuring: Mutex::new(()), last: Mutex::new(last) }
     }
 
     fn last(&self) -> MutexGuard<'_, Measurement> {
@@ -97,10 +97,22 @@ impl DiskMeter {
     }
 
     /// Measures the usage, up to the maximum of the meter. Files that disappear in the meantime do not count.
+    ///
+    /// If another thread is measuring, or if a measurement fails for a reason that is not in the files, returns the last usage.
     pub(super) fn measure(&self) -> DiskUsage {
+        let Ok(_measuring) = self.measuring.try_lock() else { return self.usage() };
         let free = free_space(&self.dirs);
         let add = |mut usage, dir: &PathBuf| add_tree(dir, &mut usage, self.max).map(|()| usage);
-        let usage = self.dirs.iter().try_fold(DiskUsage::default(), add).unwrap_or(DiskUsage::UNKNOWN);
+        let usage = match self.dirs.iter().try_fold(DiskUsage::default(), add) {
+            Ok(usage) => usage,
+            Err(err) if err.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error()) => DiskUsage::TOO_DEEP,
+            // The sandbox has ended.
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return self.usage(),
+            Err(err) => {
+                tracing::warn!(error = %err, "cannot measure the files of a sandbox");
+                return self.usage();
+            }
+        };
         *self.last() = Measurement { usage, free, at: Instant::now() };
         usage
     }
@@ -118,10 +130,10 @@ fn free_space(dirs: &[PathBuf]) -> Option<DiskUsage> {
 /// Returns an error if a directory cannot be read, for example because it is nested too deeply.
 fn add_tree(root: &Path, usage: &mut DiskUsage, max: DiskUsage) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = openat(CWD, root, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    let root = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
     let mut pending = vec![PathBuf::from(".")];
     while let Some(dir) = pending.pop() {
-        let opened = match open_beneath(&root, &dir, flags) {
+        let (opened, _mode) = match open_beneath(&root, &dir, flags) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
             opened => opened?,
         };
@@ -148,18 +160,33 @@ fn add_tree(root: &Path, usage: &mut DiskUsage, max: DiskUsage) -> io::Result<()
     Ok(())
 }
 
-/// Opens a directory below `root`, without following symbolic links, which a program in the sandbox could create in the meantime. Makes
-/// a directory readable whose owner has made it unreadable.
-fn open_beneath(root: &OwnedFd, dir: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+/// Opens a directory below `root`, without following symbolic links, which a program in the sandbox could create in the meantime. If
+/// its owner has made it inaccessible, makes it accessible until the returned mode is dropped.
+fn open_beneath(root: &OwnedFd, dir: &Path, flags: OFlags) -> Result<(OwnedFd, Option<RestoredMode>), Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    match openat2(root, dir, flags, Mode::empty(), resolve) {
-        Err(Errno::ACCESS) => {
-            let path = openat2(root, dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
-            let link = format!("/proc/self/fd/{}", path.as_raw_fd());
-            fs::set_permissions(link, fs::Permissions::from_mode(0o700)).map_err(|_| Errno::ACCESS)?;
-            openat2(root, dir, flags, Mode::empty(), resolve)
-        }
-        opened => opened,
+    let path = openat2(root, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    let mode = fstat(&path)?.st_mode & 0o7777;
+    let mut restored = None;
+    // Root does not need the permissions.
+    if mode & 0o500 != 0o500 && !rustix::process::geteuid().is_root() {
+        let link = format!("/proc/self/fd/{}", path.as_raw_fd());
+        fs::set_permissions(&link, fs::Permissions::from_mode(mode | 0o500)).map_err(|_| Errno::ACCESS)?;
+        restored = Some(RestoredMode { link, mode, _path: path.try_clone().map_err(|_| Errno::MFILE)? });
+    }
+    Ok((openat(&path, ".", flags, Mode::empty())?, restored))
+}
+
+/// The mode that a directory gets when this is dropped.
+struct RestoredMode {
+    link: String,
+    mode: u32,
+    _path: OwnedFd,
+}
+
+impl Drop for RestoredMode {
+    fn drop(&mut self) {
+        // If the directory was deleted in the meantime, its mode does not matter.
+        let _ = fs::set_permissions(&self.link, fs::Permissions::from_mode(self.mode));
     }
 }
 
@@ -167,12 +194,40 @@ fn open_beneath(root: &OwnedFd, dir: &Path, flags: OFlags) -> Result<OwnedFd, Er
 /// them, unless the result exceeds `max`: then it is divided between them.
 pub(super) fn measure_memory(pid: u32, max: u64) -> u64 {
     let pids = descendants(pid);
-    let resident: u64 = pids.iter().filter_map(|pid| read_kib(*pid, "status", "VmRSS:")).sum();
-    if resident * 1024 <= max {
-        return resident * 1024;
+    // Page tables can be larger than the memory that they map.
+    let tables: u64 = pids.iter().filter_map(|pid| read_kib(*pid, "status", "VmPTE:")).sum();
+    let resident = |pid: u32| read_kib(pid, "status", "VmRSS:");
+    let total: u64 = pids.iter().filter_map(|pid| resident(*pid)).sum();
+    if (total + tables) * 1024 <= max {
+        return (total + tables) * 1024;
     }
-    let proportional: u64 = pids.iter().filter_map(|pid| read_kib(*pid, "smaps_rollup", "Pss:")).sum();
-    proportional * 1024
+    // A server without the privilege to trace processes cannot read how the memory is divided.
+    let proportional = pids.iter().filter_map(|pid| read_kib(*pid, "smaps_rollup", "Pss:").or_else(|| resident(*pid)));
+    (proportional.sum::<u64>() + tables) * 1024
+}
+
+/// Returns the size in bytes of the files that a process and its descendants have open, but that have no name any more.
+pub(super) fn measure_unlinked(pid: u32) -> u64 {
+    let mut sizes = HashMap::new();
+    for pid in descendants(pid) {
+        let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        for file in open.flatten().filter_map(|file| fs::metadata(file.path()).ok()) {
+            if file.is_file() && file.nlink() == 0 {
+                sizes.insert((file.dev(), file.ino()), file.blocks().saturating_mul(BLOCK_BYTES));
+            }
+        }
+    }
+    sizes.into_values().sum()
+}
+
+/// Kills the descendants of a process.
+pub(super) fn kill_descendants(pid: u32) {
+    for descendant in descendants(pid).into_iter().filter(|descendant| *descendant != pid) {
+        if let Some(descendant) = i32::try_from(descendant).ok().and_then(Pid::from_raw) {
+            // An error means that it has ended.
+            let _ = kill_process(descendant, Signal::KILL);
+        }
+    }
 }
 
 /// Returns a process and all its descendants. Processes that end in the meantime are left out.
