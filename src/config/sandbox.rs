@@ -31,7 +31,7 @@ pub struct Sandbox {
     #[arg(long, env = "CLOUDFLARE_WORKER_AUTH_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub cloudflare_auth_token: Option<SecretString>,
     /// Let commands in local sandboxes use the network of this machine, with everything that it can reach, including services
-    /// on loopback
+    /// on loopback and abstract Unix sockets
     #[arg(
         long = "sandbox-network",
         env = "ACONTEXTD_SANDBOX_NETWORK",
