@@ -236,10 +236,12 @@ def test_the_pepper_is_secret_and_unique_per_data_directory(server, start_server
 def test_other_users_cannot_read_the_data(server):
     """Other users of the machine can traverse the data directory, but can neither list nor read its content."""
     StoredFiles(server)
+    # Sandboxes have users of their own, which must be able to traverse the directory of the sandboxes.
+    traversable = {"sandboxes": stat.S_IXOTH}
     readable = [
         path
         for path in server.data.iterdir()
-        if stat.S_IMODE(path.stat().st_mode) & (stat.S_IROTH | stat.S_IWOTH | stat.S_IXOTH)
+        if stat.S_IMODE(path.stat().st_mode) & stat.S_IRWXO & ~traversable.get(path.name, 0)
     ]
     assert readable == []
     assert not stat.S_IMODE(server.data.stat().st_mode) & (stat.S_IROTH | stat.S_IWOTH)
