@@ -121,7 +121,7 @@ define_id!(
     /// The id of a lesson, which a learning space learns from a session.
     LessonId
 );
-// Random, because it is the only secret that a client of another service may need to guess.
+// Random, so that an id cannot be guessed from the time at which the sandbox was created.
 define_id!(
     /// The id of a sandbox.
     SandboxId,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::provider::{CommandEnd, CommandOutput, ProviderError, ProviderName};
 use super::store::{self, NewSandbox};
-use super::{SANDBOX_NOT_FOUND, Sandboxes, expiry};
+use super::{SANDBOX_NOT_FOUND, Sandboxes, command_store, expiry};
 use crate::auth::Caller;
 use crate::config::Limits;
 use crate::encryption::StorageFormat;
@@ -174,7 +174,7 @@ pub async fn run_command(
     match provider.run_command(&live.provider_sandbox_id, &command, ctx.keepalive()).await {
         Ok(output) => {
             let mut tx = idempotency.begin().await?;
-            store::finish_command(&mut tx, id, &output).await?;
+            command_store::finish(&mut tx, id, &output).await?;
             ctx.end_call(&mut tx, caller.project, sandbox).await?;
             tx.commit(response::ok(RunCommandResponse::from(output))).await
         }
@@ -187,9 +187,9 @@ pub async fn run_command(
                 _ => true,
             };
             if was_started {
-                store::interrupt_command(&mut conn, id).await?;
+                command_store::interrupt(&mut conn, id).await?;
             } else {
-                store::delete_command(&mut conn, id).await?;
+                command_store::delete(&mut conn, id).await?;
             }
             drop(conn);
             Err(ctx.provider_error(caller.project, sandbox, err).await.into())
@@ -227,7 +227,7 @@ async fn begin_command(
     let format = StorageFormat::lock_for_share(&mut tx, caller.project).await?.ok_or(UNAUTHORIZED)?;
     let stored = StoredText::new(&caller.encryption, format, id.0, stored)?;
     let request = idempotency.request_hash();
-    let is_new = store::insert_command(&mut tx, caller.project, sandbox, id, &stored, request).await?;
+    let is_new = command_store::insert(&mut tx, caller.project, sandbox, id, &stored, request).await?;
     tx.commit().await?;
     if is_new { Ok(id) } else { Err(Error::Conflict(COMMAND_IN_USE.into())) }
 }

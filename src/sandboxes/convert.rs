@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::store;
+use super::command_store;
 use crate::encryption::stored_text::{StaleText, StoredText};
 use crate::encryption::text_converter::TextTable;
 use crate::ids::ProjectId;
@@ -17,7 +17,7 @@ impl TextTable for CommandTexts {
     const NOUN: &'static str = "command";
 
     async fn count_remaining(&self, conn: &mut PgConnection, project: ProjectId, encrypted: bool) -> sqlx::Result<i64> {
-        store::count_remaining(conn, project, encrypted).await
+        command_store::count_remaining(conn, project, encrypted).await
     }
 
     async fn lock_remaining(
@@ -28,10 +28,10 @@ impl TextTable for CommandTexts {
         after: Uuid,
         limit: i64,
     ) -> sqlx::Result<Vec<StaleText>> {
-        store::lock_remaining(conn, project, encrypted, after, limit).await
+        command_store::lock_remaining(conn, project, encrypted, after, limit).await
     }
 
     async fn set_text(&self, conn: &mut PgConnection, id: Uuid, text: &StoredText) -> sqlx::Result<()> {
-        store::set_command(conn, id, text).await
+        command_store::set_text(conn, id, text).await
     }
 }

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use chrono::Utc;
 use uuid::Uuid;
 
-use super::Sandboxes;
 use super::provider::ProviderError;
 use super::store::{self, EndedSandbox};
+use super::{Sandboxes, command_store};
 use crate::db::Tx;
 use crate::error::Result;
 use crate::ids::{ProjectId, SandboxId};
@@ -111,6 +111,6 @@ async fn interrupt_lost_commands(ctx: &Sandboxes, host: Option<Uuid>) -> Result<
         None => Timestamp(Utc::now() - timeout - INTERRUPTION_MARGIN),
     };
     let mut conn = ctx.db.acquire().await?;
-    store::interrupt_commands(&mut conn, host, before).await?;
+    command_store::interrupt_lost(&mut conn, host, before).await?;
     Ok(())
 }

@@ -6,8 +6,9 @@ use axum::extract::State;
 use serde::Serialize;
 
 use super::Sandboxes;
+use super::command_store::{self, CommandRow};
 use super::provider::{CommandEnd, ProviderName};
-use super::store::{self, CommandRow, SandboxLogRow};
+use super::store::{self, SandboxLogRow};
 use crate::auth::Caller;
 use crate::db::page::{Cursor, Paged};
 use crate::encryption::ProjectEncryption;
@@ -85,7 +86,7 @@ pub async fn list_sandbox_logs(
     let ids: Vec<SandboxId> = rows.items.iter().map(|row| row.id).collect();
     let mut items = rows.items.into_iter();
     for batch in ids.chunks(BATCH_LEN) {
-        let commands = store::list_commands(&mut conn, batch, MAX_COMMANDS).await?;
+        let commands = command_store::list(&mut conn, batch, MAX_COMMANDS).await?;
         let mut commands_of: HashMap<SandboxId, Vec<CommandLog>> = HashMap::new();
         for row in commands {
             bytes += row.command.content.len();

@@ -8,6 +8,7 @@
 //! stored commands to the other storage format.
 
 pub mod api;
+pub mod command_store;
 pub mod convert;
 pub mod expiry;
 pub mod logs;
