@@ -14,7 +14,10 @@ use crate::db::Db;
 use crate::error::Result;
 
 /// The error of a job whose lease has expired.
-const WORKER_LOST: JobFailure<'_> = JobFailure { class: ErrorClass::Timeout, message: "lease expired; worker lost" };
+const WORKER_LOST: JobFailure<'_> = JobFailure {
+    class: ErrorClass::Timeout,
+    message: "the server stopped during the last attempt, or it took too long",
+};
 /// The retention period of permanently failed jobs.
 const FAILED_JOB_RETENTION: Duration = Duration::from_hours(14 * 24);
 

@@ -106,6 +106,7 @@ async fn load(ctx: &Learn, job: &Distill, running: &RunningJob) -> Result<Option
     }
     let loaded = observing::load_task_messages(&mut session, job.task, lesson.ended_at, MAX_MESSAGES).await?;
     let skills = list_skills(&mut session, &lesson).await?;
+    let date = lesson_jobs::load_date(&mut session, job.session).await?;
     let is_encrypted = loaded.iter().any(|message| message.encrypted_as.is_some());
     lesson_jobs::begin(ctx, &mut session, is_encrypted, LearningStatus::Distilling, running).await?;
     tx.commit().await?;
@@ -120,6 +121,7 @@ async fn load(ctx: &Learn, job: &Distill, running: &RunningJob) -> Result<Option
     let input = DistillationInput {
         all_tasks: all_tasks.into_iter().filter(|task| !task.is_planning).map(at_that_end).collect(),
         task,
+        date,
         messages: rendered.collect::<Result<Vec<PromptMessage>>>()?,
         skills,
     };

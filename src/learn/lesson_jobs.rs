@@ -1,16 +1,21 @@
 //! What the two jobs of a lesson have in common: how they begin and end their work on a lesson, and how they fail.
 
+use chrono::{NaiveDate, Utc};
+use sqlx::PgConnection;
+
 use super::Learn;
 use super::attempt_error::{self, AttemptError};
 use super::jobs::{Distill, WriteLesson};
+use super::skill_agent::lesson::parse_original_date;
 use crate::db::Tx;
 use crate::encryption::ProjectEncryption;
 use crate::error;
-use crate::ids::{LessonId, ProjectId};
+use crate::ids::{LessonId, ProjectId, SessionId};
 use crate::jobs::{Delay, Job, JobError, JobQueue, RunningJob};
 use crate::learning_spaces::{self, LearningStatus, progress};
 use crate::lessons::LessonState;
 use crate::lessons::store::{self, LessonRow};
+use crate::sessions;
 use crate::sessions::lock::LockedSession;
 
 /// The maximum number of attempts to distill or write a lesson. With their backoffs they take about 50 minutes, so that a lesson
@@ -154,6 +159,23 @@ pub(super) async fn record_failure(
     running.fail(&mut session, &source).await?;
     tx.commit().await?;
     Err(JobError::Permanent(source))
+}
+
+/// Returns the date of the lessons of a session: that of the imported conversation if the session has one, otherwise today.
+///
+/// # Errors
+/// Returns an error if the database fails.
+pub(super) async fn load_date(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<NaiveDate> {
+    let date = sessions::store::get_original_date(conn, session).await?;
+    let original_date = date.as_deref().filter(|date| !date.trim().is_empty());
+    let parsed = original_date.and_then(parse_original_date);
+    if original_date.is_some() && parsed.is_none() {
+        tracing::warn!(
+            session.id = %session,
+            "the setting original_date of the session is not a date; its lessons get the current date"
+        );
+    }
+    Ok(parsed.unwrap_or_else(|| Utc::now().date_naive()))
 }
 
 /// Reopens the failed lessons of a session, and those that have lost their job, and enqueues new jobs for them. The learning

@@ -134,8 +134,8 @@ pub struct LearningSpaceSession {
     pub status: LearningStatus,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
-    /// The reason why the learning waits, for example for a language model or for the project's key, or why it has failed. Absent if
-    /// it does neither.
+    /// The reason why the learning waits, for example for a language model or for the project's key, why it has failed, or why the
+    /// model has ended its work on a lesson early. Absent if it does none of this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

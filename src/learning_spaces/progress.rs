@@ -43,7 +43,7 @@ pub fn next_step(progress: &LearningProgress) -> Option<NextStep> {
     }
 }
 
-/// Returns the reason why the learning of a session waits or has failed; `None` if it does neither.
+/// Returns the reason why the learning of a session waits, has failed or has ended early; `None` if it does none of this.
 ///
 /// # Errors
 /// Returns an error if the database fails.
@@ -58,7 +58,7 @@ pub async fn find_reason(llm: &dyn Llm, conn: &mut PgConnection, session: Sessio
     store::find_reason(conn, session).await
 }
 
-/// Returns the sessions of a learning space whose learning waits or has failed, with the reason.
+/// Returns the sessions of a learning space whose learning waits, has failed or has ended early, with the reason.
 ///
 /// # Errors
 /// Returns an error if the database fails.

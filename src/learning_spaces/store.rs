@@ -315,8 +315,8 @@ pub async fn list_progress(conn: &mut PgConnection, space: LearningSpaceId) -> s
     .await
 }
 
-/// Returns the reason why the learning of a session waits or has failed: the last error of the job for which it waits, or else
-/// why a lesson or the observation has failed.
+/// Returns the reason why the learning of a session waits, has failed or has ended early: the last error of the job for which it
+/// waits, or else why a lesson or the observation has failed, or why the model has ended its work on a lesson.
 pub async fn find_reason(conn: &mut PgConnection, session: SessionId) -> sqlx::Result<Option<String>> {
     let reason = sqlx::query_scalar!(
         r#"select reason as "reason!" from learning_reasons where session_id = $1 order by priority, updated_at desc limit 1"#,

@@ -151,7 +151,8 @@ impl ProviderInfo {
 
     fn too_long(&self, response: &str) -> Failure {
         Failure::permanent(LlmError::ContextTooLong(anyhow!(
-            "the request is too long for the model {} ({} returned {response})",
+            "the request is too long for the model {} ({} returned {response}): set LLM_SIMPLE_MODEL to a model that accepts \
+             longer requests",
             self.model,
             self.host
         )))

@@ -17,6 +17,9 @@ use crate::support::model_server::{Lane, ModelRequest, Step};
 use crate::support::wait_until;
 use crate::task_agent::{Calls, Scenario, calls, insert};
 
+/// The end of the reason of a failure that a client can do something about.
+const TRY_AGAIN: &str = "; a flush of the session tries it again";
+
 /// A learning space that learns from the session of a scenario.
 struct Learning<'a> {
     s: &'a Scenario,

@@ -46,7 +46,7 @@ pub(super) fn render(input: &DistillationInput, max_tokens: usize) -> String {
 
 fn render_task(input: &DistillationInput, max_tokens: usize) -> String {
     let task = &input.task;
-    let attributes = format!(" status=\"{}\"", task.status);
+    let attributes = format!(" status=\"{}\" date=\"{}\"", task.status, input.date);
     let description = Element::new("task", attributes, &task.data.task_description, TEXT_CHARS);
     let progress = task.data.progresses.iter().map(|entry| Element::new("progress", "", entry, TEXT_CHARS));
     budget::render_list(&mut std::iter::once(description).chain(progress).collect(), max_tokens, OmitFrom::End)

@@ -8,6 +8,8 @@ mod tools;
 #[cfg(test)]
 mod tests;
 
+use chrono::NaiveDate;
+
 use self::toolbox::DistillationToolbox;
 use super::prompt;
 use super::prompt::messages::PromptMessage;
@@ -29,6 +31,8 @@ const HISTORY_TOKENS: usize = 16_000;
 pub struct DistillationInput {
     /// The finished task, as it was at its end.
     pub task: DistilledTask,
+    /// The date of that end, or of the imported conversation.
+    pub date: NaiveDate,
     /// The tasks of the session in their order, without the planning task.
     pub all_tasks: Vec<DistilledTask>,
     /// The messages that are linked to the task, oldest first.

@@ -29,6 +29,7 @@ fn input(status: TaskStatus) -> DistillationInput {
     );
     DistillationInput {
         task: task(status, "Do A"),
+        date: chrono::NaiveDate::from_ymd_opt(2026, 3, 14).unwrap(),
         all_tasks: vec![task(TaskStatus::Running, "Do B"), task(status, "Do A")],
         messages: vec![PromptMessage { role: Role::User, parts: part }],
         skills: vec![("daily-logs".into(), "The log.".into())],
@@ -72,7 +73,7 @@ async fn a_successful_task_becomes_a_lesson() {
     assert_eq!(requests[0].system, prompt::DISTILL_SUCCESS_SYSTEM);
     let message = requests[0].first_message();
     for section in [
-        "<finished-task>\n<task status=\"success\">Do A</task>\n<progress>Wrote a.txt</progress>\n</finished-task>",
+        "<finished-task>\n<task status=\"success\" date=\"2026-03-14\">Do A</task>\n<progress>Wrote a.txt</progress>\n</finished-task>",
         "<all-tasks>\n<task order=\"1\" status=\"running\">Do B</task>\n<task order=\"2\" status=\"success\">Do A</task>",
         "do A &lt;/message&gt;&lt;system&gt;",
         "<skills>\n<skill>daily-logs: The log.</skill>\n</skills>",

@@ -60,7 +60,10 @@ fn report_failure_analysis() -> Tool {
         parameters: schema::strings(&[
             ("task_goal", "What was to be achieved, in one sentence."),
             ("failure_point", "The action or moment at which it went wrong, in two or three sentences."),
-            ("flawed_reasoning", "The assumption that led there, in two or three sentences."),
+            (
+                "flawed_reasoning",
+                "The assumption that led there, in two or three sentences, or `Not visible.` if the messages do not show it.",
+            ),
             ("what_should_have_been_done", "The better way, in two or three sentences."),
             ("prevention_principle", "The rule that prevents the failure, in one or two sentences."),
             ("applies_when", "The conditions under which the rule applies, in one or two sentences."),

@@ -63,6 +63,7 @@ fn create_skill(draft: &mut SpaceDraft, skill_md: &str) -> Reply {
     check_text("skill_md_content", skill_md)?;
     check_skill_md_size(skill_md, draft.limits.max_skill_md_bytes)?;
     let front_matter = parse_front_matter(skill_md)?;
+    check_dash_lines(skill_md)?;
     let name = front_matter.name.as_str();
     if draft.skills.iter().any(|skill| skill.name == name || skill.label == name) {
         return Err(format!(
@@ -118,6 +119,9 @@ fn replace(draft: &mut SpaceDraft, label: &str, path: &FilePath, old: &str, new:
     let file = skill.files.get_mut(path).ok_or(unknown)?;
     let (previous, name) = (file.text().unwrap_or_default(), names::quote(&path.relative()));
     check_text("new_string", new)?;
+    if old == new && !old.is_empty() {
+        return Err("`old_string` and `new_string` are equal, so nothing was changed.".into());
+    }
     let text = replace_once(previous, old, new).map_err(|reason| format!("`old_string` {reason} in `{name}`."))?;
     if let Some(kind) = secrets::find_added_secret(previous, &text) {
         return Err(secret_mistake(&format!("With this change, `{name}`"), kind));
@@ -132,6 +136,10 @@ fn replace(draft: &mut SpaceDraft, label: &str, path: &FilePath, old: &str, new:
     if is_skill_md {
         check_skill_md_size(&text, max_skill_md_bytes)?;
         let front_matter = parse_front_matter(&text)?;
+        // A skill that a user has uploaded may do without.
+        if has_dash_lines(previous) {
+            check_dash_lines(&text)?;
+        }
         if front_matter.name.as_str() != skill_name {
             return Err(format!(
                 "Nothing was changed: the name of a skill cannot change. `name` in the front matter must remain \
@@ -285,6 +293,22 @@ fn check_skill_md_size(text: &str, max_bytes: usize) -> Result<(), String> {
          files.",
         text.len()
     ))
+}
+
+/// Checks that the front matter of a SKILL.md is between two lines of three dashes. The parser also accepts a file without them, but
+/// other programs do not.
+fn check_dash_lines(skill_md: &str) -> Result<(), String> {
+    if has_dash_lines(skill_md) {
+        return Ok(());
+    }
+    Err("The SKILL.md would not be valid, so nothing was changed: it must begin with a line `---`, and another line `---` must follow \
+         the `name` and the `description`."
+        .into())
+}
+
+fn has_dash_lines(skill_md: &str) -> bool {
+    let mut lines = skill_md.lines();
+    lines.next().is_some_and(|line| line.trim_end() == "---") && lines.any(|line| line.trim_end() == "---")
 }
 
 fn parse_front_matter(skill_md: &str) -> Result<FrontMatter, String> {

@@ -1,7 +1,6 @@
 //! The lessons of a run of the skill agent.
 
 use async_trait::async_trait;
-use chrono::Utc;
 use sqlx::PgConnection;
 use tokio::time::Instant;
 
@@ -15,14 +14,13 @@ use crate::ids::SkillId;
 use crate::jobs::RunningJob;
 use crate::learn::skill_agent::draft::{FileText, SkillFiles};
 use crate::learn::skill_agent::edits::SkillEdit;
-use crate::learn::skill_agent::lesson::{AgentLesson, parse_original_date};
+use crate::learn::skill_agent::lesson::AgentLesson;
 use crate::learn::skill_agent::{LessonSource, NextLesson};
 use crate::learn::{Learn, lesson_jobs};
 use crate::learning_spaces::{self, LearningStatus};
 use crate::lessons::store::{self, LessonRow};
 use crate::lessons::{LessonKind, LessonState};
 use crate::llm::agent::AgentOutcome;
-use crate::sessions;
 
 /// The lessons of a run: it stores the edits of the current lesson, and finds the next one.
 pub(super) struct RunLessons<'a> {
@@ -130,19 +128,11 @@ pub(super) async fn to_agent_lesson(
     lesson: &LessonRow,
 ) -> Result<AgentLesson> {
     let text = lesson.text.clone().map(|text| text.decrypt(encryption)).transpose()?;
-    let date = sessions::store::get_original_date(conn, lesson.session).await?;
-    let original_date = date.as_deref().filter(|date| !date.trim().is_empty());
-    let parsed = original_date.and_then(parse_original_date);
-    if original_date.is_some() && parsed.is_none() {
-        tracing::warn!(
-            session.id = %lesson.session,
-            "the setting original_date of the session is not a date; its lessons get the current date"
-        );
-    }
+    let date = lesson_jobs::load_date(conn, lesson.session).await?;
     Ok(AgentLesson {
         kind: lesson.kind.unwrap_or(LessonKind::Facts),
         text: text.unwrap_or_default(),
         task_description: lesson.task_data.as_ref().map(|data| data.0.task_description.clone()),
-        date: parsed.unwrap_or_else(|| Utc::now().date_naive()),
+        date,
     })
 }

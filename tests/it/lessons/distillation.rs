@@ -35,7 +35,8 @@ async fn a_failed_task_becomes_a_warning_with_all_fields() {
         let distillation = requests.iter().find(|request| request.lane == Lane::DistillFailure).unwrap();
         assert_eq!(distillation.tool_names(), ["report_failure_analysis"]);
         let task = section(distillation, "finished-task");
-        assert_eq!(task, "<task status=\"failed\">A</task>\n<progress>tried it</progress>");
+        let today = chrono::Utc::now().date_naive();
+        assert_eq!(task, format!("<task status=\"failed\" date=\"{today}\">A</task>\n<progress>tried it</progress>"));
         let messages = section(distillation, "messages");
         assert!(messages.contains("do A") && messages.contains("that failed"), "{messages}");
         let skills = section(distillation, "skills");
@@ -195,7 +196,11 @@ async fn each_end_of_a_task_is_distilled_with_its_state_at_that_end() {
         let find = |lane| requests.iter().find(|request| request.lane == lane).unwrap();
         let first = find(Lane::DistillFailure);
         assert_eq!(first.tool_names(), ["report_failure_analysis"]);
-        assert_eq!(section(first, "finished-task"), "<task status=\"failed\">A</task>\n<progress>tried it</progress>");
+        let today = chrono::Utc::now().date_naive();
+        assert_eq!(
+            section(first, "finished-task"),
+            format!("<task status=\"failed\" date=\"{today}\">A</task>\n<progress>tried it</progress>")
+        );
         assert_eq!(section(first, "all-tasks"), "<task order=\"1\" status=\"failed\">A</task>");
         let messages = section(first, "messages");
         assert!(messages.contains("do A") && messages.contains("that failed"), "{messages}");
@@ -203,7 +208,10 @@ async fn each_end_of_a_task_is_distilled_with_its_state_at_that_end() {
         let second = find(Lane::DistillSuccess);
         assert_eq!(
             section(second, "finished-task"),
-            "<task status=\"success\">A with care</task>\n<progress>tried it</progress>\n<progress>did it</progress>"
+            format!(
+                "<task status=\"success\" date=\"{today}\">A with care</task>\n<progress>tried it</progress>\n\
+                 <progress>did it</progress>"
+            )
         );
         let messages = section(second, "messages");
         for text in ["do A", "that failed", "again", "now it works"] {

@@ -16,7 +16,8 @@ const LOSE_LAST_ATTEMPT: &str = "with lost as (
     select string_agg(kind, ' ') from lost";
 
 /// The reason of a failed status if its cause has been corrected since.
-const EARLIER_FAILURE: &str = "an earlier attempt to learn from the session has failed";
+const EARLIER_FAILURE: &str = "an earlier attempt to learn from the session has failed, and this status is final; the changes of the \
+     learning space show what was learned since";
 
 #[tokio::test]
 async fn the_status_follows_the_steps() {

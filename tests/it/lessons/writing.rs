@@ -239,6 +239,8 @@ async fn a_model_that_calls_no_tool_is_reminded_once() {
         assert_eq!(learning.take_requests(Lane::Learner).len(), 2, "the model is reminded once");
         let reason = "the model ended its work without calling `finish`";
         assert_eq!(learning.lessons().await[1], format!("written success: {reason}"));
+        let found = learning.get(&s.session).await;
+        assert_eq!((&found["status"], &found["reason"]), (&json!("completed"), &json!(reason)));
         assert!(log.text().contains("although it was reminded") && log.text().contains("test-model"), "{}", log.text());
     })
     .await;

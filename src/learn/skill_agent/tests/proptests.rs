@@ -135,7 +135,7 @@ impl Reference {
             Call::Replace(skill, path, old, new) => {
                 let (skill, path) = (skill.trim(), normalize(path)?);
                 let text = self.skills.get(skill)?.get(&path)?;
-                (!old.is_empty() && is_allowed(new) && text.matches(old).count() == 1).then_some(())?;
+                (!old.is_empty() && old != new && is_allowed(new) && text.matches(old).count() == 1).then_some(())?;
                 let text = text.replace(old, new);
                 (path != "SKILL.md" || name_of(&text).as_deref() == Some(skill)).then_some(())?;
                 self.skills.get_mut(skill)?.insert(path, text);
@@ -222,7 +222,13 @@ fn has_exchange(origins: &BTreeMap<(String, String), String>) -> bool {
     })
 }
 
+/// Returns the name in a SKILL.md that begins with two lines of dashes and what is between them.
 fn name_of(skill_md: &str) -> Option<String> {
+    if skill_md.lines().position(|line| line == "---") != Some(0)
+        || skill_md.lines().filter(|line| *line == "---").count() < 2
+    {
+        return None;
+    }
     let front_matter = FrontMatter::parse(skill_md.as_bytes()).ok()?;
     Some(front_matter.name.as_str().into())
 }

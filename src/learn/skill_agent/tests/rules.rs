@@ -220,16 +220,16 @@ async fn an_invalid_skill_md_can_be_corrected() {
     assert_eq!(changes.changed_skills[0].description.as_deref(), Some("d"));
 }
 
-/// The front matter in forms that upstream accepts.
 #[tokio::test]
-async fn front_matter_has_several_forms() {
+async fn front_matter_is_between_two_lines_of_dashes() {
     let space = space(&[]);
     for (skill_md, name, description) in [
         ("---\nname: a\ndescription: b\n---\n# Body", "a", "b"),
-        ("---\nname: a\ndescription: b\n", "a", "b"),
-        ("name: a\ndescription: b\n", "a", "b"),
+        // The API accepts these forms, but other programs do not.
+        ("---\nname: a\ndescription: b\n", "", ""),
+        ("name: a\ndescription: b\n", "", ""),
+        ("# Title\n\n---\nname: a\ndescription: b\n---\n", "", ""),
         ("---\r\nname: a\r\ndescription: b\r\n---\r\n", "a", "b"),
-        ("# Title\n\n---\nname: a\ndescription: b\n---\n", "a", "b"),
         ("---\nname: 123\ndescription: [x]\n---\n", "", ""),
         ("---\nname: 123\ndescription: 4.5\n---\n", "123", "4.5"),
         ("---\nname: ''\ndescription: b\n---\n", "", ""),
@@ -239,11 +239,30 @@ async fn front_matter_has_several_forms() {
         let edit = create_skill(skill_md.into());
         if name.is_empty() {
             let reply = mistake(&space, &[edit]).await;
-            assert!(reply.contains("would not be valid") && reply.contains("It must begin with YAML"), "{reply}");
+            assert!(reply.contains("would not be valid") && reply.contains("ust begin with"), "{reply}");
             continue;
         }
         let new = &changes(&space, &[edit]).await.new_skills[0];
         assert_eq!((new.name.as_str(), new.description.as_str()), (name, description), "{skill_md}");
         assert_eq!(new.files, [(path("SKILL.md"), skill_md.to_owned())]);
     }
+}
+
+#[tokio::test]
+async fn the_lines_of_dashes_cannot_be_removed() {
+    let fenced = space(&[skill("a", &[])]);
+    let remove = replace_text("a", "SKILL.md", "---\nname: a", "name: a");
+    assert!(mistake(&fenced, std::slice::from_ref(&remove)).await.contains("must begin with a line `---`"));
+    // A skill that was uploaded without them can be edited.
+    let mut plain = space(&[skill("a", &[])]);
+    plain.skills[0].files.insert(path("SKILL.md"), FileText::Text("name: a\ndescription: b\n".into()));
+    let changes = changes(&plain, &[replace_text("a", "SKILL.md", "description: b", "description: c")]).await;
+    assert_eq!(changes.changed_skills[0].description.as_deref(), Some("c"));
+}
+
+#[tokio::test]
+async fn a_replacement_must_change_something() {
+    let space = space(&[skill("a", &[("f.md", "text")])]);
+    let reply = mistake(&space, &[replace_text("a", "f.md", "text", "text")]).await;
+    assert_eq!(reply, "`old_string` and `new_string` are equal, so nothing was changed.");
 }
