@@ -14,8 +14,10 @@ use acontextd::{confine, http, llm, platform, telemetry};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    if let Some(err) = confine::run_if_requested(std::env::args_os()) {
-        return exit_with_error(&format!("{err:#}"));
+    match confine::run_if_requested(std::env::args_os()) {
+        Some(Ok(code)) => return ExitCode::from(code),
+        Some(Err(err)) => return exit_with_error(&format!("{err:#}")),
+        None => {}
     }
     let config = match Config::load() {
         Ok(config) => config,

@@ -18,7 +18,7 @@ pub use limits::Limits;
 pub use load::EarlyExit;
 pub use model::{Model, Provider};
 pub use s3::S3;
-pub use sandbox::{Sandbox, SandboxType};
+pub use sandbox::{Sandbox, SandboxIsolation, SandboxType};
 pub use values::{MIN_EXPOSED_SECRET_LEN, is_short_secret};
 
 use std::net::{IpAddr, SocketAddr};

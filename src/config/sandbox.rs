@@ -18,6 +18,13 @@ pub enum SandboxType {
     Disabled,
 }
 
+/// What separates a local sandbox from the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SandboxIsolation {
+    Bubblewrap,
+    Landlock,
+}
+
 #[derive(Args, Clone, Debug)]
 pub struct Sandbox {
     /// Where sandboxes run: local (on this machine, isolated by bubblewrap), cloudflare (see CLOUDFLARE_WORKER_URL), or disabled
@@ -30,6 +37,10 @@ pub struct Sandbox {
     /// Bearer token for the Cloudflare worker
     #[arg(long, env = "CLOUDFLARE_WORKER_AUTH_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub cloudflare_auth_token: Option<SecretString>,
+    /// The only isolation of local sandboxes to use: bubblewrap, or landlock, which is weaker [default: bubblewrap if it works,
+    /// otherwise landlock]
+    #[arg(long = "sandbox-isolation", env = "ACONTEXTD_SANDBOX_ISOLATION", value_name = "ISOLATION", value_parser = parse_isolation)]
+    pub isolation: Option<SandboxIsolation>,
     /// Let commands in local sandboxes use the network of this machine, with everything that it can reach, including services
     /// on loopback and abstract Unix sockets
     #[arg(
@@ -78,7 +89,7 @@ pub struct Sandbox {
         value_parser = parse_bytes
     )]
     pub max_output_bytes: u64,
-    /// Maximum memory of the processes of a command in a local sandbox
+    /// Maximum memory of the processes of a local sandbox
     #[arg(
         long = "sandbox-memory",
         env = "ACONTEXTD_SANDBOX_MEMORY",
@@ -161,5 +172,13 @@ fn parse_sandbox_type(text: &str) -> Result<SandboxType, String> {
             Err(format!("this server does not support the sandboxes of {text}; use local, cloudflare or disabled"))
         }
         _ => Err("must be local, cloudflare or disabled".into()),
+    }
+}
+
+fn parse_isolation(text: &str) -> Result<SandboxIsolation, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "bubblewrap" => Ok(SandboxIsolation::Bubblewrap),
+        "landlock" => Ok(SandboxIsolation::Landlock),
+        _ => Err("must be bubblewrap or landlock".into()),
     }
 }

@@ -10,6 +10,8 @@
 //! - have had many vulnerabilities in the kernel and are rarely used (`io_uring_setup`, `userfaultfd`, `keyctl`, …);
 //! - allocate memory that belongs to no process, so that the limits of processes do not count it (`memfd_create`, `shmget`,
 //!   `semget`, `msgget`, `io_setup`).
+//!
+//! Without namespaces, it also leaves out what Landlock does not restrict: see [`Separation::Landlock`].
 
 use std::collections::BTreeMap;
 
@@ -17,6 +19,16 @@ use anyhow::Context;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
+
+/// What separates a program from the machine in addition to the filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Separation {
+    /// Namespaces of its own.
+    Namespaces,
+    /// Landlock. It restricts which files are opened and which processes get signals, but not connections, not the priorities and
+    /// limits of other processes, and not the modes, owners, times and extended attributes of files.
+    Landlock { has_own_user: bool, allows_network: bool },
+}
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -77,6 +89,32 @@ const ALLOWED_ON_ARCHITECTURE: &[i64] = &numbers! {
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_ON_ARCHITECTURE: &[i64] = &[];
 
+/// System calls that observe all files that exist. Landlock does not restrict them.
+const OBSERVING: &[i64] = &numbers! { SYS_inotify_add_watch };
+
+/// System calls that change a file by its path. A program with the server's user could change files of the server with them.
+const CHANGING_BY_PATH: &[i64] = &numbers! {
+    SYS_fchmodat SYS_fchownat SYS_setxattr SYS_lsetxattr SYS_removexattr SYS_lremovexattr SYS_getxattr SYS_lgetxattr SYS_listxattr
+    SYS_llistxattr
+};
+#[cfg(target_arch = "x86_64")]
+const CHANGING_BY_PATH_ON_ARCHITECTURE: &[i64] =
+    &numbers! { SYS_chmod SYS_chown SYS_lchown SYS_utime SYS_utimes SYS_futimesat };
+#[cfg(not(target_arch = "x86_64"))]
+const CHANGING_BY_PATH_ON_ARCHITECTURE: &[i64] = &[];
+
+/// System calls that change a process, with the arguments that select the calling one.
+const CHANGING_PROCESSES: &[(i64, &[(u8, u64)])] = &[
+    (libc::SYS_prlimit64, &[(0, 0)]),
+    (libc::SYS_sched_setaffinity, &[(0, 0)]),
+    (libc::SYS_sched_setattr, &[(0, 0)]),
+    (libc::SYS_sched_setparam, &[(0, 0)]),
+    (libc::SYS_sched_setscheduler, &[(0, 0)]),
+    // `PRIO_PROCESS` and `IOPRIO_WHO_PROCESS`: others select all processes of the user.
+    (libc::SYS_setpriority, &[(0, 0), (1, 0)]),
+    (libc::SYS_ioprio_set, &[(0, 1), (1, 0)]),
+];
+
 // The following constants are those of `linux/sched.h`, `linux/socket.h`, `asm-generic/ioctls.h` and `linux/personality.h`.
 
 /// The flags of `clone` that create namespaces.
@@ -93,22 +131,30 @@ const PERSONALITIES: [u64; 3] = [0, 0x0004_0000, 0xFFFF_FFFF];
 ///
 /// # Errors
 /// Returns an error if the architecture is not supported.
-pub fn filter_bytes() -> anyhow::Result<Vec<u8>> {
-    let architecture = TargetArch::try_from(std::env::consts::ARCH)
-        .with_context(|| format!("sandboxes do not support the architecture {}", std::env::consts::ARCH))?;
-    let not_implemented = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
-    let filter = SeccompFilter::new(rules()?, not_implemented, SeccompAction::Allow, architecture)?;
-    let program = BpfProgram::try_from(filter)?;
+pub fn filter_bytes(separation: Separation) -> anyhow::Result<Vec<u8>> {
     let encode = |instruction: &seccompiler::sock_filter| {
         let [code_low, code_high] = instruction.code.to_ne_bytes();
         let [k0, k1, k2, k3] = instruction.k.to_ne_bytes();
         [code_low, code_high, instruction.jt, instruction.jf, k0, k1, k2, k3]
     };
-    Ok(program.iter().flat_map(encode).collect())
+    Ok(filter(separation)?.iter().flat_map(encode).collect())
+}
+
+/// Installs the filter for this process and all that it creates.
+pub(super) fn install(separation: Separation) -> anyhow::Result<()> {
+    seccompiler::apply_filter(&filter(separation)?).context("cannot install the filter of system calls")
+}
+
+fn filter(separation: Separation) -> anyhow::Result<BpfProgram> {
+    let architecture = TargetArch::try_from(std::env::consts::ARCH)
+        .with_context(|| format!("sandboxes do not support the architecture {}", std::env::consts::ARCH))?;
+    let not_implemented = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
+    let filter = SeccompFilter::new(rules(separation)?, not_implemented, SeccompAction::Allow, architecture)?;
+    Ok(BpfProgram::try_from(filter)?)
 }
 
 /// Returns the conditions under which each system call is allowed. A system call without conditions is always allowed.
-fn rules() -> anyhow::Result<Rules> {
+fn rules(separation: Separation) -> anyhow::Result<Rules> {
     let mut rules: Rules = ALLOWED.iter().chain(ALLOWED_ON_ARCHITECTURE).map(|number| (*number, Vec::new())).collect();
     let [insert_input, select_input] = TERMINAL_INPUT_OPERATIONS;
     let (input, selection) = (differs(1, insert_input)?, differs(1, select_input)?);
@@ -116,16 +162,47 @@ fn rules() -> anyhow::Result<Rules> {
     rules.insert(libc::SYS_prctl, vec![rule(0, SeccompCmpOp::Ne, constant(libc::PR_SET_PDEATHSIG))?]);
     rules.insert(libc::SYS_clone, vec![rule(0, SeccompCmpOp::MaskedEq(NAMESPACE_FLAGS), 0)?]);
     rules.insert(libc::SYS_socketpair, vec![rule(0, SeccompCmpOp::Eq, constant(libc::AF_UNIX))?]);
-    rules.insert(libc::SYS_socket, socket_rules()?);
     let personalities = PERSONALITIES.map(|personality| rule(0, SeccompCmpOp::Eq, personality));
     rules.insert(libc::SYS_personality, personalities.into_iter().collect::<anyhow::Result<_>>()?);
+    match separation {
+        Separation::Namespaces => {
+            let unix = rule(0, SeccompCmpOp::Eq, constant(libc::AF_UNIX))?;
+            rules.insert(libc::SYS_socket, [vec![unix], internet_socket_rules()?].concat());
+        }
+        Separation::Landlock { has_own_user, allows_network } => {
+            restrict_to_landlock(&mut rules, has_own_user)?;
+            if allows_network {
+                rules.insert(libc::SYS_socket, internet_socket_rules()?);
+            }
+        }
+    }
     Ok(rules)
 }
 
-/// Allows Unix sockets, TCP, UDP, and the netlink protocol with which programs list network interfaces. Other families, such as
-/// `AF_VSOCK`, may not be separated by network namespaces.
-fn socket_rules() -> anyhow::Result<Vec<SeccompRule>> {
-    let mut rules = vec![rule(0, SeccompCmpOp::Eq, constant(libc::AF_UNIX))?];
+/// Removes what Landlock does not restrict.
+fn restrict_to_landlock(rules: &mut Rules, has_own_user: bool) -> anyhow::Result<()> {
+    for number in OBSERVING {
+        rules.remove(number);
+    }
+    for (number, arguments) in CHANGING_PROCESSES {
+        let conditions = arguments.iter().map(|(argument, value)| condition(*argument, SeccompCmpOp::Eq, *value));
+        rules.insert(*number, vec![SeccompRule::new(conditions.collect::<anyhow::Result<_>>()?)?]);
+    }
+    if !has_own_user {
+        for number in CHANGING_BY_PATH.iter().chain(CHANGING_BY_PATH_ON_ARCHITECTURE) {
+            rules.remove(number);
+        }
+        // Without a path, it changes a file that is open.
+        let no_path = SeccompCondition::new(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+        rules.insert(libc::SYS_utimensat, vec![SeccompRule::new(vec![no_path])?]);
+    }
+    Ok(())
+}
+
+/// Allows TCP, UDP, and the netlink protocol with which programs list network interfaces. Other families, such as `AF_VSOCK`, may
+/// not be separated by network namespaces.
+fn internet_socket_rules() -> anyhow::Result<Vec<SeccompRule>> {
+    let mut rules = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
             let family = condition(0, SeccompCmpOp::Eq, constant(family))?;

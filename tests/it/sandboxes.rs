@@ -2,6 +2,7 @@
 
 mod cloudflare;
 mod escapes;
+mod landlock;
 mod limits;
 mod local;
 mod routes;
@@ -43,11 +44,13 @@ impl Local {
         let mut settings = LocalSettings {
             dir: dir.path().join("sandboxes"),
             executable: env!("CARGO_BIN_EXE_acontextd").into(),
+            isolation: None,
             allows_network: false,
             command_timeout: Duration::from_mins(1),
             max_output_bytes: 1 << 20,
             max_memory_bytes: 1 << 30,
             max_disk_bytes: 1 << 30,
+            min_free_bytes: 0,
             max_files: 100_000,
             max_processes: 128,
             max_open_files: 256,

@@ -104,6 +104,9 @@ pub struct ProviderStatus {
     pub problem: Option<String>,
     /// What separates a sandbox from the machine and from other sandboxes.
     pub isolation: &'static str,
+    /// Why the isolation is weaker than it could be; absent if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// What enforces each limit.
     #[schema(value_type = Object)]
     pub limits: BTreeMap<&'static str, &'static str>,
@@ -113,7 +116,7 @@ impl ProviderStatus {
     /// Returns the status of a service that is not contacted to find out whether it works.
     fn remote(provider: ProviderName, isolation: &'static str) -> Self {
         let limits = BTreeMap::from([("command_timeout", "the server"), ("others", "the provider")]);
-        Self { provider, problem: None, isolation, limits }
+        Self { provider, problem: None, isolation, warning: None, limits }
     }
 }
 
@@ -172,7 +175,7 @@ text_enum! {
 }
 
 /// What a command has written to one of its output streams.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct CommandStream {
     /// The output. If it was too long, the middle is replaced with a line that says how much was omitted.
     pub text: String,

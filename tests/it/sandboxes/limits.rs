@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use acontextd::sandboxes::provider::CommandEnd;
+use acontextd::sandboxes::provider::{CommandEnd, ProviderError, SandboxProvider};
 
-use super::Local;
+use super::{KEEPALIVE, Local};
+use crate::support::wait_until;
 
 #[tokio::test]
 async fn a_command_that_takes_too_long_is_killed_with_its_children() {
@@ -134,17 +135,70 @@ async fn a_fast_inode_filler_is_killed_in_time() {
     let fill = format!("for i in 1 2 3; do python3 - <<'END' &\n{program}\nEND\ndone; wait");
     let output = sandbox.run(&fill).await;
     assert_eq!(output.end, CommandEnd::OutOfDisk);
-    assert!(!local.dir_of(&sandbox).exists());
 }
 
 #[tokio::test]
-async fn shared_memory_is_limited() {
-    let local = Local::new();
+async fn shared_memory_counts_for_the_disk() {
+    let local = Local::with(|settings| settings.max_disk_bytes = 128 << 20);
     let sandbox = local.create().await;
-    let output = sandbox.run("head -c 100M /dev/zero > /dev/shm/file").await;
-    assert!(output.stderr.text.contains("No space left"), "{}", output.stderr.text);
+    let output = sandbox.run("for i in 1 2 3; do head -c 60M /dev/zero > /dev/shm/file$i; done; sleep 100").await;
+    assert_eq!(output.end, CommandEnd::OutOfDisk);
+    assert_eq!(sandbox.output("ls /tmp").await, "file1\nfile2\nfile3\n");
     let output = sandbox.run("python3 -c 'import os; os.memfd_create(\"x\")'").await;
     assert!(output.stderr.text.contains("Function not implemented"), "{}", output.stderr.text);
+}
+
+#[tokio::test]
+async fn commands_cannot_fill_the_disk_of_the_machine() {
+    let local = Local::with(|settings| settings.min_free_bytes = u64::MAX);
+    let sandbox = local.create().await;
+    // A command that needs no more space is not killed.
+    sandbox.output("sleep 0.5").await;
+    let output = sandbox.run("head -c 1M /dev/zero > file; sleep 100").await;
+    assert_eq!(output.end, CommandEnd::OutOfDisk);
+    assert!(output.stderr.text.contains("the disk of the server is nearly full"), "{}", output.stderr.text);
+    sandbox.output("rm file; sleep 0.5").await;
+}
+
+/// The limit applies to all commands of a sandbox together. The one that needs most is killed.
+#[tokio::test]
+async fn concurrent_commands_share_the_limit_of_memory() {
+    let local = Local::with(|settings| settings.max_memory_bytes = 100 << 20);
+    let sandbox = local.create().await;
+    let hold = |mib: u32| {
+        format!(
+            "python3 -c 'import os, time; x = bytearray(b\"1\") * ({mib} << 20)\nwhile not os.path.exists(\"stop\"): time.sleep(0.01)'"
+        )
+    };
+    let (small, large) = (hold(30), hold(70));
+    let (small, large) = tokio::join!(sandbox.run(&small), async {
+        let large = sandbox.run(&large).await;
+        sandbox.output("touch stop").await;
+        large
+    });
+    assert_eq!((small.end, large.end), (CommandEnd::Exited, CommandEnd::OutOfMemory));
+    assert_eq!(small.exit_code, 0, "{}", small.stderr.text);
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_started_is_an_error() {
+    let local = Local::with(|settings| settings.max_processes = 20);
+    let sandbox = local.create().await;
+    let program = "import subprocess, time\nwhile True:\n    try: subprocess.Popen(['sleep', '100'])\n    except BlockingIOError: break\n\
+                   open('full', 'w'); time.sleep(100)";
+    let fill = format!("python3 - <<'END'\n{program}\nEND");
+    let id = sandbox.id.clone();
+    tokio::join!(sandbox.run(&fill), async {
+        let marker = local.dir_of(&sandbox).join("workspace/full");
+        wait_until("the sandbox has too many processes", async || marker.exists()).await;
+        let result = local.provider.run_command(&id, "true", KEEPALIVE).await;
+        // If the server does not run as root, each command has a limit of its own.
+        if rustix::process::geteuid().is_root() {
+            let Err(ProviderError::Unavailable { msg, .. }) = result else { panic!("{result:?}") };
+            assert!(msg.contains("could not start a program"), "{msg}");
+        }
+        local.provider.end(&id).await.unwrap();
+    });
 }
 
 #[tokio::test]

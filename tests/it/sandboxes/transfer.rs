@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 
 use super::{Local, Sandbox};
 
-fn file(path: &str, content: impl Into<Bytes>, is_executable: bool) -> FileToWrite {
+pub(super) fn file(path: &str, content: impl Into<Bytes>, is_executable: bool) -> FileToWrite {
     let content = content.into();
     let size = content.len() as u64;
     let content = stream::once(async { Ok(content) }).boxed();

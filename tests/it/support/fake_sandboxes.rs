@@ -49,7 +49,13 @@ impl SandboxProvider for FakeSandboxes {
     }
 
     async fn status(&self) -> ProviderStatus {
-        ProviderStatus { provider: self.name(), problem: None, isolation: "none", limits: BTreeMap::new() }
+        ProviderStatus {
+            provider: self.name(),
+            problem: None,
+            warning: None,
+            isolation: "none",
+            limits: BTreeMap::new(),
+        }
     }
 
     /// The new sandbox has the file `/tmp/old.txt`.

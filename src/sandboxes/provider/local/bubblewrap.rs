@@ -22,12 +22,10 @@ pub(super) const ENVIRONMENT: [(&str, &str); 7] = [
 const PROGRAM_DIRS: [&str; 3] = ["/usr/bin", "/bin", "/usr/local/bin"];
 /// The user and group id in a sandbox.
 const USER: &str = "1000";
-/// The size of `/dev/shm` in bytes.
-const SHARED_MEMORY_BYTES: &str = "67108864";
 /// Directories at the root that are links into `/usr` on most systems.
-const SYSTEM_DIRS: [&str; 7] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/libexec"];
+pub(super) const SYSTEM_DIRS: [&str; 7] = ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/libexec"];
 /// What programs need from `/etc`. None of it is specific to the machine or secret.
-const SYSTEM_FILES: [&str; 14] = [
+pub(super) const SYSTEM_FILES: [&str; 14] = [
     "/etc/alternatives",
     "/etc/debian_version",
     "/etc/fonts",
@@ -44,7 +42,7 @@ const SYSTEM_FILES: [&str; 14] = [
     "/etc/ssl/certs",
 ];
 /// What programs also need to reach other machines.
-const NETWORK_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/gai.conf"];
+pub(super) const NETWORK_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/gai.conf"];
 
 /// bubblewrap, and what it shows to all sandboxes of this server.
 #[derive(Clone, Debug)]
@@ -93,10 +91,12 @@ impl Bubblewrap {
         for (name, _) in ETC_FILES {
             line.add(&["--ro-bind", &self.etc_dir.join(name).display().to_string(), &format!("/etc/{name}")]);
         }
-        line.add(&["--proc", "/proc", "--dev", "/dev", "--size", SHARED_MEMORY_BYTES, "--tmpfs", "/dev/shm"]);
+        line.add(&["--proc", "/proc", "--dev", "/dev"]);
         for (source, path) in dir.writable() {
             line.add(&["--bind", &source.display().to_string(), path]);
         }
+        // Not a file system in memory, whose files no limit would count.
+        line.add(&["--bind", &dir.path_on_machine("/tmp"), "/dev/shm"]);
         line.add(&["--dir", "/var", "--symlink", "../tmp", "/var/tmp"]);
         // These file systems are in memory, and no limit would count what is written to them.
         line.add(&["--remount-ro", "/dev", "--remount-ro", "/"]);

@@ -1,6 +1,6 @@
 //! The directories of sandboxes, also those that a server that was killed has left behind.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -37,6 +37,16 @@ impl SandboxDir {
         WRITABLE.into_iter().map(|(name, path)| (self.0.join(name), path))
     }
 
+    /// Returns the path on the machine of a path in a sandbox, if it is in a writable directory. Otherwise returns it as it is.
+    pub(super) fn path_on_machine(&self, path: &str) -> String {
+        let mut writable = self.writable();
+        let found = writable.find_map(|(source, dir)| {
+            let rest = path.strip_prefix(dir).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+            Some(format!("{}{rest}", source.display()))
+        });
+        found.unwrap_or_else(|| path.to_owned())
+    }
+
     /// Creates the directories. `user` is the user of the sandbox, if the server runs as root.
     ///
     /// # Errors
@@ -71,14 +81,28 @@ pub(super) struct FoundDirs {
 }
 
 impl SandboxesDir {
-    /// Creates the directory if it does not exist. Other users must be able to traverse it, because the sandboxes may have users of
-    /// their own.
+    /// Creates the directory if it does not exist. `for_other_users` is `true` if other users must be able to traverse it, because the
+    /// sandboxes have users of their own.
     ///
     /// # Errors
     /// Returns an error if it cannot be created.
-    pub(super) fn create(&self) -> io::Result<()> {
+    pub(super) fn create(&self, for_other_users: bool) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
-        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o711))
+        let mode = if for_other_users { 0o711 } else { 0o700 };
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(mode))
+    }
+
+    /// Returns whether this process can give a file to another user, which is what a sandbox with a user of its own requires. Root can
+    /// do so, but not in a user namespace that does not have the user.
+    ///
+    /// # Errors
+    /// Returns an error if no file can be created.
+    pub(super) fn can_change_owner(&self, user: u32) -> io::Result<bool> {
+        let file = self.0.join("owner-test");
+        fs::write(&file, "")?;
+        let changed = chown(&file, Some(user), Some(user)).is_ok();
+        fs::remove_file(&file)?;
+        Ok(changed)
     }
 
     /// Returns the id of this directory. Rows of the database refer to it, because only a server with this directory has the files
@@ -167,30 +191,50 @@ impl SandboxesDir {
         result
     }
 
-    /// Kills the processes that a killed server has started in the directory of the sandboxes. bubblewrap ends with the server, but not
-    /// if the server is killed while bubblewrap is starting.
+    /// Kills the processes of sandboxes that a killed server has started. They end with the server, but not if it is killed while they
+    /// are starting.
     ///
     /// # Errors
     /// Returns an error if the processes cannot be listed.
-    pub(super) fn kill_orphans(&self) -> io::Result<()> {
-        let needle = self.0.as_os_str().as_encoded_bytes();
+    pub(super) fn kill_orphans(&self, sandboxes: &HashMap<SandboxId, u32>) -> io::Result<()> {
+        let users: HashSet<u32> =
+            sandboxes.values().copied().filter(|user| *user != rustix::process::geteuid().as_raw()).collect();
+        let dir = self.0.as_os_str().as_encoded_bytes();
         for entry in fs::read_dir("/proc")?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            let Ok(command_line) = fs::read(entry.path().join("cmdline")) else { continue };
-            let mut arguments = command_line.split(|byte| *byte == 0);
-            let program = arguments.next().unwrap_or_default();
-            let is_sandbox =
-                program.ends_with(b"/bwrap") || arguments.next() == Some(crate::confine::SUBCOMMAND.as_bytes());
-            if is_sandbox
-                && memchr::memmem::find(&command_line, needle).is_some()
-                && let Some(pid) = Pid::from_raw(pid)
-            {
+            let is_of_sandbox = entry.metadata().is_ok_and(|metadata| users.contains(&metadata.uid()))
+                || is_starting(&entry.path(), dir)
+                || has_mounted(&entry.path(), sandboxes);
+            if is_of_sandbox && let Some(pid) = Pid::from_raw(pid) {
                 // An error means that it has ended.
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
         Ok(())
     }
+}
+
+/// Returns whether a process, given by its directory in `/proc`, will execute a program in a sandbox below `dir`.
+fn is_starting(process: &Path, dir: &[u8]) -> bool {
+    let Ok(command_line) = fs::read(process.join("cmdline")) else { return false };
+    let mut arguments = command_line.split(|byte| *byte == 0);
+    let is_bubblewrap = arguments.next().is_some_and(|program| program.ends_with(b"/bwrap"));
+    let is_confined = arguments.next() == Some(crate::confine::SUBCOMMAND.as_bytes());
+    (is_bubblewrap || is_confined) && memchr::memmem::find(&command_line, dir).is_some()
+}
+
+/// Returns whether a process, given by its directory in `/proc`, is in one of these sandboxes. Unlike its command line, it cannot change
+/// what is mounted.
+fn has_mounted(process: &Path, sandboxes: &HashMap<SandboxId, u32>) -> bool {
+    let Ok(mounts) = fs::read_to_string(process.join("mountinfo")) else { return false };
+    // The fourth column is the directory that is mounted, and the fifth one where.
+    let mut columns = mounts.lines().map(|line| line.split(' ').skip(3));
+    columns.any(|mut columns| match (columns.next(), columns.next()) {
+        (Some(source), Some(WORKSPACE)) => {
+            source.split('/').any(|name| name.parse().is_ok_and(|id: SandboxId| sandboxes.contains_key(&id)))
+        }
+        _ => false,
+    })
 }
 
 /// Deletes a directory with all its files, also those that their owner may not read.

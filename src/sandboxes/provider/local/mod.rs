@@ -1,83 +1,53 @@
-//! The local provider: runs commands on this machine, each in a new bubblewrap sandbox over the same directories.
+//! The local provider: runs commands on this machine, each in new processes over the same directories.
 //!
 //! A sandbox is a directory. Its processes exist only while a command runs, so a sandbox survives a restart of the server.
 //! `docs/security.md` describes the layers of the isolation.
 //!
-//! `bubblewrap` has what a program can see, `confine` (a subcommand of the server) what it can do, and `process` what it can use.
-//! `transfer` copies files, and `dirs` creates and deletes the directories.
+//! `prepare` finds out which [isolation] works on this machine. `program` starts a program: `bubblewrap` or Landlock has what it can
+//! see, [`confine`](crate::confine) (a subcommand of the server) what it can do, and `process` what it can use, which `disk` and
+//! `memory` measure. `transfer` copies files, and `dirs` creates and deletes the directories.
 
 mod bubblewrap;
 mod dirs;
+mod disk;
+mod isolation;
+mod memory;
 mod prepare;
 mod process;
+mod program;
 mod spawner;
 mod transfer;
-mod usage;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
-use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, ChildStderr, ChildStdout, Command};
-use tokio::sync::{OnceCell, Semaphore};
-use tokio_util::io::SyncIoBridge;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 
-use self::bubblewrap::{Bubblewrap, ENVIRONMENT};
 use self::dirs::SandboxesDir;
-use self::prepare::Prepared;
-use self::process::{KILLED_EXIT_CODE, ProgramEnd, Supervision};
-use self::transfer::{ArchiveError, EXISTS, EXTRACT, NO_INPUT, READ_FILE, read_content, write_archive};
-use self::usage::{DiskMeter, DiskUsage};
-use super::output::read_excerpt;
+use self::disk::DiskUsage;
+use self::isolation::Isolation;
+use self::prepare::{LocalSandbox, Machine, Prepared};
+use self::process::KILLED_EXIT_CODE;
 use super::{
-    CommandEnd, CommandOutput, CommandStream, FileToWrite, ProviderError, ProviderName, ProviderStatus, SandboxFile,
-    SandboxProvider,
+    CommandEnd, CommandOutput, FileToWrite, ProviderError, ProviderName, ProviderStatus, SandboxFile, SandboxProvider,
 };
 use crate::blob::spool::SpoolDir;
-use crate::config::Config;
-use crate::confine::{self, Confinement, ResourceLimits};
+use crate::config::{Config, SandboxIsolation};
 use crate::ids::SandboxId;
 
 /// The part of the output of file transfers and of the self-test that is kept.
 const MAX_MESSAGE_LEN: usize = 4096;
 /// The number of commands that run concurrently in a sandbox. Others wait.
 const MAX_CONCURRENT_COMMANDS: usize = 8;
-/// How long the transfer of a file may take.
-const TRANSFER_TIMEOUT: Duration = Duration::from_mins(5);
-/// The script that runs a shell command. It reads the command from its standard input, because a command line is limited to 128
-/// KiB, and other users of the machine could read it. `$1` is the maximum number of processes. Without the signal `XFSZ`, a program
-/// that writes more than it may gets an error.
-const RUN_COMMAND: &str = r#"
-    trap '' XFSZ
-    ulimit -u "$1" || exit
-    # The command runs in another process, because the kernel protects this one, the first of its namespace, from its own signals.
-    # Without a standard error, this shell does not report how the other one has ended.
-    exec 3>&2 2>/dev/null
-    /bin/bash -c 'eval -- "$(/bin/cat)" </dev/null' bash 2>&3 3>&-
-    exit $?"#;
-/// What separates a sandbox from the machine.
-const ISOLATION: &str = "bubblewrap: namespaces for files, processes, users, IPC, host name and, unless it is allowed, the \
-    network; no capabilities, no new privileges, and a filter of system calls";
-/// What enforces each limit.
-const LIMITS: [(&str, &str); 8] = [
-    ("command_timeout", "the server"),
-    ("cpu_time", "the kernel, for each process"),
-    ("disk", "the server, which measures the files of a sandbox while and after commands run"),
-    ("file_size", "the kernel"),
-    ("files", "the server, which counts the files of a sandbox while and after commands run"),
-    ("memory", "the kernel for each process, and the server for all processes of a command"),
-    ("open_files", "the kernel, for each process"),
-    ("processes", "the kernel"),
-];
-
+/// The free space on the file system below which commands must not use more of it.
+const MIN_FREE_BYTES: u64 = 512 << 20;
 /// The settings of the local provider.
 #[derive(Clone, Debug)]
 pub struct LocalSettings {
@@ -85,13 +55,17 @@ pub struct LocalSettings {
     pub dir: PathBuf,
     /// The program with the subcommand `confine`: the server's own executable.
     pub executable: PathBuf,
+    /// The only isolation to use. `None` selects the best one that works.
+    pub isolation: Option<SandboxIsolation>,
     pub allows_network: bool,
     pub command_timeout: Duration,
     pub max_output_bytes: usize,
-    /// The maximum memory of a process, and of all processes of a command together.
+    /// The maximum memory of a process, and of all processes of a sandbox together.
     pub max_memory_bytes: u64,
     /// The maximum size of a file, and of all files of a sandbox together.
     pub max_disk_bytes: u64,
+    /// The free space on the file system below which commands must not use more of it.
+    pub min_free_bytes: u64,
     pub max_files: u64,
     pub max_processes: u64,
     pub max_open_files: u64,
@@ -105,11 +79,13 @@ impl LocalSettings {
             dir: std::path::absolute(&data_dir).unwrap_or(data_dir),
             // The program that is running, even if an upgrade has replaced the file.
             executable: "/proc/self/exe".into(),
+            isolation: sandbox.isolation,
             allows_network: sandbox.allows_network,
             command_timeout: sandbox.command_timeout,
             max_output_bytes: usize::try_from(sandbox.max_output_bytes).unwrap_or(usize::MAX),
             max_memory_bytes: sandbox.max_memory_bytes,
             max_disk_bytes: sandbox.max_disk_bytes,
+            min_free_bytes: MIN_FREE_BYTES,
             max_files: sandbox.max_files as u64,
             max_processes: sandbox.max_processes as u64,
             max_open_files: sandbox.max_open_files as u64,
@@ -125,138 +101,21 @@ pub struct LocalProvider {
     abort: CancellationToken,
     dir: SandboxesDir,
     prepared: OnceCell<Prepared>,
-    bubblewrap: OnceCell<Bubblewrap>,
+    isolation: OnceCell<Isolation>,
     /// The last reason why no sandbox could be created.
     logged_problem: Mutex<Option<String>>,
-}
-
-/// What this process knows about a sandbox.
-#[derive(Clone)]
-struct LocalSandbox {
-    id: SandboxId,
-    /// The user of its processes, if the server runs as root.
-    user: Option<u32>,
-    /// Canceled when the sandbox ends.
-    cancel: CancellationToken,
-    /// The programs that run in the sandbox.
-    running: TaskTracker,
-    /// Has one permit for each command that may run concurrently.
-    permits: Arc<Semaphore>,
-    disk: Arc<DiskMeter>,
 }
 
 impl LocalProvider {
     /// Creates the provider. `abort` is canceled when running commands must end.
     pub fn new(settings: LocalSettings, spool: SpoolDir, abort: CancellationToken) -> Self {
         let dir = SandboxesDir(settings.dir.clone());
-        let (prepared, bubblewrap) = (OnceCell::new(), OnceCell::new());
-        Self { settings, spool, abort, dir, prepared, bubblewrap, logged_problem: Mutex::new(None) }
-    }
-
-    fn new_sandbox(&self, id: SandboxId, user: Option<u32>) -> LocalSandbox {
-        let (cancel, running) = (self.abort.child_token(), TaskTracker::new());
-        let dirs = self.dir.sandbox(id).writable().map(|(path, _)| path).collect();
-        let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_COMMANDS));
-        LocalSandbox {
-            id,
-            user,
-            cancel,
-            running,
-            permits,
-            disk: Arc::new(DiskMeter::new(dirs, self.max_disk().twice())),
-        }
-    }
-
-    /// Creates the directories of a sandbox.
-    fn create_sandbox(&self, prepared: &Prepared, id: SandboxId) -> anyhow::Result<LocalSandbox> {
-        let sandbox = self.new_sandbox(id, prepared.is_root.then(|| prepared.choose_user()));
-        let dir = self.dir.sandbox(id);
-        dir.create(sandbox.user).with_context(|| format!("cannot create the directory {}", dir.0.display()))?;
-        Ok(sandbox)
-    }
-
-    /// Returns the program that runs a shell command.
-    fn command_program(&self) -> [String; 5] {
-        let max_processes = self.settings.max_processes.to_string();
-        ["/bin/bash", "-c", RUN_COMMAND, "bash", &max_processes].map(str::to_owned)
-    }
-
-    /// Starts a program in a sandbox.
-    async fn spawn(
-        &self,
-        (prepared, bubblewrap): (&Prepared, &Bubblewrap),
-        sandbox: &LocalSandbox,
-        program: &[String],
-    ) -> Result<Child, ProviderError> {
-        let settings = &self.settings;
-        let confinement = Confinement {
-            user: sandbox.user,
-            parent: std::process::id(),
-            limits: ResourceLimits {
-                cpu_seconds: settings.command_timeout.as_secs().max(1),
-                memory_bytes: settings.max_memory_bytes,
-                file_bytes: settings.max_disk_bytes,
-                open_files: settings.max_open_files,
-                // If the server does not run as root, its own processes count for this limit, so only `RUN_COMMAND` sets it.
-                processes: sandbox.user.map(|_| settings.max_processes),
-            },
-            program: bubblewrap.command_line(&self.dir.sandbox(sandbox.id), program),
-        };
-        let mut command = Command::new(&settings.executable);
-        command
-            .arg(confine::SUBCOMMAND)
-            .arg(serde_json::to_string(&confinement).context("cannot encode a confinement")?);
-        // In a process group of its own, because a terminal sends the signal of Ctrl+C to the whole group of the server, which waits
-        // for commands when it is shut down.
-        command.env_clear().envs(ENVIRONMENT).current_dir("/").process_group(0);
-        prepared.spawner.spawn(command).await
+        let (prepared, isolation) = (OnceCell::new(), OnceCell::new());
+        Self { settings, spool, abort, dir, prepared, isolation, logged_problem: Mutex::new(None) }
     }
 
     fn max_disk(&self) -> DiskUsage {
         DiskUsage { bytes: self.settings.max_disk_bytes, files: self.settings.max_files }
-    }
-
-    fn supervision(&self, sandbox: &LocalSandbox) -> Supervision {
-        let settings = &self.settings;
-        Supervision {
-            timeout: settings.command_timeout,
-            max_memory_bytes: settings.max_memory_bytes,
-            max_disk: self.max_disk(),
-            disk: Arc::clone(&sandbox.disk),
-            cancel: sandbox.cancel.clone(),
-        }
-    }
-
-    /// Copies files into a sandbox. All are below the entry `name` of the directory `dir`, which appears when they are complete.
-    async fn extract(
-        &self,
-        id: &str,
-        [dir, name, mode]: [&str; 3],
-        files: Vec<FileToWrite>,
-    ) -> Result<(), ProviderError> {
-        let (machine, sandbox, _running) = self.find(id).await?;
-        let size: u64 = files.iter().map(|file| file.size).sum();
-        let usage = sandbox.disk.usage();
-        if (DiskUsage { bytes: usage.bytes.saturating_add(size), ..usage }).exceeds(self.max_disk()) {
-            return Err(ProviderError::FileRejected("the disk of the sandbox is full".into()));
-        }
-        let program = ["/bin/bash", "-c", EXTRACT, "bash", dir, name, mode].map(str::to_owned);
-        let mut child = self.spawn(machine, &sandbox, &program).await?;
-        let (stdin, (stdout, stderr)) = (child.stdin.take().context("no standard input")?, take_output(&mut child)?);
-        let supervision = Supervision { timeout: TRANSFER_TIMEOUT, ..self.supervision(&sandbox) };
-        let write = tokio::task::spawn_blocking(move || write_archive(SyncIoBridge::new(stdin), files));
-        let io = async {
-            let stdout = read_excerpt(stdout, MAX_MESSAGE_LEN);
-            tokio::join!(write, stdout, read_excerpt(stderr, MAX_MESSAGE_LEN))
-        };
-        let (end, (written, _, stderr)) = supervision.wait(&mut child, io).await?;
-        self.end_if_far_over_limit(machine.0, &sandbox)?;
-        match (end.exit_code, written.context("cannot write an archive")?) {
-            (_, Err(ArchiveError::Content(err))) => Err(ProviderError::Content(err)),
-            (0, Ok(())) => Ok(()),
-            (EXISTS, _) => Err(ProviderError::AlreadyExists),
-            _ => Err(self.rejected(&end, &stderr.context("cannot read the standard error")?)),
-        }
     }
 
     /// Ends a sandbox that has used twice its disk, because its commands are killed only after they have used it. Returns whether it
@@ -275,18 +134,15 @@ impl LocalProvider {
     }
 
     /// Returns the sandbox with this id, and what is necessary to run a program in it.
-    async fn find(
-        &self,
-        id: &str,
-    ) -> Result<((&Prepared, &Bubblewrap), LocalSandbox, TaskTrackerToken), ProviderError> {
-        let (prepared, bubblewrap) = (self.prepare().await?, self.find_bubblewrap().await?);
+    async fn find(&self, id: &str) -> Result<(Machine<'_>, LocalSandbox, TaskTrackerToken), ProviderError> {
+        let machine = self.find_isolation().await?;
         let id: SandboxId = id.parse().map_err(|_| ProviderError::Ended)?;
-        let sandboxes = prepared.sandboxes();
+        let sandboxes = machine.prepared.sandboxes();
         let sandbox = sandboxes.get(&id).filter(|sandbox| !sandbox.cancel.is_cancelled());
         let sandbox = sandbox.cloned().ok_or(ProviderError::Ended)?;
         // Under the lock, so that the end of the sandbox waits for the program.
         let running = sandbox.running.token();
-        Ok(((prepared, bubblewrap), sandbox, running))
+        Ok((machine, sandbox, running))
     }
 
     /// Returns the reason why a command was killed; `None` if it has ended by itself.
@@ -295,19 +151,17 @@ impl LocalProvider {
         Some(match end {
             CommandEnd::Exited | CommandEnd::Interrupted => return None,
             CommandEnd::TimedOut => format!("it took longer than {} s", settings.command_timeout.as_secs()),
-            CommandEnd::OutOfMemory => format!("it used more than {} MiB of memory", settings.max_memory_bytes >> 20),
+            CommandEnd::OutOfMemory => {
+                format!("the sandbox used more than {} MiB of memory", settings.max_memory_bytes >> 20)
+            }
             CommandEnd::OutOfDisk => {
                 let (mib, files) = (settings.max_disk_bytes >> 20, settings.max_files);
-                format!("the sandbox has more than {mib} MiB or {files} files")
+                format!(
+                    "the sandbox has more than {mib} MiB or {files} files, or the disk of the server is nearly full"
+                )
             }
             CommandEnd::Killed => "the sandbox was ended, or the server was shut down".to_owned(),
         })
-    }
-
-    /// Returns the error for a failed file transfer.
-    fn rejected(&self, end: &ProgramEnd, stderr: &CommandStream) -> ProviderError {
-        let reason = self.describe_end(end.end).unwrap_or_else(|| stderr.text.trim().to_owned());
-        ProviderError::FileRejected(reason)
     }
 }
 
@@ -318,9 +172,23 @@ impl SandboxProvider for LocalProvider {
     }
 
     async fn status(&self) -> ProviderStatus {
-        let problem = self.find_bubblewrap().await.err().map(|err| err.to_string());
-        let limits = BTreeMap::from(LIMITS);
-        ProviderStatus { provider: self.name(), problem, isolation: ISOLATION, limits }
+        let provider = self.name();
+        match self.find_isolation().await {
+            Ok(Machine { prepared, isolation }) => ProviderStatus {
+                provider,
+                problem: None,
+                isolation: isolation.description(),
+                warning: isolation.warning(),
+                limits: isolation.limits(prepared.has_own_users),
+            },
+            Err(err) => ProviderStatus {
+                provider,
+                problem: Some(err.to_string()),
+                isolation: "none works, so no command runs",
+                warning: None,
+                limits: BTreeMap::new(),
+            },
+        }
     }
 
     async fn host(&self) -> Result<Option<Uuid>, ProviderError> {
@@ -334,8 +202,7 @@ impl SandboxProvider for LocalProvider {
     }
 
     async fn create(&self, id: SandboxId, _: Duration) -> Result<String, ProviderError> {
-        self.find_bubblewrap().await?;
-        let prepared = self.prepare().await?;
+        let prepared = self.find_isolation().await?.prepared;
         let sandbox = self.create_sandbox(prepared, id)?;
         prepared.sandboxes().insert(id, sandbox);
         Ok(id.to_string())
@@ -347,10 +214,10 @@ impl SandboxProvider for LocalProvider {
             permit = sandbox.permits.acquire() => permit.context("the permits of a sandbox are closed")?,
             () = sandbox.cancel.cancelled() => return Err(ProviderError::Ended),
         };
-        let mut child = self.spawn(machine, &sandbox, &self.command_program()).await?;
-        let (end, stdout, mut stderr) =
-            run_to_end(&mut child, self.supervision(&sandbox), command, self.settings.max_output_bytes).await?;
-        let has_ended = self.end_if_far_over_limit(machine.0, &sandbox)?;
+        let (timeout, max_output_bytes) = (self.settings.command_timeout, self.settings.max_output_bytes);
+        let (finished, stdout) = self.run_shell_command(machine, &sandbox, command, timeout, max_output_bytes).await?;
+        let (end, mut stderr) = (finished.end, finished.stderr);
+        let has_ended = self.end_if_far_over_limit(machine.prepared, &sandbox)?;
         let (end, exit_code) =
             if has_ended { (CommandEnd::OutOfDisk, KILLED_EXIT_CODE) } else { (end.end, end.exit_code) };
         if has_ended {
@@ -363,22 +230,7 @@ impl SandboxProvider for LocalProvider {
     }
 
     async fn read_file(&self, id: &str, path: &str, max_bytes: u64) -> Result<SandboxFile, ProviderError> {
-        let (machine, sandbox, _running) = self.find(id).await?;
-        let program = ["/bin/bash", "-c", READ_FILE, "bash", path].map(str::to_owned);
-        let mut child = self.spawn(machine, &sandbox, &program).await?;
-        let (stdout, stderr) = take_output(&mut child)?;
-        let cancel = sandbox.cancel.child_token();
-        let supervision =
-            Supervision { timeout: TRANSFER_TIMEOUT, cancel: cancel.clone(), ..self.supervision(&sandbox) };
-        // A program whose output is not read to its end would wait.
-        let read = async { read_content(stdout, &self.spool, max_bytes).await.inspect_err(|_| cancel.cancel()) };
-        let io = async { tokio::join!(read, read_excerpt(stderr, MAX_MESSAGE_LEN)) };
-        let (end, (content, stderr)) = supervision.wait(&mut child, io).await?;
-        match (end.exit_code, content?) {
-            (0, Some(file)) => Ok(file),
-            (NO_INPUT, _) => Err(ProviderError::FileNotFound(path.to_owned())),
-            _ => Err(self.rejected(&end, &stderr.context("cannot read the standard error")?)),
-        }
+        self.copy_out(id, path, max_bytes).await
     }
 
     async fn write_file(&self, id: &str, dir: &str, file: FileToWrite) -> Result<(), ProviderError> {
@@ -405,29 +257,4 @@ impl SandboxProvider for LocalProvider {
         prepared.sandboxes().remove(&id);
         Ok(())
     }
-}
-
-fn take_output(child: &mut Child) -> anyhow::Result<(ChildStdout, ChildStderr)> {
-    let stdout = child.stdout.take().context("no standard output")?;
-    Ok((stdout, child.stderr.take().context("no standard error")?))
-}
-
-/// Runs a program that reads `input`, and returns how it has ended, its standard output, and its standard error.
-async fn run_to_end(
-    child: &mut Child,
-    supervision: Supervision,
-    input: &str,
-    max_output_bytes: usize,
-) -> anyhow::Result<(ProgramEnd, CommandStream, CommandStream)> {
-    let mut stdin = child.stdin.take().context("no standard input")?;
-    let (stdout, stderr) = take_output(child)?;
-    let io = async {
-        let write = async move {
-            // A program may end before it has read its input.
-            let _ = stdin.write_all(input.as_bytes()).await;
-        };
-        tokio::join!(write, read_excerpt(stdout, max_output_bytes), read_excerpt(stderr, max_output_bytes))
-    };
-    let (end, ((), stdout, stderr)) = supervision.wait(child, io).await?;
-    Ok((end, stdout.context("cannot read the output")?, stderr.context("cannot read the output")?))
 }

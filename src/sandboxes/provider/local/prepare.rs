@@ -3,17 +3,23 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rand::Rng;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::bubblewrap::{self, Bubblewrap};
-use super::process::Supervision;
+use super::disk::DiskMeter;
+use super::isolation::{Isolation, Landlock};
+use super::memory::MemoryMeter;
 use super::spawner::Spawner;
-use super::{LocalProvider, LocalSandbox, MAX_MESSAGE_LEN, run_to_end};
+use super::{LocalProvider, MAX_CONCURRENT_COMMANDS, MAX_MESSAGE_LEN};
+use crate::config::SandboxIsolation;
 use crate::ids::SandboxId;
 use crate::sandboxes::provider::ProviderError;
 
@@ -22,15 +28,38 @@ const USERS: std::ops::Range<u32> = 2_000_000_000..2_001_000_000;
 /// How long the self-test may take.
 const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// The command of the self-test. Clients of sandboxes expect these programs.
-const SELF_TEST: &str = "command -v sh sed nl head wc base64 mkdir tar stat mv >/dev/null && test -w /workspace";
+const SELF_TEST: &str = "command -v sh sed nl head wc base64 mkdir tar stat mv >/dev/null && test -w .";
+
+/// What this process knows about a sandbox.
+#[derive(Clone)]
+pub(super) struct LocalSandbox {
+    pub(super) id: SandboxId,
+    /// The user of its processes, if it is not that of the server.
+    pub(super) user: Option<u32>,
+    /// Canceled when the sandbox ends.
+    pub(super) cancel: CancellationToken,
+    /// The programs that run in the sandbox.
+    pub(super) running: TaskTracker,
+    /// Has one permit for each command that may run concurrently.
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) disk: Arc<DiskMeter>,
+    pub(super) memory: Arc<MemoryMeter>,
+}
 
 /// The directory of the sandboxes and what is in it.
 pub(super) struct Prepared {
     pub(super) spawner: Spawner,
     pub(super) host: Uuid,
-    /// `true` if the server runs as root, so that each sandbox has a user of its own.
-    pub(super) is_root: bool,
+    /// `true` if each sandbox has a user of its own, which requires that the server runs as root.
+    pub(super) has_own_users: bool,
     sandboxes: Mutex<HashMap<SandboxId, LocalSandbox>>,
+}
+
+/// This machine, and how it separates programs from itself.
+#[derive(Clone, Copy)]
+pub(super) struct Machine<'a> {
+    pub(super) prepared: &'a Prepared,
+    pub(super) isolation: &'a Isolation,
 }
 
 impl Prepared {
@@ -58,15 +87,39 @@ impl LocalProvider {
         prepared.await.map_err(|err| self.unavailable(&err))
     }
 
-    /// Runs a program in a sandbox to find out whether this machine can isolate programs. After a failure, the next call tries again.
-    pub(super) async fn find_bubblewrap(&self) -> Result<&Bubblewrap, ProviderError> {
+    /// Finds out how this machine can isolate programs, by running one. After a failure, the next call tries again.
+    pub(super) async fn find_isolation(&self) -> Result<Machine<'_>, ProviderError> {
         let prepared = self.prepare().await?;
-        let bubblewrap = self.bubblewrap.get_or_try_init(async || {
-            let bubblewrap = Bubblewrap::new(self.etc_dir(), self.settings.allows_network)?;
-            self.self_test(prepared, &bubblewrap).await?;
-            anyhow::Ok(bubblewrap)
-        });
-        bubblewrap.await.map_err(|err| self.unavailable(&err))
+        let isolation = self.isolation.get_or_try_init(async || self.choose_isolation(prepared).await);
+        let isolation = isolation.await.map_err(|err| self.unavailable(&err))?;
+        Ok(Machine { prepared, isolation })
+    }
+
+    async fn choose_isolation(&self, prepared: &Prepared) -> anyhow::Result<Isolation> {
+        let allows_network = self.settings.allows_network;
+        let required = self.settings.isolation;
+        let bubblewrap = async {
+            let isolation = Isolation::Bubblewrap(Bubblewrap::new(self.etc_dir(), allows_network)?);
+            self.self_test(Machine { prepared, isolation: &isolation }).await?;
+            anyhow::Ok(isolation)
+        };
+        let reason = match required {
+            Some(SandboxIsolation::Landlock) => "ACONTEXTD_SANDBOX_ISOLATION requires it".to_owned(),
+            Some(SandboxIsolation::Bubblewrap) => return bubblewrap.await,
+            None => match bubblewrap.await {
+                Ok(isolation) => return Ok(isolation),
+                Err(err) => format!("bubblewrap does not work: {err:#}"),
+            },
+        };
+        let isolation = Isolation::Landlock(Landlock { allows_network, reason });
+        match (self.self_test(Machine { prepared, isolation: &isolation }).await, isolation.warning()) {
+            (Ok(()), warning) => {
+                tracing::warn!(sandbox.warning = warning, "the isolation of sandboxes is weaker than it could be");
+                Ok(isolation)
+            }
+            (Err(err), Some(warning)) => Err(err.context(format!("{warning}; Landlock does not work either"))),
+            (Err(err), None) => Err(err),
+        }
     }
 
     /// Returns the error for a machine that cannot run sandboxes, and logs it if it is not the last one.
@@ -85,41 +138,67 @@ impl LocalProvider {
     }
 
     fn set_up(&self) -> anyhow::Result<Prepared> {
-        let is_root = rustix::process::geteuid().is_root();
         let name = self.dir.0.display();
-        let found = self.dir.create().and_then(|()| {
+        let is_root = rustix::process::geteuid().is_root();
+        let found = self.dir.create(is_root).and_then(|()| {
+            let has_own_users = is_root && self.dir.can_change_owner(USERS.start)?;
             bubblewrap::write_etc_files(&self.etc_dir())?;
-            self.dir.kill_orphans()?;
-            self.dir.find()
+            let found = self.dir.find()?;
+            self.dir.kill_orphans(&found.sandboxes)?;
+            Ok((has_own_users, found))
         });
-        let found = found.with_context(|| format!("cannot read and write the directory {name}"))?;
+        let (has_own_users, found) = found.with_context(|| format!("cannot read and write the directory {name}"))?;
         let host = self.dir.host_id()?;
         for incomplete in found.incomplete {
             self.dir.move_to_trash(incomplete)?;
         }
         let sandboxes = found.sandboxes.into_iter().map(|(id, owner)| {
-            let sandbox = self.new_sandbox(id, is_root.then_some(owner));
+            let sandbox = self.new_sandbox(id, has_own_users.then_some(owner));
             (id, sandbox)
         });
         Ok(Prepared {
             spawner: Spawner::start().context("cannot start a thread")?,
             host,
-            is_root,
+            has_own_users,
             sandboxes: Mutex::new(sandboxes.collect()),
         })
     }
 
-    async fn self_test(&self, prepared: &Prepared, bubblewrap: &Bubblewrap) -> anyhow::Result<()> {
-        let sandbox = self.create_sandbox(prepared, SandboxId::new())?;
+    fn new_sandbox(&self, id: SandboxId, user: Option<u32>) -> LocalSandbox {
+        let dirs = self.dir.sandbox(id).writable().map(|(path, _)| path).collect();
+        LocalSandbox {
+            id,
+            user,
+            cancel: self.abort.child_token(),
+            running: TaskTracker::new(),
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT_COMMANDS)),
+            disk: Arc::new(DiskMeter::new(dirs, self.max_disk().twice())),
+            memory: Arc::default(),
+        }
+    }
+
+    /// Creates the directories of a sandbox.
+    ///
+    /// # Errors
+    /// Returns an error if they cannot be created.
+    pub(super) fn create_sandbox(&self, prepared: &Prepared, id: SandboxId) -> anyhow::Result<LocalSandbox> {
+        let sandbox = self.new_sandbox(id, prepared.has_own_users.then(|| prepared.choose_user()));
+        let dir = self.dir.sandbox(id);
+        dir.create(sandbox.user).with_context(|| format!("cannot create the directory {}", dir.0.display()))?;
+        Ok(sandbox)
+    }
+
+    async fn self_test(&self, machine: Machine<'_>) -> anyhow::Result<()> {
+        let sandbox = self.create_sandbox(machine.prepared, SandboxId::new())?;
         let test = async {
-            let mut child = self.spawn((prepared, bubblewrap), &sandbox, &self.command_program()).await?;
-            let supervision = Supervision { timeout: SELF_TEST_TIMEOUT, ..self.supervision(&sandbox) };
-            let (end, stdout, stderr) = run_to_end(&mut child, supervision, SELF_TEST, MAX_MESSAGE_LEN).await?;
-            if end.exit_code == 0 {
+            let run = self.run_shell_command(machine, &sandbox, SELF_TEST, SELF_TEST_TIMEOUT, MAX_MESSAGE_LEN);
+            let (finished, stdout) = run.await?;
+            let exit_code = finished.end.exit_code;
+            if exit_code == 0 {
                 return Ok(());
             }
-            let message = format!("{}\n{}", stderr.text.trim(), stdout.text.trim());
-            bail!("a test program in bubblewrap has failed with exit code {}: {}", end.exit_code, message.trim())
+            let message = format!("{}\n{}", finished.stderr.text.trim(), stdout.text.trim());
+            bail!("a test program has failed with exit code {exit_code}: {}", message.trim())
         };
         let result = test.await;
         self.dir.remove(sandbox.id).await?;

@@ -11,7 +11,9 @@ use tokio::process::Child;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::usage::{DiskMeter, DiskUsage, kill_descendants, measure_memory, measure_unlinked};
+use super::disk::{DiskMeter, DiskUsage, measure_unlinked};
+use super::memory::MemoryMeter;
+use crate::confine::process_tree::kill_descendants;
 use crate::sandboxes::provider::CommandEnd;
 
 /// How often the usage is checked. A command that ends earlier is never checked.
@@ -29,7 +31,10 @@ pub(super) struct Supervision {
     pub(super) timeout: Duration,
     pub(super) max_memory_bytes: u64,
     pub(super) max_disk: DiskUsage,
+    /// If less is free on the file system, a program must not use more of it.
+    pub(super) min_free_bytes: u64,
     pub(super) disk: Arc<DiskMeter>,
+    pub(super) memory: Arc<MemoryMeter>,
     /// Canceled when the sandbox ends, or the server is shut down.
     pub(super) cancel: CancellationToken,
 }
@@ -126,15 +131,24 @@ struct Watcher {
 impl Watcher {
     /// Returns the reason why the program must be killed, if there is one.
     fn check(&self) -> Option<CommandEnd> {
-        let Supervision { max_memory_bytes, max_disk, disk, .. } = &self.supervision;
-        if self.pid.is_some_and(|pid| measure_memory(pid, *max_memory_bytes) > *max_memory_bytes) {
+        let Supervision { max_memory_bytes, max_disk, min_free_bytes, disk, memory, .. } = &self.supervision;
+        if self.pid.is_some_and(|pid| memory.must_be_killed(pid, *max_memory_bytes)) {
             return Some(CommandEnd::OutOfMemory);
         }
-        let mut usage = disk.measure_if_due();
+        let is_nearly_full = disk.free_bytes().is_some_and(|free| free < *min_free_bytes);
+        let mut usage = if is_nearly_full { disk.measure() } else { disk.measure_if_due() };
         // Files that are open, but have no name any more, need space, too.
         usage.bytes = usage.bytes.saturating_add(self.pid.map_or(0, measure_unlinked));
-        let is_violation = usage.exceeds(*max_disk) && usage.exceeds(self.initial_disk);
+        let is_violation = (is_nearly_full || usage.exceeds(*max_disk)) && usage.exceeds(self.initial_disk);
         (is_violation || usage.exceeds(max_disk.twice())).then_some(CommandEnd::OutOfDisk)
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid {
+            self.supervision.memory.remove(pid);
+        }
     }
 }
 

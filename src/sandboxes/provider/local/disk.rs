@@ -1,6 +1,6 @@
-//! What a sandbox uses of the disk and of memory. The kernel limits each process and each file. Their sums are measured here.
+//! What a sandbox uses of the disk. The kernel limits the size of each file. Their sum is measured here.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, statat, statvfs};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
+
+use crate::confine::process_tree::descendants;
 
 /// The unit of `st_blocks`.
 const BLOCK_BYTES: u64 = 512;
@@ -78,6 +79,11 @@ impl DiskMeter {
     /// Returns the last measured usage.
     pub(super) fn usage(&self) -> DiskUsage {
         self.last().usage
+    }
+
+    /// Returns the number of bytes that are free on the file system.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        free_space(&self.dirs).map(|free| free.bytes)
     }
 
     /// Measures the usage if the last measurement is old, or if the free space has shrunk since. Returns the last measured usage.
@@ -190,22 +196,6 @@ impl Drop for RestoredMode {
     }
 }
 
-/// Returns the resident memory in bytes of a process and all its descendants. Memory that processes share is counted for each of
-/// them, unless the result exceeds `max`: then it is divided between them.
-pub(super) fn measure_memory(pid: u32, max: u64) -> u64 {
-    let pids = descendants(pid);
-    // Page tables can be larger than the memory that they map.
-    let tables: u64 = pids.iter().filter_map(|pid| read_kib(*pid, "status", "VmPTE:")).sum();
-    let resident = |pid: u32| read_kib(pid, "status", "VmRSS:");
-    let total: u64 = pids.iter().filter_map(|pid| resident(*pid)).sum();
-    if (total + tables) * 1024 <= max {
-        return (total + tables) * 1024;
-    }
-    // A server without the privilege to trace processes cannot read how the memory is divided.
-    let proportional = pids.iter().filter_map(|pid| read_kib(*pid, "smaps_rollup", "Pss:").or_else(|| resident(*pid)));
-    (proportional.sum::<u64>() + tables) * 1024
-}
-
 /// Returns the size in bytes of the files that a process and its descendants have open, but that have no name any more.
 pub(super) fn measure_unlinked(pid: u32) -> u64 {
     let mut sizes = HashMap::new();
@@ -218,37 +208,4 @@ pub(super) fn measure_unlinked(pid: u32) -> u64 {
         }
     }
     sizes.into_values().sum()
-}
-
-/// Kills the descendants of a process.
-pub(super) fn kill_descendants(pid: u32) {
-    for descendant in descendants(pid).into_iter().filter(|descendant| *descendant != pid) {
-        if let Some(descendant) = i32::try_from(descendant).ok().and_then(Pid::from_raw) {
-            // An error means that it has ended.
-            let _ = kill_process(descendant, Signal::KILL);
-        }
-    }
-}
-
-/// Returns a process and all its descendants. Processes that end in the meantime are left out.
-fn descendants(pid: u32) -> HashSet<u32> {
-    let (mut found, mut pending) = (HashSet::new(), vec![pid]);
-    while let Some(pid) = pending.pop() {
-        if !found.insert(pid) {
-            continue;
-        }
-        let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
-        for thread in threads.flatten() {
-            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            pending.extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<u32>().ok()));
-        }
-    }
-    found
-}
-
-/// Reads a value in KiB from a file of `/proc/<pid>`. Returns `None` if the process has ended.
-fn read_kib(pid: u32, file: &str, key: &str) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    line.split_ascii_whitespace().next()?.parse().ok()
 }
