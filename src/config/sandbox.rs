@@ -7,6 +7,9 @@ use secrecy::SecretString;
 
 use super::values::{parse_bool, parse_bytes, parse_count, parse_nonzero_duration, parse_url};
 
+/// The default domain of E2B.
+const DEFAULT_E2B_DOMAIN: &str = "e2b.app";
+
 /// Where sandboxes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SandboxType {
@@ -14,6 +17,8 @@ pub enum SandboxType {
     Local,
     /// In containers of Cloudflare, through a worker.
     Cloudflare,
+    /// In virtual machines of E2B.
+    E2b,
     /// Nowhere: requests for a sandbox fail.
     Disabled,
 }
@@ -27,7 +32,8 @@ pub enum SandboxIsolation {
 
 #[derive(Args, Clone, Debug)]
 pub struct Sandbox {
-    /// Where sandboxes run: local (on this machine, isolated by bubblewrap), cloudflare (see CLOUDFLARE_WORKER_URL), or disabled
+    /// Where sandboxes run: local (on this machine, isolated by bubblewrap or Landlock), cloudflare (see CLOUDFLARE_WORKER_URL), e2b (see
+    /// E2B_API_KEY), or disabled
     /// [default: local if the server listens on loopback, otherwise disabled]
     #[arg(long = "sandbox-type", env = "SANDBOX_TYPE", value_name = "TYPE", value_parser = parse_sandbox_type)]
     pub kind: Option<SandboxType>,
@@ -37,6 +43,28 @@ pub struct Sandbox {
     /// Bearer token for the Cloudflare worker
     #[arg(long, env = "CLOUDFLARE_WORKER_AUTH_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub cloudflare_auth_token: Option<SecretString>,
+    /// API key of E2B; required with SANDBOX_TYPE=e2b
+    #[arg(long, env = "E2B_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub e2b_api_key: Option<SecretString>,
+    /// Name or id of the template of which E2B creates sandboxes; required with SANDBOX_TYPE=e2b
+    #[arg(long = "sandbox-template", env = "SANDBOX_DEFAULT_TEMPLATE", value_name = "TEMPLATE")]
+    pub template: Option<String>,
+    /// Domain of E2B. The API is at api.<DOMAIN>, and each sandbox has a host below the domain
+    #[arg(
+        long,
+        env = "E2B_DOMAIN_BASE_URL",
+        value_name = "DOMAIN",
+        default_value = DEFAULT_E2B_DOMAIN,
+        value_parser = parse_domain
+    )]
+    pub e2b_domain: String,
+    /// URL of the API of E2B, if it is not at https://api.<DOMAIN>
+    #[arg(long, env = "E2B_API_URL", value_name = "URL", value_parser = parse_url)]
+    pub e2b_api_url: Option<String>,
+    /// URL for the requests to all sandboxes of E2B, if they have no hosts of their own. The header E2b-Sandbox-Id names the
+    /// sandbox
+    #[arg(long, env = "E2B_SANDBOX_URL", value_name = "URL", value_parser = parse_url)]
+    pub e2b_sandbox_url: Option<String>,
     /// The only isolation of local sandboxes to use: bubblewrap, or landlock, which is weaker [default: bubblewrap if it works,
     /// otherwise landlock]
     #[arg(long = "sandbox-isolation", env = "ACONTEXTD_SANDBOX_ISOLATION", value_name = "ISOLATION", value_parser = parse_isolation)]
@@ -158,8 +186,44 @@ impl Sandbox {
             (None, Some(_)) => Err(
                 "CLOUDFLARE_WORKER_AUTH_TOKEN is set, but CLOUDFLARE_WORKER_URL is not: set both, or remove the token".into(),
             ),
-            _ => Ok(()),
+            _ => self.validate_e2b(),
         }
+    }
+
+    fn validate_e2b(&self) -> Result<(), String> {
+        let required = [
+            ("E2B_API_KEY", self.e2b_api_key.is_some(), "an API key of E2B"),
+            ("SANDBOX_DEFAULT_TEMPLATE", self.template.is_some(), "a template of E2B"),
+        ];
+        if self.kind == Some(SandboxType::E2b) {
+            let missing = required.into_iter().find(|(_, is_set, _)| !is_set);
+            return missing.map_or(Ok(()), |(setting, _, value)| {
+                Err(format!("{setting} is not set, but SANDBOX_TYPE is e2b: set it to {value}"))
+            });
+        }
+        let required = required.map(|(setting, is_set, _)| (setting, is_set));
+        let optional = [
+            ("E2B_DOMAIN_BASE_URL", self.e2b_domain != DEFAULT_E2B_DOMAIN),
+            ("E2B_API_URL", self.e2b_api_url.is_some()),
+            ("E2B_SANDBOX_URL", self.e2b_sandbox_url.is_some()),
+        ];
+        match required.into_iter().chain(optional).find(|(_, is_set)| *is_set) {
+            Some((setting, _)) => {
+                Err(format!("{setting} is set, but SANDBOX_TYPE is not e2b: set SANDBOX_TYPE=e2b, or remove it"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Parses a domain.
+fn parse_domain(text: &str) -> Result<String, String> {
+    let domain = text.trim();
+    let is_valid = !domain.is_empty() && domain.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'));
+    if is_valid {
+        Ok(domain.to_owned())
+    } else {
+        Err(format!("must be a domain without https:// and without a path, such as {DEFAULT_E2B_DOMAIN}"))
     }
 }
 
@@ -167,11 +231,12 @@ fn parse_sandbox_type(text: &str) -> Result<SandboxType, String> {
     match text.to_ascii_lowercase().as_str() {
         "local" => Ok(SandboxType::Local),
         "cloudflare" => Ok(SandboxType::Cloudflare),
+        "e2b" => Ok(SandboxType::E2b),
         "disabled" => Ok(SandboxType::Disabled),
-        "e2b" | "novita" | "aws_agentcore" => {
-            Err(format!("this server does not support the sandboxes of {text}; use local, cloudflare or disabled"))
+        "novita" | "aws_agentcore" => {
+            Err(format!("this server does not support the sandboxes of {text}; use local, cloudflare, e2b or disabled"))
         }
-        _ => Err("must be local, cloudflare or disabled".into()),
+        _ => Err("must be local, cloudflare, e2b or disabled".into()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Sandboxes: the routes, with a provider that runs nothing, and the local provider.
 
 mod cloudflare;
+mod e2b;
 mod escapes;
 mod landlock;
 mod limits;

@@ -740,8 +740,8 @@ def test_an_exposed_server_has_sandboxes_if_they_are_configured(start_server):
 @pytest.mark.parametrize(
     "value, words",
     [
-        ("novita", "this server does not support the sandboxes of novita; use local, cloudflare or disabled"),
-        ("docker", "must be local, cloudflare or disabled"),
+        ("novita", "this server does not support the sandboxes of novita; use local, cloudflare, e2b or disabled"),
+        ("docker", "must be local, cloudflare, e2b or disabled"),
     ],
 )
 def test_an_unknown_type_of_sandboxes_prevents_startup(tmp_path, value, words):

@@ -149,6 +149,19 @@ fn incomplete_settings_are_rejected() {
     assert!(error(&[worker]).contains("SANDBOX_TYPE=cloudflare"));
     assert!(error(&[("CLOUDFLARE_WORKER_AUTH_TOKEN", "t")]).contains("CLOUDFLARE_WORKER_URL"));
     loaded(&[("SANDBOX_TYPE", "cloudflare"), worker], &[]);
+    let (e2b, key, template) =
+        (("SANDBOX_TYPE", "e2b"), ("E2B_API_KEY", "e2b_0"), ("SANDBOX_DEFAULT_TEMPLATE", "base"));
+    assert!(error(&[e2b, template]).contains("E2B_API_KEY is not set"));
+    assert!(error(&[e2b, key]).contains("SANDBOX_DEFAULT_TEMPLATE is not set"));
+    assert!(error(&[e2b, key, template, worker]).contains("SANDBOX_TYPE is not cloudflare"));
+    for setting in
+        [key, template, ("E2B_DOMAIN_BASE_URL", "a.b"), ("E2B_API_URL", "http://a"), ("E2B_SANDBOX_URL", "http://a")]
+    {
+        let message = error(&[setting]);
+        assert!(message.contains(setting.0) && message.contains("SANDBOX_TYPE=e2b"), "{message}");
+        loaded(&[e2b, key, template, setting], &[]);
+    }
+    assert!(error(&[e2b, key, template, ("E2B_DOMAIN_BASE_URL", "https://e2b.app")]).contains("without https://"));
     let (bucket, access, secret) = (("S3_BUCKET", "assets"), ("S3_ACCESS_KEY", "a"), ("S3_SECRET_KEY", "b"));
     assert!(error(&[bucket, access]).contains("S3_SECRET_KEY is not"));
     assert!(error(&[bucket, secret]).contains("S3_ACCESS_KEY is not"));

@@ -73,7 +73,7 @@ impl Cloudflare {
             base_url: settings.worker_url.clone(),
             headers,
             provider: "the Cloudflare worker",
-            key_setting: "CLOUDFLARE_WORKER_AUTH_TOKEN",
+            key_setting: Some("CLOUDFLARE_WORKER_AUTH_TOKEN"),
         };
         Ok(Self { api, settings })
     }

@@ -1,10 +1,10 @@
-//! HTTP requests with JSON to the services of remote providers.
+//! HTTP requests to the services of remote providers, most of them with JSON.
 
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use reqwest::header::HeaderMap;
-use reqwest::{Client, Method, StatusCode};
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
 use super::ProviderError;
@@ -24,16 +24,16 @@ pub(super) struct JsonApi {
     pub(super) headers: HeaderMap,
     /// The name of the provider in errors.
     pub(super) provider: &'static str,
-    /// The setting with the key.
-    pub(super) key_setting: &'static str,
+    /// The setting with the key. `None` if the key is not a setting: then the caller handles a response that rejects it.
+    pub(super) key_setting: Option<&'static str>,
 }
 
 impl JsonApi {
     /// Sends a request, and returns the status and the JSON of the response. An empty response counts as `null`.
     ///
     /// # Errors
-    /// Returns [`ProviderError::Unavailable`] if the service cannot be reached, does not respond in time, rejects the key, or reports
-    /// an error of its own, and [`ProviderError::BadResponse`] if the response is not JSON.
+    /// Returns the errors of [`Self::send`] and [`Self::read_json`], and [`ProviderError::Unavailable`] if the service does not
+    /// respond in time.
     pub(super) async fn call(
         &self,
         method: Method,
@@ -41,30 +41,60 @@ impl JsonApi {
         body: Option<&Value>,
         timeout: Duration,
     ) -> Result<(StatusCode, Value), ProviderError> {
-        let mut request = self.client.request(method, format!("{}{path}", self.base_url)).headers(self.headers.clone());
+        let mut request = self.request(method, path);
         if let Some(body) = body {
-            request = request.header("Content-Type", "application/json").body(body.to_string());
+            request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
         }
-        let response = async {
-            let response = request.send().await.map_err(|err| self.unreachable(&err))?;
-            Ok::<_, ProviderError>((response.status(), self.read(response).await?))
-        };
-        let Ok(response) = tokio::time::timeout(timeout, response).await else {
-            return Err(self.unavailable(&format!("does not respond within {} s", timeout.as_secs()), None));
-        };
-        let (status, bytes) = response?;
-        let parsed = if bytes.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&bytes) };
-        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return Err(self.unavailable(&format!("rejects the key; check {}", self.key_setting), None));
-        }
-        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            let message = message(parsed.as_ref().unwrap_or(&Value::Null));
-            return Err(self.unavailable(&format!("responds with status {}{message}", status.as_u16()), None));
-        }
-        parsed.map(|body| (status, body)).map_err(|err| self.bad_response("is not JSON", Some(err.into())))
+        self.within(timeout, async { self.read_json(self.send(request).await?).await }).await
     }
 
-    async fn read(&self, response: reqwest::Response) -> Result<Vec<u8>, ProviderError> {
+    /// Returns a request without a body.
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.base_url)).headers(self.headers.clone())
+    }
+
+    /// Waits for the result of requests.
+    ///
+    /// # Errors
+    /// Returns [`ProviderError::Unavailable`] if they take longer than `timeout`.
+    pub(super) async fn within<T>(
+        &self,
+        timeout: Duration,
+        requests: impl Future<Output = Result<T, ProviderError>>,
+    ) -> Result<T, ProviderError> {
+        match tokio::time::timeout(timeout, requests).await {
+            Ok(result) => result,
+            Err(_) => Err(self.unavailable(&format!("does not respond within {} s", timeout.as_secs()), None)),
+        }
+    }
+
+    /// Sends a request, and returns the response before its body is read.
+    ///
+    /// # Errors
+    /// Returns [`ProviderError::Unavailable`] if the service cannot be reached.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, ProviderError> {
+        request.send().await.map_err(|err| self.unreachable(&err))
+    }
+
+    /// Reads the JSON of a response.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::read`] and [`Self::check`].
+    pub(super) async fn read_json(&self, response: Response) -> Result<(StatusCode, Value), ProviderError> {
+        let (status, body) = self.read(response).await?;
+        self.check(status, body)
+    }
+
+    /// Reads a response, and returns its status and its JSON, if it is JSON. An empty response counts as `null`.
+    ///
+    /// # Errors
+    /// Returns [`ProviderError::Unavailable`] if the connection fails, and [`ProviderError::BadResponse`] if the response is too
+    /// large.
+    pub(super) async fn read(
+        &self,
+        response: Response,
+    ) -> Result<(StatusCode, serde_json::Result<Value>), ProviderError> {
+        let status = response.status();
         let (mut body, mut bytes) = (response.bytes_stream(), Vec::new());
         while let Some(chunk) = body.next().await {
             bytes.extend_from_slice(&chunk.map_err(|err| self.unreachable(&err))?);
@@ -72,7 +102,29 @@ impl JsonApi {
                 return Err(self.bad_response("is too large", None));
             }
         }
-        Ok(bytes)
+        Ok((status, if bytes.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&bytes) }))
+    }
+
+    /// Checks a response.
+    ///
+    /// # Errors
+    /// Returns [`ProviderError::Unavailable`] if the service rejects the key or reports an error of its own, and
+    /// [`ProviderError::BadResponse`] if the response is not JSON.
+    pub(super) fn check(
+        &self,
+        status: StatusCode,
+        body: serde_json::Result<Value>,
+    ) -> Result<(StatusCode, Value), ProviderError> {
+        if let Some(setting) = self.key_setting
+            && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+        {
+            return Err(self.unavailable(&format!("rejects the key; check {setting}"), None));
+        }
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            let message = message(body.as_ref().unwrap_or(&Value::Null));
+            return Err(self.unavailable(&format!("responds with status {}{message}", status.as_u16()), None));
+        }
+        body.map(|body| (status, body)).map_err(|err| self.bad_response("is not JSON", Some(err.into())))
     }
 
     /// Returns the error for a response with an unexpected status.
@@ -85,18 +137,20 @@ impl JsonApi {
         ProviderError::BadResponse { msg: format!("the response of {} {what}", self.provider), cause }
     }
 
-    fn unreachable(&self, err: &reqwest::Error) -> ProviderError {
+    /// Returns the error for a connection that fails.
+    pub(super) fn unreachable(&self, err: &reqwest::Error) -> ProviderError {
         let cause = anyhow::anyhow!("{err:?}");
         self.unavailable("cannot be reached", Some(cause))
     }
 
-    fn unavailable(&self, what: &str, cause: Option<anyhow::Error>) -> ProviderError {
+    /// Returns the error for a service that does not do its work. `what` completes a sentence that begins with its name.
+    pub(super) fn unavailable(&self, what: &str, cause: Option<anyhow::Error>) -> ProviderError {
         ProviderError::Unavailable { msg: format!("{} {what}", self.provider), cause }
     }
 }
 
 /// Returns the message in an error response, with a separator.
-fn message(body: &Value) -> String {
+pub(super) fn message(body: &Value) -> String {
     let text = ["error", "message"].iter().find_map(|key| body[*key].as_str());
     text.map_or_else(String::new, |text| format!(": {}", text.chars().take(MAX_MESSAGE_CHARS).collect::<String>()))
 }

@@ -1,6 +1,7 @@
 //! The providers of sandboxes: the trait that each implements, and what they exchange with the rest of the feature.
 
 pub mod cloudflare;
+pub mod e2b;
 mod http;
 pub mod local;
 mod output;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::cloudflare::{Cloudflare, CloudflareSettings};
+use self::e2b::{E2b, E2bSettings};
 use self::local::{LocalProvider, LocalSettings};
 use crate::blob::ByteStream;
 use crate::blob::spool::{Spool, SpoolDir};
@@ -47,6 +49,7 @@ pub fn from_config(
     Ok(match config.sandbox.kind(config.server.is_exposed()) {
         SandboxType::Local => Some(Arc::new(LocalProvider::new(LocalSettings::from_config(config), spool, abort))),
         SandboxType::Cloudflare => Some(Arc::new(Cloudflare::new(CloudflareSettings::from_config(config), client)?)),
+        SandboxType::E2b => Some(Arc::new(E2b::new(E2bSettings::from_config(config), client, spool)?)),
         SandboxType::Disabled => {
             let settings = LocalSettings::from_config(config);
             settings

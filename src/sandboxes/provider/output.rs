@@ -1,7 +1,8 @@
-//! The output of a command, of which the first and the last part are kept.
+//! The output of a command, of which the first and the last part are kept, and what a command outputs that was killed.
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -9,9 +10,11 @@ use super::CommandStream;
 
 /// The size of the buffer for reading.
 const BUFFER_LEN: usize = 64 * 1024;
+/// The exit code of a command that was killed because it took too long, as that of the program `timeout`.
+pub(super) const TIMED_OUT_EXIT_CODE: i32 = 124;
 
 /// The first and the last bytes of a stream.
-struct Excerpt {
+pub(super) struct Excerpt {
     first: Vec<u8>,
     last: VecDeque<u8>,
     /// The maximum length of each part.
@@ -20,11 +23,12 @@ struct Excerpt {
 }
 
 impl Excerpt {
-    fn new(max_len: usize) -> Self {
+    /// Creates an excerpt that keeps the first and the last half of `max_len` bytes.
+    pub(super) fn new(max_len: usize) -> Self {
         Self { first: Vec::new(), last: VecDeque::new(), max_part_len: max_len / 2, total_len: 0 }
     }
 
-    fn push(&mut self, bytes: &[u8]) {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
         self.total_len += bytes.len() as u64;
         let (first, rest) = bytes.split_at(bytes.len().min(self.max_part_len - self.first.len()));
         self.first.extend_from_slice(first);
@@ -34,7 +38,7 @@ impl Excerpt {
         self.last.extend(rest);
     }
 
-    fn finish(self) -> CommandStream {
+    pub(super) fn finish(self) -> CommandStream {
         let kept = (self.first.len() + self.last.len()) as u64;
         let omitted_bytes = self.total_len - kept;
         let mut bytes = self.first;
@@ -68,6 +72,17 @@ pub(super) async fn read_excerpt(mut stream: impl AsyncRead + Unpin, max_len: us
             length => excerpt.push(&buffer[..length]),
         }
     }
+}
+
+/// Returns the reason why a command was killed that has taken longer than `timeout`.
+pub(super) fn describe_timeout(timeout: Duration) -> String {
+    format!("it took longer than {} s", timeout.as_secs())
+}
+
+/// Appends a line to the standard error of a command that says why the command was killed.
+pub(super) fn append_kill_reason(stderr: &mut CommandStream, reason: &str) {
+    let separator = if stderr.text.is_empty() || stderr.text.ends_with('\n') { "" } else { "\n" };
+    stderr.text = format!("{}{separator}The command was killed: {reason}.\n", stderr.text);
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ pub(super) async fn create_empty_file(
     run(provider, id, &format!("mkdir -p -- {} && : > {}", quote(dir), quote(path))).await
 }
 
-/// Implements [`SandboxProvider::write_dir`]: writes the files to a temporary directory, which is then renamed.
+/// Implements [`SandboxProvider::write_dir`]: writes the files, at least one, to a temporary directory, which is then renamed.
 pub(super) async fn write_dir(
     provider: &dyn SandboxProvider,
     id: &str,
@@ -71,7 +71,8 @@ pub(super) async fn write_dir(
     let dir = dir.strip_suffix('/').unwrap_or(dir);
     let (target, incoming) = (format!("{dir}/{name}"), format!("{dir}/.incoming-{}", Uuid::new_v4().simple()));
     let (target_word, incoming_word) = (quote(&target), quote(&incoming));
-    let begin = format!("if [ -e {target_word} ]; then exit {EXISTS}; fi; mkdir -p -- {incoming_word}");
+    // `write_file` creates the temporary directory. Providers can do that where the user of commands must not.
+    let begin = format!("if [ -e {target_word} ]; then exit {EXISTS}; fi");
     let output = provider.run_command(id, &begin, Duration::ZERO).await?;
     match output.exit_code {
         0 => {}

@@ -117,12 +117,9 @@ async fn a_directory_is_written_under_a_temporary_name() {
     let requests = worker.requests();
     let paths: Vec<&str> = requests.iter().map(|(path, _)| path.rsplit('/').next().unwrap()).collect();
     assert_eq!(paths, ["exec", "upload", "upload", "exec", "exec"]);
-    let begin = requests[0].1["command"].as_str().unwrap();
-    let incoming = begin.rsplit('\'').nth(1).unwrap();
-    assert!(
-        begin.contains("if [ -e '/skills/one' ]; then exit 73; fi") && incoming.starts_with("/skills/.incoming-"),
-        "{begin}"
-    );
+    assert_eq!(requests[0].1["command"], "if [ -e '/skills/one' ]; then exit 73; fi");
+    let incoming = requests[1].1["file_path"].as_str().unwrap().strip_suffix("/SKILL.md").unwrap();
+    assert!(incoming.starts_with("/skills/.incoming-"), "{incoming}");
     assert_eq!(requests[2].1["file_path"], format!("{incoming}/scripts/run.sh"));
     assert_eq!(requests[4].1["command"], format!("mv -T -- '{incoming}' '/skills/one'"));
     worker.server.set_response(200, &json!({"stdout": "", "stderr": "", "exit_code": 73}));

@@ -6,6 +6,7 @@ pub mod fake_postgres;
 pub mod fake_sandboxes;
 pub mod llm;
 pub mod memory;
+pub mod mock_e2b;
 pub mod mock_http;
 pub mod model_server;
 pub mod moto;

@@ -35,6 +35,7 @@ use self::disk::DiskUsage;
 use self::isolation::Isolation;
 use self::prepare::{LocalSandbox, Machine, Prepared};
 use self::process::KILLED_EXIT_CODE;
+use super::output::{append_kill_reason, describe_timeout};
 use super::{
     CommandEnd, CommandOutput, FileToWrite, ProviderError, ProviderName, ProviderStatus, SandboxFile, SandboxProvider,
 };
@@ -150,7 +151,7 @@ impl LocalProvider {
         let settings = &self.settings;
         Some(match end {
             CommandEnd::Exited | CommandEnd::Interrupted => return None,
-            CommandEnd::TimedOut => format!("it took longer than {} s", settings.command_timeout.as_secs()),
+            CommandEnd::TimedOut => describe_timeout(settings.command_timeout),
             CommandEnd::OutOfMemory => {
                 format!("the sandbox used more than {} MiB of memory", settings.max_memory_bytes >> 20)
             }
@@ -223,8 +224,7 @@ impl SandboxProvider for LocalProvider {
         if has_ended {
             stderr.text.push_str("The sandbox was ended, because it has used twice the disk that it may use.\n");
         } else if let Some(reason) = self.describe_end(end) {
-            let separator = if stderr.text.is_empty() || stderr.text.ends_with('\n') { "" } else { "\n" };
-            stderr.text = format!("{}{separator}The command was killed: {reason}.\n", stderr.text);
+            append_kill_reason(&mut stderr, &reason);
         }
         Ok(CommandOutput { stdout, stderr, exit_code, end })
     }

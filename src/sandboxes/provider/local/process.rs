@@ -15,14 +15,13 @@ use super::disk::{DiskMeter, DiskUsage, measure_unlinked};
 use super::memory::MemoryMeter;
 use crate::confine::process_tree::kill_descendants;
 use crate::sandboxes::provider::CommandEnd;
+use crate::sandboxes::provider::output::TIMED_OUT_EXIT_CODE;
 
 /// How often the usage is checked. A command that ends earlier is never checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long to wait for the end of the output of a process that was killed.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The exit code of a command that was killed because it took too long, as that of the program `timeout`.
-const TIMED_OUT_EXIT_CODE: i32 = 124;
 /// The exit code of a command that was killed for another reason.
 pub(super) const KILLED_EXIT_CODE: i32 = 128 + 9;
 
