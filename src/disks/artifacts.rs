@@ -50,6 +50,22 @@ pub struct UpsertArtifactRequest {
     meta: Option<String>,
 }
 
+/// Checks that a disk exists, or that the response of the request is stored, which is replayed even if the disk was deleted.
+///
+/// # Errors
+/// Returns 404 if neither is the case.
+pub(super) async fn ensure_can_upload(
+    ctx: &Disks,
+    caller: &Caller,
+    idempotency: &Idempotency,
+    disk: DiskId,
+) -> Result<()> {
+    let mut conn = ctx.db.acquire().await?;
+    let may_continue =
+        store::exists(&mut conn, caller.project, disk).await? || idempotency.has_stored_response(&mut conn).await?;
+    if may_continue { Ok(()) } else { Err(DISK_NOT_FOUND) }
+}
+
 /// Upload a file
 ///
 /// Replaces an existing file with the same path atomically.
@@ -62,14 +78,7 @@ pub async fn upsert_artifact(
     Path(disk): Path<DiskId>,
     request: Request,
 ) -> CommandResult<Created<Artifact>> {
-    let mut conn = ctx.db.acquire().await?;
-    let disk_exists = store::exists(&mut conn, caller.project, disk).await?;
-    // A stored response is replayed even if the disk was deleted.
-    let may_continue = disk_exists || idempotency.has_stored_response(&mut conn).await?;
-    drop(conn);
-    if !may_continue {
-        return Err(DISK_NOT_FOUND.into());
-    }
+    ensure_can_upload(&ctx, &caller, &idempotency, disk).await?;
     caller.encryption.ensure_can_store()?;
     let reservations = Reservations::from_extensions(request.extensions());
     let mut form = MultipartForm::read(request, &ctx.request_context, &FormLimits::one_file(&ctx.config.limits))

@@ -5,8 +5,7 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
-use super::api::DISK_NOT_FOUND;
-use super::artifacts::{ARTIFACT_NOT_FOUND, DISK_ACCESS_DENIED, ensure_disk_access, store_file};
+use super::artifacts::{ARTIFACT_NOT_FOUND, DISK_ACCESS_DENIED, ensure_can_upload, ensure_disk_access, store_file};
 use super::path::FilePath;
 use super::{Artifact, Disks, FileMode, files, store};
 use crate::auth::Caller;
@@ -127,14 +126,7 @@ pub async fn upload_from_sandbox(
     Path(disk): Path<DiskId>,
     Json(body): Json<UploadFromSandboxRequest>,
 ) -> CommandResult<Created<Artifact>> {
-    let mut conn = ctx.db.acquire().await?;
-    let disk_exists = store::exists(&mut conn, caller.project, disk).await?;
-    // A stored response is replayed even if the disk was deleted.
-    let may_continue = disk_exists || idempotency.has_stored_response(&mut conn).await?;
-    drop(conn);
-    if !may_continue {
-        return Err(DISK_NOT_FOUND.into());
-    }
+    ensure_can_upload(&ctx, &caller, &idempotency, disk).await?;
     let sandbox = parse_sandbox_id(&body.sandbox_id)?;
     require("sandbox_path", &body.sandbox_path)?;
     let path = parse_path(&body.file_path, "sandbox_filename", &body.sandbox_filename)?;

@@ -1,5 +1,7 @@
 //! HTTP handlers for sandboxes and their commands.
 
+use std::time::Duration;
+
 use axum::Extension;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -15,7 +17,7 @@ use crate::error::{Error, MapConstraint, Result, UNAUTHORIZED};
 use crate::http::extract::{Json, Path, RequestBody};
 use crate::http::idempotency::Idempotency;
 use crate::http::middleware::TimeLimit;
-use crate::http::response::{self, CommandResult, Created, Data};
+use crate::http::response::{self, CommandResult, Created, Data, HandlerError};
 use crate::ids::{SandboxCommandId, SandboxId};
 use crate::text_enum::text_enum;
 use crate::time::Timestamp;
@@ -23,6 +25,9 @@ use crate::usage_metrics::store::{SANDBOX_ALIVE_TAG, increment};
 
 /// The part of a command that is stored, in bytes. Commands can contain whole files.
 const MAX_STORED_COMMAND_LEN: usize = 4096;
+/// How long to wait before the end of a command is stored again, because the database was busy. Otherwise its output would be lost.
+const STORE_RETRY_DELAYS: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 const COMMAND_IN_USE: &str =
     "Idempotency-Key: a command with this key is still running or was interrupted, so it is not run again";
 
@@ -137,11 +142,11 @@ pub struct RunCommandResponse {
     stderr_omitted_bytes: u64,
 }
 
-impl From<CommandOutput> for RunCommandResponse {
-    fn from(output: CommandOutput) -> Self {
+impl From<&CommandOutput> for RunCommandResponse {
+    fn from(output: &CommandOutput) -> Self {
         Self {
-            stdout: output.stdout.text,
-            stderr: output.stderr.text,
+            stdout: output.stdout.text.clone(),
+            stderr: output.stderr.text.clone(),
             exit_code: output.exit_code,
             end_reason: output.end,
             stdout_omitted_bytes: output.stdout.omitted_bytes,
@@ -168,15 +173,23 @@ pub async fn run_command(
     idempotency.replay_if_completed().await?;
     let timeout = ctx.config.sandbox.command_timeout;
     time_limit.extend(timeout);
-    let live = ctx.begin_call(caller.project, sandbox, timeout).await?;
+    let (live, call) = ctx.begin_call(caller.project, sandbox, timeout).await?;
     let provider = ctx.provider_of(&live).await?;
     let id = begin_command(&ctx, &caller, &idempotency, sandbox, &command).await?;
-    match provider.run_command(&live.provider_sandbox_id, &command, ctx.keepalive()).await {
+    let output = provider.run_command(&live.provider_sandbox_id, &command, ctx.keepalive()).await;
+    drop(call);
+    match output {
         Ok(output) => {
-            let mut tx = idempotency.begin().await?;
-            command_store::finish(&mut tx, id, &output).await?;
-            ctx.end_call(&mut tx, caller.project, sandbox).await?;
-            tx.commit(response::ok(RunCommandResponse::from(output))).await
+            for delay in STORE_RETRY_DELAYS {
+                match store_output(&ctx, &caller, &idempotency, sandbox, (id, &output)).await {
+                    Err(HandlerError::Error(err @ Error::Unavailable { .. })) => {
+                        tracing::warn!(error = %err, "cannot store the end of a command; trying again");
+                        tokio::time::sleep(delay).await;
+                    }
+                    result => return result,
+                }
+            }
+            store_output(&ctx, &caller, &idempotency, sandbox, (id, &output)).await
         }
         Err(err) => {
             let mut conn = ctx.db.acquire().await?;
@@ -195,6 +208,20 @@ pub async fn run_command(
             Err(ctx.provider_error(caller.project, sandbox, err).await.into())
         }
     }
+}
+
+/// Records how a command has ended, and the end of the call.
+async fn store_output(
+    ctx: &Sandboxes,
+    caller: &Caller,
+    idempotency: &Idempotency,
+    sandbox: SandboxId,
+    (id, output): (SandboxCommandId, &CommandOutput),
+) -> CommandResult<Data<RunCommandResponse>> {
+    let mut tx = idempotency.begin().await?;
+    command_store::finish(&mut tx, id, output).await?;
+    ctx.end_call(&mut tx, caller.project, sandbox).await?;
+    tx.commit(response::ok(RunCommandResponse::from(output))).await
 }
 
 fn validate_command(command: String, max_bytes: u64) -> Result<String> {

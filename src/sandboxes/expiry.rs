@@ -16,7 +16,7 @@ use crate::usage_metrics::store::{SANDBOX_ALIVE_TAG, increment};
 
 /// The number of sandboxes that are ended in one transaction.
 const BATCH_LEN: i64 = 100;
-/// How much longer than its timeout a command of a remote provider may take before it counts as interrupted.
+/// How much longer than its timeout a command may take before it counts as interrupted.
 const INTERRUPTION_MARGIN: chrono::Duration = chrono::Duration::minutes(10);
 
 /// Marks a running sandbox as ended, and corrects the metric of its life. Has no effect if it is not running.
@@ -105,10 +105,12 @@ async fn end_orphaned(ctx: &Sandboxes) -> Result<()> {
 /// Marks the commands as interrupted whose server was killed while they ran.
 async fn interrupt_lost_commands(ctx: &Sandboxes, host: Option<Uuid>) -> Result<()> {
     let timeout = chrono::Duration::from_std(ctx.config.sandbox.command_timeout).unwrap_or(INTERRUPTION_MARGIN);
+    // Its end may also not have been stored, because the database has failed.
+    let timed_out = Utc::now() - timeout - INTERRUPTION_MARGIN;
     let before = match host {
         // The commands of this machine belong to this process.
-        Some(_) => ctx.started_at,
-        None => Timestamp(Utc::now() - timeout - INTERRUPTION_MARGIN),
+        Some(_) => Timestamp(ctx.started_at.0.max(timed_out)),
+        None => Timestamp(timed_out),
     };
     let mut conn = ctx.db.acquire().await?;
     command_store::interrupt_lost(&mut conn, host, before).await?;

@@ -4,9 +4,10 @@
 //! say which sandboxes exist, until when, and what was done in them. Each call extends the life of its sandbox.
 //!
 //! [`api`] has the handlers for sandboxes and commands, [`logs`] the one that lists what was done. [`transfer`] copies files into
-//! and out of sandboxes for the routes of disks and skills. [`expiry`] ends sandboxes whose time is over. [`convert`] converts the
+//! and out of sandboxes for the routes of disks and skills. [`active_calls`] knows which calls are in progress, and [`expiry`] ends sandboxes whose time is over. [`convert`] converts the
 //! stored commands to the other storage format.
 
+pub mod active_calls;
 pub mod api;
 pub mod command_store;
 pub mod convert;
@@ -31,6 +32,7 @@ use crate::ids::{ProjectId, SandboxId};
 use crate::platform::{Platform, platform_context};
 use crate::time::Timestamp;
 use crate::usage_metrics::store::{SANDBOX_ALIVE_TAG, increment};
+use active_calls::{ActiveCall, ActiveCalls};
 use provider::{ProviderError, ProviderStatus, SandboxProvider};
 use store::LiveSandbox;
 
@@ -48,6 +50,7 @@ pub struct SandboxesInner {
     /// If sandboxes are disabled, this is `None` or the local provider, which only ends sandboxes then.
     provider: Option<Arc<dyn SandboxProvider>>,
     is_enabled: bool,
+    active_calls: ActiveCalls,
     /// Commands that started earlier were started by another process.
     started_at: Timestamp,
 }
@@ -56,7 +59,8 @@ impl Sandboxes {
     pub fn new(platform: Platform, provider: Option<Arc<dyn SandboxProvider>>) -> Self {
         let config = &platform.config;
         let is_enabled = config.sandbox.kind(config.server.is_exposed()) != SandboxType::Disabled;
-        Self(Arc::new(SandboxesInner { platform, provider, is_enabled, started_at: Timestamp(Utc::now()) }))
+        let (active_calls, started_at) = (ActiveCalls::default(), Timestamp(Utc::now()));
+        Self(Arc::new(SandboxesInner { platform, provider, is_enabled, active_calls, started_at }))
     }
 
     fn provider(&self) -> Result<&Arc<dyn SandboxProvider>> {
@@ -108,15 +112,22 @@ impl Sandboxes {
     ///
     /// # Errors
     /// Returns 404 if there is no such sandbox.
-    async fn begin_call(&self, project: ProjectId, sandbox: SandboxId, duration: Duration) -> Result<LiveSandbox> {
+    async fn begin_call(
+        &self,
+        project: ProjectId,
+        sandbox: SandboxId,
+        duration: Duration,
+    ) -> Result<(LiveSandbox, ActiveCall)> {
+        let call = self.active_calls.begin(sandbox, duration);
         let mut conn = self.db.acquire().await?;
         let sandbox = store::begin_call(&mut conn, project, sandbox, duration + self.keepalive()).await?;
-        sandbox.ok_or(SANDBOX_NOT_FOUND)
+        Ok((sandbox.ok_or(SANDBOX_NOT_FOUND)?, call))
     }
 
-    /// Records the end of a call: the sandbox lives on for the usual time.
+    /// Records the end of a call: the sandbox lives on for the usual time after its last call.
     async fn end_call(&self, tx: &mut Tx, project: ProjectId, sandbox: SandboxId) -> Result<()> {
-        if let Some(grown) = store::set_lifetime(tx, project, sandbox, self.keepalive()).await? {
+        let lifetime = self.active_calls.remaining(sandbox) + self.keepalive();
+        if let Some(grown) = store::set_lifetime(tx, project, sandbox, lifetime).await? {
             increment(tx, project, SANDBOX_ALIVE_TAG, grown).await?;
         }
         Ok(())

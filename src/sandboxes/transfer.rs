@@ -51,7 +51,7 @@ impl Sandboxes {
     /// Returns 404 if the sandbox or the file does not exist, 409 if the file cannot be read, 413 if it is too large, and 502 or
     /// 503 if the provider fails.
     pub async fn read_file(&self, caller: &Caller, sandbox: SandboxId, path: &str) -> Result<SandboxFile> {
-        let live = self.begin_call(caller.project, sandbox, TRANSFER_TIME).await?;
+        let (live, _call) = self.begin_call(caller.project, sandbox, TRANSFER_TIME).await?;
         let max_bytes = self.config.limits.max_artifact_bytes;
         let read = self.provider_of(&live).await?.read_file(&live.provider_sandbox_id, path, max_bytes).await;
         match read {
@@ -75,7 +75,7 @@ impl Sandboxes {
     /// # Errors
     /// Returns 404 if the sandbox does not exist, and 502 or 503 if the provider fails.
     pub async fn write_file(&self, caller: &Caller, sandbox: SandboxId, dir: &str, file: FileToWrite) -> Result<bool> {
-        let live = self.begin_call(caller.project, sandbox, TRANSFER_TIME).await?;
+        let (live, _call) = self.begin_call(caller.project, sandbox, TRANSFER_TIME).await?;
         let written = self.provider_of(&live).await?.write_file(&live.provider_sandbox_id, dir, file).await;
         match written {
             Ok(()) => Ok(true),
@@ -87,23 +87,23 @@ impl Sandboxes {
         }
     }
 
-    /// Writes files to a new directory of a sandbox, which appears when it is complete.
+    /// Writes files to a new directory of a sandbox, which appears when it is complete. Returns its path for commands, or `None` if
+    /// the directory exists.
     ///
     /// # Errors
-    /// Returns [`ProviderError::AlreadyExists`] as the inner error if the directory exists, and the errors of
-    /// [`Self::write_file`], with 409 instead of `false`.
+    /// Returns 404 if the sandbox does not exist, 409 if it does not accept the files, and 502 or 503 if the provider fails.
     pub async fn write_dir(
         &self,
         caller: &Caller,
         sandbox: SandboxId,
         [dir, name]: [&str; 2],
         files: Vec<FileToWrite>,
-    ) -> Result<Result<(), DirExists>> {
-        let live = self.begin_call(caller.project, sandbox, TRANSFER_TIME).await?;
+    ) -> Result<Option<String>> {
+        let (live, _call) = self.begin_call(caller.project, sandbox, TRANSFER_TIME).await?;
         let written = self.provider_of(&live).await?.write_dir(&live.provider_sandbox_id, dir, name, files).await;
         match written {
-            Ok(()) => Ok(Ok(())),
-            Err(ProviderError::AlreadyExists) => Ok(Err(DirExists)),
+            Ok(path) => Ok(Some(path)),
+            Err(ProviderError::AlreadyExists) => Ok(None),
             Err(ProviderError::FileRejected(reason)) => {
                 Err(Error::Conflict(format!("the sandbox does not accept the files: {reason}").into()))
             }
@@ -119,7 +119,3 @@ impl Sandboxes {
         self.end_call(tx, caller.project, sandbox).await
     }
 }
-
-/// The directory to create exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DirExists;

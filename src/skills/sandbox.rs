@@ -18,7 +18,7 @@ use crate::http::response::{self, CommandResult, Data};
 use crate::ids::{SandboxId, SkillId};
 use crate::sandboxes::Sandboxes;
 use crate::sandboxes::provider::FileToWrite;
-use crate::sandboxes::transfer::{DirExists, TRANSFER_TIME, lazy_content};
+use crate::sandboxes::transfer::{TRANSFER_TIME, lazy_content};
 
 /// The directory of skills in a sandbox.
 const SKILLS_DIR: &str = "/skills";
@@ -37,7 +37,7 @@ impl RequestBody for DownloadSkillToSandboxRequest {
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct DownloadSkillToSandboxResponse {
     success: bool,
-    /// The directory of the skill in the sandbox, without a slash at its end.
+    /// The directory of the skill in the sandbox, without a slash at its end. Commands find it at this path.
     #[schema(example = "/skills/pdf-forms")]
     dir_path: String,
     name: String,
@@ -73,7 +73,7 @@ pub async fn download_skill_to_sandbox(
     if rows.len() > max_files {
         return Err(Error::PayloadTooLarge(format!("the skill has more than {max_files} files")).into());
     }
-    let dir_path = format!("{SKILLS_DIR}/{}", row.name);
+    let mut dir_path = format!("{SKILLS_DIR}/{}", row.name);
     if !rows.is_empty() {
         ctx.ensure_exists(&caller, sandbox).await?;
         let files = rows.into_iter().map(|file| FileToWrite {
@@ -83,11 +83,13 @@ pub async fn download_skill_to_sandbox(
             content: lazy_content(ctx.blobs.clone(), file.blob(), caller.encryption.kek.clone()),
         });
         let files = files.collect();
-        ctx.write_dir(&caller, sandbox, [SKILLS_DIR, &row.name], files).await?.map_err(|DirExists| {
-            Error::Conflict(format!(
+        let written = ctx.write_dir(&caller, sandbox, [SKILLS_DIR, &row.name], files).await?;
+        dir_path = written.ok_or_else(|| {
+            let msg = format!(
                 "skill directory '{dir_path}' already exists in sandbox, please make sure you don't download the same \
                  skill again"
-            ).into())
+            );
+            Error::Conflict(msg.into())
         })?;
     }
     let mut tx = idempotency.begin().await?;

@@ -272,14 +272,7 @@ async fn the_changes_of_an_encrypted_project_require_its_key() {
         assert_eq!(items[0]["lesson"]["text"], "This lesson cannot be displayed because its stored text is corrupt.");
 
         // The same project with a key that has no master key.
-        let secret = Uuid::new_v4().to_string();
-        sqlx::query("update projects set secret_key_hmac = $1")
-            .bind(ProjectKey::parse(&secret).lookup_hash(PEPPER))
-            .execute(&*app.app.db)
-            .await
-            .unwrap();
-        app.clear_key_cache();
-        let keyless = client.with_key(&format!("sk-ac-{secret}"));
+        let keyless = app.replace_with_keyless(&client).await;
         for query in ["", "skill_id=00000000-0000-0000-0000-000000000001"] {
             let response = keyless.get(&space.url(query)).await;
             response.assert_error(403, "encryption enabled, API key required");

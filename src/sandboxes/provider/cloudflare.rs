@@ -157,7 +157,13 @@ impl SandboxProvider for Cloudflare {
         Ok(())
     }
 
-    async fn write_dir(&self, id: &str, dir: &str, name: &str, files: Vec<FileToWrite>) -> Result<(), ProviderError> {
+    async fn write_dir(
+        &self,
+        id: &str,
+        dir: &str,
+        name: &str,
+        files: Vec<FileToWrite>,
+    ) -> Result<String, ProviderError> {
         shell::write_dir(self, id, dir, name, files).await
     }
 

@@ -35,8 +35,7 @@ text_enum! {
 }
 
 /// Returns the provider that the settings select. If sandboxes are disabled, returns the local provider if it has been used, so that
-/// its sandboxes end. `client` must follow no redirects. `abort` is
-/// canceled when running commands must end.
+/// its sandboxes end. `client` must follow no redirects. `abort` is canceled when running commands must end.
 ///
 /// # Errors
 /// Returns an error if the key of a provider contains a character that a header cannot contain.
@@ -91,8 +90,15 @@ pub trait SandboxProvider: Send + Sync {
     /// Writes a file in the directory `dir`, which is created if it does not exist. Replaces an existing file.
     async fn write_file(&self, id: &str, dir: &str, file: FileToWrite) -> Result<(), ProviderError>;
 
-    /// Writes files below a new directory `name` in the directory `dir`. If the call fails, the directory does not exist.
-    async fn write_dir(&self, id: &str, dir: &str, name: &str, files: Vec<FileToWrite>) -> Result<(), ProviderError>;
+    /// Writes files below a new directory `name` in the directory `dir`. If the call fails, the directory does not exist. Returns the
+    /// path of the directory for commands, which differs from `dir` and `name` if the sandbox has no file system of its own.
+    async fn write_dir(
+        &self,
+        id: &str,
+        dir: &str,
+        name: &str,
+        files: Vec<FileToWrite>,
+    ) -> Result<String, ProviderError>;
 
     /// Ends a sandbox: its processes, and its files. Has no effect if it has already ended.
     async fn end(&self, id: &str) -> Result<(), ProviderError>;

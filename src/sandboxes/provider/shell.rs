@@ -67,7 +67,7 @@ pub(super) async fn write_dir(
     dir: &str,
     name: &str,
     files: Vec<FileToWrite>,
-) -> Result<(), ProviderError> {
+) -> Result<String, ProviderError> {
     let dir = dir.strip_suffix('/').unwrap_or(dir);
     let (target, incoming) = (format!("{dir}/{name}"), format!("{dir}/.incoming-{}", Uuid::new_v4().simple()));
     let (target_word, incoming_word) = (quote(&target), quote(&incoming));
@@ -94,7 +94,7 @@ pub(super) async fn write_dir(
         // If this fails, too, a hidden directory is left in a sandbox that does not work.
         let _ = run(provider, id, &format!("rm -rf -- {incoming_word}")).await;
     }
-    written
+    written.map(|()| target)
 }
 
 #[cfg(test)]

@@ -74,7 +74,8 @@ async fn files_are_copied_to_the_paths_of_a_sandbox() {
     assert_eq!(sandbox.output("cat dir/run.sh; test -x dir/run.sh").await, "echo run");
     let read = provider.read_file(id, "/workspace/dir/run.sh", 100).await.unwrap();
     assert_eq!((read.content.bytes().await.unwrap().as_ref(), read.is_executable), (b"echo run".as_slice(), true));
-    provider.write_dir(id, "/skills", "one", vec![file("SKILL.md", "text", false)]).await.unwrap();
+    let dir = provider.write_dir(id, "/skills", "one", vec![file("SKILL.md", "text", false)]).await.unwrap();
+    assert_eq!(sandbox.output(&format!("cat {dir}/SKILL.md")).await, "text");
     assert_eq!(sandbox.output("cat $SANDBOX_SKILLS/one/SKILL.md").await, "text");
     for path in ["/etc/shadow", "/proc/self/status", "/workspace/../../../host-id"] {
         assert!(provider.read_file(id, path, 100).await.is_err(), "{path}");

@@ -1,6 +1,7 @@
 //! A sandbox provider that runs nothing: it records commands and keeps files in memory.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use acontextd::sandboxes::provider::{
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
+use tokio::sync::Notify;
 
 /// The files of a sandbox by their paths, with their content and whether they can be executed.
 pub type Files = BTreeMap<String, (Bytes, bool)>;
@@ -20,11 +22,20 @@ pub type Files = BTreeMap<String, (Bytes, bool)>;
 #[derive(Default)]
 pub struct FakeSandboxes {
     sandboxes: Mutex<BTreeMap<String, Files>>,
+    /// Ends the command `wait`, and lets the file `slow` be read.
+    pub latch: Notify,
+    /// The number of these that wait.
+    pub waiting: AtomicUsize,
 }
 
 impl FakeSandboxes {
     pub fn sandboxes(&self) -> MutexGuard<'_, BTreeMap<String, Files>> {
         self.sandboxes.lock().unwrap()
+    }
+
+    async fn wait(&self) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.latch.notified().await;
     }
 
     fn with_files<T>(&self, id: &str, change: impl FnOnce(&mut Files) -> T) -> Result<T, ProviderError> {
@@ -66,15 +77,21 @@ impl SandboxProvider for FakeSandboxes {
         Ok(id)
     }
 
-    /// Writes the command to the standard output. The command `exit N` fails with that exit code.
+    /// Writes the command to the standard output. The command `exit N` fails with that exit code. `wait` waits for the latch.
     async fn run_command(&self, id: &str, command: &str, _: Duration) -> Result<CommandOutput, ProviderError> {
         self.with_files(id, |_| ())?;
+        if command == "wait" {
+            self.wait().await;
+        }
         let exit_code = command.strip_prefix("exit ").map_or(0, |code| code.parse().unwrap());
         let (stdout, stderr) = (stream(command.to_owned()), stream(String::new()));
         Ok(CommandOutput { stdout, stderr, exit_code, end: CommandEnd::Exited })
     }
 
     async fn read_file(&self, id: &str, path: &str, max_bytes: u64) -> Result<SandboxFile, ProviderError> {
+        if path.ends_with("/slow") {
+            self.wait().await;
+        }
         let file = self.with_files(id, |files| files.get(path).cloned())?;
         let (content, is_executable) = file.ok_or_else(|| ProviderError::FileNotFound(path.to_owned()))?;
         if content.len() as u64 > max_bytes {
@@ -93,7 +110,13 @@ impl SandboxProvider for FakeSandboxes {
         self.with_files(id, |files| drop(files.insert(path, content)))
     }
 
-    async fn write_dir(&self, id: &str, dir: &str, name: &str, files: Vec<FileToWrite>) -> Result<(), ProviderError> {
+    async fn write_dir(
+        &self,
+        id: &str,
+        dir: &str,
+        name: &str,
+        files: Vec<FileToWrite>,
+    ) -> Result<String, ProviderError> {
         let prefix = format!("{dir}/{name}/");
         if self.with_files(id, |existing| existing.keys().any(|path| path.starts_with(&prefix)))? {
             return Err(ProviderError::AlreadyExists);
@@ -103,7 +126,7 @@ impl SandboxProvider for FakeSandboxes {
             let content = read(file).await?;
             self.with_files(id, |files| drop(files.insert(path, content)))?;
         }
-        Ok(())
+        Ok(format!("{dir}/{name}"))
     }
 
     async fn end(&self, id: &str) -> Result<(), ProviderError> {

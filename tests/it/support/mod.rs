@@ -245,6 +245,19 @@ impl TestApp {
         notify::listen(self.app.db.clone(), features::notification_handlers(&self.app)).await
     }
 
+    /// Replaces the key of a client's project with one that contains no master key, and returns a client with it.
+    pub async fn replace_with_keyless(&self, client: &Client) -> Client {
+        let secret = Uuid::new_v4().to_string();
+        sqlx::query("update projects set secret_key_hmac = $1 where id = $2")
+            .bind(ProjectKey::parse(&secret).lookup_hash(PEPPER))
+            .bind(client.project())
+            .execute(&*self.app.db)
+            .await
+            .unwrap();
+        self.clear_key_cache();
+        client.with_key(&format!("sk-ac-{secret}"))
+    }
+
     /// Removes every key from the cache.
     pub fn clear_key_cache(&self) {
         self.app.authenticator.on_connection_change();

@@ -209,7 +209,13 @@ impl SandboxProvider for E2b {
         Ok(())
     }
 
-    async fn write_dir(&self, id: &str, dir: &str, name: &str, files: Vec<FileToWrite>) -> Result<(), ProviderError> {
+    async fn write_dir(
+        &self,
+        id: &str,
+        dir: &str,
+        name: &str,
+        files: Vec<FileToWrite>,
+    ) -> Result<String, ProviderError> {
         shell::write_dir(self, id, dir, name, files).await
     }
 

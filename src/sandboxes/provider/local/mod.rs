@@ -235,12 +235,19 @@ impl SandboxProvider for LocalProvider {
 
     async fn write_file(&self, id: &str, dir: &str, file: FileToWrite) -> Result<(), ProviderError> {
         let name = file.path.clone();
-        self.extract(id, [dir, &name, "replace"], vec![file]).await
+        self.extract(id, [dir, &name, "replace"], vec![file]).await.map(drop)
     }
 
-    async fn write_dir(&self, id: &str, dir: &str, name: &str, files: Vec<FileToWrite>) -> Result<(), ProviderError> {
+    async fn write_dir(
+        &self,
+        id: &str,
+        dir: &str,
+        name: &str,
+        files: Vec<FileToWrite>,
+    ) -> Result<String, ProviderError> {
         let below_name = |file: FileToWrite| FileToWrite { path: format!("{name}/{}", file.path), ..file };
-        self.extract(id, [dir, name, "new"], files.into_iter().map(below_name).collect()).await
+        let dir = self.extract(id, [dir, name, "new"], files.into_iter().map(below_name).collect()).await?;
+        Ok(format!("{dir}/{name}"))
     }
 
     async fn end(&self, id: &str) -> Result<(), ProviderError> {

@@ -49,7 +49,7 @@ const BUFFER_LEN: usize = 256 * 1024;
 
 impl LocalProvider {
     /// Copies files into a sandbox. All are below the entry `name` of the directory `dir`, which appears when they are complete. `mode`
-    /// is `new` if the entry must not exist.
+    /// is `new` if the entry must not exist. Returns the path of `dir` for programs in the sandbox.
     ///
     /// # Errors
     /// Returns the errors of [`write_file`](crate::sandboxes::provider::SandboxProvider::write_file).
@@ -58,7 +58,7 @@ impl LocalProvider {
         id: &str,
         [dir, name, mode]: [&str; 3],
         files: Vec<FileToWrite>,
-    ) -> Result<(), ProviderError> {
+    ) -> Result<String, ProviderError> {
         let (machine, sandbox, _running) = self.find(id).await?;
         let size: u64 = files.iter().map(|file| file.size).sum();
         let usage = sandbox.disk.usage();
@@ -80,7 +80,7 @@ impl LocalProvider {
         }
         match (finished.end.exit_code, written.context("cannot write an archive")?) {
             (_, Err(ArchiveError::Content(err))) => Err(ProviderError::Content(err)),
-            (0, Ok(())) => Ok(()),
+            (0, Ok(())) => Ok(dir),
             (EXISTS, _) => Err(ProviderError::AlreadyExists),
             _ => Err(self.rejected(&finished)),
         }
