@@ -508,11 +508,16 @@ def test_a_missing_skill_cannot_be_mounted(client, sandbox, disk, other_client):
 
 # ----- the end of the server -----
 
+EACH_ISOLATION = pytest.mark.parametrize("isolation", ["bubblewrap", "landlock"])
 
-def test_after_a_crash_no_process_is_left_and_the_sandboxes_can_be_used(start_server):
+
+@EACH_ISOLATION
+def test_after_a_crash_no_process_is_left_and_the_sandboxes_can_be_used(start_server, isolation):
     # The number is in the command line of no other process.
-    command = f"sleep 1000.{random.randrange(10**9)}"
-    first = start_server()
+    sleep = f"sleep 1000.{random.randrange(10**9)}"
+    # One process belongs to the command, the other one has detached itself.
+    command = f"(setsid nohup {sleep} > /dev/null 2>&1 &); {sleep}"
+    first = start_server(ACONTEXTD_SANDBOX_ISOLATION=isolation)
     with first.client() as client:
         sandboxes = [client.sandboxes.create() for _ in range(5)]
         for number, sandbox in enumerate(sandboxes):
@@ -520,18 +525,18 @@ def test_after_a_crash_no_process_is_left_and_the_sandboxes_can_be_used(start_se
         with ThreadPoolExecutor() as pool:
             running = [pool.submit(execute, client, sandbox, command, timeout=TIMEOUT) for sandbox in sandboxes]
             try:
-                wait_until(lambda: len(processes_with(command)) == 5, "all commands are running")
+                wait_until(lambda: len(processes_with(sleep)) >= 10, "all commands are running")
                 assert len(processes_with(first.data / "sandboxes")) >= 5
             finally:
                 first.kill()
             for future in running:
                 with pytest.raises(TransportError):
                     future.result(TIMEOUT)
-    wait_until(lambda: not processes_with(command), "the commands end with their server")
+    wait_until(lambda: not processes_with(sleep), "the commands end with their server")
 
-    second = start_server(**same_port(first))
+    second = start_server(ACONTEXTD_SANDBOX_ISOLATION=isolation, **same_port(first))
     assert second.base_url == first.base_url
-    for text in (command, second.data / "sandboxes"):
+    for text in (sleep, second.data / "sandboxes"):
         wait_until(lambda: not processes_with(text), "no process of a sandbox is left")
     with second.client() as client:
         for number, sandbox in enumerate(sandboxes):
@@ -544,10 +549,11 @@ def test_after_a_crash_no_process_is_left_and_the_sandboxes_can_be_used(start_se
     second.stop()
 
 
-def test_a_crash_while_commands_start_leaves_no_process(start_server):
+@EACH_ISOLATION
+def test_a_crash_while_commands_start_leaves_no_process(start_server, isolation):
     """Such commands may outlive their server. The next one ends them."""
     command = f"sleep 1000.{random.randrange(10**9)}"
-    server = start_server()
+    server = start_server(ACONTEXTD_SANDBOX_ISOLATION=isolation)
     for _ in range(3):
         with server.client() as client:
             sandboxes = [client.sandboxes.create() for _ in range(12)]
@@ -560,7 +566,7 @@ def test_a_crash_while_commands_start_leaves_no_process(start_server):
                 for future in running:
                     with pytest.raises(TransportError):
                         future.result(TIMEOUT)
-        server = start_server(**same_port(server))
+        server = start_server(ACONTEXTD_SANDBOX_ISOLATION=isolation, **same_port(server))
         with server.client() as client:
             for text in (command, server.data / "sandboxes"):
                 wait_until(lambda: not processes_with(text), "no process of a sandbox is left")
@@ -574,10 +580,11 @@ def test_a_crash_while_commands_start_leaves_no_process(start_server):
     server.stop()
 
 
-def test_a_shutdown_ends_a_running_command(start_server):
+@EACH_ISOLATION
+def test_a_shutdown_ends_a_running_command(start_server, isolation):
     sleep = f"sleep 1000.{random.randrange(10**9)}"
     command = f"echo started; {sleep}"
-    first = start_server(ACONTEXTD_SHUTDOWN_TIMEOUT="1s")
+    first = start_server(ACONTEXTD_SHUTDOWN_TIMEOUT="1s", ACONTEXTD_SANDBOX_ISOLATION=isolation)
     with first.client() as client, ThreadPoolExecutor() as pool:
         sandbox = client.sandboxes.create()
         running = pool.submit(execute, client, sandbox, command, timeout=TIMEOUT)
