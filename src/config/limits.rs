@@ -240,7 +240,7 @@ pub struct Limits {
         value_parser = parse_count
     )]
     pub max_connections: usize,
-    /// Timeout of a request other than a multipart request
+    /// Timeout of a request other than a multipart request or a command in a sandbox
     #[arg(
         long = "request-timeout",
         env = "ACONTEXTD_REQUEST_TIMEOUT",

@@ -29,6 +29,9 @@ use self::syscalls::Separation;
 /// The first argument of the process.
 pub const SUBCOMMAND: &str = "confine";
 
+/// The users of sandboxes, if each has one of its own. systemd lists this range as unused.
+pub const SANDBOX_USERS: std::ops::Range<u32> = 2_000_000_000..2_001_000_000;
+
 /// What to execute, and with which limits. Passed as JSON in the second argument.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Confinement {
@@ -167,6 +170,9 @@ fn ensure_parent(parent: u32) -> anyhow::Result<()> {
 
 /// Switches to an unprivileged user and gives up all supplementary groups.
 fn drop_privileges(user: u32) -> anyhow::Result<()> {
+    if !SANDBOX_USERS.contains(&user) {
+        bail!("confine: {user} is not the id of a sandbox's user");
+    }
     let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
     rustix::thread::set_thread_groups(&[]).context("cannot give up the supplementary groups")?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).context("cannot switch the group")?;

@@ -6,7 +6,8 @@
 //! - create namespaces or enter those of others (`unshare`, `setns`, `clone3`, whose flags a filter cannot read, and the flags of
 //!   `clone`);
 //! - inspect or change other processes (`ptrace`, `process_vm_readv`, `pidfd_getfd`, …);
-//! - prevent that the program ends with the server (`prctl` with `PR_SET_PDEATHSIG`);
+//! - prevent that the program ends with the server, or that the server measures it (`prctl` with `PR_SET_PDEATHSIG` and
+//!   `PR_SET_DUMPABLE`);
 //! - have had many vulnerabilities in the kernel and are rarely used (`io_uring_setup`, `userfaultfd`, `keyctl`, …);
 //! - allocate memory that belongs to no process, so that the limits of processes do not count it (`memfd_create`, `shmget`,
 //!   `semget`, `msgget`, `io_setup`).
@@ -159,18 +160,26 @@ fn rules(separation: Separation) -> anyhow::Result<Rules> {
     let [insert_input, select_input] = TERMINAL_INPUT_OPERATIONS;
     let (input, selection) = (differs(1, insert_input)?, differs(1, select_input)?);
     rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![input, selection])?]);
-    rules.insert(libc::SYS_prctl, vec![rule(0, SeccompCmpOp::Ne, constant(libc::PR_SET_PDEATHSIG))?]);
+    let (death_signal, dumpable) = (constant(libc::PR_SET_PDEATHSIG), constant(libc::PR_SET_DUMPABLE));
+    rules.insert(libc::SYS_prctl, vec![SeccompRule::new(vec![differs(0, death_signal)?, differs(0, dumpable)?])?]);
     rules.insert(libc::SYS_clone, vec![rule(0, SeccompCmpOp::MaskedEq(NAMESPACE_FLAGS), 0)?]);
-    rules.insert(libc::SYS_socketpair, vec![rule(0, SeccompCmpOp::Eq, constant(libc::AF_UNIX))?]);
+    let unix = || condition(0, SeccompCmpOp::Eq, constant(libc::AF_UNIX));
     let personalities = PERSONALITIES.map(|personality| rule(0, SeccompCmpOp::Eq, personality));
     rules.insert(libc::SYS_personality, personalities.into_iter().collect::<anyhow::Result<_>>()?);
     match separation {
         Separation::Namespaces => {
-            let unix = rule(0, SeccompCmpOp::Eq, constant(libc::AF_UNIX))?;
+            let unix = SeccompRule::new(vec![unix()?])?;
+            rules.insert(libc::SYS_socketpair, vec![unix.clone()]);
             rules.insert(libc::SYS_socket, [vec![unix], internet_socket_rules()?].concat());
         }
         Separation::Landlock { has_own_user, allows_network } => {
             restrict_to_landlock(&mut rules, has_own_user)?;
+            // A datagram of a pair could be sent to any socket with a path.
+            let kinds = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET].map(|kind| {
+                let kind = condition(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE_MASK), constant(kind))?;
+                anyhow::Ok(SeccompRule::new(vec![unix()?, kind])?)
+            });
+            rules.insert(libc::SYS_socketpair, kinds.into_iter().collect::<anyhow::Result<_>>()?);
             if allows_network {
                 rules.insert(libc::SYS_socket, internet_socket_rules()?);
             }

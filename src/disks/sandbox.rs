@@ -44,11 +44,14 @@ impl RequestBody for DownloadToSandboxRequest {
 pub struct DownloadToSandboxResponse {
     /// `false` if the sandbox does not accept the file, for example because the directory cannot be written.
     success: bool,
+    /// Why the sandbox does not accept the file; absent if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 /// Copy a file to a sandbox
 ///
-/// The copy has the name and the mode of the file, and replaces an existing file.
+/// The copy keeps the name of the file, and whether it can be executed. It replaces an existing file.
 #[utoipa::path(post, path = "/api/v1/disk/{disk_id}/artifact/download_to_sandbox", tag = "artifact",
     params(("disk_id" = DiskId, Path)), request_body = DownloadToSandboxRequest)]
 pub async fn download_to_sandbox(
@@ -85,10 +88,10 @@ pub async fn download_to_sandbox(
     let size = file.size.cast_unsigned();
     let is_executable = file.mode == FileMode::Executable;
     let file = FileToWrite { path: file.filename, size, is_executable, content };
-    let success = ctx.sandboxes.write_file(&caller, sandbox, &body.sandbox_path, file).await?;
+    let reason = ctx.sandboxes.write_file(&caller, sandbox, &body.sandbox_path, file).await?;
     let mut tx = idempotency.begin().await?;
     ctx.sandboxes.record_write(&mut tx, &caller, sandbox).await?;
-    tx.commit(response::ok(DownloadToSandboxResponse { success })).await
+    tx.commit(response::ok(DownloadToSandboxResponse { success: reason.is_none(), reason })).await
 }
 
 #[derive(Deserialize, utoipa::ToSchema)]
@@ -115,7 +118,7 @@ impl RequestBody for UploadFromSandboxRequest {
 
 /// Copy a file from a sandbox
 ///
-/// The copy has the name and the mode of the file, and replaces an existing file on the disk.
+/// The copy keeps the name of the file, and whether its owner can execute it. It replaces an existing file on the disk.
 #[utoipa::path(post, path = "/api/v1/disk/{disk_id}/artifact/upload_from_sandbox", tag = "artifact",
     params(("disk_id" = DiskId, Path)), request_body = UploadFromSandboxRequest)]
 pub async fn upload_from_sandbox(

@@ -28,8 +28,10 @@ const MAX_STORED_COMMAND_LEN: usize = 4096;
 /// How long to wait before the end of a command is stored again, because the database was busy. Otherwise its output would be lost.
 const STORE_RETRY_DELAYS: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
-const COMMAND_IN_USE: &str =
-    "Idempotency-Key: a command with this key is still running or was interrupted, so it is not run again";
+const COMMAND_RUNNING: &str =
+    "Idempotency-Key: the command of this key is still running; send the request again when it has ended";
+const COMMAND_INTERRUPTED: &str =
+    "Idempotency-Key: the command of this key was interrupted, and is not run again; use another key to run it again";
 
 text_enum! {
     /// The status of a sandbox.
@@ -70,7 +72,9 @@ pub async fn create_sandbox(
         .map_constraint_err("sandboxes_project_id_fkey", || UNAUTHORIZED)?;
     tx.commit().await?;
     if !is_inserted {
-        let msg = format!("the project already has {max_live} sandboxes; kill one, or wait until one ends");
+        let msg = format!(
+            "the project already has {max_live} sandboxes; kill one, or wait until one ends (the limit is ACONTEXTD_SANDBOXES)"
+        );
         return Err(Error::bad_request(msg).into());
     }
     // If the process dies here, `expiry` ends the sandbox.
@@ -129,11 +133,12 @@ impl RequestBody for RunCommandRequest {
 
 #[derive(Serialize, utoipa::ToSchema)]
 pub struct RunCommandResponse {
-    /// The standard output. If it was too long, a line in the middle says how much was omitted.
+    /// The standard output. If it was too long, a line in the middle says how much was omitted. What is not UTF-8 is replaced with
+    /// U+FFFD; copy a file to a disk for its exact content.
     stdout: String,
     /// The standard error, in the same form. If the command was killed, the last line says why.
     stderr: String,
-    /// 0 if the command succeeded. If `end_reason` is not `exited`, 124 or 137.
+    /// 0 if the command succeeded. If it was killed, 124 if it took too long, otherwise 137.
     exit_code: i32,
     end_reason: CommandEnd,
     /// The number of bytes that were omitted from `stdout`.
@@ -158,7 +163,8 @@ impl From<&CommandOutput> for RunCommandResponse {
 /// Run a command in a sandbox
 ///
 /// Waits until the command ends, by default up to 120 seconds. Its processes end with it; its files stay. A command that fails is
-/// a 200 with its exit code. A request with an idempotency key runs its command at most once.
+/// a 200 with its exit code. If the client disconnects, the command continues. A request with an idempotency key runs its command
+/// at most once, and returns its result again if it is repeated.
 #[utoipa::path(post, path = "/api/v1/sandbox/{sandbox_id}/exec", tag = "sandbox", params(("sandbox_id" = SandboxId, Path)),
     request_body = RunCommandRequest)]
 pub async fn run_command(
@@ -232,7 +238,9 @@ fn validate_command(command: String, max_bytes: u64) -> Result<String> {
         return Err(Error::invalid_field("command", "must not contain the character NUL"));
     }
     if command.len() as u64 > max_bytes {
-        return Err(Error::PayloadTooLarge(format!("command: has more than {max_bytes} bytes; write a file instead")));
+        return Err(Error::PayloadTooLarge(format!(
+            "command: has more than {max_bytes} bytes; upload the content to a disk, and copy it to the sandbox"
+        )));
     }
     Ok(command)
 }
@@ -255,8 +263,12 @@ async fn begin_command(
     let stored = StoredText::new(&caller.encryption, format, id.0, stored)?;
     let request = idempotency.request_hash();
     let is_new = command_store::insert(&mut tx, caller.project, sandbox, id, &stored, request).await?;
-    tx.commit().await?;
-    if is_new { Ok(id) } else { Err(Error::Conflict(COMMAND_IN_USE.into())) }
+    if is_new {
+        tx.commit().await?;
+        return Ok(id);
+    }
+    let is_running = command_store::is_running(&mut tx, request).await?;
+    Err(Error::Conflict(if is_running { COMMAND_RUNNING } else { COMMAND_INTERRUPTED }.into()))
 }
 
 #[derive(Serialize, utoipa::ToSchema)]

@@ -30,6 +30,15 @@ pub async fn insert(
     Ok(insert.execute(conn).await?.rows_affected() == 1)
 }
 
+/// Returns whether the command of a request has not ended.
+pub async fn is_running(conn: &mut PgConnection, request_hash: Option<&[u8]>) -> sqlx::Result<bool> {
+    let is_running = sqlx::query_scalar!(
+        r#"select exists (select 1 from sandbox_commands where request_hash = $1 and ended_at is null) as "is_running!""#,
+        request_hash
+    );
+    is_running.fetch_one(conn).await
+}
+
 /// Records how a command has ended.
 pub async fn finish(conn: &mut PgConnection, id: SandboxCommandId, output: &CommandOutput) -> sqlx::Result<()> {
     sqlx::query!(

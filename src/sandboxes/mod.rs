@@ -76,6 +76,18 @@ impl Sandboxes {
         }
     }
 
+    /// Describes where sandboxes run.
+    pub async fn describe(&self) -> String {
+        match self.status().await {
+            None => "disabled; SANDBOX_TYPE enables them".to_owned(),
+            Some(ProviderStatus { problem: Some(_), .. }) => "not available; GET /ready has the reason".to_owned(),
+            Some(ProviderStatus { provider, warning: Some(_), .. }) => {
+                format!("{provider}, with a weaker isolation; GET /ready has the reason")
+            }
+            Some(ProviderStatus { provider, .. }) => provider.to_string(),
+        }
+    }
+
     /// Returns the provider that runs commands in a sandbox and copies its files.
     ///
     /// # Errors
@@ -149,7 +161,10 @@ impl From<ProviderError> for Error {
         match error {
             ProviderError::Ended => SANDBOX_NOT_FOUND,
             ProviderError::FileNotFound(_) => Self::NotFound("file not found in the sandbox"),
-            ProviderError::FileRejected(_) | ProviderError::AlreadyExists => Self::Conflict(error.to_string().into()),
+            ProviderError::FileRejected(reason) => {
+                Self::Conflict(format!("the file cannot be copied from the sandbox: {reason}").into())
+            }
+            ProviderError::AlreadyExists => Self::Conflict(error.to_string().into()),
             ProviderError::FileTooLarge(max) => {
                 Self::PayloadTooLarge(format!("the file has more than {max} bytes; see ARTIFACT_MAX_UPLOAD_SIZE_BYTES"))
             }

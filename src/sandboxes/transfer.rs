@@ -69,20 +69,23 @@ impl Sandboxes {
         self.end_call(tx, caller.project, sandbox).await
     }
 
-    /// Writes a file to the directory `dir` of a sandbox. Returns `false` if the sandbox does not accept it, for example because
+    /// Writes a file to the directory `dir` of a sandbox. Returns the reason if the sandbox does not accept it, for example because
     /// the directory cannot be written.
     ///
     /// # Errors
     /// Returns 404 if the sandbox does not exist, and 502 or 503 if the provider fails.
-    pub async fn write_file(&self, caller: &Caller, sandbox: SandboxId, dir: &str, file: FileToWrite) -> Result<bool> {
+    pub async fn write_file(
+        &self,
+        caller: &Caller,
+        sandbox: SandboxId,
+        dir: &str,
+        file: FileToWrite,
+    ) -> Result<Option<String>> {
         let (live, _call) = self.begin_call(caller.project, sandbox, TRANSFER_TIME).await?;
         let written = self.provider_of(&live).await?.write_file(&live.provider_sandbox_id, dir, file).await;
         match written {
-            Ok(()) => Ok(true),
-            Err(ProviderError::FileRejected(reason)) => {
-                tracing::info!(sandbox.id = %sandbox, reason, "a sandbox does not accept a file");
-                Ok(false)
-            }
+            Ok(()) => Ok(None),
+            Err(ProviderError::FileRejected(reason)) => Ok(Some(reason)),
             Err(err) => Err(self.provider_error(caller.project, sandbox, err).await),
         }
     }

@@ -51,6 +51,8 @@ pub struct Server {
     /// The maximum number of client connections.
     max_connections: usize,
     opened_app: OpenedApp,
+    /// Where sandboxes run, for the banner.
+    sandboxes: String,
 }
 
 impl Server {
@@ -69,7 +71,9 @@ impl Server {
         let opened_app = OpenedApp::open(config, data_dir, pepper, port).await?;
         warnings::log_warnings(&opened_app.app.config, &opened_app.app.public_url);
         warnings::log_model(&opened_app.app.config);
-        Ok(Self { listener, max_connections, opened_app })
+        // A machine that cannot isolate commands is logged now, and not with the first command.
+        let sandboxes = opened_app.app.sandboxes.describe().await;
+        Ok(Self { listener, max_connections, opened_app, sandboxes })
     }
 
     /// Returns the platform and the contexts of all features.
@@ -77,7 +81,8 @@ impl Server {
         &self.opened_app.app
     }
 
-    /// Returns the text that is printed after startup: the base URL, the key, the locations of the data, and a first request.
+    /// Returns the text that is printed after startup: the base URL, the key, the locations of the data, where sandboxes run, and a
+    /// first request.
     ///
     /// # Errors
     /// Returns an error if the system does not return the address of the socket.
@@ -99,9 +104,10 @@ impl Server {
         };
         let bucket = config.s3.bucket.as_ref();
         let objects = bucket.map_or_else(|| "local directory".into(), |bucket| format!("bucket {bucket}"));
+        let sandboxes = &self.sandboxes;
         Ok(format!(
-            "acontextd {}\n  base URL  {base_url}\n  key       {key_text}\n  data      {}\n  database  {database}\n  \
-             objects   {objects}\n  try       curl -H 'Authorization: Bearer {key}' {base_url}/ping\n",
+            "acontextd {}\n  base URL   {base_url}\n  key        {key_text}\n  data       {}\n  database   {database}\n  \
+             objects    {objects}\n  sandboxes  {sandboxes}\n  try        curl -H 'Authorization: Bearer {key}' {base_url}/ping\n",
             env!("CARGO_PKG_VERSION"),
             config.server.data_dir().display(),
         ))
@@ -112,7 +118,7 @@ impl Server {
     /// # Errors
     /// Returns an error if a component exited unexpectedly, or if requests or jobs did not finish in time.
     pub async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
-        let Self { listener, max_connections, opened_app } = self;
+        let Self { listener, max_connections, opened_app, sandboxes: _ } = self;
         let OpenedApp { app, postgres, data_dir: _data_dir, default_project: _ } = opened_app;
         let mut components = spawn_components(&app, listener, max_connections)?;
         // The message writer stops last, because requests that are in flight at shutdown may store messages.

@@ -272,7 +272,7 @@ async fn the_changes_of_an_encrypted_project_require_its_key() {
         assert_eq!(items[0]["lesson"]["text"], "This lesson cannot be displayed because its stored text is corrupt.");
 
         // The same project with a key that has no master key.
-        let keyless = app.replace_with_keyless(&client).await;
+        let keyless = app.replace_with_keyless(client).await;
         for query in ["", "skill_id=00000000-0000-0000-0000-000000000001"] {
             let response = keyless.get(&space.url(query)).await;
             response.assert_error(403, "encryption enabled, API key required");

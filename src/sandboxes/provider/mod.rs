@@ -135,7 +135,7 @@ pub enum ProviderError {
     /// The sandbox has ended.
     #[error("the sandbox has ended")]
     Ended,
-    /// The file does not exist, or is not a regular file.
+    /// The file does not exist.
     #[error("no such file in the sandbox: {0}")]
     FileNotFound(String),
     /// The file cannot be read or written, for the reason that the text says.

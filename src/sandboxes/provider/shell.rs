@@ -10,6 +10,8 @@ use super::{CommandOutput, FileToWrite, ProviderError, SandboxProvider};
 const EXISTS: i32 = 73;
 /// The exit code of [`inspect_file`]'s command if there is no such file.
 const NO_INPUT: i32 = 66;
+/// The exit code of that command if there is something else than a file, such as a directory.
+const NO_FILE: i32 = 67;
 
 /// Quotes a text for a shell.
 pub(super) fn quote(text: &str) -> String {
@@ -38,12 +40,15 @@ pub(super) async fn inspect_file(
     max_bytes: u64,
 ) -> Result<bool, ProviderError> {
     let path_word = quote(path);
-    let command = format!("[ -f {path_word} ] || exit {NO_INPUT}; stat -Lc '%a %s' -- {path_word}");
+    let command = format!(
+        "[ -e {path_word} ] || exit {NO_INPUT}; [ -f {path_word} ] || exit {NO_FILE}; stat -Lc '%a %s' -- {path_word}"
+    );
     let output = provider.run_command(id, &command, Duration::ZERO).await?;
     let parsed = output.stdout.text.trim().split_once(' ');
     let parsed = parsed.and_then(|(mode, size)| Some((u32::from_str_radix(mode, 8).ok()?, size.parse::<u64>().ok()?)));
     match (output.exit_code, parsed) {
         (NO_INPUT, _) => Err(ProviderError::FileNotFound(path.to_owned())),
+        (NO_FILE, _) => Err(ProviderError::FileRejected(format!("{path} is not a regular file"))),
         (0, Some((_, size))) if size > max_bytes => Err(ProviderError::FileTooLarge(max_bytes)),
         (0, Some((mode, _))) => Ok(mode & 0o100 != 0),
         _ => Err(ProviderError::FileRejected(output.stderr.text.trim().to_owned())),

@@ -53,7 +53,7 @@ async fn a_command_runs_in_the_directories_of_its_sandbox() {
     assert_eq!(sandbox.output("python3 -c 'import json, socket, subprocess, tempfile; print(6 * 7)'").await, "42\n");
     assert_eq!(sandbox.output("cat file").await, ".\n");
     let environment = sandbox.output("env | cut -d= -f1 | grep -vx '_\\|SHLVL\\|OLDPWD' | sort").await;
-    let expected = "HOME\nLANG\nLOGNAME\nPATH\nPWD\nSANDBOX_SKILLS\nSANDBOX_WORKSPACE\nSHELL\nTERM\nTMPDIR\nUSER\n";
+    let expected = "GIT_CONFIG_NOSYSTEM\nHOME\nLANG\nLOGNAME\nPATH\nPWD\nSANDBOX_SKILLS\nSANDBOX_WORKSPACE\nSHELL\nTERM\nTMPDIR\nUSER\n";
     assert_eq!(environment, expected);
 }
 
@@ -159,6 +159,7 @@ attempt('datagram', lambda: s.socket(s.AF_INET, s.SOCK_DGRAM))
 attempt('unix', lambda: s.socket(s.AF_UNIX).connect('\\0{name}'))
 attempt('netlink', lambda: s.socket(s.AF_NETLINK, s.SOCK_RAW, 0))
 attempt('pair', lambda: s.socketpair())
+attempt('datagram pair', lambda: s.socketpair(s.AF_UNIX, s.SOCK_DGRAM))
 attempt('signal', lambda: os.kill({server}, 0))
 attempt('own parent', lambda: os.kill(os.getppid(), 0))
 attempt('limits', lambda: resource.prlimit({server}, resource.RLIMIT_NOFILE, (1, 1)))
@@ -174,7 +175,7 @@ attempt('mount', lambda: call(165, b'none', b'/tmp', b'tmpfs', 0, 0))
 attempt('watch', lambda: call(254, 0, b'/root', 0xfff))"
     );
     let output = sandbox.output(&format!("python3 - <<'END'\n{program}\nEND")).await;
-    let expected = "loopback ENOSYS\ndatagram ENOSYS\nunix ENOSYS\nnetlink ENOSYS\npair succeeded\nsignal EPERM\n\
+    let expected = "loopback ENOSYS\ndatagram ENOSYS\nunix ENOSYS\nnetlink ENOSYS\npair succeeded\ndatagram pair ENOSYS\nsignal EPERM\n\
                     own parent succeeded\nlimits ENOSYS\nown limits succeeded\npriority ENOSYS\n\
                     priority of user ENOSYS\naffinity ENOSYS\nscheduler ENOSYS\nmemory EACCES\ntrace ENOSYS\n\
                     unshare ENOSYS\nmount ENOSYS\nwatch ENOSYS\n";
@@ -208,6 +209,40 @@ async fn processes_end_with_their_command() {
     let path = sandbox_with_timeout.dir_of(&sandbox).join("workspace");
     assert!(path.join("started").exists());
     wait_until("no process is left", async || count_processes(&path.join("slow")) == 0).await;
+}
+
+/// Each process creates another one and ends, so that none lives long enough to be found easily.
+#[tokio::test]
+async fn chains_of_processes_end_with_their_sandbox() {
+    let local = landlock();
+    let sandbox = local.create().await;
+    let program = "import os, signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(4):
+    if os.fork() == 0:
+        os.setsid()
+        open('started', 'w')
+        while True:
+            if os.fork() != 0: os._exit(0)
+while True: signal.pause()";
+    let command = format!("cp $(readlink -f /usr/bin/python3) chain; ./chain - <<'END'\n{program}\nEND");
+    let workspace = local.dir_of(&sandbox).join("workspace");
+    let id = sandbox.id.clone();
+    let (output, ()) = tokio::join!(sandbox.run(&command), async {
+        wait_until("the chains have started", async || workspace.join("started").exists()).await;
+        local.provider.end(&id).await.unwrap();
+    });
+    assert_eq!(output.end, CommandEnd::Killed);
+    // The file is deleted, and the kernel says so.
+    let deleted = format!("{} (deleted)", workspace.join("chain").display());
+    wait_until("no process is left", async || count_processes(deleted.as_ref()) == 0).await;
+}
+
+#[tokio::test]
+async fn processes_that_have_ended_do_not_count() {
+    let local = landlock_with(|settings| settings.max_processes = 40);
+    let sandbox = local.create().await;
+    assert_eq!(sandbox.output("for i in $(seq 200); do (true &); done; echo done").await, "done\n");
 }
 
 /// Returns the number of processes that execute a file.

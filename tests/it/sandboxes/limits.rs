@@ -150,14 +150,37 @@ async fn shared_memory_counts_for_the_disk() {
 
 #[tokio::test]
 async fn commands_cannot_fill_the_disk_of_the_machine() {
-    let local = Local::with(|settings| settings.min_free_bytes = u64::MAX);
+    let free = rustix::fs::statvfs(std::env::temp_dir().as_path()).map(|stat| stat.f_bavail * stat.f_frsize).unwrap();
+    let local = Local::with(|settings| settings.min_free_bytes = free + free / 2);
     let sandbox = local.create().await;
     // A command that needs no more space is not killed.
     sandbox.output("sleep 0.5").await;
-    let output = sandbox.run("head -c 1M /dev/zero > file; sleep 100").await;
+    let output = sandbox.run("head -c 5M /dev/zero > file; sleep 100").await;
     assert_eq!(output.end, CommandEnd::OutOfDisk);
     assert!(output.stderr.text.contains("the disk of the server is nearly full"), "{}", output.stderr.text);
     sandbox.output("rm file; sleep 0.5").await;
+    // No command runs if even the last part of the reserve is used.
+    let local = Local::with(|settings| settings.min_free_bytes = u64::MAX);
+    assert_eq!(local.create().await.run("sleep 100").await.end, CommandEnd::OutOfDisk);
+}
+
+#[tokio::test]
+async fn a_command_that_writes_nothing_runs_over_the_limit() {
+    let local = Local::with(|settings| settings.max_disk_bytes = 20 << 20);
+    let sandbox = local.create().await;
+    // The last block is written by the end of the file system's delay.
+    sandbox.run("for i in 1 2 3; do head -c 8M /dev/zero > file$i; done").await;
+    sandbox.output("sync; sleep 3").await;
+}
+
+#[tokio::test]
+async fn files_in_directories_that_cannot_be_read_count() {
+    let local = Local::with(|settings| settings.max_disk_bytes = 20 << 20);
+    let sandbox = local.create().await;
+    let output = sandbox
+        .run("mkdir -p a/b; head -c 15M /dev/zero > a/b/file; chmod 0 a/b a; head -c 15M /dev/zero > file; sleep 100")
+        .await;
+    assert_eq!(output.end, CommandEnd::OutOfDisk);
 }
 
 /// The limit applies to all commands of a sandbox together. The one that needs most is killed.
@@ -207,4 +230,86 @@ async fn a_process_cannot_open_more_files_than_the_limit() {
     let sandbox = local.create().await;
     let output = sandbox.run("python3 -c 'x = [open(\"/dev/null\") for _ in range(300)]'").await;
     assert!(output.stderr.text.contains("Too many open files"), "{}", output.stderr.text);
+}
+
+/// Runs a Python program that must be killed for this reason.
+async fn assert_killed(local: &Local, program: &str, end: CommandEnd) {
+    let sandbox = local.create().await;
+    let output = sandbox.run(&format!("python3 - <<'END'\n{program}\nEND")).await;
+    assert_eq!(output.end, end, "{program}: {}{}", output.stdout.text, output.stderr.text);
+}
+
+/// Memory that processes share stays allocated when they give it up.
+#[tokio::test]
+async fn shared_memory_that_is_not_resident_counts() {
+    let local = Local::with(|settings| settings.max_memory_bytes = 100 << 20);
+    let program = "import mmap, time
+maps = [mmap.mmap(-1, 20 << 20) for _ in range(8)]
+for map in maps:
+    map.write(b'x' * (20 << 20))
+    map.madvise(mmap.MADV_DONTNEED)
+time.sleep(100)";
+    assert_killed(&local, program, CommandEnd::OutOfMemory).await;
+}
+
+/// The first thread of a process has ended, and another one uses the resources.
+const WITHOUT_FIRST_THREAD: &str = "import ctypes, os, threading, time
+def use():
+    time.sleep(0.3)
+    USE
+    time.sleep(100)
+threading.Thread(target=use).start()
+ctypes.CDLL(None).syscall(EXIT, 0)";
+
+fn without_first_thread(use_resources: &str) -> String {
+    let exit = if cfg!(target_arch = "aarch64") { "93" } else { "60" };
+    WITHOUT_FIRST_THREAD.replace("USE", use_resources).replace("EXIT", exit)
+}
+
+#[tokio::test]
+async fn a_process_without_its_first_thread_counts() {
+    let local = Local::with(|settings| {
+        settings.max_memory_bytes = 100 << 20;
+        settings.max_disk_bytes = 100 << 20;
+    });
+    let pair = "[os.fork() for _ in range(1)]; x = bytearray(b'1') * (80 << 20)";
+    assert_killed(&local, &without_first_thread(pair), CommandEnd::OutOfMemory).await;
+    let unlinked = "files = [open(str(i), 'w+b') for i in range(3)]; [(os.unlink(str(i)), os.posix_fallocate(file.fileno(), 0, \
+                    50 << 20)) for i, file in enumerate(files)]";
+    assert_killed(&local, &without_first_thread(unlinked), CommandEnd::OutOfDisk).await;
+}
+
+/// A server that does not run as root may not find out the sizes of these files.
+#[tokio::test]
+async fn files_that_are_only_mapped_count() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let local = Local::with(|settings| settings.max_disk_bytes = 100 << 20);
+    let program = "import mmap, os, time
+maps = []
+for i in range(3):
+    file = open(str(i), 'w+b')
+    os.posix_fallocate(file.fileno(), 0, 50 << 20)
+    maps.append(mmap.mmap(file.fileno(), 4096))
+    maps[-1].write(b'x')
+    os.unlink(str(i))
+    file.close()
+    for fd in range(3, 20):
+        try: os.close(fd)
+        except OSError: pass
+time.sleep(100)";
+    assert_killed(&local, program, CommandEnd::OutOfDisk).await;
+}
+
+#[tokio::test]
+async fn a_process_cannot_hide_what_it_uses() {
+    let local = Local::with(|settings| settings.command_timeout = Duration::from_secs(10));
+    let sandbox = local.create().await;
+    let program = "import ctypes; print(ctypes.CDLL(None).prctl(4, 0, 0, 0, 0))";
+    assert_eq!(sandbox.output(&format!("python3 -c '{program}'")).await, "-1\n");
+    // A program that may not be read. Root can inspect its process.
+    let output = sandbox.run("cp /usr/bin/sleep .; chmod 111 sleep; ./sleep 2; echo ended").await;
+    let expected = if rustix::process::geteuid().is_root() { CommandEnd::Exited } else { CommandEnd::Killed };
+    assert_eq!(output.end, expected, "{}", output.stderr.text);
 }

@@ -1,6 +1,8 @@
 //! What a command finds in a local sandbox, and what remains of it.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use acontextd::ids::SandboxId;
 use acontextd::sandboxes::provider::{CommandEnd, ProviderError, SandboxProvider};
@@ -95,13 +97,38 @@ async fn a_sandbox_survives_a_restart() {
     assert!(!trash.exists() && !incomplete.exists());
 }
 
+/// A backup that was restored without owners, for example. Commands must not run as the owner, and no process of the owner ends.
+#[tokio::test]
+async fn a_sandbox_whose_files_belong_to_another_user_is_ended() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let local = Local::new();
+    let sandbox = local.create().await;
+    let dir = local.dir_of(&sandbox);
+    for owner in [0, 54_321] {
+        let mut process = Command::new("/usr/bin/sleep").arg("100").uid(54_321).spawn().unwrap();
+        for path in ["home", "workspace", "skills", "tmp"] {
+            std::os::unix::fs::chown(dir.join(path), Some(owner), Some(owner)).unwrap();
+        }
+        let restarted = local.restart();
+        let output = restarted.run_command(&sandbox.id, "true", KEEPALIVE).await;
+        assert!(matches!(output, Err(ProviderError::Ended)), "{output:?}");
+        assert!(process.try_wait().unwrap().is_none());
+        process.kill().unwrap();
+        process.wait().unwrap();
+        // The next round finds it again.
+        fs::rename(local.settings.dir.join(format!("ended-{}", sandbox.id)), &dir).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_machine_that_cannot_isolate_programs_has_no_sandboxes() {
     let local = Local::with(|settings| settings.executable = "/usr/bin/false".into());
     let created = local.provider.create(SandboxId::new(), KEEPALIVE).await;
     let Err(ProviderError::Unavailable { msg, .. }) = created else { panic!("{created:?}") };
-    let expected = "this machine cannot run sandboxes: sandboxes use Landlock, because bubblewrap does not work: the sandbox could \
-                    not start a program: exit code 1; Landlock does not work either: the sandbox could not start a program: exit code 1";
+    let expected = "this machine cannot run sandboxes: bubblewrap does not work: the sandbox could not start a program: exit code 1; \
+                    Landlock does not work: the sandbox could not start a program: exit code 1";
     assert_eq!(msg, expected);
     let status = local.provider.status().await;
     assert_eq!((status.problem.as_ref(), status.isolation), (Some(&msg), "none works, so no command runs"));

@@ -207,6 +207,9 @@ async fn a_command_with_an_idempotency_key_runs_once() {
         app.execute("delete from idempotency_records").await;
         app.execute("update sandbox_commands set ended_at = null, exit_code = null, end_reason = null").await;
         let again = client.json_with_key("k", Method::POST, &exec_path(&id), &body).await;
+        again.assert_error(409, "is still running");
+        app.execute("update sandbox_commands set ended_at = now(), exit_code = 137, end_reason = 'interrupted'").await;
+        let again = client.json_with_key("k", Method::POST, &exec_path(&id), &body).await;
         again.assert_error(409, "is not run again");
         let created = client.json_with_key("c", Method::POST, "/api/v1/sandbox", &json!({})).await;
         let replayed = client.json_with_key("c", Method::POST, "/api/v1/sandbox", &json!({})).await;
@@ -231,7 +234,8 @@ async fn files_are_copied_between_disks_and_sandboxes() {
         };
         assert_eq!(to_sandbox("/docs/", "/workspace/").await.data(), json!({"success": true}));
         assert_eq!(to_sandbox("/docs", "/tmp").await.data(), json!({"success": true}));
-        assert_eq!(to_sandbox("/docs/", "/etc").await.data(), json!({"success": false}));
+        let rejected = json!({"success": false, "reason": "read-only file system"});
+        assert_eq!(to_sandbox("/docs/", "/etc").await.data(), rejected);
         to_sandbox("/none/", "/tmp").await.assert_error(404, "artifact not found");
         to_sandbox("/../", "/tmp").await.assert_error(400, "invalid file_path");
         let paths: Vec<String> = fake.sandboxes()[&format!("fake-{sandbox}")].keys().cloned().collect();

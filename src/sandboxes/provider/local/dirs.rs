@@ -10,6 +10,7 @@ use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
 
+use crate::confine::SANDBOX_USERS;
 use crate::ids::SandboxId;
 
 /// The home directory in a sandbox.
@@ -39,12 +40,12 @@ impl SandboxDir {
 
     /// Returns the path on the machine of a path in a sandbox, if it is in a writable directory. Otherwise returns it as it is.
     pub(super) fn path_on_machine(&self, path: &str) -> String {
-        let mut writable = self.writable();
+        let (mut writable, path) = (self.writable(), path.replace("//", "/"));
         let found = writable.find_map(|(source, dir)| {
             let rest = path.strip_prefix(dir).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
             Some(format!("{}{rest}", source.display()))
         });
-        found.unwrap_or_else(|| path.to_owned())
+        found.unwrap_or(path)
     }
 
     /// Creates the directories. `user` is the user of the sandbox, if the server runs as root.
@@ -197,8 +198,7 @@ impl SandboxesDir {
     /// # Errors
     /// Returns an error if the processes cannot be listed.
     pub(super) fn kill_orphans(&self, sandboxes: &HashMap<SandboxId, u32>) -> io::Result<()> {
-        let users: HashSet<u32> =
-            sandboxes.values().copied().filter(|user| *user != rustix::process::geteuid().as_raw()).collect();
+        let users: HashSet<u32> = sandboxes.values().copied().filter(|user| SANDBOX_USERS.contains(user)).collect();
         let dir = self.0.as_os_str().as_encoded_bytes();
         for entry in fs::read_dir("/proc")?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
@@ -220,7 +220,12 @@ fn is_starting(process: &Path, dir: &[u8]) -> bool {
     let mut arguments = command_line.split(|byte| *byte == 0);
     let is_bubblewrap = arguments.next().is_some_and(|program| program.ends_with(b"/bwrap"));
     let is_confined = arguments.next() == Some(crate::confine::SUBCOMMAND.as_bytes());
-    (is_bubblewrap || is_confined) && memchr::memmem::find(&command_line, dir).is_some()
+    // As an argument of bubblewrap, or as a text in the JSON of the subcommand.
+    let is_path = |start: usize| {
+        let before = start.checked_sub(1).and_then(|index| command_line.get(index));
+        matches!(before, Some(0 | b'"')) && command_line.get(start + dir.len()) == Some(&b'/')
+    };
+    (is_bubblewrap || is_confined) && memchr::memmem::find_iter(&command_line, dir).any(is_path)
 }
 
 /// Returns whether a process, given by its directory in `/proc`, is in one of these sandboxes. Unlike its command line, it cannot change

@@ -1,12 +1,11 @@
 //! What a sandbox uses of the disk. The kernel limits the size of each file. Their sum is measured here.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,10 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, statat, statvfs};
 use rustix::io::Errno;
 
-use crate::confine::process_tree::descendants;
-
 /// The unit of `st_blocks`.
-const BLOCK_BYTES: u64 = 512;
+pub(super) const BLOCK_BYTES: u64 = 512;
 /// How often the disk is measured, unless the free space shrinks faster.
 const DISK_INTERVAL: Duration = Duration::from_secs(2);
 /// The shrinking of the free space after which the disk is measured: bytes, and files.
@@ -139,7 +136,7 @@ fn add_tree(root: &Path, usage: &mut DiskUsage, max: DiskUsage) -> io::Result<()
     let root = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
     let mut pending = vec![PathBuf::from(".")];
     while let Some(dir) = pending.pop() {
-        let (opened, _mode) = match open_beneath(&root, &dir, flags) {
+        let opened = match open_beneath(&root, &dir, flags) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
             opened => opened?,
         };
@@ -167,45 +164,16 @@ fn add_tree(root: &Path, usage: &mut DiskUsage, max: DiskUsage) -> io::Result<()
 }
 
 /// Opens a directory below `root`, without following symbolic links, which a program in the sandbox could create in the meantime. If
-/// its owner has made it inaccessible, makes it accessible until the returned mode is dropped.
-fn open_beneath(root: &OwnedFd, dir: &Path, flags: OFlags) -> Result<(OwnedFd, Option<RestoredMode>), Errno> {
+/// its owner has made it inaccessible, makes it accessible, because its files count, too.
+fn open_beneath(root: &OwnedFd, dir: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let path = openat2(root, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
     let mode = fstat(&path)?.st_mode & 0o7777;
-    let mut restored = None;
     // Root does not need the permissions.
     if mode & 0o500 != 0o500 && !rustix::process::geteuid().is_root() {
+        // The link leads to the directory, whatever its path leads to now.
         let link = format!("/proc/self/fd/{}", path.as_raw_fd());
         fs::set_permissions(&link, fs::Permissions::from_mode(mode | 0o500)).map_err(|_| Errno::ACCESS)?;
-        restored = Some(RestoredMode { link, mode, _path: path.try_clone().map_err(|_| Errno::MFILE)? });
     }
-    Ok((openat(&path, ".", flags, Mode::empty())?, restored))
-}
-
-/// The mode that a directory gets when this is dropped.
-struct RestoredMode {
-    link: String,
-    mode: u32,
-    _path: OwnedFd,
-}
-
-impl Drop for RestoredMode {
-    fn drop(&mut self) {
-        // If the directory was deleted in the meantime, its mode does not matter.
-        let _ = fs::set_permissions(&self.link, fs::Permissions::from_mode(self.mode));
-    }
-}
-
-/// Returns the size in bytes of the files that a process and its descendants have open, but that have no name any more.
-pub(super) fn measure_unlinked(pid: u32) -> u64 {
-    let mut sizes = HashMap::new();
-    for pid in descendants(pid) {
-        let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        for file in open.flatten().filter_map(|file| fs::metadata(file.path()).ok()) {
-            if file.is_file() && file.nlink() == 0 {
-                sizes.insert((file.dev(), file.ino()), file.blocks().saturating_mul(BLOCK_BYTES));
-            }
-        }
-    }
-    sizes.into_values().sum()
+    openat(&path, ".", flags, Mode::empty())
 }

@@ -18,6 +18,8 @@ const LIMITS: [(&str, &str); 7] = [
     ("memory", "the kernel for each process, and the server for all processes of a sandbox"),
     ("open_files", "the kernel, for each process"),
 ];
+/// Files that do not exist for programs in a namespace, and without which programs fail if the files exist, but cannot be read.
+const CONFIGURATION_FILES: [&str; 1] = ["/etc/ssl/openssl.cnf"];
 /// Devices that programs use and that belong to no hardware.
 const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
@@ -112,10 +114,10 @@ impl Isolation {
 impl Landlock {
     fn restriction(&self, dir: &SandboxDir) -> Restriction {
         let network_files = NETWORK_FILES.iter().filter(|_| self.allows_network);
-        let readable = ["/usr"].iter().chain(&SYSTEM_DIRS).chain(&SYSTEM_FILES).chain(network_files);
+        let readable = ["/usr"].iter().chain(&SYSTEM_DIRS).chain(&SYSTEM_FILES).chain(&CONFIGURATION_FILES);
         Restriction {
             working_dir: dir.path_on_machine(WORKSPACE).into(),
-            readable: readable.map(PathBuf::from).collect(),
+            readable: readable.chain(network_files).map(PathBuf::from).collect(),
             writable: dir.writable().map(|(path, _)| path).collect(),
             devices: DEVICES.map(PathBuf::from).to_vec(),
             allows_network: self.allows_network,
@@ -129,6 +131,8 @@ impl Landlock {
             (name, value)
         };
         let mut environment: Vec<_> = super::bubblewrap::ENVIRONMENT.into_iter().map(set).collect();
+        // Git fails if the configuration of the system exists, but cannot be read.
+        environment.push(("GIT_CONFIG_NOSYSTEM", "1".to_owned()));
         for (name, path) in [("TMPDIR", "/tmp"), ("SANDBOX_WORKSPACE", WORKSPACE), ("SANDBOX_SKILLS", "/skills")] {
             environment.push((name, dir.path_on_machine(path)));
         }

@@ -4,12 +4,13 @@
 //! `docs/security.md` describes the layers of the isolation.
 //!
 //! `prepare` finds out which [isolation] works on this machine. `program` starts a program: `bubblewrap` or Landlock has what it can
-//! see, [`confine`](crate::confine) (a subcommand of the server) what it can do, and `process` what it can use, which `disk` and
-//! `memory` measure. `transfer` copies files, and `dirs` creates and deletes the directories.
+//! see, [`confine`](crate::confine) (a subcommand of the server) what it can do, and `process` what it can use, which `disk`,
+//! `memory` and `inspection` measure. `transfer` copies files, and `dirs` creates and deletes the directories.
 
 mod bubblewrap;
 mod dirs;
 mod disk;
+mod inspection;
 mod isolation;
 mod memory;
 mod prepare;
@@ -20,6 +21,7 @@ mod transfer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -34,7 +36,7 @@ use self::dirs::SandboxesDir;
 use self::disk::DiskUsage;
 use self::isolation::Isolation;
 use self::prepare::{LocalSandbox, Machine, Prepared};
-use self::process::KILLED_EXIT_CODE;
+use self::process::{KILLED_EXIT_CODE, KillReason};
 use super::output::{append_kill_reason, describe_timeout};
 use super::{
     CommandEnd, CommandOutput, FileToWrite, ProviderError, ProviderName, ProviderStatus, SandboxFile, SandboxProvider,
@@ -146,24 +148,39 @@ impl LocalProvider {
         Ok((machine, sandbox, running))
     }
 
-    /// Returns the reason why a command was killed; `None` if it has ended by itself.
-    fn describe_end(&self, end: CommandEnd) -> Option<String> {
+    /// Describes why a command was killed.
+    fn describe_kill(&self, reason: KillReason) -> String {
         let settings = &self.settings;
-        Some(match end {
-            CommandEnd::Exited | CommandEnd::Interrupted => return None,
-            CommandEnd::TimedOut => describe_timeout(settings.command_timeout),
-            CommandEnd::OutOfMemory => {
+        match reason {
+            KillReason::Timeout => describe_timeout(settings.command_timeout),
+            KillReason::Memory => {
                 format!("the sandbox used more than {} MiB of memory", settings.max_memory_bytes >> 20)
             }
-            CommandEnd::OutOfDisk => {
+            KillReason::Disk => {
                 let (mib, files) = (settings.max_disk_bytes >> 20, settings.max_files);
-                format!(
-                    "the sandbox has more than {mib} MiB or {files} files, or the disk of the server is nearly full"
-                )
+                format!("the sandbox has more than {mib} MiB or {files} files; delete some of them")
             }
-            CommandEnd::Killed => "the sandbox was ended, or the server was shut down".to_owned(),
-        })
+            KillReason::Hidden => {
+                "it executes a file that it cannot read, so the server cannot measure what it uses".to_owned()
+            }
+            KillReason::MachineDisk => {
+                "the disk of the server is nearly full, so commands must not write more files".to_owned()
+            }
+            KillReason::Canceled if self.abort.is_cancelled() => {
+                "the server was shut down; the sandbox can be used again when it has started".to_owned()
+            }
+            KillReason::Canceled => "the sandbox was ended".to_owned(),
+        }
     }
+}
+
+/// Kills all processes of a sandbox's user.
+async fn kill_processes_of(user: u32) -> anyhow::Result<()> {
+    // The kernel kills them all at once, so that none can create another one.
+    let mut kill = tokio::process::Command::new("/bin/bash");
+    kill.args(["-c", "kill -KILL -1"]).uid(user).gid(user).env_clear().stderr(Stdio::null());
+    // It fails if there are none.
+    kill.status().await.context("cannot run bash").map(drop)
 }
 
 #[async_trait]
@@ -217,14 +234,13 @@ impl SandboxProvider for LocalProvider {
         };
         let (timeout, max_output_bytes) = (self.settings.command_timeout, self.settings.max_output_bytes);
         let (finished, stdout) = self.run_shell_command(machine, &sandbox, command, timeout, max_output_bytes).await?;
-        let (end, mut stderr) = (finished.end, finished.stderr);
-        let has_ended = self.end_if_far_over_limit(machine.prepared, &sandbox)?;
-        let (end, exit_code) =
-            if has_ended { (CommandEnd::OutOfDisk, KILLED_EXIT_CODE) } else { (end.end, end.exit_code) };
-        if has_ended {
+        let (program_end, mut stderr) = (finished.end, finished.stderr);
+        let (mut end, mut exit_code) = (program_end.command_end(), program_end.exit_code);
+        if self.end_if_far_over_limit(machine.prepared, &sandbox)? {
+            (end, exit_code) = (CommandEnd::OutOfDisk, KILLED_EXIT_CODE);
             stderr.text.push_str("The sandbox was ended, because it has used twice the disk that it may use.\n");
-        } else if let Some(reason) = self.describe_end(end) {
-            append_kill_reason(&mut stderr, &reason);
+        } else if let Some(reason) = program_end.kill_reason {
+            append_kill_reason(&mut stderr, &self.describe_kill(reason));
         }
         Ok(CommandOutput { stdout, stderr, exit_code, end })
     }
@@ -258,6 +274,10 @@ impl SandboxProvider for LocalProvider {
             sandbox.cancel.cancel();
             sandbox.running.close();
             sandbox.running.wait().await;
+            // bubblewrap leaves none.
+            if let (Some(user), Some(Isolation::Landlock(_))) = (sandbox.user, self.isolation.get()) {
+                kill_processes_of(user).await?;
+            }
         }
         self.dir.remove(id).await?;
         // Not earlier, so that a concurrent call waits, too.

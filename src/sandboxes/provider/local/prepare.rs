@@ -20,11 +20,10 @@ use super::memory::MemoryMeter;
 use super::spawner::Spawner;
 use super::{LocalProvider, MAX_CONCURRENT_COMMANDS, MAX_MESSAGE_LEN};
 use crate::config::SandboxIsolation;
+use crate::confine::SANDBOX_USERS;
 use crate::ids::SandboxId;
 use crate::sandboxes::provider::ProviderError;
 
-/// The users of sandboxes if the server runs as root: each sandbox has a user of its own. systemd lists this range as unused.
-const USERS: std::ops::Range<u32> = 2_000_000_000..2_001_000_000;
 /// How long the self-test may take.
 const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// The command of the self-test. Clients of sandboxes expect these programs.
@@ -71,7 +70,7 @@ impl Prepared {
     pub(super) fn choose_user(&self) -> u32 {
         let sandboxes = self.sandboxes();
         loop {
-            let user = rand::rng().random_range(USERS);
+            let user = rand::rng().random_range(SANDBOX_USERS);
             if sandboxes.values().all(|sandbox| sandbox.user != Some(user)) {
                 return user;
             }
@@ -96,30 +95,29 @@ impl LocalProvider {
     }
 
     async fn choose_isolation(&self, prepared: &Prepared) -> anyhow::Result<Isolation> {
-        let allows_network = self.settings.allows_network;
-        let required = self.settings.isolation;
-        let bubblewrap = async {
-            let isolation = Isolation::Bubblewrap(Bubblewrap::new(self.etc_dir(), allows_network)?);
-            self.self_test(Machine { prepared, isolation: &isolation }).await?;
-            anyhow::Ok(isolation)
-        };
-        let reason = match required {
+        let reason = match self.settings.isolation {
+            Some(SandboxIsolation::Bubblewrap) => return self.try_bubblewrap(prepared).await,
             Some(SandboxIsolation::Landlock) => "ACONTEXTD_SANDBOX_ISOLATION requires it".to_owned(),
-            Some(SandboxIsolation::Bubblewrap) => return bubblewrap.await,
-            None => match bubblewrap.await {
+            None => match self.try_bubblewrap(prepared).await {
                 Ok(isolation) => return Ok(isolation),
                 Err(err) => format!("bubblewrap does not work: {err:#}"),
             },
         };
-        let isolation = Isolation::Landlock(Landlock { allows_network, reason });
-        match (self.self_test(Machine { prepared, isolation: &isolation }).await, isolation.warning()) {
-            (Ok(()), warning) => {
-                tracing::warn!(sandbox.warning = warning, "the isolation of sandboxes is weaker than it could be");
-                Ok(isolation)
-            }
-            (Err(err), Some(warning)) => Err(err.context(format!("{warning}; Landlock does not work either"))),
-            (Err(err), None) => Err(err),
+        if rustix::process::geteuid().is_root() && !prepared.has_own_users {
+            bail!("{reason}; Landlock does not work for root in a user namespace");
         }
+        let problem = format!("{reason}; Landlock does not work");
+        let isolation = Isolation::Landlock(Landlock { allows_network: self.settings.allows_network, reason });
+        self.self_test(Machine { prepared, isolation: &isolation }).await.context(problem)?;
+        let warning = isolation.warning();
+        tracing::warn!(sandbox.warning = warning, "the isolation of sandboxes is weaker than it could be");
+        Ok(isolation)
+    }
+
+    async fn try_bubblewrap(&self, prepared: &Prepared) -> anyhow::Result<Isolation> {
+        let isolation = Isolation::Bubblewrap(Bubblewrap::new(self.etc_dir(), self.settings.allows_network)?);
+        self.self_test(Machine { prepared, isolation: &isolation }).await?;
+        Ok(isolation)
     }
 
     /// Returns the error for a machine that cannot run sandboxes, and logs it if it is not the last one.
@@ -139,9 +137,10 @@ impl LocalProvider {
 
     fn set_up(&self) -> anyhow::Result<Prepared> {
         let name = self.dir.0.display();
-        let is_root = rustix::process::geteuid().is_root();
+        let server_user = rustix::process::geteuid().as_raw();
+        let is_root = server_user == 0;
         let found = self.dir.create(is_root).and_then(|()| {
-            let has_own_users = is_root && self.dir.can_change_owner(USERS.start)?;
+            let has_own_users = is_root && self.dir.can_change_owner(SANDBOX_USERS.start)?;
             bubblewrap::write_etc_files(&self.etc_dir())?;
             let found = self.dir.find()?;
             self.dir.kill_orphans(&found.sandboxes)?;
@@ -152,7 +151,16 @@ impl LocalProvider {
         for incomplete in found.incomplete {
             self.dir.move_to_trash(incomplete)?;
         }
-        let sandboxes = found.sandboxes.into_iter().map(|(id, owner)| {
+        // Its commands would run as the owner of its files.
+        let is_usable = |owner: u32| if has_own_users { SANDBOX_USERS.contains(&owner) } else { owner == server_user };
+        let (usable, foreign): (Vec<_>, Vec<_>) = found.sandboxes.into_iter().partition(|(_, owner)| is_usable(*owner));
+        for (id, owner) in foreign {
+            tracing::warn!(sandbox.id = %id, owner, "a sandbox cannot be used, because its files belong to another user");
+            if has_own_users {
+                self.dir.move_to_trash(id)?;
+            }
+        }
+        let sandboxes = usable.into_iter().map(|(id, owner)| {
             let sandbox = self.new_sandbox(id, has_own_users.then_some(owner));
             (id, sandbox)
         });

@@ -14,7 +14,7 @@ use super::process::{ProgramEnd, Supervision};
 use crate::config::SandboxIsolation;
 use crate::confine::{self, Confinement, ProcessLimit, ResourceLimits};
 use crate::sandboxes::provider::output::read_excerpt;
-use crate::sandboxes::provider::{CommandEnd, CommandStream, ProviderError};
+use crate::sandboxes::provider::{CommandStream, ProviderError};
 
 /// What every script does when it starts: it writes a character that separates its own messages from those of the isolation. Without
 /// it, a program that could not be started would look like one that has failed.
@@ -82,7 +82,8 @@ impl LocalProvider {
         let mut command = self.command(sandbox, isolation.kind(), isolated)?;
         // In a process group of its own, because a terminal sends the signal of Ctrl+C to the whole group of the server, which waits
         // for commands when it is shut down.
-        command.current_dir("/").process_group(0);
+        let has_supervisor = isolation.kind() == SandboxIsolation::Landlock;
+        command.current_dir("/").process_group(0).kill_on_drop(!has_supervisor);
         let mut child = prepared.spawner.spawn(command).await?;
         let stdin = child.stdin.take().context("no standard input")?;
         let stdout = child.stdout.take().context("no standard output")?;
@@ -95,6 +96,7 @@ impl LocalProvider {
             disk: Arc::clone(&sandbox.disk),
             memory: Arc::clone(&sandbox.memory),
             cancel: sandbox.cancel.clone(),
+            has_supervisor,
         };
         Ok((RunningProgram { child, stderr, supervision }, stdin, stdout))
     }
@@ -178,7 +180,7 @@ impl RunningProgram {
         let (preface, stderr) = stderr.context("cannot read the standard error")?;
         match stderr {
             Some(stderr) => Ok((FinishedProgram { end, stderr }, output)),
-            None if end.end == CommandEnd::Exited => {
+            None if end.kill_reason.is_none() => {
                 let reason =
                     preface.lines().next().map_or_else(|| format!("exit code {}", end.exit_code), str::to_owned);
                 let msg = format!("the sandbox could not start a program: {reason}");

@@ -37,12 +37,12 @@ impl Spawner {
         Ok(Self(sender))
     }
 
-    /// Starts a process whose standard streams are pipes.
+    /// Starts a process. Its standard streams become pipes.
     ///
     /// # Errors
     /// Returns [`ProviderError::Unavailable`] if the system has no resources for the process, and other errors if it cannot be started.
     pub(super) async fn spawn(&self, mut command: Command) -> Result<Child, ProviderError> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let (reply, child) = oneshot::channel();
         self.0
             .send((command, Handle::current(), reply))

@@ -15,15 +15,17 @@ use super::program::{FinishedProgram, Program, start_script};
 use super::{LocalProvider, MAX_MESSAGE_LEN};
 use crate::blob::spool::SpoolDir;
 use crate::sandboxes::provider::output::read_excerpt;
-use crate::sandboxes::provider::{CommandEnd, FileToWrite, ProviderError, SandboxFile};
+use crate::sandboxes::provider::{FileToWrite, ProviderError, SandboxFile};
 
 /// The script that reads the file `$1`: it writes a line with the mode and the size, then the content.
 const READ_FILE: &str = concat!(
     start_script!(),
-    r#"PATH=/usr/bin:/bin; [ -f "$1" ] || exit 66; stat -Lc '%a %s' -- "$1" && exec cat -- "$1""#
+    r#"PATH=/usr/bin:/bin; [ -e "$1" ] || exit 66; [ -f "$1" ] || exit 67; stat -Lc '%a %s' -- "$1" && exec cat -- "$1""#
 );
 /// The exit code of [`READ_FILE`] if there is no such file.
 const NO_INPUT: i32 = 66;
+/// The exit code of [`READ_FILE`] if there is something else than a file, such as a directory.
+const NO_FILE: i32 = 67;
 /// The script that extracts an archive into the temporary directory `$4` in the directory `$1`, and moves the entry `$2` from there to
 /// its place. `$3` is `new` if the entry must not exist.
 const EXTRACT: &str = concat!(
@@ -75,7 +77,7 @@ impl LocalProvider {
         if self.end_if_far_over_limit(machine.prepared, &sandbox)? {
             return Err(ProviderError::Ended);
         }
-        if finished.end.end != CommandEnd::Exited {
+        if finished.end.kill_reason.is_some() {
             self.clean_up(machine, &sandbox, [&dir, &incoming]).await?;
         }
         match (finished.end.exit_code, written.context("cannot write an archive")?) {
@@ -118,14 +120,17 @@ impl LocalProvider {
         match (finished.end.exit_code, content?) {
             (0, Some(file)) => Ok(file),
             (NO_INPUT, _) => Err(ProviderError::FileNotFound(path.to_owned())),
+            (NO_FILE, _) => Err(ProviderError::FileRejected(format!("{path} is not a regular file"))),
             _ => Err(self.rejected(&finished)),
         }
     }
 
     /// Returns the error for a failed transfer.
     fn rejected(&self, finished: &FinishedProgram) -> ProviderError {
-        let reason = self.describe_end(finished.end.end).unwrap_or_else(|| finished.stderr.text.trim().to_owned());
-        ProviderError::FileRejected(reason)
+        ProviderError::FileRejected(match finished.end.kill_reason {
+            Some(reason) => format!("the copy was canceled, because {}", self.describe_kill(reason)),
+            None => finished.stderr.text.trim().to_owned(),
+        })
     }
 }
 
