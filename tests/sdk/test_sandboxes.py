@@ -267,7 +267,7 @@ def test_a_file_that_cannot_be_copied_is_an_error(client, disk, sandbox):
     output(client, sandbox, "mkdir directory; truncate -s 17M large.bin; echo x > secret.txt; chmod 0 secret.txt")
     for name, status, words in [
         ("missing.txt", 404, "file not found in the sandbox"),
-        ("directory", 404, "file not found in the sandbox"),
+        ("directory", 409, "is not a regular file"),
         ("large.bin", 413, "ARTIFACT_MAX_UPLOAD_SIZE_BYTES"),
         ("secret.txt", 409, "Permission denied"),
     ]:
@@ -403,7 +403,7 @@ def test_the_editor_changes_a_large_file(edit, call_tool, client, disk, sandbox)
 
 
 def test_a_file_beyond_the_limit_of_a_command_is_413(edit):
-    with raises_error(413, "command", "write a file instead"):
+    with raises_error(413, "command", "upload the content to a disk"):
         edit("create", "/workspace/huge.txt", file_text="x" * (1 << 20))
     assert edit("view", "/workspace/huge.txt")["error"]
 

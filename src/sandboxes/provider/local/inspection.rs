@@ -17,9 +17,10 @@ const SHARED_MEMORY_DEVICE: &str = "00:01";
 pub(super) struct Inspection {
     /// A thread of each process, by its directory in `/proc`. The first thread may have ended before the others.
     threads: Vec<PathBuf>,
-    /// The resident memory in bytes, without shared memory. What processes share of a file is counted for each of them.
+    /// The resident memory in bytes, without shared memory. Pages of a file that several processes map are counted for each of them.
     resident: u64,
-    /// The size in bytes of each piece of shared memory. It may be allocated although no process has it in its resident memory.
+    /// The size in bytes of each shared mapping without a file, by its inode. It may be allocated although it is in the resident
+    /// memory of no process.
     shared: HashMap<u64, u64>,
     /// The allocated bytes of each file that has no name any more.
     unlinked: HashMap<(u64, u64), u64>,
@@ -50,7 +51,7 @@ impl Inspection {
         self.resident + self.shared.values().sum::<u64>()
     }
 
-    /// Returns the memory in bytes, in which what processes share of a file is divided between those that share it.
+    /// Returns the memory in bytes. Pages of a file that several processes map are divided between them.
     pub(super) fn proportional_memory(&self) -> u64 {
         let proportional = |thread: &Path| -> Option<u64> {
             let text = fs::read_to_string(thread.join("smaps_rollup")).ok()?;

@@ -21,7 +21,7 @@ impl MemoryMeter {
         if programs.values().sum::<u64>() <= max {
             return false;
         }
-        // Processes share files, which this contains several times.
+        // This contains the pages of files that several processes map several times.
         for (pid, memory) in programs.iter_mut() {
             *memory = Inspection::new(*pid).proportional_memory();
         }

@@ -176,7 +176,7 @@ impl LocalProvider {
 
 /// Kills all processes of a sandbox's user.
 async fn kill_processes_of(user: u32) -> anyhow::Result<()> {
-    // The kernel kills them all at once, so that none can create another one.
+    // The kernel kills all of them in one step, so that none can create another one.
     let mut kill = tokio::process::Command::new("/bin/bash");
     kill.args(["-c", "kill -KILL -1"]).uid(user).gid(user).env_clear().stderr(Stdio::null());
     // It fails if there are none.
