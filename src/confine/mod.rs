@@ -1,6 +1,6 @@
 //! The hidden subcommand `confine`, which the local sandbox provider starts for each command. It limits its own resources, gives
 //! up its privileges, and then executes bubblewrap with a filter of system calls. Where bubblewrap does not work, it restricts itself
-//! with [Landlock](landlock) and the filter instead, below a [supervisor].
+//! with [Landlock](landlock) and the filter instead, below a supervisor.
 //!
 //! It is a process of its own, because these steps must happen between `fork` and `exec`, where safe Rust cannot run code. It has
 //! a single thread, inherits no environment of the server, and does not return if it succeeds.

@@ -1,5 +1,6 @@
 //! Sandboxes: the routes, with a provider that runs nothing, and the local provider.
 
+mod calls;
 mod cloudflare;
 mod e2b;
 mod escapes;

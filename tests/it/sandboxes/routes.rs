@@ -1,7 +1,6 @@
 //! The routes of sandboxes, with a provider that runs nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use acontextd::sandboxes::expiry;
 use acontextd::sandboxes::provider::ProviderError;
@@ -11,22 +10,22 @@ use uuid::Uuid;
 
 use crate::support::fake_sandboxes::FakeSandboxes;
 use crate::support::samples::skill_md;
-use crate::support::{Client, TestApp, TestConfig, run, run_with, wait_until};
+use crate::support::{Client, TestApp, TestConfig, run, run_with};
 
-fn fake_config() -> (Arc<FakeSandboxes>, TestConfig) {
+pub(super) fn fake_config() -> (Arc<FakeSandboxes>, TestConfig) {
     let fake = Arc::<FakeSandboxes>::default();
     (Arc::clone(&fake), TestConfig { sandbox_provider: fake, ..TestConfig::default() })
 }
 
-fn exec_path(sandbox: &str) -> String {
+pub(super) fn exec_path(sandbox: &str) -> String {
     format!("/api/v1/sandbox/{sandbox}/exec")
 }
 
-async fn exec(client: &Client, sandbox: &str, command: &str) -> Value {
+pub(super) async fn exec(client: &Client, sandbox: &str, command: &str) -> Value {
     client.post(&exec_path(sandbox), json!({"command": command})).await.data()
 }
 
-async fn logs(client: &Client) -> Vec<Value> {
+pub(super) async fn logs(client: &Client) -> Vec<Value> {
     client.get("/api/v1/sandbox/logs").await.data()["items"].as_array().unwrap().clone()
 }
 
@@ -334,51 +333,6 @@ async fn commands_that_a_killed_server_was_running_are_interrupted() {
         expiry::end_expired(app.app.sandboxes.clone()).await.unwrap();
         let commands = logs(&client).await[0]["history_commands"].clone();
         assert_eq!((&commands[0]["end_reason"], &commands[0]["exit_code"]), (&json!("interrupted"), &json!(137)));
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_command_is_logged_after_its_client_disconnects() {
-    let (fake, config) = fake_config();
-    run_with(config, async |app| {
-        let client = app.project().await;
-        let id = client.new_sandbox().await;
-        let waiting = wait_until("the command runs", async || fake.waiting.load(Ordering::SeqCst) == 1);
-        let path = exec_path(&id);
-        tokio::select! {
-            response = client.post(&path, json!({"command": "wait"})) => panic!("{}", response.text()),
-            () = waiting => {}
-        }
-        fake.latch.notify_one();
-        wait_until("the command is logged", async || logs(&client).await[0]["history_commands"] != json!([])).await;
-        let commands = logs(&client).await[0]["history_commands"].clone();
-        assert_eq!((&commands[0]["command"], &commands[0]["end_reason"]), (&json!("wait"), &json!("exited")));
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_command_does_not_shorten_the_life_of_a_sandbox_during_a_copy() {
-    let (fake, config) = fake_config();
-    run_with(config.with("SANDBOX_DEFAULT_KEEPALIVE_SECONDS", "30"), async |app| {
-        let client = app.project().await;
-        let (sandbox, disk) = (client.new_sandbox().await, client.new_disk().await);
-        fake.sandboxes().get_mut(&format!("fake-{sandbox}")).unwrap().insert("/tmp/slow".into(), ("x".into(), false));
-        let lifetime = async || {
-            let lifetime = "select extract(epoch from expires_at - now())::bigint from sandboxes";
-            app.fetch_scalar::<i64>(lifetime).await
-        };
-        let body = json!({"file_path": "/", "sandbox_filename": "slow", "sandbox_id": sandbox, "sandbox_path": "/tmp"});
-        let path = format!("/api/v1/disk/{disk}/artifact/upload_from_sandbox");
-        let copy = async { client.post(&path, body).await.assert_status(201) };
-        tokio::join!(copy, async {
-            wait_until("the copy runs", async || fake.waiting.load(Ordering::SeqCst) == 1).await;
-            exec(&client, &sandbox, "true").await;
-            assert!(lifetime().await > 300, "{}", lifetime().await);
-            fake.latch.notify_one();
-        });
-        assert!(lifetime().await <= 30, "{}", lifetime().await);
     })
     .await;
 }

@@ -1,7 +1,7 @@
 //! The provider E2B, whose sandboxes are virtual machines.
 //!
-//! The API of E2B creates and ends sandboxes. [`envd`] is the service in each sandbox; [`process`] runs commands through it, and
-//! [`stream`] decodes their events. The API also returns the token of a sandbox when its life is extended, which each call does
+//! The API of E2B creates and ends sandboxes. `envd` is the service in each sandbox; `process` runs commands through it, and
+//! `stream` decodes their events. The API also returns the token of a sandbox when its life is extended, which each call does
 //! first. The id of a sandbox is therefore all that has to be stored.
 
 mod envd;

@@ -3,7 +3,7 @@
 //! A sandbox is a directory. Its processes exist only while a command runs, so a sandbox survives a restart of the server.
 //! `docs/security.md` describes the layers of the isolation.
 //!
-//! `prepare` finds out which [isolation] works on this machine. `program` starts a program: `bubblewrap` or Landlock has what it can
+//! `prepare` finds out which isolation works on this machine. `program` starts a program: `bubblewrap` or Landlock has what it can
 //! see, [`confine`](crate::confine) (a subcommand of the server) what it can do, and `process` what it can use, which `disk`,
 //! `memory` and `inspection` measure. `transfer` copies files, and `dirs` creates and deletes the directories.
 
