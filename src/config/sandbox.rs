@@ -49,7 +49,7 @@ pub struct Sandbox {
     /// Name or id of the template of which E2B creates sandboxes; required with SANDBOX_TYPE=e2b
     #[arg(long = "sandbox-template", env = "SANDBOX_DEFAULT_TEMPLATE", value_name = "TEMPLATE")]
     pub template: Option<String>,
-    /// Domain of E2B. The API is at api.<DOMAIN>, and each sandbox has a host below the domain
+    /// Domain of E2B. The host of the API has the name api below it, and each sandbox has a host below it, too
     #[arg(
         long,
         env = "E2B_DOMAIN_BASE_URL",
@@ -58,7 +58,7 @@ pub struct Sandbox {
         value_parser = parse_domain
     )]
     pub e2b_domain: String,
-    /// URL of the API of E2B, if it is not at https://api.<DOMAIN>
+    /// URL of the API of E2B, if its host is not below E2B_DOMAIN_BASE_URL
     #[arg(long, env = "E2B_API_URL", value_name = "URL", value_parser = parse_url)]
     pub e2b_api_url: Option<String>,
     /// URL for the requests to all sandboxes of E2B, if they have no hosts of their own. The header E2b-Sandbox-Id names the
