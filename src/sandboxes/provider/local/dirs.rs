@@ -202,12 +202,20 @@ impl SandboxesDir {
         let dir = self.0.as_os_str().as_encoded_bytes();
         for entry in fs::read_dir("/proc")?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            let is_of_sandbox = entry.metadata().is_ok_and(|metadata| users.contains(&metadata.uid()))
-                || is_starting(&entry.path(), dir)
-                || has_mounted(&entry.path(), sandboxes);
-            if is_of_sandbox && let Some(pid) = Pid::from_raw(pid) {
+            let path = entry.path();
+            let signal = if is_starting(&path, dir) {
+                // A supervisor that is killed would leave processes behind.
+                Signal::TERM
+            } else if entry.metadata().is_ok_and(|metadata| users.contains(&metadata.uid()))
+                || has_mounted(&path, sandboxes)
+            {
+                Signal::KILL
+            } else {
+                continue;
+            };
+            if let Some(pid) = Pid::from_raw(pid) {
                 // An error means that it has ended.
-                let _ = kill_process(pid, Signal::KILL);
+                let _ = kill_process(pid, signal);
             }
         }
         Ok(())
