@@ -203,9 +203,8 @@ impl SandboxesDir {
         for entry in fs::read_dir("/proc")?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
             let path = entry.path();
-            let signal = if is_starting(&path, dir) {
-                // A supervisor that is killed would leave processes behind.
-                Signal::TERM
+            let signal = if let Some(signal) = signal_if_starting(&path, dir) {
+                signal
             } else if entry.metadata().is_ok_and(|metadata| users.contains(&metadata.uid()))
                 || has_mounted(&path, sandboxes)
             {
@@ -222,9 +221,9 @@ impl SandboxesDir {
     }
 }
 
-/// Returns whether a process, given by its directory in `/proc`, will execute a program in a sandbox below `dir`.
-fn is_starting(process: &Path, dir: &[u8]) -> bool {
-    let Ok(command_line) = fs::read(process.join("cmdline")) else { return false };
+/// Returns the signal that ends a process, given by its directory in `/proc`, if it will execute a program in a sandbox below `dir`.
+fn signal_if_starting(process: &Path, dir: &[u8]) -> Option<Signal> {
+    let command_line = fs::read(process.join("cmdline")).ok()?;
     let mut arguments = command_line.split(|byte| *byte == 0);
     let is_bubblewrap = arguments.next().is_some_and(|program| program.ends_with(b"/bwrap"));
     let is_confined = arguments.next() == Some(crate::confine::SUBCOMMAND.as_bytes());
@@ -233,7 +232,11 @@ fn is_starting(process: &Path, dir: &[u8]) -> bool {
         let before = start.checked_sub(1).and_then(|index| command_line.get(index));
         matches!(before, Some(0 | b'"')) && command_line.get(start + dir.len()) == Some(&b'/')
     };
-    (is_bubblewrap || is_confined) && memchr::memmem::find_iter(&command_line, dir).any(is_path)
+    let is_of_dir = (is_bubblewrap || is_confined) && memchr::memmem::find_iter(&command_line, dir).any(is_path);
+    let contains = |text: &[u8]| memchr::memmem::find(&command_line, text).is_some();
+    // A supervisor that is killed would leave processes behind. The first process of a namespace ignores other signals.
+    let is_supervisor = is_confined && contains(b"\"is_supervised\":false") && !contains(b"\"restriction\":null");
+    is_of_dir.then_some(if is_supervisor { Signal::TERM } else { Signal::KILL })
 }
 
 /// Returns whether a process, given by its directory in `/proc`, is in one of these sandboxes. Unlike its command line, it cannot change
