@@ -170,9 +170,7 @@ impl Sandbox {
     pub fn kind(&self, is_exposed: bool) -> SandboxType {
         self.kind.unwrap_or(if is_exposed { SandboxType::Disabled } else { SandboxType::Local })
     }
-}
 
-impl Sandbox {
     /// Checks that the settings of a provider are set if it is used, and only then.
     pub(super) fn validate(&self) -> Result<(), String> {
         let is_cloudflare = self.kind == Some(SandboxType::Cloudflare);

@@ -72,7 +72,7 @@ async fn files_are_copied_to_the_paths_of_a_sandbox() {
     let (provider, id) = (&local.provider, &sandbox.id);
     provider.write_file(id, "/workspace/dir", file("run.sh", "echo run", true)).await.unwrap();
     assert_eq!(sandbox.output("cat dir/run.sh; test -x dir/run.sh").await, "echo run");
-    let read = provider.read_file(id, "/workspace/dir/run.sh", 100).await.unwrap();
+    let read = provider.read_file(id, "///workspace//dir/run.sh", 100).await.unwrap();
     assert_eq!((read.content.bytes().await.unwrap().as_ref(), read.is_executable), (b"echo run".as_slice(), true));
     let dir = provider.write_dir(id, "/skills", "one", vec![file("SKILL.md", "text", false)]).await.unwrap();
     assert_eq!(sandbox.output(&format!("cat {dir}/SKILL.md")).await, "text");

@@ -40,7 +40,10 @@ impl SandboxDir {
 
     /// Returns the path on the machine of a path in a sandbox, if it is in a writable directory. Otherwise returns it as it is.
     pub(super) fn path_on_machine(&self, path: &str) -> String {
-        let (mut writable, path) = (self.writable(), path.replace("//", "/"));
+        let (mut writable, mut path) = (self.writable(), path.to_owned());
+        while path.contains("//") {
+            path = path.replace("//", "/");
+        }
         let found = writable.find_map(|(source, dir)| {
             let rest = path.strip_prefix(dir).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
             Some(format!("{}{rest}", source.display()))

@@ -171,7 +171,7 @@ fn open_beneath(root: &OwnedFd, dir: &Path, flags: OFlags) -> Result<OwnedFd, Er
     let mode = fstat(&path)?.st_mode & 0o7777;
     // Root does not need the permissions.
     if mode & 0o500 != 0o500 && !rustix::process::geteuid().is_root() {
-        // The link leads to the directory, whatever its path leads to now.
+        // Not by its path, which a program in the sandbox could exchange.
         let link = format!("/proc/self/fd/{}", path.as_raw_fd());
         fs::set_permissions(&link, fs::Permissions::from_mode(mode | 0o500)).map_err(|_| Errno::ACCESS)?;
     }

@@ -1,5 +1,5 @@
 //! Runs a program in a sandbox to its end, and enforces the limits that the kernel does not: the duration, the memory of all
-//! processes together, and the disk space of the sandbox.
+//! processes of the sandbox together, and its disk space.
 
 use std::collections::HashSet;
 use std::os::unix::process::ExitStatusExt;
